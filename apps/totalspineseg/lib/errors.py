@@ -1,0 +1,32 @@
+"""What can go wrong with a scan, a label or a model, as types.
+
+Every message is one sentence a reader can act on: what is required, what came, what to do.
+"""
+
+
+class TotalSpineSegError(ValueError):
+    """A request that cannot be served because of what was sent; the message is for the user."""
+
+
+class ImageError(TotalSpineSegError):
+    """The file is not an image that can be segmented (unreadable, 2D, empty, constant, not finite)."""
+
+
+class NoSpineError(TotalSpineSegError):
+    """The scan was read and segmented, but holds no disc or no canal, so no level can be named."""
+
+
+class GridError(TotalSpineSegError):
+    """Two volumes that must share a grid (shape and affine) do not."""
+
+
+class LabelError(TotalSpineSegError):
+    """A submitted label map cannot be understood by name."""
+
+
+class WeightsError(TotalSpineSegError):
+    """Model weights are missing, damaged or unsafe to load."""
+
+
+class StorageError(TotalSpineSegError):
+    """A result or a correction could not be written (disk full, no permission)."""
