@@ -1,0 +1,312 @@
+"""Grids in patient space: volumes, nearest-RAS orientation, the 1 mm grid and the way back.
+
+The 1 mm grid of a scan has the scan's own (nearest-RAS) axes and the same center and extent, so
+both directions are separable: one index or weight table an axis. Coordinates are rounded once, in
+``_positions``, so that a voxel center lying exactly between two others always falls to the same side.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lib.errors import GridError, ImageError
+
+Affine = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float32]
+LabelArray = npt.NDArray[np.uint8]
+AnyArray = npt.NDArray[Any]
+
+ISO_MM = 1.0
+"""Spacing the networks were trained at, mm."""
+COORDINATE_DECIMALS = 4
+"""Voxel coordinates are rounded to 1e-4 voxel: NIfTI headers keep affines as float32, whose error is below that."""
+AFFINE_TOLERANCE_MM = 1e-2
+"""Two grids are the same when no corner moves by more than this; float32 headers stay below, half a voxel is far above."""
+MAX_ISO_VOXELS = 512 * 512 * 1024
+"""A scan larger than this at 1 mm (a 0.5 m x 0.5 m x 1 m box) has a wrong header, not a spine."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A voxel grid in patient space.
+
+    Attributes:
+        shape: Voxels along the three array axes.
+        affine: (4, 4) float64, voxel index -> RAS mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along the three array axes, mm."""
+        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        return float(x), float(y), float(z)
+
+    @property
+    def orientation(self) -> str:
+        """Nearest anatomical axis codes, such as "RAS"."""
+        return "".join(nib.orientations.aff2axcodes(self.affine))
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An array on a grid.
+
+    Attributes:
+        data: (X, Y, Z) array. Not copied, not to be written to.
+        affine: (4, 4) float64, voxel index -> RAS mm.
+
+    Raises:
+        ImageError: The array is not 3D or the affine cannot be inverted.
+    """
+
+    data: AnyArray
+    affine: Affine
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3:
+            raise ImageError(f"a 3D volume is required, got an array of shape {self.data.shape}; send one 3D series")
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise ImageError(
+                "the header must place the voxels in space with an invertible 4x4 affine, "
+                f"got {affine.tolist()!r}; export the series again with its geometry"
+            )
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def grid(self) -> Grid:
+        """The grid without the data."""
+        x, y, z = self.data.shape
+        return Grid((x, y, z), self.affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along the three array axes, mm."""
+        return self.grid.spacing
+
+
+def same_grid(first: Grid, second: Grid) -> bool:
+    """Whether two grids have the same shape and no corner further apart than AFFINE_TOLERANCE_MM."""
+    if first.shape != second.shape:
+        return False
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in first.shape], indexing="ij")).reshape(3, -1)
+    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
+    return bool(np.abs((first.affine - second.affine) @ homogeneous).max() <= AFFINE_TOLERANCE_MM)
+
+
+def require_same_grid(labels: Grid, image: Grid) -> None:
+    """Check that a label map lies on its image's grid.
+
+    Raises:
+        GridError: It does not; the message names both grids.
+    """
+    if not same_grid(labels, image):
+        raise GridError(
+            f"the label map must lie on the grid of its image (shape {image.shape}, {image.orientation}, "
+            f"spacing {_rounded(image.spacing)} mm), got shape {labels.shape}, {labels.orientation}, "
+            f"spacing {_rounded(labels.spacing)} mm; export it with the image as reference"
+        )
+
+
+def _rounded(spacing: tuple[float, float, float]) -> tuple[float, ...]:
+    return tuple(round(value, 3) for value in spacing)
+
+
+def _ras_orientation(affine: Affine) -> npt.NDArray[np.float64]:
+    orientation: npt.NDArray[np.float64] = nib.orientations.io_orientation(affine)
+    return orientation
+
+
+def to_ras(volume: Volume) -> Volume:
+    """The same voxels with axes permuted and flipped to nearest RAS; the data is a view."""
+    orientation = _ras_orientation(volume.affine)
+    data = nib.orientations.apply_orientation(volume.data, orientation)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.data.shape)
+    return Volume(data, affine)
+
+
+def _from_ras(data: AnyArray, grid: Grid) -> AnyArray:
+    """Undo ``to_ras``: an array on the nearest-RAS form of ``grid`` back in the axes of ``grid``."""
+    ras = _ras_orientation(grid.affine)
+    start = nib.orientations.axcodes2ornt(("R", "A", "S"))
+    back = nib.orientations.ornt_transform(start, ras)
+    result: AnyArray = nib.orientations.apply_orientation(data, back)
+    return result
+
+
+def _ras_grid(grid: Grid) -> Grid:
+    orientation = _ras_orientation(grid.affine)
+    order = np.argsort(orientation[:, 0])
+    x, y, z = (grid.shape[int(axis)] for axis in order)
+    return Grid((x, y, z), grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape))
+
+
+def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
+    """The isotropic nearest-RAS grid with the same axes, center and (rounded) extent.
+
+    Args:
+        grid: Any grid.
+        spacing_mm: Isotropic spacing, mm.
+
+    Returns:
+        The grid; equal to ``grid`` when that is RAS and isotropic already.
+
+    Raises:
+        ImageError: The grid would be absurdly large, a sign of a wrong header.
+    """
+    ras = _ras_grid(grid)
+    counts = [max(1, round(n * size / spacing_mm)) for n, size in zip(ras.shape, ras.spacing, strict=True)]
+    if float(np.prod([float(n) for n in counts])) > MAX_ISO_VOXELS:
+        raise ImageError(
+            f"a scan of at most {MAX_ISO_VOXELS} voxels at {spacing_mm:g} mm is required, got a field of view of "
+            f"{tuple(counts)} mm; check the voxel size in the header"
+        )
+    shape = (counts[0], counts[1], counts[2])
+    scale = np.array([spacing_mm / size for size in ras.spacing])
+    first = (np.array(ras.shape) - 1) / 2 - scale * (np.array(shape) - 1) / 2
+    step = np.eye(4)
+    step[:3, :3] = np.diag(scale)
+    step[:3, 3] = first
+    return Grid(shape, ras.affine @ step)
+
+
+def _positions(source: int, target: int, source_mm: float, target_mm: float) -> npt.NDArray[np.float64]:
+    """Centers of ``target`` voxels in index coordinates of ``source`` voxels, both centered on each other."""
+    offset = (source - 1) / 2 - (target - 1) / 2 * target_mm / source_mm
+    return np.round(np.arange(target) * target_mm / source_mm + offset, COORDINATE_DECIMALS)
+
+
+def _linear(data: FloatArray, source: Grid, target: Grid) -> FloatArray:
+    """Separable linear resampling between two grids with common axes and center; edges extended."""
+    sizes = list(zip(source.shape, target.shape, source.spacing, target.spacing, strict=True))
+    # Axes that shrink go first: fewer voxels for the rest.
+    for axis in sorted(range(3), key=lambda i: target.shape[i] / source.shape[i]):
+        n_source, n_target, source_mm, target_mm = sizes[axis]
+        position = np.clip(_positions(n_source, n_target, source_mm, target_mm), 0, n_source - 1)
+        lower = np.minimum(position.astype(np.intp), max(n_source - 2, 0))
+        upper = np.minimum(lower + 1, n_source - 1)
+        weight = (position - lower).astype(np.float32)
+        if n_source == n_target and not weight[:-1].any() and bool((lower[:-1] == np.arange(n_source - 1)).all()):
+            continue
+        shape = [1, 1, 1]
+        shape[axis] = n_target
+        weight = weight.reshape(shape)
+        start = np.take(data, lower, axis=axis)
+        step = np.take(data, upper, axis=axis)
+        step -= start
+        step *= weight
+        step += start
+        data = step
+    return data
+
+
+def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
+    """Nearest-voxel resampling between two grids with common axes and center; halves fall to the higher index."""
+    tables = []
+    for n_source, n_target, source_mm, target_mm in zip(
+        source.shape, target.shape, source.spacing, target.spacing, strict=True
+    ):
+        position = _positions(n_source, n_target, source_mm, target_mm)
+        tables.append(np.clip(np.floor(position + 0.5).astype(np.intp), 0, n_source - 1))
+    result: AnyArray = data[np.ix_(*tables)]
+    return result
+
+
+def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
+    """An image on its 1 mm nearest-RAS grid, linear interpolation.
+
+    Args:
+        volume: Image on any grid. Not modified.
+        spacing_mm: Isotropic spacing, mm.
+
+    Returns:
+        float32, C-ordered, on ``iso_grid(volume.grid)``.
+    """
+    ras = to_ras(volume)
+    target = iso_grid(volume.grid, spacing_mm=spacing_mm)
+    data = np.ascontiguousarray(ras.data, dtype=np.float32)
+    return Volume(_linear(data, ras.grid, target), target.affine)
+
+
+def labels_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
+    """A label map on its 1 mm nearest-RAS grid, nearest voxel. The argument is not modified."""
+    ras = to_ras(volume)
+    target = iso_grid(volume.grid, spacing_mm=spacing_mm)
+    return Volume(np.ascontiguousarray(_nearest(ras.data, ras.grid, target)), target.affine)
+
+
+def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
+    """A label map on ``iso = iso_grid(grid)`` back on ``grid``, nearest voxel.
+
+    Args:
+        labels: (X, Y, Z) labels on the isotropic grid. Not modified.
+        iso: The isotropic grid of ``grid``.
+        grid: The grid of the input image.
+
+    Returns:
+        Labels of ``grid.shape``, C-ordered, same dtype.
+
+    Raises:
+        GridError: ``labels`` does not have the shape of ``iso``.
+    """
+    _require_shape(labels, iso)
+    return np.ascontiguousarray(_from_ras(_nearest(labels, iso, _ras_grid(grid)), grid))
+
+
+def soft_from_iso(soft: FloatArray, iso: Grid, grid: Grid) -> FloatArray:
+    """A probability map on ``iso = iso_grid(grid)`` back on ``grid``, linear. See ``labels_from_iso``."""
+    _require_shape(soft, iso)
+    return np.ascontiguousarray(_from_ras(_linear(soft.astype(np.float32, copy=False), iso, _ras_grid(grid)), grid))
+
+
+def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
+    """Point labels on ``iso = iso_grid(grid)`` back on ``grid``: one voxel a point, never lost, never doubled.
+
+    Args:
+        points: (X, Y, Z) uint8, each nonzero voxel one point. Not modified.
+        iso: The isotropic grid of ``grid``.
+        grid: The grid of the input image.
+
+    Returns:
+        uint8 map of ``grid.shape``. Of two points in one voxel the more superior one stays.
+    """
+    _require_shape(points, iso)
+    result = np.zeros(grid.shape, dtype=np.uint8)
+    voxels = np.argwhere(points)
+    to_grid = np.linalg.inv(grid.affine) @ iso.affine
+    position = np.round(nib.affines.apply_affine(to_grid, voxels), COORDINATE_DECIMALS)
+    index = np.clip(np.floor(position + 0.5).astype(np.intp), 0, np.array(grid.shape) - 1)
+    for (x, y, z), voxel in sorted(zip(index.tolist(), voxels.tolist(), strict=True), key=lambda pair: pair[1][2]):
+        result[x, y, z] = points[tuple(voxel)]
+    return result
+
+
+def _require_shape(data: AnyArray, grid: Grid) -> None:
+    if data.shape != grid.shape:
+        raise GridError(f"an array of shape {grid.shape} is required, got {data.shape}; use the grid it was made on")
+
+
+def labels_on_grid(labels: Volume, grid: Grid) -> AnyArray:
+    """A label map of the same patient resampled (nearest) to any other grid; 0 outside its field of view.
+
+    Args:
+        labels: Label map, such as a localizer series. Not modified.
+        grid: Where it is wanted.
+
+    Returns:
+        Labels of ``grid.shape``, same dtype; all 0 where the fields of view do not meet.
+    """
+    if same_grid(labels.grid, grid):
+        return np.array(labels.data)
+    mapping = np.linalg.inv(labels.affine) @ grid.affine
+    result: AnyArray = ndimage.affine_transform(
+        labels.data, mapping[:3, :3], mapping[:3, 3], output_shape=grid.shape, order=0, mode="constant", cval=0
+    )
+    return result

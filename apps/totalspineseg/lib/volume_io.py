@@ -1,0 +1,296 @@
+"""Volumes from and to files: NIfTI, NRRD (and what else SimpleITK reads), DICOM series.
+
+Nothing is ever half-written under a final name: a result is written beside its place, synced, and renamed.
+"""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from isal import igzip
+
+from lib.errors import ImageError, StorageError
+from lib.geometry import AnyArray, Grid, Volume
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+"""File name endings that are tried as images, longest first."""
+GZIP_LEVEL = 1
+"""Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
+DICOM_SLICE_TOLERANCE_MM = 0.1
+"""Gaps between slices of one series may differ by this much (headers are rounded to 0.01-0.1 mm)."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def stem(path: Path) -> str:
+    """File name without its image ending ("sub-01.T2w.nii.gz" -> "sub-01.T2w")."""
+    for suffix in IMAGE_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the file name ends like an image this project reads."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def read_image(path: Path) -> Volume:
+    """Read an image to be segmented.
+
+    Args:
+        path: NIfTI, NRRD or MetaImage file, or a folder (or one file) of a DICOM series.
+
+    Returns:
+        The image as stored (any orientation). 4D is averaged over the last axis, as float32.
+
+    Raises:
+        ImageError: Not readable, not an image, not 3D or 4D, empty, not finite, or constant.
+    """
+    volume = _read(path)
+    require_usable(volume)
+    return volume
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map; like ``read_image``, but whole numbers 0..255 are required and an empty map is allowed.
+
+    Returns:
+        uint8 volume.
+
+    Raises:
+        ImageError: Not readable, or values that are not whole numbers 0..255.
+    """
+    volume = _read(path)
+    rounded = np.rint(volume.data) if volume.data.dtype.kind == "f" else volume.data
+    if not np.isfinite(volume.data).all() or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
+        raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
+    if volume.data.dtype.kind == "f" and not np.array_equal(rounded, volume.data):
+        raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
+    return Volume(rounded.astype(np.uint8), volume.affine)
+
+
+def require_usable(volume: Volume) -> None:
+    """Check that an image can hold a spine at all.
+
+    Raises:
+        ImageError: 2D, complex or color values, NaN or infinity, or the same value everywhere.
+    """
+    data = volume.data
+    if min(data.shape) < 2:
+        raise ImageError(f"a 3D image of at least 2 slices is required, got shape {data.shape}; send the whole series")
+    if data.dtype.kind not in "fiub":
+        raise ImageError(f"one gray value a voxel is required, got values of type {data.dtype}; send a magnitude image")
+    low, high = data.min(), data.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(data.size - np.isfinite(data).sum())
+        raise ImageError(f"finite voxel values are required, got {bad} that are NaN or infinite; export the series again")
+    if low == high:
+        kind = "all zero" if low == 0 else f"all {low!r}"
+        raise ImageError(f"an image with contrast is required, got voxels that are {kind}; check the series")
+
+
+def _read(path: Path) -> Volume:
+    if not path.exists():
+        raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
+    try:
+        if path.is_dir():
+            return _read_dicom_folder(path)
+        if path.name.lower().endswith(NIFTI_SUFFIXES):
+            return _read_nifti(path)
+        if path.name.lower().endswith(IMAGE_SUFFIXES):
+            return _from_sitk(sitk.ReadImage(str(path)))
+        return _read_dicom_files([str(path)])
+    except ImageError:
+        raise
+    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        raise ImageError(
+            f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r} ({_reason(error)}); export it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a library's message, without paths."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return type(error).__name__ if "/" in text else text[:160]
+
+
+def _read_nifti(path: Path) -> Volume:
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = igzip.decompress(content)
+        except (OSError, EOFError, zlib.error, igzip.isal_zlib.error) as error:
+            raise ImageError(
+                f"a complete NIfTI file is required, got {path.name!r}, whose compression is damaged; copy it again"
+            ) from error
+    image: nib.Nifti1Image | nib.Nifti2Image
+    if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
+        image = nib.Nifti2Image.from_bytes(content)
+    else:
+        image = nib.Nifti1Image.from_bytes(content)
+    affine = image.affine
+    if affine is None:
+        raise ImageError(f"a NIfTI file with an affine is required, got {path.name!r} without one; export it again")
+    scaled = (image.header["scl_slope"], image.header["scl_inter"])
+    plain = not np.isfinite(scaled[0]) or scaled == (1, 0) or scaled[0] == 0
+    data = np.asanyarray(image.dataobj) if plain else image.get_fdata(dtype=np.float32)
+    return Volume(_to_3d(data), affine)
+
+
+def _to_3d(data: AnyArray) -> AnyArray:
+    """3D as it is; 4D (and 5D with a trailing axis of one) averaged over the last axis."""
+    while data.ndim > 4 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.dtype.names is not None:
+        raise ImageError("one gray value a voxel is required, got a color image; send the original series")
+    if data.ndim == 4:
+        if data.shape[-1] == 1:
+            return data[..., 0]
+        return data.mean(axis=-1, dtype=np.float32)
+    if data.ndim != 3:
+        raise ImageError(f"a 3D or 4D image is required, got shape {data.shape}; send the whole series")
+    return data
+
+
+def _from_sitk(image: sitk.Image) -> Volume:
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ImageError(
+            f"one gray value a voxel is required, got {image.GetNumberOfComponentsPerPixel()} values a voxel; "
+            "send the original series"
+        )
+    data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy())
+    affine = np.eye(4)
+    dimension = image.GetDimension()
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    affine[:3, :3] = direction * np.array(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return Volume(data, _LPS_TO_RAS @ affine)
+
+
+def _read_dicom_folder(path: Path) -> Volume:
+    reader = sitk.ImageSeriesReader
+    series = {uid: reader.GetGDCMSeriesFileNames(str(path), uid) for uid in reader.GetGDCMSeriesIDs(str(path))}
+    if not series:
+        raise ImageError(f"a folder with one DICOM series is required, got {path.name!r} without any; check the folder")
+    if len(series) > 1:
+        raise ImageError(
+            f"a folder with one DICOM series is required, got {len(series)} series in {path.name!r}; "
+            "put each series in its own folder"
+        )
+    return _read_dicom_files(list(next(iter(series.values()))))
+
+
+def _read_dicom_files(names: list[str]) -> Volume:
+    if len(names) == 1:
+        return _from_sitk(sitk.ReadImage(names[0], imageIO="GDCMImageIO"))
+    _require_one_stack(names)
+    return _from_sitk(sitk.ReadImage(names))
+
+
+def _require_one_stack(names: list[str]) -> None:
+    """Check that the slices of a series are parallel and evenly spaced (a three-plane localizer is not)."""
+    tags = {"orientation": "0020|0037", "position": "0020|0032"}
+    orientations, positions = [], []
+    for name in names:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        reader.SetImageIO("GDCMImageIO")
+        reader.ReadImageInformation()
+        if not all(reader.HasMetaDataKey(key) for key in tags.values()):
+            raise ImageError("DICOM slices with a position and orientation are required, got some without; export again")
+        orientations.append([float(v) for v in reader.GetMetaData(tags["orientation"]).split("\\")])
+        positions.append([float(v) for v in reader.GetMetaData(tags["position"]).split("\\")])
+    direction = np.array(orientations)
+    if np.abs(direction - direction[0]).max() > 1e-3:
+        raise ImageError(
+            "a DICOM series with parallel slices is required, got slices in several orientations "
+            "(a three-plane localizer?); send one stack"
+        )
+    normal = np.cross(direction[0, :3], direction[0, 3:])
+    gaps = np.diff(np.sort(np.array(positions) @ normal))
+    if len(gaps) and (gaps.min() <= 0 or gaps.max() - gaps.min() > DICOM_SLICE_TOLERANCE_MM):
+        raise ImageError(
+            f"a DICOM series with evenly spaced slices is required, got gaps from {gaps.min():.2f} to "
+            f"{gaps.max():.2f} mm; a slice is missing or two stacks are mixed"
+        )
+
+
+def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
+    """Write an array as NIfTI or NRRD by the ending of ``path``, atomically.
+
+    Args:
+        path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
+        data: (X, Y, Z), dtype kept (bool as uint8). Not modified.
+        grid: Where the voxels lie.
+        meta: Extra NRRD header fields; ignored for NIfTI.
+
+    Raises:
+        ValueError: Another ending.
+        StorageError: The file could not be written; nothing is left under ``path``.
+    """
+    data = data.astype(np.uint8) if data.dtype == bool else data
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        write_atomic(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
+    elif path.name.lower().endswith(".nrrd"):
+        write_atomic(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
+    else:
+        raise ValueError(f"an output name ending in .nii, .nii.gz or .nrrd is required, got {path.name!r}")
+
+
+def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
+    image = nib.Nifti1Image(data, grid.affine)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    path.write_bytes(igzip.compress(content, GZIP_LEVEL) if compress else content)
+
+
+def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str]) -> None:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
+    lps = _LPS_TO_RAS @ grid.affine
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / np.array(grid.spacing)).ravel().tolist())
+    for key, value in meta.items():
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it to ``path``.
+
+    The temporary name keeps the ending of ``path`` and starts with a dot.
+
+    Raises:
+        StorageError: Disk full, no permission or another fault of the file system; ``path`` is untouched.
+    """
+    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the file could not be written"
+        raise StorageError(
+            f"room and permission to write {path.name!r} are required, got {reason!r}; free disk space and try again"
+        ) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
