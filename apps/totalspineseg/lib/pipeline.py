@@ -1,0 +1,296 @@
+"""The stages from an image to a named segmentation, each a type that only the next stage accepts.
+
+``prepare -> locate -> step2_input -> segment``; arrays in memory all the way, networks seen only as
+``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
+"""
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from lib.anatomy import CANAL, CORD
+from lib.errors import GridError, NoSpineError
+from lib.geometry import (
+    FloatArray,
+    Grid,
+    LabelArray,
+    Volume,
+    image_to_iso,
+    labels_from_iso,
+    labels_on_grid,
+    labels_to_iso,
+    points_from_iso,
+    require_same_grid,
+    soft_from_iso,
+)
+from lib.numbering.chain import Numbering, Pin, number_chain
+from lib.prediction import Predictor
+from lib.transforms.canal import fill_canal
+from lib.transforms.components import largest_component
+from lib.transforms.crop import crop_box
+from lib.transforms.discs import odd_discs
+from lib.transforms.labeling import Naming, name_iteratively, paint
+from lib.transforms.levels import level_points
+from lib.transforms.pieces import Box, find_pieces
+from lib.transforms.soft import soft_structure
+
+CROP_MARGIN_MM = 10
+"""Margin around the step-1 result for step 2: what the step-2 network was trained with."""
+
+Method = Literal["chain", "iterative"]
+Clock = Callable[[str], AbstractContextManager[None]]
+"""``with clock("stage"):`` around each stage, for latencies and benchmarks."""
+
+
+def no_clock(stage: str) -> AbstractContextManager[None]:
+    """A clock that measures nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image ready for the networks.
+
+    Attributes:
+        iso: float32 image at 1 mm, nearest RAS.
+        grid: The grid of the image as it came; results go back to it.
+    """
+
+    iso: Volume
+    grid: Grid
+
+    def labels_to_input(self, labels: LabelArray) -> LabelArray:
+        """Labels on the 1 mm grid, back on the grid of the input (nearest voxel)."""
+        result: LabelArray = labels_from_iso(labels, self.iso.grid, self.grid)
+        return result
+
+    def soft_to_input(self, soft: FloatArray) -> FloatArray:
+        """A probability map on the 1 mm grid, back on the grid of the input (linear)."""
+        return soft_from_iso(soft, self.iso.grid, self.grid)
+
+    def points_to_input(self, points: LabelArray) -> LabelArray:
+        """Point labels on the 1 mm grid, back on the grid of the input (one voxel a point)."""
+        return points_from_iso(points, self.iso.grid, self.grid)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the levels get their names.
+
+    Attributes:
+        method: "chain" weighs all evidence and may abstain; "iterative" is the reference's rule.
+        localizer: Label map (codes) of another series of the same patient, on any grid.
+        pins: Levels a reader has fixed.
+    """
+
+    method: Method = "chain"
+    localizer: Volume | None = None
+    pins: tuple[Pin, ...] = ()
+
+
+@dataclass(frozen=True)
+class Located:
+    """Result of step 1.
+
+    Attributes:
+        scan: The scan.
+        raw: Step-1 classes as the network gave them.
+        labels: Codes: discs by level, C1, canal, cord; every other vertebra as the sacrum's code.
+        numbering: What the chain model knows about the levels; None with the iterative method.
+        soft_cord: Probability of the cord around its label, float32 0..1.
+        soft_canal: Probability of the canal (cord included) around its label, float32 0..1.
+        levels: SCT disc points.
+    """
+
+    scan: Scan
+    raw: LabelArray
+    labels: LabelArray
+    numbering: Numbering | None
+    soft_cord: FloatArray
+    soft_canal: FloatArray
+    levels: LabelArray
+
+
+@dataclass(frozen=True)
+class Step2Input:
+    """What step 2 sees.
+
+    Attributes:
+        scan: The scan.
+        box: Where the crop lies in the scan.
+        channels: (2, X, Y, Z) float32 crop: image, odd discs (0 / 1).
+    """
+
+    scan: Scan
+    box: Box
+    channels: FloatArray
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Result of step 2: every structure by its code.
+
+    Attributes:
+        scan: The scan.
+        raw: Step-2 classes as the network gave them.
+        labels: Codes.
+        numbering: What the chain model knows about the levels; None with the iterative method.
+    """
+
+    scan: Scan
+    raw: LabelArray
+    labels: LabelArray
+    numbering: Numbering | None
+
+
+def prepare(image: Volume, *, clock: Clock = no_clock) -> Scan:
+    """Bring an image to nearest RAS and 1 mm.
+
+    Args:
+        image: 3D image in any orientation and spacing. Not modified.
+        clock: Measures the stage.
+
+    Raises:
+        ImageError: The header gives an impossible field of view.
+    """
+    with clock("resample to 1 mm"):
+        return Scan(image_to_iso(image), image.grid)
+
+
+def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
+    """Step 1: find and name the discs, find the canal and the cord.
+
+    Args:
+        scan: From ``prepare``.
+        predictor: The warm step-1 network.
+        options: How levels get their names.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: The network found no disc or no canal.
+    """
+    options = options or Options()
+    with clock("step 1 network"):
+        prediction = predictor.predict(scan.iso.data[np.newaxis], soft=("canal", "cord"))
+    localizer = _on_grid(options.localizer, scan.iso.grid)
+    labels, numbering = _name(prediction.labels, 1, scan.iso.grid, localizer, options, clock)
+    with clock("soft maps"):
+        cord = soft_structure(prediction.soft["cord"], labels == CORD)
+        canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
+    with clock("levels"):
+        levels = level_points(labels)
+    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels)
+
+
+def step2_input(scan: Scan, labels: LabelArray, *, clock: Clock = no_clock) -> Step2Input:
+    """The crop around the step-1 result with its odd discs.
+
+    Args:
+        scan: From ``prepare``.
+        labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
+        clock: Measures the stage.
+
+    Raises:
+        GridError: The labels do not have the shape of the scan.
+        NoSpineError: The labels hold no disc.
+    """
+    if labels.shape != scan.iso.data.shape:
+        raise GridError(f"step-1 labels of shape {scan.iso.data.shape} are required, got {labels.shape}")
+    with clock("odd discs"):
+        odd = odd_discs(labels)
+        if not odd.any():
+            raise NoSpineError(
+                "a step-1 label with at least one named disc is required, got none; draw or name a disc first"
+            )
+        box = crop_box(labels, margin=round(CROP_MARGIN_MM / scan.iso.spacing[0]))
+        channels = np.stack([scan.iso.data[box], odd[box].astype(np.float32)])
+    return Step2Input(scan, box, channels)
+
+
+def step2_input_from_correction(scan: Scan, corrected: Volume, *, clock: Clock = no_clock) -> Step2Input:
+    """``step2_input`` from a step-1 label that an annotator corrected on the grid of the image.
+
+    Args:
+        scan: From ``prepare``.
+        corrected: Codes on the grid of the input image. Not modified.
+        clock: Measures the stage.
+
+    Raises:
+        GridError: ``corrected`` is on another grid.
+        NoSpineError: It holds no disc.
+    """
+    require_same_grid(corrected.grid, scan.grid)
+    return step2_input(scan, labels_to_iso(corrected).data, clock=clock)
+
+
+def segment(
+    step2: Step2Input, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
+) -> Segmentation:
+    """Step 2: every vertebra, disc, cord, canal and the sacrum by name.
+
+    Args:
+        step2: From ``step2_input``.
+        predictor: The warm step-2 network.
+        options: How levels get their names.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: The network found no disc or no canal.
+    """
+    options = options or Options()
+    with clock("step 2 network"):
+        prediction = predictor.predict(step2.channels)
+    grid = step2.scan.iso.grid
+    localizer = _on_grid(options.localizer, grid)
+    crop = None if localizer is None else localizer[step2.box]
+    cropped, numbering = _name(prediction.labels, 2, _sub_grid(grid, step2.box), crop, options, clock)
+    with clock("back to the scan"):
+        raw = _uncrop(prediction.labels, step2.box, grid.shape)
+        labels = _uncrop(cropped, step2.box, grid.shape)
+    return Segmentation(step2.scan, raw, labels, numbering)
+
+
+def _name(
+    classes: LabelArray,
+    step: Literal[1, 2],
+    grid: Grid,
+    localizer: LabelArray | None,
+    options: Options,
+    clock: Clock,
+) -> tuple[LabelArray, Numbering | None]:
+    """Largest component, pieces, names, painted labels, filled canal."""
+    with clock(f"step {step} largest component"):
+        raw = largest_component(classes)
+    require_spine(raw, step)
+    with clock(f"step {step} labeling"):
+        pieces = find_pieces(raw, step)
+        numbering: Numbering | None = None
+        naming: Naming
+        if options.method == "chain":
+            numbering = number_chain(pieces, raw, step, affine=grid.affine, localizer=localizer, pins=options.pins)
+            naming = numbering.naming
+        else:
+            naming = name_iteratively(pieces, raw, localizer=localizer)
+        labels = paint(pieces, raw, naming, step)
+    with clock(f"step {step} fill canal"):
+        return fill_canal(labels), numbering
+
+
+def _on_grid(localizer: Volume | None, grid: Grid) -> LabelArray | None:
+    return None if localizer is None else labels_on_grid(localizer, grid)
+
+
+def _sub_grid(grid: Grid, box: Box) -> Grid:
+    shift = np.eye(4)
+    shift[:3, 3] = [axis.start for axis in box]
+    x, y, z = (axis.stop - axis.start for axis in box)
+    return Grid((x, y, z), grid.affine @ shift)
+
+
+def _uncrop(labels: LabelArray, box: Box, shape: tuple[int, int, int]) -> LabelArray:
+    result = np.zeros(shape, dtype=labels.dtype)
+    result[box] = labels
+    return result
