@@ -1,0 +1,189 @@
+"""Iterative labeling: from ordered pieces to names, and from names to a label map."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import (
+    BACKGROUND,
+    CODE_FROM_STEP1,
+    CODE_FROM_STEP2,
+    DISC_L5_L6,
+    DISC_L5_S,
+    DISC_T12_T13,
+    SACRUM,
+    Column,
+    Kind,
+    column,
+)
+from lib.transforms.components import Labels, foreground_box
+from lib.transforms.landmarks import find_landmarks
+from lib.transforms.ordering import Place, interleave
+from lib.transforms.pieces import Piece, Pieces, Step, find_pieces
+
+UNNAMED: Final = BACKGROUND
+"""Code of a piece without a name."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A code for every piece; ``UNNAMED`` (0) where none could be given.
+
+    Attributes:
+        discs: Codes of ``Pieces.discs``, in their order.
+        vertebrae: Codes of ``Pieces.vertebrae``, in their order.
+    """
+
+    discs: tuple[int, ...]
+    vertebrae: tuple[int, ...]
+
+
+def _column_with(disc: int, *, lumbar: int = 5) -> Column:
+    """The normal column, or the variant this disc belongs to."""
+    return column(13 if disc == DISC_T12_T13 else 12, 6 if disc == DISC_L5_L6 else lumbar)
+
+
+def _discs_above(disc: int) -> list[int]:
+    """Codes above a disc, the nearest first."""
+    codes = [code for code in _column_with(disc).discs if code is not None]
+    return codes[: codes.index(disc)][::-1]
+
+
+def _discs_below(disc: int) -> list[int]:
+    """Codes below a disc, the nearest first: down to L5-L6, as only its landmark proves the disc on the sacrum."""
+    if disc == DISC_L5_S:
+        return []
+    codes = [code for code in _column_with(disc, lumbar=6).discs if code is not None and code != DISC_L5_S]
+    return codes[codes.index(disc) + 1 :]
+
+
+def _name_discs(count: int, landmarks: Mapping[int, int]) -> tuple[int, ...]:
+    """Count from the landmarks: up from the topmost, down from each."""
+    names = [UNNAMED] * count
+    for order, index in enumerate(sorted(landmarks)):
+        below = _discs_below(landmarks[index])
+        names[index:] = [landmarks[index], *below, *[UNNAMED] * count][: count - index]
+        if order == 0:
+            above = _discs_above(landmarks[index])
+            names[:index] = [*above, *[UNNAMED] * count][:index][::-1]
+    return tuple(names)
+
+
+def _vertebra_below(disc: int) -> int:
+    """The vertebra (or the sacrum) under a disc."""
+    everything = column(13, 6)
+    following = [*everything.vertebrae[1:], SACRUM]
+    return following[everything.discs.index(disc)]
+
+
+def _vertebrae_above(disc: int) -> list[int]:
+    """The vertebrae over a disc, the nearest first."""
+    with_disc = _column_with(disc)
+    return list(with_disc.vertebrae[: with_disc.discs.index(disc) + 1][::-1])
+
+
+def _next_below(vertebra: int) -> int:
+    """The name that follows in the normal column (in its variant for a vertebra of one); none under the sacrum."""
+    for candidate in (column(), column(13, 6)):
+        following = [*candidate.vertebrae, SACRUM, UNNAMED]
+        if vertebra in following:
+            return following[following.index(vertebra) + 1] if vertebra != UNNAMED else UNNAMED
+    return UNNAMED
+
+
+def _name_vertebrae(row: Sequence[Place], discs: Sequence[int], vertebrae: Sequence[Piece]) -> tuple[int, ...]:
+    """Names from the disc above; over the first disc count up; at the lower end run on."""
+    names = [UNNAMED] * len(vertebrae)
+    is_disc = [place.is_disc for place in row]
+    first = is_disc.index(True)
+    for place, name in zip(row[:first][::-1], _vertebrae_above(discs[row[first].index]), strict=False):
+        names[place.index] = name
+    for above, place in zip(row, row[1:], strict=False):
+        if above.is_disc and not place.is_disc:
+            names[place.index] = _vertebra_below(discs[above.index])
+    last = len(row) - is_disc[::-1].index(True)
+    for above, place in zip(row[last:], row[last + 1 :], strict=False):
+        names[place.index] = _next_below(names[above.index])
+    return tuple(SACRUM if piece.kind is Kind.SACRUM else name for piece, name in zip(vertebrae, names, strict=True))
+
+
+def name_iteratively(pieces: Pieces, *, localizer: npt.NDArray[np.integer] | None = None) -> Naming:
+    """Name discs by counting from the landmarks, and vertebrae by the discs.
+
+    Args:
+        pieces: Pieces of either step.
+        localizer: Output codes of another series of the same patient, on this grid; None without.
+            Not modified.
+
+    Returns:
+        One code per piece. Without any landmark nothing but the sacrum has a name.
+
+    Raises:
+        ValueError: The localizer is on another grid.
+
+    Source:
+        SPEC of the iterative labeling (TotalSpineSeg, Warszawer et al. 2025).
+    """
+    landmarks = find_landmarks(pieces, localizer=localizer)
+    discs = _name_discs(len(pieces.discs), landmarks)
+    named = [(k, piece.z_order) for k, piece in enumerate(pieces.discs) if discs[k] != UNNAMED]
+    if not named:
+        return Naming(discs, tuple(SACRUM if p.kind is Kind.SACRUM else UNNAMED for p in pieces.vertebrae))
+    row = interleave(named, [(k, piece.z_order) for k, piece in enumerate(pieces.vertebrae)])
+    return Naming(discs, _name_vertebrae(row, discs, pieces.vertebrae))
+
+
+def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
+    """Write the names into a label map.
+
+    Args:
+        pieces: Pieces of ``raw``.
+        raw: uint8 (X, Y, Z), classes of the step's network. Not modified.
+        naming: Codes of the pieces.
+        step: 1 or 2.
+
+    Returns:
+        A new uint8 map of output codes: named pieces, canal, cord, sacrum, and in step 1 C1; there all
+        other vertebrae carry the sacrum's code. Unnamed pieces become background.
+
+    Raises:
+        ValueError: The naming belongs to other pieces.
+    """
+    if (len(naming.discs), len(naming.vertebrae)) != (len(pieces.discs), len(pieces.vertebrae)):
+        raise ValueError(
+            f"a code for each of {len(pieces.discs)} discs and {len(pieces.vertebrae)} vertebrae is required, "
+            f"got {len(naming.discs)} and {len(naming.vertebrae)}; name these pieces again"
+        )
+    labels = np.zeros(raw.shape, dtype=np.uint8)
+    box = foreground_box(raw)
+    if box is None:
+        return labels
+    fixed = np.zeros(256, dtype=np.uint8)
+    for value, code in (CODE_FROM_STEP1 if step == 1 else CODE_FROM_STEP2).items():
+        fixed[value] = code
+    painted = fixed[raw[box]]
+    for numbered, codes in ((pieces.vertebra_map, naming.vertebrae), (pieces.disc_map, naming.discs)):
+        if numbered is not None and codes:
+            crop = numbered[box]
+            names = np.array([UNNAMED, *codes], dtype=np.uint8)[crop]
+            np.copyto(painted, names, where=(names != UNNAMED) & (painted == BACKGROUND))
+    labels[box] = painted
+    return labels
+
+
+def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer] | None = None) -> Labels:
+    """Find the pieces of a map, name them, paint them.
+
+    Args:
+        raw: uint8 (X, Y, Z) RAS 1 mm, classes of the step's network. Not modified.
+        step: 1 or 2.
+        localizer: As in ``name_iteratively``.
+
+    Returns:
+        A new uint8 map of output codes.
+    """
+    pieces = find_pieces(raw, step)
+    return paint(pieces, raw, name_iteratively(pieces, localizer=localizer), step)
