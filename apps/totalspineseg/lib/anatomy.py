@@ -253,12 +253,12 @@ STEP2_REGIONS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
 
 
 def _training_map(vertebra_class: Mapping[int, int], rest: Mapping[int, int]) -> Mapping[int, int]:
-    classes = {code: 1 for code in DISCS}
+    classes = dict.fromkeys(DISCS, 1)
     classes |= {disc: value for value, disc in LANDMARK_CLASS.items()}
     return MappingProxyType(classes | dict(vertebra_class) | dict(rest))
 
 
-STEP1_FROM_CODE: Final = _training_map({code: 6 for code in VERTEBRAE}, {C1: 7, SACRUM: 6, CANAL: 8, CORD: 9})
+STEP1_FROM_CODE: Final = _training_map(dict.fromkeys(VERTEBRAE, 6), {C1: 7, SACRUM: 6, CANAL: 8, CORD: 9})
 """Output code -> step-1 class (training target of Dataset101)."""
 STEP2_FROM_CODE: Final = _training_map(
     {code: 7 if PARITY[code] is Parity.ODD else 8 for code in VERTEBRAE}, {SACRUM: 9, CANAL: 10, CORD: 11}

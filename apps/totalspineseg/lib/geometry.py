@@ -8,9 +8,10 @@ both directions are separable: one index or weight table an axis. Coordinates ar
 from dataclasses import dataclass
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel import orientations
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from lib.errors import GridError, ImageError
@@ -25,7 +26,7 @@ ISO_MM = 1.0
 COORDINATE_DECIMALS = 4
 """Voxel coordinates are rounded to 1e-4 voxel: NIfTI headers keep affines as float32, whose error is below that."""
 AFFINE_TOLERANCE_MM = 1e-2
-"""Two grids are the same when no corner moves by more than this; float32 headers stay below, half a voxel is far above."""
+"""Two grids are the same when no corner moves by more than this: above float32 headers, far below half a voxel."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
 """A scan larger than this at 1 mm (a 0.5 m x 0.5 m x 1 m box) has a wrong header, not a spine."""
 
@@ -51,7 +52,7 @@ class Grid:
     @property
     def orientation(self) -> str:
         """Nearest anatomical axis codes, such as "RAS"."""
-        return "".join(nib.orientations.aff2axcodes(self.affine))
+        return "".join(orientations.aff2axcodes(self.affine))
 
 
 @dataclass(frozen=True)
@@ -120,24 +121,24 @@ def _rounded(spacing: tuple[float, float, float]) -> tuple[float, ...]:
 
 
 def _ras_orientation(affine: Affine) -> npt.NDArray[np.float64]:
-    orientation: npt.NDArray[np.float64] = nib.orientations.io_orientation(affine)
+    orientation: npt.NDArray[np.float64] = orientations.io_orientation(affine)
     return orientation
 
 
 def to_ras(volume: Volume) -> Volume:
     """The same voxels with axes permuted and flipped to nearest RAS; the data is a view."""
     orientation = _ras_orientation(volume.affine)
-    data = nib.orientations.apply_orientation(volume.data, orientation)
-    affine = volume.affine @ nib.orientations.inv_ornt_aff(orientation, volume.data.shape)
+    data = orientations.apply_orientation(volume.data, orientation)
+    affine = volume.affine @ orientations.inv_ornt_aff(orientation, volume.data.shape)
     return Volume(data, affine)
 
 
 def _from_ras(data: AnyArray, grid: Grid) -> AnyArray:
     """Undo ``to_ras``: an array on the nearest-RAS form of ``grid`` back in the axes of ``grid``."""
     ras = _ras_orientation(grid.affine)
-    start = nib.orientations.axcodes2ornt(("R", "A", "S"))
-    back = nib.orientations.ornt_transform(start, ras)
-    result: AnyArray = nib.orientations.apply_orientation(data, back)
+    start = orientations.axcodes2ornt(("R", "A", "S"))
+    back = orientations.ornt_transform(start, ras)
+    result: AnyArray = orientations.apply_orientation(data, back)
     return result
 
 
@@ -145,7 +146,7 @@ def _ras_grid(grid: Grid) -> Grid:
     orientation = _ras_orientation(grid.affine)
     order = np.argsort(orientation[:, 0])
     x, y, z = (grid.shape[int(axis)] for axis in order)
-    return Grid((x, y, z), grid.affine @ nib.orientations.inv_ornt_aff(orientation, grid.shape))
+    return Grid((x, y, z), grid.affine @ orientations.inv_ornt_aff(orientation, grid.shape))
 
 
 def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
@@ -281,7 +282,7 @@ def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
     result = np.zeros(grid.shape, dtype=np.uint8)
     voxels = np.argwhere(points)
     to_grid = np.linalg.inv(grid.affine) @ iso.affine
-    position = np.round(nib.affines.apply_affine(to_grid, voxels), COORDINATE_DECIMALS)
+    position = np.round(apply_affine(to_grid, voxels), COORDINATE_DECIMALS)
     index = np.clip(np.floor(position + 0.5).astype(np.intp), 0, np.array(grid.shape) - 1)
     for (x, y, z), voxel in sorted(zip(index.tolist(), voxels.tolist(), strict=True), key=lambda pair: pair[1][2]):
         result[x, y, z] = points[tuple(voxel)]

@@ -4,9 +4,9 @@
 ``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np

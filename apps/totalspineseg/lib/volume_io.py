@@ -14,6 +14,9 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from isal import igzip
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from lib.errors import ImageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume
@@ -26,6 +29,15 @@ GZIP_LEVEL = 1
 DICOM_SLICE_TOLERANCE_MM = 0.1
 """Gaps between slices of one series may differ by this much (headers are rounded to 0.01-0.1 mm)."""
 
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -91,7 +103,9 @@ def require_usable(volume: Volume) -> None:
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
-        raise ImageError(f"finite voxel values are required, got {bad} that are NaN or infinite; export the series again")
+        raise ImageError(
+            f"finite voxel values are required, got {bad} that are NaN or infinite; export the series again"
+        )
     if low == high:
         kind = "all zero" if low == 0 else f"all {low!r}"
         raise ImageError(f"an image with contrast is required, got voxels that are {kind}; check the series")
@@ -110,7 +124,7 @@ def _read(path: Path) -> Volume:
         return _read_dicom_files([str(path)])
     except ImageError:
         raise
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except _UNREADABLE as error:
         raise ImageError(
             f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r} ({_reason(error)}); export it again"
         ) from error
@@ -155,7 +169,8 @@ def _to_3d(data: AnyArray) -> AnyArray:
     if data.ndim == 4:
         if data.shape[-1] == 1:
             return data[..., 0]
-        return data.mean(axis=-1, dtype=np.float32)
+        mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
+        return mean
     if data.ndim != 3:
         raise ImageError(f"a 3D or 4D image is required, got shape {data.shape}; send the whole series")
     return data
@@ -206,7 +221,9 @@ def _require_one_stack(names: list[str]) -> None:
         reader.SetImageIO("GDCMImageIO")
         reader.ReadImageInformation()
         if not all(reader.HasMetaDataKey(key) for key in tags.values()):
-            raise ImageError("DICOM slices with a position and orientation are required, got some without; export again")
+            raise ImageError(
+                "DICOM slices with a position and orientation are required, got some without; export again"
+            )
         orientations.append([float(v) for v in reader.GetMetaData(tags["orientation"]).split("\\")])
         positions.append([float(v) for v in reader.GetMetaData(tags["position"]).split("\\")])
     direction = np.array(orientations)

@@ -1,0 +1,106 @@
+"""The label table: codes, names, classes and wire ids agree with each other and with the specification."""
+
+from itertools import pairwise
+
+import pytest
+
+from lib import anatomy
+
+
+def test_codes_are_the_published_ones() -> None:
+    expected = [1, 2, *range(11, 18), *range(21, 34), *range(41, 47), 50]
+    expected += [*range(63, 68), *range(71, 84), *range(91, 97), 100]
+    assert [s.code for s in anatomy.STRUCTURES] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("cord", 1),
+        ("canal", 2),
+        ("C1", 11),
+        ("C7", 17),
+        ("T1", 21),
+        ("T13", 33),
+        ("L5", 45),
+        ("L6", 46),
+        ("sacrum", 50),
+        ("C2-C3", 63),
+        ("C7-T1", 71),
+        ("T1-T2", 72),
+        ("T11-T12", 82),
+        ("T12-T13", 83),
+        ("T12-L1", 91),
+        ("L4-L5", 95),
+        ("L5-L6", 96),
+        ("L5-S", 100),
+    ],
+)
+def test_name_and_code(name: str, code: int) -> None:
+    assert anatomy.CODE_OF[name] == code
+    assert anatomy.NAME_OF[code] == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "code"),
+    [
+        (" l4 ", 44),
+        ("vertebrae_L4", 44),
+        ("disc_L4_L5", 95),
+        ("L5-S1", 100),
+        ("Spinal Cord", 1),
+        ("L7", None),
+        ("", None),
+        ("tumor", None),
+    ],
+)
+def test_spellings_of_annotators(spelling: str, code: int | None) -> None:
+    assert anatomy.code_of_name(spelling) == code
+
+
+def test_wire_ids_are_contiguous_without_background() -> None:
+    """A client gives the k-th published name to voxel value k; a hole shifts every later name."""
+    assert list(anatomy.WIRE_LABELS.values()) == list(range(1, len(anatomy.STRUCTURES) + 1))
+    assert "background" not in anatomy.WIRE_LABELS
+    assert [anatomy.NAME_OF[c] for c in anatomy.WIRE_ID] == list(anatomy.WIRE_LABELS)
+
+
+def test_odd_and_even_vertebrae_are_those_of_the_training_map() -> None:
+    odd = {11, 13, 15, 17, 22, 24, 26, 28, 30, 32, 42, 44, 46}
+    assert {c for c in anatomy.VERTEBRAE if anatomy.STEP2_FROM_CODE[c] == 7} == odd
+    assert {c for c in anatomy.VERTEBRAE if anatomy.STEP2_FROM_CODE[c] == 8} == set(anatomy.VERTEBRAE) - odd
+
+
+@pytest.mark.parametrize(
+    ("step", "table"), [(1, anatomy.STEP1_FROM_CODE), (2, anatomy.STEP2_FROM_CODE)], ids=["step1", "step2"]
+)
+def test_every_structure_has_a_training_class(step: int, table: dict[int, int]) -> None:
+    assert set(table) == set(anatomy.BY_CODE)
+    landmarks = {63: 2, 71: 3, 91: 4, 100: 5}
+    for disc in anatomy.DISCS:
+        assert table[disc] == landmarks.get(disc, 1)
+    assert (table[1], table[2], table[50]) == ((9, 8, 6) if step == 1 else (11, 10, 9))
+
+
+@pytest.mark.parametrize("thoracic", [11, 12, 13])
+@pytest.mark.parametrize("lumbar", [4, 5, 6])
+def test_columns_end_on_the_sacrum(thoracic: int, lumbar: int) -> None:
+    column = anatomy.column(thoracic, lumbar)
+    assert len(column.vertebrae) == len(column.discs) == 7 + thoracic + lumbar
+    assert column.discs[-1] == 100
+    assert column.discs[7 + thoracic - 1] == 91
+    assert list(column.vertebrae) == sorted(column.vertebrae)
+
+
+def test_neighbors_have_distinct_colors() -> None:
+    """A reader tells L4 from L5 by color; a hash of the name gave nearly the same one."""
+    for codes in (anatomy.column().vertebrae, [d for d in anatomy.column().discs if d]):
+        for first, second in pairwise(codes):
+            a, b = anatomy.BY_CODE[first].color, anatomy.BY_CODE[second].color
+            assert sum(abs(x - y) for x, y in zip(a, b, strict=True)) > 100
+
+
+def test_level_points_follow_the_disc_convention() -> None:
+    assert anatomy.LEVEL_POINT[63] == 3
+    assert anatomy.LEVEL_POINT[91] == 20
+    assert anatomy.LEVEL_POINT[100] == 25

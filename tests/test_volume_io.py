@@ -1,0 +1,215 @@
+"""Volumes from and to files, and what a bad file says."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from lib.errors import ImageError, StorageError
+from lib.geometry import Grid, same_grid
+from lib.volume_io import is_image_name, read_image, read_labels, stem, write_atomic, write_volume
+
+AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
+"""Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
+STRAIGHT = np.array([[0, 0, 3.3, 5], [-0.6, 0, 0, 7], [0, 0.6, 0, 8], [0, 0, 0, 1]])
+SHAPE = (12, 14, 6)
+
+
+def picture(dtype: type = np.int16) -> np.ndarray:
+    return (np.random.default_rng(0).random(SHAPE) * 1000).astype(dtype)
+
+
+def nifti(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    nib.Nifti1Image(data, affine).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "with space.v2.nii.gz"])
+def test_nifti_round_trip(tmp_path: Path, name: str) -> None:
+    volume = read_image(nifti(tmp_path / name, picture()))
+    np.testing.assert_array_equal(volume.data, picture())
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+
+
+def test_nifti2_and_scaled_values(tmp_path: Path) -> None:
+    image = nib.Nifti2Image(picture(), AFFINE)
+    image.to_filename(tmp_path / "two.nii")
+    np.testing.assert_array_equal(read_image(tmp_path / "two.nii").data, picture())
+    scaled = nib.Nifti1Image(picture(np.int16), AFFINE)
+    scaled.header.set_slope_inter(0.5, 3)
+    scaled.to_filename(tmp_path / "scaled.nii.gz")
+    expected = nib.load(tmp_path / "scaled.nii.gz").get_fdata()
+    np.testing.assert_allclose(read_image(tmp_path / "scaled.nii.gz").data, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii.gz"])
+def test_other_formats_place_voxels_as_simpleitk_does(tmp_path: Path, name: str) -> None:
+    source = sitk.ReadImage(str(nifti(tmp_path / "source.nii", picture(), STRAIGHT)))
+    sitk.WriteImage(source, str(tmp_path / name))
+    volume = read_image(tmp_path / name)
+    np.testing.assert_array_equal(volume.data, picture())
+    np.testing.assert_allclose(volume.affine, STRAIGHT, atol=1e-5)
+    lps = source.TransformIndexToPhysicalPoint((11, 2, 5))
+    np.testing.assert_allclose(nib.affines.apply_affine(volume.affine, (11, 2, 5)) * (-1, -1, 1), lps, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["out.nii.gz", "out.nii", "out.nrrd"])
+def test_written_labels_lie_on_the_grid_of_the_image(tmp_path: Path, name: str) -> None:
+    labels = (picture() % 54).astype(np.uint8)
+    grid = Grid(SHAPE, STRAIGHT)
+    write_volume(tmp_path / name, labels, grid)
+    volume = read_labels(tmp_path / name)
+    assert volume.data.dtype == np.uint8
+    np.testing.assert_array_equal(volume.data, labels)
+    assert same_grid(volume.grid, grid)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_4d_is_averaged(tmp_path: Path) -> None:
+    data = np.stack([picture(np.float32), picture(np.float32) + 2], axis=-1)
+    volume = read_image(nifti(tmp_path / "four.nii.gz", data))
+    np.testing.assert_allclose(volume.data, data.mean(-1), rtol=1e-6)
+
+
+def dicom_series(folder: Path, *, gaps: list[float] | None = None, flip_last: bool = False, uid: str = "1") -> None:
+    folder.mkdir(exist_ok=True)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    data = picture(np.int16)
+    z = 0.0
+    for k in range(SHAPE[2]):
+        piece = sitk.GetImageFromArray(data[:, :, k].T[np.newaxis])
+        piece.SetSpacing((0.6, 0.6, 3.3))
+        orientation = "0\\1\\0\\0\\0\\-1" if not (flip_last and k == SHAPE[2] - 1) else "1\\0\\0\\0\\1\\0"
+        for key, value in {
+            "0008|0060": "MR",
+            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{uid}.{k + 1}",
+            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.9.{uid}",
+            "0020|0013": str(k + 1),
+            "0020|0032": f"{z}\\-50\\60",
+            "0020|0037": orientation,
+        }.items():
+            piece.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{uid}_{k:02d}.dcm"))
+        writer.Execute(piece)
+        z += gaps[k] if gaps else 3.3
+
+
+def test_dicom_series(tmp_path: Path) -> None:
+    dicom_series(tmp_path / "series")
+    volume = read_image(tmp_path / "series")
+    assert sorted(volume.data.shape) == sorted(SHAPE)
+    assert volume.data.sum() == picture().sum()
+    assert sorted(round(s, 2) for s in volume.spacing) == [0.6, 0.6, 3.3]
+    assert volume.grid.orientation[0] in "AP"
+    # The slice axis runs along patient x, LPS 0 -> 16.5, so RAS x falls to -16.5.
+    corners = [volume.affine[0, 3], (volume.affine @ [*(n - 1 for n in volume.data.shape), 1])[0]]
+    assert sorted(round(c, 1) for c in corners) == [-16.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("series", "match"),
+    [
+        ({"gaps": [3.3, 3.3, 6.6, 3.3, 3.3, 3.3]}, "evenly spaced"),
+        ({"flip_last": True}, "parallel slices"),
+    ],
+    ids=["missing slice", "three-plane"],
+)
+def test_dicom_that_is_not_one_stack(tmp_path: Path, series: dict, match: str) -> None:
+    dicom_series(tmp_path / "series", **series)
+    with pytest.raises(ImageError, match=match):
+        read_image(tmp_path / "series")
+
+
+def test_two_dicom_series_in_one_folder(tmp_path: Path) -> None:
+    dicom_series(tmp_path / "series", uid="1")
+    dicom_series(tmp_path / "series", uid="2")
+    with pytest.raises(ImageError, match="got 2 series"):
+        read_image(tmp_path / "series")
+
+
+def truncated(path: Path) -> Path:
+    nifti(path, picture())
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+NAN = picture(np.float32)
+NAN[3, 3, 3] = np.nan
+BAD = {
+    "missing": (lambda p: p / "no.nii.gz", "does not exist"),
+    "text": (lambda p: written(p / "a.nii.gz", b"hello, this is not an image"), "readable"),
+    "text nrrd": (lambda p: written(p / "a.nrrd", b"hello"), "readable"),
+    "text without ending": (lambda p: written(p / "a", b"hello"), "readable"),
+    "zero bytes": (lambda p: written(p / "a.nii", b""), "readable"),
+    "truncated gzip": (lambda p: truncated(p / "a.nii.gz"), "damaged"),
+    "truncated plain": (lambda p: truncated(p / "a.nii"), "readable"),
+    "all zero": (lambda p: nifti(p / "a.nii.gz", np.zeros(SHAPE, np.int16)), "all zero"),
+    "constant": (lambda p: nifti(p / "a.nii.gz", np.full(SHAPE, 7, np.int16)), "contrast"),
+    "nan": (lambda p: nifti(p / "a.nii.gz", NAN), "1 that are NaN"),
+    "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 2 slices"),
+    "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "3D or 4D"),
+    "complex": (lambda p: nifti(p / "a.nii.gz", picture().astype(np.complex64)), "one gray value"),
+    "empty folder": (lambda p: folder(p / "d"), "without any"),
+}
+
+
+@pytest.mark.parametrize("make, match", BAD.values(), ids=BAD.keys())
+def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
+    with pytest.raises(ImageError, match=match) as caught:
+        read_image(make(tmp_path))
+    assert str(tmp_path) not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [(picture(np.float32) + 0.5, "whole numbers"), (picture(np.int16) + 300, "0 to 255")],
+    ids=["fractions", "large"],
+)
+def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
+    with pytest.raises(ImageError, match=match):
+        read_labels(nifti(tmp_path / "a.nii.gz", data))
+
+
+def test_float_label_maps_are_understood(tmp_path: Path) -> None:
+    labels = (picture() % 54).astype(np.float64)
+    np.testing.assert_array_equal(read_labels(nifti(tmp_path / "a.nii.gz", labels)).data, labels)
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
+    """A full disk left half a label map under its final name."""
+    target = tmp_path / "out.nii.gz"
+    target.write_bytes(b"earlier")
+
+    def fill_the_disk(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomic(target, fill_the_disk)
+    assert target.read_bytes() == b"earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
+
+
+def test_names() -> None:
+    assert stem(Path("sub-01.T2w v2.nii.gz")) == "sub-01.T2w v2"
+    assert is_image_name(Path("A.NII.GZ"))
+    assert not is_image_name(Path("notes.txt"))
+    with pytest.raises(ValueError, match="ending in"):
+        write_volume(Path("x.jpg"), np.zeros((2, 2, 2), np.uint8), Grid((2, 2, 2), np.eye(4)))
