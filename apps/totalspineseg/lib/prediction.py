@@ -1,0 +1,41 @@
+"""What a network hands to the pipeline: the only types both sides share."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One network's answer for one image.
+
+    Attributes:
+        labels: (X, Y, Z) uint8 network classes (``anatomy.Step1`` or ``anatomy.Step2``), 0 = background, on the
+            grid of the channels that were given.
+        soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the regions that were asked for.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    soft: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Predictor(Protocol):
+    """Anything that turns image channels into network classes."""
+
+    @property
+    def version(self) -> str:
+        """Which weights answer, such as "starter-1a2b3c4d"."""
+
+    def predict(self, channels: npt.NDArray[np.float32], *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image.
+
+        Args:
+            channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
+            soft: Names of the regions whose probabilities are wanted.
+
+        Returns:
+            Labels, and one probability map per name in ``soft``.
+        """
