@@ -1,0 +1,1 @@
+"""What annotators send back: read by name, kept with its history, never overwritten."""

@@ -1,0 +1,215 @@
+"""The studies folder as MONAI Label sees it, made safe: ids stay inside, files are whole, writers take turns."""
+
+import json
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+
+from lib.corrections import history
+from lib.errors import StorageError
+from lib.volume_io import NIFTI_SUFFIXES, write_atomic
+
+IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
+"""Files of the studies folder that are offered as images."""
+SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+MAX_ID_CHARACTERS: Final = 200
+
+
+def is_safe_id(image_id: str) -> bool:
+    """Whether an image or label id is a plain name: no folder, no control character, not hidden."""
+    return (
+        0 < len(image_id) <= MAX_ID_CHARACTERS
+        and not image_id.startswith(".")
+        and not any(c in '/\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in image_id)
+    )
+
+
+def is_safe_tag(tag: str) -> bool:
+    """Whether a label tag is a plain word."""
+    return SAFE_TAG.fullmatch(tag) is not None
+
+
+class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
+    """``LocalDatastore`` that never overwrites an image, replaces labels whole, and lets writers take turns.
+
+    The host's own class copies over files in place and rewrites its index from memory that may be older than
+    the file; a full disk or two writers then cost labels.
+    """
+
+    def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
+        self._guard = threading.RLock()
+        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        """Name without its ending, and the ending; an ending-like part inside the name stays."""
+        for pattern in IMAGE_PATTERNS:
+            if file.endswith(pattern[1:]):
+                return file[: -len(pattern) + 1], pattern[1:]
+        path = Path(file)
+        return path.stem, path.suffix
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Add an image.
+
+        Args:
+            image_id: Its id; empty for the file's name.
+            image_filename: NIfTI or NRRD file. Copied.
+            image_info: What is known about it.
+
+        Returns:
+            The id.
+
+        Raises:
+            ValueError: An unsafe id, or not an image's ending.
+            FileExistsError: Another image has this id.
+            StorageError: It could not be written.
+        """
+        source = Path(image_filename)
+        stem, ending = self._to_id(source.name)
+        image_id = image_id or stem
+        _require_safe_id(image_id)
+        if f"*{ending}" not in IMAGE_PATTERNS:
+            raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
+        with self._guard, self._index():
+            if known := self._datastore.objects.get(image_id):
+                kept = Path(self._datastore.image_path()) / f"{image_id}{known.image.ext}"
+                if history.sha256_of(kept) == history.sha256_of(source):
+                    return image_id
+                raise FileExistsError(
+                    f"an unused image id is required, got {image_id!r}, which names another image; choose another id"
+                )
+            target = Path(self._datastore.image_path()).resolve() / f"{image_id}{ending}"
+            write_atomic(target, lambda temporary: _copy(source, temporary))
+            info = {**image_info, "ts": int(time.time()), "name": target.name}
+            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
+            self._update_datastore_file(lock=False)
+        return image_id
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Show a label map in wire ids under a tag, replacing the one shown before.
+
+        What annotators submit comes here only through ``Inbox``, which has mapped and kept it.
+
+        Args:
+            image_id: Image it belongs to.
+            label_filename: NIfTI file of wire ids. Copied.
+            label_tag: "original", "final", ..
+            label_info: Kept beside it in the index.
+
+        Returns:
+            The label id, which is the image id.
+
+        Raises:
+            ValueError: An unsafe id or tag.
+            KeyError: There is no such image.
+            StorageError: It could not be written; the label shown before is still there.
+        """
+        _require_safe_id(image_id)
+        tag = str(getattr(label_tag, "value", label_tag))
+        if not is_safe_tag(tag):
+            raise ValueError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
+        source = Path(label_filename)
+        ending = self._to_id(source.name)[1]
+        with self._guard, self._index():
+            entry = self._datastore.objects.get(image_id)
+            if entry is None:
+                raise KeyError(image_id)
+            folder = Path(self._datastore.label_path(tag))
+            _make_folder(folder)
+            target = folder / f"{image_id}{ending}"
+            write_atomic(target, lambda temporary: _copy(source, temporary))
+            info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
+            entry.labels[tag] = DataModel(info=info, ext=ending)
+            self._update_datastore_file(lock=False)
+        return image_id
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to what is known about an image."""
+        with self._guard:
+            super().update_image_info(image_id, info)
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is known about a label."""
+        with self._guard:
+            super().update_label_info(label_id, label_tag, info)
+
+    def _reconcile_datastore(self) -> None:
+        with self._guard:
+            super()._reconcile_datastore()
+
+    def _index(self) -> "_Index":
+        return _Index(self)
+
+    def _reload_index(self) -> None:
+        """Take over what another process wrote since. The caller holds the file lock."""
+        path = Path(self._datastore_config_path)
+        if path.exists() and path.stat().st_mtime != self._config_ts:
+            self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
+            self._datastore.base_path = self._datastore_path
+            self._config_ts = path.stat().st_mtime
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """Write the index, whole or not at all."""
+        if lock:
+            with FileLock(self._lock_file):
+                self._update_datastore_file(lock=False)
+            return
+        content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+        path = Path(self._datastore_config_path)
+        write_atomic(path, lambda temporary: _write_text(temporary, content))
+        self._config_ts = path.stat().st_mtime
+
+
+class _Index:
+    """Holds the index of a datastore against other processes, up to date."""
+
+    def __init__(self, store: StudiesDatastore) -> None:
+        self._store = store
+        self._lock = FileLock(store._lock_file)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        try:
+            self._store._reload_index()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _require_safe_id(image_id: str) -> None:
+    if not is_safe_id(image_id):
+        raise ValueError(f"an image id without folders or special characters is required, got {image_id!r}; rename it")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"room and permission to write to {folder} are required, got {error.strerror!r}; free disk space"
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb") as write:
+        while chunk := read.read(history.CHUNK_BYTES):
+            write.write(chunk)
+
+
+def _write_text(path: Path, content: str) -> None:
+    path.write_text(content, encoding="utf-8")
+
+
+def label_volume_path(store: LocalDatastore, image_id: str, tag: str) -> Path | None:
+    """The file of an image's label under a tag, or None."""
+    uri = store.get_label_uri(image_id, tag)
+    return Path(uri) if uri and os.path.isfile(uri) and uri.endswith((*NIFTI_SUFFIXES, ".nrrd")) else None

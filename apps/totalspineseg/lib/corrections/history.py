@@ -1,0 +1,139 @@
+"""The studies' own history folder: ids, folder names, and records that are whole or absent."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from lib.errors import StorageError
+
+HISTORY_DIR: Final = ".totalspineseg"
+"""Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
+PARTIAL_PREFIX: Final = ".partial-"
+"""Entries being written, or left by a crash; never read."""
+MAX_FOLDER_NAME: Final = 200
+"""Bytes; file systems allow 255, the rest is room for endings."""
+CHUNK_BYTES: Final = 1 << 20
+
+Record = Mapping[str, Any]
+
+
+def new_id() -> str:
+    """An id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``."""
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+
+
+def now_text() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def folder_name(image_id: str) -> str:
+    """A single, harmless, unique folder name for an image id, whatever characters it has.
+
+    Raises:
+        ValueError: The id is empty.
+    """
+    if not image_id:
+        raise ValueError("an image id is required, got ''; name the image")
+    name = quote(image_id, safe=" ,+=@()")
+    name = name.replace(".", "%2E", 1) if name.startswith(".") else name
+    if len(name) > MAX_FOLDER_NAME:
+        name = f"{name[: MAX_FOLDER_NAME - 17]}-{hashlib.sha256(image_id.encode()).hexdigest()[:16]}"
+    return name
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder (a DICOM series) in order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as content:
+            while chunk := content.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Write a record and sync it to disk. Meant for a folder that is not yet under its final name."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(record, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        StorageError: The record is damaged.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"a readable record is required, got a damaged {path.name!r} in {path.parent}") from error
+    return record
+
+
+def copy_synced(source: Path, target: Path) -> None:
+    """Copy a file and sync it to disk."""
+    with source.open("rb") as read, target.open("xb") as write:
+        shutil.copyfileobj(read, write, CHUNK_BYTES)
+        write.flush()
+        os.fsync(write.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append_entry(parent: Path, entry_id: str, fill: Callable[[Path], None]) -> Path:
+    """Add a folder ``parent/entry_id`` that appears complete or not at all.
+
+    Args:
+        parent: Where entries are collected; made when missing.
+        entry_id: Name of the new entry.
+        fill: Writes (and syncs) the files of the entry into the folder it is given.
+
+    Returns:
+        The new entry.
+
+    Raises:
+        StorageError: It could not be written; nothing is left under a final name.
+    """
+    partial: Path | None = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
+        fill(partial)
+        sync_folder(partial)
+        partial.chmod(0o755)
+        partial.rename(parent / entry_id)
+        sync_folder(parent)
+    except OSError as error:
+        raise StorageError(
+            f"room and permission to write to {parent} are required, got {error.strerror or str(error)!r}; "
+            "free disk space and send it again"
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+    return parent / entry_id
+
+
+def entries(parent: Path) -> tuple[Path, ...]:
+    """The complete entries of a folder, oldest first; none when there is no folder."""
+    if not parent.is_dir():
+        return ()
+    return tuple(sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")))

@@ -1,0 +1,100 @@
+"""What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.anatomy import WIRE_LABELS
+from lib.corrections.names import Mapped, map_names
+from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.store import Correction, CorrectionStore, Received, Sender
+from lib.corrections.submission import read_submission
+from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
+from lib.errors import GridError, ImageError, LabelError
+from lib.geometry import Grid, LabelArray
+from lib.volume_io import read_image, write_volume
+
+STEP1_TAG = "step1"
+"""Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
+
+Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
+"""Says what is odd about a label map in codes."""
+Publish = Callable[[str, Path, str, dict[str, Any]], None]
+"""``publish(image_id, file, tag, info)``: show a label map in wire ids under a tag of the datastore."""
+
+
+class Inbox:
+    """Takes submissions for one studies folder."""
+
+    def __init__(self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint) -> None:
+        self._corrections = corrections
+        self._predictions = predictions
+        self._lint = lint
+
+    def submit(
+        self,
+        image_id: str,
+        image: Path,
+        file: Path,
+        *,
+        tag: str,
+        sender: Sender,
+        params: Mapping[str, Any],
+        publish: Publish,
+    ) -> Correction:
+        """Keep a submission and publish it when it is understood.
+
+        Args:
+            image_id: Image it belongs to.
+            image: That image's file or folder.
+            file: The submitted file. Not modified.
+            tag: Tag it was sent for; a corrected step-1 map goes to STEP1_TAG instead.
+            sender: Who sent it.
+            params: What came with it: ``label_info``, and ``prediction`` when the client knows it.
+            publish: Called with the label in wire ids once the correction is kept.
+
+        Returns:
+            The record, already kept.
+
+        Raises:
+            LabelError: The label is not understood; the message says why and where the file was kept.
+            StorageError: It could not be kept.
+        """
+        label_info = params.get("label_info")
+        received = Received(
+            image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, params.get("prediction"))
+        )
+        try:
+            submission = read_submission(file, label_info)
+            grid = read_image(image).grid
+            mapped = map_names(submission, grid)
+        except (LabelError, GridError, ImageError) as error:
+            parked = self._corrections.park(received, error)
+            raise LabelError(
+                f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
+            ) from error
+        findings = self._lint(mapped.codes, grid) if mapped.step == 2 else ()
+        correction = self._corrections.accept(received, mapped, grid, findings)
+        self._publish(correction, mapped, grid, publish)
+        return correction
+
+    def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
+        """The prediction that was corrected: as stated, else this client's newest one, else the newest."""
+        if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
+            return found
+        return self._predictions.latest(image_id, sender.client)
+
+    def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
+        labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS
+        info = {
+            "correction": correction.id,
+            "user": correction.user,
+            "client_id": correction.client,
+            "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+            "prediction": correction.prediction,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "label.nii.gz"
+            write_volume(file, to_wire(mapped.codes), grid)
+            publish(correction.image, file, STEP1_TAG if mapped.step == 1 else correction.tag, info)

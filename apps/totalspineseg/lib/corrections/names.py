@@ -1,0 +1,161 @@
+"""From segment names to codes: the only road by which a client's label becomes one of ours."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, BY_CODE, SACRUM, STEP1_FROM_CODE, VERTEBRAE, Kind, code_of_name
+from lib.corrections.submission import Segment, Submission
+from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME
+from lib.errors import LabelError
+from lib.geometry import Grid, LabelArray, require_same_grid
+
+PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
+"""Where segments overlap the later kind stays, as where the pipeline paints its own result."""
+NAMES_SHOWN: Final = 5
+"""How many names or values a message lists; a sentence stays readable."""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A submission in codes.
+
+    Attributes:
+        codes: (X, Y, Z) uint8 on the grid of the image.
+        step: 1 when the label is a corrected step-1 map (it has "vertebrae" in one piece), else 2.
+        overlap_voxels: Voxels that more than one segment claimed.
+        present: Codes that have voxels, ascending.
+    """
+
+    codes: LabelArray
+    step: int
+    overlap_voxels: int
+    present: tuple[int, ...]
+
+
+def map_names(submission: Submission, image: Grid) -> Mapped:
+    """Turn a submission into codes by the names of its segments.
+
+    Args:
+        submission: The label file as read. Not modified.
+        image: Grid of the image it belongs to.
+
+    Returns:
+        Codes on ``image``'s grid.
+
+    Raises:
+        LabelError: An unknown name, two segments for one structure, a value without a name, or no voxel at all.
+        GridError: The label lies on another grid.
+    """
+    codes = _codes(submission.segments)
+    require_same_grid(submission.grid, image)
+    filled = _filled(submission)
+    _require_no_review(filled)
+    painted, claims = _paint(submission, codes)
+    present = tuple(int(code) for code in np.unique(painted) if code != BACKGROUND)
+    if not present:
+        raise LabelError("a label with at least one marked voxel is required, got an empty one; draw or load a result")
+    step = 1 if any(_folded(segment) == VERTEBRAE_NAME for segment in filled) else 2
+    if step == 1:
+        _require_step1(present)
+    return Mapped(painted, step, int((claims > 1).sum()), present)
+
+
+def _folded(segment: Segment) -> str:
+    return segment.name.strip().casefold()
+
+
+def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
+    """The code of each segment, 0 for a review mark; "vertebrae" shares the sacrum's, as in step 1."""
+    codes: list[int] = []
+    named: dict[int | str, str] = {}
+    unknown = []
+    for segment in segments:
+        folded = _folded(segment)
+        if folded.startswith(REVIEW_PREFIX):
+            codes.append(BACKGROUND)
+            continue
+        code = SACRUM if folded == VERTEBRAE_NAME else code_of_name(segment.name)
+        if code is None:
+            unknown.append(segment.name)
+            continue
+        structure = VERTEBRAE_NAME if folded == VERTEBRAE_NAME else code
+        if structure in named:
+            raise LabelError(
+                f"one segment a structure is required, got {named[structure]!r} and {segment.name!r} for the same one; "
+                "merge or rename them"
+            )
+        named[structure] = segment.name
+        codes.append(code)
+    if unknown:
+        raise LabelError(
+            f"segment names of the published list are required, got {_listed(unknown)}; "
+            f"rename or remove {'it' if len(unknown) == 1 else 'them'}"
+        )
+    return tuple(codes)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:NAMES_SHOWN])) + (" and others" if len(names) > NAMES_SHOWN else "")
+
+
+def _filled(submission: Submission) -> tuple[Segment, ...]:
+    """The segments that have voxels, after checking that every voxel has exactly one segment in its layer."""
+    by_place = {(segment.layer, segment.value): segment for segment in submission.segments}
+    if len(by_place) < len(submission.segments):
+        raise LabelError("one voxel value a segment is required, got one value for two; save the segmentation again")
+    if any(not 0 <= segment.layer < len(submission.layers) for segment in submission.segments):
+        raise LabelError(
+            f"segments in the {len(submission.layers)} layers of the file are required, got one in another; "
+            "save the segmentation again"
+        )
+    filled = []
+    for layer, data in enumerate(submission.layers):
+        for value in (int(v) for v in np.unique(data) if v != BACKGROUND):
+            if (layer, value) not in by_place:
+                raise LabelError(
+                    f"a name for every voxel value is required, got value {value} without one; "
+                    "submit all segments with their names"
+                )
+            filled.append(by_place[layer, value])
+    return tuple(filled)
+
+
+def _require_no_review(filled: tuple[Segment, ...]) -> None:
+    marks = [segment.name for segment in filled if _folded(segment).startswith(REVIEW_PREFIX)]
+    if marks:
+        raise LabelError(
+            f"a label without review marks is required, got {_listed(marks)}, whose voxels hide the structure below; "
+            "remove the marks"
+        )
+
+
+def _require_step1(present: tuple[int, ...]) -> None:
+    """Check that a map with "vertebrae" in one piece holds no single vertebra but C1."""
+    single = [BY_CODE[c].name for c in present if c in VERTEBRAE and STEP1_FROM_CODE[c] == STEP1_FROM_CODE[SACRUM]]
+    if single:
+        raise LabelError(
+            f"either {VERTEBRAE_NAME!r} (step 1) or single vertebrae are required, got both ({_listed(single)}); "
+            f"remove {VERTEBRAE_NAME!r} from a finished label"
+        )
+
+
+def _paint(submission: Submission, codes: tuple[int, ...]) -> tuple[LabelArray, LabelArray]:
+    """Codes, and how many segments claim each voxel."""
+    painted = np.zeros(submission.layers[0].shape, dtype=np.uint8)
+    claims = np.zeros(painted.shape, dtype=np.uint8)
+    tables = np.zeros((len(submission.layers), np.iinfo(np.uint8).max + 1), dtype=np.uint8)
+    for segment, code in zip(submission.segments, codes, strict=True):
+        if BACKGROUND < segment.value < tables.shape[1]:
+            tables[segment.layer, segment.value] = code
+    layers = [table[data] for table, data in zip(tables, submission.layers, strict=True)]
+    if len(layers) == 1:
+        return layers[0], claims
+    for layer in layers:
+        claims += layer != BACKGROUND
+    # Inferior before superior, so that of two overlapping vertebrae or discs the superior one stays.
+    for code in sorted(set(codes) - {BACKGROUND}, key=lambda c: (PAINT_ORDER.index(BY_CODE[c].kind), -c)):
+        for layer in layers:
+            painted[layer == code] = code
+    return painted, claims

@@ -1,0 +1,80 @@
+"""Records of what was predicted for which image by which weights, so that a correction knows what it corrects."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.corrections import history
+
+RECORD_FILE = "record.json"
+UNLISTED = "unlisted"
+"""Folder for predictions on images that are not in the studies, such as those of a session."""
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """One prediction.
+
+    Attributes:
+        id: Sorts by time.
+        image: Image id; empty when the image is not among the studies.
+        model: Name of the model that was asked.
+        versions: Weights by step ("step1" -> version).
+        seconds: Time of each stage.
+        settings: As they applied, defaults included.
+        numbering: Report on the levels; None when the method gives none.
+        client: Who asked: client id and, with authentication, user.
+        created: UTC, ISO 8601.
+    """
+
+    id: str
+    image: str
+    model: str
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float]
+    settings: Mapping[str, Any]
+    numbering: Mapping[str, Any] | None
+    client: str
+    created: str = field(default_factory=history.now_text)
+
+
+class PredictionStore:
+    """Prediction records below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "predictions"
+
+    def keep(self, record: PredictionRecord) -> None:
+        """Add a record.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+
+        def fill(folder: Path) -> None:
+            history.write_json(folder / RECORD_FILE, asdict(record))
+
+        history.append_entry(self._folder(record.image), record.id, fill)
+
+    def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
+        """All predictions for an image, oldest first."""
+        return tuple(PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in self._entries(image_id))
+
+    def latest(self, image_id: str, client: str = "") -> PredictionRecord | None:
+        """The newest prediction for an image, preferring those ``client`` asked for; None when there is none."""
+        records = self.of_image(image_id)
+        own = tuple(record for record in records if client and record.client == client)
+        preferred = own or records
+        return preferred[-1] if preferred else None
+
+    def find(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
+        """The prediction of an image with this id, or None."""
+        return next((record for record in self.of_image(image_id) if record.id == prediction_id), None)
+
+    def _entries(self, image_id: str) -> tuple[Path, ...]:
+        return history.entries(self._folder(image_id))
+
+    def _folder(self, image_id: str) -> Path:
+        # Image folders have a prefix of their own, so that no image id can be the name of another folder.
+        return self._root / (f"image-{history.folder_name(image_id)}" if image_id else UNLISTED)

@@ -1,0 +1,229 @@
+"""Every correction anyone ever sent, append-only: the file as it came, its codes, and a record.
+
+``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``codes.nii.gz`` (accepted ones) and
+``record.json``. An entry appears whole or not at all, and none is ever changed.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lib.corrections import history
+from lib.corrections.names import Mapped
+from lib.corrections.predictions import PredictionRecord
+from lib.errors import StorageError, TotalSpineSegError
+from lib.geometry import Grid, LabelArray
+from lib.volume_io import read_labels, write_volume
+
+RECORD_FILE = "record.json"
+CODES_FILE = "codes.nii.gz"
+LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+"""Endings kept for the raw file; any other becomes ".bin"."""
+
+Status = Literal["accepted", "parked"]
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a correction, and from what.
+
+    Attributes:
+        user: Name of the authenticated user; "admin" where the server runs without authentication.
+        client: Id the client program gives for its user.
+        file_name: Name of the file as the client called it, without folders.
+    """
+
+    user: str
+    client: str
+    file_name: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The record of one submission.
+
+    Attributes:
+        id: Sorts by time.
+        image: Image id.
+        status: "accepted", or "parked": kept, but never shown as finished nor trained on.
+        reason: Why it is parked; empty when accepted.
+        step: 1 for a corrected step-1 map, 2 for a finished label; None when parked.
+        tag: Tag under which it was submitted.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        file_name: See ``Sender``.
+        raw: Name of the file as it came, inside the entry.
+        raw_sha256: Its hash.
+        image_sha256: Hash of the image it belongs to.
+        received: UTC, ISO 8601.
+        prediction: Id, model and weights of the prediction it corrects; None when there was none.
+        label_info: Segment names as they were sent.
+        present: Codes that have voxels.
+        overlap_voxels: Voxels more than one segment claimed.
+        findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
+    """
+
+    id: str
+    image: str
+    status: Status
+    reason: str
+    step: int | None
+    tag: str
+    user: str
+    client: str
+    file_name: str
+    raw: str
+    raw_sha256: str
+    image_sha256: str
+    received: str
+    prediction: Mapping[str, Any] | None
+    label_info: Any
+    present: tuple[int, ...] = ()
+    overlap_voxels: int = 0
+    findings: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Received:
+    """A submission before it is judged.
+
+    Attributes:
+        image_id: Image it belongs to.
+        image: That image's file or folder.
+        file: The submitted file.
+        tag: Tag under which it was submitted.
+        sender: Who sent it.
+        label_info: Segment names as they were sent.
+        prediction: What it corrects.
+    """
+
+    image_id: str
+    image: Path
+    file: Path
+    tag: str
+    sender: Sender
+    label_info: Any
+    prediction: PredictionRecord | None
+
+
+def label_suffix(name: str) -> str:
+    """The known ending of a label file's name, ".bin" when there is none."""
+    return next((suffix for suffix in LABEL_SUFFIXES if name.lower().endswith(suffix)), ".bin")
+
+
+class CorrectionStore:
+    """Corrections below a history folder; append-only, safe under simultaneous writers."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "corrections"
+
+    def accept(
+        self, received: Received, mapped: Mapped, grid: Grid, findings: tuple[Mapping[str, Any], ...] = ()
+    ) -> Correction:
+        """Keep a submission that could be read by name.
+
+        Args:
+            received: The submission.
+            mapped: Its codes.
+            grid: Grid of the image.
+            findings: What is odd about the label.
+
+        Raises:
+            StorageError: It could not be written; nothing is left half-written.
+        """
+        record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
+        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels}
+        return self._keep(Correction(**record), received.file, (mapped.codes, grid))
+
+    def park(self, received: Received, error: TotalSpineSegError) -> Correction:
+        """Keep a submission that could not be understood, with the reason.
+
+        Raises:
+            StorageError: It could not be written; nothing is left half-written.
+        """
+        return self._keep(Correction(**self._record(received, "parked", str(error))), received.file, None)
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """All corrections of an image, oldest first, parked ones too."""
+        return tuple(_read(entry) for entry in history.entries(self._folder(image_id)))
+
+    def all(self) -> Iterator[Correction]:
+        """All corrections of all images."""
+        for folder in history.entries(self._root):
+            for entry in history.entries(folder):
+                yield _read(entry)
+
+    def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
+        """The newest accepted correction of an image for a step; None when there is none."""
+        accepted = [c for c in self.of_image(image_id) if c.status == "accepted" and c.step == step]
+        return accepted[-1] if accepted else None
+
+    def codes(self, correction: Correction) -> LabelArray:
+        """Codes of an accepted correction, on the grid of its image.
+
+        Raises:
+            ValueError: The correction is parked.
+        """
+        if correction.status != "accepted":
+            raise ValueError(f"an accepted correction is required, got {correction.status!r} ({correction.reason})")
+        labels: LabelArray = read_labels(self.path(correction) / CODES_FILE).data
+        return labels
+
+    def path(self, correction: Correction) -> Path:
+        """The folder of a correction."""
+        return self._folder(correction.image) / correction.id
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root / history.folder_name(image_id)
+
+    def _record(
+        self,
+        received: Received,
+        status: Status,
+        reason: str,
+        *,
+        step: int | None = None,
+        findings: tuple[Mapping[str, Any], ...] = (),
+    ) -> dict[str, Any]:
+        prediction = received.prediction
+        return {
+            "id": history.new_id(),
+            "image": received.image_id,
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "tag": received.tag,
+            **asdict(received.sender),
+            "raw": f"raw{label_suffix(received.sender.file_name)}",
+            "raw_sha256": history.sha256_of(received.file),
+            "image_sha256": history.sha256_of(received.image),
+            "received": history.now_text(),
+            "prediction": None
+            if prediction is None
+            else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
+            "label_info": received.label_info,
+            "findings": findings,
+        }
+
+    def _keep(self, correction: Correction, raw: Path, codes: tuple[LabelArray, Grid] | None) -> Correction:
+        def fill(folder: Path) -> None:
+            history.copy_synced(raw, folder / correction.raw)
+            if codes is not None:
+                write_volume(folder / CODES_FILE, *codes)
+            history.write_json(folder / RECORD_FILE, asdict(correction))
+
+        history.append_entry(self._folder(correction.image), correction.id, fill)
+        return correction
+
+
+def _read(entry: Path) -> Correction:
+    record = history.read_json(entry / RECORD_FILE)
+    try:
+        sequences = {key: tuple(record[key]) for key in ("present", "findings")}
+        return Correction(**{**record, **sequences})
+    except (KeyError, TypeError) as error:
+        raise StorageError(
+            f"a correction record with all its fields is required, got {entry.name!r} of {os.fspath(entry.parent)}"
+        ) from error

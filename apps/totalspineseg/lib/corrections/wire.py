@@ -1,0 +1,71 @@
+"""Codes and the contiguous ids under which label maps travel to clients.
+
+Clients name the k-th published name for voxel value k, so the ids are 1..N in fixed order for every
+model. Step 1 does not tell vertebrae apart: what it publishes in the sacrum's place is "vertebrae",
+so that a corrected step-1 label can never be mistaken for a finished one.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, NAME_OF, SACRUM, WIRE_ID, WIRE_LABELS
+from lib.errors import LabelError
+from lib.geometry import LabelArray
+
+VERTEBRAE_NAME: Final = "vertebrae"
+"""Name of the one structure step 1 has for all vertebrae and the sacrum."""
+REVIEW_PREFIX: Final = "review"
+"""Names of segments that only mark what a reader should look at start so."""
+STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
+    {VERTEBRAE_NAME if name == NAME_OF[SACRUM] else name: wire_id for name, wire_id in WIRE_LABELS.items()}
+)
+"""Name -> wire id of step-1 label maps."""
+
+
+def _table(pairs: Mapping[int, int]) -> LabelArray:
+    table = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
+    for source, target in pairs.items():
+        table[source] = target
+    return table
+
+
+_TO_WIRE = _table(WIRE_ID)
+_FROM_WIRE = _table({wire_id: code for code, wire_id in WIRE_ID.items()})
+
+
+def to_wire(codes: LabelArray) -> LabelArray:
+    """A map of codes as wire ids.
+
+    Args:
+        codes: (X, Y, Z) uint8. Not modified.
+
+    Returns:
+        uint8 of the same shape; all 0 stays all 0.
+
+    Raises:
+        LabelError: A value that is no code.
+    """
+    wire: LabelArray = _TO_WIRE[codes]
+    _require_known(codes, wire, "codes of the label table")
+    return wire
+
+
+def from_wire(wire: LabelArray) -> LabelArray:
+    """A map of wire ids as codes; see ``to_wire``.
+
+    Raises:
+        LabelError: A value that is no wire id.
+    """
+    codes: LabelArray = _FROM_WIRE[wire]
+    _require_known(wire, codes, f"ids 0..{len(WIRE_ID)}")
+    return codes
+
+
+def _require_known(source: LabelArray, mapped: LabelArray, required: str) -> None:
+    lost = (source != BACKGROUND) & (mapped == BACKGROUND)
+    if lost.any():
+        values = [int(value) for value in np.unique(source[lost])]
+        raise LabelError(f"a label map with {required} is required, got {values!r}; send the map as it was published")
