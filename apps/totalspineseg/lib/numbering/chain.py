@@ -1,0 +1,215 @@
+"""Name a column by weighing all evidence at once, and say how sure each name is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import BY_CODE, NAME_OF, Kind
+from lib.numbering.advice import shift_text, would_settle
+from lib.numbering.evidence import Evidence, Floats, Item, Labels, Pin, gather
+from lib.numbering.loose import name_loose
+from lib.numbering.solver import FALSE, Chain, Path, posterior
+from lib.transforms.labeling import UNNAMED, Naming
+from lib.transforms.pieces import Pieces, Step
+
+__all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
+
+CONFIDENT_PROBABILITY: Final = 0.95
+"""Below this chance that every level is right, the result is an abstention: one scan in twenty is the most a reader
+should have to expect wrong among those called certain."""
+WORTH_TRYING: Final = 0.002
+"""A name for a piece with less than this chance starts no competing numbering."""
+WORTH_NAMING: Final = 0.005
+"""A competing numbering below this chance is not reported."""
+MAX_ALTERNATIVES: Final = 4
+MAX_TRACED: Final = 12
+"""Competing numberings looked at, best first."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One named level.
+
+    Attributes:
+        code: Its code.
+        name: Its name.
+        kind: Disc, vertebra or sacrum.
+        probability: Chance that the name is right.
+        runner_up: Code of the next best name; 0 where none is possible ("not a structure of the column").
+        runner_up_probability: Its chance.
+        piece: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
+    """
+
+    code: int
+    name: str
+    kind: Kind
+    probability: float
+    runner_up: int
+    runner_up_probability: float
+    piece: int
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A competing numbering.
+
+    Attributes:
+        probability: Chance that all its names are right.
+        shift: How it differs, for a reader.
+        codes: Its codes for the levels of ``Numbering.levels``, in their order; 0 = not a structure.
+    """
+
+    probability: float
+    shift: str
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The names of a column with what is known about them.
+
+    Attributes:
+        naming: Code per piece, 0 = no structure of the column.
+        probability: Chance that all names are right.
+        levels: Named levels, superior to inferior; one per structure even where it is split.
+        alternatives: Competing numberings, the most probable first.
+        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY``; if not, this is an abstention.
+        would_settle: What would decide between the alternatives; empty when confident.
+        missed: Codes of structures in view that have no piece.
+    """
+
+    naming: Naming
+    probability: float
+    levels: tuple[Level, ...]
+    alternatives: tuple[Alternative, ...]
+    confident: bool
+    would_settle: tuple[str, ...]
+    missed: tuple[int, ...]
+
+
+def number_chain(
+    pieces: Pieces,
+    raw: Labels,
+    step: Step,
+    *,
+    affine: Floats,
+    localizer: npt.NDArray[np.integer] | None = None,
+    pins: Sequence[Pin] = (),
+    soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> Numbering:
+    """Name the pieces of one map.
+
+    Args:
+        pieces: From ``find_pieces``.
+        raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
+        step: 1 or 2.
+        affine: (4, 4) voxel -> RAS mm.
+        localizer: Codes of another series of the patient on the same grid, or None. Not modified.
+        pins: Levels a reader has fixed.
+        soft: Region name -> probability (X, Y, Z) of the landmark discs, or None. Not modified.
+
+    Returns:
+        The best numbering. Without pieces an empty one that is not confident.
+
+    Raises:
+        ValueError: A pin does not name a level.
+    """
+    evidence = gather(pieces, raw, step, affine=affine, localizer=localizer, pins=pins, soft=soft)
+    if not evidence.items:
+        naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
+        return Numbering(naming, 0.0, (), (), False, would_settle((), ()), ())
+    chain = Chain(evidence)
+    before, after = chain.forward("sum"), chain.backward("sum")
+    chances = posterior(chain, before, after)
+    ranked = _ranked(chain, chances, chain.total(before))
+    best, probability = _agreeing(ranked)
+    naming = _naming(best, evidence, pieces)
+    slots = chain.column_through(best)
+    depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
+    naming = name_loose(naming, pieces, evidence, best, depths)
+    levels = _levels(best, evidence, chances)
+    shown = [k for level in levels for k in [_item_of(level, evidence)]]
+    alternatives = tuple(
+        Alternative(chance, shift_text([best[k] for k in shown], [path[k] for k in shown]), tuple(path[k] for k in shown))
+        for path, chance in ranked
+        if chance >= WORTH_NAMING and _differ(path, best)
+    )[:MAX_ALTERNATIVES]
+    confident = probability >= CONFIDENT_PROBABILITY
+    codes = tuple(level.code for level in levels)
+    settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
+    return Numbering(naming, probability, levels, alternatives, confident, settle, chain.missed(best))
+
+
+def _ranked(chain: Chain, chances: Sequence[Mapping[int, float]], total: float) -> list[tuple[Path, float]]:
+    """Competing numberings with their chances, the most probable first."""
+    before, after = chain.forward("max"), chain.backward("max")
+    starts: list[tuple[float, int, tuple[int, int, int]]] = []
+    for k, codes in enumerate(chances):
+        joint = before[k] * after[k]
+        for code, chance in codes.items():
+            if chance < WORTH_TRYING:
+                continue
+            values = joint[:, :, :-1] * (chain.tree.code == code)
+            scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
+            starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
+    paths: dict[Path, float] = {}
+    seen: set[float] = set()
+    for value, k, state in sorted(starts, key=lambda s: -s[0]):
+        if len(paths) >= MAX_TRACED:
+            break
+        # The same path has the same maximum wherever it is traced from.
+        if any(abs(value - other) <= 1e-9 * other for other in seen):
+            continue
+        seen.add(value)
+        path = chain.trace(k, state, before, after)
+        if path not in paths:
+            paths[path] = chain.weight_of(path) / total
+    return sorted(paths.items(), key=lambda item: -item[1])
+
+
+def _differ(path: Path, other: Path) -> bool:
+    """Whether two numberings name a piece differently (not only doubt that it is one)."""
+    return any(a != b for a, b in zip(path, other, strict=True) if FALSE not in (a, b))
+
+
+def _agreeing(ranked: Sequence[tuple[Path, float]]) -> tuple[Path, float]:
+    """The best numbering; those that agree with it wherever both name a piece count for it."""
+    best = ranked[0][0]
+    return best, min(1.0, sum(chance for path, chance in ranked if not _differ(path, best)))
+
+
+def _naming(path: Path, evidence: Evidence, pieces: Pieces) -> Naming:
+    discs, vertebrae = [UNNAMED] * len(pieces.discs), [UNNAMED] * len(pieces.vertebrae)
+    for code, item in zip(path, evidence.items, strict=True):
+        if item.index >= 0:
+            (discs if item.kind is Kind.DISC else vertebrae)[item.index] = code
+    return Naming(tuple(discs), tuple(vertebrae))
+
+
+def _levels(path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float]]) -> tuple[Level, ...]:
+    """One level per code, described by its largest piece."""
+    largest: dict[int, int] = {}
+    for k, code in enumerate(path):
+        if code != FALSE:
+            other = largest.get(code)
+            if other is None or evidence.items[k].volume_mm3 > evidence.items[other].volume_mm3:
+                largest[code] = k
+    return tuple(_level(code, evidence.items[k], chances[k]) for code, k in largest.items())
+
+
+def _level(code: int, item: Item, chances: Mapping[int, float]) -> Level:
+    others = {c: p for c, p in chances.items() if c != code}
+    others[FALSE] = max(0.0, 1.0 - sum(chances.values()))
+    runner_up = max(others, key=lambda c: others[c])
+    probability = min(1.0, chances.get(code, 0.0))
+    return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
+
+
+def _item_of(level: Level, evidence: Evidence) -> int:
+    disc = level.kind is Kind.DISC
+    return next(
+        k for k, item in enumerate(evidence.items) if item.index == level.piece and (item.kind is Kind.DISC) == disc
+    )

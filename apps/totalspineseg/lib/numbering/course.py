@@ -1,0 +1,87 @@
+"""Distance along the canal, the ruler everything is measured with."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter1d
+
+from lib.transforms.centerline import canal_extent
+from lib.transforms.components import Mask
+
+Floats = npt.NDArray[np.float64]
+
+SMOOTHING_MM: Final = 8.0
+"""Standard deviation of the smoothing of the canal's middle: flattens voxel steps, keeps every real curve (a
+curve of the spine is longer than 60 mm)."""
+TANGENT_MM: Final = 25.0
+"""Length of the end piece from which the line is continued straight beyond the canal."""
+BEYOND_MM: Final = 80.0
+"""How far the line is continued at both ends."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """A line through the canal, superior to inferior.
+
+    Attributes:
+        points_mm: (n, 3) points, voxel index times spacing.
+        distance_mm: (n,) distance along the line; 0 where the canal starts, negative above.
+    """
+
+    points_mm: Floats
+    distance_mm: Floats
+
+    def locate(self, points_mm: npt.ArrayLike) -> Floats:
+        """Distance along the line of the place nearest to each point.
+
+        Args:
+            points_mm: (m, 3) points, voxel index times spacing.
+
+        Returns:
+            (m,) mm, rising to inferior.
+        """
+        points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
+        square = ((points[:, None, :] - self.points_mm[None, :, :]) ** 2).sum(axis=2)
+        nearest = square.argmin(axis=1)
+        before, after = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, len(self.points_mm) - 1)
+        tangent = self.points_mm[after] - self.points_mm[before]
+        length = np.linalg.norm(tangent, axis=1)
+        along = ((points - self.points_mm[nearest]) * tangent).sum(axis=1) / np.maximum(length, 1e-9)
+        return np.asarray(self.distance_mm[nearest] + np.clip(along, -length, length), dtype=np.float64)
+
+
+def course_of(canal: Mask, spacing_mm: Floats) -> Course | None:
+    """The line through the canal.
+
+    Args:
+        canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
+        spacing_mm: (3,) voxel size.
+
+    Returns:
+        The line, or None where no slice has canal.
+    """
+    extent = canal_extent(canal)
+    if extent.z.size == 0:
+        return None
+    z = np.arange(extent.z[0], extent.z[-1] + 1)
+    middle = np.stack([(extent.x_first + extent.x_last) / 2, (extent.y_first + extent.y_last) / 2], axis=1)
+    line = np.stack([np.interp(z, extent.z, middle[:, a]) for a in range(2)], axis=1)
+    line = gaussian_filter1d(line, SMOOTHING_MM / spacing_mm[2], axis=0, mode="nearest")
+    points = (np.column_stack([line, z]) * spacing_mm)[::-1]
+    points = _continued(points, float(spacing_mm[2]))
+    distance = np.concatenate([[0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()])
+    return Course(points, distance - BEYOND_MM)
+
+
+def _continued(points: Floats, step_mm: float) -> Floats:
+    """Both ends continued straight, one point per mm."""
+    reach = max(1, min(len(points) - 1, round(TANGENT_MM / step_mm)))
+    down = np.array([0.0, 0.0, -1.0])
+    first = points[reach] - points[0] if len(points) > 1 else down
+    last = points[-1] - points[-1 - reach] if len(points) > 1 else down
+    away = np.arange(1.0, BEYOND_MM + 1)[:, None]
+    above = points[0] - away[::-1] * first / np.linalg.norm(first)
+    below = points[-1] + away * last / np.linalg.norm(last)
+    return np.concatenate([above, points, below])

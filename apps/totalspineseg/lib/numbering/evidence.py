@@ -1,0 +1,277 @@
+"""What the maps say, piece by piece, as numbers the chain model can weigh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
+from lib.numbering.course import Course, course_of
+from lib.transforms.centerline import canal_extent
+from lib.transforms.pieces import Piece, Pieces, Step, canal_mask
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.uint8]
+
+END_MM: Final = 2.0
+"""A piece this near to the first or last slice is cut off by the field of view."""
+PIN_REACH_MM: Final = 15.0
+"""A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
+MIN_C1_VOLUME_MM3: Final = 100.0
+"""Less of the class C1 is a speck."""
+LOCALIZER_MIN_SHARE: Final = 0.10
+"""A piece that shares less of its volume with the localizer's levels says nothing."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A level a reader has fixed.
+
+    Attributes:
+        code: Code of a vertebra or disc, or the sacrum.
+        point_mm: A point in that structure, RAS mm of the map's affine.
+    """
+
+    code: int
+    point_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece as the chain sees it.
+
+    Attributes:
+        kind: Disc, vertebra or sacrum.
+        index: Place in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
+        place_mm: Distance along the canal, rising to inferior.
+        cut: Whether the field of view cuts it off.
+        width_mm: Lateral extent.
+        volume_mm3: Volume.
+        landmarks: Disc code -> share of the piece in that landmark's class.
+        odd: Share of odd among odd and even voxels; None where the class says nothing.
+        localizer: Code -> share of the piece's overlap with the localizer; empty where there is none.
+        pin: Code a reader gave it, or None.
+        is_c1: Whether the network says C1.
+    """
+
+    kind: Kind
+    index: int
+    place_mm: float
+    cut: bool
+    width_mm: float
+    volume_mm3: float
+    landmarks: Mapping[int, float] = field(default_factory=dict)
+    odd: float | None = None
+    localizer: Mapping[int, float] = field(default_factory=dict)
+    pin: int | None = None
+    is_c1: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything known about one map.
+
+    Attributes:
+        step: 1 or 2.
+        items: Pieces with a place in the column, superior to inferior.
+        loose: Vertebra pieces without a body in view (processes only), to be attached afterwards: index -> place
+            along the canal, mm.
+        above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
+        below_mm: The same below the last item.
+    """
+
+    step: Step
+    items: tuple[Item, ...]
+    loose: Mapping[int, float]
+    above_mm: float
+    below_mm: float
+
+
+def gather(
+    pieces: Pieces,
+    raw: Labels,
+    step: Step,
+    *,
+    affine: Floats,
+    localizer: npt.NDArray[np.integer] | None = None,
+    pins: Sequence[Pin] = (),
+    soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
+) -> Evidence:
+    """Measure every piece.
+
+    Args:
+        pieces: From ``find_pieces``.
+        raw: uint8 (X, Y, Z) RAS, the step's classes. Not modified.
+        step: 1 or 2.
+        affine: (4, 4) voxel -> RAS mm.
+        localizer: Codes on the same grid, or None. Not modified.
+        pins: Levels a reader has fixed.
+        soft: Region name -> probability on the same grid; regions of landmark discs count. Not modified.
+
+    Returns:
+        The evidence; no items where there are no pieces.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    course = course_of(canal_mask(raw, step), spacing)
+    seen = _Seen(pieces, raw, spacing, course, localizer, soft)
+    items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
+    loose: dict[int, float] = {}
+    highest = max((p.z_order for p in pieces.vertebrae), default=0.0)
+    for k, piece in enumerate(pieces.vertebrae):
+        if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or _is_atlas(piece, highest):
+            items.append(seen.item(piece, k))
+        else:
+            loose[k] = seen.place(piece.centroid_vox)
+    if step == 1:
+        items += seen.c1()
+    items.sort(key=lambda item: item.place_mm)
+    items = _pinned(items, pieces, pins, affine, spacing)
+    above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
+    return Evidence(step, tuple(items), loose, above, below)
+
+
+ATLAS_WIDTH_VOX: Final = 40
+"""C1 is 60-80 mm wide; a piece of processes alone is narrower."""
+
+
+def _is_atlas(piece: Piece, highest: float) -> bool:
+    """Whether a topmost piece without a body is an atlas whose anterior arch is missing."""
+    return piece.z_order >= highest and piece.box[0].stop - piece.box[0].start >= ATLAS_WIDTH_VOX
+
+
+class _Seen:
+    """The map with its ruler, so that pieces can be measured one by one."""
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        raw: Labels,
+        spacing: Floats,
+        course: Course | None,
+        localizer: npt.NDArray[np.integer] | None,
+        soft: Mapping[str, npt.NDArray[np.float32]] | None,
+    ) -> None:
+        self.pieces, self.raw, self.spacing, self.course = pieces, raw, spacing, course
+        self.localizer, self.soft = localizer, soft or {}
+
+    def place(self, point_vox: Sequence[float]) -> float:
+        point = np.asarray(point_vox) * self.spacing
+        return float(self.course.locate(point)[0]) if self.course is not None else -float(point[2])
+
+    def item(self, piece: Piece, index: int) -> Item:
+        inside = self._mask(piece, index)
+        sides = [(s.stop - s.start) * mm for s, mm in zip(piece.box, self.spacing, strict=True)]
+        end = END_MM / self.spacing[2]
+        return Item(
+            kind=piece.kind,
+            index=index,
+            place_mm=self.place(piece.body_centroid_vox or piece.centroid_vox),
+            cut=piece.box[2].start < end or piece.box[2].stop > self.raw.shape[2] - end,
+            width_mm=sides[0],
+            volume_mm3=piece.voxels * float(np.prod(self.spacing)),
+            landmarks=self._landmarks(piece, inside) if piece.kind is Kind.DISC else {},
+            odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
+            localizer=self._localizer(piece, inside),
+        )
+
+    def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
+        numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map
+        if numbered is None:
+            raise ValueError("pieces with vertebrae need their vertebra map, got None")
+        return np.asarray(numbered[piece.box] == index + 1)
+
+    def _landmarks(self, piece: Piece, inside: npt.NDArray[np.bool_]) -> dict[int, float]:
+        total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES) or 1
+        shares = {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()}
+        for code in shares:
+            region = "disc_" + BY_CODE[code].name.replace("-", "_")
+            if region in self.soft:
+                shares[code] = (shares[code] + float(self.soft[region][piece.box][inside].mean())) / 2
+        return shares
+
+    def _localizer(self, piece: Piece, inside: npt.NDArray[np.bool_]) -> dict[int, float]:
+        if self.localizer is None:
+            return {}
+        counts = np.bincount(np.clip(self.localizer[piece.box][inside], 0, 255), minlength=256)
+        levels = {c: int(counts[c]) for c, s in BY_CODE.items() if counts[c] and s.kind not in (Kind.CORD, Kind.CANAL)}
+        total = sum(levels.values())
+        if total < LOCALIZER_MIN_SHARE * piece.voxels:
+            return {}
+        return {code: n / total for code, n in levels.items()}
+
+    def c1(self) -> list[Item]:
+        """C1 of a step-1 map, which has a class but no piece."""
+        mask = self.raw == Step1.C1.value
+        volume = float(mask.sum()) * float(np.prod(self.spacing))
+        if volume < MIN_C1_VOLUME_MM3:
+            return []
+        xyz = np.argwhere(mask)
+        width = (np.ptp(xyz[:, 0]) + 1) * self.spacing[0]
+        cut = bool(xyz[:, 2].max() + END_MM / self.spacing[2] >= self.raw.shape[2])
+        return [Item(Kind.VERTEBRA, -1, self.place(xyz.mean(axis=0)), cut, float(width), volume, is_c1=True)]
+
+    def bone_beyond(self, items: Sequence[Item]) -> tuple[float, float]:
+        """Length of vertebral bodies in view beyond the first and the last item, mm."""
+        if not items or self.course is None:
+            return 0.0, 0.0
+        bone = np.isin(self.raw, (Step1.VERTEBRAE.value, Step1.C1.value))
+        extent = canal_extent(canal_mask(self.raw, 1))
+        heights = [z for z, y in zip(extent.z, extent.y_last, strict=True) if bone[:, y + 1 :, z].any()]
+        if not heights:
+            return 0.0, 0.0
+        ends = [self._front(bone, z, extent.y_last[np.searchsorted(extent.z, z)]) for z in (heights[-1], heights[0])]
+        top, bottom = (self.place(p) for p in ends)
+        return max(0.0, items[0].place_mm - top), max(0.0, bottom - items[-1].place_mm)
+
+    def _front(self, bone: npt.NDArray[np.bool_], z: int, canal_y: int) -> Floats:
+        xy = np.argwhere(bone[:, canal_y + 1 :, z]).mean(axis=0)
+        return np.array([xy[0], xy[1] + canal_y + 1, z])
+
+
+def odd_share(piece: Piece) -> float | None:
+    """Share of odd among a vertebra's odd and even voxels; None where it has neither."""
+    odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
+    even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
+    return odd / (odd + even) if odd + even else None
+
+
+def _pinned(
+    items: Sequence[Item], pieces: Pieces, pins: Sequence[Pin], affine: Floats, spacing: Floats
+) -> list[Item]:
+    """Items with the codes readers gave them; each pin goes to the nearest piece of its kind."""
+    result = list(items)
+    for pin in pins:
+        structure = BY_CODE.get(pin.code)
+        if structure is None or structure.kind in (Kind.CORD, Kind.CANAL):
+            raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
+        point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
+        found = _nearest(result, pieces, structure.kind, pin.code, point, spacing)
+        if found is not None:
+            result[found] = replace(result[found], pin=pin.code)
+    return result
+
+
+def _nearest(
+    items: Sequence[Item], pieces: Pieces, kind: Kind, code: int, point_vox: Floats, spacing: Floats
+) -> int | None:
+    best, best_mm = None, PIN_REACH_MM
+    for k, item in enumerate(items):
+        if (item.kind is Kind.DISC) != (kind is Kind.DISC):
+            continue
+        if item.index < 0:
+            continue
+        numbered = pieces.disc_map if kind is Kind.DISC else pieces.vertebra_map
+        piece = (pieces.discs if kind is Kind.DISC else pieces.vertebrae)[item.index]
+        low = np.array([s.start for s in piece.box])
+        high = np.array([s.stop - 1 for s in piece.box])
+        away = float(np.linalg.norm((point_vox - np.clip(point_vox, low, high)) * spacing))
+        if away >= best_mm or numbered is None:
+            continue
+        xyz = np.argwhere(numbered[piece.box] == item.index + 1) + low
+        away = float(np.sqrt((((xyz - point_vox) * spacing) ** 2).sum(axis=1).min()))
+        if away < best_mm:
+            best, best_mm = k, away
+    return best
+

@@ -1,0 +1,89 @@
+"""Names for vertebrae of which only processes are in view: their order along the canal misleads."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BY_CODE, PARITY, Kind, Parity
+from lib.numbering.evidence import Evidence, Item, odd_share
+from lib.numbering.solver import Path
+from lib.numbering.states import HEIGHT_MM
+from lib.transforms.labeling import UNNAMED, Naming
+from lib.transforms.pieces import Piece, Pieces
+
+DROP: Final = 0.6
+"""How far processes alone lie below the body of their vertebra, share of a level's height: 0.3 in the neck, up to one
+level in the middle of the chest, and what is left of a cut-off vertebra is its lowest part."""
+PARITY_COST: Final = 1.5
+"""A fragment of the other odd/even class than the name asks for, in levels of distance."""
+TAKEN_COST: Final = 0.5
+"""A name whose vertebra has a body in view, in levels of distance."""
+MAX_COST: Final = 1.6
+"""A fragment farther than this from every name stays unnamed."""
+
+
+def name_loose(
+    naming: Naming, pieces: Pieces, evidence: Evidence, path: Path, depths_mm: Mapping[int, float]
+) -> Naming:
+    """Attach fragments without a body to the vertebra they most probably belong to.
+
+    Args:
+        naming: Names of all other pieces.
+        pieces: The pieces.
+        evidence: From ``gather``.
+        path: Code of each item.
+        depths_mm: Code -> depth along the column of scale 1, for the column the path runs through.
+
+    Returns:
+        The naming with the fragments named; unchanged where there are none or nothing else has a name.
+    """
+    named = [(item, code) for item, code in zip(evidence.items, path, strict=True) if code in depths_mm]
+    if not evidence.loose or not named:
+        return naming
+    places = _places(named, depths_mm)
+    swapped = _swapped(named)
+    vertebrae = list(naming.vertebrae)
+    taken = {code for code in naming.vertebrae if code != UNNAMED}
+    for k, place in evidence.loose.items():
+        costs = {
+            code: _cost(pieces.vertebrae[k], place, code, places[code], swapped) + TAKEN_COST * (code in taken)
+            for code in places
+        }
+        best = min(costs, key=lambda code: costs[code])
+        vertebrae[k] = best if costs[best] <= MAX_COST else UNNAMED
+    return Naming(naming.discs, tuple(vertebrae))
+
+
+def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> dict[int, float]:
+    """Where the body of each vertebra is or would be along the canal, mm."""
+    depth = np.array([depths_mm[code] for _, code in named])
+    place = np.array([item.place_mm for item, _ in named])
+    span = depth[-1] - depth[0]
+    scale = float((place[-1] - place[0]) / span) if span > 0 else 1.0
+    result = {}
+    for code, at in depths_mm.items():
+        if BY_CODE[code].kind is not Kind.VERTEBRA:
+            continue
+        inside = float(np.interp(at, depth, place))
+        result[code] = inside + scale * (min(0.0, at - depth[0]) + max(0.0, at - depth[-1]))
+    return result
+
+
+def _swapped(named: list[tuple[Item, int]]) -> bool:
+    """Whether the map calls even positions odd."""
+    votes = 0.0
+    for item, code in named:
+        if item.odd is not None and code in PARITY:
+            as_named = item.odd if PARITY[code] is Parity.ODD else 1 - item.odd
+            votes += as_named - 0.5
+    return votes < 0
+
+
+def _cost(piece: Piece, place_mm: float, code: int, body_mm: float, swapped: bool) -> float:
+    away = abs(place_mm - body_mm - DROP * HEIGHT_MM[code]) / HEIGHT_MM[code]
+    odd = odd_share(piece)
+    if odd is None:
+        return away
+    right = odd if (PARITY[code] is Parity.ODD) != swapped else 1 - odd
+    return away + PARITY_COST * (1 - right)

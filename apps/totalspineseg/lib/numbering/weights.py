@@ -1,0 +1,227 @@
+"""How well each piece fits each slot, and each step from slot to slot: the constants of the model.
+
+Everything is a likelihood ratio: how much more probable the evidence is if the piece stands in the slot than if
+it were a false component anywhere.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import C1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
+from lib.numbering.evidence import Item
+from lib.numbering.states import Floats, States, states
+
+JUMPS: Final = 11
+"""Slots one step may span (0-10): up to five levels without a single piece found."""
+LOOKBACK: Final = 4
+"""A piece may follow the fourth piece before it: up to three false components in a row."""
+
+P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
+"""Chance that a component of usual size is not real."""
+P_MISSED_DISC: Final = 0.03
+"""Chance that a disc in view has no component (fused, severely degenerated, missed by the network)."""
+P_MISSED_VERTEBRA: Final = 0.02
+"""Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
+P_SPLIT: Final = 0.02
+"""Chance that the next component is another part of the same structure."""
+P_C1_CLASS_WRONG: Final = 0.01
+"""Chance that class C1 of step 1 stands elsewhere: the ring is unlike every other vertebra."""
+P_PARITY_WRONG: Final = 0.04
+"""Chance that a vertebra has the other odd/even class."""
+P_KIND_WRONG: Final = 0.01
+"""Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
+
+LANDMARK_OWN: Final = 0.87
+"""Chance that a landmark disc carries its own class; otherwise it is plain (0.11) or another landmark."""
+LANDMARK_LOST: Final = 0.11
+LANDMARK_OTHER: Final = 0.02 / 3
+LANDMARK_NEAR: Final = (0.05, 0.005)
+"""Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
+it makes a landmark that moved by one level (0.55 %) as improbable as one of 180, but comparable to a rare variant."""
+LANDMARK_FAR: Final = 0.001
+"""The same farther away."""
+
+SCALES: Final = np.exp(np.linspace(-0.45, 0.36, 7))
+"""Sizes of people relative to ``HEIGHT_MM``: 0.64 (a child of six) to 1.43."""
+SCALE_SPREAD: Final = 0.17
+"""Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
+SPACING_SPREAD: Final = 0.13
+"""Standard deviation of the distance of two pieces, share of the expected one: varying levels, slipped centers."""
+SPACING_MM: Final = 1.5
+"""Standard deviation independent of the distance, mm: voxel size and ragged borders."""
+CUT_SPREAD: Final = 0.3
+"""Added for a piece cut by the field of view, share of the level's height: its center is off by up to half."""
+SPLIT_SPREAD: Final = 0.25
+"""Distance of the parts of one structure, share of the level's height."""
+UNIT_MM: Final = 25.0
+"""Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
+P_ODD_SPACING: Final = 0.02
+"""Chance that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
+ODD_SPACING_MM: Final = 80.0
+"""Range of such distances."""
+
+WIDTH_SPREAD: Final = 0.16
+"""Standard deviation of the logarithm of a lateral width around ``States.width_mm``, patients and maps together."""
+WIDTH_ITEMS: Final = 2.0
+"""Widths of one patient err together: all of them count as this many independent ones."""
+SMALL: Final = 0.45
+"""A component whose lateral width is below this share of its neighbors' is more likely false."""
+FALSE_IF_SMALL: Final = 12.0
+"""By this factor."""
+FALSE_IF_TINY: Final = 60.0
+"""The same below a quarter of the neighbors' width: a speck."""
+TINY: Final = 0.25
+
+LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
+"""How far an overlap with the localizer's structure 0, 1 or 2 slots away supports a slot: patients move."""
+LOCALIZER_FLOOR: Final = 0.02
+"""Chance that the localizer is wrong about a piece."""
+LOCALIZER_ITEMS: Final = 3.0
+"""A localizer is right or wrong as a whole: all overlaps count as this many independent ones."""
+PIN_WEIGHT: Final = 1e-15
+"""Weight of every code but the pinned one: a reader's word outweighs all other evidence."""
+
+_COLUMN = column(len(THORACIC), len(LUMBAR))
+
+
+def _order() -> Mapping[int, int]:
+    codes: list[int] = []
+    for vertebra, disc in zip(_COLUMN.vertebrae, _COLUMN.discs, strict=True):
+        codes += [vertebra] if disc is None else [vertebra, disc]
+    return MappingProxyType({code: place for place, code in enumerate([*codes, SACRUM])})
+
+
+ORDER: Final = _order()
+"""Code -> place along the column with every variant's vertebra."""
+
+
+@cache
+def _tree() -> States:
+    return states(JUMPS)
+
+
+@cache
+def _landmark_table() -> Floats:
+    """(slots, 1 + landmarks): chance of each class (plain first) on a disc in each slot."""
+    tree = _tree()
+    count = tree.code.size
+    table = np.zeros((count, 1 + len(LANDMARK_DISCS)))
+    for k in np.flatnonzero(tree.disc):
+        own = int(tree.code[k]) in LANDMARK_DISCS
+        for place, landmark in enumerate(LANDMARK_DISCS, start=1):
+            if tree.code[k] == landmark:
+                table[k, place] = LANDMARK_OWN
+                continue
+            away = _levels_between(tree, int(k), landmark)
+            near = LANDMARK_NEAR[away - 1] if away <= len(LANDMARK_NEAR) else LANDMARK_FAR
+            table[k, place] = LANDMARK_OTHER if own else near
+        table[k, 0] = LANDMARK_LOST if own else 1.0 - table[k, 1:].sum()
+    return table
+
+
+def _levels_between(tree: States, slot: int, landmark: int) -> int:
+    """Discs from a slot to the nearest landmark of this code above or below it; large if on no common path."""
+    best = tree.code.size
+    for other in np.flatnonzero(tree.code == landmark):
+        upper, lower = (int(other), slot) if tree.depth_mm[other] < tree.depth_mm[slot] else (slot, int(other))
+        steps, node = 0, lower
+        while node >= 0 and node != upper:
+            steps += int(tree.disc[node])
+            node = int(tree.parent[node])
+        if node == upper:
+            best = min(best, steps)
+    return best
+
+
+def fit(items: tuple[Item, ...]) -> Floats:
+    """How well each piece fits each slot.
+
+    Args:
+        items: Pieces, superior to inferior.
+
+    Returns:
+        (items, 2, slots) likelihoods; the middle axis is whether the step-2 classes are swapped
+        (odd marks the even positions), which is as likely as not.
+    """
+    tree = _tree()
+    result = np.zeros((len(items), 2, tree.code.size))
+    widths = sum(1 for item in items if not item.cut) or 1
+    overlaps = sum(1 for item in items if item.localizer) or 1
+    for k, item in enumerate(items):
+        base = _kind_fit(item, tree)
+        if item.kind is Kind.DISC:
+            shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
+            shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
+            with np.errstate(divide="ignore"):
+                base = base * np.exp(np.where(tree.disc, np.log(_landmark_table() + 1e-12) @ shares, 0.0))
+        base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
+        base = base * _localizer_fit(item, tree) ** min(1.0, LOCALIZER_ITEMS / overlaps)
+        if item.pin is not None:
+            base = np.where(tree.code == item.pin, base, base * PIN_WEIGHT)
+        result[k] = base * _parity_fit(item, tree)
+    return result
+
+
+def _kind_fit(item: Item, tree: States) -> Floats:
+    sacrum = tree.code == SACRUM
+    if item.kind is Kind.DISC:
+        return tree.disc.astype(np.float64)
+    if item.is_c1:
+        return (tree.code == C1).astype(np.float64)
+    vertebra = ~tree.disc & ~sacrum
+    right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
+    values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
+    return np.asarray(vertebra * values[0] + sacrum * values[1], dtype=np.float64)
+
+
+def _width_fit(item: Item, tree: States) -> Floats:
+    """Relative to the best slot, so that a strange size says nothing about being false (``false_weight`` does)."""
+    if item.cut or item.kind is not Kind.DISC:
+        return np.ones(tree.code.size)
+    away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
+    score = np.exp(-0.5 * np.minimum(away**2, 9.0))
+    return np.asarray(score / score.max())
+
+
+def _localizer_fit(item: Item, tree: States) -> Floats:
+    if not item.localizer:
+        return np.ones(tree.code.size)
+    places = np.array([ORDER[int(code)] for code in tree.code])
+    score = np.full(tree.code.size, LOCALIZER_FLOOR)
+    for code, share in item.localizer.items():
+        away = np.abs(places - ORDER[code])
+        for distance, support in enumerate(LOCALIZER_NEAR):
+            score += share * support * (away == distance)
+    return score
+
+
+def _parity_fit(item: Item, tree: States) -> Floats:
+    """(2, slots): as the classes are named, and swapped."""
+    if item.odd is None:
+        return np.ones((2, tree.code.size))
+    odd_class = P_PARITY_WRONG + (1 - 2 * P_PARITY_WRONG) * item.odd
+    as_named = np.where(tree.odd, odd_class, 1 - odd_class)
+    sacrum = tree.code == SACRUM
+    return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
+
+
+def false_weight(items: tuple[Item, ...]) -> Floats:
+    """(items,) weight of each piece being no structure of the column at all."""
+    weights = np.zeros(len(items))
+    for k, item in enumerate(items):
+        if item.pin is not None:
+            weights[k] = PIN_WEIGHT
+            continue
+        weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
+        near = [i.width_mm for i in items[max(0, k - 4) : k + 5] if i.kind is item.kind and not i.cut]
+        usual = float(np.median(near)) if len(near) >= 3 else 0.0
+        if item.kind is Kind.DISC and usual and item.width_mm < SMALL * usual:
+            weight *= FALSE_IF_TINY if item.width_mm < TINY * usual else FALSE_IF_SMALL
+        weights[k] = weight
+    return weights
+
+
