@@ -1,7 +1,6 @@
 """The studies folder as MONAI Label sees it, made safe: ids stay inside, files are whole, writers take turns."""
 
 import json
-import os
 import re
 import threading
 import time
@@ -44,7 +43,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
         self._guard = threading.RLock()
+        self._config_ts: float = 0
         super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
+        if auto_reload:
+            # The index is replaced by renaming, which the host's watcher does not listen to.
+            self._handler.on_moved = self._on_moved
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """Name without its ending, and the ending; an ending-like part inside the name stays."""
@@ -143,6 +146,16 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         with self._guard:
             super()._reconcile_datastore()
 
+    def _on_moved(self, event: Any) -> None:
+        if event.dest_path == self._datastore_config_path:
+            with self._guard:
+                self._init_from_datastore_file()
+
+    def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
+        """Files of a folder; not those being written, nor those whose name is no safe id."""
+        found: dict[str, str] = super()._list_files(path, patterns)
+        return {name: file for name, file in found.items() if is_safe_id(self._to_id(name)[0])}
+
     def _index(self) -> "_Index":
         return _Index(self)
 
@@ -212,4 +225,5 @@ def _write_text(path: Path, content: str) -> None:
 def label_volume_path(store: LocalDatastore, image_id: str, tag: str) -> Path | None:
     """The file of an image's label under a tag, or None."""
     uri = store.get_label_uri(image_id, tag)
-    return Path(uri) if uri and os.path.isfile(uri) and uri.endswith((*NIFTI_SUFFIXES, ".nrrd")) else None
+    path = Path(uri)
+    return path if uri and path.is_file() and uri.endswith((*NIFTI_SUFFIXES, ".nrrd")) else None
