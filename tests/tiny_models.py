@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS
 
 DATASETS = {1: "Dataset101_TotalSpineSeg_step1", 2: "Dataset102_TotalSpineSeg_step2"}
 TRAINER = "nnUNetTrainerDAExtGPU"
@@ -104,7 +105,7 @@ def random_network(step: int, plans: dict[str, Any], seed: int) -> torch.nn.Modu
     architecture = plans["configurations"][CONFIGURATION]["architecture"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = get_network_from_plans(
+        return get_network_from_plans(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
             architecture["_kw_requires_import"],
@@ -112,7 +113,6 @@ def random_network(step: int, plans: dict[str, Any], seed: int) -> torch.nn.Modu
             len(STEP1_REGIONS if step == 1 else STEP2_REGIONS),
             deep_supervision=True,
         )
-    return network
 
 
 def checkpoint_dict(

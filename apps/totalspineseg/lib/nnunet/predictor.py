@@ -1,0 +1,181 @@
+"""A network that stays loaded: image channels in, network classes and asked-for probabilities out.
+
+Nothing is written, printed or started: arrays stay in memory, in this process.
+"""
+
+import logging
+from collections.abc import Collection
+from threading import RLock
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lib.errors import WeightsError
+from lib.nnunet.model_folder import STEP_CHANNELS, ModelFolder
+from lib.nnunet.preprocessing import FloatArray, Shape, nonzero_box, normalize, resample, resampled_shape
+from lib.nnunet.tiles import sliding_logits
+from lib.prediction import Prediction
+
+logger = logging.getLogger(__name__)
+
+IMAGE_MM: Final = (1.0, 1.0, 1.0)
+"""Spacing of the images the pipeline hands over, mm."""
+CPU: Final = torch.device("cpu")
+
+
+class WarmPredictor:
+    """One step's network, loaded once and used for many images; one image at a time.
+
+    Args:
+        folder: The model to load.
+        device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
+        tile_step: Distance of neighboring tiles in tiles, above 0 and at most 1; smaller is slower and smoother.
+
+    Raises:
+        ValueError: The device does not exist, or the tile step is out of range.
+        WeightsError: The weights cannot be loaded.
+    """
+
+    def __init__(self, folder: ModelFolder, *, device: str = "auto", tile_step: float = 0.5) -> None:
+        if not 0 < tile_step <= 1:
+            raise ValueError(f"tile_step must be above 0 and at most 1, got {tile_step!r}")
+        self.folder = folder
+        self.tile_step = tile_step
+        self.device = resolve_device(device)
+        self.version = folder.version
+        self._network = folder.load_network()
+        self._lock = RLock()
+
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image.
+
+        Args:
+            channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
+            soft: Region names whose probabilities are wanted.
+
+        Returns:
+            Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0.
+
+        Raises:
+            ValueError: Wrong number of channels or axes, an empty or non-finite array, or an unknown region name.
+            WeightsError: The network's answer is not finite.
+        """
+        self._check(channels, soft)
+        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' own order.
+        axes = [3 - axis for axis in self.folder.transpose]
+        turned = np.transpose(channels, (0, *axes))
+        shape = turned.shape[1:]
+        labels = np.zeros(shape, dtype=np.uint8)
+        maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
+        box = nonzero_box(turned)
+        if box is not None:
+            with self._lock:
+                self._predict_box(turned[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
+        back = np.argsort([axis - 1 for axis in axes])
+        return Prediction(
+            labels=np.ascontiguousarray(labels.transpose(back)),
+            soft={name: np.ascontiguousarray(values.transpose(back)) for name, values in maps.items()},
+        )
+
+    def free(self) -> None:
+        """Give GPU memory back; the next image moves the network there again."""
+        with self._lock:
+            self._network.to(CPU)
+            _empty_cache()
+
+    def _check(self, channels: FloatArray, soft: Collection[str]) -> None:
+        expected = STEP_CHANNELS[self.folder.step]
+        if channels.ndim != 4 or channels.shape[0] != expected or 0 in channels.shape:
+            raise ValueError(
+                f"step {self.folder.step} takes ({expected}, X, Y, Z) channels, got shape {channels.shape!r}"
+            )
+        if unknown := sorted(set(soft) - set(self.folder.regions)):
+            raise ValueError(f"soft must name regions of {self.folder.regions!r}, got {unknown!r}")
+        # One NaN would spread over every voxel through the normalization.
+        if not np.isfinite(channels).all():
+            raise ValueError("channels must be finite, got NaN or infinity; clean the image first")
+
+    def _predict_box(self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
+        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, network's axes."""
+        configuration = self.folder.configuration
+        inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
+        image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
+        full: Shape = labels.shape  # type: ignore[assignment]
+        logits = self._logits(resample(image, resampled_shape(full, IMAGE_MM, self.folder.spacing_mm)))
+        found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
+        with torch.inference_mode():
+            # One region at a time: no full-size copy of all channels.
+            for index, (name, value) in enumerate(zip(self.folder.regions, self.folder.region_classes, strict=True)):
+                region = resample(logits[index : index + 1].float(), full)[0]
+                found[region > 0] = value
+                if name in maps:
+                    maps[name][...] = torch.sigmoid(region).cpu().numpy()
+        labels[...] = found.cpu().numpy()
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits of the whole image; moves to the CPU when the GPU's memory does not suffice."""
+        attempts = [(CPU, CPU)]
+        if self.device.type == "cuda":
+            attempts = [(self.device, self.device), (self.device, CPU), (CPU, CPU)]
+        for compute, sums in attempts:
+            try:
+                return self._finite_logits(image, compute, sums)
+            except RuntimeError as error:
+                if compute is CPU or not _is_out_of_memory(error):
+                    raise
+                logger.warning("GPU memory does not suffice for step %d; trying with less of it", self.folder.step)
+            # Outside the handler: the exception's traceback would keep the tensors alive.
+            self.free()
+        raise AssertionError("unreachable")
+
+    def _finite_logits(self, image: torch.Tensor, compute: torch.device, sums: torch.device) -> torch.Tensor:
+        """Half-precision logits, or float32 ones where half precision overflows."""
+        network = self._network.to(compute)
+        for half in (True, False):
+            logits = sliding_logits(
+                network,
+                image,
+                self.folder.patch,
+                len(self.folder.regions),
+                step=self.tile_step,
+                compute=compute,
+                sums=sums,
+                half=half,
+            )
+            if all(bool(torch.isfinite(region).all()) for region in logits):
+                return logits
+        raise WeightsError(
+            f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"
+        )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device a name stands for; "auto" is the GPU if there is one.
+
+    Raises:
+        ValueError: The name is unknown or there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} needs a CUDA GPU, got none; use 'auto' or 'cpu'")
+    return resolved
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """cuDNN and cuBLAS report missing memory in words of their own."""
+    words = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,76 @@
+"""From an image to what the network eats: crop to the nonzero box, normalize, resample.
+
+Source: the order of operations of nnU-Net 2's DefaultPreprocessor. What differs: resampling is always
+linear (the official plans are at 1 mm, where nothing is resampled).
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+FloatArray = npt.NDArray[np.float32]
+Box = tuple[slice, slice, slice]
+Shape = tuple[int, int, int]
+
+MIN_STD: Final = 1e-8
+"""Smallest divisor of the Z-score: a constant image becomes zeros, not NaN."""
+
+
+def nonzero_box(channels: FloatArray) -> Box | None:
+    """The smallest box that holds every voxel in which any channel differs from 0; None when there is none.
+
+    Args:
+        channels: (C, ...) with three spatial axes. Not modified.
+    """
+    nonzero = np.any(channels != 0, axis=0)
+    spans = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        hits = np.flatnonzero(nonzero.any(axis=others))
+        if hits.size == 0:
+            return None
+        spans.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return spans[0], spans[1], spans[2]
+
+
+def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequence[bool]) -> FloatArray:
+    """Normalize each channel the way the plans say.
+
+    Args:
+        channels: (C, ...) float32, cropped. Not modified.
+        schemes: "ZScoreNormalization" or "NoNormalization" per channel.
+        inside_only: Per channel: take mean and deviation inside the (hole-filled) nonzero mask, and leave the rest.
+
+    Returns:
+        A new, contiguous array of the same shape.
+    """
+    result = np.array(channels, dtype=np.float32, order="C")
+    inside = ndimage.binary_fill_holes(np.any(result != 0, axis=0)) if any(inside_only) else None
+    for channel, scheme, masked in zip(result, schemes, inside_only, strict=True):
+        if scheme == "NoNormalization":
+            continue
+        if masked and inside is not None:
+            values = channel[inside]
+            channel[inside] = (values - values.mean()) / max(values.std(), MIN_STD)
+        else:
+            mean, std = channel.mean(), channel.std()
+            channel -= mean
+            channel /= max(std, MIN_STD)
+    return result
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
+    """Voxels of a box after resampling, at least one an axis."""
+    a, b, c = (max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing_mm, target_mm, strict=True))
+    return a, b, c
+
+
+def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Linear resampling of (C, ...) to another number of voxels over the same box; itself when equal."""
+    if tuple(image.shape[1:]) == shape:
+        return image
+    return torch.nn.functional.interpolate(image[None], size=shape, mode="trilinear", align_corners=False)[0]
