@@ -3,23 +3,7 @@
 import numpy as np
 
 from lib.anatomy import BACKGROUND, CANAL, CORD
-from lib.transforms.components import Labels, Mask, foreground_box, largest_mask
-
-
-def between_extremes(mask: Mask, axis: int) -> Mask:
-    """Voxels between the first and the last True of their line, ends included.
-
-    Args:
-        mask: bool (X, Y, Z). Not modified.
-        axis: Direction of the lines.
-
-    Returns:
-        A new bool array.
-    """
-    turned = np.moveaxis(mask, axis, 0)
-    forward = np.logical_or.accumulate(turned, axis=0)
-    backward = np.logical_or.accumulate(turned[::-1], axis=0)[::-1]
-    return np.asarray(np.moveaxis(forward & backward, 0, axis))
+from lib.transforms.components import Labels, between_extremes, foreground_box, largest_mask
 
 
 def fill_canal(labels: Labels) -> Labels:

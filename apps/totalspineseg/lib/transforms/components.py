@@ -36,9 +36,16 @@ def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> B
         hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
         if hits.size == 0:
             return None
-        first, last = int(hits[0]), int(hits[-1])
-        slices.append(slice(max(first - margin_vox, 0), min(last + 1 + margin_vox, labels.shape[axis])))
-    return slices[0], slices[1], slices[2]
+        slices.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return grown_box((slices[0], slices[1], slices[2]), margin_vox, labels.shape)
+
+
+def grown_box(box: Box, margin_vox: int, shape: tuple[int, ...]) -> Box:
+    """A box with a margin on every side, as far as an array of this shape goes."""
+    x, y, z = (
+        slice(max(s.start - margin_vox, 0), min(s.stop + margin_vox, size)) for s, size in zip(box, shape, strict=True)
+    )
+    return x, y, z
 
 
 def dilate_faces(mask: Mask, times: int = 1) -> Mask:
@@ -60,6 +67,37 @@ def dilate_faces(mask: Mask, times: int = 1) -> Mask:
             grown[upper] |= source[lower]
             grown[lower] |= source[upper]
     return grown
+
+
+def between_extremes(mask: Mask, axis: int) -> Mask:
+    """Voxels between the first and the last True of their line, ends included.
+
+    Args:
+        mask: bool (X, Y, Z). Not modified.
+        axis: Direction of the lines.
+
+    Returns:
+        A new bool array.
+    """
+    turned = np.moveaxis(mask, axis, 0)
+    forward = np.logical_or.accumulate(turned, axis=0)
+    backward = np.logical_or.accumulate(turned[::-1], axis=0)[::-1]
+    return np.asarray(np.moveaxis(forward & backward, 0, axis))
+
+
+def look_up(labels: Labels, table: npt.NDArray[np.generic]) -> Labels:
+    """Replace every label by its entry in a table.
+
+    Args:
+        labels: uint8 (X, Y, Z). Not modified.
+        table: 256 entries of one byte.
+
+    Returns:
+        A new C-ordered uint8 array of the same shape.
+    """
+    # Fancy indexing would first turn each byte into an 8-byte index.
+    found = labels.tobytes().translate(table.astype(np.uint8).tobytes())
+    return np.frombuffer(bytearray(found), dtype=np.uint8).reshape(labels.shape)
 
 
 def connected_components(mask: Mask, *, join_vox: int = 0) -> tuple[npt.NDArray[np.uint32], int]:

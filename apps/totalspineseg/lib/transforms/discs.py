@@ -3,7 +3,7 @@
 import numpy as np
 
 from lib.anatomy import DISCS
-from lib.transforms.components import Labels
+from lib.transforms.components import Labels, look_up
 
 
 def odd_discs(labels: Labels) -> Labels:
@@ -18,4 +18,4 @@ def odd_discs(labels: Labels) -> Labels:
     present = np.bincount(labels.ravel(order="K"), minlength=256) > 0
     table = np.zeros(256, dtype=np.uint8)
     table[[code for code in DISCS if present[code]][::2]] = 1
-    return table[labels]
+    return look_up(labels, table)

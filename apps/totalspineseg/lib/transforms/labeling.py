@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from lib.anatomy import (
     Kind,
     column,
 )
-from lib.transforms.components import Labels, foreground_box
+from lib.transforms.components import Labels, foreground_box, look_up
 from lib.transforms.landmarks import find_landmarks
 from lib.transforms.ordering import Place, interleave
 from lib.transforms.pieces import Piece, Pieces, Step, find_pieces
@@ -101,16 +102,16 @@ def _name_vertebrae(row: Sequence[Place], discs: Sequence[int], vertebrae: Seque
     first = is_disc.index(True)
     for place, name in zip(row[:first][::-1], _vertebrae_above(discs[row[first].index]), strict=False):
         names[place.index] = name
-    for above, place in zip(row, row[1:], strict=False):
+    for above, place in pairwise(row):
         if above.is_disc and not place.is_disc:
             names[place.index] = _vertebra_below(discs[above.index])
     last = len(row) - is_disc[::-1].index(True)
-    for above, place in zip(row[last:], row[last + 1 :], strict=False):
+    for above, place in pairwise(row[last:]):
         names[place.index] = _next_below(names[above.index])
     return tuple(SACRUM if piece.kind is Kind.SACRUM else name for piece, name in zip(vertebrae, names, strict=True))
 
 
-def name_iteratively(pieces: Pieces, *, localizer: npt.NDArray[np.integer] | None = None) -> Naming:
+def name_iteratively(pieces: Pieces, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Naming:
     """Name discs by counting from the landmarks, and vertebrae by the discs.
 
     Args:
@@ -164,17 +165,18 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
     fixed = np.zeros(256, dtype=np.uint8)
     for value, code in (CODE_FROM_STEP1 if step == 1 else CODE_FROM_STEP2).items():
         fixed[value] = code
-    painted = fixed[raw[box]]
+    painted = look_up(raw[box], fixed)
     for numbered, codes in ((pieces.vertebra_map, naming.vertebrae), (pieces.disc_map, naming.discs)):
-        if numbered is not None and codes:
-            crop = numbered[box]
-            names = np.array([UNNAMED, *codes], dtype=np.uint8)[crop]
-            np.copyto(painted, names, where=(names != UNNAMED) & (painted == BACKGROUND))
+        if numbered is not None:
+            crop = np.ascontiguousarray(numbered[box]).ravel()
+            own = np.flatnonzero(crop)
+            own = own[painted.ravel()[own] == BACKGROUND]
+            painted.ravel()[own] = np.array([UNNAMED, *codes], dtype=np.uint8)[crop[own]]
     labels[box] = painted
     return labels
 
 
-def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer] | None = None) -> Labels:
+def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Labels:
     """Find the pieces of a map, name them, paint them.
 
     Args:

@@ -1,7 +1,7 @@
 """Which discs the maps themselves, or a localizer, name."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ def own_landmarks(discs: Sequence[Piece], *, trust: Sequence[int] = TRUST) -> Ma
     return found
 
 
-def localizer_landmarks(pieces: Pieces, localizer: npt.NDArray[np.integer]) -> Mapping[int, int]:
+def localizer_landmarks(pieces: Pieces, localizer: npt.NDArray[np.integer[Any]]) -> Mapping[int, int]:
     """The discs that a localizer of the same patient names.
 
     Args:
@@ -73,7 +73,9 @@ def localizer_landmarks(pieces: Pieces, localizer: npt.NDArray[np.integer]) -> M
         ValueError: The localizer has another shape.
     """
     if localizer.shape != pieces.shape:
-        raise ValueError(f"the localizer must be on the grid of the scan {pieces.shape}, got {localizer.shape}; resample it")
+        raise ValueError(
+            f"the localizer must be on the grid of the scan {pieces.shape}, got {localizer.shape}; resample it"
+        )
     inside = np.flatnonzero(pieces.disc_map)
     codes = np.ascontiguousarray(localizer).ravel()[inside]
     owner = pieces.disc_map.ravel()[inside] - 1
@@ -91,7 +93,7 @@ def localizer_landmarks(pieces: Pieces, localizer: npt.NDArray[np.integer]) -> M
     return found
 
 
-def find_landmarks(pieces: Pieces, *, localizer: npt.NDArray[np.integer] | None = None) -> Mapping[int, int]:
+def find_landmarks(pieces: Pieces, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Mapping[int, int]:
     """All discs with a name of their own, before counting.
 
     Args:

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from lib.anatomy import C1, CANAL, CORD, DISC_C2_C3, LEVEL_POINT, POINT_C1_C2, POINT_C1_TOP, SACRUM
 from lib.transforms.centerline import smooth_centerline
-from lib.transforms.components import Labels, foreground_box
+from lib.transforms.components import Labels, foreground_box, look_up
 
 MIN_C1_VOXELS: Final = 500
 """C1 counts as seen with more voxels than this (mm3 at 1 mm)."""
@@ -45,7 +45,7 @@ def _disc_tips(labels: Labels, line: Points, spacing: Points) -> dict[int, Voxel
     """Disc code -> its voxel nearest to the line."""
     table = np.zeros(256, dtype=np.bool_)
     table[list(LEVEL_POINT)] = True
-    voxels = np.argwhere(table[labels])
+    voxels = np.argwhere(look_up(labels, table))
     if len(voxels) == 0:
         return {}
     distances, _ = cKDTree(line * spacing).query(voxels * spacing)

@@ -1,17 +1,20 @@
 """The connected pieces of a step's label map, superior to inferior, before they get names."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from lib.anatomy import DISC_CLASSES, Kind, Step1, Step2
 from lib.errors import NoSpineError
 from lib.transforms.centerline import CanalExtent, canal_extent
-from lib.transforms.components import Box, Labels, Mask, connected_components, dilate_faces, foreground_box
+from lib.transforms.components import Box, Labels, Mask, connected_components, foreground_box, look_up
+from lib.transforms.remnants import assign_remnants
+from lib.transforms.tally import Tally, tally_pieces
 
 Point = tuple[float, float, float]
 Step = Literal[1, 2]
@@ -23,7 +26,8 @@ MIN_PIECE_VOXELS: Final = 10
 MIN_BODY_VOXELS: Final = 50
 """Fewer voxels in front of the canal are the tip of a process, not a body (mm3 at 1 mm)."""
 
-_DISCS: Final = np.isin(np.arange(256), DISC_CLASSES)
+_IS_DISC: Final = np.isin(np.arange(256), DISC_CLASSES)
+_KIND: Final = {Step2.VERTEBRA_ODD: Kind.VERTEBRA, Step2.VERTEBRA_EVEN: Kind.VERTEBRA, Step2.SACRUM: Kind.SACRUM}
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,6 @@ class Pieces:
     vertebrae: tuple[Piece, ...]
 
 
-@dataclass(frozen=True)
-class _Voxels:
-    """The voxels of many pieces as a list: where they are, what class, and whose (0-based)."""
-
-    flat: npt.NDArray[np.intp]
-    xyz: npt.NDArray[np.intp]
-    classes: Labels
-    owner: npt.NDArray[np.intp]
-
-
 def canal_mask(raw: Labels, step: Step) -> Mask:
     """Canal or cord in a step's label map.
 
@@ -123,100 +117,43 @@ def require_spine(raw: Labels, step: Step) -> None:
         )
 
 
-def _boxes(xyz: npt.NDArray[np.intp], owner: npt.NDArray[np.intp], count: int) -> tuple[Box, ...]:
-    order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], np.arange(count))
-    low = np.minimum.reduceat(xyz[order], starts, axis=0)
-    high = np.maximum.reduceat(xyz[order], starts, axis=0) + 1
-    return tuple((slice(a, d), slice(b, e), slice(c, f)) for (a, b, c), (d, e, f) in zip(low.tolist(), high.tolist(), strict=True))
-
-
-def _is_body(xyz: npt.NDArray[np.intp], canal: CanalExtent) -> Mask:
-    """Anterior to the canal and within its width, at the voxel's own height (or the nearest with canal)."""
-    if canal.z.size == 0:
-        return np.zeros(len(xyz), dtype=np.bool_)
-    upper = np.searchsorted(canal.z, np.arange(xyz[:, 2].max() + 1)).clip(max=canal.z.size - 1)
-    lower = (upper - 1).clip(min=0)
-    heights = np.arange(upper.size)
-    nearest = np.where(np.abs(canal.z[upper] - heights) <= np.abs(canal.z[lower] - heights), upper, lower)
-    row = nearest[xyz[:, 2]]
-    x = xyz[:, 0]
-    return np.asarray(
-        (xyz[:, 1] > canal.y_last[row]) & (x >= canal.x_first[row]) & (x <= canal.x_last[row]), dtype=np.bool_
-    )
-
-
-def _means(xyz: npt.NDArray[np.intp], owner: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.float64]:
-    sizes = np.bincount(owner, minlength=count)
-    sums = np.stack([np.bincount(owner, weights=xyz[:, a], minlength=count) for a in range(3)], axis=1)
-    return np.asarray(sums / np.maximum(sizes, 1)[:, None], dtype=np.float64)
-
-
-def _height(point: npt.NDArray[np.float64], canal: CanalExtent) -> float:
+def _height(point: Point, canal: CanalExtent) -> float:
     """Height along the canal; without a canal simply z."""
     if len(canal.points) == 0:
-        return float(point[2])
-    nearest = np.argmin(((canal.points - point) ** 2).sum(axis=1))
+        return point[2]
+    nearest = np.argmin(((canal.points - np.array(point)) ** 2).sum(axis=1))
     return float(canal.points[nearest, 2])
 
 
-def _describe(voxels: _Voxels, kinds: Sequence[Kind], parts: Sequence[int], canal: CanalExtent) -> tuple[Piece, ...]:
-    """Measure every piece; ``kinds`` and ``parts`` are given per owner, every owner has a voxel."""
-    count = len(kinds)
-    if count == 0:
-        return ()
-    sizes = np.bincount(voxels.owner, minlength=count)
-    centers = _means(voxels.xyz, voxels.owner, count)
-    body = _is_body(voxels.xyz, canal)
-    body_sizes = np.bincount(voxels.owner[body], minlength=count)
-    body_centers = _means(voxels.xyz[body], voxels.owner[body], count)
-    width = int(voxels.classes.max()) + 1
-    classes = np.bincount(voxels.owner * width + voxels.classes, minlength=count * width).reshape(count, width)
+def _mean(sums: npt.NDArray[np.float64], size: int) -> Point:
+    x, y, z = (sums / size).tolist()
+    return x, y, z
+
+
+def _describe(tally: Tally, boxes: Sequence[Box], kinds: Sequence[Kind], canal: CanalExtent) -> list[Piece]:
+    """The pieces of a tally; every one has a voxel."""
     pieces = []
-    for k, box in enumerate(_boxes(voxels.xyz, voxels.owner, count)):
-        center, size = centers[k], int(body_sizes[k])
-        body_center: npt.NDArray[np.float64] | None = body_centers[k] if size >= MIN_BODY_VOXELS else None
-        if kinds[k] is Kind.DISC:
-            body_center, size = center, int(sizes[k])
-        per_class = {int(c): int(classes[k, c]) for c in np.flatnonzero(classes[k])}
+    for k, (box, kind) in enumerate(zip(boxes, kinds, strict=True)):
+        size, body_size = int(tally.sizes[k]), int(tally.body_sizes[k])
+        center = _mean(tally.sums[k], size)
+        body = _mean(tally.body_sums[k], body_size) if body_size >= MIN_BODY_VOXELS else None
+        if kind is Kind.DISC:
+            body, body_size = center, size
         pieces.append(
             Piece(
-                kind=kinds[k],
-                voxels=int(sizes[k]),
-                centroid_vox=_point(center),
-                body_voxels=size if body_center is not None else 0,
-                body_centroid_vox=None if body_center is None else _point(body_center),
-                z_order=_height(center if body_center is None else body_center, canal),
+                kind=kind,
+                voxels=size,
+                centroid_vox=center,
+                body_voxels=0 if body is None else body_size,
+                body_centroid_vox=body,
+                z_order=_height(center if body is None else body, canal),
                 box=box,
-                class_voxels=MappingProxyType(per_class),
-                parts=parts[k],
+                class_voxels=MappingProxyType(
+                    {int(c): int(tally.classes[k, c]) for c in np.flatnonzero(tally.classes[k])}
+                ),
             )
         )
-    return tuple(pieces)
-
-
-def _point(values: npt.NDArray[np.float64]) -> Point:
-    return float(values[0]), float(values[1]), float(values[2])
-
-
-def _components_of(raw: Labels, mask: Mask) -> _Voxels:
-    """Voxels of the components of a mask that are large enough; owners 0.. in no particular order."""
-    empty = np.zeros(0, dtype=np.intp)
-    box = foreground_box(mask)
-    if box is None:
-        return _Voxels(empty, np.zeros((0, 3), dtype=np.intp), np.zeros(0, dtype=np.uint8), empty)
-    numbered, count = connected_components(np.ascontiguousarray(mask[box]), join_vox=JOIN_VOX)
-    inside = np.flatnonzero(numbered)
-    component = numbered.ravel()[inside]
-    sizes = np.bincount(component, minlength=count + 1)
-    sizes[0] = 0
-    large = sizes >= MIN_PIECE_VOXELS
-    rank = np.cumsum(large) - 1
-    keep = large[component]
-    local = np.stack(np.unravel_index(inside[keep], numbered.shape), axis=1)
-    xyz = local + np.array([s.start for s in box])
-    flat = np.ravel_multi_index((xyz[:, 0], xyz[:, 1], xyz[:, 2]), raw.shape)
-    return _Voxels(flat, xyz, raw.ravel()[flat], rank[component[keep]])
+    return pieces
 
 
 def _top_down(pieces: Sequence[Piece]) -> list[int]:
@@ -224,88 +161,84 @@ def _top_down(pieces: Sequence[Piece]) -> list[int]:
     return sorted(range(len(pieces)), key=lambda k: (-pieces[k].z_order, -pieces[k].centroid_vox[2]))
 
 
-def _renumber(voxels: _Voxels, new_owner: Sequence[int]) -> _Voxels:
-    owner = np.asarray(new_owner, dtype=np.intp)[voxels.owner] if len(new_owner) else voxels.owner
-    return _Voxels(voxels.flat, voxels.xyz, voxels.classes, owner)
+def _boxes(numbered: npt.NDArray[np.int32]) -> list[Box]:
+    return [(box[0], box[1], box[2]) for box in ndimage.find_objects(numbered)]
 
 
-def _map_of(voxels: _Voxels, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    numbered = np.zeros(shape, dtype=np.int32)
-    numbered.ravel()[voxels.flat] = voxels.owner + 1
-    return numbered
+def _renumbered(numbered: npt.NDArray[np.generic], table: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
+    """A map with every number replaced by its entry in the table; 0 stays 0."""
+    renumbered = np.zeros(numbered.shape, dtype=np.int32)
+    # Most of a map is empty: only what is not gets looked up.
+    inside = np.flatnonzero(numbered)
+    renumbered.ravel()[inside] = table[numbered.ravel()[inside]]
+    return renumbered
 
 
-def _concatenate(parts: Sequence[_Voxels], counts: Sequence[int]) -> _Voxels:
-    shifts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return _Voxels(
-        np.concatenate([p.flat for p in parts]),
-        np.concatenate([p.xyz for p in parts]),
-        np.concatenate([p.classes for p in parts]),
-        np.concatenate([p.owner + shift for p, shift in zip(parts, shifts.tolist(), strict=True)]),
-    )
+def _number(mask: Mask, into: npt.NDArray[np.int32], start: int) -> int:
+    """Number the components of a mask that are large enough from ``start`` + 1; returns the last number."""
+    box = foreground_box(mask)
+    if box is None:
+        return start
+    numbered, count = connected_components(np.ascontiguousarray(mask[box]), join_vox=JOIN_VOX)
+    sizes = np.bincount(numbered[numbered > 0], minlength=count + 1)
+    large = sizes >= MIN_PIECE_VOXELS
+    into[box] += _renumbered(numbered, np.where(large, start + np.cumsum(large), 0))
+    return start + int(large.sum())
 
 
-def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
-    voxels = _components_of(raw, _DISCS[raw])
-    count = int(voxels.owner.max()) + 1 if voxels.owner.size else 0
-    found = _describe(voxels, [Kind.DISC] * count, [1] * count, canal)
+def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
+    numbered = np.zeros(raw.shape, dtype=np.int32)
+    count = _number(look_up(raw, _IS_DISC).view(np.bool_), numbered, 0)
+    found = _describe(tally_pieces(raw, numbered, count, canal), _boxes(numbered), [Kind.DISC] * count, canal)
     order = _top_down(found)
-    place = [order.index(k) for k in range(count)]
-    return _map_of(_renumber(voxels, place), raw.shape), tuple(found[k] for k in order)
+    place = np.zeros(count + 1, dtype=np.int32)
+    place[[k + 1 for k in order]] = np.arange(1, count + 1)
+    return _renumbered(numbered, place), [found[k] for k in order]
 
 
-def _between_extremes(mask: Mask) -> Mask:
-    """Voxels between two voxels of the mask along x, along y or along z."""
-    filled = mask.copy()
-    for axis in range(3):
-        turned = np.moveaxis(mask, axis, 0)
-        forward = np.logical_or.accumulate(turned, axis=0)
-        backward = np.logical_or.accumulate(turned[::-1], axis=0)[::-1]
-        np.moveaxis(filled, axis, 0)[...] |= forward & backward
-    return filled
-
-
-def _assign_remnants(raw: Labels, numbered: npt.NDArray[np.int32], pieces: Sequence[Piece]) -> npt.NDArray[np.int32]:
-    """Give voxels without odd/even class to the piece around them; superior pieces win."""
-    assigned = numbered.copy()
-    for k in range(len(pieces), 0, -1):
-        box = tuple(
-            slice(max(s.start - 1, 0), min(s.stop + 1, size))
-            for s, size in zip(pieces[k - 1].box, raw.shape, strict=True)
-        )
-        remnants = raw[box] == Step2.VERTEBRA.value
-        if remnants.any():
-            reach = dilate_faces(_between_extremes(numbered[box] == k))
-            assigned[box][remnants & reach] = k
-    return assigned
-
-
-def _find_vertebrae(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
-    classes = (Step2.VERTEBRA_ODD, Step2.VERTEBRA_EVEN, Step2.SACRUM)
-    found = [_components_of(raw, raw == c.value) for c in classes]
-    counts = [int(v.owner.max()) + 1 if v.owner.size else 0 for v in found]
-    class_of = [c for c, count in zip(classes, counts, strict=True) for _ in range(count)]
-    voxels = _concatenate(found, counts)
-    single = _describe(voxels, [_kind(c) for c in class_of], [1] * len(class_of), canal)
-    new_owner, parts, merged_classes = [0] * len(single), [], []
+def _join(single: Sequence[Piece], class_of: Sequence[Step2]) -> tuple[list[int], list[Step2]]:
+    """Consecutive pieces of one class are one: the new index of each, and the classes of the joined ones."""
+    owner, classes = [0] * len(single), list[Step2]()
     for k in _top_down(single):
-        if merged_classes and merged_classes[-1] is class_of[k]:
-            parts[-1] += 1
-        else:
-            merged_classes.append(class_of[k])
-            parts.append(1)
-        new_owner[k] = len(parts) - 1
-    kinds = [_kind(c) for c in merged_classes]
-    merged = _renumber(voxels, new_owner)
-    numbered = _assign_remnants(raw, _map_of(merged, raw.shape), _describe(merged, kinds, parts, canal))
-    flat = np.flatnonzero(numbered)
-    xyz = np.stack(np.unravel_index(flat, raw.shape), axis=1)
-    full = _Voxels(flat, xyz, raw.ravel()[flat], numbered.ravel()[flat].astype(np.intp) - 1)
-    return numbered, _describe(full, kinds, parts, canal)
+        if not classes or classes[-1] is not class_of[k]:
+            classes.append(class_of[k])
+        owner[k] = len(classes) - 1
+    return owner, classes
 
 
-def _kind(step2_class: Step2) -> Kind:
-    return Kind.SACRUM if step2_class is Step2.SACRUM else Kind.VERTEBRA
+def _find_vertebrae(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
+    numbered = np.zeros(raw.shape, dtype=np.int32)
+    class_of: list[Step2] = []
+    for value in (Step2.VERTEBRA_ODD, Step2.VERTEBRA_EVEN, Step2.SACRUM):
+        count = _number(raw == value.value, numbered, len(class_of))
+        class_of += [value] * (count - len(class_of))
+    single_tally = tally_pieces(raw, numbered, len(class_of), canal)
+    single = _describe(single_tally, _boxes(numbered), [_KIND[c] for c in class_of], canal)
+    owner, classes = _join(single, class_of)
+    joined = _renumbered(numbered, np.array([0, *(k + 1 for k in owner)]))
+    remnants = assign_remnants(raw, joined, _boxes(joined))
+    tally = single_tally.joined(np.array(owner, dtype=np.intp), len(classes))
+    tally = tally.plus(tally_pieces(raw, remnants, len(classes), canal))
+    joined += remnants
+    pieces = _describe(tally, _boxes(joined), [_KIND[c] for c in classes], canal)
+    return joined, [replace(piece, parts=owner.count(k)) for k, piece in enumerate(pieces)]
+
+
+def _moved(piece: Piece, origin: tuple[int, int, int]) -> Piece:
+    """The piece in the indices of the whole map."""
+
+    def moved(point: Point) -> Point:
+        return point[0] + origin[0], point[1] + origin[1], point[2] + origin[2]
+
+    x, y, z = (slice(s.start + o, s.stop + o) for s, o in zip(piece.box, origin, strict=True))
+    body = piece.body_centroid_vox
+    return replace(
+        piece,
+        centroid_vox=moved(piece.centroid_vox),
+        body_centroid_vox=None if body is None else moved(body),
+        z_order=piece.z_order + origin[2],
+        box=(x, y, z),
+    )
 
 
 def find_pieces(raw: Labels, step: Step) -> Pieces:
@@ -324,42 +257,22 @@ def find_pieces(raw: Labels, step: Step) -> Pieces:
         SPEC of the iterative labeling; differs in that a vertebra's body decides its place.
     """
     shape = (raw.shape[0], raw.shape[1], raw.shape[2])
-    box = foreground_box(raw)
     disc_map = np.zeros(shape, dtype=np.int32)
     vertebra_map = np.zeros(shape, dtype=np.int32) if step == 2 else None
+    box = foreground_box(raw)
     if box is None:
         return Pieces(shape, disc_map, (), vertebra_map, ())
     crop = np.ascontiguousarray(raw[box])
     canal = canal_extent(canal_mask(crop, step))
     origin = (box[0].start, box[1].start, box[2].start)
     disc_map[box], discs = _find_discs(crop, canal)
-    vertebrae: tuple[Piece, ...] = ()
+    vertebrae: list[Piece] = []
     if vertebra_map is not None:
         vertebra_map[box], vertebrae = _find_vertebrae(crop, canal)
     return Pieces(
         shape,
         disc_map,
-        tuple(_moved(p, origin) for p in discs),
+        tuple(_moved(piece, origin) for piece in discs),
         vertebra_map,
-        tuple(_moved(p, origin) for p in vertebrae),
-    )
-
-
-def _moved(piece: Piece, origin: tuple[int, int, int]) -> Piece:
-    """The piece in the indices of the whole map."""
-
-    def moved(point: Point) -> Point:
-        return point[0] + origin[0], point[1] + origin[1], point[2] + origin[2]
-
-    x, y, z = (slice(s.start + o, s.stop + o) for s, o in zip(piece.box, origin, strict=True))
-    return Piece(
-        piece.kind,
-        piece.voxels,
-        moved(piece.centroid_vox),
-        piece.body_voxels,
-        None if piece.body_centroid_vox is None else moved(piece.body_centroid_vox),
-        piece.z_order + origin[2],
-        (x, y, z),
-        piece.class_voxels,
-        piece.parts,
+        tuple(_moved(piece, origin) for piece in vertebrae),
     )
