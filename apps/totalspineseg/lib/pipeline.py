@@ -29,12 +29,12 @@ from lib.geometry import (
 from lib.numbering.chain import Numbering, Pin, number_chain
 from lib.prediction import Predictor
 from lib.transforms.canal import fill_canal
-from lib.transforms.components import largest_component
+from lib.transforms.components import Box, largest_component
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import odd_discs
 from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.levels import level_points
-from lib.transforms.pieces import Box, find_pieces
+from lib.transforms.pieces import find_pieces, require_spine
 from lib.transforms.soft import soft_structure
 
 CROP_MARGIN_MM = 10
@@ -273,7 +273,7 @@ def _name(
             numbering = number_chain(pieces, raw, step, affine=grid.affine, localizer=localizer, pins=options.pins)
             naming = numbering.naming
         else:
-            naming = name_iteratively(pieces, raw, localizer=localizer)
+            naming = name_iteratively(pieces, localizer=localizer)
         labels = paint(pieces, raw, naming, step)
     with clock(f"step {step} fill canal"):
         return fill_canal(labels), numbering
