@@ -14,7 +14,7 @@ LAYER = {
     "transforms": 1,
     "numbering": 2,
     "pipeline": 3,
-    "volume_io": 4,
+    "volume_io": 3,
     "nnunet": 4,
     "registry": 4,
     "corrections": 4,
