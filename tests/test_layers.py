@@ -7,18 +7,20 @@ import pytest
 
 LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
-    "errors": 0,
-    "anatomy": 0,
+    "errors": -2,
+    "anatomy": -1,
     "geometry": 0,
+    "tags": 0,
     "prediction": 1,
     "transforms": 1,
     "numbering": 2,
     "pipeline": 3,
     "volume_io": 3,
     "nnunet": 4,
-    "registry": 4,
+    "registry": 3,
     "corrections": 4,
     "synthesis": 4,
+    "gate": 4.5,
     "preview": 4,
     "measurements": 4,
     "run_report": 4,
