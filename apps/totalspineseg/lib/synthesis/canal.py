@@ -1,0 +1,129 @@
+"""The dural sac and the cord in it, drawn slice by slice."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+
+from lib.synthesis import morphometry as mm
+from lib.synthesis.column import BentColumn
+from lib.synthesis.raster import Raster
+from lib.synthesis.shapes import canal_center
+
+Floats = NDArray[np.float64]
+
+SAC_SHARE = (0.80, 0.86)
+"""Dural sac against bony canal, width and depth (the rest is epidural fat and veins)."""
+_SACRAL_CANAL_MM = ((22.0, 14.0), (17.0, 11.0), (12.0, 8.0))
+"""Width and depth of the canal at S1, S2, S3."""
+EPIDURAL_REACH_MM = 2.5
+"""Epidural fat reaches this far beyond the dural sac."""
+ABOVE_ATLAS_MM = 7.0
+"""The labeled canal ends this far above the middle of C1, at the foramen magnum."""
+
+
+@dataclass(frozen=True)
+class CanalCurve:
+    """Canal and cord at every height; arrays share one length, RAS mm.
+
+    Attributes:
+        z: Heights.
+        x: Middle, right to left.
+        y: Middle, front to back.
+        width: Dural sac, right to left.
+        depth: Dural sac, front to back, in the axial plane.
+        cord_x: Middle of the cord.
+        cord_y: Middle of the cord.
+        cord_width: Cord, right to left; 0 where there is none.
+        cord_depth: Cord, front to back; 0 where there is none.
+        top: Height where the labeled canal ends.
+        bottom: Height where the dural sac ends.
+    """
+
+    z: Floats
+    x: Floats
+    y: Floats
+    width: Floats
+    depth: Floats
+    cord_x: Floats
+    cord_y: Floats
+    cord_width: Floats
+    cord_depth: Floats
+    top: float
+    bottom: float
+
+
+def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, jitter: float) -> CanalCurve:
+    """Lay canal and cord along the column.
+
+    Args:
+        rng: Source of randomness.
+        column: The bent column.
+        raster: Grid whose heights are wanted.
+        jitter: Strength of the variation.
+
+    Returns:
+        The curve at each slice of the grid.
+    """
+    knots = []
+    for vertebra in column.vertebrae:
+        size = vertebra.size
+        offset = canal_center(vertebra)
+        tilt = max(float(vertebra.frame.axes[2, 2]), 0.6)
+        for rise in (-0.45, 0.45):
+            point = vertebra.frame.point(0, offset, rise * size.height)
+            knots.append((*point, size.canal_width, size.canal_depth / tilt))
+    for segment, (width, depth) in zip(column.sacrum[:3], _SACRAL_CANAL_MM, strict=True):
+        tilt = max(float(segment.frame.axes[2, 2]), 0.6)
+        point = segment.frame.point(0, -(segment.depth / 2 + depth / 2), 0)
+        knots.append((*point, width * column.scale, depth * column.scale / tilt))
+    last = np.array(knots[-1])
+    knots.append((last[0], last[1] - 4.0, last[2] - 25.0, 8.0, 5.0))
+    atlas = column.vertebrae[0]
+    up = atlas.frame.point(0, canal_center(atlas), 45.0)
+    knots.append((up[0], up[1] + 4.0, up[2], 30.0, 28.0))
+    table = np.array(sorted(knots, key=lambda k: k[2]))
+    table = table[np.r_[True, np.diff(table[:, 2]) > 0.5]]
+    z = raster.axis(2).astype(np.float64)
+    curves = PchipInterpolator(table[:, 2], table[:, [0, 1, 3, 4]], axis=0)(np.clip(z, table[0, 2], table[-1, 2]))
+    share = np.array(SAC_SHARE) * (1 + jitter * 0.06 * rng.standard_normal(2))
+    x, y, width, depth = (
+        curves[:, 0],
+        curves[:, 1],
+        curves[:, 2] * min(share[0], 0.95),
+        curves[:, 3] * min(share[1], 0.97),
+    )
+    top = float(atlas.frame.point(0, canal_center(atlas), ABOVE_ATLAS_MM + jitter * rng.uniform(-4, 6))[2])
+    bottom = float(column.sacrum[1].frame.origin[2] + jitter * rng.normal(0, 9))
+    taper = np.clip((z - bottom) / 25.0, 0, 1) ** 0.5
+    width, depth = width * taper, depth * taper
+    return CanalCurve(z, x, y, width, depth, *_cord(rng, column, z, x, y, width, depth, jitter), top, bottom)
+
+
+def _cord(
+    rng: np.random.Generator,
+    column: BentColumn,
+    z: Floats,
+    x: Floats,
+    y: Floats,
+    width: Floats,
+    depth: Floats,
+    jitter: float,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Cord middle and size by slice; it ends near L1 and hugs the inside of the curves."""
+    first_lumbar = next(v for v in column.vertebrae if v.region == "lumbar")
+    step = first_lumbar.size.height + first_lumbar.size.disc_height
+    tip = float(first_lumbar.frame.origin[2] + jitter * rng.normal(0, 0.5) * step)
+    start = float(column.vertebrae[0].frame.origin[2])
+    along = np.clip((start - z) / (start - tip), -0.3, 1.0)
+    grow = column.scale**0.5 * (1 + jitter * 0.07 * rng.standard_normal())
+    cord_width = np.interp(along, mm.CORD_POSITIONS, mm.CORD_WIDTHS) * grow
+    cord_depth = np.interp(along, mm.CORD_POSITIONS, mm.CORD_DEPTHS) * grow
+    cord_width = np.minimum(cord_width, width - 2.5) * (z >= tip)
+    cord_depth = np.minimum(cord_depth, depth - 2.5) * (z >= tip)
+    forward = np.interp(along, (0.0, 0.3, 0.6, 0.8, 1.0), (0.0, 0.1, 0.5, 0.3, -0.4))
+    forward = forward + jitter * 0.15 * rng.standard_normal()
+    room = np.clip((depth - cord_depth) / 2 - 0.8, 0, None)
+    drift = jitter * 0.15 * rng.standard_normal() * np.clip((width - cord_width) / 2 - 0.8, 0, None)
+    return x + drift, y + np.clip(forward, -1, 1) * room, np.clip(cord_width, 0, None), np.clip(cord_depth, 0, None)

@@ -1,0 +1,177 @@
+"""The bent column: where each vertebra stands, how it is turned and how large it is."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib import anatomy
+from lib.synthesis import morphometry as mm
+from lib.synthesis.morphometry import LevelSize
+
+_LUMBAR_SHARE = (0.13, 0.16, 0.20, 0.24, 0.27)
+"""Share of the lumbar lordosis taken by the segments L1-L2 .. L5-S, rising downward."""
+_SACRAL_KYPHOSIS_DEG = 62.0
+"""Turn of the sacrum from S1 to S5."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A place and a turn.
+
+    Attributes:
+        origin: Middle of the part, mm, RAS.
+        axes: Columns are its right, anterior and superior unit vectors.
+    """
+
+    origin: NDArray[np.float64]
+    axes: NDArray[np.float64]
+
+    def point(self, right: float, anterior: float, superior: float) -> NDArray[np.float64]:
+        """A point given in the frame, in RAS mm."""
+        return self.origin + self.axes @ np.array([right, anterior, superior])
+
+
+@dataclass(frozen=True)
+class Vertebra:
+    """One vertebra in place, with the disc below it.
+
+    Attributes:
+        code: Output code.
+        region: "cervical", "thoracic" or "lumbar".
+        frame: Middle of its body.
+        size: Its measures in mm.
+        wedge: Tangent by which each endplate opens to the front.
+        disc: Code of the disc below, None for C1.
+        disc_frame: Middle of that disc.
+        index: Position from C1 = 0.
+    """
+
+    code: int
+    region: str
+    frame: Frame
+    size: LevelSize
+    wedge: float
+    disc: int | None
+    disc_frame: Frame
+    index: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sacral segment (S1 .. S5): frame, height, depth, width in mm."""
+
+    frame: Frame
+    height: float
+    depth: float
+    width: float
+
+
+@dataclass(frozen=True)
+class BentColumn:
+    """All vertebrae superior to inferior, then the sacral segments."""
+
+    vertebrae: tuple[Vertebra, ...]
+    sacrum: tuple[Segment, ...]
+    name: str
+    scale: float
+
+
+def _axes(tilt_deg: float, side_deg: float, turn_deg: float) -> NDArray[np.float64]:
+    """Axes leaning forward by tilt, to the right by side, turned about the long axis."""
+    t, s, r = np.deg2rad([tilt_deg, side_deg, turn_deg])
+    tilt = np.array([[1, 0, 0], [0, np.cos(t), np.sin(t)], [0, -np.sin(t), np.cos(t)]])
+    side = np.array([[np.cos(s), 0, np.sin(s)], [0, 1, 0], [-np.sin(s), 0, np.cos(s)]])
+    turn = np.array([[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]])
+    return np.asarray(side @ tilt @ turn, dtype=np.float64)
+
+
+def _vary(rng: np.random.Generator, size: LevelSize, scale: float, jitter: float, degenerate: float) -> LevelSize:
+    """An individual's size: overall scale, small level-to-level differences, lost disc height."""
+    fields = {
+        name: value * (scale if name != "spinous_slope" else 1.0) * (1 + jitter * 0.05 * rng.standard_normal())
+        for name, value in vars(size).items()
+    }
+    fields["disc_height"] *= 1.0 - degenerate
+    fields["spinous_length"] *= 1 + jitter * 0.1 * rng.standard_normal()
+    return replace(size, **fields)
+
+
+def _tilts(rng: np.random.Generator, counts: tuple[int, int, int], jitter: float) -> NDArray[np.float64]:
+    """Forward tilt in degrees of S1's endplate, then of each vertebra from the lowest to C1."""
+
+    def draw(mean_spread: tuple[float, float]) -> float:
+        return float(mean_spread[0] + jitter * mean_spread[1] * rng.standard_normal())
+
+    slope, lordosis = draw(mm.SACRAL_SLOPE_DEG), draw(mm.LUMBAR_LORDOSIS_DEG)
+    kyphosis, neck = draw(mm.THORACIC_KYPHOSIS_DEG), draw(mm.CERVICAL_LORDOSIS_DEG)
+    lordosis = float(np.clip(lordosis, slope - 8, slope + 25))
+    cervical, thoracic, lumbar = counts
+    share = np.interp(np.linspace(0, 1, lumbar), np.linspace(0, 1, 5), _LUMBAR_SHARE)[::-1]
+    tilts = [slope, *(slope - lordosis * np.cumsum(share / share.sum()))]
+    bell = 0.35 + np.sin(np.linspace(0.1, np.pi - 0.1, thoracic))
+    tilts += list(tilts[-1] + kyphosis * np.cumsum(bell / bell.sum()))
+    tilts += list(tilts[-1] - neck * np.arange(1, cervical) / (cervical - 2))
+    return np.asarray([*tilts, 0.4 * tilts[-1]])
+
+
+def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: float) -> BentColumn:
+    """Draw an individual's column; the middle of S1's upper endplate is the origin.
+
+    Args:
+        rng: Source of randomness.
+        thoracic: Number of thoracic vertebrae.
+        lumbar: Number of lumbar vertebrae.
+        jitter: Strength of the variation.
+
+    Returns:
+        The column in RAS mm.
+    """
+    plan = anatomy.column(thoracic, lumbar)
+    counts = (len(anatomy.CERVICAL), thoracic, lumbar)
+    scale = float(np.clip(1 + jitter * 0.09 * rng.standard_normal(), 0.75, 1.25))
+    age = float(rng.random() ** 2) * min(jitter, 1.0)
+    regions = [r for r, n in zip(mm.REGIONS, counts, strict=True) for _ in range(n)]
+    sizes = [s for r, n in zip(mm.REGIONS, counts, strict=True) for s in mm.level_sizes(r, n)]
+    loss = np.clip(age * 0.5 * rng.random(len(sizes)) + (rng.random(len(sizes)) < 0.15 * age) * 0.4, 0, 0.75)
+    sizes = [_vary(rng, s, scale, jitter, float(d)) for s, d in zip(sizes, loss, strict=True)]
+    total = len(sizes)
+    tilts = _tilts(rng, counts, jitter) + np.r_[0.0, jitter * 1.2 * rng.standard_normal(total)]
+    wave = np.linspace(0, rng.uniform(1, 4) * np.pi, total + 1) + rng.uniform(0, 2 * np.pi)
+    scoliosis = jitter * abs(rng.normal(0, 3.0)) * (3.0 if rng.random() < 0.1 else 1.0)
+    sides = scoliosis * np.sin(wave) + jitter * rng.normal(0, 2.0)
+    turns = 0.7 * scoliosis * np.cos(wave)
+    vertebrae: list[Vertebra] = []
+    cursor = np.zeros(3)
+    for step in range(1, total + 1):  # from the lowest vertebra up to C1
+        i = total - step
+        size = sizes[i]
+        disc_axes = _axes(*(0.5 * (a[step - 1] + a[step]) for a in (tilts, sides, turns)))
+        axes = _axes(tilts[step], sides[step], turns[step])
+        gap = size.disc_height if plan.discs[i] is not None else 0.0
+        disc_frame = Frame(cursor + disc_axes[:, 2] * gap / 2, disc_axes)
+        origin = cursor + disc_axes[:, 2] * gap + axes[:, 2] * size.height / 2
+        if i == 0:  # C1 rides on the shoulders of C2, around the dens
+            origin = cursor + axes[:, 2] * size.height * 0.65
+        cursor = origin + axes[:, 2] * size.height / 2
+        below = tilts[step - 1] - tilts[step]
+        wedge = float(np.tan(np.deg2rad(np.clip(0.25 * below, -6, 6))))
+        vertebrae.append(
+            Vertebra(plan.vertebrae[i], regions[i], Frame(origin, axes), size, wedge, plan.discs[i], disc_frame, i)
+        )
+    sacrum = _sacrum(rng, tilts[0], sides[0], scale, jitter)
+    return BentColumn(tuple(reversed(vertebrae)), sacrum, plan.name, scale)
+
+
+def _sacrum(rng: np.random.Generator, slope: float, side: float, scale: float, jitter: float) -> tuple[Segment, ...]:
+    """S1 .. S5 going down from the origin, curving backward and then forward again."""
+    turn = _SACRAL_KYPHOSIS_DEG * (1 + jitter * 0.2 * rng.standard_normal())
+    steps = slope + 8.0 - turn * np.array([0.0, 0.10, 0.30, 0.65, 1.0])
+    cursor, segments = np.zeros(3), []
+    size = scale * (1 + jitter * 0.05 * rng.standard_normal())
+    for tilt, h, d, w in zip(steps, mm.SACRAL_HEIGHTS, mm.SACRAL_DEPTHS, mm.SACRAL_WIDTHS, strict=True):
+        axes = _axes(float(tilt), side, 0.0)
+        height = h * size
+        segments.append(Segment(Frame(cursor - axes[:, 2] * height / 2, axes), height, d * size, w * size))
+        cursor = cursor - axes[:, 2] * height
+    return tuple(segments)

@@ -1,0 +1,48 @@
+"""Synthetic studies as files, for trying the server without a patient's scan."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from lib.synthesis.options import Field, SpineOptions
+from lib.synthesis.render import RenderOptions, render
+from lib.synthesis.spine import SyntheticSpine, random_spine
+
+DEMO_FIELDS = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.WHOLE, Field.THORACOLUMBAR, Field.CERVICAL)
+DEMO_CONTRASTS = ("T2", "T1", "T2", "STIR", "T2")
+
+
+def demo_studies(folder: Path, n: int = 3, seed: int = 0, *, labels: bool = False) -> tuple[Path, ...]:
+    """Write a few synthetic scans.
+
+    Args:
+        folder: Made if it is missing.
+        n: How many.
+        seed: The same seed gives the same scans.
+        labels: Write the true label maps into ``folder / "truth"`` as well.
+
+    Returns:
+        The written images ("demo_01_lumbar_T2.nii.gz", ..).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number in range(n):
+        rng = np.random.default_rng([seed, number])
+        field = DEMO_FIELDS[number % len(DEMO_FIELDS)]
+        contrast = DEMO_CONTRASTS[number % len(DEMO_CONTRASTS)]
+        spine = random_spine(rng, SpineOptions(field=field, thoracic=12, lumbar=5, width_mm=80.0, jitter=0.7))
+        image = render(rng, spine, RenderOptions(contrast=contrast, strength=0.5))
+        name = f"demo_{number + 1:02d}_{field.value.replace(' ', '_')}_{contrast}.nii.gz"
+        _write(folder / name, np.round(image).astype(np.int16), spine)
+        if labels:
+            (folder / "truth").mkdir(exist_ok=True)
+            _write(folder / "truth" / name, spine.labels, spine)
+        written.append(folder / name)
+    return tuple(written)
+
+
+def _write(path: Path, data: np.ndarray, spine: SyntheticSpine) -> None:  # type: ignore[type-arg]
+    image = nib.Nifti1Image(data, spine.affine)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)

@@ -1,0 +1,54 @@
+"""What a synthetic spine may be asked to be."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Field(Enum):
+    """Which part of the column the scan shows."""
+
+    WHOLE = "whole"
+    CERVICAL = "cervical"
+    CERVICOTHORACIC = "cervicothoracic"
+    THORACIC = "thoracic"
+    THORACOLUMBAR = "thoracolumbar"
+    LUMBAR = "lumbar"
+    LOWER_LUMBAR = "lower lumbar"
+
+
+@dataclass(frozen=True)
+class SpineOptions:
+    """What to draw; None leaves the choice to the random generator.
+
+    Attributes:
+        field: Part of the column in view.
+        thoracic: Thoracic vertebrae, 11 to 13.
+        lumbar: Lumbar vertebrae, 4 to 6.
+        spacing_mm: Voxel size along x, y, z.
+        width_mm: Extent of the scan right to left.
+        depth_mm: Extent front to back.
+        jitter: Strength of the individual variation; 0 is the average body, 1 a broad population.
+    """
+
+    field: Field | None = None
+    thoracic: int | None = None
+    lumbar: int | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    width_mm: float | None = None
+    depth_mm: float | None = None
+    jitter: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A spacing or extent is not positive, or the jitter is negative.
+        """
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm must be three positive lengths, got {self.spacing_mm!r}; use for example 1.0")
+        for name in ("width_mm", "depth_mm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be a positive length in mm, got {value!r}; leave it None for a usual one")
+        if self.jitter < 0:
+            raise ValueError(f"jitter must be 0 or more, got {self.jitter!r}; 1 is a broad population")

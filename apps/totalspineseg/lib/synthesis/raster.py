@@ -1,0 +1,60 @@
+"""From frames to voxels: the grid of a scan, boxes around parts, local coordinates."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib.synthesis.column import Frame
+from lib.synthesis.shapes import Local
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Raster:
+    """An axis-aligned RAS grid.
+
+    Attributes:
+        shape: Voxels along x, y, z.
+        spacing: Voxel size, mm.
+        origin: RAS mm of the first voxel's center.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    origin: tuple[float, float, float]
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxel -> RAS mm."""
+        matrix = np.diag([*self.spacing, 1.0])
+        matrix[:3, 3] = self.origin
+        return matrix
+
+    def axis(self, number: int) -> NDArray[np.float32]:
+        """RAS mm of the voxel centers along one axis."""
+        return (self.origin[number] + self.spacing[number] * np.arange(self.shape[number])).astype(np.float32)
+
+    def box(self, frame: Frame, low: tuple[float, float, float], high: tuple[float, float, float]) -> Box | None:
+        """The part of the grid that holds a frame's box from ``low`` to ``high`` (mm); None outside."""
+        corners = np.array([[(low, high)[(n >> k) & 1][k] for k in range(3)] for n in range(8)])
+        world = frame.origin + corners @ frame.axes.T
+        first = np.floor((world.min(0) - self.origin) / self.spacing).astype(int)
+        last = np.ceil((world.max(0) - self.origin) / self.spacing).astype(int) + 1
+        first, last = np.maximum(first, 0), np.minimum(last, self.shape)
+        if (first >= last).any():
+            return None
+        return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
+
+    def local(self, frame: Frame, box: Box) -> Local:
+        """Coordinates of the box's voxels in the frame, mm."""
+        offsets = [
+            (self.axis(k)[box[k]] - np.float32(frame.origin[k])).reshape([-1 if i == k else 1 for i in range(3)])
+            for k in range(3)
+        ]
+        axes = frame.axes.astype(np.float32)
+        right, anterior, superior = (
+            (offsets[0] * axes[0, k] + offsets[1] * axes[1, k]) + offsets[2] * axes[2, k] for k in range(3)
+        )
+        return Local(right, anterior, superior)

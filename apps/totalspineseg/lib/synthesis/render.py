@@ -1,0 +1,141 @@
+"""From tissues to an MR-like image of random contrast."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from lib.synthesis.spine import SyntheticSpine
+from lib.synthesis.surroundings import smooth_noise
+from lib.synthesis.tissues import PRIORS, Tissue
+
+Image = NDArray[np.float32]
+
+SLICE_AXES = (0, 0, 0, 0, 1, 2)
+"""Thick-slice direction is drawn from these: mostly sagittal acquisitions, some coronal and axial."""
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """How the image may look.
+
+    Attributes:
+        contrast: "T1", "T2", "STIR", "T2star", "random", or None for a draw among them.
+        strength: Of noise, bias field, blur and thick slices; 0 gives a clean image, 1 the whole range.
+        slice_mm: Slice thickness; None draws one.
+    """
+
+    contrast: str | None = None
+    strength: float = 1.0
+    slice_mm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: The contrast is unknown or the strength negative.
+        """
+        known = (*PRIORS, "random")
+        if self.contrast is not None and self.contrast not in known:
+            raise ValueError(f"contrast must be one of {known}, got {self.contrast!r}; leave it None for a draw")
+        if self.strength < 0:
+            raise ValueError(f"strength must be 0 or more, got {self.strength!r}; 1 is the whole range")
+
+
+def tissue_signals(rng: np.random.Generator, contrast: str) -> NDArray[np.float32]:
+    """Signal by tissue number for one draw of a contrast, float32 of length 256, air near 0."""
+    table = np.zeros(256, np.float32)
+    random = rng.uniform(0.02, 1.0, len(Tissue)).astype(np.float32)
+    if contrast == "random":
+        table[: len(Tissue)] = random
+        table[[Tissue.AIR, Tissue.LUNG, Tissue.CORTICAL]] *= 0.25
+    else:
+        for tissue, value in PRIORS[contrast].items():
+            table[tissue] = value
+        jitter = rng.uniform(0.06, 0.25)
+        table[: len(Tissue)] *= np.exp(jitter * rng.standard_normal(len(Tissue))).astype(np.float32)
+        mix = 0.35 * rng.random() ** 2
+        table[: len(Tissue)] = (1 - mix) * table[: len(Tissue)] + mix * random
+    table[Tissue.AIR] *= 0.3
+    return table
+
+
+def render(
+    rng: np.random.Generator,
+    spine: SyntheticSpine,
+    options: RenderOptions | None = None,
+    *,
+    spacing_mm: tuple[float, float, float] | None = None,
+) -> Image:
+    """Draw an image of a spine.
+
+    Args:
+        rng: Source of all randomness.
+        spine: Labels and tissues. Not modified.
+        options: How it may look.
+        spacing_mm: Voxel size; None takes the spine's own.
+
+    Returns:
+        Image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
+    """
+    options = options or RenderOptions()
+    names = [*PRIORS, "random"]
+    contrast = options.contrast or str(rng.choice(names, p=[0.2, 0.37, 0.1, 0.08, 0.25]))
+    spacing = spacing_mm or tuple(float(v) for v in np.abs(np.diag(spine.affine)[:3]))
+    strength = options.strength
+    signals = tissue_signals(rng, contrast)
+    own = np.exp(0.06 * strength * rng.standard_normal(256)).astype(np.float32)
+    own[0] = 1.0
+    image = signals[spine.tissues] * own[spine.labels]
+    texture = smooth_noise(rng, image.shape, 40) * np.float32(0.06 * strength)
+    image = image * (1 + texture + 0.03 * strength * smooth_noise(rng, image.shape, 110))
+    image = _blur(rng, image, spacing, strength)
+    image = _thick_slices(rng, image, spacing, options)
+    image = image * _coil(rng, image.shape, spacing, strength)
+    noise = np.float32(0.07 * strength * rng.random() ** 1.5)
+    shape = image.shape
+    image = np.hypot(image + noise * rng.standard_normal(shape, np.float32), noise * rng.standard_normal(shape, np.float32))
+    image = np.clip(image, 0, None) ** np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
+    return np.asarray(image * np.float32(600.0), dtype=np.float32)
+
+
+def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], strength: float) -> Image:
+    """In-plane point spread, 0.3 to 1.2 mm."""
+    sigma = rng.uniform(0.3, 0.5 + 0.7 * strength)
+    for axis, step in enumerate(spacing):
+        if sigma / step > 0.25:
+            image = gaussian_filter1d(image, sigma / step, axis=axis, truncate=2.0)
+    return image
+
+
+def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], options: RenderOptions) -> Image:
+    """Average over slices of up to 5.5 mm and interpolate back, as resampling a thick-slice scan does."""
+    axis = int(rng.choice(SLICE_AXES))
+    drawn = rng.uniform(0.8, 0.8 + 4.7 * options.strength)
+    thickness = options.slice_mm if options.slice_mm is not None else float(drawn)
+    step = round(thickness / spacing[axis])
+    length = image.shape[axis]
+    if step < 2 or length < 3 * step:
+        return image
+    starts = np.arange(0, length, step)
+    counts = np.diff(np.r_[starts, length]).astype(np.float32)
+    moved = np.add.reduceat(image, starts, axis=axis)
+    shape = [-1 if k == axis else 1 for k in range(3)]
+    moved /= counts.reshape(shape)
+    centers = starts + (counts - 1) / 2
+    place = np.interp(np.arange(length), centers, np.arange(len(starts)))
+    low = np.minimum(place.astype(int), len(starts) - 2)
+    weight = (place - low).astype(np.float32).reshape(shape)
+    return np.asarray(np.take(moved, low, axis) * (1 - weight) + np.take(moved, low + 1, axis) * weight)
+
+
+def _coil(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...], strength: float) -> Image:
+    """Smooth bias field, and signal that falls off in front of a spine coil and at the ends of the scan."""
+    field = 0.18 * strength * smooth_noise(rng, shape, 4)
+    reach = rng.uniform(120, 500) / max(strength, 0.01)
+    y = np.arange(shape[1], dtype=np.float32)[None, :, None] * spacing[1]
+    falloff = np.exp(-y / np.float32(reach))
+    ends = np.abs(np.linspace(-1, 1, shape[2], dtype=np.float32))[None, None, :]
+    fade = 1 - np.float32(0.6 * strength * (rng.random() < 0.4)) * ends**6
+    return np.asarray(np.exp(field) * falloff * fade, dtype=np.float32)

@@ -1,0 +1,230 @@
+"""What lies around the column: head, neck, chest, belly, pelvis, skin and air."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+
+from lib.synthesis.canal import CanalCurve
+from lib.synthesis.column import BentColumn
+from lib.synthesis.raster import Raster
+from lib.synthesis.shapes import Local, capsule
+from lib.synthesis.tissues import Tissue
+
+Tissues = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Heights:
+    """Heights in mm of what the trunk's shape hangs on."""
+
+    atlas: float
+    neck: float
+    first_rib: float
+    diaphragm: float
+    last_thoracic: float
+    sacrum: float
+    tail: float
+
+
+def landmark_heights(rng: np.random.Generator, column: BentColumn, jitter: float) -> Heights:
+    """Heights of the trunk's landmarks along a column."""
+    z = [float(v.frame.origin[2]) for v in column.vertebrae]
+    last = max(i for i, v in enumerate(column.vertebrae) if v.region == "thoracic")
+    diaphragm = z[last - 2] + jitter * rng.normal(0, 12)
+    return Heights(z[0], z[4], z[7], diaphragm, z[last], 0.0, float(column.sacrum[-1].frame.origin[2]))
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], coarse: int) -> NDArray[np.float32]:
+    """Smooth random field with about ``coarse`` bumps along the longest axis, standard deviation about 1."""
+    longest = max(shape)
+    small = [max(2, round(coarse * n / longest)) for n in shape]
+    field = rng.standard_normal(small).astype(np.float32)
+    grown = zoom(field, [n / s for n, s in zip(shape, small, strict=True)], order=1, mode="nearest", grid_mode=True)
+    return np.asarray(grown, dtype=np.float32)
+
+
+def _slices(raster: Raster, values: Floats) -> NDArray[np.float32]:
+    return values.astype(np.float32)[None, None, :]
+
+
+def draw_surroundings(
+    rng: np.random.Generator, column: BentColumn, curve: CanalCurve, raster: Raster, jitter: float
+) -> Tissues:
+    """Paint everything but the column itself.
+
+    Args:
+        rng: Source of randomness.
+        column: The bent column.
+        curve: Canal and cord.
+        raster: Grid of the scan.
+        jitter: Strength of the variation.
+
+    Returns:
+        Tissue numbers, uint8 (X, Y, Z).
+    """
+    at = landmark_heights(rng, column, jitter)
+    z = curve.z
+    x = raster.axis(0)[:, None, None]
+    y = raster.axis(1)[None, :, None]
+    knots = [at.tail, at.sacrum, at.last_thoracic, at.first_rib, at.neck, at.atlas, at.atlas + 60]
+    size = 1 + jitter * 0.12 * rng.standard_normal()
+    fat = (3 + 14 * rng.random() ** 1.5) * min(1.0, 0.3 + jitter)
+    back = np.interp(z, knots, [34, 42, 50, 52, 55, 50, 75]) * size + fat
+    depth = np.interp(z, knots, [190, 200, 205, 150, 115, 150, 190]) * size + 2 * fat
+    half_width = np.interp(z, knots, [165, 165, 150, 170, 62, 75, 85]) * size + fat
+    spine_y = np.convolve(np.pad(curve.y, 20, mode="edge"), np.ones(41) / 41, mode="valid")
+    middle_y = spine_y - back + depth / 2
+
+    def trunk(inset: float) -> NDArray[np.float32]:
+        across = (np.abs(x) / _slices(raster, half_width - inset)) ** 2.4
+        along = np.abs((y - _slices(raster, middle_y)) / _slices(raster, depth / 2 - inset)) ** 2.4
+        return np.asarray(across + along, dtype=np.float32)
+
+    out = np.zeros(raster.shape, np.uint8)
+    out[trunk(0.0) < 1] = Tissue.SKIN
+    out[trunk(2.0) < 1] = Tissue.FAT
+    inner = trunk(2.0 + fat) < 1
+    out[inner] = Tissue.MUSCLE
+    noise = smooth_noise(rng, raster.shape, 14)
+    streaks = smooth_noise(rng, raster.shape, 60)
+    out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
+    front = y > _slices(raster, spine_y + 24 * column.scale)
+    _belly(rng, out, noise, inner & front, z, at)
+    _chest(rng, out, inner, x, y - _slices(raster, spine_y), z, at, column.scale)
+    _neck_and_head(rng, out, noise, inner, x, y - _slices(raster, spine_y), z, at, column.scale)
+    _ribs(rng, out, column, raster)
+    _vessels(rng, out, x, y, z, spine_y, at, column.scale)
+    _pelvis(out, x, y, z, spine_y, at, column.scale)
+    return out
+
+
+def _belly(
+    rng: np.random.Generator, out: Tissues, noise: NDArray[np.float32], room: NDArray[np.bool_], z: Floats, at: Heights
+) -> None:
+    """Fat, bowel, liver-like and kidney-like lumps in front of the lumbar column."""
+    where = np.flatnonzero(z < at.diaphragm)
+    if not where.size:
+        return
+    part = slice(int(where[0]), int(where[-1]) + 1)
+    lumps, view, inside = noise[..., part], out[..., part], room[..., part]
+    view[inside] = Tissue.FAT
+    for tissue, low, high in (
+        (Tissue.ORGAN_A, 0.3, 0.9),
+        (Tissue.ORGAN_B, 0.9, 9.0),
+        (Tissue.ORGAN_C, -0.9, -0.3),
+        (Tissue.AIR, -9.0, -1.5 - rng.random()),
+    ):
+        view[inside & (lumps > low) & (lumps < high)] = tissue
+
+
+def _chest(
+    rng: np.random.Generator,
+    out: Tissues,
+    inner: NDArray[np.bool_],
+    x: NDArray[np.float32],
+    ahead: NDArray[np.float32],
+    z: Floats,
+    at: Heights,
+    scale: float,
+) -> None:
+    """Lungs beside and in front of the thoracic column, the heart between them."""
+    top, bottom = at.first_rib + 5, at.diaphragm
+    middle, half = (top + bottom) / 2, (top - bottom) / 2
+    rise = np.clip(1 - np.abs((z - middle) / half) ** 3, 0, 1).astype(np.float32)[None, None, :]
+    reach = np.sqrt(rise)
+    for side in (-1, 1):
+        center_x = side * (72 + 6 * rng.random()) * scale
+        lung = ((x - center_x) / (62 * scale * reach + 1e-3)) ** 2 + ((ahead - 45) / (78 * scale * reach + 1e-3)) ** 2
+        out[inner & (lung < 1)] = Tissue.LUNG
+    heart_z = bottom + 0.35 * (top - bottom)
+    heart = (x / 55) ** 2 + ((ahead - 85 * scale) / 42) ** 2 + ((z[None, None, :] - heart_z) / 60) ** 2
+    out[inner & (heart < 1)] = Tissue.ORGAN_C
+    windpipe = ((x + 2) / 8) ** 2 + ((ahead - (45 if scale > 0.9 else 38)) / 7) ** 2 < 1
+    out[windpipe & (z > at.first_rib - 60)[None, None, :] & (z < at.atlas - 15)[None, None, :] & inner] = Tissue.AIR
+
+
+def _neck_and_head(
+    rng: np.random.Generator,
+    out: Tissues,
+    noise: NDArray[np.float32],
+    inner: NDArray[np.bool_],
+    x: NDArray[np.float32],
+    ahead: NDArray[np.float32],
+    z: Floats,
+    at: Heights,
+    scale: float,
+) -> None:
+    """Pharynx and face in front, skull base, brainstem and cerebellum above."""
+    height = (z - at.atlas).astype(np.float32)[None, None, :]
+    throat = (np.abs(x) < 14) & (ahead > 24 * scale) & (ahead < 34 * scale) & (height < 25) & (height > -45)
+    out[inner & throat] = Tissue.AIR if rng.random() < 0.8 else Tissue.MUSCLE
+    face = inner & (ahead > 36 * scale) & (height > -25)
+    for tissue, low, high in ((Tissue.OTHER_BONE, 0.7, 9.0), (Tissue.FAT, 0.2, 0.7), (Tissue.AIR, -9.0, -1.3)):
+        out[face & (noise > low) & (noise < high)] = tissue
+    skull = (x / 70) ** 2 + ((ahead + 8) / 88) ** 2 + ((height - 76) / 66) ** 2
+    out[inner & (skull < 1)] = Tissue.OTHER_BONE
+    out[inner & (skull < 0.86)] = Tissue.CSF
+    brain = (skull < 0.80) & ((np.abs(ahead) > 14) | (height > 40))
+    out[inner & brain] = Tissue.BRAIN
+    stem = (x / 13) ** 2 + ((ahead - 2) / (8 + 0.08 * np.clip(height, 0, 60))) ** 2 < 1
+    out[inner & stem & (height > 2) & (height < 60)] = Tissue.BRAIN
+    clivus = (np.abs(x) < 14) & (np.abs(ahead - 16 * scale - 0.45 * (height - 22)) < 5) & (height > 18) & (height < 55)
+    out[inner & clivus] = Tissue.OTHER_BONE
+
+
+def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
+    """The back ends of the ribs: from the side of the body out, back and down."""
+    for vertebra in column.vertebrae:
+        if vertebra.region != "thoracic":
+            continue
+        box = raster.box(vertebra.frame, (-95.0, -60.0, -35.0), (95.0, 15.0, 15.0))
+        if box is None:
+            continue
+        local = raster.local(vertebra.frame, box)
+        size, view = vertebra.size, out[box]
+        mirrored = Local(np.abs(local.right), local.anterior, local.superior)
+        up = size.height * 0.42
+        head = (size.width / 2, -size.depth * 0.35, up)
+        bend = (size.transverse_width / 2 + 6, -size.depth / 2 - 22.0, up - 6)
+        end = (90.0, -size.depth / 2 - 18.0, up - 26)
+        rib = capsule(mirrored, head, bend, 4.5) | capsule(mirrored, bend, end, 5.0)
+        view[rib & (view != Tissue.AIR)] = Tissue.OTHER_BONE
+
+
+def _vessels(
+    rng: np.random.Generator,
+    out: Tissues,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    z: Floats,
+    spine_y: Floats,
+    at: Heights,
+    scale: float,
+) -> None:
+    """Aorta on the left, vena cava on the right, in front of the bodies."""
+    ahead = np.interp(z, [at.sacrum, at.diaphragm, at.first_rib], [60, 50, 45]) * scale
+    for side, low, high in ((-1, at.sacrum + 30, at.first_rib - 40), (1, at.sacrum + 20, at.diaphragm + 20)):
+        tube = ((x - side * (11 + 4 * rng.random())) / (9 * scale)) ** 2 + (
+            (y - (spine_y + ahead).astype(np.float32)[None, None, :]) / (9 * scale)
+        ) ** 2
+        out[(tube < 1) & ((z > low) & (z < high))[None, None, :] & (out != Tissue.AIR)] = Tissue.VESSEL
+
+
+def _pelvis(
+    out: Tissues,
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    z: Floats,
+    spine_y: Floats,
+    at: Heights,
+    scale: float,
+) -> None:
+    """Iliac wings beside the sacrum."""
+    height = (z - at.sacrum).astype(np.float32)[None, None, :]
+    side = np.abs(x) - (58 - 0.15 * np.abs(height)) * scale
+    ahead = y - spine_y.astype(np.float32)[None, None, :]
+    wing = (np.abs(side - 0.5 * np.clip(ahead, 0, 60)) < 8) & (ahead > -20) & (ahead < 70)
+    out[wing & (height < 22) & (height > -70) & (out != Tissue.AIR)] = Tissue.OTHER_BONE
