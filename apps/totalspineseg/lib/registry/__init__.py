@@ -1,0 +1,1 @@
+"""Model versions: where they live, which one is in use, publishing and going back."""

@@ -1,0 +1,111 @@
+"""One warm predictor per step, replaced when another version is published."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
+from lib.registry.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model folder as it was when it was opened."""
+
+    name: str
+    root: Path
+    folder: ModelFolder
+    stamp: Stamp
+
+
+class Networks:
+    """The networks of a server: loaded at first use, kept, and followed when the registry's choice changes.
+
+    Constructing costs nothing: no file is read and no device is touched.
+
+    Args:
+        store: Says which weights are in use.
+        device: See ``WarmPredictor``.
+        tile_step: See ``WarmPredictor``.
+    """
+
+    def __init__(self, store: ModelStore, *, device: str = "auto", tile_step: float = 0.5) -> None:
+        self.store = store
+        self._device = device
+        self._tile_step = tile_step
+        self._lock = RLock()
+        self._opened: dict[int, _Opened] = {}
+        self._warm: dict[int, WarmPredictor] = {}
+        self._loads: dict[int, int] = {}
+
+    @property
+    def loads(self) -> Mapping[int, int]:
+        """Step -> how often its weights were read; a warm request leaves it as it is."""
+        with self._lock:
+            return dict(self._loads)
+
+    def folder(self, step: int) -> ModelFolder:
+        """The model in use for a step, without loading its network; for descriptions.
+
+        Its ``version`` reads the files once.
+
+        Raises:
+            WeightsError: There is no usable model folder.
+        """
+        with self._lock:
+            choice = self.store.resolve(step)
+            known = self._opened.get(step)
+            if (
+                known is None
+                or (known.name, known.root) != (choice.name, choice.root)
+                or known.stamp != _stamp(known.folder)
+            ):
+                folder = ModelFolder.open(choice.root, step=step, name=choice.name)
+                known = _Opened(choice.name, choice.root, folder, _stamp(folder))
+                self._opened[step] = known
+            return known.folder
+
+    def get(self, step: int) -> WarmPredictor:
+        """The predictor of a step: warm if the same version was asked for before.
+
+        Whoever still uses a replaced predictor keeps it until done.
+
+        Args:
+            step: 1 or 2.
+
+        Raises:
+            WeightsError: There is no usable model.
+        """
+        with self._lock:
+            folder = self.folder(step)
+            warm = self._warm.get(step)
+            if warm is None or warm.folder is not folder:
+                warm = WarmPredictor(folder, device=self._device, tile_step=self._tile_step)
+                self._warm[step] = warm
+                self._loads[step] = self._loads.get(step, 0) + 1
+                logger.info("loaded step %d network %s on %s", step, warm.version, warm.device)
+            return warm
+
+    def free(self) -> None:
+        """Drop all networks and the GPU memory they hold, for instance when a training starts."""
+        with self._lock:
+            dropped = list(self._warm.values())
+            self._warm.clear()
+        for predictor in dropped:
+            predictor.free()
+
+
+def _stamp(folder: ModelFolder) -> Stamp:
+    """Changes whenever one of the model's files is replaced, rewritten or removed (empty: one is gone)."""
+    files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
+    try:
+        return tuple((file.name, (s := file.stat()).st_ino, s.st_mtime_ns, s.st_size) for file in files)
+    except OSError:
+        return ()

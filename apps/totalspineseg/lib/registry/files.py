@@ -1,0 +1,127 @@
+"""Writing files so that a crash at any moment leaves the old state or the new one, never half of one."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from lib.errors import StorageError
+
+STAGING_PREFIX: Final = ".staging-"
+"""Folders under construction; readers skip names with a leading dot."""
+LEFTOVER_S: Final = 24 * 3600
+"""A folder under construction that nobody touched for a day belongs to a killed process, seconds."""
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step: readers see the old content or the new one.
+
+    Args:
+        path: File to write; its folder must exist.
+        content: Anything ``json`` takes.
+
+    Raises:
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    with storage_errors(path.parent):
+        descriptor, name = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(content, stream, indent=2, sort_keys=True)
+                stream.write("\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time changes a folder; a killed holder leaves no lock behind."""
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Build a folder that appears whole: yields a hidden sibling, which becomes ``target`` when the block succeeds.
+
+    Args:
+        target: Folder to create; must not exist.
+
+    Raises:
+        StorageError: ``target`` exists, the disk is full, or the parent cannot be written.
+    """
+    with storage_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
+    try:
+        yield staging
+        with storage_errors(target.parent):
+            if target.exists():
+                raise StorageError(f"a new version name is required, got {target.name!r} which exists; choose another")
+            _sync_tree(staging)
+            staging.chmod(0o755)
+            staging.rename(target)
+            sync_folder(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors while writing into one sentence.
+
+    Raises:
+        StorageError: Anything the system reports as ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"free disk space is required in {str(folder)!r}, got a full disk; make room") from error
+        reason = error.strerror or type(error).__name__
+        raise StorageError(
+            f"a writable folder is required, got {str(folder)!r} ({reason}); check its permissions"
+        ) from error
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for leftover in parent.glob(f"{STAGING_PREFIX}*"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
