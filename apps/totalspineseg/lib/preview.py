@@ -1,0 +1,342 @@
+"""Pictures a reader can check at a glance: the spine unrolled along its canal, labels and names on it.
+
+The sagittal picture follows the canal (its x at every height), the coronal one the bodies and discs
+(their y), so that a scoliotic or rotated spine stays in the picture. Anterior is on the left of the
+sagittal picture and the patient's right on the left of the coronal one, as radiologists hang them.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from lib.anatomy import (
+    BY_CODE,
+    C1,
+    CANAL,
+    CODE_FROM_STEP1,
+    CODE_FROM_STEP2,
+    CORD,
+    DISCS,
+    LANDMARK_CLASS,
+    LANDMARK_DISCS,
+    LEVEL_POINT,
+    POINT_C1_C2,
+    POINT_C1_TOP,
+    SACRUM,
+    VERTEBRAE,
+    Step1,
+    Step2,
+)
+from lib.geometry import AnyArray, Grid, LabelArray, Volume, to_ras
+from lib.tags import Tag, add_tags
+from lib.volume_io import write_atomic
+
+Picture = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
+Palette = Mapping[int, Color]
+
+LEVEL_CODES: Final = (*VERTEBRAE, SACRUM, *DISCS)
+"""What gets a tag when nothing else is said."""
+STEP1_TAGS: Final = (C1, *DISCS)
+"""What step 1 names: its other vertebrae are one class."""
+
+WINDOW_PERCENTILES: Final = (1.0, 99.5)
+"""Gray values below and above are black and white: fat and coils outshine a T2 spine."""
+OPACITY: Final = 0.45
+"""Of the labels: the edges of bodies and cord stay visible below."""
+DOUBTFUL_STRIPE_PX: Final = 6
+"""Period of the stripes that mark a doubtful level, pixels."""
+PIXEL_MM: Final = (0.3, 0.5)
+"""Finest and coarsest size of a pixel: a vertebra of 20 mm has at least 40 pixels."""
+WANTED_HEIGHT_PX: Final = 800
+"""Height a small field of view is enlarged to, as far as the finest pixel allows."""
+SMOOTHING_MM: Final = 8.0
+"""Standard deviation of the smoothing of the plane: less than a vertebra, more than a voxel's steps."""
+POINT_RADIUS_MM: Final = 2.5
+"""Radius a level point is drawn with."""
+JPEG_QUALITY: Final = 88
+
+
+def _palette(step: int) -> Palette:
+    """Colors of a network's classes: those of the structures they stand for, two for odd and even."""
+    plain = [code for code in DISCS if code not in LANDMARK_DISCS]
+    colors = {Step1.DISC.value: BY_CODE[plain[0]].color}
+    colors |= {value: BY_CODE[code].color for value, code in LANDMARK_CLASS.items()}
+    colors |= {value: BY_CODE[c].color for value, c in (CODE_FROM_STEP1 if step == 1 else CODE_FROM_STEP2).items()}
+    if step == 2:
+        remnant, odd, even = (BY_CODE[code].color for code in VERTEBRAE[1:4])
+        colors |= {Step2.VERTEBRA.value: remnant, Step2.VERTEBRA_ODD.value: odd, Step2.VERTEBRA_EVEN.value: even}
+    return MappingProxyType(colors)
+
+
+CODE_PALETTE: Final[Palette] = MappingProxyType({code: s.color for code, s in BY_CODE.items()})
+STEP_PALETTE: Final[Mapping[int, Palette]] = MappingProxyType({1: _palette(1), 2: _palette(2)})
+"""Colors of raw step maps, by step."""
+POINT_PALETTE: Final[Palette] = MappingProxyType(
+    {value: BY_CODE[code].color for code, value in LEVEL_POINT.items()}
+    | {POINT_C1_TOP: BY_CODE[VERTEBRAE[0]].color, POINT_C1_C2: BY_CODE[VERTEBRAE[1]].color}
+)
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where the two curved planes run, on the nearest-RAS form of a grid.
+
+    Attributes:
+        x: (Z,) sagittal plane, voxel index along x at every height.
+        y: (Z,) coronal plane, voxel index along y at every height.
+        canal_y: (Z,) the canal, voxel index along y; bodies are anterior to it.
+    """
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    canal_y: npt.NDArray[np.float64]
+
+
+def course_of(labels: LabelArray | None, grid: Grid) -> Course:
+    """The planes through a labeled spine; compute once for all pictures of a scan.
+
+    Args:
+        labels: Codes on ``grid``, any orientation; None when there are none yet. Not modified.
+        grid: Grid of the image.
+
+    Returns:
+        The course. Without canal (or discs) the middle of the image.
+    """
+    ras = to_ras(Volume(np.broadcast_to(np.uint8(0), grid.shape) if labels is None else labels, grid.affine))
+    middle_x, middle_y = ((n - 1) / 2 for n in ras.data.shape[:2])
+    height = ras.data.shape[2]
+    if labels is None:
+        return Course(np.full(height, middle_x), np.full(height, middle_y), np.full(height, middle_y))
+    kinds = _KIND_OF_CODE[np.ascontiguousarray(ras.data)]
+    sigma = SMOOTHING_MM / ras.spacing[2]
+    canal, disc = kinds == 1, kinds == 2
+    canal_y = _mean_index(canal, 1, sigma, middle_y)
+    return Course(_mean_index(canal, 0, sigma, middle_x), _mean_index(disc, 1, sigma, float(canal_y.mean())), canal_y)
+
+
+def _kinds() -> npt.NDArray[np.uint8]:
+    table = np.zeros(256, dtype=np.uint8)
+    table[[CANAL, CORD]] = 1
+    table[list(DISCS)] = 2
+    return table
+
+
+_KIND_OF_CODE: Final = _kinds()
+
+
+def _mean_index(mask: npt.NDArray[np.bool_], axis: int, sigma: float, default: float) -> npt.NDArray[np.float64]:
+    """Mean index of a mask along an axis at every height, gaps interpolated, smoothed."""
+    counts = mask.sum(axis=1 - axis, dtype=np.int32)
+    total = counts.sum(axis=0)
+    z = np.flatnonzero(total)
+    if z.size == 0:
+        return np.full(mask.shape[2], default)
+    mean = (np.arange(mask.shape[axis]) @ counts[:, z]) / total[z]
+    line = np.interp(np.arange(mask.shape[2]), z, mean)
+    smooth: npt.NDArray[np.float64] = ndimage.gaussian_filter1d(line, sigma, mode="nearest")
+    return smooth
+
+
+def mid_sagittal(
+    volume: Volume,
+    labels: LabelArray | None = None,
+    *,
+    paint: LabelArray | None = None,
+    palette: Palette = CODE_PALETTE,
+    points: LabelArray | None = None,
+    tags: Collection[int] = LEVEL_CODES,
+    doubtful: Collection[int] = (),
+    course: Course | None = None,
+) -> Picture:
+    """The sagittal picture along the canal.
+
+    Args:
+        volume: Image, any orientation and spacing. Not modified.
+        labels: Codes on the same grid: they say where the plane runs and what the tags say. Not modified.
+        paint: What is painted over the image, in ``palette``'s values; ``labels`` when None. Not modified.
+        palette: Value -> color; values without a color stay unpainted. An empty one paints nothing.
+        points: Level points on the same grid, drawn as dots. Not modified.
+        tags: Codes that get a tag with their name; none for ().
+        doubtful: Codes whose level is not certain: striped, and "?" in the tag.
+        course: From ``course_of(labels, volume.grid)`` when many pictures of one scan are made.
+
+    Returns:
+        (rows, columns, 3) uint8, square pixels, superior up, anterior left.
+    """
+    course = course or course_of(labels, volume.grid)
+    return _Plane(volume, course, sagittal=True).picture(labels, paint, palette, points, tags, doubtful)
+
+
+def mid_coronal(
+    volume: Volume,
+    labels: LabelArray | None = None,
+    *,
+    paint: LabelArray | None = None,
+    palette: Palette = CODE_PALETTE,
+    points: LabelArray | None = None,
+    tags: Collection[int] = LEVEL_CODES,
+    doubtful: Collection[int] = (),
+    course: Course | None = None,
+) -> Picture:
+    """The coronal picture through the discs and bodies; see ``mid_sagittal``. The patient's right is left."""
+    course = course or course_of(labels, volume.grid)
+    return _Plane(volume, course, sagittal=False).picture(labels, paint, palette, points, tags, doubtful)
+
+
+class _Plane:
+    """One curved plane of a scan: rows along z, columns along the other in-plane axis."""
+
+    def __init__(self, volume: Volume, course: Course, *, sagittal: bool) -> None:
+        self._volume = volume
+        ras = to_ras(volume)
+        self._sagittal = sagittal
+        self._index = course.x if sagittal else course.y
+        self._canal_y = course.canal_y
+        across, height = ras.spacing[1 if sagittal else 0], ras.spacing[2]
+        depth, rows = ras.data.shape[1 if sagittal else 0], ras.data.shape[2]
+        size_mm = (rows * height, depth * across)
+        self._pixel_mm = float(np.clip(size_mm[0] / WANTED_HEIGHT_PX, *PIXEL_MM))
+        self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
+        self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
+        self._gray = self._cut_linear(ras.data)
+
+    def _columns(self, data: AnyArray, index: npt.NDArray[np.intp]) -> AnyArray:
+        """(Z, Y) or (Z, X) values of the curved plane."""
+        z = np.arange(data.shape[2])
+        return data[index, :, z] if self._sagittal else data[:, index, z].T
+
+    def _cut_linear(self, data: AnyArray) -> npt.NDArray[np.float32]:
+        last = data.shape[0 if self._sagittal else 1] - 1
+        position = np.clip(self._index, 0, last)
+        lower = position.astype(np.intp)
+        weight = (position - lower).astype(np.float32)[:, np.newaxis]
+        first = self._columns(data, lower).astype(np.float32)
+        second = self._columns(data, np.minimum(lower + 1, last)).astype(np.float32)
+        return self._hung(first + (second - first) * weight)
+
+    def cut(self, labels: LabelArray) -> LabelArray:
+        """Labels (on the grid of the volume) in the plane, as hung, one value a voxel."""
+        data = to_ras(Volume(labels, self._volume.affine)).data
+        last = data.shape[0 if self._sagittal else 1] - 1
+        return self._hung(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
+
+    @staticmethod
+    def _hung(plane: AnyArray) -> AnyArray:
+        """Superior up; anterior (or the patient's right) left."""
+        return plane[::-1, ::-1]
+
+    def picture(
+        self,
+        labels: LabelArray | None,
+        paint: LabelArray | None,
+        palette: Palette,
+        points: LabelArray | None,
+        tags: Collection[int],
+        doubtful: Collection[int],
+    ) -> Picture:
+        """Image, paint, points and tags."""
+        gray = self._windowed()
+        named = None if labels is None else self.cut(labels)
+        painted = named if paint is None else self.cut(paint)
+        if painted is not None and palette:
+            rgb = _blend(gray, self._enlarge(painted), palette, doubtful if paint is None else ())
+        else:
+            rgb = np.repeat(gray[..., np.newaxis], 3, axis=2)
+        if points is not None:
+            rgb = self._dots(rgb, points)
+        if named is None or not tags:
+            return rgb
+        return add_tags(rgb, self._tags(named, tags, doubtful))
+
+    def _windowed(self) -> npt.NDArray[np.uint8]:
+        gray = self._gray
+        inside = gray[gray != gray.min()]
+        low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
+        scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
+        resized = Image.fromarray(scaled.astype(np.uint8)).resize(self._size_px, Image.Resampling.BICUBIC)
+        return np.asarray(resized, dtype=np.uint8)
+
+    def _enlarge(self, plane: LabelArray) -> LabelArray:
+        image = Image.fromarray(np.ascontiguousarray(plane))
+        return np.asarray(image.resize(self._size_px, Image.Resampling.NEAREST), dtype=np.uint8)
+
+    def _tags(self, plane: LabelArray, codes: Collection[int], doubtful: Collection[int]) -> list[Tag]:
+        """A tag for every wanted code in the plane, pointing at its body."""
+        canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
+        found = []
+        for code in sorted(set(np.unique(plane).tolist()) & set(codes)):
+            rows, columns = np.nonzero(plane == code)
+            if self._sagittal:
+                body = columns < canal_column[rows]
+                rows, columns = (rows[body], columns[body]) if body.any() else (rows, columns)
+            x, y = (columns.mean() + 0.5) * self._voxel_px[0], (rows.mean() + 0.5) * self._voxel_px[1]
+            structure = BY_CODE[code]
+            found.append(Tag(structure.name, (x, y), structure.color, code in DISCS, code in doubtful))
+        return found
+
+    def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
+        """Level points, wherever they lie beside the plane."""
+        data = to_ras(Volume(points, self._volume.affine)).data
+        image = Image.fromarray(rgb)
+        draw = ImageDraw.Draw(image)
+        radius = POINT_RADIUS_MM / self._pixel_mm
+        font = _font(max(10, round(1.6 * radius)))
+        for voxel in np.argwhere(data):
+            value = int(data[tuple(voxel)])
+            across = data.shape[1] - 1 - voxel[1] if self._sagittal else data.shape[0] - 1 - voxel[0]
+            x = (across + 0.5) * self._voxel_px[0]
+            y = (data.shape[2] - 1 - voxel[2] + 0.5) * self._voxel_px[1]
+            color = POINT_PALETTE.get(value, (255, 255, 255))
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=(0, 0, 0))
+            draw.text((x + radius + 3, y), str(value), fill=(255, 255, 255), font=font, anchor="lm", stroke_width=1)
+        return np.asarray(image)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, doubtful: Collection[int]) -> Picture:
+    """Translucent colors; a doubtful code in stripes. One table lookup a pixel: (label, gray) -> color."""
+    ramp = np.arange(256, dtype=np.float32)[:, np.newaxis]
+    table = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)[np.newaxis].repeat(256, axis=0)
+    for value in set(np.unique(labels).tolist()) & set(palette):
+        color = np.array(palette[value], dtype=np.float32)
+        table[value] = (ramp * (1 - OPACITY) + color * OPACITY + 0.5).astype(np.uint8)
+    if doubtful:
+        rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+        gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
+        unsure = np.zeros(256, dtype=np.bool_)
+        unsure[list(doubtful)] = True
+        labels = np.where(unsure[labels] & gap, 0, labels)
+    result: Picture = table[labels, gray]
+    return result
+
+
+def save_picture(path: Path, rgb: Picture) -> None:
+    """Write a picture as JPEG or PNG by the ending of ``path``, atomically.
+
+    Args:
+        path: Final name, ending in .jpg, .jpeg or .png; its folder exists.
+        rgb: (rows, columns, 3) uint8. Not modified.
+
+    Raises:
+        ValueError: Another ending.
+        StorageError: The file could not be written.
+    """
+    kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"a picture name ending in .jpg, .jpeg or .png is required, got {path.name!r}")
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
+    write_atomic(path, lambda temporary: Image.fromarray(rgb).save(temporary, kind, **options))
