@@ -51,6 +51,8 @@ BACKGROUND: Final = 0
 CORD: Final = 1
 CANAL: Final = 2
 SACRUM: Final = 50
+UNREVIEWED: Final = 255
+"""In training labels only: nobody has looked here; no loss, no score."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))
