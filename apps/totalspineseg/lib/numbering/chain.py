@@ -11,7 +11,7 @@ from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.evidence import Evidence, Floats, Item, Labels, Pin, gather
 from lib.numbering.loose import name_loose
-from lib.numbering.solver import FALSE, Chain, Path, posterior
+from lib.numbering.solver import FALSE, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Pieces, Step
 
@@ -25,8 +25,8 @@ WORTH_TRYING: Final = 0.002
 WORTH_NAMING: Final = 0.005
 """A competing numbering below this chance is not reported."""
 MAX_ALTERNATIVES: Final = 4
-MAX_TRACED: Final = 12
-"""Competing numberings looked at, best first."""
+SAME: Final = 1e-9
+"""Relative difference of two weights that are the same but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def number_chain(
     chain = Chain(evidence)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
-    ranked = _ranked(chain, chances, chain.total(before))
-    best, probability = _agreeing(ranked)
+    best, probability, others = _ranked(chain, chances, chain.total(before))
     naming = _naming(best, evidence, pieces)
     slots = chain.column_through(best)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
@@ -134,51 +133,47 @@ def number_chain(
     shown = [k for level in levels for k in [_item_of(level, evidence)]]
     alternatives = tuple(
         Alternative(chance, shift_text([best[k] for k in shown], [path[k] for k in shown]), tuple(path[k] for k in shown))
-        for path, chance in ranked
-        if chance >= WORTH_NAMING and _differ(path, best)
-    )[:MAX_ALTERNATIVES]
+        for path, chance in others
+    )
     confident = probability >= CONFIDENT_PROBABILITY
     codes = tuple(level.code for level in levels)
     settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
     return Numbering(naming, probability, levels, alternatives, confident, settle, chain.missed(best))
 
 
-def _ranked(chain: Chain, chances: Sequence[Mapping[int, float]], total: float) -> list[tuple[Path, float]]:
-    """Competing numberings with their chances, the most probable first."""
+def _ranked(
+    chain: Chain, chances: Sequence[Mapping[int, float]], total: float
+) -> tuple[Path, float, list[tuple[Path, float]]]:
+    """The best numbering with its chance, and the competing ones with theirs, the most probable first."""
     before, after = chain.forward("max"), chain.backward("max")
-    starts: list[tuple[float, int, tuple[int, int, int]]] = []
+    starts: list[tuple[float, int, State]] = []
     for k, codes in enumerate(chances):
         joint = before[k] * after[k]
         for code, chance in codes.items():
-            if chance < WORTH_TRYING:
-                continue
-            values = joint[:, :, :-1] * (chain.tree.code == code)
-            scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
-            starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
-    paths: dict[Path, float] = {}
-    seen: set[float] = set()
-    for value, k, state in sorted(starts, key=lambda s: -s[0]):
-        if len(paths) >= MAX_TRACED:
-            break
+            if chance >= WORTH_TRYING:
+                values = joint * (chain.tree.code == code)
+                scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
+                starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
+    starts.sort(key=lambda start: -start[0])
+    paths: list[Path] = []
+    traced: list[float] = []
+    for value, k, state in starts:
         # The same path has the same maximum wherever it is traced from.
-        if any(abs(value - other) <= 1e-9 * other for other in seen):
+        if any(abs(value - other) <= SAME * other for other in traced):
             continue
-        seen.add(value)
+        traced.append(value)
         path = chain.trace(k, state, before, after)
-        if path not in paths:
-            paths[path] = chain.weight_of(path) / total
-    return sorted(paths.items(), key=lambda item: -item[1])
+        if all(_differ(path, other) for other in paths):
+            paths.append(path)
+        if len(paths) > MAX_ALTERNATIVES:
+            break
+    ranked = sorted(((path, chain.agreeing(path) / total) for path in paths), key=lambda pair: -pair[1])
+    return *ranked[0], [pair for pair in ranked[1:] if pair[1] >= WORTH_NAMING]
 
 
 def _differ(path: Path, other: Path) -> bool:
     """Whether two numberings name a piece differently (not only doubt that it is one)."""
     return any(a != b for a, b in zip(path, other, strict=True) if FALSE not in (a, b))
-
-
-def _agreeing(ranked: Sequence[tuple[Path, float]]) -> tuple[Path, float]:
-    """The best numbering; those that agree with it wherever both name a piece count for it."""
-    best = ranked[0][0]
-    return best, min(1.0, sum(chance for path, chance in ranked if not _differ(path, best)))
 
 
 def _naming(path: Path, evidence: Evidence, pieces: Pieces) -> Naming:

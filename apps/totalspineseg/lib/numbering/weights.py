@@ -28,6 +28,8 @@ P_MISSED_VERTEBRA: Final = 0.02
 """Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
 P_SPLIT: Final = 0.02
 """Chance that the next component is another part of the same structure."""
+FALSE_LANDMARK: Final = 0.05
+"""Chance that a false disc carries any one landmark's class."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Chance that class C1 of step 1 stands elsewhere: the ring is unlike every other vertebra."""
 P_PARITY_WRONG: Final = 0.04
@@ -217,6 +219,8 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weights[k] = PIN_WEIGHT
             continue
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
+        weight *= FALSE_LANDMARK ** sum(item.landmarks.values())
+        weight *= 0.5 if item.odd is not None else 1.0
         near = [i.width_mm for i in items[max(0, k - 4) : k + 5] if i.kind is item.kind and not i.cut]
         usual = float(np.median(near)) if len(near) >= 3 else 0.0
         if item.kind is Kind.DISC and usual and item.width_mm < SMALL * usual:

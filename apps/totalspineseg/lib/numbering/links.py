@@ -1,0 +1,103 @@
+"""Steps from one piece to the next: which slots they join and how probable each is."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from lib.anatomy import Kind
+from lib.numbering import weights as w
+from lib.numbering.evidence import Item
+from lib.numbering.states import Floats, Ints, Step, observable, states
+
+
+@dataclass(frozen=True)
+class Links:
+    """All steps between an upper and a lower slot that pieces of two kinds can take.
+
+    Attributes:
+        lower: (n,) slot of the lower piece, rising.
+        upper: (n,) slot of the upper piece.
+        prior: (n,) chance of the step but for its length: branches, missed and split structures.
+        expected_mm: (n,) distance at scale 1.
+        height_mm: (n,) height of the lower slot's level at scale 1.
+        same: (n,) whether both are the same slot, that is parts of one structure.
+        lower_slots, lower_starts: The distinct lower slots, and where each begins.
+        by_upper: Order of the links by upper slot.
+        upper_slots, upper_starts: The same for the upper slots, in that order.
+    """
+
+    lower: Ints
+    upper: Ints
+    prior: Floats
+    expected_mm: Floats
+    height_mm: Floats
+    same: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    lower_slots: Ints
+    lower_starts: Ints
+    by_upper: Ints
+    upper_slots: Ints
+    upper_starts: Ints
+
+
+@cache
+def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
+    """The steps between pieces of two kinds.
+
+    Args:
+        upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
+        lower_is_disc: The same of the lower piece.
+        step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
+    """
+    tree = states(w.JUMPS)
+    seen = observable(tree, step)
+    disc = np.append(tree.disc, False)
+    missed_vertebra = w.P_MISSED_VERTEBRA if step == 2 else 1.0
+    prior = tree.path_prior * w.P_MISSED_DISC ** tree.between[:, :, 0] * missed_vertebra ** tree.between[:, :, 1]
+    prior[:, 0] = w.P_SPLIT
+    fits = np.append(seen, False)[tree.ancestor] & seen[:, None] & (tree.ancestor < tree.code.size)
+    fits &= (disc[tree.ancestor] == upper_is_disc) & (tree.disc == lower_is_disc)[:, None]
+    lower, jump = np.nonzero(fits)
+    upper = tree.ancestor[lower, jump]
+    by_upper = np.argsort(upper, kind="stable")
+    lower_slots, lower_starts = np.unique(lower, return_index=True)
+    upper_slots, upper_starts = np.unique(upper[by_upper], return_index=True)
+    return Links(
+        lower=lower,
+        upper=upper,
+        prior=prior[lower, jump],
+        expected_mm=tree.depth_mm[lower] - tree.depth_mm[upper],
+        height_mm=tree.height_mm[lower],
+        same=jump == 0,
+        lower_slots=lower_slots,
+        lower_starts=lower_starts,
+        by_upper=by_upper,
+        upper_slots=upper_slots,
+        upper_starts=upper_starts,
+    )
+
+
+def between(upper: Item, lower: Item, step: Step) -> Links:
+    """The steps two items can take."""
+    return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step)
+
+
+def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
+    """Weight of each step between two items, relative to a false component that could be anywhere.
+
+    Args:
+        steps: From ``between``.
+        upper: The upper item.
+        lower: The lower item.
+
+    Returns:
+        (scales, n).
+    """
+    scale = w.SCALES[:, None]
+    expected, height = scale * steps.expected_mm, scale * steps.height_mm
+    sd = w.SPACING_MM + w.SPACING_SPREAD * expected + w.CUT_SPREAD * height * (upper.cut + lower.cut)
+    sd = np.where(steps.same, w.SPACING_MM + w.SPLIT_SPREAD * height, sd)
+    apart = lower.place_mm - upper.place_mm
+    ruled = np.exp(-0.5 * ((apart - expected) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+    density = (1 - w.P_ODD_SPACING) * ruled + w.P_ODD_SPACING / w.ODD_SPACING_MM * ~steps.same
+    return np.asarray(density * w.UNIT_MM * steps.prior)
