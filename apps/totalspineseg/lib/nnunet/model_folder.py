@@ -28,8 +28,8 @@ CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
 """In the order of preference."""
 CONFIGURATION: Final = "3d_fullres"
 """nnU-Net's configuration when the folder's name does not say."""
-SEARCH_DEPTH: Final = 3
-"""Folders below the given one that are searched: Dataset folder, trainer folder, and one a zip may add."""
+SEARCH_DEPTH: Final = 4
+"""Folders below the given one that are searched: Dataset, trainer, and one each a zip and an install add."""
 NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.\w+")
 MODULES: Final = re.compile(r"torch\.nn\.[\w.]+")
 """What a plans file may name: the plans come from outside, and naming a class is calling it."""
@@ -65,7 +65,7 @@ class ModelFolder:
         """Find and check a model folder, without reading its weights.
 
         Args:
-            path: The folder with plans.json, or one that holds it at most three levels down.
+            path: The folder with plans.json, or one that holds it at most four levels down.
             step: Which step's model is wanted; None takes the only one there is.
             name: What to call the weights in ``version``; None takes the folder's name.
 

@@ -1,0 +1,170 @@
+"""Downloads that survive a broken line: what arrived is kept and continued."""
+
+import contextlib
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from lib.errors import WeightsError
+from lib.registry.files import storage_errors
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in total); the total is 0 while unknown."""
+
+CHUNK_BYTES: Final = 1 << 18
+"""Bytes between two reports of progress."""
+TIMEOUT_S: Final = 30.0
+"""A server silent for this long is given up, seconds."""
+ATTEMPTS: Final = 6
+"""Attempts in a row that bring nothing new before the download is given up."""
+BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+"""Answers below 500 after which another attempt makes sense."""
+MAX_BYTES: Final = 4 << 30
+"""The official files hold some hundred megabytes; a server that sends more than 4 GiB sends something else."""
+
+
+def download(
+    url: str, target: Path, *, progress: Progress | None = None, attempts: int = ATTEMPTS, pause_s: float = 1.0
+) -> None:
+    """Fetch a file, continuing what an earlier call left in ``<target>.part``.
+
+    Args:
+        url: https address; http only on this machine.
+        target: File to write; appears when complete.
+        progress: Called as bytes arrive.
+        attempts: Attempts in a row without a new byte before giving up.
+        pause_s: Wait before the next attempt, doubled each time, seconds.
+
+    Raises:
+        WeightsError: The address is not allowed, the server refuses, or the line stays broken.
+        StorageError: The file cannot be written.
+    """
+    _check_address(url)
+    with storage_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            done = _continue(url, part, progress)
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in BUSY:
+                raise WeightsError(
+                    f"a downloadable file is required, got HTTP {error.code} for {url!r}; {_ADVICE}"
+                ) from error
+            reason = f"HTTP {error.code}"
+            done = False
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            done = False
+        else:
+            reason = "the connection ended early"
+        if done:
+            with storage_errors(target.parent):
+                part.replace(target)
+                _tag_file(part).unlink(missing_ok=True)
+            return
+        failures = 0 if _size(part) > before else failures + 1
+        if failures >= attempts:
+            raise WeightsError(f"a connection to {_host(url)} is required, got {reason}; {_ADVICE}")
+        time.sleep(min(30.0, pause_s * 2**failures))
+
+
+def _continue(url: str, part: Path, progress: Progress | None) -> bool:
+    """One request for what is missing; True when the file is complete."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers=_headers(part, have))
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        # Nothing is missing any more, or the file on the server is another one.
+        complete = error.headers.get("Content-Range", "") == f"bytes */{have}"
+        if not complete:
+            part.unlink()
+        return complete
+    with contextlib.closing(response):
+        _check_address(response.url)
+        continues = response.status == HTTPStatus.PARTIAL_CONTENT and _start(response) == have
+        if response.status == HTTPStatus.PARTIAL_CONTENT and not continues:
+            part.unlink(missing_ok=True)
+            return False
+        have = have if continues else 0
+        length = int(response.headers.get("Content-Length") or 0)
+        total = have + length if length else 0
+        if total > MAX_BYTES:
+            raise WeightsError(f"a file of at most {MAX_BYTES >> 30} GiB is required, got {total} bytes from {url!r}")
+        with storage_errors(part.parent):
+            _tag_file(part).write_text(response.headers.get("ETag", ""), encoding="utf-8")
+        done = _copy(response, part, have, total, progress)
+        return done == total if total else True
+
+
+def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int, progress: Progress | None) -> int:
+    """Append (or, from 0, write anew) what the server sends; returns the size reached."""
+    with storage_errors(part.parent):
+        stream = part.open("ab" if have else "wb")
+    with stream:
+        while True:
+            # Network errors are OSErrors too: only the writing counts as storage.
+            chunk = response.read(CHUNK_BYTES)
+            if not chunk:
+                return have
+            have += len(chunk)
+            if have > MAX_BYTES:
+                raise WeightsError(
+                    f"a file of at most {MAX_BYTES >> 30} GiB is required, got more from {response.url!r}"
+                )
+            with storage_errors(part.parent):
+                stream.write(chunk)
+                stream.flush()
+            if progress:
+                progress(have, total)
+
+
+def _headers(part: Path, have: int) -> dict[str, str]:
+    headers = {"User-Agent": "totalspineseg", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        tag = _tag_file(part)
+        if tag.is_file() and (value := tag.read_text(encoding="utf-8")) and not value.startswith("W/"):
+            # A file that changed on the server is sent whole instead of being glued to the old half.
+            headers["If-Range"] = value
+    return headers
+
+
+def _start(response: http.client.HTTPResponse) -> int:
+    """First byte of a partial answer, -1 when it does not say."""
+    unit, _, rest = (response.headers.get("Content-Range") or "").partition(" ")
+    first = rest.partition("-")[0]
+    return int(first) if unit == "bytes" and first.isdigit() else -1
+
+
+def _check_address(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+        raise WeightsError(f"an https address is required, got {url!r}; {_ADVICE}")
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).hostname or url
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+_ADVICE: Final = "try again (it continues where it stopped) or download the files elsewhere and pass them with --zip"
