@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 
 @dataclass(frozen=True)
@@ -19,25 +21,31 @@ class Place:
     height: float
 
 
-def _swaps(row: Sequence[Place]) -> list[int]:
-    """Positions i where changing i and i + 1 mends the row: x x y y, or x y y first, or x x y last."""
+MAX_END_SWAP_VOX: Final = 5.0
+"""At an end one neighbor alone speaks for a swap: the two must be nearly level (mm at 1 mm; half a cervical body)."""
+
+
+def _best_swap(row: Sequence[Place]) -> int | None:
+    """Position i where changing i and i + 1 mends the row: within x x y y, or x y y first, or x x y last."""
     found = []
-    for i in range(len(row) - 1):
-        if row[i].is_disc == row[i + 1].is_disc:
+    for i, (upper, lower) in enumerate(pairwise(row)):
+        if upper.is_disc == lower.is_disc:
             continue
-        pair_before = i > 0 and row[i - 1].is_disc == row[i].is_disc
-        pair_after = i + 2 < len(row) and row[i + 2].is_disc == row[i + 1].is_disc
-        first, last = i == 0, i + 2 == len(row)
-        if (pair_before or first) and (pair_after or last) and (pair_before or pair_after):
-            found.append(i)
-    return found
+        distance = abs(upper.height - lower.height)
+        pair_before = i > 0 and row[i - 1].is_disc == upper.is_disc
+        pair_after = i + 2 < len(row) and row[i + 2].is_disc == lower.is_disc
+        at_end = (i == 0 and pair_after) or (i + 2 == len(row) and pair_before)
+        if (pair_before and pair_after) or (at_end and distance <= MAX_END_SWAP_VOX):
+            found.append((at_end, distance, i))
+    return min(found)[2] if found else None
 
 
 def interleave(disc_heights: Sequence[tuple[int, float]], vertebra_heights: Sequence[tuple[int, float]]) -> list[Place]:
     """Put discs and vertebrae in one row.
 
     Two discs without a vertebra between next to two vertebrae without a disc between are out of
-    order: the nearer pair changes places. The same holds for a single one at either end.
+    order: the nearer pair changes places. The same holds at either end for a single one that is
+    nearly level with its neighbor.
 
     Args:
         disc_heights: (index, height) of the discs, superior to inferior.
@@ -49,7 +57,6 @@ def interleave(disc_heights: Sequence[tuple[int, float]], vertebra_heights: Sequ
     row = [Place(True, index, height) for index, height in disc_heights]
     row += [Place(False, index, height) for index, height in vertebra_heights]
     row.sort(key=lambda place: (-place.height, not place.is_disc))
-    while swaps := _swaps(row):
-        i = min(swaps, key=lambda i: abs(row[i].height - row[i + 1].height))
+    while (i := _best_swap(row)) is not None:
         row[i], row[i + 1] = row[i + 1], row[i]
     return row

@@ -1,0 +1,219 @@
+"""Components, boxes, dilation, canal, discs, soft maps: against plain scipy, and their properties."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from block_spines import block_spine
+from lib.errors import NoSpineError
+from lib.transforms import components as c
+from lib.transforms.canal import fill_canal
+from lib.transforms.centerline import canal_extent, smooth_centerline
+from lib.transforms.crop import crop_box
+from lib.transforms.discs import odd_discs
+from lib.transforms.soft import soft_structure
+
+FULL = np.ones((3, 3, 3), dtype=bool)
+SEEDS = range(6)
+
+
+def blobs(seed: int, shape: tuple[int, int, int] = (23, 19, 31), share: float = 0.04) -> np.ndarray:
+    return np.random.default_rng(seed).random(shape) < share
+
+
+def same_partition(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([ours.ravel(), theirs.ravel()]), axis=1)
+    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_dilation_is_scipys(seed: int, times: int):
+    mask = blobs(seed, share=0.01)
+    before = mask.copy()
+    np.testing.assert_array_equal(c.dilate_faces(mask, times), ndimage.binary_dilation(mask, iterations=times))
+    np.testing.assert_array_equal(mask, before)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("join", [0, 1, 2])
+def test_components_are_scipys(seed: int, join: int):
+    mask = blobs(seed, share=0.01 if join else 0.04)
+    grown = ndimage.binary_dilation(mask, iterations=join) if join else mask
+    expected, count = ndimage.label(grown, FULL)
+    ours, ours_count = c.connected_components(mask, join_vox=join)
+    assert ours_count == count > 1
+    assert same_partition(ours, expected * mask)
+
+
+@pytest.mark.parametrize(("gap", "parts"), [(1, 1), (2, 1), (3, 2)])
+def test_a_crack_of_two_voxels_is_bridged(gap: int, parts: int):
+    mask = np.zeros((5, 5, 20), dtype=bool)
+    mask[2, 2, :5] = mask[2, 2, 5 + gap : 12] = True
+    assert c.connected_components(mask, join_vox=1)[1] == (1 if parts == 1 else 2)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_largest_component_is_scipys(seed: int):
+    labels = (blobs(seed, (40, 30, 50), 0.0006) * np.random.default_rng(seed).integers(1, 9, (40, 30, 50))).astype("u1")
+    expected, _ = ndimage.label(ndimage.binary_dilation(labels > 0, iterations=5), FULL)
+    sizes = np.bincount(expected[labels > 0])
+    ours = c.largest_component(labels)
+    assert sizes[1:].size > 1
+    assert np.count_nonzero(ours) == sizes.max()
+    np.testing.assert_array_equal(ours[ours > 0], labels[ours > 0])
+    np.testing.assert_array_equal(c.largest_component(ours), ours)
+
+
+def test_most_voxels_win_not_the_widest_component():
+    labels = np.zeros((60, 8, 8), dtype=np.uint8)
+    labels[0:40:8, 0, 0] = 3
+    labels[55:58, 2:5, 2:5] = 4
+    assert set(np.unique(c.largest_component(labels))) == {0, 4}
+
+
+@pytest.mark.parametrize("name", ["largest_component", "fill_canal", "odd_discs"])
+def test_empty_maps_stay_empty(name: str):
+    function = {"largest_component": c.largest_component, "fill_canal": fill_canal, "odd_discs": odd_discs}[name]
+    result = function(np.zeros((4, 5, 6), dtype=np.uint8))
+    assert (result.shape, result.dtype, result.any()) == ((4, 5, 6), np.uint8, False)
+
+
+@pytest.mark.parametrize("function", [c.largest_component, fill_canal, odd_discs])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_input_is_kept_and_memory_order_does_not_matter(function, order: str):
+    spine = block_spine("T9", "L3")
+    given = np.array(spine, order=order)
+    given.flags.writeable = False
+    result = function(given)
+    np.testing.assert_array_equal(given, spine)
+    np.testing.assert_array_equal(result, function(spine))
+    assert result.dtype == np.uint8
+    assert not np.shares_memory(result, given)
+
+
+@pytest.mark.parametrize("function", [c.largest_component, fill_canal, odd_discs])
+def test_padding_does_not_matter(function):
+    spine = block_spine("T9", "L3")
+    spine[1, 1, 3] = 45
+    padded = function(np.pad(spine, ((7, 2), (1, 9), (4, 6))))
+    np.testing.assert_array_equal(padded[7:-2, 1:-9, 4:-6], function(spine))
+    assert np.count_nonzero(padded) == np.count_nonzero(function(spine))
+
+
+@pytest.mark.parametrize("margin", [0, 2, 100])
+def test_box(margin: int):
+    mask = np.zeros((9, 10, 11), dtype=bool)
+    mask[3, 4, 5] = mask[5, 8, 6] = True
+    low = np.maximum(np.argwhere(mask).min(0) - margin, 0)
+    high = np.minimum(np.argwhere(mask).max(0) + 1 + margin, mask.shape)
+    box = c.foreground_box(mask, margin_vox=margin)
+    assert box == tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    assert crop_box(mask.astype(np.uint8), margin=margin) == box
+
+
+def test_an_empty_map_has_no_box():
+    assert c.foreground_box(np.zeros((3, 3, 3), dtype=np.uint8)) is None
+    with pytest.raises(NoSpineError, match="got an empty map"):
+        crop_box(np.zeros((3, 3, 3), dtype=np.uint8), margin=10)
+
+
+def test_look_up_is_indexing():
+    rng = np.random.default_rng(0)
+    labels, table = rng.integers(0, 256, (5, 6, 7), dtype=np.uint8), rng.integers(0, 256, 256, dtype=np.uint8)
+    for given in (labels, np.asfortranarray(labels), labels[::2, 1:]):
+        np.testing.assert_array_equal(c.look_up(given, table), table[given])
+
+
+def filled_slowly(labels: np.ndarray) -> np.ndarray:
+    """The canal rule voxel by voxel."""
+    out = labels.copy()
+    cord, _ = ndimage.label(out == 1, FULL)
+    if cord.any():
+        out[(cord > 0) & (cord != np.argmax(np.bincount(cord[cord > 0])))] = 2
+    canal, _ = ndimage.label((out == 1) | (out == 2), FULL)
+    keep = canal == np.argmax(np.bincount(canal[canal > 0]))
+    out[(canal > 0) & ~keep] = 0
+    for x, y, z in np.ndindex(*labels.shape):
+        along_x, along_y = np.flatnonzero(keep[:, y, z]), np.flatnonzero(keep[x, :, z])
+        if not along_x.size or not along_y.size or out[x, y, z] == 1:
+            continue
+        if along_x[0] <= x <= along_x[-1] and along_y[0] <= y <= along_y[-1]:
+            out[x, y, z] = 2
+    return out
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fill_canal_is_the_rule(seed: int):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 1, 2, 41, 92], p=[0.6, 0.1, 0.1, 0.1, 0.1], size=(14, 12, 9)).astype(np.uint8)
+    ours = fill_canal(labels)
+    np.testing.assert_array_equal(ours, filled_slowly(labels))
+    np.testing.assert_array_equal(fill_canal(ours), ours)
+
+
+def test_a_hole_in_the_canal_is_filled_and_a_second_cord_becomes_canal():
+    """A vertebra label inside the canal, and a speck of cord beside the cord."""
+    spine = block_spine("T9", "T12")
+    broken = spine.copy()
+    broken[9, 15, 20:23] = 29
+    broken[15, 23, 30] = 1
+    np.testing.assert_array_equal(fill_canal(broken), spine)
+
+
+def test_odd_discs_begin_with_the_first_present():
+    spine = block_spine("T11", "L3")
+    assert set(np.unique(spine[odd_discs(spine) == 1])) == {82, 92}
+    spine[spine == 82] = 0
+    assert set(np.unique(spine[odd_discs(spine) == 1])) == {91, 93}
+
+
+def test_extra_discs_take_their_turn():
+    spine = block_spine("T11", "S", thoracic=13, lumbar=6)
+    assert set(np.unique(spine[odd_discs(spine) == 1])) == {82, 91, 93, 95, 100}
+
+
+def test_soft_map_ends_one_voxel_outside_the_hard_label():
+    probability = np.random.default_rng(0).random((12, 13, 14), dtype=np.float32)
+    mask = np.zeros(probability.shape, dtype=bool)
+    mask[0:4, 5:8, 6:14] = True
+    soft = soft_structure(probability, mask)
+    expected = np.where(ndimage.binary_dilation(mask), probability, 0)
+    np.testing.assert_array_equal(soft, expected)
+    assert soft.dtype == np.float32
+    assert not soft_structure(probability, np.zeros_like(mask)).any()
+    with pytest.raises(ValueError, match="must share a grid"):
+        soft_structure(probability, mask[1:])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_canal_extent_slice_by_slice(seed: int):
+    canal = blobs(seed, (9, 8, 15), 0.02)
+    extent = canal_extent(canal)
+    points = []
+    for row, z in enumerate(extent.z):
+        x, y = np.nonzero(canal[:, :, z])
+        assert (extent.x_first[row], extent.x_last[row]) == (x.min(), x.max())
+        assert (extent.y_first[row], extent.y_last[row]) == (y.min(), y.max())
+        middle = ((x.min() + x.max()) // 2, (y.min() + y.max()) // 2, z)
+        points += [middle] if canal[middle] else []
+    assert set(extent.z) == set(np.nonzero(canal)[2])
+    assert [tuple(p) for p in extent.points.tolist()] == [tuple(map(int, p)) for p in points]
+
+
+def test_centerline_of_nothing_and_of_too_little():
+    canal = np.zeros((7, 8, 9), dtype=bool)
+    assert smooth_centerline(canal, 1.0).shape == (0, 3)
+    canal[2:5, 3, 4] = canal[3, 5, 6] = True
+    np.testing.assert_allclose(smooth_centerline(canal, 1.0), [[3, 3, 4], [3, 4, 5], [3, 5, 6]])
+
+
+def test_centerline_follows_the_canal():
+    z = np.arange(60)
+    canal = np.zeros((20, 60, 60), dtype=bool)
+    for height in z:
+        canal[8:11, 10 + height // 2 : 15 + height // 2, height] = True
+    line = smooth_centerline(canal, 1.0)
+    np.testing.assert_array_equal(line[:, 2], z)
+    np.testing.assert_allclose(line[:, 0], 9, atol=0.01)
+    assert np.abs(line[:, 1] - (12 + z / 2)).max() < 1.5
