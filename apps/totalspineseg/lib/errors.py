@@ -30,3 +30,7 @@ class WeightsError(TotalSpineSegError):
 
 class StorageError(TotalSpineSegError):
     """A result or a correction could not be written (disk full, no permission)."""
+
+
+class TrainingError(TotalSpineSegError):
+    """A training cannot start or go on: nothing to learn from, another one is running, or memory does not suffice."""

@@ -123,7 +123,7 @@ class WarmPredictor:
             try:
                 return self._finite_logits(image, compute, sums)
             except RuntimeError as error:
-                if compute is CPU or not _is_out_of_memory(error):
+                if compute is CPU or not is_out_of_memory(error):
                     raise
                 logger.warning("GPU memory does not suffice for step %d; trying with less of it", self.folder.step)
             # Outside the handler: the exception's traceback would keep the tensors alive.
@@ -170,8 +170,8 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """cuDNN and cuBLAS report missing memory in words of their own."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error means missing GPU memory, which cuDNN and cuBLAS report in words of their own."""
     words = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
