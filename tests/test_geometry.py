@@ -110,6 +110,22 @@ def test_soft_maps_come_back_within_interpolation_error() -> None:
     assert np.abs(back - volume.data)[inner].max() < 0.02
 
 
+@pytest.mark.parametrize("corner", [False, True], ids=["middle", "corner"])
+def test_a_small_soft_map_comes_back_as_a_whole_one_would(corner: bool) -> None:
+    shape = (50, 44, 20)
+    grid = Grid(shape, oriented("SLA", shape, (0.9, 1.1, 1.4)))
+    iso = iso_grid(grid)
+    soft = np.zeros(iso.shape, np.float32)
+    box = (slice(0, 9), slice(-8, None), slice(0, 7)) if corner else (slice(10, 19), slice(12, 20), slice(15, 22))
+    soft[box] = np.random.default_rng(0).random(soft[box].shape)
+    mapping = np.linalg.inv(iso.affine) @ grid.affine
+    expected = ndimage.affine_transform(
+        soft, mapping[:3, :3], mapping[:3, 3], output_shape=shape, order=1, mode="nearest"
+    )
+    np.testing.assert_allclose(soft_from_iso(soft, iso, grid), expected, atol=1e-3)
+    assert not soft_from_iso(np.zeros_like(soft), iso, grid).any()
+
+
 def test_points_are_neither_lost_nor_doubled_in_thick_slices() -> None:
     """A point between two 4 mm slices vanished with nearest-neighbor resampling."""
     shape = (60, 80, 12)

@@ -129,7 +129,7 @@ def test_a_scan_without_a_spine_is_an_error_and_no_empty_success(missing: str) -
     gone = {"everything": range(1, 10), "discs": range(1, 6), "canal": (8, 9)}[missing]
     raw[np.isin(raw, list(gone))] = 0
     scan = prepare(Volume(np.random.default_rng(0).random(raw.shape, np.float32), np.eye(4)))
-    with pytest.raises(NoSpineError, match="disc|canal"):
+    with pytest.raises(NoSpineError, match=r"disc|canal"):
         locate(scan, Knows(raw))
 
 

@@ -5,6 +5,7 @@ both directions are separable: one index or weight table an axis. Coordinates ar
 ``_positions``, so that a voxel center lying exactly between two others always falls to the same side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ Affine = npt.NDArray[np.float64]
 FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
 AnyArray = npt.NDArray[Any]
+Positions = npt.NDArray[np.float64]
 
 ISO_MM = 1.0
 """Spacing the networks were trained at, mm."""
@@ -178,27 +180,31 @@ def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
     return Grid(shape, ras.affine @ step)
 
 
-def _positions(source: int, target: int, source_mm: float, target_mm: float) -> npt.NDArray[np.float64]:
+def _positions(source: int, target: int, source_mm: float, target_mm: float) -> Positions:
     """Centers of ``target`` voxels in index coordinates of ``source`` voxels, both centered on each other."""
     offset = (source - 1) / 2 - (target - 1) / 2 * target_mm / source_mm
     return np.round(np.arange(target) * target_mm / source_mm + offset, COORDINATE_DECIMALS)
 
 
-def _linear(data: FloatArray, source: Grid, target: Grid) -> FloatArray:
-    """Separable linear resampling between two grids with common axes and center; edges extended."""
-    sizes = list(zip(source.shape, target.shape, source.spacing, target.spacing, strict=True))
+def _tables(source: Grid, target: Grid) -> list[Positions]:
+    """``_positions`` of the three axes."""
+    axes = zip(source.shape, target.shape, source.spacing, target.spacing, strict=True)
+    return [_positions(*axis) for axis in axes]
+
+
+def _linear(data: FloatArray, positions: Sequence[Positions]) -> FloatArray:
+    """Separable linear interpolation at the given index coordinates of each axis; edges extended."""
     # Axes that shrink go first: fewer voxels for the rest.
-    for axis in sorted(range(3), key=lambda i: target.shape[i] / source.shape[i]):
-        n_source, n_target, source_mm, target_mm = sizes[axis]
-        position = np.clip(_positions(n_source, n_target, source_mm, target_mm), 0, n_source - 1)
+    for axis in sorted(range(3), key=lambda i: len(positions[i]) / data.shape[i]):
+        n_source = data.shape[axis]
+        position = np.clip(positions[axis], 0, n_source - 1)
+        if np.array_equal(position, np.arange(n_source)):
+            continue
         lower = np.minimum(position.astype(np.intp), max(n_source - 2, 0))
         upper = np.minimum(lower + 1, n_source - 1)
-        weight = (position - lower).astype(np.float32)
-        if n_source == n_target and not weight[:-1].any() and bool((lower[:-1] == np.arange(n_source - 1)).all()):
-            continue
         shape = [1, 1, 1]
-        shape[axis] = n_target
-        weight = weight.reshape(shape)
+        shape[axis] = len(position)
+        weight = (position - lower).astype(np.float32).reshape(shape)
         start = np.take(data, lower, axis=axis)
         step = np.take(data, upper, axis=axis)
         step -= start
@@ -210,12 +216,10 @@ def _linear(data: FloatArray, source: Grid, target: Grid) -> FloatArray:
 
 def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
     """Nearest-voxel resampling between two grids with common axes and center; halves fall to the higher index."""
-    tables = []
-    for n_source, n_target, source_mm, target_mm in zip(
-        source.shape, target.shape, source.spacing, target.spacing, strict=True
-    ):
-        position = _positions(n_source, n_target, source_mm, target_mm)
-        tables.append(np.clip(np.floor(position + 0.5).astype(np.intp), 0, n_source - 1))
+    tables = [
+        np.clip(np.floor(position + 0.5).astype(np.intp), 0, n - 1)
+        for position, n in zip(_tables(source, target), source.shape, strict=True)
+    ]
     result: AnyArray = data[np.ix_(*tables)]
     return result
 
@@ -233,7 +237,7 @@ def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
     ras = to_ras(volume)
     target = iso_grid(volume.grid, spacing_mm=spacing_mm)
     data = np.ascontiguousarray(ras.data, dtype=np.float32)
-    return Volume(_linear(data, ras.grid, target), target.affine)
+    return Volume(_linear(data, _tables(ras.grid, target)), target.affine)
 
 
 def labels_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
@@ -262,9 +266,25 @@ def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
 
 
 def soft_from_iso(soft: FloatArray, iso: Grid, grid: Grid) -> FloatArray:
-    """A probability map on ``iso = iso_grid(grid)`` back on ``grid``, linear. See ``labels_from_iso``."""
+    """A probability map on ``iso = iso_grid(grid)`` back on ``grid``, linear. See ``labels_from_iso``.
+
+    Only the box that is not 0 is interpolated: a cord fills a hundredth of a scan.
+    """
     _require_shape(soft, iso)
-    return np.ascontiguousarray(_from_ras(_linear(soft.astype(np.float32, copy=False), iso, _ras_grid(grid)), grid))
+    ras = _ras_grid(grid)
+    result = np.zeros(ras.shape, dtype=np.float32)
+    occupied = [np.flatnonzero(soft.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    if len(occupied[0]):
+        tables = _tables(iso, ras)
+        source, target, positions = [], [], []
+        for indices, table, n in zip(occupied, tables, soft.shape, strict=True):
+            start, stop = max(int(indices[0]) - 1, 0), min(int(indices[-1]) + 2, n)
+            reached = np.flatnonzero((np.clip(table, 0, n - 1) >= start) & (np.clip(table, 0, n - 1) <= stop - 1))
+            source.append(slice(start, stop))
+            target.append(slice(int(reached[0]), int(reached[-1]) + 1) if len(reached) else slice(0, 0))
+            positions.append(table[target[-1]] - start)
+        result[tuple(target)] = _linear(soft[tuple(source)].astype(np.float32, copy=False), positions)
+    return np.ascontiguousarray(_from_ras(result, grid))
 
 
 def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
