@@ -3,20 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from lib.anatomy import DISC_CLASSES, Kind, Step1, Step2
 from lib.errors import NoSpineError
 from lib.transforms.centerline import CanalExtent, canal_extent
 from lib.transforms.components import Box, Labels, Mask, connected_components, foreground_box, look_up
-from lib.transforms.remnants import assign_remnants
-from lib.transforms.tally import Tally, tally_pieces
+from lib.transforms.remnants import find_remnants
+from lib.transforms.tally import PieceVoxels, Point, Tally, all_voxels, mean_of, tally_pieces
 
-Point = tuple[float, float, float]
 Step = Literal[1, 2]
 
 JOIN_VOX: Final = 1
@@ -125,20 +123,16 @@ def _height(point: Point, canal: CanalExtent) -> float:
     return float(canal.points[nearest, 2])
 
 
-def _mean(sums: npt.NDArray[np.float64], size: int) -> Point:
-    x, y, z = (sums / size).tolist()
-    return x, y, z
-
-
-def _describe(tally: Tally, boxes: Sequence[Box], kinds: Sequence[Kind], canal: CanalExtent) -> list[Piece]:
+def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[Piece]:
     """The pieces of a tally; every one has a voxel."""
     pieces = []
-    for k, (box, kind) in enumerate(zip(boxes, kinds, strict=True)):
-        size, body_size = int(tally.sizes[k]), int(tally.body_sizes[k])
-        center = _mean(tally.sums[k], size)
-        body = _mean(tally.body_sums[k], body_size) if body_size >= MIN_BODY_VOXELS else None
+    for k, kind in enumerate(kinds):
+        size, body_size = int(tally.classes[k].sum()), int(tally.body_profiles[0][k].sum())
+        center = mean_of(tally.profiles, k)
+        body = mean_of(tally.body_profiles, k) if body_size >= MIN_BODY_VOXELS else None
         if kind is Kind.DISC:
             body, body_size = center, size
+        per_class = {int(c): int(tally.classes[k, c]) for c in np.flatnonzero(tally.classes[k])}
         pieces.append(
             Piece(
                 kind=kind,
@@ -147,10 +141,8 @@ def _describe(tally: Tally, boxes: Sequence[Box], kinds: Sequence[Kind], canal: 
                 body_voxels=0 if body is None else body_size,
                 body_centroid_vox=body,
                 z_order=_height(center if body is None else body, canal),
-                box=box,
-                class_voxels=MappingProxyType(
-                    {int(c): int(tally.classes[k, c]) for c in np.flatnonzero(tally.classes[k])}
-                ),
+                box=tally.box(k),
+                class_voxels=MappingProxyType(per_class),
             )
         )
     return pieces
@@ -161,44 +153,36 @@ def _top_down(pieces: Sequence[Piece]) -> list[int]:
     return sorted(range(len(pieces)), key=lambda k: (-pieces[k].z_order, -pieces[k].centroid_vox[2]))
 
 
-def _boxes(numbered: npt.NDArray[np.int32]) -> list[Box]:
-    return [(box[0], box[1], box[2]) for box in ndimage.find_objects(numbered)]
-
-
-def _renumbered(numbered: npt.NDArray[np.generic], table: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int32]:
-    """A map with every number replaced by its entry in the table; 0 stays 0."""
-    renumbered = np.zeros(numbered.shape, dtype=np.int32)
-    # Most of a map is empty: only what is not gets looked up.
-    inside = np.flatnonzero(numbered)
-    renumbered.ravel()[inside] = table[numbered.ravel()[inside]]
-    return renumbered
-
-
-def _number(mask: Mask, into: npt.NDArray[np.int32], start: int) -> int:
-    """Number the components of a mask that are large enough from ``start`` + 1; returns the last number."""
+def _components_of(mask: Mask) -> PieceVoxels:
+    """The components of a mask that are large enough."""
+    nothing = PieceVoxels(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp), 0)
     box = foreground_box(mask)
     if box is None:
-        return start
-    numbered, count = connected_components(np.ascontiguousarray(mask[box]), join_vox=JOIN_VOX)
-    sizes = np.bincount(numbered[numbered > 0], minlength=count + 1)
-    large = sizes >= MIN_PIECE_VOXELS
-    into[box] += _renumbered(numbered, np.where(large, start + np.cumsum(large), 0))
-    return start + int(large.sum())
+        return nothing
+    crop = np.ascontiguousarray(mask[box])
+    numbered, count = connected_components(crop, join_vox=JOIN_VOX)
+    inside = np.flatnonzero(crop)
+    component = numbered.ravel()[inside]
+    large = np.bincount(component, minlength=count + 1) >= MIN_PIECE_VOXELS
+    kept = large[component]
+    x, y, z = np.unravel_index(inside[kept], crop.shape)
+    flat = np.ravel_multi_index((x + box[0].start, y + box[1].start, z + box[2].start), mask.shape)
+    rank = np.cumsum(large) - 1
+    return PieceVoxels(flat, rank[component[kept]], int(large.sum()))
 
 
 def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
-    numbered = np.zeros(raw.shape, dtype=np.int32)
-    count = _number(look_up(raw, _IS_DISC).view(np.bool_), numbered, 0)
-    found = _describe(tally_pieces(raw, numbered, count, canal), _boxes(numbered), [Kind.DISC] * count, canal)
+    voxels = _components_of(look_up(raw, _IS_DISC).view(np.bool_))
+    found = _describe(tally_pieces(raw, voxels, canal), [Kind.DISC] * voxels.count, canal)
     order = _top_down(found)
-    place = np.zeros(count + 1, dtype=np.int32)
-    place[[k + 1 for k in order]] = np.arange(1, count + 1)
-    return _renumbered(numbered, place), [found[k] for k in order]
+    place = np.zeros(voxels.count, dtype=np.intp)
+    place[order] = np.arange(voxels.count)
+    return voxels.owned_by(place, voxels.count).number(raw.shape), [found[k] for k in order]
 
 
-def _join(single: Sequence[Piece], class_of: Sequence[Step2]) -> tuple[list[int], list[Step2]]:
+def _join(single: Sequence[Piece], class_of: Sequence[Step2]) -> tuple[npt.NDArray[np.intp], list[Step2]]:
     """Consecutive pieces of one class are one: the new index of each, and the classes of the joined ones."""
-    owner, classes = [0] * len(single), list[Step2]()
+    owner, classes = np.zeros(len(single), dtype=np.intp), list[Step2]()
     for k in _top_down(single):
         if not classes or classes[-1] is not class_of[k]:
             classes.append(class_of[k])
@@ -207,21 +191,18 @@ def _join(single: Sequence[Piece], class_of: Sequence[Step2]) -> tuple[list[int]
 
 
 def _find_vertebrae(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
-    numbered = np.zeros(raw.shape, dtype=np.int32)
-    class_of: list[Step2] = []
-    for value in (Step2.VERTEBRA_ODD, Step2.VERTEBRA_EVEN, Step2.SACRUM):
-        count = _number(raw == value.value, numbered, len(class_of))
-        class_of += [value] * (count - len(class_of))
-    single_tally = tally_pieces(raw, numbered, len(class_of), canal)
-    single = _describe(single_tally, _boxes(numbered), [_KIND[c] for c in class_of], canal)
-    owner, classes = _join(single, class_of)
-    joined = _renumbered(numbered, np.array([0, *(k + 1 for k in owner)]))
-    remnants = assign_remnants(raw, joined, _boxes(joined))
-    tally = single_tally.joined(np.array(owner, dtype=np.intp), len(classes))
-    tally = tally.plus(tally_pieces(raw, remnants, len(classes), canal))
-    joined += remnants
-    pieces = _describe(tally, _boxes(joined), [_KIND[c] for c in classes], canal)
-    return joined, [replace(piece, parts=owner.count(k)) for k, piece in enumerate(pieces)]
+    found = {value: _components_of(raw == value.value) for value in _KIND}
+    class_of = [value for value, part in found.items() for _ in range(part.count)]
+    voxels = all_voxels(list(found.values()))
+    single = tally_pieces(raw, voxels, canal)
+    owner, classes = _join(_describe(single, [_KIND[c] for c in class_of], canal), class_of)
+    tally = single.joined(owner, len(classes))
+    numbered = voxels.owned_by(owner, len(classes)).number(raw.shape)
+    remnants = find_remnants(raw, numbered, [tally.box(k) for k in range(len(classes))])
+    numbered.ravel()[remnants.flat] = remnants.owner + 1
+    tally = tally.plus(tally_pieces(raw, remnants, canal))
+    pieces = _describe(tally, [_KIND[c] for c in classes], canal)
+    return numbered, [replace(piece, parts=int((owner == k).sum())) for k, piece in enumerate(pieces)]
 
 
 def _moved(piece: Piece, origin: tuple[int, int, int]) -> Piece:

@@ -7,9 +7,10 @@ import numpy.typing as npt
 
 from lib.anatomy import Step2
 from lib.transforms.components import Box, Labels, between_extremes, dilate_faces, grown_box
+from lib.transforms.tally import PieceVoxels
 
 
-def assign_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[Box]) -> npt.NDArray[np.int32]:
+def find_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[Box]) -> PieceVoxels:
     """Give voxels without odd/even class to the vertebra around them.
 
     A vertebra is filled between its extremes along x, along y or along z (any one suffices) and grown
@@ -21,17 +22,19 @@ def assign_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequenc
         boxes: The box of each vertebra.
 
     Returns:
-        A new int32 map with the remnants alone; 0 elsewhere.
+        The remnants that have an owner.
     """
     remnants = raw == Step2.VERTEBRA.value
-    assigned = np.zeros(numbered.shape, dtype=np.int32)
-    if not remnants.any():
-        return assigned
+    owner = np.zeros(np.count_nonzero(remnants), dtype=np.intp)
+    flat = np.flatnonzero(remnants)
     for k in range(len(boxes), 0, -1):
-        box = grown_box(boxes[k - 1], 1, numbered.shape)
+        box = grown_box(boxes[k - 1], 1, raw.shape)
         here = remnants[box]
         if here.any():
             own = np.ascontiguousarray(numbered[box] == k)
             filled = between_extremes(own, 0) | between_extremes(own, 1) | between_extremes(own, 2)
-            assigned[box][here & dilate_faces(filled)] = k
-    return assigned
+            x, y, z = np.nonzero(here & dilate_faces(filled))
+            at = np.ravel_multi_index((x + box[0].start, y + box[1].start, z + box[2].start), raw.shape)
+            owner[np.searchsorted(flat, at)] = k
+    found = owner > 0
+    return PieceVoxels(flat[found], owner[found] - 1, len(boxes))

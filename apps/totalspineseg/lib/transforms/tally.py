@@ -1,4 +1,4 @@
-"""Counts and sums of many pieces at once; they add up when pieces are joined."""
+"""What is known of many pieces at once, in counts that add up when pieces are joined."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -7,12 +7,50 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.transforms.centerline import CanalExtent
-from lib.transforms.components import Labels, Mask
+from lib.transforms.components import Box, Labels, Mask
 
 CLASSES: Final = 16
 """Room for the classes of either network."""
 
 Ints = npt.NDArray[np.intp]
+Point = tuple[float, float, float]
+Profiles = tuple[Ints, Ints, Ints]
+"""Voxels of each piece (row) at each x, y and z (column)."""
+
+
+@dataclass(frozen=True)
+class PieceVoxels:
+    """The voxels of many pieces as a list.
+
+    Attributes:
+        flat: Index of each voxel in the C-ordered map.
+        owner: Its piece, 0-based.
+        count: Number of pieces.
+    """
+
+    flat: Ints
+    owner: Ints
+    count: int
+
+    def number(self, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+        """A new map in which the voxels of piece k are k + 1, all others 0."""
+        numbered = np.zeros(shape, dtype=np.int32)
+        numbered.ravel()[self.flat] = self.owner + 1
+        return numbered
+
+    def owned_by(self, new_owner: Ints, count: int) -> "PieceVoxels":
+        """The same voxels after piece k became (part of) piece ``new_owner[k]``."""
+        return PieceVoxels(self.flat, new_owner[self.owner], count)
+
+
+def all_voxels(parts: list[PieceVoxels]) -> PieceVoxels:
+    """The pieces of all lists in one, numbered on from list to list."""
+    starts = np.cumsum([0, *(part.count for part in parts)])
+    return PieceVoxels(
+        np.concatenate([part.flat for part in parts]),
+        np.concatenate([part.owner + start for part, start in zip(parts, starts[:-1], strict=True)]),
+        int(starts[-1]),
+    )
 
 
 @dataclass(frozen=True)
@@ -20,52 +58,58 @@ class Tally:
     """One row per piece.
 
     Attributes:
-        sizes: Voxels, (n,).
-        sums: Sum of their x, y, z indices, (n, 3).
-        body_sizes, body_sums: The same of the voxels in front of the canal.
+        profiles: Voxels at each x, y, z.
+        body_profiles: The same of the voxels in front of the canal.
         classes: Voxels per network class, (n, CLASSES).
     """
 
-    sizes: Ints
-    sums: npt.NDArray[np.float64]
-    body_sizes: Ints
-    body_sums: npt.NDArray[np.float64]
+    profiles: Profiles
+    body_profiles: Profiles
     classes: Ints
 
-    def joined(self, owner: Ints, count: int) -> "Tally":
-        """Add the rows up by their new owner.
+    def joined(self, new_owner: Ints, count: int) -> "Tally":
+        """Add up the rows that have the same new owner."""
 
-        Args:
-            owner: New row (0-based) of each row.
-            count: Number of new rows.
-        """
+        def add(rows: Ints) -> Ints:
+            total = np.zeros((count, rows.shape[1]), dtype=np.intp)
+            np.add.at(total, new_owner, rows)
+            return total
 
-        sums, body_sums = np.zeros((count, 3)), np.zeros((count, 3))
-        np.add.at(sums, owner, self.sums)
-        np.add.at(body_sums, owner, self.body_sums)
-        classes = np.zeros((count, CLASSES), dtype=np.intp)
-        np.add.at(classes, owner, self.classes)
-        body_sizes = np.zeros(count, dtype=np.intp)
-        np.add.at(body_sizes, owner, self.body_sizes)
-        return Tally(classes.sum(axis=1), sums, body_sizes, body_sums, classes)
+        x, y, z = self.profiles
+        body_x, body_y, body_z = self.body_profiles
+        return Tally((add(x), add(y), add(z)), (add(body_x), add(body_y), add(body_z)), add(self.classes))
 
     def plus(self, other: "Tally") -> "Tally":
         """Row by row sum of two tallies of the same pieces."""
         return Tally(
-            self.sizes + other.sizes,
-            self.sums + other.sums,
-            self.body_sizes + other.body_sizes,
-            self.body_sums + other.body_sums,
+            _sum(self.profiles, other.profiles),
+            _sum(self.body_profiles, other.body_profiles),
             self.classes + other.classes,
         )
 
+    def box(self, piece: int) -> Box:
+        """The smallest box that holds a piece."""
+        hits = [np.flatnonzero(profile[piece]) for profile in self.profiles]
+        x, y, z = (slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
+        return x, y, z
 
-def _in_front(xyz: tuple[Ints, Ints, Ints], canal: CanalExtent) -> Mask:
+
+def _sum(one: Profiles, other: Profiles) -> Profiles:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2]
+
+
+def mean_of(profiles: Profiles, piece: int) -> Point:
+    """Center of mass of a piece that has voxels."""
+    x, y, z = (float(p[piece] @ np.arange(p.shape[1]) / p[piece].sum()) for p in profiles)
+    return x, y, z
+
+
+def _in_front(xyz: tuple[Ints, Ints, Ints], shape: tuple[int, ...], canal: CanalExtent) -> Mask:
     """Anterior to the canal and within its width, at the voxel's own height or the nearest with canal."""
     x, y, z = xyz
-    if canal.z.size == 0 or z.size == 0:
+    if canal.z.size == 0:
         return np.zeros(z.size, dtype=np.bool_)
-    heights = np.arange(int(z.max()) + 1)
+    heights = np.arange(shape[2])
     upper = np.searchsorted(canal.z, heights).clip(max=canal.z.size - 1)
     lower = (upper - 1).clip(min=0)
     row = np.where(np.abs(canal.z[upper] - heights) <= np.abs(canal.z[lower] - heights), upper, lower)
@@ -73,28 +117,32 @@ def _in_front(xyz: tuple[Ints, Ints, Ints], canal: CanalExtent) -> Mask:
     return np.asarray((y > front[z]) & (x >= left[z]) & (x <= right[z]))
 
 
-def tally_pieces(raw: Labels, numbered: npt.NDArray[np.int32], count: int, canal: CanalExtent) -> Tally:
+def tally_pieces(raw: Labels, voxels: PieceVoxels, canal: CanalExtent) -> Tally:
     """Count the voxels of every piece.
 
     Args:
-        raw: uint8 (X, Y, Z) RAS, network classes. Not modified.
-        numbered: int32 of the same shape; k is piece k - 1, 0 none. Not modified.
-        count: Number of pieces; a piece without voxels has zeros.
+        raw: uint8 (X, Y, Z) RAS, C order, network classes. Not modified.
+        voxels: The pieces in it.
         canal: Extent of the canal in the same map.
+
+    Returns:
+        The counts; a piece without voxels has zeros.
     """
-    xyz = np.nonzero(numbered)
-    owner = numbered[xyz].astype(np.intp) - 1
-    classes = raw[xyz].astype(np.intp)
-    front = _in_front((xyz[0], xyz[1], xyz[2]), canal)
-    of_body = owner[front]
 
-    def sums(rows: Ints, axes: list[Ints]) -> npt.NDArray[np.float64]:
-        return np.stack([np.bincount(rows, weights=axis, minlength=count) for axis in axes], axis=1)
+    def profile(owner: Ints, values: Ints, size: int) -> Ints:
+        counts = np.bincount(owner * size + values, minlength=voxels.count * size)
+        return counts.reshape(voxels.count, size)
 
+    x, y, z = np.unravel_index(voxels.flat, raw.shape)
+    in_front = _in_front((x, y, z), raw.shape, canal)
+    body = voxels.owner[in_front]
+    sizes = raw.shape
     return Tally(
-        np.bincount(owner, minlength=count),
-        sums(owner, list(xyz)),
-        np.bincount(of_body, minlength=count),
-        sums(of_body, [axis[front] for axis in xyz]),
-        np.bincount(owner * CLASSES + classes, minlength=count * CLASSES).reshape(count, CLASSES),
+        (profile(voxels.owner, x, sizes[0]), profile(voxels.owner, y, sizes[1]), profile(voxels.owner, z, sizes[2])),
+        (
+            profile(body, x[in_front], sizes[0]),
+            profile(body, y[in_front], sizes[1]),
+            profile(body, z[in_front], sizes[2]),
+        ),
+        profile(voxels.owner, raw.ravel()[voxels.flat].astype(np.intp), CLASSES),
     )
