@@ -1,0 +1,129 @@
+"""Two models on the same subjects: differences, their uncertainty over subjects, and what they allow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from lib.gate.measures import LEVELS, MEASURES, CaseScore
+
+DICE_MARGIN: Final = 0.02
+"""A group's Dice may fall by no more than this: about what two careful readers differ by."""
+LEVEL_MARGIN: Final = 0.05
+"""The share of rightly named levels may fall by no more than this: one level in twenty."""
+MARGINS: Final[Mapping[str, float]] = MappingProxyType(
+    {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
+)
+CONFIDENCE: Final = 0.90
+"""One-sided confidence that a fall stays inside its margin."""
+RESAMPLES: Final = 2000
+"""Bootstrap resamples: the 10 % quantile is then stable to about a tenth of a margin."""
+SEED: Final = 20250101
+"""The verdict on the same scores is the same every time."""
+MIN_SUBJECTS: Final = 3
+"""With fewer subjects a bootstrap has next to nothing to draw from."""
+
+
+@dataclass(frozen=True)
+class SubjectScores:
+    """The scores of one subject's scans by both models.
+
+    Attributes:
+        subject: Who; resampled as a whole.
+        active: Scores of the model that is served, one per scan.
+        candidate: Scores of the new model, the same scans in the same order.
+    """
+
+    subject: str
+    active: tuple[CaseScore, ...]
+    candidate: tuple[CaseScore, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure over all subjects.
+
+    Attributes:
+        measure: One of ``MEASURES``.
+        active: Mean over subjects; nan when it applies to none.
+        candidate: Mean over subjects.
+        change: Mean of the differences over subjects.
+        lower: One-sided lower bound of the change at ``CONFIDENCE``.
+        margin: The fall that is allowed.
+        subjects: Subjects to whom the measure applies.
+    """
+
+    measure: str
+    active: float
+    candidate: float
+    change: float
+    lower: float
+    margin: float
+    subjects: int
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the fall, at its worst believable, stays inside the margin; True where nothing applies."""
+        return self.subjects == 0 or self.lower >= -self.margin
+
+
+def compare(subjects: Sequence[SubjectScores]) -> tuple[Comparison, ...]:
+    """Compare two models measure by measure, paired by scan, bootstrapped over subjects.
+
+    Args:
+        subjects: Scores of both models. Not modified.
+
+    Returns:
+        One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
+
+    Raises:
+        ValueError: A subject has another number of scores by the one model than by the other.
+
+    Source:
+        Percentile bootstrap of a mean of paired differences (Efron and Tibshirani 1993), resampling subjects,
+        since two scans of one subject are not independent.
+    """
+    for entry in subjects:
+        if len(entry.active) != len(entry.candidate):
+            raise ValueError(
+                f"scores of the same scans by both models are required, got {len(entry.active)} and "
+                f"{len(entry.candidate)} for {entry.subject!r}; score every scan with both"
+            )
+    return tuple(_compare_measure(subjects, measure) for measure in MEASURES)
+
+
+def _compare_measure(subjects: Sequence[SubjectScores], measure: str) -> Comparison:
+    pairs = [mean for entry in subjects if (mean := _subject_means(entry, measure)) is not None]
+    margin = MARGINS[measure]
+    if not pairs:
+        nan = math.nan
+        return Comparison(measure, nan, nan, nan, nan, margin, 0)
+    active, candidate = np.array(pairs).T
+    change = candidate - active
+    rng = np.random.default_rng(SEED)
+    draws = rng.integers(0, len(change), size=(RESAMPLES, len(change)))
+    lower = float(np.quantile(change[draws].mean(axis=1), 1 - CONFIDENCE))
+    return Comparison(
+        measure, float(active.mean()), float(candidate.mean()), float(change.mean()), lower, margin, len(pairs)
+    )
+
+
+def _subject_means(entry: SubjectScores, measure: str) -> tuple[float, float] | None:
+    """Mean over the scans where the measure applies to both models; None where it applies to no scan.
+
+    A group in neither the truth nor one prediction, but invented by the other model, counts as 1 for the one
+    that rightly left it out: its nan means "nothing to find, nothing found".
+    """
+    values = []
+    for active, candidate in zip(entry.active, entry.candidate, strict=True):
+        pair = active.value(measure), candidate.value(measure)
+        if all(map(math.isnan, pair)):
+            continue
+        values.append([1.0 if math.isnan(value) else value for value in pair])
+    if not values:
+        return None
+    means = np.array(values).mean(axis=0)
+    return float(means[0]), float(means[1])

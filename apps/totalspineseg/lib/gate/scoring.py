@@ -1,0 +1,88 @@
+"""Both models over the same scans: the only part of the gate that runs networks."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.errors import NoSpineError
+from lib.gate.compare import SubjectScores
+from lib.gate.measures import CaseScore, score_case
+from lib.geometry import LabelArray, Volume, require_same_grid
+from lib.pipeline import Options, locate, prepare, segment, step2_input
+from lib.prediction import Predictor
+
+
+@dataclass(frozen=True)
+class Model:
+    """The two networks of one version."""
+
+    step1: Predictor
+    step2: Predictor
+
+
+@dataclass(frozen=True)
+class JudgedCase:
+    """One scan with its truth.
+
+    Attributes:
+        name: For logs; no patient name.
+        subject: Whom it belongs to.
+        image: On any grid.
+        truth: Codes on the same grid.
+    """
+
+    name: str
+    subject: str
+    image: Volume
+    truth: Volume
+
+
+def predict_codes(image: Volume, model: Model) -> LabelArray:
+    """The full pipeline on one scan.
+
+    Args:
+        image: On any grid. Not modified.
+        model: Both networks.
+
+    Returns:
+        Codes on the grid of ``image``; all 0 when the model finds no spine.
+    """
+    scan = prepare(image)
+    options = Options()
+    try:
+        located = locate(scan, model.step1, options)
+        result = segment(step2_input(scan, located.labels), model.step2, options)
+    except NoSpineError:
+        return np.zeros(image.data.shape, dtype=np.uint8)
+    return scan.labels_to_input(result.labels)
+
+
+def score_models(
+    cases: Iterable[JudgedCase], *, active: Model, candidate: Model, before_each: Callable[[str], None] | None = None
+) -> tuple[SubjectScores, ...]:
+    """Score two models on the same scans.
+
+    Args:
+        cases: Scans with their truth.
+        active: The model that is served.
+        candidate: The model that asks.
+        before_each: Called with each case's name, for progress.
+
+    Returns:
+        One entry per subject, in order of first appearance; empty for no cases.
+
+    Raises:
+        GridError: A truth is not on the grid of its image.
+    """
+    scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
+    for case in cases:
+        if before_each is not None:
+            before_each(case.name)
+        require_same_grid(case.truth.grid, case.image.grid)
+        pair = tuple(score_case(case.truth.data, predict_codes(case.image, model)) for model in (active, candidate))
+        scores.setdefault(case.subject, []).append((pair[0], pair[1]))
+    return tuple(
+        SubjectScores(subject, tuple(a for a, _ in pairs), tuple(c for _, c in pairs))
+        for subject, pairs in scores.items()
+    )

@@ -1,0 +1,46 @@
+"""Writing a trained network as a model folder of nnU-Net's shape, plans and dataset those of its parent."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.model_folder import ModelFolder
+from lib.volume_io import write_atomic
+
+KEPT: Final = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+"""Entries of a checkpoint that nnU-Net reads for inference or that tell its history; the optimizer's state is not."""
+
+
+def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path) -> Path:
+    """Write a model folder with new weights.
+
+    Args:
+        parent: The model the weights were trained from. Not modified.
+        weights: Under the parent's names.
+        target: Folder to write below; made when missing.
+
+    Returns:
+        The model folder, named as the parent's, so that dataset and configuration stay readable from it.
+
+    Raises:
+        StorageError: It cannot be written.
+        WeightsError: The parent's checkpoint cannot be read.
+    """
+    folder = target / parent.path.parent.name / parent.path.name if _is_nested(parent) else target / parent.path.name
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    for name in ("plans.json", "dataset.json"):
+        source = parent.path / name
+        write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
+    checkpoint = load_checkpoint(parent.checkpoint)
+    content = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {"network_weights": dict(weights)}
+    write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
+    return folder
+
+
+def _is_nested(parent: ModelFolder) -> bool:
+    """Whether the parent lies in nnU-Net's Dataset folder."""
+    return parent.path.parent.name.startswith("Dataset")

@@ -1,0 +1,175 @@
+"""From a labeled scan to what a network is trained on: plan spacing, network axes, normalized, in memory."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
+from lib.errors import ImageError, LabelError, TotalSpineSegError
+from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.preprocessing import nonzero_box, normalize, resample, resampled_shape
+from lib.nnunet.targets import present_codes
+from lib.transforms.crop import crop_box
+
+FloatArray = npt.NDArray[np.float32]
+
+ISO_MM: Final = (1.0, 1.0, 1.0)
+"""Spacing at which cases are cut, mm: that of the pipeline."""
+CROP_MARGIN_MM: Final = 10
+"""Margin of step 2's crop: what inference cuts."""
+MIN_LABELED_VOXELS: Final = 100
+"""A label with fewer voxels at 1 mm (a tenth of a milliliter) is a slip of the mouse, not a spine."""
+PLAIN_AXES: Final = 3
+
+
+class Origin(Enum):
+    """Where a case comes from; the replay share counts everything but fresh corrections."""
+
+    CORRECTION = "correction"
+    EARLIER = "earlier"
+    SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True)
+class LabeledScan:
+    """An image with its finished label, as people see them.
+
+    Attributes:
+        name: Case id; no patient name.
+        subject: Whom it belongs to.
+        origin: Where it comes from.
+        image: On any grid.
+        codes: Output codes on the same grid; ``UNREVIEWED`` where nobody has looked.
+        provenance: What the registry keeps: hashes, annotator, time.
+        steps: The networks this label can teach; a step-1 map (vertebrae in one piece) teaches step 1 alone.
+    """
+
+    name: str
+    subject: str
+    origin: Origin
+    image: Volume
+    codes: Volume
+    provenance: tuple[tuple[str, Any], ...] = ()
+    steps: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A scan ready to be cut into patches.
+
+    Attributes:
+        name: Case id.
+        origin: Where it comes from.
+        image: (A, B, C) float32, normalized, network's axes and spacing.
+        codes: uint8 output codes, the same shape.
+    """
+
+    name: str
+    origin: Origin
+    image: FloatArray
+    codes: LabelArray
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A case that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+def prepare_case(scan: LabeledScan, folder: ModelFolder) -> TrainingCase:
+    """Bring a labeled scan to what one step's network sees.
+
+    Args:
+        scan: Image and codes. Not modified.
+        folder: The model whose plans apply; step 2 sees the crop around the spine.
+
+    Returns:
+        The case, its arrays its own.
+
+    Raises:
+        GridError: Image and label lie on different grids.
+        LabelError: The label is empty, holds values that are no codes, or (step 2) no disc.
+        ImageError: The image is empty there.
+    """
+    require_same_grid(scan.codes.grid, scan.image.grid)
+    image, codes = image_to_iso(scan.image).data, labels_to_iso(scan.codes).data
+    check_codes(codes, step=folder.step)
+    if folder.step == 2:
+        box = crop_box(np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8), margin=CROP_MARGIN_MM)
+        image, codes = image[box], codes[box]
+    # (X, Y, Z) -> (Z, Y, X), then the plans' own order: as the predictor turns its input.
+    axes = [2 - axis for axis in folder.transpose]
+    image, codes = image.transpose(axes), codes.transpose(axes)
+    inner = nonzero_box(image[np.newaxis])
+    if inner is None:
+        raise ImageError("an image with contrast is required where the spine is, got zeros; check the series")
+    image, codes = image[inner], codes[inner]
+    configuration = folder.configuration
+    inside_only = configuration.get("use_mask_for_norm") or [False]
+    channel = normalize(image[np.newaxis], configuration["normalization_schemes"][:1], inside_only[:1])
+    shape = resampled_shape(image.shape, ISO_MM, folder.spacing_mm)
+    resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
+    labels = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
+    nearest = torch.nn.functional.interpolate(labels, size=shape, mode="nearest-exact")[0, 0]
+    return TrainingCase(scan.name, scan.origin, resampled, nearest.to(torch.uint8).numpy())
+
+
+def check_codes(codes: LabelArray, *, step: int) -> None:
+    """Check that a label can teach a network.
+
+    Args:
+        codes: uint8 at 1 mm. Not modified.
+        step: Which network.
+
+    Raises:
+        LabelError: It is (nearly) empty, holds values that are no codes, or has no disc for step 2's channel.
+    """
+    present = present_codes(codes)
+    if strangers := sorted(present - set(BY_CODE)):
+        raise LabelError(f"output codes are required, got the values {strangers!r}; submit the label again")
+    voxels = int(np.count_nonzero((codes != BACKGROUND) & (codes != UNREVIEWED)))
+    if voxels < MIN_LABELED_VOXELS:
+        raise LabelError(
+            f"a label of at least {MIN_LABELED_VOXELS} cubic millimeters is required, got {voxels}; finish it first"
+        )
+    if step == 2 and not present & set(DISCS):
+        raise LabelError("a label with at least one disc is required for step 2, got none; draw or name a disc")
+
+
+def prepare_cases(
+    scans: Iterable[Callable[[], LabeledScan] | LabeledScan], folder: ModelFolder, *, on_skip: Callable[[Skipped], None]
+) -> tuple[TrainingCase, ...]:
+    """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
+
+    Args:
+        scans: Scans, or functions that read one (so that only one image at a time is held at full size).
+        folder: The model whose plans apply.
+        on_skip: Told about every case that is left out.
+
+    Returns:
+        The usable cases, in order; empty when there is none.
+    """
+    cases = []
+    for number, entry in enumerate(scans):
+        name = f"case {number}"
+        try:
+            scan = entry() if callable(entry) else entry
+            name = scan.name
+            if folder.step in scan.steps:
+                cases.append(prepare_case(scan, folder))
+        except (TotalSpineSegError, OSError, ValueError) as error:
+            on_skip(Skipped(getattr(error, "case", name), str(error)))
+    return tuple(cases)
+
+
+def share_of(cases: Sequence[TrainingCase], origin: Origin) -> float:
+    """Share of the cases that come from ``origin``; 0 for no cases."""
+    return sum(case.origin is origin for case in cases) / len(cases) if cases else 0.0

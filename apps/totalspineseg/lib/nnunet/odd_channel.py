@@ -1,0 +1,95 @@
+"""Step 2's second channel while training: every other disc, as truth has it or as step 1 would give it."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from lib.anatomy import DISCS, PARITY, Parity, column
+from lib.geometry import LabelArray
+from lib.nnunet.targets import mark, present_codes
+
+FloatArray = npt.NDArray[np.float32]
+
+OUTLINE_SHARE: Final = 0.7
+"""Of the disturbed channels: share in which each disc is a little larger, smaller or shifted (the usual error)."""
+LOST_SHARE: Final = 0.25
+"""Share in which a marked disc is missing, as where step 1 found a disc but not its name."""
+FALSE_SHARE: Final = 0.15
+"""Share in which an unmarked disc is marked in part, as where two discs were joined."""
+HOLE_SHARE: Final = 0.3
+"""Share in which a disc has a bite taken out, as at degenerate discs."""
+BITE_DISC_SHARE: Final = 0.4
+"""Edge of the bite relative to the disc's box."""
+_LONGEST = column(lumbar=6)
+ODD_DISCS: Final = frozenset(
+    disc
+    for vertebra, disc in zip(_LONGEST.vertebrae, _LONGEST.discs, strict=True)
+    if disc is not None and PARITY[vertebra] is Parity.EVEN
+)
+"""Discs whose lower neighbor is odd in a column of twelve thoracic vertebrae; the plain variant marks these."""
+
+
+def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
+    """The discs a training channel marks: every other one present, in the phase the variant asks for.
+
+    Args:
+        codes: uint8 output codes of the whole scan. Not modified.
+        swapped: The variant with odd and even exchanged marks the other set.
+
+    Returns:
+        Disc codes, superior to inferior; empty without discs. What class 7 means follows: in both variants it is the
+        vertebra below a marked disc.
+    """
+    present = [code for code in DISCS if code in present_codes(codes)]
+    first = next((k for k, code in enumerate(present) if (code in ODD_DISCS) != swapped), 0)
+    return tuple(present[first % 2 :: 2])
+
+
+def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
+    """The channel with errors that a step-1 network makes: outlines, bites, a lost disc, a joined neighbor.
+
+    Args:
+        codes: uint8 output codes, or a part of them. Not modified.
+        marked: From ``marked_discs``.
+        rng: Source of the errors.
+
+    Returns:
+        float32 0/1, same shape; equal to the perfect channel where no marked disc is in view.
+    """
+    visible = [code for code in marked if code in present_codes(codes)]
+    if visible and rng.random() < LOST_SHARE:
+        visible.remove(visible[int(rng.integers(len(visible)))])
+    channel = mark(codes, visible) > 0
+    if visible and rng.random() < OUTLINE_SHARE:
+        channel = _disturb_outline(channel, rng)
+    if visible and rng.random() < HOLE_SHARE:
+        _take_bite(channel, codes == visible[int(rng.integers(len(visible)))], rng)
+    others = [code for code in DISCS if code not in marked and code in present_codes(codes)]
+    if others and rng.random() < FALSE_SHARE:
+        part = codes == others[int(rng.integers(len(others)))]
+        _take_bite(part, part.copy(), rng)
+        channel |= part
+    return channel.astype(np.float32)
+
+
+def _disturb_outline(channel: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Each boundary voxel kept or given away by a smooth random field, so that errors are lumps and not salt."""
+    field = ndimage.gaussian_filter(rng.standard_normal(channel.shape).astype(np.float32), 2.0)
+    grown, shrunk = ndimage.binary_dilation(channel), ndimage.binary_erosion(channel)
+    limit = float(field.std()) * 0.7
+    result: npt.NDArray[np.bool_] = np.where(field > limit, grown, np.where(field < -limit, shrunk, channel))
+    return result
+
+
+def _take_bite(channel: npt.NDArray[np.bool_], disc: npt.NDArray[np.bool_], rng: np.random.Generator) -> None:
+    """Clear a box of the disc in ``channel``, which is the caller's own array."""
+    box = ndimage.find_objects(disc.astype(np.uint8))[0]
+    bite = []
+    for axis in box:
+        length = axis.stop - axis.start
+        edge = max(1, round(length * BITE_DISC_SHARE))
+        start = axis.start + int(rng.integers(0, max(1, length - edge + 1)))
+        bite.append(slice(start, start + edge))
+    channel[tuple(bite)] = False

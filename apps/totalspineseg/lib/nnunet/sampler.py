@@ -1,0 +1,194 @@
+"""Batches for fine-tuning: cases drawn by origin, patches around structures, channels and targets made on them."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lib.errors import LabelError
+from lib.nnunet.augmentation import NONE, Strength, build_augmentation
+from lib.nnunet.cases import Origin, TrainingCase
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.odd_channel import disturbed_channel, marked_discs
+from lib.nnunet.targets import Step, mark, present_codes, step_target, thoracic_is_uneven
+
+Shape = tuple[int, int, int]
+
+FOREGROUND_SHARE: Final = 2 / 3
+"""Share of patches that are centered on a structure, each structure equally often; the rest lie anywhere."""
+CONTEXT: Final = 1.5
+"""The crop handed to the spatial augmentation is larger than the patch by this factor, so that turning finds voxels."""
+PLACES: Final = 2000
+"""Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
+EXACT_CHANNEL_SHARE: Final = 0.5
+"""Share of step-2 patches whose second channel comes from truth; the others carry errors as step 1 makes them."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step of training sees.
+
+    Attributes:
+        channels: (N, C, ...) float32.
+        target: (N, ...) uint8 classes, the ignore class where nobody has looked.
+    """
+
+    channels: torch.Tensor
+    target: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A case and what is asked about it again and again."""
+
+    case: TrainingCase
+    places: Mapping[int, npt.NDArray[np.intp]]
+    uneven_thoracic: bool
+    marked: Mapping[bool, tuple[int, ...]]
+
+
+class Sampler:
+    """Draws batches from prepared cases, the same ones for the same seed and iteration.
+
+    Args:
+        cases: From ``cases.prepare_cases``; corrections and replay together.
+        folder: The model whose plans give patch and axes.
+        replay_share: Share of patches from cases that are not fresh corrections.
+        strength: How much is varied.
+        seed: First part of each batch's seed, so that a resumed training goes on with the batches it would have had.
+        exact_share: See ``EXACT_CHANNEL_SHARE``.
+
+    Raises:
+        LabelError: There is no case.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[TrainingCase],
+        folder: ModelFolder,
+        *,
+        replay_share: float,
+        strength: Strength,
+        seed: int = 0,
+        exact_share: float = EXACT_CHANNEL_SHARE,
+    ) -> None:
+        if not cases:
+            raise LabelError("at least one usable case is required for training, got none; submit a corrected label")
+        known = [_know(case) for case in cases]
+        self._fresh = [entry for entry in known if entry.case.origin is Origin.CORRECTION]
+        self._replay = [entry for entry in known if entry.case.origin is not Origin.CORRECTION]
+        self._patch = folder.patch
+        self._step = cast(Step, folder.step)
+        self._replay_share = replay_share
+        self._exact_share = exact_share
+        self._seed = seed
+        x_axis = folder.transpose.index(2)
+        self._vary = build_augmentation(self._patch, x_axis=x_axis, strength=strength)
+        self._plain = build_augmentation(self._patch, x_axis=x_axis, strength=NONE)
+
+    def batch(self, iteration: int, size: int) -> Batch:
+        """The batch of an iteration.
+
+        Args:
+            iteration: Any number; the same number gives the same batch.
+            size: Patches in it.
+        """
+        rng = np.random.default_rng((self._seed, iteration))
+        with _seeded(rng):
+            return _stack([self._draw(rng, self._vary) for _ in range(size)])
+
+    def validation(self, number: int) -> Batch:
+        """One unvaried patch with an exact channel, around a structure; ``number`` chooses it for good."""
+        rng = np.random.default_rng((self._seed, 1 << 40, number))
+        cases = self._fresh or self._replay
+        known = cases[number % len(cases)]
+        with _seeded(rng):
+            return _stack([self._patch_of(known, rng, self._plain, foreground=1, exact=1)])
+
+    def _draw(self, rng: np.random.Generator, vary: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        replay = bool(self._replay) and (not self._fresh or rng.random() < self._replay_share)
+        pool = self._replay if replay else self._fresh
+        known = pool[int(rng.integers(len(pool)))]
+        return self._patch_of(known, rng, vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
+
+    def _patch_of(
+        self, known: _Known, rng: np.random.Generator, vary: Any, *, foreground: float, exact: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        image, codes = _crop(known.case, _center(known, rng, foreground), self._patch)
+        varied = vary(image=torch.from_numpy(image)[None], segmentation=torch.from_numpy(codes).short()[None])
+        part = varied["segmentation"][0].numpy().astype(np.uint8)
+        swapped = bool(self._step == 2 and rng.random() < 0.5)
+        channels = [varied["image"].float()]
+        if self._step == 2:
+            marked = known.marked[swapped]
+            exactly = rng.random() < exact
+            second = mark(part, marked) if exactly else disturbed_channel(part, marked, rng)
+            channels.append(torch.from_numpy(second)[None])
+        # Parity of the lumbar spine depends on vertebrae outside the patch.
+        target = step_target(part, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic)
+        return torch.cat(channels), torch.from_numpy(target)
+
+
+def _know(case: TrainingCase) -> _Known:
+    rng = np.random.default_rng(0)
+    places = {}
+    for code in sorted(present_codes(case.codes)):
+        found = np.flatnonzero(case.codes == code)
+        places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
+    marked = {swapped: marked_discs(case.codes, swapped=swapped) for swapped in (False, True)}
+    return _Known(case, places, thoracic_is_uneven(case.codes), marked)
+
+
+def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape:
+    """A voxel of a structure, each structure equally often, or any voxel."""
+    shape = known.case.codes.shape
+    if rng.random() < foreground and known.places:
+        places = list(known.places.values())[int(rng.integers(len(known.places)))]
+        a, b, c = (int(i) for i in np.unravel_index(int(places[int(rng.integers(len(places)))]), shape))
+        return a, b, c
+    a, b, c = (int(rng.integers(n)) for n in shape)
+    return a, b, c
+
+
+def _crop(case: TrainingCase, center: Shape, patch: Shape) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """A region ``CONTEXT`` times the patch around a center, filled up with zeros; the patch stays inside the case."""
+    size = [2 * int(np.ceil(n * CONTEXT / 2)) + n % 2 for n in patch]
+    image = np.zeros(size, dtype=np.float32)
+    codes = np.zeros(size, dtype=np.uint8)
+    source, target = [], []
+    for middle, length, edge, tile in zip(center, case.codes.shape, size, patch, strict=True):
+        # As at inference, a tile hangs over the edge only where the image is smaller than the tile.
+        low, high = tile // 2, length - (tile - tile // 2)
+        middle = length // 2 if high < low else min(max(middle, low), high)
+        start = middle - edge // 2
+        first, last = max(start, 0), min(start + edge, length)
+        source.append(slice(first, last))
+        target.append(slice(first - start, last - start))
+    image[tuple(target)] = case.image[tuple(source)]
+    codes[tuple(target)] = case.codes[tuple(source)]
+    return image, codes
+
+
+def _stack(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    return Batch(torch.stack([channels for channels, _ in samples]), torch.stack([target for _, target in samples]))
+
+
+def _seeded(rng: np.random.Generator) -> AbstractContextManager[None]:
+    """The libraries' global generators set from ``rng`` for a while, then as they were."""
+
+    @contextmanager
+    def manager() -> Any:
+        before = np.random.get_state()  # noqa: NPY002 - the augmentation library draws from it
+        with torch.random.fork_rng(devices=[]):
+            np.random.seed(int(rng.integers(1 << 31)))  # noqa: NPY002
+            torch.manual_seed(int(rng.integers(1 << 31)))
+            try:
+                yield
+            finally:
+                np.random.set_state(before)  # noqa: NPY002
+
+    return cast(AbstractContextManager[None], manager())

@@ -1,0 +1,108 @@
+"""What the two networks are taught: step classes and regions from maps of output codes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lib.anatomy import (
+    BACKGROUND,
+    LUMBAR,
+    STEP1_FROM_CODE,
+    STEP1_REGIONS,
+    STEP2_FROM_CODE,
+    STEP2_REGIONS,
+    T11,
+    T12,
+    T13,
+    UNREVIEWED,
+    Step2,
+)
+from lib.geometry import LabelArray
+
+Step = Literal[1, 2]
+TABLE_SIZE: Final = 256
+"""Values a uint8 map can hold."""
+REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
+IGNORE_CLASS: Final[Mapping[int, int]] = {step: len(regions) + 1 for step, regions in REGIONS.items()}
+"""Value of nnU-Net's ignore label: the class after the last one."""
+
+
+def step_target(
+    codes: LabelArray, step: Step, *, swapped: bool = False, uneven_thoracic: bool | None = None
+) -> LabelArray:
+    """The label map a network should give for a map of codes.
+
+    Args:
+        codes: uint8 output codes, any shape; ``UNREVIEWED`` where nobody has looked. Not modified.
+        step: 1 or 2.
+        swapped: Step 2: odd and even exchanged, as when the other set of discs is marked.
+        uneven_thoracic: From ``thoracic_is_uneven`` of the whole scan, when ``codes`` is a part; None looks here.
+
+    Returns:
+        uint8 classes of the step, ``IGNORE_CLASS[step]`` where nobody has looked; all 0 for an empty map.
+
+    Source:
+        The training maps of TotalSpineSeg. What differs: in a column with 11 or 13 thoracic vertebrae the lumbar
+        classes are exchanged, because neighbors must always differ.
+    """
+    table = dict(STEP1_FROM_CODE if step == 1 else STEP2_FROM_CODE)
+    if step == 2:
+        uneven = thoracic_is_uneven(codes) if uneven_thoracic is None else uneven_thoracic
+        lumbar = swapped != uneven
+        exchange = {code for code in table if (lumbar if code in LUMBAR else swapped)}
+        table |= {code: _other_parity(table[code]) for code in exchange}
+    table[UNREVIEWED] = IGNORE_CLASS[step]
+    return look_up(codes, table)
+
+
+def thoracic_is_uneven(codes: LabelArray) -> bool:
+    """Whether the column shown has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's."""
+    present = present_codes(codes)
+    return T13 in present or (T11 in present and T12 not in present and LUMBAR[0] in present)
+
+
+def present_codes(codes: LabelArray) -> frozenset[int]:
+    """The codes that have voxels."""
+    counts = np.bincount(codes.ravel(order="K"), minlength=TABLE_SIZE)
+    return frozenset(int(code) for code in np.flatnonzero(counts) if code not in (BACKGROUND, UNREVIEWED))
+
+
+def look_up(codes: LabelArray, table: Mapping[int, int]) -> LabelArray:
+    """Each value replaced by ``table``'s, 0 where it has none."""
+    values = np.zeros(TABLE_SIZE, dtype=np.uint8)
+    for code, value in table.items():
+        values[code] = value
+    result: LabelArray = values[codes]
+    return result
+
+
+def mark(codes: LabelArray, marked: Iterable[int]) -> npt.NDArray[np.float32]:
+    """1 on the given codes, 0 elsewhere, float32: step 2's second channel."""
+    return look_up(codes, dict.fromkeys(marked, 1)).astype(np.float32)
+
+
+def region_masks(target: torch.Tensor, step: Step) -> torch.Tensor:
+    """The regions of a batch of label maps.
+
+    Args:
+        target: (N, ...) uint8 classes. Not modified.
+        step: 1 or 2.
+
+    Returns:
+        (N, R, ...) bool in the order of the network's channels; False where the target is to be ignored.
+    """
+    rows = torch.zeros((len(REGIONS[step]), TABLE_SIZE), dtype=torch.bool, device=target.device)
+    for row, classes in zip(rows, REGIONS[step].values(), strict=True):
+        row[list(classes)] = True
+    return rows[:, target.long()].transpose(0, 1)
+
+
+def _other_parity(value: int) -> int:
+    pair = {
+        Step2.VERTEBRA_ODD.value: Step2.VERTEBRA_EVEN.value,
+        Step2.VERTEBRA_EVEN.value: Step2.VERTEBRA_ODD.value,
+    }
+    return pair.get(value, value)

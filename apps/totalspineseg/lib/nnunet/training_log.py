@@ -1,0 +1,115 @@
+"""What a training says about itself: lines for people, lines for programs, curves, TensorBoard events."""
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+LINES_FILE: Final = "log.jsonl"
+TEXT_FILE: Final = "log.txt"
+CURVES_FILE: Final = "curves.png"
+EVENTS_DIR: Final = "tensorboard"
+NOTHING, MISSED = "-", "0.00 (missed)"
+"""How the two zeros look: the region is in neither truth nor prediction, or present and not found."""
+
+
+def dice_text(dice: Mapping[str, float]) -> str:
+    """Pseudo Dice by name for people: nan is "-" (nothing to find), 0 is "0.00 (missed)"."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in dice.items())
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return MISSED if value == 0 else f"{value:.2f}"
+
+
+class TrainingLog:
+    """Appends to the logs of one step's training; every line is flushed, so that a kill loses nothing.
+
+    Args:
+        folder: Where the logs lie; made when missing. A resumed training goes on in them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def say(self, text: str, **values: Any) -> None:
+        """One event, for people and for programs.
+
+        Args:
+            text: One sentence without patient data.
+            **values: Plain values for the JSON line; nan is written as null.
+        """
+        now = datetime.now(timezone.utc)
+        with (self._folder / TEXT_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(f"{now:%Y-%m-%d %H:%M:%S} {text}\n")
+        line = {"time": now.isoformat(timespec="milliseconds"), "text": text} | values
+        with (self._folder / LINES_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(_plain(line)) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far; a half-written last line (power cut) is left out."""
+        path = self._folder / LINES_FILE
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def draw(self) -> None:
+        """Write the curves as a PNG and as TensorBoard events; nothing when there is no epoch yet."""
+        epochs = [event for event in self.events() if "dice" in event]
+        if epochs:
+            _draw_curves(epochs, self._folder / CURVES_FILE)
+            _write_events(epochs, self._folder / EVENTS_DIR)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _draw_curves(epochs: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    at = [event["iteration"] for event in epochs]
+    upper.plot(at, [event["loss"] for event in epochs], color="black")
+    upper.set_ylabel("loss")
+    for name in epochs[-1]["dice"]:
+        values = [event["dice"].get(name) for event in epochs]
+        lower.plot(at, [math.nan if value is None else value for value in values], label=name)
+    lower.set_ylim(0, 1)
+    lower.set_xlabel("iteration")
+    lower.set_ylabel("pseudo Dice")
+    lower.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def _write_events(epochs: list[dict[str, Any]], folder: Path) -> None:
+    """TensorBoard's format, where its package is installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        return
+    for old in folder.glob("events.*") if folder.is_dir() else ():
+        old.unlink()
+    with SummaryWriter(str(folder)) as writer:
+        for event in epochs:
+            writer.add_scalar("loss", event["loss"], event["iteration"])
+            for name, value in event["dice"].items():
+                if value is not None:
+                    writer.add_scalar(f"pseudo Dice/{name}", value, event["iteration"])
