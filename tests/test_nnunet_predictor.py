@@ -1,5 +1,6 @@
 """The warm predictor against nnU-Net's own inference, and its behavior at the edges."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,12 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+import lib.nnunet.predictor as predictor_module
+from lib.errors import WeightsError
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.preprocessing import normalize
+from lib.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
 from tiny_models import write_model_folder
 
 CASES = [
@@ -94,3 +99,167 @@ def test_axis_order_of_the_plans_is_undone(tmp_path):
     np.testing.assert_array_equal(
         WarmPredictor(ModelFolder.open(tmp_path), device="cpu").predict(channels).labels, labels
     )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> ModelFolder:
+    root = tmp_path_factory.mktemp("model")
+    write_model_folder(root, 1, arch="plain")
+    return ModelFolder.open(root, name="starter")
+
+
+@pytest.mark.parametrize(
+    ("channels", "soft", "match"),
+    [
+        pytest.param(np.zeros((2, 5, 5, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="channels"),
+        pytest.param(np.zeros((5, 5, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="no-channel-axis"),
+        pytest.param(np.zeros((1, 5, 0, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="empty"),
+        pytest.param(np.full((1, 5, 5, 5), np.nan, np.float32), (), "must be finite", id="nan"),
+        pytest.param(np.ones((1, 5, 5, 5), np.float32), ("sacrum",), "soft must name regions", id="unknown-region"),
+    ],
+)
+def test_refuses_wrong_input(model, channels, soft, match):
+    with pytest.raises(ValueError, match=match):
+        WarmPredictor(model, device="cpu").predict(channels, soft=soft)
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5])
+def test_refuses_a_wrong_tile_step(model, step):
+    with pytest.raises(ValueError, match="tile_step must be"):
+        WarmPredictor(model, device="cpu", tile_step=step)
+
+
+@pytest.mark.parametrize(
+    ("device", "match"), [("tpu", "device must be"), ("mps", "device must be"), ("cuda", "needs a CUDA GPU")]
+)
+def test_refuses_an_unknown_device(monkeypatch, device, match):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=match):
+        predictor_module.resolve_device(device)
+
+
+def test_auto_takes_the_gpu_if_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert predictor_module.resolve_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert predictor_module.resolve_device("auto").type == "cpu"
+
+
+def test_constant_image_gives_an_answer(model):
+    """A constant image divided by its deviation of 0 became NaN."""
+    prediction = WarmPredictor(model, device="cpu").predict(np.full((1, 8, 8, 8), 7, np.float32), soft=("cord",))
+    assert np.isfinite(prediction.soft["cord"]).all()
+
+
+class SmallGpu:
+    """Stands for ``sliding_logits`` on a GPU whose memory does not suffice for what ``fails`` says."""
+
+    def __init__(self, fails, error):
+        self.fails, self.error, self.calls = fails, error, []
+
+    def __call__(self, network, *args, compute, sums, **kwargs):
+        self.calls.append((compute.type, sums.type))
+        if self.fails(compute, sums):
+            raise self.error
+        cpu = torch.device("cpu")
+        return sliding_logits(network, *args, compute=cpu, sums=cpu, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")],
+    ids=["torch", "cudnn"],
+)
+@pytest.mark.parametrize(
+    ("fails", "tried"),
+    [
+        pytest.param(lambda c, s: s.type == "cuda", [("cuda", "cuda"), ("cuda", "cpu")], id="sums-do-not-fit"),
+        pytest.param(
+            lambda c, s: c.type == "cuda",
+            [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cpu")],
+            id="network-does-not-fit",
+        ),
+    ],
+)
+def test_falls_back_when_gpu_memory_is_short(model, monkeypatch, caplog, fails, tried, error):
+    """One large scan on a small GPU ended the request, and the memory stayed held."""
+    expected = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20))).labels
+    gpu = SmallGpu(fails, error)
+    freed = []
+    monkeypatch.setattr(predictor_module, "sliding_logits", gpu)
+    monkeypatch.setattr(predictor_module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    monkeypatch.setattr(predictor_module, "_empty_cache", lambda: freed.append(1))
+    predictor = WarmPredictor(model, device="cuda")
+    with caplog.at_level(logging.WARNING):
+        labels = predictor.predict(image(1, (20, 20, 20))).labels
+    np.testing.assert_array_equal(labels, expected)
+    assert gpu.calls == tried
+    assert len(freed) == len(tried) - 1
+    assert "GPU memory" in caplog.text
+    # The next image starts on the GPU again.
+    predictor.predict(image(1, (20, 20, 20)))
+    assert gpu.calls[len(tried)] == ("cuda", "cuda")
+
+
+def test_other_errors_are_not_taken_for_missing_memory(model, monkeypatch):
+    gpu = SmallGpu(lambda c, s: True, RuntimeError("shapes do not match"))
+    monkeypatch.setattr(predictor_module, "sliding_logits", gpu)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20)))
+
+
+class Scaled(torch.nn.Module):
+    """A network whose logits are multiplied."""
+
+    def __init__(self, network, factor):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x):
+        return self.network(x) * self.factor
+
+
+def test_logits_beyond_half_precision_are_summed_in_single(model, monkeypatch):
+    """Confident logits overflowed the half-precision sums and the whole image came back empty or infinite."""
+    predictor = WarmPredictor(model, device="cpu")
+    predictor._network = Scaled(predictor._network, 2.0**24)
+    labels = predictor.predict(image(1, (20, 20, 20))).labels
+    predictor._network = predictor._network.network
+    single = lambda *args, half, **kwargs: sliding_logits(*args, half=False, **kwargs)  # noqa: E731
+    monkeypatch.setattr(predictor_module, "sliding_logits", single)
+    np.testing.assert_array_equal(labels, predictor.predict(image(1, (20, 20, 20))).labels)
+    assert len(np.unique(labels)) > 3
+
+
+def test_nan_from_the_network_is_an_error(model):
+    predictor = WarmPredictor(model, device="cpu")
+    predictor._network = Scaled(predictor._network, float("nan"))
+    with pytest.raises(WeightsError, match="must be finite"):
+        predictor.predict(image(1, (20, 20, 20)))
+
+
+def test_smaller_tile_steps_mean_more_tiles():
+    assert tile_starts(110, 64, 0.5) == [0, 23, 46]
+    assert tile_starts(64, 64, 0.5) == [0]
+    assert tile_starts(128, 64, 1.0) == [0, 64]
+    assert len(tile_starts(500, 64, 0.25)) > len(tile_starts(500, 64, 0.5)) > len(tile_starts(500, 64, 1.0))
+
+
+def test_gaussian_weights_are_positive_and_highest_in_the_middle():
+    weights = gaussian_weights((16, 24, 8))
+    assert weights[8, 12, 4] == weights.max() == 10
+    assert weights.min() > 0
+
+
+def test_masked_normalization_leaves_the_outside_alone():
+    from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import ZScoreNormalization
+
+    channels = image(1, (12, 12, 12))
+    channels[0, 5:8, 5:8, 5:7] = 0
+    mask = np.where(create_nonzero_mask(channels), 0, -1)
+    expected = ZScoreNormalization(True, {}).run(channels[0].copy(), mask)
+    result = normalize(channels, ["ZScoreNormalization"], [True])
+    np.testing.assert_allclose(result[0], expected, atol=1e-6)
+    assert (result[0][mask < 0] == 0).all()

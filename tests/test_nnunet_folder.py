@@ -1,0 +1,216 @@
+"""Model folders: found in every layout, refused when they are not what they must be, loaded without running code."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lib.errors import WeightsError
+from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
+from tiny_models import TRAINER, checkpoint_dict, plans_json, write_model_folder, write_models
+
+
+class Payload:
+    """Pickles as a call that leaves a trace."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("arch", ["plain", "resenc"])
+@pytest.mark.parametrize("nested", [True, False], ids=["official-layout", "flat"])
+def test_opens_and_loads_without_the_trainer_class(tmp_path, step, arch, nested):
+    """nnU-Net has no class of the name in the official checkpoints and cannot load them."""
+    from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
+
+    assert not hasattr(nnUNetTrainer, TRAINER)
+    path = write_model_folder(tmp_path / "m", step, arch=arch, nested=nested)
+    folder = ModelFolder.open(tmp_path / "m", name="official-r20251124")
+    assert (folder.path, folder.step) == (path, step)
+    assert folder.patch == (16, 16, 16)
+    assert folder.spacing_mm == (1, 1, 1)
+    assert folder.version == f"official-r20251124-{folder.digest[:8]}"
+    network = folder.load_network()
+    assert not network.training
+    with torch.inference_mode():
+        logits = network(torch.zeros(1, step, 16, 16, 16))
+    assert logits.shape == (1, len(folder.regions), 16, 16, 16)
+
+
+def test_both_steps_below_one_folder(tmp_path):
+    write_models(tmp_path)
+    assert [ModelFolder.open(tmp_path, step=step).step for step in (1, 2)] == [1, 2]
+    with pytest.raises(WeightsError, match="one model folder is required"):
+        ModelFolder.open(tmp_path)
+
+
+def test_half_precision_weights_become_float32(tmp_path):
+    write_model_folder(tmp_path / "half", 1, dtype=torch.float16, arch="plain")
+    write_model_folder(tmp_path / "full", 1, arch="plain")
+    half = ModelFolder.open(tmp_path / "half").load_network().state_dict()
+    full = ModelFolder.open(tmp_path / "full").load_network().state_dict()
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert all(torch.allclose(half[name], full[name], atol=1e-3) for name in full)
+
+
+def test_prefers_final_and_fold_0(tmp_path):
+    path = write_model_folder(tmp_path, 1, nested=False, checkpoint="checkpoint_best.pth")
+    assert ModelFolder.open(path).checkpoint.name == "checkpoint_best.pth"
+    (path / "fold_1").mkdir()
+    (path / "fold_1" / "checkpoint_final.pth").write_bytes(b"")
+    assert ModelFolder.open(path).checkpoint == path / "fold_0" / "checkpoint_best.pth"
+    (path / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
+    assert ModelFolder.open(path).checkpoint == path / "fold_0" / "checkpoint_final.pth"
+
+
+def test_version_tells_other_weights_apart(tmp_path):
+    write_model_folder(tmp_path / "a", 1, seed=1)
+    write_model_folder(tmp_path / "b", 1, seed=2)
+    write_model_folder(tmp_path / "c", 1, seed=1, patch=(32, 16, 16))
+    assert len({ModelFolder.open(tmp_path / name).digest for name in "abc"}) == 3
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def reorder(dataset: dict[str, Any]) -> None:
+    labels = dataset["labels"]
+    dataset["labels"] = {name: labels[name] for name in ("background", *sorted(set(labels) - {"background"}))}
+
+
+def plan(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda plans: plans["configurations"]["3d_fullres"].update({key: value})
+
+
+def architecture(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda plans: plans["configurations"]["3d_fullres"]["architecture"].update({key: value})
+
+
+def kwarg(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda plans: plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        pytest.param("dataset.json", reorder, "model folder of step 1", id="regions-in-another-order"),
+        pytest.param("dataset.json", lambda d: d["labels"].pop("cord"), "model folder of step 1", id="region-missing"),
+        pytest.param("dataset.json", lambda d: d.update(channel_names={"0": "a", "1": "b"}), "step 1", id="channels"),
+        pytest.param("dataset.json", lambda d: d.update(labels={"background": 0, "a": 1}), "step 1", id="plain-labels"),
+        pytest.param("dataset.json", lambda d: d.update(regions_class_order=[1, 2]), "one class per", id="class-order"),
+        pytest.param("dataset.json", lambda d: d.pop("regions_class_order"), "nnU-Net 2", id="no-class-order"),
+        pytest.param("plans.json", lambda d: d.pop("configurations"), "nnU-Net 2", id="no-configurations"),
+        pytest.param("plans.json", architecture("network_class_name", "os.system"), "os.system", id="foreign-class"),
+        pytest.param("plans.json", kwarg("conv_op", "os.system"), "os.system", id="foreign-building-block"),
+        pytest.param("plans.json", plan("normalization_schemes", ["CTNormalization"]), "CTNorm", id="normalization"),
+        pytest.param("plans.json", plan("patch_size", [16, 16]), "patch", id="two-dimensional"),
+        pytest.param("plans.json", plan("previous_stage", "3d_lowres"), "cascade", id="cascade"),
+        pytest.param("plans.json", lambda d: d.update(transpose_forward=[0, 0, 1]), "axis order", id="axes"),
+    ],
+)
+def test_refuses_another_kind_of_model(tmp_path, file, change, match):
+    path = write_model_folder(tmp_path, 1)
+    edit(path / file, change)
+    with pytest.raises(WeightsError, match=match):
+        ModelFolder.open(tmp_path, step=1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"], ids=["empty", "cut", "list", "binary"])
+@pytest.mark.parametrize("file", ["plans.json", "dataset.json"])
+def test_refuses_damaged_json(tmp_path, file, content):
+    path = write_model_folder(tmp_path, 1)
+    (path / file).write_bytes(content)
+    with pytest.raises(WeightsError, match=file):
+        ModelFolder.open(tmp_path)
+
+
+def test_refuses_a_missing_folder_step_or_checkpoint(tmp_path):
+    with pytest.raises(WeightsError, match="does not exist; run 'totalspineseg weights install'"):
+        ModelFolder.open(tmp_path / "none")
+    path = write_model_folder(tmp_path, 1)
+    with pytest.raises(WeightsError, match="model folder of step 2"):
+        ModelFolder.open(tmp_path, step=2)
+    (path / "fold_0" / "checkpoint_final.pth").unlink()
+    with pytest.raises(WeightsError, match=r"fold_0/checkpoint_final\.pth is required"):
+        ModelFolder.open(tmp_path)
+
+
+def test_never_runs_code_from_a_checkpoint(tmp_path):
+    path = write_model_folder(tmp_path, 1)
+    trace = tmp_path / "trace"
+    torch.save({"network_weights": {}, "logging": Payload(trace)}, path / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(WeightsError, match="asks to run other code"):
+        ModelFolder.open(tmp_path).load_network()
+    assert not trace.exists()
+    (path / "fold_0" / "checkpoint_final.pth").write_bytes(pickle.dumps(Payload(trace), protocol=2))
+    with pytest.raises(WeightsError):
+        ModelFolder.open(tmp_path).load_network()
+    assert not trace.exists()
+
+
+def test_reads_the_numpy_scalars_of_the_training_log(tmp_path):
+    plans = plans_json(1)
+    content = checkpoint_dict(1, plans, 0) | {"_best_ema": np.float64(0.75)}
+    torch.save(content, tmp_path / "c.pth")
+    assert load_checkpoint(tmp_path / "c.pth")["_best_ema"] == 0.75
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_checkpoint(tmp_path / "old.pth")["_best_ema"] == 0.75
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def save(content: Any) -> Callable[[Path], None]:
+    return lambda path: torch.save(content, path)
+
+
+def other_features(path: Path) -> None:
+    torch.save(checkpoint_dict(1, plans_json(1, features=(4, 6)), 0), path)
+
+
+def not_finite(path: Path) -> None:
+    content = checkpoint_dict(1, plans_json(1), 0)
+    next(iter(content["network_weights"].values()))[0] = float("nan")
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        pytest.param(cut, "readable checkpoint", id="cut-short"),
+        pytest.param(lambda path: path.write_bytes(b""), "checkpoint", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"<html>not found</html>"), "checkpoint", id="web-page"),
+        pytest.param(save({"state_dict": {}}), "'network_weights' is required", id="not-nnunet"),
+        pytest.param(save([1]), "'network_weights' is required", id="list"),
+        pytest.param(save({"network_weights": {"a": 1}}), "must be tensors", id="not-tensors"),
+        pytest.param(other_features, "must fit the plans", id="other-plans"),
+        pytest.param(not_finite, "must be finite", id="nan"),
+    ],
+)
+def test_refuses_a_damaged_checkpoint(tmp_path, damage, match):
+    path = write_model_folder(tmp_path, 1)
+    damage(path / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(WeightsError, match=match):
+        ModelFolder.open(tmp_path).load_network()
+
+
+def test_nothing_is_printed(tmp_path, capfd):
+    """nnU-Net prints while it loads and predicts; a command line that writes to stdout cannot have that."""
+    write_model_folder(tmp_path, 1, arch="plain")
+    WarmPredictor(ModelFolder.open(tmp_path), device="cpu").predict(np.ones((1, 8, 8, 8), np.float32))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,126 @@
+"""Warm networks: loaded once, followed when another version is published, given back on demand."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lib.nnunet.model_folder as model_folder_module
+from lib.errors import WeightsError
+from lib.nnunet.networks import Networks
+from lib.registry.store import ModelStore
+from tiny_models import write_models
+
+
+@pytest.fixture
+def model_dir(tmp_path) -> Path:
+    write_models(tmp_path / "starter", arch="plain", seed=1)
+    write_models(tmp_path / "versions" / "official-r20251124", arch="resenc", seed=2)
+    return tmp_path
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Names of the checkpoints that are read."""
+    names: list[str] = []
+    original = model_folder_module.load_checkpoint
+
+    def counted(path):
+        names.append(str(path))
+        return original(path)
+
+    monkeypatch.setattr(model_folder_module, "load_checkpoint", counted)
+    return names
+
+
+def test_second_request_loads_nothing(model_dir, reads):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    assert reads == []
+    first = networks.get(1)
+    assert networks.get(1) is first
+    assert len(reads) == 1
+    networks.get(2)
+    assert networks.get(1) is first
+    assert networks.loads == {1: 1, 2: 1}
+    assert len(reads) == 2
+
+
+def test_published_version_is_taken_at_the_next_request(model_dir):
+    store = ModelStore(model_dir)
+    networks = Networks(store, device="cpu")
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype(np.float32)
+    old = networks.get(1)
+    assert old.version.startswith("starter-")
+    store.activate("official-r20251124", steps=(1,))
+    new = networks.get(1)
+    assert new.version.startswith("official-r20251124-")
+    assert networks.get(2).version.startswith("starter-")
+    assert networks.loads == {1: 2, 2: 1}
+    assert (new.predict(image).labels != old.predict(image).labels).any()
+    store.activate("starter")
+    assert networks.get(1).version == old.version
+
+
+def test_changed_files_are_noticed(model_dir):
+    """Weights retrained into the same folder were not used until the server was restarted."""
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    before = networks.get(1).version
+    checkpoint = networks.folder(1).checkpoint
+    content = torch.load(checkpoint, weights_only=False)
+    for value in content["network_weights"].values():
+        value.mul_(0.5)
+    torch.save(content, checkpoint.with_suffix(".new"))
+    checkpoint.with_suffix(".new").replace(checkpoint)
+    assert networks.get(1).version != before
+
+
+def test_removed_files_are_an_error(model_dir):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    networks.get(1).folder.checkpoint.unlink()
+    with pytest.raises(WeightsError, match="is required, got none"):
+        networks.get(1)
+
+
+def test_failed_change_keeps_the_warm_network_of_the_old(model_dir, reads):
+    """A damaged new version must not cost the old one its warmth."""
+    store = ModelStore(model_dir)
+    networks = Networks(store, device="cpu")
+    old = networks.get(1)
+    folder = store.versions_dir / "official-r20251124"
+    next(folder.rglob("Dataset101*/**/checkpoint_final.pth")).write_bytes(b"damaged")
+    store.activate("official-r20251124")
+    with pytest.raises(WeightsError, match="checkpoint"):
+        networks.get(1)
+    store.activate("starter")
+    assert networks.get(1).predict(np.ones((1, 8, 8, 8), np.float32)).labels.shape == (8, 8, 8)
+    assert networks.get(1).version == old.version
+
+
+def test_description_costs_no_network(model_dir, reads):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    assert networks.folder(2).version.startswith("starter-")
+    assert networks.loads == {}
+    assert reads == []
+
+
+def test_freed_networks_load_again(model_dir):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    first = networks.get(1)
+    networks.free()
+    assert networks.get(1) is not first
+    assert networks.loads == {1: 2}
+
+
+def test_many_threads_share_one_load(model_dir):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    image = np.random.default_rng(0).normal(size=(1, 12, 12, 12)).astype(np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        labels = list(pool.map(lambda _: networks.get(1).predict(image).labels, range(8)))
+    assert networks.loads == {1: 1}
+    assert all((other == labels[0]).all() for other in labels)
+
+
+def test_constructing_reads_nothing(tmp_path):
+    Networks(ModelStore(tmp_path / "none"), device="cuda")

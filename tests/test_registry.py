@@ -1,0 +1,183 @@
+"""Which weights are in use: the pointer file, versions that appear whole, settings, and crashes in between."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import lib.registry.files as files
+from lib.errors import StorageError, WeightsError
+from lib.registry.files import write_json
+from lib.registry.store import ModelStore
+
+APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
+
+
+@pytest.fixture
+def model_dir(tmp_path) -> Path:
+    for name in ("starter", "versions/official-r20241005", "versions/official-r20251124", "versions/site-2"):
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        pytest.param("", "starter", id="nothing-said-nothing-active"),
+        pytest.param("starter", "starter", id="starter"),
+        pytest.param("official", "official-r20251124", id="newest-release"),
+        pytest.param("site-2", "site-2", id="version"),
+        pytest.param("  site-2 ", "site-2", id="spaces"),
+    ],
+)
+def test_setting_chooses(model_dir, weights, name):
+    assert ModelStore(model_dir, weights=weights).resolve(1).name == name
+
+
+def test_setting_may_be_a_folder(model_dir, tmp_path):
+    folder = tmp_path / "elsewhere" / "mine"
+    folder.mkdir(parents=True)
+    choice = ModelStore(model_dir, weights=str(folder)).resolve(2)
+    assert (choice.name, choice.root) == ("mine", folder)
+
+
+def test_setting_beats_the_pointer_and_the_pointer_beats_the_starter(model_dir):
+    ModelStore(model_dir).activate("site-2")
+    assert ModelStore(model_dir).resolve(1).name == "site-2"
+    assert ModelStore(model_dir, weights="starter").resolve(1).name == "starter"
+
+
+def test_a_step_can_be_activated_alone_and_taken_back(model_dir):
+    store = ModelStore(model_dir)
+    store.activate("official-r20251124")
+    store.activate("site-2", steps=(2,))
+    assert json.loads((model_dir / "active.json").read_text()) == {"101": "official-r20251124", "102": "site-2"}
+    assert [store.resolve(step).name for step in (1, 2)] == ["official-r20251124", "site-2"]
+    store.activate("starter")
+    assert store.active() == {1: "starter", 2: "starter"}
+
+
+@pytest.mark.parametrize("name", ["none", "../starter", "", ".hidden", "a/b", "site-2/"])
+def test_only_what_is_there_is_activated(model_dir, name):
+    with pytest.raises(WeightsError, match="an installed version is required"):
+        ModelStore(model_dir).activate(name)
+    assert not (model_dir / "active.json").exists()
+
+
+@pytest.mark.parametrize("weights", ["none", "../none", "/no/such/folder"])
+def test_unknown_setting_is_refused(model_dir, weights):
+    with pytest.raises(WeightsError, match="weights must be 'starter', 'official', an installed version"):
+        ModelStore(model_dir, weights=weights).resolve(1)
+
+
+def test_official_without_an_installation_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="official weights are required, got none installed"):
+        ModelStore(tmp_path, weights="official").resolve(1)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"101": 5}', '{"101": "../../etc"}'])
+def test_damaged_pointer_is_an_error_not_a_silent_starter(model_dir, content):
+    (model_dir / "active.json").write_text(content)
+    with pytest.raises(WeightsError, match="delete the file to go back to the starter weights"):
+        ModelStore(model_dir).resolve(1)
+
+
+def test_pointer_to_a_removed_version_is_an_error(model_dir):
+    ModelStore(model_dir).activate("site-2")
+    (model_dir / "versions" / "site-2").rmdir()
+    with pytest.raises(WeightsError, match="got 'site-2' which is not in"):
+        ModelStore(model_dir).resolve(1)
+
+
+def test_version_appears_whole(tmp_path):
+    store = ModelStore(tmp_path)
+    with store.publish("site-3") as staging:
+        (staging / "a" / "b").mkdir(parents=True)
+        (staging / "a" / "b" / "weights").write_text("w")
+        assert store.versions() == ()
+    assert store.versions() == ("site-3",)
+    assert (tmp_path / "versions" / "site-3" / "a" / "b" / "weights").read_text() == "w"
+
+
+def test_failed_version_leaves_nothing(tmp_path):
+    store = ModelStore(tmp_path)
+    with pytest.raises(RuntimeError, match="training failed"), store.publish("site-3") as staging:
+        (staging / "weights").write_text("half")
+        raise RuntimeError("training failed")
+    assert list((tmp_path / "versions").iterdir()) == []
+
+
+def test_versions_are_never_overwritten(model_dir):
+    (model_dir / "versions" / "site-2" / "old").touch()
+    with pytest.raises(StorageError, match="'site-2' which exists"), ModelStore(model_dir).publish("site-2"):
+        pass
+    assert [p.name for p in (model_dir / "versions" / "site-2").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "starter", "official", "a" * 101, "a b"])
+def test_version_names_are_checked(tmp_path, name):
+    with pytest.raises(ValueError, match="a version name takes"), ModelStore(tmp_path).publish(name):
+        pass
+
+
+def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
+    """A server killed while it published kept everybody else waiting, or left half a pointer."""
+    store = ModelStore(model_dir)
+    store.activate("site-2")
+    code = (
+        "import sys, os, signal, lib.registry.files as f\n"
+        "from lib.registry.store import ModelStore\n"
+        "f.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "ModelStore(sys.argv[1]).activate('starter')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(model_dir)], cwd=APP, check=False)
+    assert done.returncode == -9
+    assert store.active() == {1: "site-2", 2: "site-2"}
+    store.activate("official-r20251124")
+    assert store.resolve(1).name == "official-r20251124"
+
+
+def test_two_publishers_lose_nothing(model_dir):
+    """Two trainings that finished together each wrote the pointer, and one step went back."""
+    store = ModelStore(model_dir)
+    for _ in range(5):
+        store.activate("starter")
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda step: ModelStore(model_dir).activate("site-2", steps=(step,)), (1, 2)))
+        assert store.active() == {1: "site-2", 2: "site-2"}
+
+
+def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
+    versions = tmp_path / "versions"
+    old, new = versions / ".staging-old", versions / ".staging-new"
+    for leftover in (old, new):
+        leftover.mkdir(parents=True)
+    long_ago = time.time() - 2 * files.LEFTOVER_S
+    os.utime(old, (long_ago, long_ago))
+    with ModelStore(tmp_path).publish("site-3"):
+        pass
+    assert not old.exists()
+    assert new.exists()
+    assert ModelStore(tmp_path).versions() == ("site-3",)
+
+
+@pytest.mark.parametrize(
+    ("number", "match"), [(errno.ENOSPC, "got a full disk"), (errno.EACCES, "a writable folder is required")]
+)
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number, match):
+    write_json(tmp_path / "a.json", {"old": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(StorageError, match=match):
+        write_json(tmp_path / "a.json", {"new": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -1,0 +1,398 @@
+"""Installing weights: broken lines, hostile zips, other files under a known name."""
+
+import io
+import json
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import lib.nnunet.unpack as unpack_module
+from lib.errors import StorageError, WeightsError
+from lib.nnunet.download import download
+from lib.nnunet.hashing import sha256_of
+from lib.nnunet.networks import Networks
+from lib.nnunet.unpack import unpack_model
+from lib.nnunet.weights import ASSETS, install
+from lib.registry.store import ModelStore
+from tiny_models import write_model_folder
+
+
+def zip_folder(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder))
+    return target
+
+
+@pytest.fixture(scope="module")
+def zips(tmp_path_factory) -> list[Path]:
+    """Zips of the official names and layout, with random weights."""
+    root = tmp_path_factory.mktemp("zips")
+    made = []
+    for step, asset in enumerate(ASSETS, start=1):
+        folder = root / f"step{step}"
+        path = write_model_folder(folder, step, seed=7)
+        (path / "fold_0" / "progress.png").write_bytes(b"plot")
+        made.append(zip_folder(folder, root / asset))
+    return made
+
+
+class Release(BaseHTTPRequestHandler):
+    """Serves files with ranges; drops the connection after ``drop`` bytes as often as ``drops`` says."""
+
+    files: dict[str, bytes]
+    etags: dict[str, str]
+    drop: int
+    drops: int
+    ranges: bool
+    seen: list[str]
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.seen.append(self.headers.get("Range", ""))
+        if name not in self.files:
+            self.send_error(404)
+            return
+        content, start, etag = self.files[name], 0, self.etags.get(name, '"1"')
+        asked = self.headers.get("Range")
+        if asked and self.ranges and self.headers.get("If-Range", etag) == etag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        self.send_header("ETag", etag)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        body = content[start:]
+        if type(self).drops > 0:
+            type(self).drops -= 1
+            body = body[: self.drop]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def release(zips) -> Iterator[tuple[str, type[Release]]]:
+    handler = type(
+        "Handler",
+        (Release,),
+        {
+            "files": {path.name: path.read_bytes() for path in zips},
+            "etags": {},
+            "drop": 0,
+            "drops": 0,
+            "ranges": True,
+            "seen": [],
+        },
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_install_from_zips(tmp_path, zips):
+    name = install(tmp_path, zips=zips)
+    assert name == "official-r20251124"
+    networks = Networks(ModelStore(tmp_path), device="cpu")
+    assert [networks.get(step).folder.step for step in (1, 2)] == [1, 2]
+    assert networks.get(1).version.startswith("official-r20251124-")
+    record = json.loads((tmp_path / "versions" / name / "weights.json").read_text())
+    assert record["zips"] == {path.name: sha256_of(path) for path in zips}
+    assert record["models"]["1"] == networks.get(1).version
+    assert not list(tmp_path.rglob("progress.png")), "only what a model needs is taken"
+
+
+def test_install_from_the_web(tmp_path, release, zips):
+    url, handler = release
+    reports: list[tuple[int, int]] = []
+    assert (
+        install(tmp_path, url=url, progress=lambda done, total: reports.append((done, total))) == "official-r20251124"
+    )
+    sizes = [path.stat().st_size for path in zips]
+    assert [report for report in reports if report[0] == report[1]] == [(size, size) for size in sizes]
+    assert not list((tmp_path / "downloads").glob("*.zip*"))
+    assert len(handler.seen) == 2
+
+
+def test_broken_line_is_continued(tmp_path, release, zips):
+    """A download that broke at 90 % started from zero."""
+    url, handler = release
+    content = zips[0].read_bytes()
+    handler.drop, handler.drops = len(content) // 3, 2
+    target = tmp_path / "a.zip"
+    download(f"{url}/{zips[0].name}", target, pause_s=0)
+    assert target.read_bytes() == content
+    third = len(content) // 3
+    assert handler.seen == ["", f"bytes={third}-", f"bytes={2 * third}-"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_later_call_continues_an_earlier_one(tmp_path, release, zips):
+    url, handler = release
+    content = zips[0].read_bytes()
+    handler.drop, handler.drops = 1000, 1
+    with pytest.raises(WeightsError, match=r"a connection to 127\.0\.0\.1 is required"):
+        _interrupted(f"{url}/{zips[0].name}", tmp_path / "a.zip", handler)
+    assert (tmp_path / "a.zip.part").stat().st_size == 1000
+    download(f"{url}/{zips[0].name}", tmp_path / "a.zip", pause_s=0)
+    assert (tmp_path / "a.zip").read_bytes() == content
+    assert handler.seen[-1] == "bytes=1000-"
+
+
+def _interrupted(url: str, target: Path, handler: type[Release]) -> None:
+    """1000 bytes arrive, then nothing any more."""
+    handler.drops = 1
+    original = handler.drop
+
+    def progress(done: int, total: int) -> None:
+        handler.drop, handler.drops = 0, 1000
+
+    try:
+        download(url, target, progress=progress, attempts=2, pause_s=0)
+    finally:
+        handler.drop, handler.drops = original, 0
+
+
+def test_changed_file_is_not_glued_to_the_old_half(tmp_path, release, zips):
+    """A release replaced between two attempts gave a zip of two halves."""
+    url, handler = release
+    name = zips[0].name
+    with pytest.raises(WeightsError):
+        handler.drop = 1000
+        _interrupted(f"{url}/{name}", tmp_path / "a.zip", handler)
+    handler.files = handler.files | {name: b"another file" * 500}
+    handler.etags = {name: '"2"'}
+    download(f"{url}/{name}", tmp_path / "a.zip", pause_s=0)
+    assert (tmp_path / "a.zip").read_bytes() == b"another file" * 500
+
+
+def test_server_without_ranges_starts_over(tmp_path, release, zips):
+    url, handler = release
+    handler.ranges, handler.drop, handler.drops = False, 1000, 1
+    download(f"{url}/{zips[0].name}", tmp_path / "a.zip", pause_s=0)
+    assert (tmp_path / "a.zip").read_bytes() == zips[0].read_bytes()
+
+
+def test_killed_before_the_last_rename(tmp_path, release, zips):
+    url, _ = release
+    (tmp_path / "a.zip.part").write_bytes(zips[0].read_bytes())
+    download(f"{url}/{zips[0].name}", tmp_path / "a.zip", pause_s=0)
+    assert (tmp_path / "a.zip").read_bytes() == zips[0].read_bytes()
+
+
+def test_too_long_leftover_is_dropped(tmp_path, release, zips):
+    url, _ = release
+    (tmp_path / "a.zip.part").write_bytes(zips[0].read_bytes() + b"more")
+    download(f"{url}/{zips[0].name}", tmp_path / "a.zip", pause_s=0)
+    assert (tmp_path / "a.zip").read_bytes() == zips[0].read_bytes()
+
+
+def test_missing_file_is_said_at_once(tmp_path, release):
+    url, handler = release
+    with pytest.raises(WeightsError, match="got HTTP 404"):
+        download(f"{url}/none.zip", tmp_path / "a.zip", pause_s=0)
+    assert len(handler.seen) == 1
+
+
+def test_dead_server_is_given_up(tmp_path):
+    with pytest.raises(WeightsError, match="pass them with --zip"):
+        download("http://127.0.0.1:9/a.zip", tmp_path / "a.zip", attempts=2, pause_s=0)
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.zip", "file:///etc/passwd", "ftp://127.0.0.1/a"])
+def test_only_https(tmp_path, url):
+    with pytest.raises(WeightsError, match="https address is required"):
+        download(url, tmp_path / "a.zip")
+
+
+def test_installing_twice_is_quick_and_the_same(tmp_path, zips):
+    install(tmp_path, zips=zips)
+    folder = tmp_path / "versions" / "official-r20251124"
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    ModelStore(tmp_path).versions()
+    (tmp_path / "active.json").unlink()
+    assert install(tmp_path, zips=zips) == "official-r20251124"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert ModelStore(tmp_path).active() == {1: "official-r20251124", 2: "official-r20251124"}
+
+
+def test_another_file_under_a_known_name_is_refused(tmp_path, zips):
+    """A release replaced on the server after the first installation went in unnoticed."""
+    install(tmp_path, zips=zips)
+    other = tmp_path / "other" / zips[0].name
+    other.parent.mkdir()
+    other.write_bytes(zips[0].read_bytes() + b"\0")
+    with pytest.raises(WeightsError, match=f"must have SHA-256 {sha256_of(zips[0])}, got {sha256_of(other)}"):
+        install(tmp_path, zips=[other, zips[1]])
+    with pytest.raises(WeightsError, match="must have SHA-256"):
+        install(tmp_path, zips=[other, zips[1]], sha256=[sha256_of(other), sha256_of(zips[1])])
+
+
+def test_expected_hash_is_compared(tmp_path, zips):
+    right = [sha256_of(path).upper() for path in zips]
+    with pytest.raises(WeightsError, match="must have SHA-256 0000"):
+        install(tmp_path, zips=zips, sha256=["0000", right[1]])
+    with pytest.raises(WeightsError, match="one SHA-256 per zip is required, got 1 for 2"):
+        install(tmp_path, zips=zips, sha256=right[:1])
+    assert not (tmp_path / "versions").exists()
+    assert install(tmp_path, zips=zips, sha256=right) == "official-r20251124"
+
+
+def test_refused_download_is_not_kept(tmp_path, release):
+    """A damaged download was taken for complete and failed again at every later attempt."""
+    url, handler = release
+    good = handler.files
+    handler.files = dict.fromkeys(good, b"<html>login</html>")
+    with pytest.raises(WeightsError, match="readable zip is required"):
+        install(tmp_path, url=url)
+    handler.files = good
+    assert install(tmp_path, url=url) == "official-r20251124"
+
+
+def test_other_zips_get_a_name_of_their_own(tmp_path, zips):
+    mine = []
+    for index, path in enumerate(zips):
+        mine.append(tmp_path / f"mine{index}.zip")
+        mine[-1].write_bytes(path.read_bytes())
+    name = install(tmp_path / "model", zips=mine)
+    assert name.startswith("zip-")
+    assert ModelStore(tmp_path / "model").resolve(2).name == name
+
+
+def test_flat_zips_may_use_the_same_names(tmp_path):
+    made = []
+    for step in (1, 2):
+        write_model_folder(tmp_path / f"flat{step}", step, nested=False)
+        made.append(zip_folder(tmp_path / f"flat{step}", tmp_path / f"step{step}.zip"))
+    install(tmp_path / "model", zips=made)
+    networks = Networks(ModelStore(tmp_path / "model"), device="cpu")
+    assert [networks.get(step).folder.step for step in (1, 2)] == [1, 2]
+
+
+def test_half_an_installation_changes_nothing(tmp_path, zips):
+    install(tmp_path / "model", zips=zips)
+    one = tmp_path / "one.zip"
+    one.write_bytes(zips[0].read_bytes())
+    with pytest.raises(WeightsError, match="model folder of step 2"):
+        install(tmp_path / "model", zips=[one])
+    store = ModelStore(tmp_path / "model")
+    assert store.versions() == ("official-r20251124",)
+    assert store.resolve(1).name == "official-r20251124"
+    assert [p.name for p in store.versions_dir.iterdir()] == ["official-r20251124"]
+
+
+def test_missing_zip_is_said(tmp_path):
+    with pytest.raises(WeightsError, match=r"none\.zip' which does not exist"):
+        install(tmp_path, zips=[tmp_path / "none.zip"])
+
+
+def entry(name: str, *, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.filename = name
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "match"),
+    [
+        pytest.param(entry("../plans.json"), "climbs out", id="parent"),
+        pytest.param(entry("a/../../plans.json"), "climbs out", id="parent-inside"),
+        pytest.param(entry("/tmp/plans.json"), "absolute", id="absolute"),
+        pytest.param(entry("C:/plans.json"), "not portable", id="drive"),
+        pytest.param(entry("..\\plans.json"), "not portable", id="backslash"),
+        pytest.param(entry("fold_0", mode=stat.S_IFLNK | 0o777), "a link", id="symlink"),
+        pytest.param(entry("pipe", mode=stat.S_IFIFO | 0o777), "a link or device", id="pipe"),
+        pytest.param(entry("dataset.json"), "twice", id="twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_hostile_zip_is_refused_whole(tmp_path, info, match):
+    """A zip that climbs out of its folder wrote beside it."""
+    archive = tmp_path / "bad.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("dataset.json", "{}")
+        content.writestr(info, "/etc/passwd")
+    target = tmp_path / "deep" / "target"
+    target.mkdir(parents=True)
+    with pytest.raises(WeightsError, match=match):
+        unpack_model(archive, target)
+    assert list(target.iterdir()) == []
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["bad.zip", "deep", "target"]
+
+
+def bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as content:
+        content.writestr("plans.json", b" " * (4 << 20))
+    return buffer.getvalue()
+
+
+def lying_bomb() -> bytes:
+    """Says it unpacks to ten bytes."""
+    content = bytearray(bomb())
+    real = (4 << 20).to_bytes(4, "little")
+    assert content.count(real) == 2
+    return bytes(content.replace(real, (10).to_bytes(4, "little")))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        pytest.param(bomb(), "unpacks to far more", id="bomb"),
+        pytest.param(lying_bomb(), "zip is required|zip that tells", id="lying-bomb"),
+        pytest.param(b"", "readable zip is required", id="empty"),
+        pytest.param(b"<html>", "readable zip is required", id="web-page"),
+        pytest.param(bomb()[:-40], "readable zip is required", id="cut"),
+    ],
+)
+def test_bombs_and_damaged_zips_are_refused(tmp_path, content, match):
+    (tmp_path / "a.zip").write_bytes(content)
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(WeightsError, match=match):
+        unpack_model(tmp_path / "a.zip", target)
+    assert sum(path.stat().st_size for path in target.rglob("*")) <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [("MAX_ENTRIES", 1, "at most 1 entries"), ("MAX_TOTAL_BYTES", 10, "unpacked is required")],
+)
+def test_limits_of_a_zip(tmp_path, zips, monkeypatch, name, value, match):
+    monkeypatch.setattr(unpack_module, name, value)
+    with pytest.raises(WeightsError, match=match):
+        unpack_model(zips[0], tmp_path)
+
+
+def test_zip_without_a_model(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
+        content.writestr("readme.txt", "hello")
+    with pytest.raises(WeightsError, match="a zip with a model folder"):
+        unpack_model(tmp_path / "a.zip", tmp_path)
+
+
+def test_full_disk_is_said_before_unpacking(tmp_path, zips, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr(unpack_module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StorageError, match="disk space are required"):
+        unpack_model(zips[0], tmp_path)
