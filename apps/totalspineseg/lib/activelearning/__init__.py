@@ -1,0 +1,1 @@
+"""Which image an annotator gets next."""

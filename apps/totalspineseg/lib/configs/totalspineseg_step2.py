@@ -1,0 +1,17 @@
+"""Step 2 from a corrected step-1 label, as the host discovers it."""
+
+from monailabel.interfaces.config import TaskConfig
+
+from lib.infers.models import Step2Task
+
+
+class TotalSpineSegStep2(TaskConfig):  # type: ignore[misc]
+    """Publishes the model ``totalspineseg_step2``."""
+
+    def infer(self) -> Step2Task:
+        """The inference task."""
+        return Step2Task(self.kwargs["services"])
+
+    def trainer(self) -> None:
+        """None: it is trained through another model's task."""
+        return

@@ -1,0 +1,88 @@
+"""Every failure as a status and one sentence; the log, not the client, gets the trace."""
+
+import errno
+import logging
+from typing import Final
+
+import requests
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import JSONResponse, Response
+
+from lib.errors import TotalSpineSegError
+from lib.infers.http import NO_ROOM, NOT_FOUND, UNUSABLE, status_of
+
+logger = logging.getLogger(__name__)
+
+OURS: Final = 500
+UPSTREAM: Final = 502
+UNAUTHORIZED: Final = (400, 401, 403)
+"""Answers of an identity server that concern the user, not the server."""
+DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def install(app: FastAPI) -> None:
+    """Let an application answer all failures in one way."""
+    app.add_exception_handler(TotalSpineSegError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StarletteHTTPException, _http)
+    app.add_exception_handler(MONAILabelException, _host)
+    app.add_exception_handler(requests.RequestException, _upstream)
+    app.add_exception_handler(OSError, _system)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def _answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"detail": sentence}, status, headers)
+
+
+def _ours(_: Request, error: Exception) -> Response:
+    assert isinstance(error, TotalSpineSegError)
+    return _answer(status_of(error), str(error))
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = " ".join(str(part) for part in first.get("loc", ()))
+    return _answer(UNUSABLE, f"{place}: {first.get('msg', 'not valid')}; correct the request")
+
+
+def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StarletteHTTPException)
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+        return _no_room(cause)
+    headers = dict(error.headers) if error.headers else None
+    return _answer(error.status_code, str(error.detail), headers)
+
+
+def _host(_: Request, error: Exception) -> Response:
+    assert isinstance(error, MONAILabelException)
+    missing = isinstance(error, ImageNotFoundException | LabelNotFoundException)
+    return _answer(NOT_FOUND if missing else UNUSABLE, str(error.msg))
+
+
+def _upstream(_: Request, error: Exception) -> Response:
+    answer = getattr(error, "response", None)
+    if answer is not None and answer.status_code in UNAUTHORIZED:
+        return _answer(answer.status_code, "a valid user name and password are required; check them")
+    logger.warning("a server behind this one did not answer: %s", type(error).__name__)
+    return _answer(UPSTREAM, "a server behind this one (identity or DICOMweb) did not answer; try again later")
+
+
+def _system(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)
+    return _no_room(error) if error.errno in DISK_ERRORS else _unexpected(request, error)
+
+
+def _no_room(error: OSError) -> Response:
+    logger.error("cannot write: %s", error)
+    return _answer(NO_ROOM, f"room on the server's disk is required, got {error.strerror!r}; free space and try again")
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(OURS, "the server failed at this request, which is its own fault; its log says why")

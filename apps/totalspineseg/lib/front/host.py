@@ -1,0 +1,38 @@
+"""MONAI Label's application, made ready to stand behind the front."""
+
+from collections.abc import Collection
+
+from fastapi import FastAPI
+from monailabel.config import settings
+from monailabel.interfaces.utils.app import app_instance
+from starlette.middleware.cors import CORSMiddleware
+
+from lib.front import auth, errors
+from lib.front.guard import Known
+
+
+def host_application() -> FastAPI:
+    """The host's application without its open CORS, with our token check and our answers to failures."""
+    from monailabel import app as module
+
+    app: FastAPI = module.app
+    app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
+    auth.install()
+    errors.install(app)
+    return app
+
+
+def known() -> Known:
+    """What the running app offers."""
+    app = app_instance()
+    return Known(
+        models=tuple(app._infers),
+        trainers=tuple(app._trainers),
+        scorers=tuple(app._scoring_methods),
+        on_server=str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")),
+    )
+
+
+def allowed_origins() -> Collection[str]:
+    """Web origins that may use the server, from the host's own setting; none by default."""
+    return tuple(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())

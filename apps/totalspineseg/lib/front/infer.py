@@ -1,0 +1,102 @@
+"""``POST /infer/{model}`` off the event loop: one inference at a time, and everybody else is served meanwhile."""
+
+import asyncio
+import json
+import tempfile
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Response, UploadFile
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from requests_toolbelt import MultipartEncoder
+
+from lib.front.uploads import read_params, save_image, save_label
+from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.trusted import TrustedPath
+
+Output = Literal["image", "json", "all", "dicom_seg"]
+RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
+"""Request fields only the server sets; the host lets parameters override even the path of the image."""
+
+
+def router(executor: Executor) -> APIRouter:
+    """The route.
+
+    Args:
+        executor: One worker thread; its queue is the waiting line.
+    """
+    routes = APIRouter()
+
+    @routes.post("/infer/{model}")
+    async def infer(
+        model: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        image: str = "",
+        session_id: str = "",
+        params: Annotated[str, Form()] = "{}",
+        file: Annotated[UploadFile | None, File()] = None,
+        label: Annotated[UploadFile | None, File()] = None,
+        output: Output | None = None,
+    ) -> Response:
+        """Segment an image of the studies, of a session, or sent along."""
+        if output == "dicom_seg":
+            raise HTTPException(UNUSABLE, "DICOM SEG is not written by this server; ask for the image")
+        request = _request(model, read_params(params), user)
+
+        def work() -> Response:
+            with tempfile.TemporaryDirectory(prefix="totalspineseg-request-") as name:
+                folder = Path(name)
+                request["image"] = _image(image, session_id, file, folder)
+                if label is not None:
+                    request["label"] = TrustedPath(save_label(label, folder))
+                return _response(app_instance().infer(request), output)
+
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+    return routes
+
+
+def _request(model: str, params: dict[str, Any], user: User) -> dict[str, Any]:
+    request = {name: value for name, value in params.items() if name not in RESERVED}
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        request["client_id"] = user.username
+    return {**request, "model": model}
+
+
+def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -> str:
+    """What to segment: the file sent along, a session's image, or an image of the studies."""
+    if file is not None:
+        return TrustedPath(save_image(file, folder))
+    if session_id:
+        sessions = app_instance().sessions()
+        session = sessions.get_session(session_id) if sessions is not None else None
+        if session is None:
+            raise HTTPException(NOT_FOUND, f"a session that has not expired is required, got {session_id!r}; start one")
+        return TrustedPath(session.image)
+    if not image:
+        raise HTTPException(UNUSABLE, "an image id, a session or a file is required, got none; name what to segment")
+    return image
+
+
+def _response(result: dict[str, Any], output: Output | None) -> Response:
+    """The reply in the form the client asked for; the result's temporary file is gone afterwards."""
+    file = Path(result["file"])
+    try:
+        content = file.read_bytes()
+    finally:
+        file.unlink(missing_ok=True)
+    report = json.dumps(result["params"])
+    if output == "json":
+        return Response(report, media_type="application/json")
+    if output == "image":
+        disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
+        return Response(content, media_type="application/octet-stream", headers=disposition)
+    fields = {
+        "params": (None, report, "application/json"),
+        "image": (file.name, content, "application/octet-stream"),
+    }
+    message = MultipartEncoder(fields=fields)
+    return Response(message.to_string(), media_type=message.content_type)

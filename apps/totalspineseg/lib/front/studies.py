@@ -1,0 +1,106 @@
+"""Routes that write to the studies: images, labels, sessions. Off the event loop, and nothing is overwritten."""
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, HTTPException, UploadFile
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from lib.corrections.datastore import is_safe_id
+from lib.corrections.store import Sender
+from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
+from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.settings import SettingError
+from lib.volume_io import read_image, stem
+
+logger = logging.getLogger(__name__)
+
+CONFLICT = 409
+SESSIONS_OFF = 406
+ARCHIVES = (".zip",)
+"""Other archives can write outside the folder they are unpacked to."""
+
+
+def router() -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+    annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+
+    @routes.put("/datastore/label")
+    def put_label(
+        image: str,
+        label: Annotated[UploadFile, File()],
+        user: Annotated[User, annotator],
+        params: Annotated[str, Form()] = "{}",
+        tag: str = "final",
+    ) -> dict[str, Any]:
+        """Submit a corrected label."""
+        fields = read_params(params)
+        sender = Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(label))
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
+            file = save_label(label, Path(folder))
+            kept = app_instance().submit_label(image, file, tag or "final", fields, sender)
+        return {
+            "image": image,
+            "label": image,
+            "correction": kept.id,
+            "step": kept.step,
+            "findings": list(kept.findings),
+            "overlap_voxels": kept.overlap_voxels,
+            "prediction": kept.prediction,
+        }
+
+    @routes.put("/datastore/")
+    @routes.put("/datastore")
+    @routes.put("/datastore/image")
+    def put_image(
+        file: Annotated[UploadFile, File()],
+        user: Annotated[User, annotator],
+        image: str = "",
+        params: Annotated[str, Form()] = "{}",
+    ) -> dict[str, Any]:
+        """Add an image to the studies."""
+        info = {**read_params(params), "user": user.username}
+        image_id = image or stem(Path(client_name(file)))
+        if not is_safe_id(image_id):
+            raise SettingError(f"an image id without folders or special characters is required, got {image_id!r}")
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
+            path = save_image(file, Path(folder))
+            read_image(path)
+            try:
+                return {"image": app_instance().datastore().add_image(image_id, str(path), info)}
+            except FileExistsError as error:
+                raise HTTPException(CONFLICT, str(error)) from error
+            except ValueError as error:
+                raise HTTPException(UNUSABLE, str(error)) from error
+
+    @routes.put("/session/")
+    def put_session(
+        files: Annotated[list[UploadFile], File()],
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        uncompress: bool = False,
+        expiry: int = 0,
+    ) -> dict[str, Any]:
+        """Keep an image for a while, outside the studies."""
+        sessions = app_instance().sessions()
+        if sessions is None:
+            raise HTTPException(SESSIONS_OFF, "this server keeps no sessions; upload the image to the studies instead")
+        if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
+            raise HTTPException(UNUSABLE, "one .zip file is required to unpack; send the series as a .zip")
+        # The host moves what it is given, so the folder must outlive nothing but this call.
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
+            series = Path(folder) / "series"
+            series.mkdir()
+            session_id, info = sessions.add_session(str(save_all(files, series)), expiry, uncompress)
+        return {"session_id": session_id, "session_info": info.to_json()}
+
+    @routes.get("/datastore/dataset")
+    def get_dataset() -> None:
+        """Closed: the host leaves an archive of all studies in the temporary folder at every call."""
+        raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
+
+    return routes

@@ -1,0 +1,73 @@
+"""Files that clients send, on disk under names of our own."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Final
+
+from fastapi import UploadFile
+
+from lib.corrections.history import CHUNK_BYTES
+from lib.corrections.store import label_suffix
+from lib.infers.settings import SettingError
+from lib.volume_io import IMAGE_SUFFIXES
+
+MAX_FILE_NAME: Final = 200
+
+
+def client_name(upload: UploadFile) -> str:
+    """The file's name as the client called it, without folders of whatever system."""
+    name = PurePosixPath(PureWindowsPath(upload.filename or "").as_posix()).name
+    return "".join(c for c in name if ord(c) >= 32)[-MAX_FILE_NAME:]
+
+
+def image_suffix(name: str) -> str:
+    """The image ending of a name; ".dcm" when there is none, for DICOM files often have none."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), ".dcm")
+
+
+def save_image(upload: UploadFile, folder: Path) -> Path:
+    """Write an uploaded image into a folder."""
+    return _save(upload, folder / f"image{image_suffix(client_name(upload))}")
+
+
+def save_label(upload: UploadFile, folder: Path) -> Path:
+    """Write an uploaded label into a folder."""
+    return _save(upload, folder / f"label{label_suffix(client_name(upload))}")
+
+
+def save_all(uploads: Sequence[UploadFile], folder: Path) -> Path:
+    """Write the files of one series.
+
+    Returns:
+        The file, or the folder when there are several.
+    """
+    if len(uploads) == 1:
+        return _save(uploads[0], folder / (client_name(uploads[0]) or "image"))
+    for number, upload in enumerate(uploads):
+        _save(upload, folder / f"{number:05d}-{client_name(upload)}")
+    return folder
+
+
+def _save(upload: UploadFile, path: Path) -> Path:
+    with path.open("wb") as file:
+        shutil.copyfileobj(upload.file, file, CHUNK_BYTES)
+    return path
+
+
+def read_params(text: str) -> dict[str, Any]:
+    """The JSON object that came as ``params``.
+
+    Raises:
+        SettingError: Not a JSON object.
+    """
+    try:
+        params = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}; correct it") from error
+    if params is None:
+        return {}
+    if not isinstance(params, dict):
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}; correct it")
+    return params

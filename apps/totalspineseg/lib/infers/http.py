@@ -1,0 +1,47 @@
+"""Errors as clients see them: a status and one sentence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from fastapi import HTTPException
+
+from lib.errors import StorageError, TotalSpineSegError, WeightsError
+
+UNUSABLE: Final = 422
+"""What was sent cannot be used: image, label, setting."""
+NOT_READY: Final = 409
+"""The server lacks what the request needs, and its owner can change that."""
+NO_ROOM: Final = 507
+NOT_FOUND: Final = 404
+
+
+class UnknownImageError(TotalSpineSegError):
+    """No image of the studies has this id."""
+
+    def __init__(self, image_id: str) -> None:
+        super().__init__(
+            f"the id of an image of the studies is required, got {image_id!r}; ask for the list or upload it"
+        )
+
+
+def status_of(error: TotalSpineSegError) -> int:
+    """The HTTP status that fits an error."""
+    if isinstance(error, UnknownImageError):
+        return NOT_FOUND
+    if isinstance(error, WeightsError):
+        return NOT_READY
+    return NO_ROOM if isinstance(error, StorageError) else UNUSABLE
+
+
+@contextmanager
+def http_errors() -> Iterator[None]:
+    """Turn the project's errors into ``HTTPException``, which reaches the client whole.
+
+    Raises:
+        HTTPException: In place of any ``TotalSpineSegError``.
+    """
+    try:
+        yield
+    except TotalSpineSegError as error:
+        raise HTTPException(status_of(error), str(error)) from error

@@ -1,0 +1,111 @@
+"""The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import pipeline
+from lib.anatomy import BACKGROUND, DISCS
+from lib.corrections.inbox import STEP1_TAG
+from lib.corrections.names import map_names
+from lib.corrections.submission import read_submission
+from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
+from lib.errors import LabelError
+from lib.geometry import LabelArray, Volume, labels_to_iso, require_same_grid
+from lib.infers.latencies import Latencies
+from lib.infers.services import Services
+from lib.infers.settings import Settings
+from lib.infers.task import Outcome, SpineTask
+from lib.pipeline import Scan
+from lib.volume_io import read_labels
+
+STEP2_TAGS = (STEP1_TAG, "final", "original")
+"""Where step 2 looks for the label to start from when none is sent."""
+
+
+class FullTask(SpineTask):
+    """Both steps: every vertebra, disc, cord, canal and the sacrum by name."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Vertebrae, intervertebral discs, spinal cord and canal of a spine MRI, each with its name. "
+            "Not validated for cord cross-sectional area.",
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+        """Locate, then segment."""
+        step1, step2 = self.services.networks.get(1), self.services.networks.get(2)
+        options = self.options(settings)
+        located = pipeline.locate(scan, step1, options, clock=clock)
+        found = pipeline.segment(pipeline.step2_input(scan, located.labels, clock=clock), step2, options, clock=clock)
+        return Outcome(scan, found.labels, found.numbering, {"step1": step1.version, "step2": step2.version})
+
+
+class Step1Task(SpineTask):
+    """Step 1 alone: discs with their levels, cord, canal, C1, and all other vertebrae in one piece."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Step 1: discs with their levels, cord, canal, C1, and all other vertebrae in one piece. "
+            "Correct the discs' names here, submit, then run totalspineseg_step2.",
+            STEP1_WIRE_LABELS,
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+        """Locate."""
+        step1 = self.services.networks.get(1)
+        located = pipeline.locate(scan, step1, self.options(settings), clock=clock)
+        return Outcome(scan, located.labels, located.numbering, {"step1": step1.version})
+
+
+class Step2Task(SpineTask):
+    """Step 2 from a step-1 label that an annotator corrected."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Step 2 from a corrected step-1 label: the one sent with the request, else the one last submitted "
+            "for the image. Names follow the corrected discs.",
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+        """Segment around the corrected discs, and let their names count as those of a localizer."""
+        step2 = self.services.networks.get(2)
+        with clock("read step-1 label"):
+            corrected = self._corrected(scan, request)
+        options = self.options(settings)
+        if options.localizer is None:
+            # The discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
+            discs = np.where(np.isin(corrected, DISCS), corrected, BACKGROUND)
+            options = pipeline.Options(options.method, Volume(discs, scan.iso.affine), options.pins)
+        found = pipeline.segment(pipeline.step2_input(scan, corrected, clock=clock), step2, options, clock=clock)
+        return Outcome(scan, found.labels, found.numbering, {"step2": step2.version})
+
+    def _corrected(self, scan: Scan, request: Mapping[str, Any]) -> LabelArray:
+        """Codes of the corrected step-1 label on the scan's 1 mm grid."""
+        sent = request.get("label")
+        codes = self._sent(scan, Path(sent), request.get("label_info")) if sent else self._stored(scan, request)
+        iso: LabelArray = labels_to_iso(codes).data
+        return iso
+
+    def _sent(self, scan: Scan, file: Path, label_info: object) -> Volume:
+        mapped = map_names(read_submission(file, label_info), scan.grid)
+        return Volume(mapped.codes, scan.grid.affine)
+
+    def _stored(self, scan: Scan, request: Mapping[str, Any]) -> Volume:
+        image_id = str(request.get("image_id") or "")
+        asked = str(request.get("label_from") or "")
+        tags = (asked,) if asked else STEP2_TAGS
+        file = next((f for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
+        if file is None:
+            raise LabelError(
+                "a corrected step-1 label is required, got none for this image; run totalspineseg_step1, "
+                "correct and submit it, or send it with the request as 'label'"
+            )
+        wire = read_labels(file)
+        require_same_grid(wire.grid, scan.grid)
+        return Volume(from_wire(wire.data), wire.affine)

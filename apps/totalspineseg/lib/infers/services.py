@@ -1,0 +1,42 @@
+"""What inference tasks share: the networks, the labels at hand, the records."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from lib.corrections.predictions import PredictionStore
+from lib.prediction import Predictor
+
+
+class Networks(Protocol):
+    """Gives the warm predictor of a step."""
+
+    def get(self, step: Literal[1, 2]) -> Predictor:
+        """The predictor, loaded on first use.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+
+@dataclass(frozen=True)
+class Services:
+    """What inference tasks share.
+
+    Attributes:
+        networks: The warm predictors.
+        predictions: Where predictions are recorded.
+        label_file: ``label_file(image_id, tag)`` is the label map (wire ids) an image has under a tag, or None.
+        image_file: ``image_file(image_id)`` is the file or folder of an image of the studies, or None.
+        weights_text: One sentence on the weights that run, without loading them.
+        lock: Held while the networks work: one inference at a time.
+    """
+
+    networks: Networks
+    predictions: PredictionStore
+    label_file: Callable[[str, str], Path | None]
+    image_file: Callable[[str], Path | None]
+    weights_text: Callable[[], str]
+    lock: threading.Lock = field(default_factory=threading.Lock)

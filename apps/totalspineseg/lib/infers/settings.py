@@ -1,0 +1,155 @@
+"""The settings a client can change, with a default for each: some clients send only what a user changed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from lib.anatomy import BY_CODE, STRUCTURES, WIRE_ID, Kind, code_of_name
+from lib.errors import LabelError, TotalSpineSegError
+from lib.numbering.chain import Pin
+
+Grid = Literal["input", "iso"]
+
+STRUCTURE_CHOICES: Final[Mapping[str, tuple[Kind, ...]]] = {
+    "all": tuple(Kind),
+    "vertebrae": (Kind.VERTEBRA, Kind.SACRUM),
+    "discs": (Kind.DISC,),
+    "vertebrae and discs": (Kind.VERTEBRA, Kind.SACRUM, Kind.DISC),
+    "cord and canal": (Kind.CORD, Kind.CANAL),
+}
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "output_grid": ("input", "iso"),
+    "structures": tuple(STRUCTURE_CHOICES),
+    "numbering": ("chain", "iterative"),
+}
+TEXTS: Final = ("localizer", "pin")
+EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
+DEFAULT_EXTENSION: Final = ".nrrd"
+"""What 3D Slicer asks for."""
+MAX_PINS: Final = 60
+"""More than there are structures."""
+PIN_KINDS: Final = (Kind.VERTEBRA, Kind.SACRUM, Kind.DISC)
+
+
+class SettingError(TotalSpineSegError):
+    """A setting has a value it cannot have."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one request.
+
+    Attributes:
+        localizer: Id of another image of the same patient that has a label; empty for none.
+        output_grid: Result on the grid of the image, or on the 1 mm grid.
+        codes: Codes that are wanted in the result.
+        numbering: How the levels get their names.
+        pins: Levels the reader fixes.
+        extension: File ending of the result.
+    """
+
+    localizer: str
+    output_grid: Grid
+    codes: frozenset[int]
+    numbering: Literal["chain", "iterative"]
+    pins: tuple[Pin, ...]
+    extension: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record of the prediction."""
+        return {
+            "localizer": self.localizer,
+            "output_grid": self.output_grid,
+            "codes": sorted(self.codes),
+            "numbering": self.numbering,
+            "pins": [{"code": pin.code, "point_mm": list(pin.point_mm)} for pin in self.pins],
+        }
+
+
+def client_config() -> dict[str, Any]:
+    """The settings as clients show them: a list is a choice with its default first, a text is free."""
+    return {**{name: list(values) for name, values in CHOICES.items()}, **dict.fromkeys(TEXTS, "")}
+
+
+def read_settings(request: Mapping[str, Any]) -> Settings:
+    """The settings of a request, with defaults for what it does not say.
+
+    Raises:
+        SettingError: A value that a setting cannot have.
+    """
+    chosen = {name: _choice(request, name) for name in CHOICES}
+    localizer, pin = (_text(request, name) for name in TEXTS)
+    return Settings(
+        localizer=localizer,
+        output_grid="iso" if chosen["output_grid"] == "iso" else "input",
+        codes=_codes(chosen["structures"], request.get("label_prompt")),
+        numbering="iterative" if chosen["numbering"] == "iterative" else "chain",
+        pins=read_pins(pin),
+        extension=_extension(request.get("result_extension")),
+    )
+
+
+def _choice(request: Mapping[str, Any], name: str) -> str:
+    value = request.get(name)
+    # A client that never touched the setting may echo the whole list of choices.
+    value = value[0] if isinstance(value, list) and value else value
+    if value in (None, "", []):
+        return CHOICES[name][0]
+    if value not in CHOICES[name]:
+        raise SettingError(f"the setting {name!r} must be one of {', '.join(CHOICES[name])}, got {value!r}; choose one")
+    return str(value)
+
+
+def _text(request: Mapping[str, Any], name: str) -> str:
+    value = request.get(name) or ""
+    if not isinstance(value, str):
+        raise SettingError(f"the setting {name!r} must be a text, got {value!r}; leave it empty for none")
+    return value.strip()
+
+
+def _codes(structures: str, prompt: object) -> frozenset[int]:
+    codes = frozenset(s.code for s in STRUCTURES if s.kind in STRUCTURE_CHOICES[structures])
+    if not prompt:
+        return codes
+    known = {wire_id: code for code, wire_id in WIRE_ID.items()}
+    if not isinstance(prompt, list) or any(not isinstance(i, int) or i not in known for i in prompt):
+        raise SettingError(f"label_prompt must be a list of published label ids, got {prompt!r}; choose from the list")
+    return codes & frozenset(known[i] for i in prompt)
+
+
+def _extension(value: object) -> str:
+    if not value:
+        return DEFAULT_EXTENSION
+    if value not in EXTENSIONS:
+        raise SettingError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {value!r}; choose one")
+    return str(value)
+
+
+def read_pins(text: str) -> tuple[Pin, ...]:
+    """Levels a reader fixes, from text: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
+
+    Returns:
+        The pins; none for an empty text.
+
+    Raises:
+        SettingError: The text cannot be read.
+    """
+    parts = [part.split() for part in text.replace(",", " ").split(";") if part.strip()]
+    if len(parts) > MAX_PINS:
+        raise SettingError(f"at most {MAX_PINS} fixed levels are required, got {len(parts)}; one level is often enough")
+    return tuple(_pin(words) for words in parts)
+
+
+def _pin(words: list[str]) -> Pin:
+    try:
+        name, x, y, z = words
+        point = (float(x), float(y), float(z))
+        code = code_of_name(name)
+        if code is None or BY_CODE[code].kind not in PIN_KINDS or not all(map(math.isfinite, point)):
+            raise LabelError(name)
+    except ValueError as error:
+        raise SettingError(
+            f"a fixed level must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(words)!r}"
+        ) from error
+    return Pin(code, point)

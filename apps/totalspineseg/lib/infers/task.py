@@ -1,0 +1,187 @@
+"""What every model of the app does around its own stages: read, run, name, write, record."""
+
+import logging
+import os
+import tempfile
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from lib import pipeline
+from lib.anatomy import BACKGROUND, WIRE_LABELS
+from lib.corrections import history
+from lib.corrections.predictions import PredictionRecord
+from lib.corrections.wire import from_wire, to_wire
+from lib.errors import StorageError
+from lib.geometry import LabelArray, Volume
+from lib.infers.http import UnknownImageError, http_errors
+from lib.infers.latencies import Latencies
+from lib.infers.report import numbering_report
+from lib.infers.services import Services
+from lib.infers.settings import SettingError, Settings, client_config, read_settings
+from lib.numbering.chain import Numbering
+from lib.pipeline import Options, Scan
+from lib.volume_io import read_image, read_labels, write_volume
+
+logger = logging.getLogger(__name__)
+
+LABEL_TAGS = ("final", "original")
+"""Where a localizer's label is looked for: what a reader finished before what a model predicted."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model found.
+
+    Attributes:
+        scan: The scan.
+        labels: Codes on ``scan.iso``'s grid.
+        numbering: What is known about the levels, if the method gives that.
+        versions: Weights by step.
+    """
+
+    scan: Scan
+    labels: LabelArray
+    numbering: Numbering | None
+    versions: Mapping[str, str]
+
+
+class SpineTask(InferTask):  # type: ignore[misc]
+    """A model of the app; children say which stages run.
+
+    Args:
+        services: What all models share.
+        description: What the model is for, as clients show it.
+        labels: Published names with ids 1..N in fixed order.
+    """
+
+    def __init__(self, services: Services, description: str, labels: Mapping[str, int] = WIRE_LABELS) -> None:
+        super().__init__(InferType.SEGMENTATION, dict(labels), 3, description, client_config())
+        self.services = services
+
+    def info(self) -> dict[str, Any]:
+        """What clients show; says which weights run."""
+        return {**super().info(), "description": f"{self.description} {self.services.weights_text()}"}
+
+    def is_valid(self) -> bool:
+        """Always published: a request without weights gets an answer that says what to do."""
+        return True
+
+    def get_path(self, validate: bool = True) -> None:
+        """No path: models are installed and published by the project's own commands, never uploaded."""
+        return
+
+    @abstractmethod
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+        """The model's own stages."""
+
+    def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
+        """The result as it travels, on the 1 mm grid; children may show something else than the codes."""
+        return to_wire(np.where(np.isin(outcome.labels, sorted(settings.codes)), outcome.labels, BACKGROUND))
+
+    def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Serve a request.
+
+        Args:
+            request: ``image`` (path), ``image_id`` (empty for a session's image), settings. Not modified.
+
+        Returns:
+            A temporary file with the label map in wire ids, which the host deletes after its reply; the report.
+
+        Raises:
+            HTTPException: The request cannot be served; the detail is one sentence for the user.
+        """
+        with http_errors():
+            return self._serve(request)
+
+    def _serve(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        clock = Latencies()
+        settings = read_settings(request)
+        with clock("wait for the networks"):
+            self.services.lock.acquire()
+        try:
+            with clock("read image"):
+                image = read_image(Path(request["image"]))
+            scan = pipeline.prepare(image, clock=clock)
+            outcome = self.run(scan, settings, request, clock)
+        finally:
+            self.services.lock.release()
+        file = self._write(outcome, settings, clock)
+        record = PredictionRecord(
+            id=history.new_id(),
+            image=str(request.get("image_id") or ""),
+            model=str(request.get("model") or ""),
+            versions=dict(outcome.versions),
+            seconds=clock.as_json(),
+            settings=settings.as_json(),
+            numbering=numbering_report(outcome.numbering),
+            client=str(request.get("client_id") or ""),
+        )
+        try:
+            self.services.predictions.keep(record)
+        except StorageError:
+            file.unlink(missing_ok=True)
+            raise
+        return str(file), self._reply(record)
+
+    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> Path:
+        with clock("write result"):
+            wire = self.wire(outcome, settings)
+            grid = outcome.scan.iso.grid
+            if settings.output_grid == "input":
+                wire, grid = outcome.scan.labels_to_input(wire), outcome.scan.grid
+            file = _temporary_file(settings.extension)
+            try:
+                write_volume(file, wire, grid)
+            except StorageError:
+                file.unlink(missing_ok=True)
+                raise
+        return file
+
+    def _reply(self, record: PredictionRecord) -> dict[str, Any]:
+        return {
+            "label_names": dict(self.labels),
+            "prediction": record.id,
+            "models": dict(record.versions),
+            "latencies": dict(record.seconds),
+            "numbering": record.numbering,
+            "settings": dict(record.settings),
+        }
+
+    def options(self, settings: Settings) -> Options:
+        """The pipeline's options for these settings.
+
+        Raises:
+            UnknownImageError: There is no such localizer image.
+            SettingError: The localizer image has no label.
+        """
+        localizer = self._localizer(settings.localizer) if settings.localizer else None
+        return Options(method=settings.numbering, localizer=localizer, pins=settings.pins)
+
+    def _localizer(self, image_id: str) -> Volume:
+        if self.services.image_file(image_id) is None:
+            raise UnknownImageError(image_id)
+        for tag in LABEL_TAGS:
+            if file := self.services.label_file(image_id, tag):
+                wire = read_labels(file)
+                return Volume(from_wire(wire.data), wire.affine)
+        raise SettingError(
+            f"a localizer with a label is required, got {image_id!r} without one; submit its label first"
+        )
+
+
+def _temporary_file(extension: str) -> Path:
+    """An empty file of a name of its own; a fixed name would be overwritten by the next request."""
+    try:
+        handle, name = tempfile.mkstemp(prefix="totalspineseg-", suffix=extension)
+        os.close(handle)
+    except OSError as error:
+        raise StorageError(
+            f"room for the result in {tempfile.gettempdir()} is required, got {error.strerror!r}; free disk space"
+        ) from error
+    return Path(name)

@@ -1,0 +1,7 @@
+"""A path the server itself made, as opposed to one a client names."""
+
+
+class TrustedPath(str):
+    """Path of a file that the front received or that belongs to a session; requests as JSON cannot hold one."""
+
+    __slots__ = ()

@@ -1,0 +1,152 @@
+"""The server: MONAI Label's application behind a front of our own, and the command that starts it."""
+
+import argparse
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+logger = logging.getLogger(__name__)
+
+APP_DIR: Final = Path(__file__).resolve().parents[1]
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8000
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+MAX_UPLOAD_MB: Final = 4096
+"""A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger."""
+DEMO_STUDIES: Final = 3
+DEMO_SEED: Final = 7
+
+
+def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB) -> FastAPI:
+    """The front with MONAI Label's application behind it.
+
+    The host's settings (studies, app folder) must be in place; ``serve`` does that.
+
+    Args:
+        max_upload_mb: Largest request body, MiB.
+    """
+    from lib.front import errors, host, infer, studies
+    from lib.front.guard import Guard
+
+    behind = host.host_application()
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="infer")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with behind.router.lifespan_context(behind):
+            yield
+        executor.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    errors.install(app)
+    app.include_router(infer.router(executor))
+    app.include_router(studies.router())
+    app.mount("/", behind)
+    origins = host.allowed_origins()
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_credentials=True,
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=int(max_upload_mb * 2**20))
+    return app
+
+
+def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path = APP_DIR) -> None:
+    """Put the host's settings in place, in this process and in those it starts."""
+    # The app must share the front's classes: the host would import a second copy of ``lib``.
+    os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
+    # Background tasks import ``lib`` from there; dcmqi's programs lie beside the interpreter.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(APP_DIR)]))
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    from monailabel.config import settings
+    from monailabel.main import Main
+
+    if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(("http://", "https://")):
+        settings.MONAI_LABEL_SESSION_PATH = str(Path(studies) / ".totalspineseg" / "sessions")
+    options = Namespace(
+        app=str(app_dir), studies=studies, port=port, conf=[list(item) for item in conf.items()], dryrun=False
+    )
+    Main().start_server_init_settings(options)
+
+
+def serve(
+    studies: str,
+    *,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    weights: str = "",
+    device: str = "",
+    max_upload_mb: float = MAX_UPLOAD_MB,
+    log_level: str = "INFO",
+    demo: bool = True,
+    app_dir: Path = APP_DIR,
+) -> None:
+    """Run the server until it is stopped.
+
+    Args:
+        studies: Folder of images (made when missing), or a DICOMweb address.
+        host: Address to listen on; the default is this machine alone.
+        port: Port to listen on.
+        weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
+        device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
+        max_upload_mb: Largest request body, MiB.
+        log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
+        demo: Fill an empty studies folder with synthetic demo studies.
+        app_dir: The app to serve.
+    """
+    import uvicorn
+
+    if not studies.startswith(("http://", "https://")):
+        folder = Path(studies).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        if demo and not any(folder.iterdir()):
+            from lib.synthesis import demo_studies
+
+            demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
+        studies = str(folder)
+    conf = {name: value for name, value in {"weights": weights, "device": device}.items() if value}
+    configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
+    from monailabel.config import settings
+    from monailabel.utils.others.generic import init_log_config
+
+    log_config = init_log_config(None, str(app_dir), "app.log", log_level)
+    if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
+        logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
+    app = create_app(max_upload_mb=max_upload_mb)
+    uvicorn.run(app, host=host, port=port, log_config=log_config, access_log=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``serve``, for this module's own command and the project's."""
+    parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
+    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
+    parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
+    parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Start the server from the command line: ``python -m lib.server --studies FOLDER``."""
+    parser = argparse.ArgumentParser(prog="lib.server", description="Serve spine segmentation to MONAI Label clients.")
+    add_arguments(parser)
+    serve(**vars(parser.parse_args(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The MONAI Label app: what the host loads. Constructing it is cheap and touches no GPU."""
+
+import hashlib
+import importlib
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import HTTPException
+from monailabel.config import settings as host_settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.config import TaskConfig
+from monailabel.utils.others.class_utils import get_class_names
+
+import lib.configs
+from lib.activelearning.strategies import First, Last, Random
+from lib.anatomy import WIRE_LABELS
+from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
+from lib.corrections.history import HISTORY_DIR
+from lib.corrections.inbox import STEP1_TAG, Inbox
+from lib.corrections.predictions import PredictionStore
+from lib.corrections.store import Correction, CorrectionStore, Sender
+from lib.errors import WeightsError
+from lib.geometry import Grid, LabelArray
+from lib.infers.batch import SpineBatch
+from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
+from lib.infers.services import Networks, Services
+from lib.infers.settings import SettingError
+from lib.infers.trusted import TrustedPath
+
+logger = logging.getLogger(__name__)
+
+VERSION: Final = "0.1.0"
+READER_TAGS: Final = ("final", STEP1_TAG)
+"""Datastore tags that only a reader's submission may fill, never a prediction."""
+CITATIONS: Final = (
+    "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
+    "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."
+)
+STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
+
+
+class App(MONAILabelApp):
+    """TotalSpineSeg on a folder of studies.
+
+    Args:
+        app_dir: This folder.
+        studies: Folder of images, or a DICOMweb address.
+        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        root = history_root(studies)
+        self._settings = dict(conf or {})
+        self._networks = self.make_networks(Path(app_dir), self._settings)
+        self._corrections = CorrectionStore(root)
+        self._predictions = PredictionStore(root)
+        self._inbox = Inbox(self._corrections, self._predictions, _no_findings)
+        self._services = Services(
+            self._networks, self._predictions, self._label_file, self._image_file, self.weights_text
+        )
+        super().__init__(
+            app_dir,
+            studies,
+            dict(conf or {}),
+            name="TotalSpineSeg",
+            description=self._description(),
+            version=VERSION,
+            labels=list(WIRE_LABELS),
+        )
+
+    def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
+        """The networks that serve requests; nothing is loaded yet."""
+        from lib.nnunet.networks import Networks as WarmNetworks
+        from lib.registry.store import ModelStore
+
+        store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
+        return WarmNetworks(store, device=conf.get("device") or "auto")
+
+    def info(self) -> dict[str, Any]:
+        """What clients show about the app and its models; never "config", which would override requests."""
+        return {**super().info(), "description": self._description()}
+
+    def _description(self) -> str:
+        return f"Spine MRI: every vertebra, disc, the cord and the canal by name. {self.weights_text()} {CITATIONS}"
+
+    def weights_text(self) -> str:
+        """One sentence on the weights that run, for clients; loads nothing."""
+        try:
+            names = sorted({self._networks.folder(step).name for step in (1, 2)})
+        except WeightsError as error:
+            return f"No weights run: {error}."
+        use = f" ({STARTER_USE})" if any("starter" in name for name in names) else ""
+        return f"Weights in use: {', '.join(names)}{use}."
+
+    def init_datastore(self) -> Any:
+        """The studies folder, made safe; a DICOMweb address as the host does it."""
+        if is_address(self.studies):
+            return super().init_datastore()
+        return StudiesDatastore(
+            self.studies,
+            auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, Any]:
+        """The models, one per file of ``lib/configs``."""
+        self._configs = {}
+        for path in sorted(get_class_names(lib.configs, "TaskConfig")):
+            module, name = path.rsplit(".", 1)
+            config: TaskConfig = getattr(importlib.import_module(module), name)()
+            model = module.rsplit(".", 1)[1]
+            config.init(model, str(Path(self.app_dir) / "model"), self.conf, None, services=self._services)
+            self._configs[model] = config
+        return {model: config.infer() for model, config in self._configs.items()}
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Trainers of the models that have one."""
+        trainers = {model: config.trainer() for model, config in self._configs.items()}
+        return {model: trainer for model, trainer in trainers.items() if trainer is not None}
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Orders in which images are offered."""
+        return {"first": First(), "random": Random(), "last": Last()}
+
+    def init_batch_infer(self) -> SpineBatch:
+        """Batch inference that works without a GPU."""
+        return SpineBatch()
+
+    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Run a model.
+
+        Args:
+            request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the
+                front, never a path that a client names; ``label`` likewise a ``TrustedPath``, or the
+                tag of a label of the image; settings; ``save_label`` and ``label_tag`` to keep the result.
+            datastore: Unused; the app's own is the only one.
+
+        Returns:
+            ``file`` (temporary), ``label``, ``tag`` and ``params``.
+
+        Raises:
+            HTTPException: The request cannot be served.
+        """
+        model = request.get("model")
+        task = self._infers.get(model)
+        if task is None:
+            raise HTTPException(NOT_FOUND, f"one of the models {', '.join(self._infers)} is required, got {model!r}")
+        with http_errors():
+            prepared = self._prepared(request)
+            tag = self._result_tag(prepared)
+            file, report = task(prepared)
+            label = file
+            if tag:
+                info = {"model": model, "params": report}
+                label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+        return {"label": label, "tag": tag or "original", "file": file, "params": report}
+
+    def submit_label(
+        self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender
+    ) -> Correction:
+        """Take an annotator's label; see ``Inbox.submit``.
+
+        Raises:
+            UnknownImageError: There is no such image.
+            LabelError: The label was kept, but not understood.
+            StorageError: It could not be kept.
+        """
+        image = self._image_file(image_id)
+        if image is None:
+            raise UnknownImageError(image_id)
+        if not is_safe_tag(tag):
+            raise SettingError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
+        return self._inbox.submit(image_id, image, file, tag=tag, sender=sender, params=params, publish=self._publish)
+
+    def _publish(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
+        self._datastore.save_label(image_id, str(file), tag, info)
+
+    def _prepared(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request with paths only where the server itself put them."""
+        prepared = dict(request)
+        image = request.get("image")
+        if isinstance(image, TrustedPath):
+            prepared |= {"image": str(image), "image_id": "", "save_label": False}
+        else:
+            image_id = image if isinstance(image, str) else ""
+            path = self._image_file(image_id)
+            if path is None:
+                raise UnknownImageError(image_id)
+            prepared |= {"image": str(path), "image_id": image_id}
+        label = prepared.pop("label", None)
+        prepared["label_from"] = ""
+        if isinstance(label, TrustedPath):
+            prepared["label"] = str(label)
+        elif label:
+            if not (isinstance(label, str) and is_safe_tag(label)):
+                raise SettingError(f"a label file or the tag of a label is required, got {label!r}; send the file")
+            prepared["label_from"] = label
+        return prepared
+
+    def _result_tag(self, request: Mapping[str, Any]) -> str:
+        """The tag to save the result under; empty for none."""
+        if request.get("save_label") not in (True, "true", "True"):
+            return ""
+        tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
+        if tag in READER_TAGS or not is_safe_tag(tag):
+            raise SettingError(f"a tag for predictions such as 'original' is required, got {tag!r}; change it")
+        # A step-1 map is no result to start from or to compare with.
+        return f"{tag}-{STEP1_TAG}" if request.get("model") == f"totalspineseg_{STEP1_TAG}" else tag
+
+    def _image_file(self, image_id: str) -> Path | None:
+        uri = self._datastore.get_image_uri(image_id) if image_id else ""
+        return Path(uri) if uri and Path(uri).exists() else None
+
+    def _label_file(self, image_id: str, tag: str) -> Path | None:
+        return label_volume_path(self._datastore, image_id, tag)
+
+
+def _no_findings(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
+    return ()
+
+
+def is_address(studies: str) -> bool:
+    """Whether the studies lie on a server rather than in a folder."""
+    return re.match(r"https?://", studies) is not None
+
+
+def history_root(studies: str) -> Path:
+    """Where the history of these studies is kept: inside the folder; for a server, in the user's cache."""
+    if is_address(studies):
+        return Path.home() / ".cache" / "totalspineseg" / hashlib.sha256(studies.encode()).hexdigest()[:16]
+    return Path(studies) / HISTORY_DIR
