@@ -271,7 +271,7 @@ def _name(
         naming: Naming
         if options.method == "chain":
             numbering = number_chain(pieces, raw, step, affine=grid.affine, localizer=localizer, pins=options.pins)
-            naming = numbering.naming
+            pieces, naming = numbering.pieces, numbering.naming
         else:
             naming = name_iteratively(pieces, localizer=localizer)
         labels = paint(pieces, raw, naming, step)

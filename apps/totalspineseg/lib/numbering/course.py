@@ -6,6 +6,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
 
 from lib.transforms.centerline import canal_extent
 from lib.transforms.components import Mask
@@ -43,8 +44,7 @@ class Course:
             (m,) mm, rising to inferior.
         """
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
-        square = ((points[:, None, :] - self.points_mm[None, :, :]) ** 2).sum(axis=2)
-        nearest = square.argmin(axis=1)
+        _, nearest = cKDTree(self.points_mm).query(points)
         before, after = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, len(self.points_mm) - 1)
         tangent = self.points_mm[after] - self.points_mm[before]
         length = np.linalg.norm(tangent, axis=1)

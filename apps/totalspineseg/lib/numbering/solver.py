@@ -20,6 +20,8 @@ Path = tuple[int, ...]
 """Code of each item; 0 where the item is a false component."""
 State = tuple[int, int, int]
 FALSE: Final = 0
+NOTHING: Final = -1
+"""In a path to agree with: this item must be false."""
 END_GRACE: Final = 0.4
 """The column in view beyond the outermost disc may reach this far past the next disc before that disc counts as
 missed, share of a level's height."""
@@ -125,7 +127,7 @@ class Chain:
         return float(sum((forward[i] * self.exit).sum() * self._trail[i] for i in range(self.count)))
 
     def agreeing(self, path: Path) -> float:
-        """Weight of all numberings that give each item the path's code or none."""
+        """Weight of all numberings that give each item the path's code or none; any code where the path has none."""
         codes = np.array(path)[:, None]
         allowed = (codes == FALSE) | (self.tree.code[None, :] == codes)
         return self.total(self.forward("sum", self.fit * allowed[:, None, :]))

@@ -25,7 +25,7 @@ THORACIC_PRIOR: Final[Mapping[int, float]] = MappingProxyType({11: 0.010, 12: 0.
 Source: Carrino et al., Radiology 2011 (147 whole-spine MRI); Yan et al., Eur Spine J 2018 (thoracolumbar
 transitional vertebrae). Rounded; the posterior hardly depends on the second digit.
 """
-LUMBAR_PRIOR: Final[Mapping[int, float]] = MappingProxyType({4: 0.020, 5: 0.945, 6: 0.035})
+LUMBAR_PRIOR: Final[Mapping[int, float]] = MappingProxyType({4: 0.020, 5: 0.940, 6: 0.040})
 """Share of people by lumbar vertebrae. Source: Tins and Balain, Insights Imaging 2016 (24 presacral vertebrae in
 about 92 %, 25 in 5 %, 23 in 3 %, thoracic variants included); Carrino et al., Radiology 2011."""
 

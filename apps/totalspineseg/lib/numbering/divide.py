@@ -1,0 +1,250 @@
+"""Cut pieces that hold two levels: discs bridged through a vertebra, vertebrae joined by a flipped class.
+
+``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies
+inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import Kind
+from lib.numbering.course import Course, Floats, course_of
+from lib.transforms.centerline import CanalExtent, canal_extent
+from lib.transforms.components import Labels, connected_components
+from lib.transforms.pieces import MIN_BODY_VOXELS, Box, Piece, Pieces, Step, canal_mask
+
+Ints = npt.NDArray[np.intp]
+
+MIN_LEVEL_MM: Final = 9.0
+"""No two discs lie nearer along the canal (neck of a small child)."""
+MIN_LOBE: Final = 0.22
+"""Each disc of a bridged pair has at least this share of the voxels."""
+MAX_BRIDGE: Final = 0.5
+"""The bridge between two discs is thinner than this share of the smaller disc's thickest slice."""
+MAX_DISC_MM: Final = 24.0
+"""No disc is thicker along the canal, ragged borders included; without a waist such a piece is cut in the middle."""
+MIN_BODY_SHARE: Final = 0.12
+"""Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
+SAMPLE: Final = 3000
+"""Voxels of a body looked at to find its length."""
+MAX_DROP: Final = 0.8
+"""Arches and processes of two vertebrae part at most this far below the disc, share of a level."""
+
+
+@dataclass(frozen=True)
+class _Map:
+    course: Course
+    canal: CanalExtent
+    spacing: Floats
+    raw: Labels
+
+
+def divide(pieces: Pieces, raw: Labels, step: Step, *, affine: Floats) -> Pieces:
+    """Cut every piece that holds more than one level.
+
+    Args:
+        pieces: From ``find_pieces``.
+        raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
+        step: 1 or 2.
+        affine: (4, 4) voxel -> RAS mm.
+
+    Returns:
+        The pieces, superior to inferior; the same object where nothing had to be cut.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    mask = canal_mask(raw, step)
+    course = course_of(mask, spacing)
+    if course is None or not pieces.discs:
+        return pieces
+    seen = _Map(course, canal_extent(mask), spacing, raw)
+    disc_map, discs = _divide(pieces.disc_map, pieces.discs, seen, lambda _, xyz: _disc_owner(xyz, seen))
+    if discs is not pieces.discs:
+        pieces = replace(pieces, disc_map=disc_map, discs=discs)
+    if pieces.vertebra_map is None or not pieces.vertebrae:
+        return pieces
+    places = np.array([p.centroid_vox for p in pieces.discs])
+    vertebrae = pieces.vertebrae
+    vertebra_map, divided = _divide(
+        pieces.vertebra_map, vertebrae, seen, lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen)
+    )
+    return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
+
+
+def _divide(
+    numbered: npt.NDArray[np.int32],
+    pieces: tuple[Piece, ...],
+    seen: _Map,
+    owner_of: Callable[[int, Ints], Ints],
+) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
+    """Ask ``owner_of`` for the part each voxel of each piece belongs to, and rebuild where there are several."""
+    parts: list[tuple[Piece, Ints | None, int]] = []
+    for k, piece in enumerate(pieces):
+        low = np.array([s.start for s in piece.box])
+        xyz = np.argwhere(numbered[piece.box] == k + 1) + low
+        owner = owner_of(k, xyz)
+        if owner.max(initial=0) == 0:
+            parts.append((piece, None, k))
+        else:
+            parts += [(_described(piece, xyz[owner == n], seen), xyz[owner == n], k) for n in range(owner.max() + 1)]
+    if len(parts) == len(pieces):
+        return numbered, pieces
+    parts.sort(key=lambda part: (-part[0].z_order, -part[0].centroid_vox[2]))
+    rank = np.zeros(len(pieces) + 1, dtype=np.int32)
+    for place, (_, xyz, k) in enumerate(parts, start=1):
+        if xyz is None:
+            rank[k + 1] = place
+    result = rank[numbered]
+    for place, (_, xyz, _) in enumerate(parts, start=1):
+        if xyz is not None:
+            result[xyz[:, 0], xyz[:, 1], xyz[:, 2]] = place
+    return result, tuple(piece for piece, _, _ in parts)
+
+
+def _described(piece: Piece, xyz: Ints, seen: _Map) -> Piece:
+    """A part of a piece, measured like ``find_pieces`` does."""
+    center = xyz.mean(axis=0)
+    in_body = _in_front(xyz, seen.canal)
+    is_disc = piece.kind is Kind.DISC
+    body = xyz if is_disc else xyz[in_body]
+    has_body = is_disc or len(body) >= MIN_BODY_VOXELS
+    middle = body.mean(axis=0) if has_body else center
+    nearest = seen.canal.points[((seen.canal.points - middle) ** 2).sum(axis=1).argmin()]
+    values = seen.raw[xyz[:, 0], xyz[:, 1], xyz[:, 2]]
+    counts = np.bincount(values)
+    low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
+    box: Box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+    return Piece(
+        kind=piece.kind,
+        voxels=len(xyz),
+        centroid_vox=(float(center[0]), float(center[1]), float(center[2])),
+        body_voxels=len(body) if has_body else 0,
+        body_centroid_vox=(float(middle[0]), float(middle[1]), float(middle[2])) if has_body else None,
+        z_order=float(nearest[2]),
+        box=box,
+        class_voxels=MappingProxyType({int(c): int(counts[c]) for c in np.flatnonzero(counts)}),
+    )
+
+
+def _in_front(xyz: Ints, canal: CanalExtent) -> npt.NDArray[np.bool_]:
+    """Anterior to the canal and within its width, at the nearest height with canal."""
+    row = np.searchsorted(canal.z, xyz[:, 2]).clip(max=canal.z.size - 1)
+    x = xyz[:, 0]
+    return np.asarray((xyz[:, 1] > canal.y_last[row]) & (x >= canal.x_first[row]) & (x <= canal.x_last[row]))
+
+
+def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
+    """Two parts where a disc has two lobes a level apart along the canal, else one."""
+    none = np.zeros(len(xyz), dtype=np.intp)
+    if (np.ptp(xyz[:, 2]) + 1) * seen.spacing[2] < MIN_LEVEL_MM:
+        return none
+    along = _along(xyz, seen)
+    bins = np.floor(along - along.min()).astype(np.intp)
+    counts = np.bincount(bins)
+    cut = _waist(counts)
+    if cut is None and float(np.quantile(along, 0.98) - np.quantile(along, 0.02)) > MAX_DISC_MM:
+        cut = counts.size // 2
+    return none if cut is None else np.asarray(bins >= cut, dtype=np.intp)
+
+
+def _along(xyz: Ints, seen: _Map) -> Floats:
+    """Height of voxels along the canal's direction beside them, mm, rising to inferior from their middle."""
+    return _direction(xyz.mean(axis=0), seen)(xyz)
+
+
+def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floats]:
+    """Height of voxels relative to a center, along the canal's direction beside it, mm, rising to inferior."""
+    center = center_vox * seen.spacing
+    line = seen.course.points_mm
+    middle = int(((line - center) ** 2).sum(axis=1).argmin())
+    reach = max(1, round(MIN_LEVEL_MM / seen.spacing[2]))
+    direction = line[min(middle + reach, len(line) - 1)] - line[max(middle - reach, 0)]
+    direction = direction / np.linalg.norm(direction)
+    return lambda xyz: np.asarray((np.asarray(xyz) * seen.spacing - center) @ direction, dtype=np.float64)
+
+
+def _waist(counts: Ints) -> int | None:
+    """Where a profile (voxels per mm) has a waist between two lobes at least a level apart; None without one."""
+    smooth = np.convolve(counts, np.ones(3) / 3, "same")
+    total, best, found = counts.sum(), MAX_BRIDGE, None
+    for cut in range(2, smooth.size - 2):
+        above, below = counts[:cut].sum(), counts[cut:].sum()
+        if min(above, below) < MIN_LOBE * total:
+            continue
+        upper, lower = int(smooth[:cut].argmax()), cut + int(smooth[cut:].argmax())
+        waist = smooth[cut] / min(smooth[upper], smooth[lower])
+        if waist < best and lower - upper >= MIN_LEVEL_MM:
+            best, found = waist, cut
+    return found
+
+
+def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> Ints:
+    """One part per vertebra where discs lie inside the body, else one part."""
+    none = np.zeros(len(xyz), dtype=np.intp)
+    if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
+        return none
+    in_body = _in_front(xyz, seen.canal)
+    body = xyz[in_body]
+    if len(body) < 2 * MIN_BODY_VOXELS:
+        return none
+    sample = body[:: max(1, len(body) // SAMPLE)]
+    rough = _direction(np.asarray(piece.body_centroid_vox), seen)
+    if not _cuts(rough(sample), rough(discs_vox)):
+        return none
+    cuts = _cuts(seen.course.locate(sample * seen.spacing), seen.course.locate(discs_vox * seen.spacing))
+    return _parts(xyz, in_body, np.array(cuts), seen) if cuts else none
+
+
+def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
+    """Places of the discs that part a body, mm along the canal; each part keeps a fair share of it."""
+    cuts: list[float] = []
+    least = MIN_BODY_SHARE * heights.size
+    for disc in np.sort(discs_mm):
+        above = ((heights < disc) & (heights >= (cuts[-1] if cuts else -np.inf))).sum()
+        if above >= least and (heights >= disc).sum() >= least:
+            cuts.append(float(disc))
+    return cuts
+
+
+def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, seen: _Map) -> Ints:
+    """Bodies by the discs; arches and processes at the thinnest place somewhat below each disc."""
+    owner = np.zeros(len(xyz), dtype=np.intp)
+    heights = seen.course.locate(xyz * seen.spacing)
+    owner[in_body] = np.searchsorted(cuts, heights[in_body])
+    behind = ~in_body
+    if behind.any():
+        level = float(np.diff(cuts).mean()) if cuts.size > 1 else 2.0 * float(np.abs(cuts[0] - heights[in_body]).mean())
+        profile_start = float(heights[behind].min())
+        counts = np.bincount(np.floor(heights[behind] - profile_start).astype(np.intp))
+        lower = [cut + _drop(counts, cut - profile_start, level) for cut in cuts]
+        owner[behind] = np.searchsorted(np.array(lower), heights[behind])
+    owner[behind] = _whole_components(xyz, owner, in_body)[behind]
+    used = np.unique(owner)
+    return np.searchsorted(used, owner)
+
+
+def _drop(counts: Ints, start: float, level_mm: float) -> float:
+    """How far below a disc the profile of the processes is thinnest, mm."""
+    first, last = max(0, int(start)), min(counts.size, int(start + MAX_DROP * level_mm) + 1)
+    return float(first + int(counts[first:last].argmin()) - start) if last > first else 0.0
+
+
+def _whole_components(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
+    """A connected component whose body lies in one part belongs to that part as a whole."""
+    low = xyz.min(axis=0)
+    local = tuple((xyz - low).T)
+    mask = np.zeros(np.ptp(xyz, axis=0) + 1, dtype=np.bool_)
+    mask[local] = True
+    numbered, count = connected_components(mask, join_vox=1)
+    component = numbered[local]
+    result = owner.copy()
+    for k in range(1, count + 1):
+        mine = component == k
+        shares = np.bincount(owner[mine & in_body])
+        if shares.size and shares.max() >= (1 - MIN_BODY_SHARE / 2) * shares.sum():
+            result[mine] = int(shares.argmax())
+    return result

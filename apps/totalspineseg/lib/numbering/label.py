@@ -1,0 +1,73 @@
+"""From one raw step map to names and a report: the numbering without the networks."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.errors import GridError
+from lib.geometry import Volume
+from lib.numbering.chain import Numbering, Pin, number_chain
+from lib.numbering.lint import lint
+from lib.numbering.report import report
+from lib.transforms.canal import fill_canal
+from lib.transforms.components import Labels, largest_component
+from lib.transforms.labeling import name_iteratively, paint
+from lib.transforms.pieces import Step, find_pieces, require_spine
+
+Method = Literal["chain", "iterative"]
+
+
+def label_map(
+    raw: Volume,
+    step: Step,
+    *,
+    localizer: npt.NDArray[np.integer] | None = None,
+    pins: Sequence[Pin] = (),
+    method: Method = "chain",
+) -> tuple[Labels, dict[str, Any]]:
+    """Name the levels of a network's raw map.
+
+    Args:
+        raw: Classes of the step's network, integer (X, Y, Z) nearest RAS, about 1 mm. Not modified.
+        step: 1 or 2.
+        localizer: Codes of another series of the patient on the same grid, or None. Not modified.
+        pins: Levels a reader has fixed (chain only).
+        method: "chain" weighs all evidence; "iterative" is the reference's rule.
+
+    Returns:
+        uint8 codes on the grid of ``raw``, and the report (see ``report``).
+
+    Raises:
+        NoSpineError: The map has no disc or no canal.
+        GridError: The localizer has another shape.
+        ValueError: A pin does not name a level, or the method is unknown.
+    """
+    labels, numbering = name_map(raw, step, localizer=localizer, pins=pins, method=method)
+    return labels, report(numbering, lint(labels, raw.spacing))
+
+
+def name_map(
+    raw: Volume,
+    step: Step,
+    *,
+    localizer: npt.NDArray[np.integer] | None = None,
+    pins: Sequence[Pin] = (),
+    method: Method = "chain",
+) -> tuple[Labels, Numbering | None]:
+    """``label_map`` with the numbering itself instead of its report (None for the iterative method)."""
+    if method not in ("chain", "iterative"):
+        raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
+    if localizer is not None and localizer.shape != raw.data.shape:
+        raise GridError(
+            f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {localizer.shape}; "
+            "resample it with nearest neighbor first"
+        )
+    classes = largest_component(raw.data.astype(np.uint8))
+    require_spine(classes, step)
+    pieces = find_pieces(classes, step)
+    if method == "iterative":
+        return fill_canal(paint(pieces, classes, name_iteratively(pieces, localizer=localizer), step)), None
+    numbering = number_chain(pieces, classes, step, affine=raw.affine, localizer=localizer, pins=pins)
+    return fill_canal(paint(numbering.pieces, classes, numbering.naming, step)), numbering

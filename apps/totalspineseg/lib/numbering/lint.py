@@ -1,0 +1,96 @@
+"""Check a label map for what cannot be right: gaps, duplicates, order, fragments, strange codes."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
+from lib.numbering.findings import Finding
+from lib.numbering.parts import fragments, parts_of
+from lib.numbering.rows import row_findings
+from lib.transforms.components import foreground_box
+
+LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
+"""Values up to here that are no codes are classes of a network's raw map."""
+CORD_OUTSIDE_SHARE: Final = 0.2
+"""Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
+CORD_SLICES: Final = 5
+"""So many slices make a finding."""
+
+
+def lint(labels: npt.NDArray[np.integer], spacing: Sequence[float]) -> tuple[Finding, ...]:
+    """Find what cannot be right in a label map, ours or an annotator's.
+
+    Args:
+        labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
+        spacing: Voxel size, mm.
+
+    Returns:
+        The findings, strange codes first, then from superior to inferior; empty for a sound map and for an
+        empty one.
+
+    Raises:
+        ValueError: The map is not 3D or not of an integer type.
+    """
+    if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"a 3D map of integer codes is required, got {labels.ndim}D {labels.dtype}; cast it first")
+    box = foreground_box(labels)
+    if box is None:
+        return ()
+    crop = np.ascontiguousarray(labels[box])
+    origin = np.array([axis.start for axis in box])
+    mm = np.asarray(spacing, dtype=np.float64)
+    strange = _strange_codes(crop, origin)
+    parts = parts_of(crop, mm, labels.shape[2] - 1 - origin[2], -int(origin[2]))
+    if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
+        # A step-1 result: the sacrum's code stands for every vertebra, so only discs and C1 have a place.
+        parts = {code: found for code, found in parts.items() if BY_CODE[code].kind is Kind.DISC}
+    column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
+    column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
+    return (*strange, *column_findings, *_cord_outside(crop, origin))
+
+
+def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    x, y, z = (np.round(np.asarray(point)).astype(int) + origin).tolist()
+    return int(x), int(y), int(z)
+
+
+def _strange_codes(crop: npt.NDArray[np.integer], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Codes that no structure has."""
+    found = []
+    values, counts = np.unique(crop, return_counts=True)
+    for code, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if code == BACKGROUND or code in BY_CODE:
+            continue
+        where = _point(np.argwhere(crop == code)[0], origin)
+        left_over = 0 < code <= LAST_STEP_CLASS
+        kind = "step_code" if left_over else "unknown_code"
+        what = "a class of the networks, not the code of a structure" if left_over else "no structure's code"
+        found.append(Finding(kind, int(code), f"Value {code} is {what}; {count} voxels carry it.", int(count), where))
+    return found
+
+
+def _cord_outside(crop: npt.NDArray[np.integer], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Slices in which the cord leaves the outline of the canal."""
+    cord, canal = crop == CORD, crop == CANAL
+    xyz = np.argwhere(cord)
+    if not len(xyz) or not canal.any():
+        return []
+    outside = np.zeros(len(xyz), dtype=np.bool_)
+    for axis in (0, 1):
+        hits = canal.any(axis=1 - axis)
+        first = np.where(hits.any(axis=0), hits.argmax(axis=0), hits.shape[0])
+        last = np.where(hits.any(axis=0), hits.shape[0] - 1 - hits[::-1].argmax(axis=0), -1)
+        value, z = xyz[:, axis], xyz[:, 2]
+        outside |= (value < first[z]) | (value > last[z])
+    depth = crop.shape[2]
+    share = np.bincount(xyz[outside, 2], minlength=depth) / np.maximum(np.bincount(xyz[:, 2], minlength=depth), 1)
+    slices = np.flatnonzero(share > CORD_OUTSIDE_SHARE)
+    if slices.size < CORD_SLICES:
+        return []
+    count = int(outside.sum())
+    where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
+    message = f"The cord lies outside the canal in {slices.size} axial slices ({count} voxels)."
+    return [Finding("cord_outside_canal", CORD, message, count, where)]

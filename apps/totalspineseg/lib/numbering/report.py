@@ -1,0 +1,57 @@
+"""What is known about a numbering, as JSON for clients, files and records."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lib.numbering.chain import Level, Numbering
+from lib.numbering.findings import Finding
+
+DIGITS = 4
+"""Digits of a probability: more would claim more than the model knows."""
+
+
+def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dict[str, Any]:
+    """A numbering and what the linter found, JSON native.
+
+    Args:
+        numbering: From ``number_chain``; None for the iterative method, which knows no probabilities.
+        findings: From ``lint``.
+
+    Returns:
+        ``confident`` (False = abstained; None where nothing is known), ``probability``, ``levels``,
+        ``alternatives``, ``findings``, ``would_settle`` and ``missed`` (names of structures without a piece).
+    """
+    from_lint = [finding.as_dict() for finding in findings]
+    if numbering is None:
+        return {
+            "confident": None,
+            "probability": None,
+            "levels": [],
+            "alternatives": [],
+            "findings": from_lint,
+            "would_settle": [],
+            "missed": [],
+        }
+    return {
+        "confident": numbering.confident,
+        "probability": round(numbering.probability, DIGITS),
+        "levels": [_level(level) for level in numbering.levels],
+        "alternatives": [
+            {"probability": round(a.probability, DIGITS), "shift": a.shift, "codes": list(a.codes)}
+            for a in numbering.alternatives
+        ],
+        "findings": from_lint,
+        "would_settle": list(numbering.would_settle),
+        "missed": list(numbering.missed),
+    }
+
+
+def _level(level: Level) -> dict[str, Any]:
+    runner_up = {"code": level.runner_up, "probability": round(level.runner_up_probability, DIGITS)}
+    return {
+        "code": level.code,
+        "name": level.name,
+        "kind": level.kind.value,
+        "probability": round(level.probability, DIGITS),
+        "runner_up": runner_up,
+    }

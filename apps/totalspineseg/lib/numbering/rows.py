@@ -1,0 +1,143 @@
+"""Is the row of levels a column? Gaps, wrong order, a disc between the wrong vertebrae."""
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
+from lib.numbering.findings import Finding
+from lib.numbering.parts import Part
+from lib.numbering.weights import ORDER
+
+MIN_STRUCTURE_MM3: Final = 30.0
+"""Less of a code is a speck, not a level (a disc has over 1000 mm3)."""
+WIDE_STEP: Final = 1.6
+"""A step from vertebra to vertebra this much longer than its neighbors hides one."""
+NEAR_STEPS: Final = 3
+"""How many steps on either side are compared."""
+
+
+def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Findings about the order of levels.
+
+    Args:
+        parts: From ``parts_of``.
+        origin: (3,) index of the map's first voxel, added to the points.
+
+    Returns:
+        The findings; a code is represented by its largest part.
+    """
+    levels = [found[0] for found in parts.values() if found[0].volume_mm3 >= MIN_STRUCTURE_MM3]
+    levels = sorted((part for part in levels if part.has_body or part.code == C1), key=lambda part: part.place_mm)
+    seen = {code for code, found in parts.items() if sum(p.volume_mm3 for p in found) >= MIN_STRUCTURE_MM3}
+    return [*_gaps(levels, seen, origin), *_order(levels, origin), *_between(levels, origin)]
+
+
+def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
+    return int(x), int(y), int(z)
+
+
+def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
+    """Codes of one kind in every variant, the normal column first."""
+    rows = []
+    for thoracic in (12, 13, 11):
+        for lumbar in (5, 6, 4):
+            spine = column(thoracic, lumbar)
+            discs = tuple(code for code in spine.discs if code is not None)
+            rows.append(discs if kind is Kind.DISC else (*spine.vertebrae, SACRUM))
+    return rows
+
+
+def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Levels missing between two that are there, by the variant that leaves the fewest out."""
+    found = []
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [p for p in levels if (BY_CODE[p.code].kind is Kind.DISC) == (kind is Kind.DISC)]
+        present = {p.code for p in mine}
+        if len(present) < 2:
+            continue
+        if kind is Kind.VERTEBRA and not present - {C1, SACRUM}:
+            continue
+        options = []
+        for row in _rows(present, kind):
+            inside = [k for k, code in enumerate(row) if code in present]
+            if present <= set(row):
+                missing = [code for code in row[inside[0] : inside[-1] + 1] if code not in seen]
+                options.append((len(missing) + _hidden(mine, row), missing))
+        if not options:
+            continue
+        missing = min(options, key=lambda option: option[0])[1]
+        by_order = sorted(mine, key=lambda part: ORDER[part.code])
+        for code in missing:
+            above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
+            below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
+            text = f"{NAME_OF[code]} is missing between {NAME_OF[above.code]} and {NAME_OF[below.code]}."
+            found.append(Finding("gap", code, text, 0, _where(above, origin)))
+    return found
+
+
+def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
+    """Steps along a variant with fewer vertebrae that are too long for one level."""
+    if len(row) >= len(column().vertebrae) + 1 or THORACIC[11] in row and LUMBAR[4] in row:
+        return 0
+    places = [part.place_mm for part in parts]
+    steps = np.diff(places)
+    count = 0
+    for k, step in enumerate(steps):
+        pair = {parts[k].code, parts[k + 1].code}
+        near = np.concatenate([steps[max(0, k - NEAR_STEPS) : k], steps[k + 1 : k + 1 + NEAR_STEPS]])
+        short = bool(pair & {THORACIC[10], LUMBAR[0], LUMBAR[3]})
+        if short and near.size and step > WIDE_STEP * float(np.median(near)):
+            count += 1
+    return count
+
+
+def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Levels that break the order of names along the canal: those outside the longest rising row."""
+    ranks = [ORDER[part.code] for part in levels]
+    tails: list[int] = []
+    ends: list[int] = []
+    previous = [-1] * len(ranks)
+    for k, rank in enumerate(ranks):
+        at = bisect_left(tails, rank)
+        previous[k] = ends[at - 1] if at else -1
+        tails[at : at + 1], ends[at : at + 1] = [rank], [k]
+    kept, k = set(), ends[-1] if ends else -1
+    while k >= 0:
+        kept.add(k)
+        k = previous[k]
+    found = []
+    for k, part in enumerate(levels):
+        if k not in kept:
+            above = NAME_OF[levels[k - 1].code] if k else "the top"
+            text = f"{NAME_OF[part.code]} is out of order: it comes after {above}."
+            found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Discs whose neighbors in the row are vertebrae that do not belong to them."""
+    pairs: dict[int, set[tuple[int, int]]] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            following = [*spine.vertebrae[1:], SACRUM]
+            for above, disc, below in zip(spine.vertebrae, spine.discs, following, strict=True):
+                if disc is not None:
+                    pairs.setdefault(disc, set()).add((above, below))
+    found = []
+    for k, part in enumerate(levels):
+        if part.code not in pairs:
+            continue
+        above = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
+        below = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
+        fits = any((above in (None, a)) and (below in (None, b)) for a, b in pairs[part.code])
+        if not fits:
+            names = " and ".join(NAME_OF[code] for code in (above, below) if code is not None)
+            text = f"{NAME_OF[part.code]} lies next to {names}."
+            found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
+    return found

@@ -1,0 +1,262 @@
+"""Stress the numbering: synthetic columns over fields of view, mistakes and variants, truth known.
+
+Usage: python tools/bench_numbering.py [--seed N] [--quick] [--json FILE]
+
+Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans abstained,
+abstained or right where the evidence identifies the numbering, scans confidently wrong, and the iterative method on
+the same cases; then the calibration of the levels' probabilities.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
+
+import columns  # noqa: E402
+
+from lib.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
+from lib.geometry import Volume  # noqa: E402
+from lib.numbering.chain import Numbering  # noqa: E402
+from lib.numbering.label import name_map  # noqa: E402
+
+BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.001)
+
+
+@dataclass
+class Plan:
+    """One case to draw."""
+
+    fov: str
+    variant: str
+    step: int
+    mistakes: tuple[str, ...]
+    curvature: float
+    seed: int
+    swapped: bool = False
+
+
+@dataclass
+class Outcome:
+    """What came of it."""
+
+    plan: Plan
+    judged: int
+    wrong: int
+    confident: bool
+    probability: float
+    runner_up: bool
+    identified: bool
+    iterative_wrong: int
+    seconds: float
+    levels: list[tuple[float, bool]] = field(default_factory=list)
+    errors: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Kind of case, for the table."""
+        if len(self.plan.mistakes) > 1:
+            return "combined"
+        return self.plan.mistakes[0] if self.plan.mistakes else "clean"
+
+
+def plans(seed: int, *, quick: bool) -> Iterator[Plan]:
+    """All cases: each mistake alone in each field of view, combinations, and every variant."""
+    rng = np.random.default_rng(seed)
+    names = list(columns.MISTAKES)
+    number = seed * 100_000
+
+    def plan(fov: str, variant: str, step: int, mistakes: tuple[str, ...], curvature: float = 1.0) -> Plan:
+        nonlocal number
+        number += 1
+        return Plan(fov, variant, step, mistakes, curvature, number, bool(rng.random() < 0.3))
+
+    for fov in columns.FIELDS:
+        for step in (1, 2):
+            yield plan(fov, "normal", step, ())
+            yield plan(fov, "normal", step, (), 1.8)
+            for name in names if not quick else rng.choice(names, 2, replace=False).tolist():
+                yield plan(fov, "normal", step, (name,))
+            for _ in range(10 if not quick else 1):
+                count = int(rng.integers(2, 5))
+                chosen = tuple(rng.choice(names, count, replace=False).tolist())
+                yield plan(fov, "normal", step, chosen, float(rng.choice([0.6, 1.0, 1.6])))
+            for variant in [v for v in columns.VARIANTS if v != "normal"]:
+                yield plan(fov, variant, step, ())
+                if not quick:
+                    yield plan(fov, variant, step, (str(rng.choice(names)),))
+
+
+def draw(plan: Plan) -> columns.Case | None:
+    """The case, or None where a mistake does not apply to it."""
+    rng = np.random.default_rng(plan.seed)
+    thoracic, lumbar = columns.VARIANTS[plan.variant]
+    case = columns.build(rng, fov=plan.fov, thoracic=thoracic, lumbar=lumbar, curvature=plan.curvature)
+    case = columns.classes(case, plan.step, swapped=plan.swapped)
+    for name in plan.mistakes:
+        if not columns.MISTAKES[name](case, rng):
+            return None
+    return case
+
+
+def identified(case: columns.Case, plan: Plan) -> bool:
+    """Whether the classes in the map leave no doubt about the numbering for someone who sees them perfectly.
+
+    Landmarks on their own disc count. One is enough in a normal column where none misleads. A misleading one needs
+    two true ones against it. A variant needs true landmarks on both sides of what is unusual.
+    """
+    true, misled = set(), False
+    for value, code in LANDMARK_CLASS.items():
+        here = case.raw[(case.truth == code) & np.isin(case.raw, DISC_CLASSES)]
+        if here.size >= 300 and (here == value).mean() > 0.7:
+            true.add(code)
+        elsewhere = (case.raw == value) & (case.truth != code) & np.isin(case.truth, DISCS)
+        misled |= int(elsewhere.sum()) > 100
+    c2_c3, c7_t1, t12_l1, l5_s = LANDMARK_DISCS
+    lumbar_seen = bool(np.isin(case.truth, VERTEBRAE[19:]).any())
+    if plan.variant in ("T11", "T13") and lumbar_seen:
+        return t12_l1 in true and l5_s in true and bool({c2_c3, c7_t1} & true) and not misled
+    if plan.variant in ("L4", "L6") and lumbar_seen and plan.fov not in ("thoracic",):
+        return t12_l1 in true and l5_s in true and bool({c2_c3, c7_t1} & true) and not misled
+    if plan.fov in ("lumbar", "lower lumbar", "thoracolumbar"):
+        return {t12_l1, l5_s} <= true and not misled
+    return len(true) >= (3 if misled else 1)
+
+
+def judge(plan: Plan, case: columns.Case) -> Outcome:
+    """Name the case both ways and compare with the truth."""
+    volume = Volume(case.raw, case.affine)
+    start = time.perf_counter()
+    labels, numbering = name_map(volume, plan.step)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - start
+    assert numbering is not None
+    errors = columns.errors(case, labels)
+    plain, _ = name_map(volume, plan.step, method="iterative")  # type: ignore[arg-type]
+    truth = _piece_truth(case, numbering)
+    seen = [(level.probability, level.code == code) for level, code in zip(numbering.levels, truth, strict=True) if code]
+    runner_up = any(
+        all(a == t for a, t in zip(other.codes, truth, strict=True) if t) for other in numbering.alternatives
+    )
+    return Outcome(
+        plan,
+        columns.judged(case),
+        len(errors),
+        numbering.confident,
+        numbering.probability,
+        runner_up,
+        identified(case, plan),
+        len(columns.errors(case, plain)),
+        seconds,
+        seen,
+        errors,
+    )
+
+
+def _piece_truth(case: columns.Case, numbering: Numbering) -> list[int]:
+    """True code of each level's piece; 0 where it is none."""
+    result = []
+    for level in numbering.levels:
+        numbered = numbering.pieces.disc_map if level.kind is Kind.DISC else numbering.pieces.vertebra_map
+        if numbered is None or level.piece < 0:
+            result.append(level.code if level.piece < 0 else 0)
+            continue
+        piece = (numbering.pieces.discs if level.kind is Kind.DISC else numbering.pieces.vertebrae)[level.piece]
+        inside = case.truth[piece.box][numbered[piece.box] == level.piece + 1]
+        of_kind = inside[np.isin(inside, DISCS) == (level.kind is Kind.DISC)]
+        of_kind = of_kind[of_kind > 2]
+        result.append(int(np.bincount(of_kind).argmax()) if of_kind.size > 0.3 * inside.size else 0)
+    return result
+
+
+def table(outcomes: list[Outcome], key: str) -> None:
+    """One line per kind or field of view."""
+    groups: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        groups[getattr(outcome, key) if key == "kind" else getattr(outcome.plan, key)].append(outcome)
+    head = f"{key:18} {'scans':>5} {'all right':>9} {'levels':>7} {'abstain':>7} {'ident.':>6} {'r. or a.':>8} {'conf.wrong':>10}"
+    print(f"{head} | {'iter. right':>11} {'levels':>7}")
+    for name, group in [*groups.items(), ("all", outcomes)]:
+        print(f"{name:18} {_line(group)}")
+    print()
+
+
+def _line(group: list[Outcome]) -> str:
+    known = [o for o in group if o.identified]
+    good = sum(_good(o) for o in known)
+    judged = sum(o.judged for o in group)
+    right = sum(o.wrong == 0 for o in group)
+    abstained = sum(not o.confident for o in group)
+    share = f"{good / len(known):8.1%}" if known else f"{'-':>8}"
+    wrong = sum(_confidently_wrong(o) for o in group)
+    levels = 1 - sum(o.wrong for o in group) / judged
+    iterative = sum(o.iterative_wrong == 0 for o in group)
+    iterative_levels = 1 - sum(o.iterative_wrong for o in group) / judged
+    return (
+        f"{len(group):5} {right / len(group):9.1%} {levels:7.1%} {abstained / len(group):7.1%} {len(known):6} {share} "
+        f"{wrong:4} ({wrong / len(group):4.1%}) | {iterative / len(group):11.1%} {iterative_levels:7.1%}"
+    )
+
+
+def _good(outcome: Outcome) -> bool:
+    return outcome.wrong == 0 or (not outcome.confident and outcome.runner_up)
+
+
+def _confidently_wrong(outcome: Outcome) -> bool:
+    return outcome.confident and outcome.wrong > 0
+
+
+def calibration(outcomes: list[Outcome]) -> None:
+    """Of levels given a probability, how many are right."""
+    levels = [pair for outcome in outcomes for pair in outcome.levels]
+    print(f"{'probability':14} {'levels':>7} {'expected':>8} {'right':>7}")
+    for low, high in zip(BINS, BINS[1:], strict=False):
+        mine = [(p, ok) for p, ok in levels if low <= p < high]
+        if mine:
+            expected, right = np.mean([p for p, _ in mine]), np.mean([ok for _, ok in mine])
+            print(f"{low:.2f} - {min(high, 1):.2f}    {len(mine):7} {expected:8.1%} {right:7.1%}")
+    print()
+
+
+def main() -> None:
+    """Run everything and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="about 130 cases")
+    parser.add_argument("--json", type=Path, help="write every outcome")
+    parser.add_argument("--verbose", action="store_true", help="print what went wrong")
+    arguments = parser.parse_args()
+    outcomes = []
+    for plan in plans(arguments.seed, quick=arguments.quick):
+        case = draw(plan)
+        if case is None:
+            continue
+        outcome = judge(plan, case)
+        outcomes.append(outcome)
+        if arguments.verbose and (outcome.wrong or (outcome.identified and not outcome.confident)):
+            state = "CONFIDENT" if outcome.confident else "abstained"
+            mark = "identified" if outcome.identified else "open"
+            head = f"{plan.fov} {plan.variant} step {plan.step} {plan.mistakes} x{plan.curvature} seed {plan.seed}"
+            print(f"{head}: {state} {outcome.probability:.3f} {mark} runner-up {outcome.runner_up} {outcome.errors}", flush=True)
+    table(outcomes, "kind")
+    table(outcomes, "fov")
+    table(outcomes, "variant")
+    known = [o for o in outcomes if o.identified]
+    good, wrong = sum(map(_good, known)), sum(map(_confidently_wrong, known))
+    print(f"identified: {len(known)} scans, right or abstained with the truth as runner-up {good / len(known):.2%}, "
+          f"confidently wrong {wrong} ({wrong / len(known):.2%})")
+    print(f"confidently wrong in all {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")
+    calibration(outcomes)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], default=int))
+
+
+if __name__ == "__main__":
+    main()
