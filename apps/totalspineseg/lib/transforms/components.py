@@ -79,10 +79,26 @@ def between_extremes(mask: Mask, axis: int) -> Mask:
     Returns:
         A new bool array.
     """
-    turned = np.moveaxis(mask, axis, 0)
-    forward = np.logical_or.accumulate(turned, axis=0)
-    backward = np.logical_or.accumulate(turned[::-1], axis=0)[::-1]
-    return np.asarray(np.moveaxis(forward & backward, 0, axis))
+    lines = np.moveaxis(mask, axis, -1)
+    length = lines.shape[-1]
+    index = np.arange(length, dtype=np.int16)
+    first = lines.argmax(axis=-1).astype(np.int16)
+    last = (length - 1 - lines[..., ::-1].argmax(axis=-1)).astype(np.int16)
+    last[~lines.any(axis=-1)] = -1
+    between = (index >= first[..., np.newaxis]) & (index <= last[..., np.newaxis])
+    return np.asarray(np.moveaxis(between, -1, axis))
+
+
+def labels_present(labels: Labels) -> Mask:
+    """Which labels occur.
+
+    Args:
+        labels: uint8 (X, Y, Z). Not modified.
+
+    Returns:
+        256 bools; the background's says nothing.
+    """
+    return np.asarray(np.bincount(labels[labels != 0], minlength=256) > 0)
 
 
 def look_up(labels: Labels, table: npt.NDArray[np.generic]) -> Labels:
@@ -130,8 +146,7 @@ def largest_mask(mask: Mask, *, join_vox: int = 0) -> Mask:
     numbered, count = connected_components(mask, join_vox=join_vox)
     if count <= 1:
         return np.array(mask, dtype=np.bool_)
-    sizes = np.bincount(numbered.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    sizes = np.bincount(numbered[mask])
     return np.asarray(numbered == np.argmax(sizes), dtype=np.bool_)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lib.anatomy import DISCS
-from lib.transforms.components import Labels, look_up
+from lib.transforms.components import Labels, labels_present, look_up
 
 
 def odd_discs(labels: Labels) -> Labels:
@@ -15,7 +15,7 @@ def odd_discs(labels: Labels) -> Labels:
     Returns:
         A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.
     """
-    present = np.bincount(labels.ravel(order="K"), minlength=256) > 0
+    present = labels_present(labels)
     table = np.zeros(256, dtype=np.uint8)
     table[[code for code in DISCS if present[code]][::2]] = 1
     return look_up(labels, table)

@@ -168,10 +168,9 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
     painted = look_up(raw[box], fixed)
     for numbered, codes in ((pieces.vertebra_map, naming.vertebrae), (pieces.disc_map, naming.discs)):
         if numbered is not None:
-            crop = np.ascontiguousarray(numbered[box]).ravel()
-            own = np.flatnonzero(crop)
-            own = own[painted.ravel()[own] == BACKGROUND]
-            painted.ravel()[own] = np.array([UNNAMED, *codes], dtype=np.uint8)[crop[own]]
+            crop = numbered[box]
+            own = (crop != 0) & (painted == BACKGROUND)
+            painted[own] = np.array([UNNAMED, *codes], dtype=np.uint8)[crop[own]]
     labels[box] = painted
     return labels
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lib.anatomy import DISC_CLASSES, Kind, Step1, Step2
 from lib.errors import NoSpineError
 from lib.transforms.centerline import CanalExtent, canal_extent
-from lib.transforms.components import Box, Labels, Mask, connected_components, foreground_box, look_up
+from lib.transforms.components import Box, Labels, Mask, connected_components, foreground_box, labels_present, look_up
 from lib.transforms.remnants import find_remnants
 from lib.transforms.tally import PieceVoxels, Point, Tally, all_voxels, mean_of, tally_pieces
 
@@ -101,7 +101,7 @@ def require_spine(raw: Labels, step: Step) -> None:
     Raises:
         NoSpineError: The map has no disc, or neither canal nor cord.
     """
-    present = np.bincount(raw.ravel(order="K"), minlength=256) > 0
+    present = labels_present(raw)
     canal, cord = (Step1.CANAL, Step1.CORD) if step == 1 else (Step2.CANAL, Step2.CORD)
     missing = []
     if not present[list(DISC_CLASSES)].any():
