@@ -81,6 +81,14 @@ def test_version_tells_other_weights_apart(tmp_path):
     assert len({ModelFolder.open(tmp_path / name).digest for name in "abc"}) == 3
 
 
+def test_other_region_names_are_no_obstacle(tmp_path):
+    """Names are for people; what a channel means is told by its classes."""
+    path = write_model_folder(tmp_path, 1)
+    edit(path / "dataset.json", lambda d: d.update(labels={f"{name}_new": v for name, v in d["labels"].items()}))
+    edit(path / "dataset.json", lambda d: d["labels"].update(background=d["labels"].pop("background_new")))
+    assert "cord" in ModelFolder.open(tmp_path, step=1).regions
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text())
     change(content)
@@ -111,11 +119,16 @@ def kwarg(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param("dataset.json", lambda d: d["labels"].pop("cord"), "model folder of step 1", id="region-missing"),
         pytest.param("dataset.json", lambda d: d.update(channel_names={"0": "a", "1": "b"}), "step 1", id="channels"),
         pytest.param("dataset.json", lambda d: d.update(labels={"background": 0, "a": 1}), "step 1", id="plain-labels"),
-        pytest.param("dataset.json", lambda d: d.update(regions_class_order=[1, 2]), "one class per", id="class-order"),
+        pytest.param(
+            "dataset.json", lambda d: d.update(regions_class_order=[1, 2]), "class_order must be", id="class-order"
+        ),
         pytest.param("dataset.json", lambda d: d.pop("regions_class_order"), "nnU-Net 2", id="no-class-order"),
         pytest.param("plans.json", lambda d: d.pop("configurations"), "nnU-Net 2", id="no-configurations"),
         pytest.param("plans.json", architecture("network_class_name", "os.system"), "os.system", id="foreign-class"),
         pytest.param("plans.json", kwarg("conv_op", "os.system"), "os.system", id="foreign-building-block"),
+        pytest.param(
+            "plans.json", kwarg("nonlin", "torch.nn.modules.module.torch.hub.load"), "hub", id="detour-to-other-code"
+        ),
         pytest.param("plans.json", plan("normalization_schemes", ["CTNormalization"]), "CTNorm", id="normalization"),
         pytest.param("plans.json", plan("patch_size", [16, 16]), "patch", id="two-dimensional"),
         pytest.param("plans.json", plan("previous_stage", "3d_lowres"), "cascade", id="cascade"),

@@ -4,7 +4,6 @@ The trainer class a checkpoint names is never looked up: the network is the one 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,23 +15,16 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS
 from lib.errors import WeightsError
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
+from lib.nnunet.discovery import STEP_CHANNELS, STEP_CLASSES, STEP_REGIONS, find_checkpoint, find_model, read_json
 from lib.nnunet.hashing import sha256_of
 
-STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
-STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
-"""Input channels: the image, and in step 2 the odd discs."""
-CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
-"""In the order of preference."""
 CONFIGURATION: Final = "3d_fullres"
 """nnU-Net's configuration when the folder's name does not say."""
-SEARCH_DEPTH: Final = 4
-"""Folders below the given one that are searched: Dataset, trainer, and one each a zip and an install add."""
-NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.\w+")
-MODULES: Final = re.compile(r"torch\.nn\.[\w.]+")
-"""What a plans file may name: the plans come from outside, and naming a class is calling it."""
+NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w+")
+MODULES: Final = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w+")
+"""What a plans file may name: it comes from outside, and naming a class is calling it."""
 NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
 
 
@@ -73,9 +65,9 @@ class ModelFolder:
             WeightsError: There is no such folder, or it is not a model of that step.
         """
         root = Path(path)
-        folder, found_step = _find(root, step)
-        dataset = _read_json(folder / "dataset.json")
-        plans = _read_json(folder / "plans.json")
+        folder, found_step = find_model(root, step)
+        dataset = read_json(folder / "dataset.json")
+        plans = read_json(folder / "plans.json")
         try:
             configuration = PlansManager(plans).get_configuration(_configuration_name(folder, plans)).configuration
             axes = tuple(int(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
@@ -86,15 +78,15 @@ class ModelFolder:
                 "install the weights again"
             ) from error
         _check_configuration(configuration, axes, found_step, folder)
-        if len(classes) != len(STEP_REGIONS[found_step]) or not all(0 < value < 256 for value in classes):
+        if classes != STEP_CLASSES[found_step]:
             raise WeightsError(
-                f"regions_class_order must name one class per region, got {classes!r} in {folder.name!r}"
+                f"regions_class_order must be {STEP_CLASSES[found_step]!r}, got {classes!r} in {folder.name!r}"
             )
         return cls(
             path=folder,
             step=found_step,
             name=name or root.name,
-            checkpoint=_checkpoint(folder),
+            checkpoint=find_checkpoint(folder),
             configuration=configuration,
             regions=tuple(STEP_REGIONS[found_step]),
             region_classes=classes,
@@ -153,54 +145,6 @@ class ModelFolder:
         return network.eval().requires_grad_(False)
 
 
-def _find(root: Path, step: int | None) -> tuple[Path, int]:
-    """The model folder of ``step`` at or below ``root``, and its step."""
-    if not root.is_dir():
-        raise WeightsError(
-            f"a model folder is required, got {str(root)!r} which does not exist; run 'totalspineseg weights install'"
-        )
-    found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
-    matches = [(folder, of) for folder, of in found if of is not None and step in (None, of)]
-    if not matches:
-        wanted = f"step {step}" if step else "step 1 or 2"
-        raise WeightsError(
-            f"a model folder of {wanted} (plans.json, and dataset.json with the regions of TotalSpineSeg in order) is "
-            f"required, got none in {str(root)!r}; run 'totalspineseg weights install'"
-        )
-    if len(matches) > 1:
-        names = sorted(folder.name for folder, _ in matches)
-        raise WeightsError(f"one model folder is required, got {names!r} in {str(root)!r}; name the one to use")
-    folder, of = matches[0]
-    return folder, of or 0
-
-
-def _candidates(root: Path, depth: int) -> list[Path]:
-    if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
-        return [root]
-    if depth == 0:
-        return []
-    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    return [folder for child in children for folder in _candidates(child, depth - 1)]
-
-
-def _step_of(folder: Path) -> int | None:
-    """Which step's regions and channels a dataset.json declares, in the right order; None: neither's."""
-    dataset = _read_json(folder / "dataset.json")
-    labels = dataset.get("labels")
-    if not isinstance(labels, dict):
-        return None
-    regions = [(name, _as_tuple(value)) for name, value in labels.items() if name not in ("background", "ignore")]
-    channels = len(dataset.get("channel_names", dataset.get("modality", ())))
-    for step, expected in STEP_REGIONS.items():
-        if regions == list(expected.items()) and channels == STEP_CHANNELS[step]:
-            return step
-    return None
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
     """The configuration the folder's name ends with (Trainer__Plans__Configuration), else the only one."""
     names = list(plans["configurations"])
@@ -232,28 +176,3 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
         raise WeightsError(
             f"a 3D nnU-Net model of step {step} with a stock network is required, got {problem} in {folder.name!r}"
         )
-
-
-def _checkpoint(folder: Path) -> Path:
-    """The checkpoint to use: fold 0 first, then "all", then the others; final before best."""
-    folds = sorted(folder.glob("fold_*"), key=lambda fold: (fold.name != "fold_0", fold.name != "fold_all", fold.name))
-    for fold in folds:
-        for name in CHECKPOINTS:
-            if (fold / name).is_file():
-                return fold / name
-    raise WeightsError(f"fold_0/{CHECKPOINTS[0]} is required, got none in {folder.name!r}; install the weights again")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"a readable {path.name} is required, got a damaged one in {path.parent.name!r}; install the weights again"
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f"{path.name} must hold a JSON object, got {type(content).__name__} in {path.parent.name!r}; "
-            "install the weights again"
-        )
-    return content

@@ -17,12 +17,10 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model folder as it was when it was opened."""
+    """A model folder, and what its name, place and files were when it was opened."""
 
-    name: str
-    root: Path
     folder: ModelFolder
-    stamp: Stamp
+    key: tuple[str, Path, Stamp]
 
 
 class Networks:
@@ -42,7 +40,7 @@ class Networks:
         self._tile_step = tile_step
         self._lock = RLock()
         self._opened: dict[int, _Opened] = {}
-        self._warm: dict[int, WarmPredictor] = {}
+        self._warm: dict[int, tuple[_Opened, WarmPredictor]] = {}
         self._loads: dict[int, int] = {}
 
     @property
@@ -60,17 +58,7 @@ class Networks:
             WeightsError: There is no usable model folder.
         """
         with self._lock:
-            choice = self.store.resolve(step)
-            known = self._opened.get(step)
-            if (
-                known is None
-                or (known.name, known.root) != (choice.name, choice.root)
-                or known.stamp != _stamp(known.folder)
-            ):
-                folder = ModelFolder.open(choice.root, step=step, name=choice.name)
-                known = _Opened(choice.name, choice.root, folder, _stamp(folder))
-                self._opened[step] = known
-            return known.folder
+            return self._open(step).folder
 
     def get(self, step: int) -> WarmPredictor:
         """The predictor of a step: warm if the same version was asked for before.
@@ -84,22 +72,33 @@ class Networks:
             WeightsError: There is no usable model.
         """
         with self._lock:
-            folder = self.folder(step)
-            warm = self._warm.get(step)
-            if warm is None or warm.folder is not folder:
-                warm = WarmPredictor(folder, device=self._device, tile_step=self._tile_step)
-                self._warm[step] = warm
-                self._loads[step] = self._loads.get(step, 0) + 1
-                logger.info("loaded step %d network %s on %s", step, warm.version, warm.device)
-            return warm
+            opened = self._open(step)
+            if step in self._warm and self._warm[step][0].key == opened.key:
+                return self._warm[step][1]
+            predictor = WarmPredictor(opened.folder, device=self._device, tile_step=self._tile_step)
+            self._warm[step] = opened, predictor
+            self._loads[step] = self._loads.get(step, 0) + 1
+            logger.info("loaded step %d network %s on %s", step, predictor.version, predictor.device)
+            return predictor
 
     def free(self) -> None:
         """Drop all networks and the GPU memory they hold, for instance when a training starts."""
         with self._lock:
-            dropped = list(self._warm.values())
+            dropped = [predictor for _, predictor in self._warm.values()]
             self._warm.clear()
         for predictor in dropped:
             predictor.free()
+
+    def _open(self, step: int) -> _Opened:
+        """The model in use, opened again only when the choice or a file changed."""
+        choice = self.store.resolve(step)
+        known = self._opened.get(step)
+        if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):
+            return known
+        folder = ModelFolder.open(choice.root, step=step, name=choice.name)
+        opened = _Opened(folder, (choice.name, choice.root, _stamp(folder)))
+        self._opened[step] = opened
+        return opened
 
 
 def _stamp(folder: ModelFolder) -> Stamp:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from lib.errors import WeightsError
-from lib.nnunet.model_folder import STEP_CHANNELS, ModelFolder
+from lib.nnunet.discovery import STEP_CHANNELS
+from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import FloatArray, Shape, nonzero_box, normalize, resample, resampled_shape
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction

@@ -1,0 +1,115 @@
+"""Finding the model folder of a step, by what its dataset.json says rather than by its name."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
+from lib.errors import WeightsError
+
+STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
+STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
+    1: tuple(member.value for member in Step1),
+    2: tuple(member.value for member in Step2),
+}
+"""The class each region writes, in the order of the channels; later ones overwrite earlier ones."""
+STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
+"""Input channels: the image, and in step 2 the odd discs."""
+CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
+"""In the order of preference."""
+SEARCH_DEPTH: Final = 4
+"""Folders below the given one that are searched: Dataset, trainer, and one each a zip and an install add."""
+
+
+def find_model(root: Path, step: int | None) -> tuple[Path, int]:
+    """The model folder of a step at or below a folder, and its step.
+
+    Args:
+        root: Where to look, ``SEARCH_DEPTH`` levels down.
+        step: 1 or 2; None takes the only model there is.
+
+    Raises:
+        WeightsError: There is none, or more than one.
+    """
+    if not root.is_dir():
+        raise WeightsError(
+            f"a model folder is required, got {str(root)!r} which does not exist; run 'totalspineseg weights install'"
+        )
+    found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
+    matches = [(folder, of) for folder, of in found if of is not None and step in (None, of)]
+    if not matches:
+        wanted = f"step {step}" if step else "step 1 or 2"
+        raise WeightsError(
+            f"a model folder of {wanted} (plans.json, and dataset.json with the regions of TotalSpineSeg in order) is "
+            f"required, got none in {str(root)!r}; run 'totalspineseg weights install'"
+        )
+    if len(matches) > 1:
+        names = sorted(folder.name for folder, _ in matches)
+        raise WeightsError(f"one model folder is required, got {names!r} in {str(root)!r}; name the one to use")
+    folder, of = matches[0]
+    return folder, of or 0
+
+
+def _candidates(root: Path, depth: int) -> list[Path]:
+    if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
+        return [root]
+    if depth == 0:
+        return []
+    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [folder for child in children for folder in _candidates(child, depth - 1)]
+
+
+def _step_of(folder: Path) -> int | None:
+    """Which step a dataset.json describes, by its regions' classes in order and its channels; None: neither.
+
+    Names do not matter: the classes of a region say what its channel means.
+    """
+    dataset = read_json(folder / "dataset.json")
+    labels = dataset.get("labels")
+    channels = dataset.get("channel_names", dataset.get("modality"))
+    if not isinstance(labels, dict) or not isinstance(channels, dict):
+        return None
+    regions = [_classes(value) for name, value in labels.items() if name not in ("background", "ignore")]
+    for step, expected in STEP_REGIONS.items():
+        if regions == list(expected.values()) and len(channels) == STEP_CHANNELS[step]:
+            return step
+    return None
+
+
+def _classes(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint to use: fold 0 first, then "all", then the others; in a fold final before best.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    folds = sorted(folder.glob("fold_*"), key=lambda fold: (fold.name != "fold_0", fold.name != "fold_all", fold.name))
+    for fold in folds:
+        for name in CHECKPOINTS:
+            if (fold / name).is_file():
+                return fold / name
+    raise WeightsError(f"fold_0/{CHECKPOINTS[0]} is required, got none in {folder.name!r}; install the weights again")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        WeightsError: The file cannot be read, is damaged or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"a readable {path.name} is required, got a damaged one in {path.parent.name!r}; install the weights again"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"{path.name} must hold a JSON object, got {type(content).__name__} in {path.parent.name!r}; "
+            "install the weights again"
+        )
+    return content
