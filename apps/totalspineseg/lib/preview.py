@@ -173,7 +173,9 @@ def mid_sagittal(
         (rows, columns, 3) uint8, square pixels, superior up, anterior left.
     """
     course = course or course_of(labels, volume.grid)
-    return _Plane(volume, course, sagittal=True).picture(labels, paint, palette, points, tags, doubtful)
+    return Plane(volume, course, sagittal=True).picture(
+        labels, paint=paint, palette=palette, points=points, tags=tags, doubtful=doubtful
+    )
 
 
 def mid_coronal(
@@ -189,11 +191,19 @@ def mid_coronal(
 ) -> Picture:
     """The coronal picture through the discs and bodies; see ``mid_sagittal``. The patient's right is left."""
     course = course or course_of(labels, volume.grid)
-    return _Plane(volume, course, sagittal=False).picture(labels, paint, palette, points, tags, doubtful)
+    return Plane(volume, course, sagittal=False).picture(
+        labels, paint=paint, palette=palette, points=points, tags=tags, doubtful=doubtful
+    )
 
 
-class _Plane:
-    """One curved plane of a scan: rows along z, columns along the other in-plane axis."""
+class Plane:
+    """One curved plane of a scan, cut and windowed once for any number of pictures.
+
+    Args:
+        volume: Image, any orientation and spacing. Not modified.
+        course: From ``course_of``.
+        sagittal: Along the canal; else the coronal plane through the discs.
+    """
 
     def __init__(self, volume: Volume, course: Course, *, sagittal: bool) -> None:
         self._volume = volume
@@ -207,7 +217,7 @@ class _Plane:
         self._pixel_mm = float(np.clip(size_mm[0] / WANTED_HEIGHT_PX, *PIXEL_MM))
         self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
-        self._gray = self._cut_linear(ras.data)
+        self._gray = self._windowed(self._cut_linear(ras.data))
 
     def _columns(self, data: AnyArray, index: npt.NDArray[np.intp]) -> AnyArray:
         """(Z, Y) or (Z, X) values of the curved plane."""
@@ -236,15 +246,16 @@ class _Plane:
 
     def picture(
         self,
-        labels: LabelArray | None,
-        paint: LabelArray | None,
-        palette: Palette,
-        points: LabelArray | None,
-        tags: Collection[int],
-        doubtful: Collection[int],
+        labels: LabelArray | None = None,
+        *,
+        paint: LabelArray | None = None,
+        palette: Palette = CODE_PALETTE,
+        points: LabelArray | None = None,
+        tags: Collection[int] = LEVEL_CODES,
+        doubtful: Collection[int] = (),
     ) -> Picture:
-        """Image, paint, points and tags."""
-        gray = self._windowed()
+        """Image, paint, points and tags; the arguments and the result are those of ``mid_sagittal``."""
+        gray = self._gray
         named = None if labels is None else self.cut(labels)
         painted = named if paint is None else self.cut(paint)
         if painted is not None and palette:
@@ -257,8 +268,7 @@ class _Plane:
             return rgb
         return add_tags(rgb, self._tags(named, tags, doubtful))
 
-    def _windowed(self) -> npt.NDArray[np.uint8]:
-        gray = self._gray
+    def _windowed(self, gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         inside = gray[gray != gray.min()]
         low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
         scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)

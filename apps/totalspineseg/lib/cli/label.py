@@ -1,0 +1,118 @@
+"""Number the raw map of a network (step 1 or step 2), without running a network.
+
+IN is a label map or a folder of *.nii.gz; OUT is a file on the grid of IN, or a folder of files of the same names.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from lib.anatomy import Step1
+from lib.cli.common import add_numbering_arguments, existing_path, pins_of
+from lib.errors import TotalSpineSegError
+
+if TYPE_CHECKING:
+    from lib.geometry import LabelArray
+    from lib.numbering.evidence import Pin
+
+PATTERN: Final = "*.nii.gz"
+"""Files of a folder that are numbered."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("input", type=existing_path, metavar="IN", help="raw label map, or a folder of *.nii.gz")
+    parser.add_argument("output", type=Path, metavar="OUT", help="label map to write, or a folder")
+    parser.add_argument(
+        "--step", type=int, choices=(1, 2), help="which network drew the map (default: told by the values of its canal)"
+    )
+    parser.add_argument(
+        "--loc", type=existing_path, metavar="FILE", help="label map of another series of the patient, on any grid"
+    )
+    add_numbering_arguments(parser)
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.json", help="what is known about the levels; a folder when IN is one"
+    )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for every map."""
+
+    step: Literal[1, 2] | None
+    localizer: Path | None
+    pins: "tuple[Pin, ...]"
+    method: Literal["chain", "iterative"]
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    request = _Request(arguments.step, arguments.loc, pins_of(arguments), arguments.method)
+    source: Path = arguments.input
+    if not source.is_dir():
+        _require_name(arguments.output)
+        _label_file(source, arguments.output, arguments.report, request)
+        return 0
+    return _label_folder(source, arguments.output, arguments.report, request)
+
+
+def _require_name(output: Path) -> None:
+    if output.is_dir() or not output.name.lower().endswith((".nii.gz", ".nii", ".nrrd")):
+        raise TotalSpineSegError(f"OUT must be a file ending in .nii.gz, .nii or .nrrd, got {str(output)!r}")
+
+
+def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
+    """Number every map of a folder; a bad one does not stop the rest."""
+    from lib.volume_io import stem
+
+    files = sorted(path for path in source.glob(PATTERN) if not path.name.startswith("."))
+    if not files:
+        raise TotalSpineSegError(f"a folder with {PATTERN} is required, got none in {str(source)!r}")
+    if request.pins:
+        raise TotalSpineSegError("--pin fixes a level of one scan; give one file as IN")
+    failed = 0
+    for path in files:
+        report = None if reports is None else reports / f"{stem(path)}.json"
+        try:
+            _label_file(path, output / path.name, report, request)
+        except TotalSpineSegError as error:
+            failed += 1
+            print(f"{path.name}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
+    from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
+    from lib.numbering.label import label_map
+    from lib.volume_io import read_labels, write_volume
+
+    volume = read_labels(source)
+    iso = labels_to_iso(volume)
+    localizer = None if request.localizer is None else labels_on_grid(read_labels(request.localizer), iso.grid)
+    step = request.step or _step_of(iso.data)
+    labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
+    _make_folder(output.parent)
+    write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
+    if report_file is not None:
+        _make_folder(report_file.parent)
+        _write_report(report_file, report)
+
+
+def _step_of(raw: "LabelArray") -> Literal[1, 2]:
+    """Step 2 has more classes: its canal and cord have values that step 1 does not use."""
+    return 2 if raw.max() > max(member.value for member in Step1) else 1
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TotalSpineSegError(f"a folder that can be written is required, got {str(folder)!r} ({error})") from error
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    from lib.cohort.record import write_json
+
+    write_json(path, report)

@@ -1,0 +1,146 @@
+"""Segment and number spine MRI: cord, canal, every vertebra and disc by name.
+
+INPUT is an image (.nii, .nii.gz, .nrrd, a DICOM folder), a folder of images or of DICOM folders, or a BIDS
+data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was interrupted continues where it was.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of, positive
+from lib.errors import TotalSpineSegError
+
+if TYPE_CHECKING:
+    from lib.cohort.inputs import Case
+    from lib.cohort.options import RunOptions
+    from lib.cohort.run import Summary
+
+MAX_DEFAULT_WORKERS: Final = 4
+"""Reading and writing seldom keep more threads busy beside one network."""
+EARLIER_LABELS: Final = ("step2_output", "step1_output")
+"""Folders of OUTPUT whose label maps serve as localizers when no ``--loc`` is given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder of images")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the results; created")
+    parser.add_argument("--step1", action="store_true", help="stop after step 1 (discs, C1, canal, cord)")
+    parser.add_argument("--iso", action="store_true", help="leave the results at 1 mm instead of the input's grid")
+    parser.add_argument(
+        "--loc",
+        type=Path,
+        metavar="FOLDER|FILE",
+        help="label maps of localizers (other series of the same patients): a folder, or one file for all scans",
+    )
+    parser.add_argument(
+        "--suffix", nargs="+", default=[], metavar="S", help="only images whose name ends so, such as _T2w"
+    )
+    parser.add_argument(
+        "--loc-suffix",
+        metavar="S",
+        help="name ending of the localizer in place of --suffix: --suffix _T2w --loc-suffix _T1w pairs "
+        "sub-01_T2w with sub-01_T1w (without --loc: among the results already in OUTPUT)",
+    )
+    parser.add_argument(
+        "--keep-only", nargs="+", metavar="FOLDER", help="write only these folders of OUTPUT, such as step2_output"
+    )
+    add_numbering_arguments(parser)
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--max-workers", type=positive, metavar="N", help="threads that read and write beside the network"
+    )
+    parser.add_argument(
+        "--device", metavar="cuda|cpu", default="auto", help="where the networks run (default: a GPU if any)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do finished scans again")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from lib.cohort.inputs import find_cases, pair_localizers
+
+    output: Path = arguments.output
+    if output.exists() and not output.is_dir():
+        raise TotalSpineSegError(f"OUTPUT must be a folder, got the file {str(output)!r}")
+    cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
+    earlier = [output / folder for folder in EARLIER_LABELS]
+    cases = pair_localizers(
+        cases, arguments.loc, suffixes=arguments.suffix, localizer_suffix=arguments.loc_suffix, earlier=earlier
+    )
+    options = _options(arguments, len(cases))
+    summary = _run(arguments, cases, options)
+    if not arguments.quiet:
+        _print_summary(summary, output)
+    for name, failure in summary.failures.items():
+        print(f"{name}: {failure}", file=sys.stderr)
+    if summary.interrupted:
+        print("totalspineseg: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 1 if summary.failures else 0
+
+
+def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
+    from lib.cohort.options import RunOptions
+    from lib.cohort.outputs import FOLDERS
+
+    if arguments.pin and count > 1:
+        raise TotalSpineSegError(f"--pin fixes a level of one scan, got {count} scans; give one image as INPUT")
+    keep = FOLDERS if arguments.keep_only is None else tuple(arguments.keep_only)
+    if unknown := [folder for folder in keep if folder not in FOLDERS]:
+        raise TotalSpineSegError(f"--keep-only takes {', '.join(FOLDERS)}, got {', '.join(unknown)}")
+    if arguments.step1:
+        keep = tuple(folder for folder in keep if not folder.startswith("step2"))
+    return RunOptions(
+        iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
+    )
+
+
+def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "Summary":
+    from lib.cohort.documents import write_documents
+    from lib.cohort.progress import Progress
+    from lib.cohort.run import Run
+    from lib.nnunet.networks import Networks
+    from lib.nnunet.predictor import resolve_device
+
+    try:
+        resolve_device(arguments.device)
+    except ValueError as error:
+        raise TotalSpineSegError(str(error)) from error
+    networks = Networks(model_store(arguments.data_dir, arguments.weights), device=arguments.device)
+    steps = (1,) if options.step1 else (1, 2)
+    # Weights that do not load stop the run before the first scan is read.
+    versions = {f"step{step}": networks.folder(step).version for step in steps}
+    run = Run(arguments.output, options, networks, versions)
+    progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
+    workers = arguments.max_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+    summary = run(cases, workers=workers, overwrite=arguments.overwrite, progress=progress)
+    progress.close()
+    write_documents(arguments.output, cases, summary, versions=versions, asked=_asked(arguments))
+    return summary
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options as typed, for ``run.json``."""
+    return {name: _plain(value) for name, value in vars(arguments).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _print_summary(summary: "Summary", output: Path) -> None:
+    new = len(summary.records) - len(summary.skipped)
+    print(
+        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
+        f"{summary.seconds:.1f} s; results in {output}"
+    )
+    doubtful = [name for name, record in summary.records.items() if record.get("confident") is False]
+    if doubtful:
+        print(f"numbering not certain in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")

@@ -1,0 +1,18 @@
+"""Serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments: those of the server itself."""
+    from lib.server import add_arguments as add_server_arguments
+
+    add_server_arguments(parser)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the server until it is stopped; returns the exit code."""
+    from lib.server import serve
+
+    serve(**vars(arguments))
+    return 0

@@ -1,0 +1,96 @@
+"""Install the official weights (from the web, or from zips on disk), or list what is installed."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from lib.cli.common import MODEL_DIR, model_store
+from lib.errors import WeightsError
+
+MIB: Final = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="install|list|use")
+    install = actions.add_parser("install", help="install the official weights and put them into use")
+    install.add_argument(
+        "--zip", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="zips on disk"
+    )
+    install.add_argument(
+        "--sha256",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="HEX",
+        help="expected hashes, in the order of the zips",
+    )
+    listing = actions.add_parser("list", help="list installed versions; * marks the ones in use")
+    use = actions.add_parser("use", help="put an installed version into use")
+    use.add_argument("name", metavar="NAME", help="starter, or a version from the list")
+    for action in (install, listing, use):
+        action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    action = {"install": _install, "list": _list, "use": _use}[arguments.action]
+    action(arguments)
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> None:
+    from lib.nnunet.weights import install
+
+    name = install(arguments.data_dir, zips=arguments.zip, sha256=arguments.sha256, progress=_Bar())
+    print(f"installed {name}; it is in use now")
+
+
+class _Bar:
+    """Megabytes of a download, on one line of a terminal, else every tenth part."""
+
+    def __init__(self) -> None:
+        self._shown = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        terminal = sys.stderr.isatty()
+        percent = 100 * done // total if total else 0
+        mark = percent if terminal else percent // 10
+        if mark == self._shown and total:
+            return
+        self._shown = mark
+        size = f"{done / MIB:.0f} of {total / MIB:.0f} MiB ({percent} %)" if total else f"{done / MIB:.0f} MiB"
+        end = "\n" if done == total or not terminal else ""
+        print(f"\r\x1b[2K{size}" if terminal else size, end=end, file=sys.stderr, flush=True)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from lib.registry.store import STARTER
+
+    store = model_store(arguments.data_dir, "")
+    chosen: dict[str, list[int]] = {}
+    for step in (1, 2):
+        try:
+            chosen.setdefault(store.resolve(step).name, []).append(step)
+        except WeightsError as error:
+            print(f"step {step}: {error}", file=sys.stderr)
+    starter = (STARTER,) if (store.model_dir / STARTER).is_dir() else ()
+    for name in (*starter, *store.versions()):
+        steps = chosen.get(name, [])
+        text = f"  in use for step {' and '.join(map(str, steps))}" if steps else ""
+        print(f"{'*' if steps else ' '} {name}{text}")
+    if not starter and not store.versions():
+        print(f"no weights in {store.model_dir}; run: totalspineseg weights install")
+
+
+def _use(arguments: argparse.Namespace) -> None:
+    from lib.nnunet.model_folder import ModelFolder
+
+    store = model_store(arguments.data_dir, "")
+    chosen = type(store)(store.model_dir, weights=arguments.name)
+    for step in (1, 2):
+        choice = chosen.resolve(step)
+        ModelFolder.open(choice.root, step=step, name=choice.name)
+    store.activate(arguments.name)
+    print(f"{arguments.name} is in use now")

@@ -1,0 +1,1 @@
+"""Running a network over many scans and leaving everything on disk."""

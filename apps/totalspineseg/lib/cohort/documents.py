@@ -1,0 +1,97 @@
+"""The documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
+
+import base64
+import csv
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from lib.cohort.inputs import Case
+from lib.cohort.outputs import REPORTS
+from lib.cohort.record import write_json, write_text
+from lib.cohort.run import Summary
+from lib.cohort.versions import software_versions
+from lib.measurements import COLUMNS
+from lib.run_report import ScanRow, report_html
+
+RUN_FILE: Final = "run.json"
+MEASUREMENTS_FILE: Final = "measurements.csv"
+REPORT_FILE: Final = "report.html"
+
+
+def write_documents(
+    output: Path, cases: Sequence[Case], summary: Summary, *, versions: Mapping[str, str], asked: Mapping[str, Any]
+) -> None:
+    """Write the documents of a run, each atomically.
+
+    Args:
+        output: OUTPUT.
+        cases: All scans of the run.
+        summary: How it went.
+        versions: Step -> version of the weights.
+        asked: The options as typed.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    write_json(output / RUN_FILE, _run_json(cases, summary, versions, asked))
+    rows = [{"scan": name, **row} for name, record in sorted(summary.records.items()) for row in record["measurements"]]
+    write_text(output / MEASUREMENTS_FILE, _csv(rows))
+    html = report_html(
+        [_row(output, case.name, summary) for case in cases], title=f"TotalSpineSeg: {output.resolve().name}"
+    )
+    write_text(output / REPORT_FILE, html)
+
+
+def _run_json(
+    cases: Sequence[Case], summary: Summary, versions: Mapping[str, str], asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    done = [name for name in summary.records if name not in summary.skipped]
+    return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "interrupted": summary.interrupted,
+        "seconds": round(summary.seconds, 1),
+        "versions": software_versions(),
+        "models": dict(versions),
+        "options": dict(asked),
+        "scans": len(cases),
+        "done": sorted(done),
+        "finished_before": sorted(summary.skipped),
+        "failed": dict(sorted(summary.failures.items())),
+        "not_started": sorted(
+            c.name for c in cases if c.name not in summary.records and c.name not in summary.failures
+        ),
+    }
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Comma-separated; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("scan", *COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(output: Path, name: str, summary: Summary) -> ScanRow:
+    record = summary.records.get(name)
+    if record is None:
+        return ScanRow(name, failure=summary.failures.get(name, "not started"))
+    thumbnail = output / REPORTS / f"{name}.jpg"
+    models = record["made_with"]["models"]
+    return ScanRow(
+        name,
+        in_view=record["in_view"],
+        confident=record["confident"],
+        probability=record["probability"],
+        warnings=(*record["warnings"], *record["would_settle"], *(_finding(f) for f in record.get("findings", []))),
+        model=", ".join(f"{step}: {version}" for step, version in models.items()),
+        seconds=sum(record["seconds"].values()),
+        thumbnail=base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else "",
+    )
+
+
+def _finding(finding: Any) -> str:
+    return str(finding.get("message", finding)) if isinstance(finding, dict) else str(finding)

@@ -1,0 +1,183 @@
+"""Which scans a folder holds, what each is called, and which localizer belongs to it."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from lib.errors import ImageError
+from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
+
+DICOM_DEPTH: Final = 3
+"""Folders below INPUT that are looked into for DICOM series: patient / study / series."""
+DICOM_MAGIC: Final = (128, b"DICM")
+"""Where a DICOM file says that it is one (PS3.10)."""
+BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to segment.
+
+    Attributes:
+        name: What its results are called; unique in a run.
+        path: Image file, or folder of a DICOM series.
+        folder: Its folder below INPUT ("sub-01/anat" in BIDS), "." for INPUT itself.
+        localizer: Label map of another series of the patient, or None.
+        localizer_missing: A localizer was asked for, but there is none for this scan.
+    """
+
+    name: str
+    path: Path
+    folder: Path
+    localizer: Path | None = None
+    localizer_missing: bool = False
+
+
+def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | None = None) -> tuple[Case, ...]:
+    """The scans of a path.
+
+    Args:
+        source: An image file, a DICOM folder, or a folder of images, of DICOM folders, or in BIDS layout.
+        suffixes: Only images whose name (without ending) ends in one of these; all when empty.
+        exclude: A folder not to look into (the output).
+
+    Returns:
+        The scans in alphabetical order.
+
+    Raises:
+        ImageError: The path does not exist or holds no image (of that suffix).
+    """
+    if not source.exists():
+        raise ImageError(f"an image or a folder of images is required, got {str(source)!r}, which does not exist")
+    if source.is_file():
+        return (Case(stem(source), source, Path()),)
+    found = list(_images(source, source))
+    for pattern in BIDS_FOLDERS:
+        for folder in sorted(source.glob(pattern)):
+            found += _images(folder, source)
+    found += _dicom_folders(source, source, exclude)
+    chosen = [case for case in found if not suffixes or case.name.endswith(tuple(suffixes))]
+    if not chosen:
+        wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
+        raise ImageError(
+            f"images ({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat or in "
+            f"sub-*/ses-*/anat are required, got none{wanted} in {str(source)!r}"
+        )
+    return tuple(sorted(_unique(chosen), key=lambda case: case.name))
+
+
+def _images(folder: Path, source: Path) -> Iterator[Case]:
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and is_image_name(path) and not path.name.startswith("."):
+            yield Case(stem(path), path, folder.relative_to(source))
+
+
+def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int = 0) -> list[Case]:
+    """Folders that hold DICOM files themselves, named by their way from INPUT."""
+    if exclude is not None and folder.resolve() == exclude.resolve():
+        return []
+    files: list[Path] = []
+    folders: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith("."):
+            (folders if path.is_dir() else files).append(path)
+    if any(_is_dicom(path) for path in files):
+        way = folder.relative_to(source)
+        return [Case("_".join(way.parts) or folder.resolve().name, folder, way.parent)]
+    if depth == DICOM_DEPTH:
+        return []
+    return [case for below in folders for case in _dicom_folders(below, source, exclude, depth + 1)]
+
+
+def _is_dicom(path: Path) -> bool:
+    if is_image_name(path):
+        return False
+    offset, magic = DICOM_MAGIC
+    try:
+        with path.open("rb") as file:
+            return file.read(offset + len(magic))[offset:] == magic
+    except OSError:
+        return False
+
+
+def _unique(cases: Iterable[Case]) -> list[Case]:
+    """Tell scans of the same name apart, by their folder, else by their ending."""
+    named = list(cases)
+    for rename in (_with_folder, _with_ending):
+        counts = Counter(case.name.casefold() for case in named)
+        named = [rename(case) if counts[case.name.casefold()] > 1 else case for case in named]
+    counts = Counter(case.name for case in named)
+    return [replace(c, name=f"{c.name}_{i}") if counts[c.name] > 1 else c for i, c in enumerate(named, start=1)]
+
+
+def _with_folder(case: Case) -> Case:
+    return replace(case, name="_".join((*case.folder.parts, case.name)))
+
+
+def _with_ending(case: Case) -> Case:
+    ending = case.path.name[len(stem(case.path)) :].replace(".", "_")
+    return replace(case, name=f"{case.name}{ending}") if case.path.is_file() else case
+
+
+def pair_localizers(
+    cases: Sequence[Case],
+    localizer: Path | None,
+    *,
+    suffixes: Sequence[str] = (),
+    localizer_suffix: str | None = None,
+    earlier: Sequence[Path] = (),
+) -> tuple[Case, ...]:
+    """Give every scan its localizer.
+
+    "sub-01_T2w" with suffixes ("_T2w",) and localizer suffix "_T1w" gets "sub-01_T1w", looked for in the
+    localizer folder, in the scan's own folder below it, and (without a localizer folder) among earlier results.
+
+    Args:
+        cases: From ``find_cases``.
+        localizer: A label map for all scans, or a folder of label maps, or None.
+        suffixes: Endings of the scans' names.
+        localizer_suffix: Ending of the localizers' names; None: they are called like the scan.
+        earlier: Folders of label maps from an earlier run, used when there is no ``localizer``.
+
+    Returns:
+        The scans; ``localizer_missing`` where one was asked for in vain.
+
+    Raises:
+        ImageError: ``localizer`` does not exist.
+    """
+    if localizer is None and localizer_suffix is None:
+        return tuple(cases)
+    if localizer is not None and not localizer.exists():
+        raise ImageError(f"a label map or a folder of them is required as localizer, got {str(localizer)!r}")
+    if localizer is not None and localizer.is_file():
+        return tuple(replace(case, localizer=localizer) for case in cases)
+    paired = []
+    for case in cases:
+        folders = earlier if localizer is None else (localizer, localizer / case.folder)
+        names = _localizer_names(case, suffixes, localizer_suffix)
+        match = next((p for folder in folders for name in names if (p := _label_file(folder, name)) is not None), None)
+        paired.append(replace(case, localizer=match, localizer_missing=match is None))
+    return tuple(paired)
+
+
+def _localizer_names(case: Case, suffixes: Sequence[str], localizer_suffix: str | None) -> list[str]:
+    if localizer_suffix is None:
+        return [case.name, stem(case.path)]
+    bases = [n.removesuffix(s) for n in (case.name, stem(case.path)) for s in suffixes if s and n.endswith(s)]
+    return [base + localizer_suffix for base in (bases or [case.name])]
+
+
+def _label_file(folder: Path, name: str) -> Path | None:
+    return next((p for suffix in IMAGE_SUFFIXES if (p := folder / f"{name}{suffix}").is_file()), None)
+
+
+def stamp(path: Path | None) -> list[int] | None:
+    """Changes when a scan's file, or a file of its series, is replaced: files, bytes, latest change (ns)."""
+    if path is None:
+        return None
+    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    stats: list[os.stat_result] = [p.stat() for p in files]
+    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]

@@ -1,0 +1,48 @@
+"""What is known about the levels of one scan, as its record tells it."""
+
+from typing import Any, Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, STRUCTURES, Kind
+from lib.geometry import LabelArray
+from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
+
+DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
+"""A level below this chance is marked in pictures and left out of measurements."""
+
+
+def doubtful_codes(numbering: Numbering | None) -> frozenset[int]:
+    """Codes of the levels that are not certain; none with the iterative method, which knows no doubt."""
+    if numbering is None:
+        return frozenset()
+    return frozenset(level.code for level in numbering.levels if level.probability < DOUBTFUL_PROBABILITY)
+
+
+def structures_json(labels: LabelArray, spacing: tuple[float, float, float]) -> list[dict[str, Any]]:
+    """Every structure in a label map with its volume.
+
+    Args:
+        labels: Codes. Not modified.
+        spacing: Voxel size, mm.
+
+    Returns:
+        One ``{"code", "name", "kind", "volume_ml"}`` per structure, in the order of the label table.
+    """
+    counts = np.bincount(labels.ravel(order="K"), minlength=256)
+    voxel_ml = float(np.prod(spacing)) / 1000
+    return [
+        {"code": s.code, "name": s.name, "kind": s.kind.value, "volume_ml": round(float(counts[s.code]) * voxel_ml, 3)}
+        for s in STRUCTURES
+        if counts[s.code] and s.code != BACKGROUND
+    ]
+
+
+def levels_in_view(structures: list[dict[str, Any]]) -> str:
+    """ "T11 - sacrum" from ``structures_json``: the first and last vertebra; discs where there are none."""
+    kinds = {kind.value for kind in (Kind.VERTEBRA, Kind.SACRUM)}
+    names = [s["name"] for s in structures if s["kind"] in kinds]
+    names = names or [s["name"] for s in structures if s["kind"] == Kind.DISC.value]
+    if not names:
+        return ""
+    return names[0] if len(names) == 1 else f"{names[0]} - {names[-1]}"

@@ -1,0 +1,36 @@
+"""What a run was asked to do."""
+
+from dataclasses import dataclass
+
+from lib.cohort.outputs import FOLDERS
+from lib.numbering.evidence import Pin
+from lib.pipeline import Method
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that decide about its results.
+
+    Attributes:
+        iso: Results stay on the 1 mm grid instead of the grid of the input image.
+        step1: Stop after step 1.
+        keep: Output folders to write.
+        method: How levels get their names.
+        pins: Levels a reader has fixed (of a single scan).
+    """
+
+    iso: bool = False
+    step1: bool = False
+    keep: tuple[str, ...] = FOLDERS
+    method: Method = "chain"
+    pins: tuple[Pin, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """For records: a scan is done again when these change."""
+        return {
+            "iso": self.iso,
+            "step1": self.step1,
+            "keep": list(self.keep),
+            "method": self.method,
+            "pins": [[pin.code, *pin.point_mm] for pin in self.pins],
+        }

@@ -1,0 +1,166 @@
+"""The files of one scan: folders and names as users of the reference know them."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from lib.errors import StorageError
+from lib.geometry import AnyArray, FloatArray, LabelArray
+from lib.pipeline import Located, Scan, Segmentation
+from lib.preview import LEVEL_CODES, STEP1_TAGS, STEP_PALETTE, Picture, Plane, course_of, save_picture
+from lib.volume_io import write_volume
+
+INPUT, PREVIEW = "input", "preview"
+FOLDERS: Final = (
+    INPUT,
+    PREVIEW,
+    "step1_raw",
+    "step1_output",
+    "step1_cord",
+    "step1_canal",
+    "step1_levels",
+    "step2_raw",
+    "step2_output",
+)
+REPORTS: Final = "reports"
+"""One JSON and one thumbnail a scan; always written."""
+ENDING: Final = ".nii.gz"
+THUMBNAIL_HEIGHT_PX: Final = 240
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the networks found in one scan.
+
+    Attributes:
+        located: Step 1.
+        segmentation: Step 2; None when the run stops after step 1.
+        doubtful: Codes whose level is not certain.
+        integers: The image as read has whole numbers, so its preprocessed form is rounded.
+    """
+
+    located: Located
+    segmentation: Segmentation | None
+    doubtful: frozenset[int] = frozenset()
+    integers: bool = False
+
+    @property
+    def labels(self) -> LabelArray:
+        """The last step's codes, on the 1 mm grid."""
+        return self.located.labels if self.segmentation is None else self.segmentation.labels
+
+
+def make_folders(output: Path, keep: Collection[str]) -> None:
+    """Create the output folders.
+
+    Raises:
+        StorageError: They cannot be created.
+    """
+    try:
+        for folder in (*keep, REPORTS):
+            (output / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"a writable output folder is required, got {str(output)!r} ({error.strerror}); choose another"
+        ) from error
+
+
+def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Collection[str]) -> list[str]:
+    """Write all files of a scan but its record, each atomically.
+
+    Args:
+        output: OUTPUT, whose folders exist.
+        name: The scan's name.
+        result: What was found. Not modified.
+        iso: Write results on the 1 mm grid instead of the input's.
+        keep: Folders to write.
+
+    Returns:
+        The files, relative to ``output``.
+
+    Raises:
+        StorageError: A file could not be written.
+    """
+    scan = result.located.scan
+    written = []
+    for folder, make in _volumes(result, iso).items():
+        if folder in keep:
+            file = f"{folder}/{name}{ENDING}"
+            always_iso = iso or folder == INPUT
+            write_volume(output / file, make(), scan.iso.grid if always_iso else scan.grid)
+            written.append(file)
+    plane = Plane(scan.iso, course_of(result.labels, scan.iso.grid), sagittal=True)
+    if PREVIEW in keep:
+        for kind, picture in _pictures(plane, result):
+            file = f"{PREVIEW}/{name}_{kind}.jpg"
+            save_picture(output / file, picture)
+            written.append(file)
+    file = f"{REPORTS}/{name}.jpg"
+    save_picture(output / file, _thumbnail(plane, result))
+    return [*written, file]
+
+
+def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
+    """Folder -> the array of it, computed when asked for."""
+    located, scan, second = result.located, result.located.scan, result.segmentation
+
+    def labels(data: LabelArray) -> Callable[[], AnyArray]:
+        return lambda: data if iso else scan.labels_to_input(data)
+
+    def soft(data: FloatArray) -> Callable[[], AnyArray]:
+        return lambda: data if iso else scan.soft_to_input(data)
+
+    volumes: dict[str, Callable[[], AnyArray]] = {
+        INPUT: lambda: _stored_image(scan, result.integers),
+        "step1_raw": labels(located.raw),
+        "step1_output": labels(located.labels),
+        "step1_cord": soft(located.soft_cord),
+        "step1_canal": soft(located.soft_canal),
+        "step1_levels": lambda: located.levels if iso else scan.points_to_input(located.levels),
+    }
+    if second is not None:
+        volumes |= {"step2_raw": labels(second.raw), "step2_output": labels(second.labels)}
+    return volumes
+
+
+def _stored_image(scan: Scan, integers: bool) -> AnyArray:
+    """The preprocessed image; as int16 where the original had whole numbers of that size: a quarter of the bytes."""
+    data = scan.iso.data
+    limits = np.iinfo(np.int16)
+    if integers and data.min() >= limits.min and data.max() <= limits.max:
+        return np.rint(data).astype(np.int16)
+    return data
+
+
+def _pictures(plane: Plane, result: Result) -> Iterator[tuple[str, Picture]]:
+    """Every kind of preview without and with tags, and the coronal companion."""
+    located, second = result.located, result.segmentation
+    step1 = located.labels
+    final, final_tags = (step1, STEP1_TAGS) if second is None else (second.labels, LEVEL_CODES)
+    kinds: dict[str, tuple[LabelArray, Collection[int], dict[str, Any]]] = {
+        "input": (final, final_tags, {"palette": {}}),
+        "step1_raw": (step1, STEP1_TAGS, {"paint": located.raw, "palette": STEP_PALETTE[1]}),
+        "step1_output": (step1, STEP1_TAGS, {}),
+        "levels": (step1, STEP1_TAGS, {"palette": {}, "points": located.levels}),
+    }
+    if second is not None:
+        kinds["step2_raw"] = (second.labels, LEVEL_CODES, {"paint": second.raw, "palette": STEP_PALETTE[2]})
+        kinds["step2_output"] = (second.labels, LEVEL_CODES, {})
+    for kind, (labels, tags, options) in kinds.items():
+        yield kind, plane.picture(labels, tags=(), doubtful=result.doubtful, **options)
+        yield f"{kind}_tags", plane.picture(labels, tags=tags, doubtful=result.doubtful, **options)
+    scan = located.scan
+    coronal = Plane(scan.iso, course_of(final, scan.iso.grid), sagittal=False)
+    yield "coronal_tags", coronal.picture(final, tags=final_tags, doubtful=result.doubtful)
+
+
+def _thumbnail(plane: Plane, result: Result) -> Picture:
+    tags = STEP1_TAGS if result.segmentation is None else LEVEL_CODES
+    picture = Image.fromarray(plane.picture(result.labels, tags=tags, doubtful=result.doubtful))
+    width = max(1, round(picture.width * THUMBNAIL_HEIGHT_PX / picture.height))
+    small = picture.resize((width, THUMBNAIL_HEIGHT_PX), Image.Resampling.LANCZOS)
+    return np.asarray(small, dtype=np.uint8)

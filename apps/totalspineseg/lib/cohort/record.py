@@ -1,0 +1,58 @@
+"""The record of a finished scan: what is known about its levels, and with what it was made."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.cohort.outputs import REPORTS
+from lib.errors import StorageError
+from lib.volume_io import write_atomic
+
+
+def record_path(output: Path, name: str) -> Path:
+    """Where the record of a scan lies; it exists only once everything else of the scan is written."""
+    return output / REPORTS / f"{name}.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON atomically.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+    write_atomic(path, write)
+
+
+def read_record(output: Path, name: str) -> dict[str, Any] | None:
+    """The record of a scan; None when there is none or it cannot be read (the scan is then done again)."""
+    try:
+        content = json.loads(record_path(output, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def remove_record(output: Path, name: str) -> None:
+    """Make a scan unfinished before its files are replaced.
+
+    Raises:
+        StorageError: The record cannot be removed.
+    """
+    try:
+        record_path(output, name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"permission to replace the record of {name!r} is required ({error.strerror})") from error

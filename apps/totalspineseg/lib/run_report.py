@@ -1,0 +1,148 @@
+"""One HTML page for a run: a sortable table with thumbnails that opens from disk, with no other file."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from lib.measurements import CORD_NOTE
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One line of the table.
+
+    Attributes:
+        scan: Name.
+        in_view: Levels in view, such as "T11 - sacrum".
+        confident: Whether the numbering is certain; None when the method does not say.
+        probability: Chance that all levels are right; None as above.
+        warnings: Sentences.
+        model: Versions of the weights.
+        seconds: Time it took.
+        thumbnail: JPEG, base64; "" for none.
+        failure: Why there is no result; "" when there is one.
+    """
+
+    scan: str
+    in_view: str = ""
+    confident: bool | None = None
+    probability: float | None = None
+    warnings: tuple[str, ...] = ()
+    model: str = ""
+    seconds: float | None = None
+    thumbnail: str = ""
+    failure: str = ""
+
+
+HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Confidence", "Warnings", "Seconds", "Model")
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --bad: #c62828; --unsure: #b26a00; --good: #2e7d32; }
+@media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --unsure: #ffb74d; --good: #81c784; } }
+body { font: 14px/1.45 system-ui, sans-serif; margin: 1.5rem; }
+h1 { font-size: 1.25rem; margin: 0 0 .25rem; } p { margin: .25rem 0 1rem; max-width: 75ch; }
+table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid var(--line); }
+th { position: sticky; top: 0; background: Canvas; white-space: nowrap; }
+th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
+tbody tr:hover { background: var(--soft); } img { height: 120px; display: block; background: #000; }
+td.model { font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
+td.scan { font-weight: 600; }
+.bad { color: var(--bad); } .unsure { color: var(--unsure); } .good { color: var(--good); }
+ul { margin: 0; padding-left: 1.1em; }
+dialog { padding: 0; border: 0; background: #000; } dialog img { height: 90vh; max-width: 95vw; object-fit: contain; }
+"""
+
+_SCRIPT: Final = """
+const body = document.querySelector('tbody');
+for (const head of document.querySelectorAll('th')) {
+  const button = head.querySelector('button');
+  if (!button) continue;
+  button.addEventListener('click', () => {
+    const up = head.getAttribute('aria-sort') !== 'ascending';
+    for (const other of document.querySelectorAll('th')) other.removeAttribute('aria-sort');
+    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const column = head.cellIndex;
+    const key = row => row.cells[column].dataset.key ?? row.cells[column].textContent;
+    const compare = new Intl.Collator(undefined, { numeric: true }).compare;
+    const rows = [...body.rows].sort((a, b) => compare(key(a), key(b)));
+    body.append(...(up ? rows : rows.reverse()));
+  });
+}
+const dialog = document.querySelector('dialog');
+body.addEventListener('click', event => {
+  if (event.target.tagName !== 'IMG') return;
+  dialog.querySelector('img').src = event.target.src;
+  dialog.showModal();
+});
+dialog.addEventListener('click', () => dialog.close());
+"""
+
+
+def report_html(rows: Sequence[ScanRow], *, title: str) -> str:
+    """The page.
+
+    Args:
+        rows: One per scan, in the order to show first.
+        title: Heading; escaped, as all texts are.
+
+    Returns:
+        A complete HTML document.
+    """
+    failed = sum(bool(row.failure) for row in rows)
+    unsure = sum(row.confident is False for row in rows)
+    heads = "".join(
+        f"<th scope=col>{heading if not k else f'<button type=button>{heading}</button>'}</th>"
+        for k, heading in enumerate(HEADINGS)
+    )
+    body = "\n".join(_row(row) for row in rows)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+<p>{len(rows)} scans, {failed} failed, {unsure} with a numbering that is not certain. Click a heading to sort, a picture
+to enlarge it. Striped levels with a "?" are not certain. {html.escape(CORD_NOTE.capitalize())}.</p>
+<table>
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+<dialog><img alt="enlarged preview"></dialog>
+<script>{_SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _row(row: ScanRow) -> str:
+    picture = (
+        f'<img alt="{html.escape(row.scan)}" src="data:image/jpeg;base64,{row.thumbnail}">' if row.thumbnail else ""
+    )
+    sentences = [row.failure] if row.failure else list(row.warnings)
+    warnings = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
+    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+    return (
+        f"<tr><td>{picture}</td><td class=scan>{html.escape(row.scan)}</td><td>{html.escape(row.in_view)}</td>"
+        f"{_confidence(row)}<td data-key={len(sentences)}>{f'<ul>{warnings}</ul>' if warnings else ''}</td>"
+        f'<td data-key="{seconds}">{seconds}</td><td class=model>{html.escape(row.model)}</td></tr>'
+    )
+
+
+def _confidence(row: ScanRow) -> str:
+    """Sorted by the chance; failed scans first."""
+    if row.failure:
+        return '<td class=bad data-key="-1">failed</td>'
+    if row.probability is None:
+        return '<td data-key="2">not stated</td>'
+    word, kind = ("certain", "good") if row.confident else ("not certain", "unsure")
+    return f'<td class={kind} data-key="{row.probability:.4f}">{word} ({row.probability:.3f})</td>'
