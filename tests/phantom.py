@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+
 from lib.anatomy import CANAL, CORD, DISC_L5_S, DISC_T12_L1, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE
 from lib.prediction import Prediction
 

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.front import auth, errors
@@ -16,7 +17,8 @@ def host_application() -> FastAPI:
     from monailabel import app as module
 
     app: FastAPI = module.app
-    app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
+    kinds: list[tuple[object, Middleware]] = [(entry.cls, entry) for entry in app.user_middleware]
+    app.user_middleware = [entry for kind, entry in kinds if kind is not CORSMiddleware]
     auth.install()
     errors.install(app)
     return app

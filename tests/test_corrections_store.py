@@ -1,0 +1,266 @@
+"""Every submission is kept once, whole, with its history; the studies folder survives a full disk and two writers."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections import history
+from lib.corrections.datastore import StudiesDatastore, is_safe_id, is_safe_tag
+from lib.corrections.inbox import STEP1_TAG, Inbox
+from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.store import CorrectionStore, Sender
+from lib.errors import LabelError, StorageError
+from lib.geometry import Grid
+from lib.volume_io import read_labels, write_volume
+
+GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
+SENDER = Sender(user="ada", client="slicer-7", file_name="my label.nii.gz")
+L4_L5: Mapping[str, Any] = {"label_info": [{"name": "L4", "idx": 7}, {"name": "L5", "idx": 8}]}
+
+
+class Desk:
+    """An inbox on a folder with one image."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = CorrectionStore(root)
+        self.predictions = PredictionStore(root)
+        self.inbox = Inbox(self.store, self.predictions, lambda codes, grid: ({"kind": "gap"},))
+        self.published: list[tuple[str, np.ndarray, str, dict[str, Any]]] = []
+        self.image = root / "img.nii.gz"
+        self.label = root / "label.nii.gz"
+        image = np.zeros(GRID.shape, dtype=np.uint8)
+        image[1] = 9
+        write_volume(self.image, image, GRID)
+        labels = np.zeros(GRID.shape, dtype=np.uint8)
+        labels[1], labels[2] = 1, 2
+        write_volume(self.label, labels, GRID)
+
+    def submit(self, params: Mapping[str, Any] = L4_L5, tag: str = "final") -> Any:
+        return self.inbox.submit(
+            "img", self.image, self.label, tag=tag, sender=SENDER, params=params, publish=self._publish
+        )
+
+    def _publish(self, image: str, file: Path, tag: str, info: dict[str, Any]) -> None:
+        self.published.append((image, read_labels(file).data, tag, info))
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_an_understood_label_is_kept_and_published_in_wire_ids(desk: Desk) -> None:
+    kept = desk.submit()
+    (stored,) = desk.store.of_image("img")
+    assert stored == kept
+    assert (stored.status, stored.step, stored.user, stored.client) == ("accepted", 2, "ada", "slicer-7")
+    assert stored.findings == ({"kind": "gap"},)
+    assert stored.image_sha256 == history.sha256_of(desk.image)
+    assert (desk.store.path(stored) / stored.raw).read_bytes() == desk.label.read_bytes()
+    codes = desk.store.codes(stored)
+    assert sorted(set(codes.ravel().tolist())) == [0, CODE_OF["L4"], CODE_OF["L5"]]
+    ((image, wire, tag, info),) = desk.published
+    assert (image, tag) == ("img", "final")
+    assert sorted(set(wire.ravel().tolist())) == [0, WIRE_LABELS["L4"], WIRE_LABELS["L5"]]
+    assert [entry["name"] for entry in info["label_info"]] == list(WIRE_LABELS)
+    assert info["correction"] == kept.id
+
+
+@pytest.mark.parametrize("params", [{}, {"label_info": [{"name": "nose"}]}], ids=["no names", "unknown name"])
+def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: Mapping[str, Any]) -> None:
+    with pytest.raises(LabelError, match="kept but not used"):
+        desk.submit(params)
+    (parked,) = desk.store.of_image("img")
+    assert parked.status == "parked"
+    assert parked.reason
+    assert (desk.store.path(parked) / parked.raw).read_bytes() == desk.label.read_bytes()
+    assert desk.published == []
+    assert desk.store.latest_accepted("img") is None
+    with pytest.raises(ValueError, match="accepted correction is required"):
+        desk.store.codes(parked)
+
+
+def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
+    """A step-1 map submitted as final was trained on with all vertebrae as sacrum."""
+    desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
+    assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
+    assert desk.store.latest_accepted("img") is None
+    assert desk.store.latest_accepted("img", step=1) is not None
+
+
+def test_nothing_overwrites_an_earlier_correction(desk: Desk) -> None:
+    first, second = desk.submit(), desk.submit()
+    assert first.id < second.id
+    assert [c.id for c in desk.store.of_image("img")] == [first.id, second.id]
+    latest = desk.store.latest_accepted("img")
+    assert latest is not None
+    assert latest.id == second.id
+
+
+def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
+    threads = [threading.Thread(target=desk.submit) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(desk.store.of_image("img")) == 12
+    assert len(list(desk.store.all())) == 12
+    assert not list(desk.root.rglob(f"{history.PARTIAL_PREFIX}*"))
+
+
+@pytest.mark.parametrize("call", [0, 1, 2], ids=["raw", "codes", "record"])
+def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk left an entry without its codes, which then broke every reader."""
+    real, count = os.fsync, iter(range(99))
+
+    def full(handle: int) -> None:
+        if next(count) == call:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="disk space"):
+        desk.submit()
+    monkeypatch.undo()
+    assert desk.store.of_image("img") == ()
+    assert not [p for p in desk.root.rglob("*") if p.name.startswith(history.PARTIAL_PREFIX)]
+    assert desk.published == []
+    assert desk.submit().status == "accepted"
+
+
+def prediction(image: str, client: str) -> PredictionRecord:
+    return PredictionRecord(history.new_id(), image, "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, client)
+
+
+def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
+    mine, others = prediction("img", "slicer-7"), prediction("img", "slicer-8")
+    for record in (mine, others, prediction("other", "slicer-7")):
+        desk.predictions.keep(record)
+    assert desk.submit().prediction["id"] == mine.id
+    assert desk.submit({**L4_L5, "prediction": others.id}).prediction["id"] == others.id
+    assert desk.submit({**L4_L5, "prediction": "../../etc"}).prediction["id"] == mine.id
+    assert desk.predictions.latest("img", "nobody") == others
+    assert desk.predictions.latest("none") is None
+    assert desk.predictions.of_image("img") == (mine, others)
+
+
+@pytest.mark.parametrize(
+    "image_id",
+    ["a b", "1.2.840.113", "..", ".hidden", "a/b", "../../etc/passwd", "ä" * 150, "x" * 400, "a%2Fb", "", "a\x00b"],
+    ids=repr,
+)
+def test_image_ids_become_one_harmless_folder_name(image_id: str) -> None:
+    if not image_id:
+        with pytest.raises(ValueError, match="image id is required"):
+            history.folder_name(image_id)
+        return
+    name = history.folder_name(image_id)
+    assert "/" not in name
+    assert "\x00" not in name
+    assert not name.startswith(".")
+    assert len(name.encode()) <= history.MAX_FOLDER_NAME
+
+
+def test_different_ids_have_different_folders() -> None:
+    ids = ["a/b", "a%2Fb", "a_b", "a b", "a", "A", "x" * 400, "x" * 401, ".a", "%2Ea"]
+    assert len({history.folder_name(i) for i in ids}) == len(ids)
+
+
+def test_a_damaged_record_is_named(desk: Desk) -> None:
+    kept = desk.submit()
+    record = desk.store.path(kept) / "record.json"
+    record.write_text("{")
+    with pytest.raises(StorageError, match=r"damaged 'record.json'"):
+        desk.store.of_image("img")
+    record.write_text(json.dumps({"id": "x"}))
+    with pytest.raises(StorageError, match="all its fields"):
+        desk.store.of_image("img")
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        *[(name, True) for name in ("sub-01_T2w", "1.2.3", "a b")],
+        *[(name, False) for name in ("../x", "a/b", "/etc", ".x", "", "a\\b", "a\nb", "x" * 201, "c:x")],
+    ],
+)
+def test_safe_ids(name: str, safe: bool) -> None:
+    assert is_safe_id(name) is safe
+
+
+@pytest.mark.parametrize(
+    ("tag", "safe"), [("final", True), ("v-2_b", True), ("..", False), ("a/b", False), ("", False), ("a.b", False)]
+)
+def test_safe_tags(tag: str, safe: bool) -> None:
+    assert is_safe_tag(tag) is safe
+
+
+@pytest.fixture
+def studies(desk: Desk, tmp_path: Path) -> StudiesDatastore:
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    write_volume(folder / "b.nii.b.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
+    write_volume(folder / ".partial-x.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
+    return StudiesDatastore(str(folder), auto_reload=False)
+
+
+def test_only_whole_images_with_plain_names_are_offered(studies: StudiesDatastore) -> None:
+    assert studies.list_images() == ["b.nii.b"]
+
+
+def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk) -> None:
+    """An upload under a known id replaced the scan under its finished labels."""
+    assert studies.add_image("new", str(desk.image), {}) == "new"
+    assert studies.add_image("new", str(desk.image), {}) == "new"
+    with pytest.raises(FileExistsError, match="names another image"):
+        studies.add_image("new", str(desk.label), {})
+    with pytest.raises(ValueError, match="without folders"):
+        studies.add_image("../up", str(desk.image), {})
+    odd = desk.root / "x.txt"
+    odd.write_text("no")
+    with pytest.raises(ValueError, match=r"ending in"):
+        studies.add_image("", str(odd), {})
+
+
+def test_a_label_is_replaced_whole_and_survives_a_full_disk(
+    studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies.add_image("img", str(desk.image), {})
+    studies.save_label("img", str(desk.label), "final", {"a": 1})
+    before = Path(studies.get_label_uri("img", "final")).read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="disk space"):
+        studies.save_label("img", str(desk.image), "final", {"a": 2})
+    monkeypatch.undo()
+    assert Path(studies.get_label_uri("img", "final")).read_bytes() == before
+    assert studies.get_label_info("img", "final")["a"] == 1
+    with pytest.raises(ValueError, match="label tag"):
+        studies.save_label("img", str(desk.label), "../x", {})
+    with pytest.raises(KeyError):
+        studies.save_label("nobody", str(desk.label), "final", {})
+
+
+def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: Desk) -> None:
+    """Batch inference wrote its old index over a label submitted meanwhile, and its history was gone."""
+    studies.add_image("one", str(desk.image), {})
+    studies.add_image("two", str(desk.image), {})
+    other = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    studies.save_label("one", str(desk.label), "final", {"who": "ada"})
+    other.save_label("two", str(desk.label), "original", {"who": "batch"})
+    fresh = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    assert fresh.get_label_info("one", "final")["who"] == "ada"
+    assert fresh.get_label_info("two", "original")["who"] == "batch"
+    assert fresh.status()["completed"] == 1
