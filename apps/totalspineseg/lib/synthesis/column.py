@@ -115,6 +115,13 @@ def _tilts(rng: np.random.Generator, counts: tuple[int, int, int], jitter: float
     return np.asarray([*tilts, 0.4 * tilts[-1]])
 
 
+def _lean(tilts: NDArray[np.float64], sizes: list[LevelSize]) -> float:
+    """Forward lean in degrees of C1 over the sacrum, which a standing body balances away."""
+    lengths = np.array([s.height + s.disc_height for s in reversed(sizes)])
+    angles = np.deg2rad(tilts[1:])
+    return float(np.rad2deg(np.arctan2((lengths * np.sin(angles)).sum(), (lengths * np.cos(angles)).sum())))
+
+
 def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: float) -> BentColumn:
     """Draw an individual's column; the middle of S1's upper endplate is the origin.
 
@@ -137,6 +144,7 @@ def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: fl
     sizes = [_vary(rng, s, scale, jitter, float(d)) for s, d in zip(sizes, loss, strict=True)]
     total = len(sizes)
     tilts = _tilts(rng, counts, jitter) + np.r_[0.0, jitter * 1.2 * rng.standard_normal(total)]
+    tilts -= _lean(tilts, sizes) - jitter * rng.normal(0, 3.5)
     wave = np.linspace(0, rng.uniform(1, 4) * np.pi, total + 1) + rng.uniform(0, 2 * np.pi)
     scoliosis = jitter * abs(rng.normal(0, 3.0)) * (3.0 if rng.random() < 0.1 else 1.0)
     sides = scoliosis * np.sin(wave) + jitter * rng.normal(0, 2.0)

@@ -97,7 +97,8 @@ def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOpti
             top = points[int(rng.integers(int(first[0]), int(first[1]) + 1)) + shift, 2] + rng.uniform(-12, 12)
         bottom = tail + rng.uniform(-25, 45)
         if last[0] != "sacrum":
-            bottom = points[int(rng.integers(int(last[0]), int(last[1]) + 1)), 2] + rng.uniform(-12, 12)
+            lowest = min(int(rng.integers(int(last[0]), int(last[1]) + 1)), len(points) - 1)
+            bottom = points[lowest, 2] + rng.uniform(-12, 12)
     seen = points[(points[:, 2] < top) & (points[:, 2] > bottom)]
     if bottom < 0:
         seen = np.concatenate([seen, [s.frame.origin for s in column.sacrum if s.frame.origin[2] > bottom]])

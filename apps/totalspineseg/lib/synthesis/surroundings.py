@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import zoom
 
 from lib.synthesis.canal import CanalCurve
 from lib.synthesis.column import BentColumn
@@ -42,11 +41,14 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], coarse: int) 
     longest = max(shape)
     small = [max(2, round(coarse * n / longest)) for n in shape]
     field = rng.standard_normal(small).astype(np.float32)
-    grown = zoom(field, [n / s for n, s in zip(shape, small, strict=True)], order=1, mode="nearest", grid_mode=True)
-    return np.asarray(grown, dtype=np.float32)
+    for axis, (have, want) in enumerate(zip(small, shape, strict=True)):  # linear interpolation, axis by axis
+        place = np.linspace(0, have - 1, want)
+        weights = np.clip(1 - np.abs(place[:, None] - np.arange(have)[None, :]), 0, 1).astype(np.float32)
+        field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(field, dtype=np.float32)
 
 
-def _slices(raster: Raster, values: Floats) -> NDArray[np.float32]:
+def _slices(values: Floats) -> NDArray[np.float32]:
     return values.astype(np.float32)[None, None, :]
 
 
@@ -79,8 +81,8 @@ def draw_surroundings(
     middle_y = spine_y - back + depth / 2
 
     def trunk(inset: float) -> NDArray[np.float32]:
-        across = (np.abs(x) / _slices(raster, half_width - inset)) ** 2.4
-        along = np.abs((y - _slices(raster, middle_y)) / _slices(raster, depth / 2 - inset)) ** 2.4
+        across = (x / _slices(half_width - inset)) ** 2
+        along = ((y - _slices(middle_y)) / _slices(depth / 2 - inset)) ** 2
         return np.asarray(across + along, dtype=np.float32)
 
     out = np.zeros(raster.shape, np.uint8)
@@ -91,10 +93,10 @@ def draw_surroundings(
     noise = smooth_noise(rng, raster.shape, 14)
     streaks = smooth_noise(rng, raster.shape, 60)
     out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
-    front = y > _slices(raster, spine_y + 24 * column.scale)
+    front = y > _slices(spine_y + 24 * column.scale)
     _belly(rng, out, noise, inner & front, z, at)
-    _chest(rng, out, inner, x, y - _slices(raster, spine_y), z, at, column.scale)
-    _neck_and_head(rng, out, noise, inner, x, y - _slices(raster, spine_y), z, at, column.scale)
+    _chest(rng, out, inner, x, y - _slices(spine_y), z, at, column.scale)
+    _neck_and_head(rng, out, noise, inner, x, y - _slices(spine_y), z, at, column.scale)
     _ribs(rng, out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)

@@ -1,0 +1,290 @@
+"""Training of the starter weights on synthetic spines, into nnU-Net's own folder format.
+
+Importable with PyTorch, nnU-Net, numpy and scipy alone.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits
+
+from lib.nnunet.starter_batches import Sample, samples
+from lib.nnunet.starter_plans import FEATURES, PATCH, STARTER_FOLDERS, STRIDES, dataset_json, plans_json, regions_of
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE = 1.5e-3
+"""AdamW at the start; falls to nearly zero by nnU-Net's polynomial."""
+WEIGHT_DECAY = 1e-4
+POLY_POWER = 0.9
+WARM_UP = 50
+EMA_DECAY = 0.998
+"""Running mean of the weights: some 500 iterations, less at the beginning."""
+MAX_GRADIENT_NORM = 12.0
+EARLY_PHASE = 0.3
+"""Share of the training on smaller patches: twice the iterations while shapes are learned."""
+EARLY_PATCH_SHARE = 3
+"""Quarters of the patch's sides in the early phase, rounded up to what the strides divide."""
+HEAD_BIAS = -2.5
+"""Logit the heads start at: most voxels belong to no region."""
+SAVE_EVERY_S = 120.0
+LOG_EVERY = 25
+_DICE_SMOOTH = 1.0
+"""Voxels; keeps the Dice of an absent region from jumping between 0 and 1."""
+
+
+def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_supervision: bool) -> nn.Module:
+    """The network nnU-Net builds from the starter's plans."""
+    plan = plans_json(step, features)["configurations"]["3d_fullres"]["architecture"]
+    network: nn.Module = get_network_from_plans(
+        plan["network_class_name"],
+        plan["arch_kwargs"],
+        plan["_kw_requires_import"],
+        len(dataset_json(step)["channel_names"]),
+        len(regions_of(step)),
+        deep_supervision=deep_supervision,
+    )
+    for name, value in network.named_parameters():
+        if "seg_layers" in name and name.endswith("bias"):
+            nn.init.constant_(value, HEAD_BIAS)
+    return network
+
+
+def region_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
+
+    Args:
+        logits: (B, R, Z, Y, X), finest first.
+        target: Region shares (B, R, Z, Y, X).
+
+    Returns:
+        Scalar loss.
+
+    Source: nnU-Net's region loss with deep supervision; here targets are shares, averaged for coarser levels.
+    """
+    weights = [0.5**k for k in range(max(1, len(logits) - 1))]
+    total = logits[0].new_zeros(())
+    for level, weight in zip(logits, weights, strict=False):
+        factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
+        truth = avg_pool3d(target, factor) if max(factor) > 1 else target
+        probability = torch.sigmoid(level)
+        axes = (0, 2, 3, 4)
+        both = (probability * truth).sum(axes)
+        dice = (2 * both + _DICE_SMOOTH) / ((probability + truth).sum(axes) + _DICE_SMOOTH)
+        total = total + weight * (binary_cross_entropy_with_logits(level, truth) - dice.mean())
+    return total / sum(weights)
+
+
+class _Run:
+    """One training run: network, running mean, optimizer and where it stands."""
+
+    def __init__(self, step: int, features: tuple[int, ...], device: torch.device) -> None:
+        self.step, self.features, self.device = step, features, device
+        self.network = build_network(step, features, deep_supervision=True).to(device)
+        self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
+
+    def train_on(self, batch: list[Sample], progress: float) -> float:
+        rate = LEARNING_RATE * max(1 - progress, 1e-3) ** POLY_POWER * min(1.0, (self.iteration + 1) / WARM_UP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        inputs = torch.stack([s.channels for s in batch]).to(self.device)
+        target = torch.stack([s.regions for s in batch]).to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = region_loss(self.network(inputs), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.iteration += 1
+        decay = min(EMA_DECAY, (1 + self.iteration) / (10 + self.iteration))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                self.mean[name].lerp_(value, 1 - decay)
+        self.losses.append(float(loss.detach()))
+        return self.losses[-1]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "mean": self.mean,
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "losses": self.losses,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
+
+
+def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a step-2 network begun from step 1: what fits is taken, a wider input starts at zero.
+
+    Args:
+        target: Fresh weights of the step-2 network. Not modified.
+        source: Trained weights of the step-1 network. Not modified.
+
+    Returns:
+        New weights; segmentation heads keep their fresh values, their regions differ.
+    """
+    out = {}
+    for name, fresh in target.items():
+        known = source.get(name)
+        if known is not None and known.shape == fresh.shape:
+            out[name] = known.clone().to(fresh.dtype)
+        elif known is not None and known.ndim == 5 and known.shape[0] == fresh.shape[0]:
+            out[name] = fresh.clone() * 0.5  # the marked discs must be heard from the start
+            out[name][:, : known.shape[1]] = known.to(fresh.dtype)
+        else:
+            out[name] = fresh.clone()
+    return out
+
+
+def _replace(path: Path, data: dict[str, Any]) -> None:
+    """Write a checkpoint so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(data, temporary)
+    os.replace(temporary, path)
+
+
+def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
+    """Write the model folder nnU-Net loads, weights in half precision, with hashes beside it.
+
+    Args:
+        folder: ``Dataset10x../nnUNetTrainer__nnUNetPlans__3d_fullres``; made if missing.
+        step: 1 or 2.
+        weights: The network's state.
+        features: Its features by stage.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plans, dataset = plans_json(step, features), dataset_json(step)
+    (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
+    checkpoint = {
+        "network_weights": {k: v.detach().cpu().half() for k, v in weights.items()},
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset},
+        "inference_allowed_mirroring_axes": None,
+        "current_epoch": 0,
+    }
+    _replace(folder / "fold_0" / "checkpoint_final.pth", checkpoint)
+    names = ("dataset.json", "fold_0/checkpoint_final.pth", "plans.json")
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
+    factors = np.prod(STRIDES, axis=0)
+    return tuple(int(-(-EARLY_PATCH_SHARE * n // (4 * f)) * f) for n, f in zip(patch, factors, strict=True))
+
+
+def _batches(step: int, seed: int, size: int, patch: tuple[int, ...]) -> Iterator[list[Sample]]:
+    stream = samples(step, seed, patch)
+    while True:
+        yield [next(stream) for _ in range(size)]
+
+
+def train_starter(
+    step: int,
+    out_dir: Path,
+    *,
+    iterations: int = 3000,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    resume: bool = True,
+    minutes: float | None = None,
+    batch_size: int = 1,
+    features: tuple[int, ...] = FEATURES,
+    patch: tuple[int, ...] = PATCH,
+    start_from: Path | None = None,
+) -> Path:
+    """Train one step's starter model; may be stopped at any moment and called again.
+
+    Args:
+        step: 1 or 2.
+        out_dir: The starter folder; the model goes to its usual place below.
+        iterations: Where the learning rate reaches zero.
+        seed: Of the weights and of the stream of spines.
+        device: "cpu", "cuda" ..
+        threads: CPU threads.
+        resume: Go on from the state a former call left.
+        minutes: End after this much training time in all, the learning rate falling with it; None: no limit.
+        batch_size: Patches per iteration.
+        features: Features by stage.
+        patch: Patch on the network's grid, (Z, Y, X).
+        start_from: Step-1 model folder whose weights step 2 begins with.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        ValueError: The step is neither 1 nor 2.
+    """
+    regions_of(step)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    folder = Path(out_dir) / STARTER_FOLDERS[step]
+    latest = folder / "fold_0" / "checkpoint_latest.pth"
+    run = _Run(step, features, torch.device(device))
+    if resume and latest.is_file():
+        run.restore(torch.load(latest, map_location=device, weights_only=True))
+    elif start_from is not None:
+        known = torch.load(start_from / "fold_0" / "checkpoint_final.pth", map_location=device, weights_only=True)
+        run.network.load_state_dict(warm_start(run.network.state_dict(), known["network_weights"]))
+        run.mean = {k: v.detach().clone() for k, v in run.network.state_dict().items()}
+    settings = {
+        "step": step,
+        "iterations": iterations,
+        "seed": seed,
+        "minutes": minutes,
+        "batch_size": batch_size,
+        "features": list(features),
+        "patch": list(patch),
+        "learning_rate": LEARNING_RATE,
+        "threads": threads,
+        "device": device,
+        "started_from_step1": start_from is not None,
+    }
+    start = seed + 7919 * run.iteration  # another stretch of the stream after every resumption
+    early = _batches(step, start, batch_size, _early_patch(patch))
+    stream = _batches(step, start + 1, batch_size, patch)
+    saved = began = time.monotonic()
+    before = run.seconds
+    while True:
+        run.seconds = before + time.monotonic() - began
+        progress = run.iteration / iterations
+        if minutes is not None:
+            progress = max(progress, run.seconds / 60 / minutes)
+        due = time.monotonic() - saved > SAVE_EVERY_S
+        if due or progress >= 1:
+            _save(run, folder, latest, settings)
+            saved = time.monotonic()
+        if progress >= 1:
+            return folder
+        run.train_on(next(early if progress < EARLY_PHASE else stream), progress)
+        if run.iteration % LOG_EVERY == 0:
+            recent = float(np.mean(run.losses[-100:]))
+            logger.info("step %d iteration %d loss %.4f %.0f s", step, run.iteration, recent, run.seconds)
+
+
+def _save(run: _Run, folder: Path, latest: Path, settings: dict[str, Any]) -> None:
+    _replace(latest, run.state())
+    export_model(folder, run.step, run.mean, run.features)
+    done = {"iterations_done": run.iteration, "seconds": round(run.seconds)}
+    (folder / "training.json").write_text(json.dumps(settings | done, indent=2) + "\n")

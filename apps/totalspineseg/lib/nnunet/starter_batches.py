@@ -1,0 +1,173 @@
+"""Training patches drawn from synthetic spines as they are needed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, binary_erosion
+from torch.nn.functional import avg_pool3d
+
+from lib import anatomy
+from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
+from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
+from lib.synthesis.classes import mark_discs
+
+FINE = (2, 2, 1)
+"""Drawn voxels per network voxel, (Z, Y, X): partial volume along the axes where discs are thin."""
+USES_PER_SPINE = 10
+"""Patches taken of one drawn spine; drawing costs about as much as three patches."""
+CROP_MARGIN_MM = 10
+"""Step 2 sees the box of step 1's result and this much around it."""
+_SWAP_LEFT_RIGHT = 0.5
+_DISC_LOST, _DISC_ROUGH = 0.03, 0.4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example on the network's grid.
+
+    Attributes:
+        channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
+        regions: Share of each region in each voxel, float32 (R, Z, Y, X).
+    """
+
+    channels: torch.Tensor
+    regions: torch.Tensor
+
+
+def position_parity(spine: SyntheticSpine) -> dict[int, bool]:
+    """Vertebra code -> whether its position in the column (C1 = 1) is odd; neighbors always differ."""
+    return {code: position % 2 == 1 for position, code in enumerate(spine.vertebrae, start=1)}
+
+
+def odd_discs(rng: np.random.Generator, spine: SyntheticSpine) -> tuple[tuple[int, ...], bool]:
+    """Every other disc in view, from the first or the second, and whether odd and even swap for it.
+
+    The rule the network learns is local: the vertebra above a marked disc is even, the one below odd.
+    """
+    present = set(np.unique(spine.labels).tolist())
+    in_view = [code for code in spine.discs if code in present]
+    start = int(rng.random() < 0.5)
+    marked = tuple(in_view[start::2])
+    if not marked:
+        return (), False
+    above = dict(zip(spine.discs, spine.vertebrae[1:], strict=True))[marked[0]]
+    return marked, position_parity(spine)[above]
+
+
+def class_table(step: int, spine: SyntheticSpine, *, swapped: bool = False) -> NDArray[np.uint8]:
+    """Output code -> class of a step for this very column, as a table of 256."""
+    table = np.zeros(256, np.uint8)
+    source = anatomy.STEP1_FROM_CODE if step == 1 else anatomy.STEP2_FROM_CODE
+    for code, value in source.items():
+        table[code] = value
+    if step == 2:
+        for code, odd in position_parity(spine).items():
+            table[code] = (anatomy.Step2.VERTEBRA_ODD if odd != swapped else anatomy.Step2.VERTEBRA_EVEN).value
+    return table
+
+
+def _roughen(rng: np.random.Generator, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Marked discs as a network would have found them: some lost, thicker, thinner or shifted."""
+    kind = rng.random()
+    if kind > _DISC_ROUGH:
+        return mask
+    if kind < _DISC_ROUGH / 3:
+        return np.asarray(binary_dilation(mask), np.uint8)
+    if kind < 2 * _DISC_ROUGH / 3:
+        return np.asarray(binary_erosion(mask), np.uint8)
+    return np.roll(mask, tuple(int(v) for v in rng.integers(-1, 2, 3)), (0, 1, 2))
+
+
+def _window(rng: np.random.Generator, spine: SyntheticSpine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
+    """A patch's place, (X, Y, Z): step 2 within the box of the column; half of them at a landmark disc."""
+    low, high = np.zeros(3, int), np.array(spine.labels.shape)
+    spots = np.nonzero(spine.labels)
+    if step == 2 or rng.random() < 0.3:
+        spacing = np.abs(np.diag(spine.affine)[:3])
+        margin = np.round(CROP_MARGIN_MM * rng.uniform(0.6, 1.6) / spacing).astype(int)
+        low = np.maximum(low, [int(s.min()) for s in spots] - margin)
+        high = np.minimum(high, [int(s.max()) + 1 for s in spots] + margin)
+    if rng.random() < 0.55:
+        here = np.nonzero(spine.labels == rng.choice(anatomy.LANDMARK_DISCS))
+        spots = here if here[0].size else spots
+    pick = int(rng.integers(spots[0].size))
+    window = []
+    for axis, length in enumerate(size):
+        center = int(spots[axis][pick]) + int(rng.normal(0, 0.2) * length)
+        first = int(np.clip(center - length // 2, low[axis], max(low[axis], high[axis] - length)))
+        window.append(slice(first, int(min(first + length, high[axis]))))
+    return tuple(window)
+
+
+def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patch: tuple[int, ...] = PATCH) -> Sample:
+    """One patch of one spine in a fresh contrast.
+
+    Args:
+        rng: Source of all randomness.
+        spine: Drawn at ``SPACING_MM / FINE``. Not modified.
+        step: 1 or 2.
+        patch: Size on the network's grid, (Z, Y, X).
+
+    Returns:
+        Channels and region shares, zero-padded to the patch.
+    """
+    fine = [p * f for p, f in zip(patch, FINE, strict=True)]
+    window = _window(rng, spine, tuple(fine[::-1]), step)
+    part = SyntheticSpine(
+        spine.labels[window], spine.tissues[window], spine.affine, spine.column, spine.vertebrae, spine.discs
+    )
+    image = render(rng, part, RenderOptions(strength=float(rng.uniform(0.3, 1.1))))
+    image = (image - image.mean()) / (image.std() + 1e-6)
+    marked, swapped = odd_discs(rng, spine) if step == 2 else ((), False)
+    channels = [image]
+    if step == 2:
+        kept = [code for code in marked if rng.random() > _DISC_LOST]
+        channels.append(_roughen(rng, mark_discs(part.labels, kept)).astype(np.float32))
+    classes = class_table(step, spine, swapped=swapped)[part.labels]
+    regions = [np.isin(classes, values) for values in regions_of(step).values()]
+    stacked = _pool(np.stack([*channels, *regions]).astype(np.float32), patch, mirror=rng.random() < _SWAP_LEFT_RIGHT)
+    inputs = stacked[: len(channels)].clone()
+    inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
+    return Sample(inputs, stacked[len(channels) :])
+
+
+def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) -> torch.Tensor:
+    """(N, X, Y, Z) on the drawn grid -> (N, Z, Y, X) on the network's, zero-padded to the patch."""
+    if mirror:
+        arrays = arrays[:, ::-1]
+    volume = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 2, 1)))
+    even = [n - n % f for n, f in zip(volume.shape[1:], FINE, strict=True)]
+    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], FINE)[0]
+    out = torch.zeros((volume.shape[0], *patch))
+    starts = [(p - n) // 2 for p, n in zip(patch, pooled.shape[1:], strict=True)]
+    box = tuple(slice(s, s + n) for s, n in zip(starts, pooled.shape[1:], strict=True))
+    out[(slice(None), *box)] = pooled
+    return out
+
+
+def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH) -> Iterator[Sample]:
+    """Training examples without end; the seed fixes them.
+
+    Args:
+        step: 1 or 2.
+        seed: Starts the stream.
+        patch: Size on the network's grid, (Z, Y, X).
+
+    Yields:
+        One example after the other; eight spines are at hand at a time.
+    """
+    rng = np.random.default_rng(seed)
+    spacing = [s / f for s, f in zip(SPACING_MM, FINE, strict=True)][::-1]
+    pool: list[SyntheticSpine] = []
+    while True:
+        if len(pool) < 8 or rng.random() < 1 / USES_PER_SPINE:
+            zoom = float(rng.uniform(0.9, 1.12))
+            options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
+            spine = random_spine(rng, options)
+            if np.isin(spine.labels, anatomy.DISCS).any():
+                pool = [*pool[-7:], spine]
+            continue
+        yield draw_sample(rng, pool[int(rng.integers(len(pool)))], step, patch)

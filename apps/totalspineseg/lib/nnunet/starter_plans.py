@@ -1,0 +1,121 @@
+"""nnU-Net's description of the starter models: plans and dataset, as its own planner would write them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lib import anatomy
+
+STARTER_FOLDERS: Final[Mapping[int, str]] = {
+    1: "Dataset101_TotalSpineSeg_step1/nnUNetTrainer__nnUNetPlans__3d_fullres",
+    2: "Dataset102_TotalSpineSeg_step2/nnUNetTrainer__nnUNetPlans__3d_fullres",
+}
+"""Where each step's model lies below the starter folder."""
+SPACING_MM: Final = (2.0, 2.25, 3.5)
+"""Grid of the networks, (Z, Y, X): coarse enough for a CPU, finest where discs are thin."""
+PATCH: Final = (128, 56, 24)
+"""Tile in voxels, (Z, Y, X): 256 x 126 x 84 mm, so that some ten levels are seen at once."""
+STRIDES: Final = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 1))
+"""Steps between the resolution stages; a patch's sides are multiples of their product."""
+FEATURES: Final = (16, 32, 64, 128, 160)
+"""Features by resolution stage: 3.6 million weights, 7 MB in half precision."""
+_CONFIGURATION = "3d_fullres"
+
+
+def regions_of(step: int) -> Mapping[str, tuple[int, ...]]:
+    """Region name -> classes of a step, in the order of the network's channels.
+
+    Raises:
+        ValueError: The step is neither 1 nor 2.
+    """
+    if step not in STARTER_FOLDERS:
+        raise ValueError(f"step must be 1 or 2, got {step!r}")
+    return anatomy.STEP1_REGIONS if step == 1 else anatomy.STEP2_REGIONS
+
+
+def dataset_json(step: int) -> dict[str, Any]:
+    """nnU-Net's ``dataset.json`` of a step."""
+    channels = {"0": "MRI"} | ({"1": "noNorm"} if step == 2 else {})
+    regions = regions_of(step)
+    labels: dict[str, Any] = {"background": 0}
+    labels |= {name: list(classes) if len(classes) > 1 else classes[0] for name, classes in regions.items()}
+    return {
+        "channel_names": channels,
+        "labels": labels,
+        "regions_class_order": list(range(1, len(regions) + 1)),
+        "numTraining": 0,
+        "file_ending": ".nii.gz",
+        "description": "Starter weights trained on synthetic spines only; see docs/model-card.md.",
+    }
+
+
+def architecture(features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
+    """nnU-Net's description of a plain convolutional U-Net with these features."""
+    stages = len(features)
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {
+            "n_stages": stages,
+            "features_per_stage": list(features),
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * stages,
+            "strides": [list(stride) for stride in STRIDES[:stages]],
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [1] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def plans_json(step: int, features: tuple[int, ...] = FEATURES, patch: tuple[int, ...] = PATCH) -> dict[str, Any]:
+    """nnU-Net's ``plans.json`` of a step."""
+    inputs = len(dataset_json(step)["channel_names"])
+    resample = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
+    configuration = {
+        "data_identifier": f"nnUNetPlans_{_CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(patch),
+        "median_image_size_in_voxels": [280.0, 100.0, 35.0],
+        "spacing": list(SPACING_MM),
+        "normalization_schemes": ["ZScoreNormalization", "NoNormalization"][:inputs],
+        "use_mask_for_norm": [False] * inputs,
+        "resampling_fn_data": "resample_torch_fornnunet",
+        "resampling_fn_seg": "resample_torch_fornnunet",
+        "resampling_fn_data_kwargs": resample,
+        "resampling_fn_seg_kwargs": resample | {"is_seg": True},
+        "resampling_fn_probabilities": "resample_torch_fornnunet",
+        "resampling_fn_probabilities_kwargs": resample,
+        "architecture": architecture(features),
+        "batch_dice": True,
+    }
+    return {
+        "dataset_name": STARTER_FOLDERS[step].split("/", maxsplit=1)[0],
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [560, 200, 105],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {_CONFIGURATION: configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            str(k): {
+                "max": 1.0,
+                "mean": 0.0,
+                "median": 0.0,
+                "min": 0.0,
+                "percentile_00_5": 0.0,
+                "percentile_99_5": 1.0,
+                "std": 1.0,
+            }
+            for k in range(inputs)
+        },
+    }
