@@ -99,19 +99,23 @@ class _Profile:
         along: Anterior coordinate of every voxel, from the posterior edge.
         up: Superior coordinate of every voxel.
         depth: Distance of the two edges.
+        footprint: Extent of a voxel along the anterior axis; a voxel at the edge of a zone counts in part.
         voxel_mm2: Volume of a voxel divided by the width of the band.
     """
 
     along: Points
     up: Points
     depth: float
+    footprint: float
     voxel_mm2: float
     frame: _Frame
 
     def height(self, first: float, last: float) -> float:
         """Mean thickness between two shares of the depth, counted from the anterior edge."""
         low, high = (1 - last) * self.depth, (1 - first) * self.depth
-        count = np.count_nonzero((self.along >= low) & (self.along < high))
+        half = self.footprint / 2
+        overlap = np.minimum(self.along + half, high) - np.maximum(self.along - half, low)
+        count = np.clip(overlap, 0, None).sum() / self.footprint
         return float(count * self.voxel_mm2 / (high - low))
 
     def endplate_angle(self, *, superior: bool) -> float:
@@ -225,7 +229,9 @@ def _profile(points: Points, frame: _Frame, spine: _Spine) -> _Profile:
     along = (points - frame.center) @ frame.anterior
     low, high = np.percentile(along, DEPTH_PERCENTILES)
     up = (points - frame.center) @ frame.superior
-    return _Profile(along - low, up, float(high - low), spine.voxel_mm3 / (2 * BAND_MM), frame)
+    footprint = float(np.abs(frame.anterior) @ spine.mm[1:])
+    low, high = low - footprint / 2, high + footprint / 2
+    return _Profile(along - low, up, float(high - low), footprint, spine.voxel_mm3 / (2 * BAND_MM), frame)
 
 
 def _row(spine: _Spine, code: int, profile: _Profile | None, doubtful: bool) -> Row:

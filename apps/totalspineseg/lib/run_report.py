@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lib.measurements import CORD_NOTE
-
 
 @dataclass(frozen=True)
 class ScanRow:
@@ -82,12 +80,13 @@ dialog.addEventListener('click', () => dialog.close());
 """
 
 
-def report_html(rows: Sequence[ScanRow], *, title: str) -> str:
+def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "") -> str:
     """The page.
 
     Args:
         rows: One per scan, in the order to show first.
         title: Heading; escaped, as all texts are.
+        note: A sentence below the heading.
 
     Returns:
         A complete HTML document.
@@ -110,7 +109,7 @@ def report_html(rows: Sequence[ScanRow], *, title: str) -> str:
 <body>
 <h1>{html.escape(title)}</h1>
 <p>{len(rows)} scans, {failed} failed, {unsure} with a numbering that is not certain. Click a heading to sort, a picture
-to enlarge it. Striped levels with a "?" are not certain. {html.escape(CORD_NOTE.capitalize())}.</p>
+to enlarge it. Striped levels with a "?" are not certain. {html.escape(note)}</p>
 <table>
 <thead><tr>{heads}</tr></thead>
 <tbody>

@@ -13,7 +13,7 @@ from lib.cohort.outputs import REPORTS
 from lib.cohort.record import write_json, write_text
 from lib.cohort.run import Summary
 from lib.cohort.versions import software_versions
-from lib.measurements import COLUMNS
+from lib.measurements import COLUMNS, CORD_NOTE
 from lib.run_report import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"
@@ -39,9 +39,9 @@ def write_documents(
     write_json(output / RUN_FILE, _run_json(cases, summary, versions, asked))
     rows = [{"scan": name, **row} for name, record in sorted(summary.records.items()) for row in record["measurements"]]
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
-    html = report_html(
-        [_row(output, case.name, summary) for case in cases], title=f"TotalSpineSeg: {output.resolve().name}"
-    )
+    rows_html = [_row(output, case.name, summary) for case in cases]
+    title = f"TotalSpineSeg: {output.resolve().name}"
+    html = report_html(rows_html, title=title, note=f"{CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.")
     write_text(output / REPORT_FILE, html)
 
 

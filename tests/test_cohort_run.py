@@ -1,0 +1,308 @@
+"""Runs over folders with networks that read the image's brightness."""
+
+import base64
+import csv
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phantom import CodeReader, image_of, lumbar_codes
+
+from lib.anatomy import CODE_OF, DISC_L5_S
+from lib.cohort.documents import write_documents
+from lib.cohort.inputs import find_cases, pair_localizers
+from lib.cohort.options import RunOptions
+from lib.cohort.outputs import FOLDERS
+from lib.cohort.overlap import overlapped, sentence
+from lib.cohort.progress import Progress
+from lib.cohort.run import Run, Summary
+from lib.errors import ImageError
+from lib.geometry import Grid
+from lib.volume_io import read_image, read_labels, write_volume
+
+AFFINE = np.array([[0, 0, 1.0, -20], [-1, 0, 0, 60], [0, 1, 0, -100], [0, 0, 0, 1.0]])
+"""Array axes P, S, R: not the axes of the networks."""
+
+
+class Readers:
+    """Networks that count their uses."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def get(self, step: int) -> CodeReader:
+        self.calls.append(step)
+        return CodeReader(step)
+
+
+@pytest.fixture(scope="module")
+def codes() -> np.ndarray:
+    """Phantom codes in P, S, R axes."""
+    return np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1])
+
+
+def write_scan(path: Path, codes: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x, y, z = codes.shape
+    write_volume(path, image_of(codes).astype(np.int16), Grid((x, y, z), AFFINE))
+    return path
+
+
+def run(source: Path, output: Path, networks: Any = None, *, overwrite: bool = False, **options: Any) -> Summary:
+    cases = find_cases(source)
+    versions = {"step1": "reader-1", "step2": "reader-2"}
+    summary = Run(output, RunOptions(**options), networks or Readers(), versions)(
+        cases, workers=2, overwrite=overwrite
+    )
+    write_documents(output, cases, summary, versions=versions, asked={"iso": False})
+    return summary
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Path:
+    """Output of one run over a good scan, a bad one, and a good one with dots and spaces."""
+    folder = tmp_path_factory.mktemp("run")
+    write_scan(folder / "in" / "a.nii.gz", codes)
+    (folder / "in" / "b.nii.gz").write_bytes(b"\x1f\x8b broken")
+    write_scan(folder / "in" / "sub 01.v2 T2w.nrrd", codes)
+    summary = run(folder / "in", folder / "out")
+    assert set(summary.failures) == {"b"}
+    return folder / "out"
+
+
+@pytest.mark.parametrize("name", ["a", "sub 01.v2 T2w"])
+def test_results_lie_in_the_grid_of_the_input(finished: Path, codes: np.ndarray, name: str) -> None:
+    image = read_image(finished.parent / "in" / ("a.nii.gz" if name == "a" else f"{name}.nrrd"))
+    for folder in FOLDERS[2:]:
+        volume = read_image(finished / folder / f"{name}.nii.gz")
+        assert volume.data.shape == codes.shape
+        np.testing.assert_allclose(volume.affine, image.affine, atol=1e-4)
+    assert read_image(finished / "input" / f"{name}.nii.gz").grid.orientation == "RAS"
+    np.testing.assert_array_equal(read_labels(finished / "step2_output" / f"{name}.nii.gz").data, codes)
+
+
+def test_one_bad_scan_does_not_stop_the_rest(finished: Path) -> None:
+    document = json.loads((finished / "run.json").read_text())
+    assert document["done"] == ["a", "sub 01.v2 T2w"]
+    assert "compression is damaged" in document["failed"]["b"]
+    assert document["models"] == {"step1": "reader-1", "step2": "reader-2"}
+    assert document["versions"]["numpy"] == np.__version__
+
+
+def test_previews_of_every_step_with_and_without_tags(finished: Path) -> None:
+    kinds = ("input", "step1_raw", "step1_output", "levels", "step2_raw", "step2_output")
+    expected = {f"a_{kind}{tags}.jpg" for kind in kinds for tags in ("", "_tags")} | {"a_coronal_tags.jpg"}
+    assert {p.name for p in (finished / "preview").glob("a_*")} == expected
+
+
+def test_record_tells_the_levels(finished: Path) -> None:
+    record = json.loads((finished / "reports" / "a.json").read_text())
+    names = [level["name"] for level in record["levels"]]
+    assert record["confident"] is True
+    assert names.index("T12-L1") < names.index("L5") < names.index("L5-S")
+    assert record["in_view"] == "T12 - sacrum"
+    assert record["seconds"]["read"] >= 0
+
+
+def test_measurements_table_has_every_scan(finished: Path) -> None:
+    rows = list(csv.DictReader((finished / "measurements.csv").read_text().splitlines()))
+    heights = {row["scan"]: float(row["disc_height_mm"]) for row in rows if row["level"] == "L3-L4"}
+    assert heights == pytest.approx({"a": 10.0, "sub 01.v2 T2w": 10.0}, abs=0.2)
+
+
+def test_report_needs_no_other_file(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2
+    picture = page.split("data:image/jpeg;base64,")[1].split('"')[0]
+    assert base64.b64decode(picture)[:3] == b"\xff\xd8\xff"
+    assert "T12 - sacrum" in page
+    assert "compression is damaged" in page
+    assert "http" not in page
+    assert "src=" not in page.replace('src="data:', "")
+
+
+def test_finished_scans_are_skipped_and_missing_files_made_again(tmp_path: Path, codes: np.ndarray) -> None:
+    """A second run did everything again, or left out a result that had been deleted."""
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    write_scan(tmp_path / "in" / "b.nii.gz", codes)
+    keep = ("step2_output",)
+    run(tmp_path / "in", tmp_path / "out", keep=keep)
+    second = Readers()
+    assert run(tmp_path / "in", tmp_path / "out", second, keep=keep).skipped == ("a", "b")
+    assert second.calls == []
+    (tmp_path / "out" / "step2_output" / "b.nii.gz").unlink()
+    third = Readers()
+    summary = run(tmp_path / "in", tmp_path / "out", third, keep=keep)
+    assert (summary.skipped, third.calls) == (("a",), [1, 2])
+    assert (tmp_path / "out" / "step2_output" / "b.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("change", ["overwrite", "options", "input", "record"])
+def test_what_makes_a_scan_unfinished(tmp_path: Path, codes: np.ndarray, change: str) -> None:
+    source = write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    keep = ("step2_output",)
+    run(tmp_path / "in", tmp_path / "out", keep=keep)
+    if change == "input":
+        os.utime(source, ns=(1, 1))
+    if change == "record":
+        (tmp_path / "out" / "reports" / "a.json").write_text('{"scan": "a", ')
+    again = Readers()
+    run(tmp_path / "in", tmp_path / "out", again, keep=keep, overwrite=change == "overwrite", iso=change == "options")
+    assert again.calls == [1, 2]
+
+
+def test_keep_only_writes_those_folders(tmp_path: Path, codes: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    run(tmp_path / "in", tmp_path / "out", keep=("step1_levels",))
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "step1_levels",
+        "reports",
+        "run.json",
+        "measurements.csv",
+        "report.html",
+    }
+
+
+def test_iso_and_step1(tmp_path: Path, codes: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    readers = Readers()
+    keep = ("step1_output", "step1_levels", "preview")
+    run(tmp_path / "in", tmp_path / "out", readers, iso=True, step1=True, keep=keep)
+    assert readers.calls == [1]
+    volume = read_labels(tmp_path / "out" / "step1_output" / "a.nii.gz")
+    assert (volume.grid.orientation, volume.data.shape) == ("RAS", lumbar_codes().shape)
+    assert DISC_L5_S in np.unique(volume.data)
+    assert CODE_OF["L3"] not in np.unique(volume.data)
+    assert not list((tmp_path / "out" / "preview").glob("*step2*"))
+
+
+def test_a_scan_being_done_again_is_unfinished_meanwhile(tmp_path: Path, codes: np.ndarray) -> None:
+    """A run killed while it replaced results left an old record beside new files: the scan counted as finished."""
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    (tmp_path / "out" / "step2_output" / "a.nii.gz").unlink()
+    (tmp_path / "out" / "step2_output" / "a.nii.gz").mkdir()
+    summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",), overwrite=True)
+    assert "a" in summary.failures
+    assert not (tmp_path / "out" / "reports" / "a.json").exists()
+
+
+def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, codes: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "sub-01_T2w.nii.gz", codes)
+    labels = tmp_path / "loc" / "sub-01_T1w.nii.gz"
+    labels.parent.mkdir()
+    x, y, z = codes.shape
+    write_volume(labels, codes, Grid((x, y, z), AFFINE))
+    cases = pair_localizers(
+        find_cases(tmp_path / "in"), labels.parent, suffixes=["_T2w"], localizer_suffix="_T1w"
+    )
+    summary = Run(tmp_path / "out", RunOptions(keep=("step2_output",)), Readers(), {})(cases, workers=1)
+    assert summary.records["sub-01_T2w"]["made_with"]["localizer"][0] == "sub-01_T1w.nii.gz"
+    assert summary.records["sub-01_T2w"]["warnings"] == []
+
+
+def test_old_temporary_files_are_removed_and_new_ones_left(tmp_path: Path, codes: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    folder = tmp_path / "out" / "step2_output"
+    folder.mkdir(parents=True)
+    old, new = folder / ".partial-old.nii.gz", folder / ".partial-new.nii.gz"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_stages_overlap() -> None:
+    """While one item is computed, the next is read and the last is written."""
+    reading_second, written_first = threading.Event(), threading.Event()
+    written = []
+
+    def read(item: int) -> int:
+        if item == 2:
+            reading_second.set()
+        return item
+
+    def compute(item: int, loaded: int) -> int:
+        if item == 1:
+            assert reading_second.wait(5), "the second item is read while the first is computed"
+        if item == 3:
+            assert written_first.wait(5), "the first item is written while the third is computed"
+        return 10 * loaded
+
+    def write(item: int, found: int) -> int:
+        written.append(found)
+        if item == 1:
+            written_first.set()
+        return found
+
+    done = list(overlapped([1, 2, 3], read, compute, write, workers=1))
+    assert [(d.item, d.written, d.failure) for d in done] == [(1, 10, None), (2, 20, None), (3, 30, None)]
+
+
+@pytest.mark.parametrize("stage", ["read", "compute", "write"])
+def test_a_fault_in_any_stage_ends_its_item_only(stage: str) -> None:
+    def fail(name: str, item: int) -> int:
+        if item == 2 and name == stage:
+            raise ImageError("an image is required")
+        return item
+
+    done = overlapped(
+        [1, 2, 3],
+        lambda i: fail("read", i),
+        lambda i, _: fail("compute", i),
+        lambda i, _: fail("write", i),
+        workers=2,
+    )
+    assert {d.item: d.failure for d in done} == {1: None, 2: "an image is required", 3: None}
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path, codes: np.ndarray) -> None:
+    for name in "abc":
+        write_scan(tmp_path / "in" / f"{name}.nii.gz", codes)
+
+    class Stopping(Readers):
+        def get(self, step: int) -> CodeReader:
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().get(step)
+
+    summary = run(tmp_path / "in", tmp_path / "out", Stopping(), keep=("step2_output",))
+    assert summary.interrupted
+    assert "c" not in summary.records
+    rest = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    assert set(rest.records) == {"a", "b", "c"}
+    assert "a" in rest.skipped
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ImageError("one sentence"), "one sentence"),
+        (MemoryError(), "more memory is required"),
+        (RuntimeError("line\nbreak"), "unexpected RuntimeError: line break"),
+        (KeyError(), "unexpected KeyError"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_fault_is_one_sentence(error: Exception, expected: str) -> None:
+    assert sentence(error).startswith(expected)
+    assert "\n" not in sentence(error)
+
+
+def test_progress_tells_failures_and_stays_quiet_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    progress = Progress(2, sys.stderr)
+    progress.advance("a")
+    progress.advance("b", "too small")
+    progress.close()
+    Progress(1, None).advance("c")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[1/2, ")
+    assert lines[1] == "[2/2, 0:00 left] b: failed: too small"
+    assert len(lines) == 2
