@@ -5,7 +5,7 @@
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +154,17 @@ class CorrectionStore:
         for folder in history.entries(self._root):
             for entry in history.entries(folder):
                 yield _read(entry)
+
+    def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
+        """Like ``all``, but a damaged record is reported (image folder and reason) and passed over."""
+        for folder in history.entries(self._root):
+            for entry in history.entries(folder):
+                try:
+                    correction = _read(entry)
+                except StorageError as error:
+                    on_damaged(folder.name, error)
+                else:
+                    yield correction
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
         """The newest accepted correction of an image for a step; None when there is none."""

@@ -1,7 +1,7 @@
 """From a labeled scan to what a network is trained on: plan spacing, network axes, normalized, in memory."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
@@ -13,7 +13,8 @@ from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, TotalSpineSegError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.preprocessing import nonzero_box, normalize, resample, resampled_shape
+from lib.nnunet.preprocessing import nonzero_box, normalize
+from lib.nnunet.resampling import resample, resampled_shape
 from lib.nnunet.targets import present_codes
 from lib.transforms.crop import crop_box
 
@@ -25,7 +26,6 @@ CROP_MARGIN_MM: Final = 10
 """Margin of step 2's crop: what inference cuts."""
 MIN_LABELED_VOXELS: Final = 100
 """A label with fewer voxels at 1 mm (a tenth of a milliliter) is a slip of the mouse, not a spine."""
-PLAIN_AXES: Final = 3
 
 
 class Origin(Enum):
@@ -46,8 +46,6 @@ class LabeledScan:
         origin: Where it comes from.
         image: On any grid.
         codes: Output codes on the same grid; ``UNREVIEWED`` where nobody has looked.
-        provenance: What the registry keeps: hashes, annotator, time.
-        steps: The networks this label can teach; a step-1 map (vertebrae in one piece) teaches step 1 alone.
     """
 
     name: str
@@ -55,7 +53,24 @@ class LabeledScan:
     origin: Origin
     image: Volume
     codes: Volume
-    provenance: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """A labeled scan that has not been read yet.
+
+    Attributes:
+        name: Case id; no patient name.
+        origin: Where it comes from.
+        read: Reads it; may raise what files raise.
+        provenance: What the registry keeps about it: hashes, annotator, time.
+        steps: The networks this label can teach; a step-1 map (vertebrae in one piece) teaches step 1 alone.
+    """
+
+    name: str
+    origin: Origin
+    read: Callable[[], LabeledScan]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (1, 2)
 
 
@@ -145,12 +160,12 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
 
 
 def prepare_cases(
-    scans: Iterable[Callable[[], LabeledScan] | LabeledScan], folder: ModelFolder, *, on_skip: Callable[[Skipped], None]
+    sources: Iterable[ScanSource], folder: ModelFolder, *, on_skip: Callable[[Skipped], None]
 ) -> tuple[TrainingCase, ...]:
     """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
 
     Args:
-        scans: Scans, or functions that read one (so that only one image at a time is held at full size).
+        sources: Where the scans come from; one image at a time is held at full size.
         folder: The model whose plans apply.
         on_skip: Told about every case that is left out.
 
@@ -158,18 +173,11 @@ def prepare_cases(
         The usable cases, in order; empty when there is none.
     """
     cases = []
-    for number, entry in enumerate(scans):
-        name = f"case {number}"
+    for source in sources:
+        if folder.step not in source.steps:
+            continue
         try:
-            scan = entry() if callable(entry) else entry
-            name = scan.name
-            if folder.step in scan.steps:
-                cases.append(prepare_case(scan, folder))
+            cases.append(prepare_case(source.read(), folder))
         except (TotalSpineSegError, OSError, ValueError) as error:
-            on_skip(Skipped(getattr(error, "case", name), str(error)))
+            on_skip(Skipped(source.name, str(error)))
     return tuple(cases)
-
-
-def share_of(cases: Sequence[TrainingCase], origin: Origin) -> float:
-    """Share of the cases that come from ``origin``; 0 for no cases."""
-    return sum(case.origin is origin for case in cases) / len(cases) if cases else 0.0

@@ -42,7 +42,8 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
         Disc codes, superior to inferior; empty without discs. What class 7 means follows: in both variants it is the
         vertebra below a marked disc.
     """
-    present = [code for code in DISCS if code in present_codes(codes)]
+    shown = present_codes(codes)
+    present = [code for code in DISCS if code in shown]
     first = next((k for k, code in enumerate(present) if (code in ODD_DISCS) != swapped), 0)
     return tuple(present[first % 2 :: 2])
 
@@ -58,7 +59,8 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
     Returns:
         float32 0/1, same shape; equal to the perfect channel where no marked disc is in view.
     """
-    visible = [code for code in marked if code in present_codes(codes)]
+    shown = present_codes(codes)
+    visible = [code for code in marked if code in shown]
     if visible and rng.random() < LOST_SHARE:
         visible.remove(visible[int(rng.integers(len(visible)))])
     channel = mark(codes, visible) > 0
@@ -66,7 +68,7 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
         channel = _disturb_outline(channel, rng)
     if visible and rng.random() < HOLE_SHARE:
         _take_bite(channel, codes == visible[int(rng.integers(len(visible)))], rng)
-    others = [code for code in DISCS if code not in marked and code in present_codes(codes)]
+    others = [code for code in DISCS if code not in marked and code in shown]
     if others and rng.random() < FALSE_SHARE:
         part = codes == others[int(rng.integers(len(others)))]
         _take_bite(part, part.copy(), rng)

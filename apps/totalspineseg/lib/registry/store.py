@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
+from lib.registry.activations import note
 from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
@@ -118,10 +119,25 @@ class ModelStore:
             WeightsError: There is no such version.
             StorageError: The pointer cannot be written.
         """
-        self._named(name)
+        self.activate_each(dict.fromkeys(steps, name))
+
+    def activate_each(self, names: Mapping[int, str]) -> None:
+        """``activate`` with a version of its own for each step, in one step for all.
+
+        Args:
+            names: Step -> "starter" or a version's name; steps left out keep what they have.
+
+        Raises:
+            WeightsError: There is no such version.
+            StorageError: The pointer cannot be written.
+        """
+        for name in names.values():
+            self._named(name)
         with locked(self.model_dir):
-            names = {**self.active(), **dict.fromkeys(steps, name)}
-            write_json(self.pointer, {DATASET_OF_STEP[step]: value for step, value in names.items()})
+            before = self.active()
+            after = {**before, **names}
+            note(self.model_dir, before, after)
+            write_json(self.pointer, {DATASET_OF_STEP[step]: value for step, value in after.items()})
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:

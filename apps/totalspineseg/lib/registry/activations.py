@@ -1,0 +1,86 @@
+"""Which versions were in use before: what going back goes back to."""
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+
+from lib.errors import WeightsError
+from lib.registry.files import storage_errors
+
+FILE: Final = "activations.jsonl"
+"""Beside the pointer file: one line per change, written before the change."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One change of the versions in use.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        before: Step -> version's name before; empty for the starter weights.
+        after: Step -> version's name that was asked for.
+    """
+
+    time: str
+    before: Mapping[int, str]
+    after: Mapping[int, str]
+
+
+def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str]) -> None:
+    """Append a change that is about to be made; one that a crash prevents is harmless.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    line = {"time": now, "before": _keys(before), "after": _keys(after)}
+    with storage_errors(model_dir), (model_dir / FILE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(line) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def changes(model_dir: Path) -> tuple[Activation, ...]:
+    """All changes, oldest first; a line that a crash cut short is left out."""
+    path = model_dir / FILE
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            content = json.loads(line)
+            found.append(Activation(str(content["time"]), _steps(content["before"]), _steps(content["after"])))
+    return tuple(found)
+
+
+def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Mapping[int, str]:
+    """The versions in use before the last real change.
+
+    Args:
+        model_dir: Where the pointer lies.
+        current: Step -> name, as the pointer has it.
+        default: Name of the weights where the pointer names none.
+
+    Raises:
+        WeightsError: Nothing was changed yet.
+    """
+    now = {step: current.get(step, default) for step in (1, 2)}
+    for change in reversed(changes(model_dir)):
+        before = {step: change.before.get(step, default) for step in (1, 2)}
+        after = {step: change.after.get(step, default) for step in (1, 2)}
+        if after == now and before != now:
+            return before
+    raise WeightsError(
+        "an earlier activation is required to go back, got none; choose a version with 'models activate'"
+    )
+
+
+def _keys(names: Mapping[int, str]) -> dict[str, str]:
+    return {str(step): name for step, name in names.items()}
+
+
+def _steps(names: Mapping[str, str]) -> dict[int, str]:
+    return {int(step): str(name) for step, name in names.items()}

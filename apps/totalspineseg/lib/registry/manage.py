@@ -1,0 +1,99 @@
+"""What people ask about versions: which there are, what made them, which is in use, and back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lib.errors import WeightsError
+from lib.registry.activations import before_last
+from lib.registry.records import lineage, read_record
+from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the list of versions.
+
+    Attributes:
+        name: The version.
+        active_steps: Steps for which it is in use.
+        created: UTC, ISO 8601; empty where unknown.
+        parent: Name of the version it was trained from; empty for others.
+        corrections: How many corrections it was trained on.
+        verdict: The gate's sentence; empty for versions that never met the gate.
+    """
+
+    name: str
+    active_steps: tuple[int, ...]
+    created: str
+    parent: str
+    corrections: int
+    verdict: str
+
+
+def list_versions(store: ModelStore) -> tuple[Listed, ...]:
+    """All versions, the starter weights first."""
+    active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
+    names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
+    listed = []
+    for name in names:
+        record = read_record(store, name) or {}
+        parents = {parent["name"] for parent in record.get("parents", {}).values()}
+        listed.append(
+            Listed(
+                name,
+                tuple(step for step, chosen in active.items() if chosen == name),
+                str(record.get("created", "")),
+                ", ".join(sorted(parents)),
+                len(record.get("training", ())),
+                str((record.get("gate") or {}).get("reason", "")),
+            )
+        )
+    return tuple(listed)
+
+
+def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
+    """Everything that is recorded about a version, and its ancestors.
+
+    Raises:
+        WeightsError: There is no such version.
+    """
+    _require(store, name)
+    record = read_record(store, name) or {"name": name}
+    return {**record, "lineage": list(lineage(store, name))}
+
+
+def roll_back(store: ModelStore) -> Mapping[int, str]:
+    """Put the versions into use that were in use before the last change; running servers follow at once.
+
+    Returns:
+        Step -> version in use now.
+
+    Raises:
+        WeightsError: Nothing was changed before, or the version is gone.
+        StorageError: The pointer cannot be written.
+    """
+    before = before_last(store.model_dir, store.active(), STARTER)
+    store.activate_each(before)
+    return before
+
+
+def require_served(store: ModelStore, name: str) -> None:
+    """Check that a version may be put into use: it passed the gate, or never had to.
+
+    Raises:
+        WeightsError: The gate refused it; the message is the gate's.
+    """
+    _require(store, name)
+    gate = (read_record(store, name) or {}).get("gate") or {}
+    if gate and not gate.get("publish", False):
+        raise WeightsError(
+            f"a version that passed the gate is required, got {name!r} ({gate.get('reason', 'no reason recorded')}); "
+            "read its report with 'models show', and use --force to serve it all the same"
+        )
+
+
+def _require(store: ModelStore, name: str) -> None:
+    known = (*store.versions(), STARTER)
+    if not NAME.fullmatch(name) or name not in known:
+        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}; see 'models list'")

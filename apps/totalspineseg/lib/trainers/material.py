@@ -1,0 +1,133 @@
+"""Which corrections teach and which judge: the newest accepted label of each image, whole subjects apart."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.corrections.history import sha256_of
+from lib.corrections.store import CODES_FILE, Correction
+from lib.errors import ImageError, StorageError
+from lib.gate.holdout import subject_of, update_split
+from lib.gate.scoring import JudgedCase
+from lib.geometry import Volume
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from lib.trainers.site import Site
+from lib.volume_io import read_image, read_labels
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a site's corrections give.
+
+    Attributes:
+        training: Scans to learn from, not read yet.
+        holdout: Scans that judge, not read yet.
+        skipped: Corrections left out, with the reason.
+    """
+
+    training: tuple[ScanSource, ...]
+    holdout: tuple[ScanSource, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def fresh(self) -> int:
+        """How many of the training scans the model in use has not learned from."""
+        return sum(source.origin is Origin.CORRECTION for source in self.training)
+
+
+def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
+    """Collect the newest accepted corrections of all images and split them by subject.
+
+    Args:
+        site: Where they are.
+        known: Ids of corrections the model in use was trained on; they become replay.
+
+    Returns:
+        Training and hold-out scans; empty tuples when nobody corrected anything.
+
+    Raises:
+        StorageError: The hold-out list is damaged or cannot be written.
+    """
+    skipped: list[Skipped] = []
+
+    def damaged(name: str, error: StorageError) -> None:
+        logger.warning("correction of %s left out: %s", name, error)
+        skipped.append(Skipped(name, str(error)))
+
+    newest: dict[tuple[str, int], Correction] = {}
+    for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
+        if correction.status == "accepted" and correction.step in (1, 2):
+            newest[correction.image, correction.step] = correction
+    used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
+    used.sort(key=lambda c: c.id)
+    split = update_split(site.holdout_file, [subject_of(c.image) for c in used])
+    training, holdout = [], []
+    for correction in used:
+        source = _source(site, correction, known)
+        if not split.holds_out(subject_of(correction.image)):
+            training.append(source)
+        elif correction.step == 2:
+            holdout.append(source)
+    return Material(tuple(training), tuple(holdout), tuple(skipped))
+
+
+def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
+    """Read hold-out scans; one that cannot be read is skipped with its reason."""
+    cases, skipped = [], []
+    for source in sources:
+        try:
+            scan = source.read()
+        except (OSError, ValueError) as error:
+            logger.warning("hold-out scan %s left out: %s", source.name, error)
+            skipped.append(Skipped(source.name, str(error)))
+        else:
+            cases.append(JudgedCase(scan.name, scan.subject, scan.image, scan.codes))
+    return tuple(cases), tuple(skipped)
+
+
+def _has_newer_final(newest: Mapping[tuple[str, int], Correction], step1: Correction) -> bool:
+    """A finished label teaches step 1 too, so an older corrected step-1 map adds nothing."""
+    final = newest.get((step1.image, 2))
+    return final is not None and final.id > step1.id
+
+
+def _source(site: Site, correction: Correction, known: frozenset[str]) -> ScanSource:
+    name = f"{correction.image} ({correction.id})"
+    steps = (1, 2) if correction.step == 2 else (1,)
+    origin = Origin.EARLIER if correction.id in known else Origin.CORRECTION
+    return ScanSource(name, origin, lambda: _read(site, correction, origin, name), _provenance(correction), steps)
+
+
+def _read(site: Site, correction: Correction, origin: Origin, name: str) -> LabeledScan:
+    path = site.image_file(correction.image)
+    if path is None:
+        raise ImageError(f"the image of a correction is required, got none named {correction.image!r}; restore it")
+    _require_same_image(path, correction)
+    image = read_image(path)
+    codes = read_labels(site.corrections.path(correction) / CODES_FILE)
+    return LabeledScan(name, subject_of(correction.image), origin, image, Volume(codes.data, codes.affine))
+
+
+def _require_same_image(path: Path, correction: Correction) -> None:
+    if sha256_of(path) != correction.image_sha256:
+        raise ImageError(
+            f"the image that was corrected is required, got another file under the name {correction.image!r}; "
+            "restore it or correct it again"
+        )
+
+
+def _provenance(correction: Correction) -> dict[str, Any]:
+    return {
+        "image": correction.image,
+        "correction": correction.id,
+        "step": correction.step,
+        "image_sha256": correction.image_sha256,
+        "label_sha256": correction.raw_sha256,
+        "annotator": correction.user,
+        "client": correction.client,
+        "received": correction.received,
+    }

@@ -1,0 +1,165 @@
+"""Training runs on disk: one at a time, each with its state, so that clients and the next start see where it is."""
+
+import fcntl
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from lib.errors import TrainingError
+from lib.registry.files import storage_errors, write_json
+
+RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
+PROGRESS_EVERY_S: Final = 1.0
+"""Progress is written at most this often, seconds: clients ask every few seconds."""
+
+Status = Literal["running", "stopped", "failed", "interrupted", "published", "refused"]
+RESUMABLE: Final = ("running", "stopped", "failed", "interrupted")
+"""A run in one of these states goes on where it was; "running" without its lock was killed."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is, as clients are told.
+
+    Attributes:
+        run: Its id.
+        status: See ``Status``.
+        step: Step in training; 0 before and after.
+        epoch: Reports done, of all steps.
+        total_epochs: Reports of the whole run.
+        seconds: Training time in the present process.
+        best_metric: Best mean pseudo Dice of the step in training; None before the first report.
+        message: One sentence.
+    """
+
+    run: str
+    status: Status
+    step: int = 0
+    epoch: int = 0
+    total_epochs: int = 0
+    seconds: float = 0.0
+    best_metric: float | None = None
+    message: str = ""
+
+
+@contextmanager
+def only_one(training_dir: Path) -> Iterator[None]:
+    """Hold the training lock; a killed holder leaves none behind.
+
+    Raises:
+        TrainingError: Another process trains for this site.
+        StorageError: The folder cannot be written.
+    """
+    with storage_errors(training_dir):
+        training_dir.mkdir(parents=True, exist_ok=True)
+        stream = (training_dir / LOCK_FILE).open("a")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TrainingError(
+                "that no other training runs for these studies is required, got one that does; wait for it or stop it"
+            ) from error
+        yield
+
+
+def is_running(training_dir: Path) -> bool:
+    """Whether a process trains for this site."""
+    lock = training_dir / LOCK_FILE
+    if not lock.exists():
+        return False
+    with lock.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: bool) -> Path:
+    """The folder of the run to work on: the newest one if it is unfinished and about the same, else a new one.
+
+    Args:
+        training_dir: Where runs lie. The caller holds the lock.
+        key: What the run is about.
+        about: Kept in the run's record.
+        resume: Whether an unfinished run may go on.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    newest = newest_run(training_dir)
+    if resume and newest is not None:
+        record = _read(newest / RUN_FILE)
+        if record.get("key") == key and _read(newest / PROGRESS_FILE).get("status", "running") in RESUMABLE:
+            return newest
+    run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    folder = training_dir / run_id
+    with storage_errors(training_dir):
+        folder.mkdir(parents=True)
+    write_json(folder / RUN_FILE, {"run": run_id, "key": key, **about})
+    return folder
+
+
+def newest_run(training_dir: Path) -> Path | None:
+    """The run that was begun last, or None."""
+    if not training_dir.is_dir():
+        return None
+    runs = sorted((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), key=_begun)
+    return runs[-1] if runs else None
+
+
+def _begun(run: Path) -> tuple[int, str]:
+    return (run / RUN_FILE).stat().st_mtime_ns, run.name
+
+
+def state_of(training_dir: Path) -> RunState | None:
+    """The state of the newest run, for clients; a killed one shows as interrupted. None when there is none."""
+    newest = newest_run(training_dir)
+    if newest is None:
+        return None
+    content = _read(newest / PROGRESS_FILE)
+    try:
+        state = RunState(**content)
+    except TypeError:
+        state = RunState(newest.name, "running")
+    if state.status == "running" and not is_running(training_dir):
+        return RunState(**{**asdict(state), "status": "interrupted"})
+    return state
+
+
+class ProgressFile:
+    """Writes the state of a run, not too often.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / PROGRESS_FILE
+        self._written = 0.0
+
+    def write(self, state: RunState, *, now: bool = False) -> None:
+        """Store a state; ``now`` whatever the time since the last one.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if now or time.monotonic() - self._written >= PROGRESS_EVERY_S:
+            write_json(self._path, asdict(state))
+            self._written = time.monotonic()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A record, empty where it is missing or damaged: then the run is simply not continued."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,48 @@
+"""What a training needs to know about the place it runs in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.corrections.history import HISTORY_DIR
+from lib.corrections.store import CorrectionStore
+from lib.registry.store import ModelStore
+from lib.volume_io import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Site:
+    """A studies folder and the models that serve it.
+
+    Attributes:
+        history: Folder of corrections, hold-out list and training runs.
+        models: Which weights are in use, and where new ones go.
+        corrections: What annotators sent.
+        image_file: ``image_file(image_id)`` is the file or folder of an image, or None when it is gone.
+    """
+
+    history: Path
+    models: ModelStore
+    corrections: CorrectionStore
+    image_file: Callable[[str], Path | None]
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder of the training runs; may not exist yet."""
+        return self.history / "training"
+
+    @property
+    def holdout_file(self) -> Path:
+        """The stored list of who trains and who judges."""
+        return self.history / "holdout.json"
+
+
+def folder_site(studies: Path, models: ModelStore) -> Site:
+    """The site of a plain studies folder, for programs that run without the server."""
+    history = studies / HISTORY_DIR
+
+    def image_file(image_id: str) -> Path | None:
+        files = (studies / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
+        return next((file for file in files if file.is_file()), None)
+
+    return Site(history, models, CorrectionStore(history), image_file)

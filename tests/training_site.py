@@ -1,0 +1,90 @@
+"""A tiny site for training tests: coarse synthetic scans, corrected, and tiny networks that serve them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lib.corrections.names import Mapped
+from lib.corrections.store import Correction, Received, Sender
+from lib.gate.scoring import JudgedCase
+from lib.geometry import Volume
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource
+from lib.nnunet.finetune import FinetuneSettings
+from lib.registry.store import ModelStore
+from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from lib.trainers.retrain import RetrainSettings
+from lib.trainers.site import Site, folder_site
+from lib.volume_io import write_volume
+from tiny_models import write_models
+
+SPACING_MM = (6.0, 6.0, 6.0)
+"""Of the tiny networks: a lower lumbar scan is then a few patches."""
+
+
+def tiny_scan(seed: int) -> tuple[Volume, Volume]:
+    """Image and codes of a coarse lower lumbar scan."""
+    rng = np.random.default_rng(seed)
+    options = SpineOptions(
+        field=Field.LOWER_LUMBAR, thoracic=12, lumbar=5, width_mm=48, depth_mm=72, spacing_mm=(3, 3, 3)
+    )
+    spine = random_spine(rng, options)
+    image = render(rng, spine, RenderOptions(contrast="T2", strength=0.2))
+    return Volume(image, spine.affine), Volume(spine.labels, spine.affine)
+
+
+def tiny_settings(**finetune: Any) -> RetrainSettings:
+    """A retraining of seconds."""
+    tiny: dict[str, Any] = {
+        "iterations": 4,
+        "batch_size": 1,
+        "warmup": 1,
+        "epoch": 2,
+        "validation_patches": 1,
+        "checkpoint_every": 1,
+        "device": "cpu",
+    }
+    return RetrainSettings(finetune=FinetuneSettings(**tiny | finetune))
+
+
+def tiny_replay() -> tuple[ScanSource, ...]:
+    """One synthetic replay scan."""
+
+    def read() -> LabeledScan:
+        return LabeledScan("replay-1", "replay-1", Origin.SYNTHETIC, *tiny_scan(900))
+
+    return (ScanSource("replay-1", Origin.SYNTHETIC, read, {"synthetic": "replay-1"}),)
+
+
+def tiny_reference() -> Iterable[JudgedCase]:
+    """Three reference scans, the least the gate judges on."""
+    for number in range(3):
+        yield JudgedCase(f"reference-{number}", f"reference-{number}", *tiny_scan(800 + number))
+
+
+def make_site(root: Path, scans: int = 1) -> Site:
+    """A studies folder with corrected scans ``sub-0``, ``sub-1`` .. and starter networks.
+
+    Args:
+        root: Empty folder.
+        scans: How many images, each with one accepted correction.
+    """
+    studies = root / "studies"
+    studies.mkdir(parents=True)
+    write_models(root / "model" / "starter", spacing=SPACING_MM)
+    site = folder_site(studies, ModelStore(root / "model"))
+    for number in range(scans):
+        correct(site, root, f"sub-{number}", number)
+    return site
+
+
+def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
+    """Add an image and an accepted correction of it."""
+    image, codes = tiny_scan(seed)
+    path = root / "studies" / f"{image_id}.nii.gz"
+    label = root / "label.nii.gz"
+    write_volume(path, image.data, image.grid)
+    write_volume(label, codes.data, codes.grid)
+    present = tuple(int(code) for code in np.unique(codes.data) if code)
+    received = Received(image_id, path, label, "final", Sender("reader", "client", "label.nii.gz"), [], None)
+    return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)
