@@ -263,3 +263,61 @@ def test_no_canal_or_no_disc_no_points(gone):
     labels = step1_answer(block_spine("C1", "T4"))
     labels[np.isin(labels, gone)] = 0
     assert points_of(labels) == {}
+
+
+def test_a_minority_class_names_no_disc():
+    raw = classes_of(block_spine("T10", "L3"), 1)
+    raw[tuple(np.argwhere(raw == 4)[:250].T)] = 3
+    assert find_landmarks(find_pieces(raw, 1)) == {2: 91}
+
+
+def test_landmarks_of_the_localizer_go_before_its_other_discs():
+    spine = block_spine("T3", "L3")
+    raw = classes_of(spine, 1)
+    raw[raw == 4] = 1
+    localizer = np.where(spine == 91, spine, 0)
+    localizer[spine == 74] = 80
+    localizer[tuple(np.argwhere(spine == 82)[:100].T)] = 91
+    np.testing.assert_array_equal(label_iteratively(raw, 1, localizer=localizer), step1_answer(spine))
+
+
+@pytest.mark.parametrize(
+    ("spine", "disc"),
+    [(block_spine("T12", "L2", thoracic=13), 83), (block_spine("L5", "S", lumbar=6), 96)],
+    ids=["T13", "L6"],
+)
+def test_a_localizer_knows_the_extra_vertebra(spine: np.ndarray, disc: int):
+    raw = classes_of(spine, 2)
+    raw[raw == 4] = 1
+    np.testing.assert_array_equal(label_iteratively(raw, 2, localizer=np.where(spine == disc, spine, 0)), spine)
+
+
+def test_the_sacrum_has_its_name_whatever_the_discs_say():
+    """Without the L5-S landmark the lowest disc counts as L5-L6, and the sacrum became L6."""
+    raw = classes_of(block_spine("C1", "S"), 2)
+    raw[raw == 5] = 1
+    naming = name_iteratively(find_pieces(raw, 2))
+    assert (naming.discs[-1], naming.vertebrae[-2:]) == (96, (45, 50))
+    raw[np.isin(raw, [2, 3, 4])] = 1
+    assert name_iteratively(find_pieces(raw, 2)).vertebrae == (0,) * 24 + (50,)
+
+
+def test_of_equal_height_the_disc_goes_first():
+    places = interleave([(0, 9.0), (1, 5.0)], [(0, 7.0), (1, 5.0)])
+    assert [(p.is_disc, p.index) for p in places] == [(True, 0), (False, 0), (True, 1), (False, 1)]
+
+
+def test_what_stands_above_c1_does_not_move_its_point():
+    labels = np.pad(step1_answer(block_spine("C1", "T4")), ((0, 0), (0, 0), (0, 6)))
+    plain = points_of(labels)
+    labels[4:20, 30:40, -3:] = 50
+    crowned = points_of(labels)
+    np.testing.assert_array_equal(crowned[1], plain[1])
+
+
+def test_points_are_nearest_in_millimeters():
+    labels = np.zeros((24, 16, 24), dtype=np.uint8)
+    labels[10:15, 3:8, :12] = 2
+    labels[12, 9, 8] = labels[12, 5, 14] = 95
+    assert points_of(labels)[24].tolist() == [12, 5, 14]
+    assert points_of(labels, spacing=(1.0, 1.0, 4.0))[24].tolist() == [12, 9, 8]

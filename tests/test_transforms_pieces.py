@@ -164,3 +164,54 @@ def test_input_is_kept_and_memory_order_does_not_matter(order):
     np.testing.assert_array_equal(ours.vertebra_map, plain.vertebra_map)
     assert ours.vertebrae == plain.vertebrae
     assert ours.discs == plain.discs
+
+
+@pytest.mark.parametrize(("gap", "count"), [(2, 1), (3, 2)])
+def test_discs_further_apart_than_a_crack_are_two(gap: int, count: int):
+    raw = np.zeros((20, 20, 30), dtype=np.uint8)
+    raw[4:14, 4:14, 5:8] = raw[4:14, 4:14, 8 + gap : 12 + gap] = 1
+    assert len(find_pieces(raw, 1).discs) == count
+
+
+def test_a_disc_is_all_body():
+    for disc in find_pieces(classes_of(block_spine("L1", "S"), 1), 1).discs:
+        assert (disc.body_voxels, disc.body_centroid_vox) == (disc.voxels, disc.centroid_vox)
+
+
+@pytest.mark.parametrize(("in_front", "body_voxels"), [(49, 0), (50, 50)])
+def test_the_tip_of_a_process_is_no_body(in_front: int, body_voxels: int):
+    """Only voxels in front of the canal's anterior wall and within its width count."""
+    raw = np.zeros((24, 48, 20), dtype=np.uint8)
+    raw[8:16, 14:24, :] = 10
+    raw[8:16, 4:14, 5:15] = 7
+    raw[2:8, 4:40, 5:15] = 7
+    raw[9, 23, 5:15] = 7
+    raw[tuple(np.argwhere(np.pad(np.ones((8, 1, 10), bool), ((8, 8), (24, 23), (5, 5))))[:in_front].T)] = 7
+    (piece,) = find_pieces(raw, 2).vertebrae
+    assert piece.body_voxels == body_voxels
+    assert (piece.body_centroid_vox is None) is (body_voxels == 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_vertebra_is_filled_along_each_axis(axis: int):
+    raw = np.zeros((20, 20, 20), dtype=np.uint8)
+    bars = np.moveaxis(raw, axis, 0)
+    bars[2:5, 8:11, 8:11] = bars[14:17, 8:11, 8:11] = 7
+    bars[9, 9, 9] = bars[9, 11, 9] = bars[9, 13, 9] = 6
+    pieces = find_pieces(raw, 2)
+    numbered = np.moveaxis(pieces.vertebra_map, axis, 0)
+    assert [numbered[9, i, 9] for i in (9, 11, 13)] == [1, 1, 0]
+    assert pieces.vertebrae[0].class_voxels[6] == 2
+
+
+def test_a_missed_vertebra_does_not_join_its_neighbors():
+    """L3 was missed: L2 and L4 have the same class, follow each other, and became one vertebra."""
+    spine = block_spine("L1", "S")
+    spine[spine == 43] = 0
+    assert codes_of(find_pieces(classes_of(spine, 2), 2), spine) == ["L1", "L2", "L4", "L5", "sacrum"]
+
+
+def test_t13_and_l1_stay_two():
+    """T13 has the class of L1 in training maps."""
+    spine = block_spine("T12", "L3", thoracic=13)
+    assert codes_of(find_pieces(classes_of(spine, 2), 2), spine) == ["T12", "T13", "L1", "L2"]

@@ -11,16 +11,13 @@ import numpy.typing as npt
 from lib.anatomy import DISC_CLASSES, Kind, Step1, Step2
 from lib.errors import NoSpineError
 from lib.transforms.centerline import CanalExtent, canal_extent
-from lib.transforms.components import Box, Labels, Mask, connected_components, foreground_box, labels_present, look_up
+from lib.transforms.components import Box, Labels, Mask, foreground_box, labels_present, look_up
+from lib.transforms.piece_voxels import all_voxels, find_voxels
 from lib.transforms.remnants import find_remnants
-from lib.transforms.tally import PieceVoxels, Point, Tally, all_voxels, mean_of, tally_pieces
+from lib.transforms.tally import Point, Tally, mean_of, tally_pieces
 
 Step = Literal[1, 2]
 
-JOIN_VOX: Final = 1
-"""Components that touch once each has grown by one voxel are one: networks leave cracks of 1-2 mm."""
-MIN_PIECE_VOXELS: Final = 10
-"""Smaller components are noise (mm3 at 1 mm)."""
 MIN_BODY_VOXELS: Final = 50
 """Fewer voxels in front of the canal are the tip of a process, not a body (mm3 at 1 mm)."""
 
@@ -153,26 +150,8 @@ def _top_down(pieces: Sequence[Piece]) -> list[int]:
     return sorted(range(len(pieces)), key=lambda k: (-pieces[k].z_order, -pieces[k].centroid_vox[2]))
 
 
-def _components_of(mask: Mask) -> PieceVoxels:
-    """The components of a mask that are large enough."""
-    nothing = PieceVoxels(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp), 0)
-    box = foreground_box(mask)
-    if box is None:
-        return nothing
-    crop = np.ascontiguousarray(mask[box])
-    numbered, count = connected_components(crop, join_vox=JOIN_VOX)
-    inside = np.flatnonzero(crop)
-    component = numbered.ravel()[inside]
-    large = np.bincount(component, minlength=count + 1) >= MIN_PIECE_VOXELS
-    kept = large[component]
-    x, y, z = np.unravel_index(inside[kept], crop.shape)
-    flat = np.ravel_multi_index((x + box[0].start, y + box[1].start, z + box[2].start), mask.shape)
-    rank = np.cumsum(large) - 1
-    return PieceVoxels(flat, rank[component[kept]], int(large.sum()))
-
-
 def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
-    voxels = _components_of(look_up(raw, _IS_DISC).view(np.bool_))
+    voxels = find_voxels(look_up(raw, _IS_DISC).view(np.bool_))
     found = _describe(tally_pieces(raw, voxels, canal), [Kind.DISC] * voxels.count, canal)
     order = _top_down(found)
     place = np.zeros(voxels.count, dtype=np.intp)
@@ -180,22 +159,36 @@ def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32],
     return voxels.owned_by(place, voxels.count).number(raw.shape), [found[k] for k in order]
 
 
-def _join(single: Sequence[Piece], class_of: Sequence[Step2]) -> tuple[npt.NDArray[np.intp], list[Step2]]:
-    """Consecutive pieces of one class are one: the new index of each, and the classes of the joined ones."""
+def _one_vertebra(upper: Piece, lower: Piece, disc_heights: Sequence[float]) -> bool:
+    """Whether two pieces of a class that follow each other are one; two bodies with a disc between are not."""
+    if upper.body_centroid_vox is None or lower.body_centroid_vox is None:
+        return True
+    return not any(lower.z_order < height < upper.z_order for height in disc_heights)
+
+
+def _join(
+    single: Sequence[Piece], class_of: Sequence[Step2], disc_heights: Sequence[float]
+) -> tuple[npt.NDArray[np.intp], list[Step2]]:
+    """Join consecutive pieces of one class: the new index of each, and the classes of the joined ones."""
     owner, classes = np.zeros(len(single), dtype=np.intp), list[Step2]()
+    above: int | None = None
     for k in _top_down(single):
-        if not classes or classes[-1] is not class_of[k]:
+        same_class = above is not None and class_of[above] is class_of[k]
+        if above is None or not same_class or not _one_vertebra(single[above], single[k], disc_heights):
             classes.append(class_of[k])
         owner[k] = len(classes) - 1
+        above = k
     return owner, classes
 
 
-def _find_vertebrae(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32], list[Piece]]:
-    found = {value: _components_of(raw == value.value) for value in _KIND}
+def _find_vertebrae(
+    raw: Labels, canal: CanalExtent, disc_heights: Sequence[float]
+) -> tuple[npt.NDArray[np.int32], list[Piece]]:
+    found = {value: find_voxels(raw == value.value) for value in _KIND}
     class_of = [value for value, part in found.items() for _ in range(part.count)]
     voxels = all_voxels(list(found.values()))
     single = tally_pieces(raw, voxels, canal)
-    owner, classes = _join(_describe(single, [_KIND[c] for c in class_of], canal), class_of)
+    owner, classes = _join(_describe(single, [_KIND[c] for c in class_of], canal), class_of, disc_heights)
     tally = single.joined(owner, len(classes))
     numbered = voxels.owned_by(owner, len(classes)).number(raw.shape)
     remnants = find_remnants(raw, numbered, [tally.box(k) for k in range(len(classes))])
@@ -231,11 +224,13 @@ def find_pieces(raw: Labels, step: Step) -> Pieces:
 
     Returns:
         The pieces, superior to inferior. Components under 10 voxels are dropped; consecutive vertebra
-        pieces of the same odd/even class are joined; voxels of the class without odd/even go to the
-        vertebra around them. No foreground gives no pieces; without canal, z alone orders.
+        pieces of the same odd/even class are joined unless they are two bodies with a disc between;
+        voxels of the class without odd/even go to the vertebra around them. No foreground gives no
+        pieces; without canal, z alone orders.
 
     Source:
-        SPEC of the iterative labeling; differs in that a vertebra's body decides its place.
+        SPEC of the iterative labeling; differs in that a vertebra's body decides its place and in what is
+        not joined (T13 and L1 share a class, as do the neighbors of a vertebra the network missed).
     """
     shape = (raw.shape[0], raw.shape[1], raw.shape[2])
     disc_map = np.zeros(shape, dtype=np.int32)
@@ -249,7 +244,7 @@ def find_pieces(raw: Labels, step: Step) -> Pieces:
     disc_map[box], discs = _find_discs(crop, canal)
     vertebrae: list[Piece] = []
     if vertebra_map is not None:
-        vertebra_map[box], vertebrae = _find_vertebrae(crop, canal)
+        vertebra_map[box], vertebrae = _find_vertebrae(crop, canal, [disc.z_order for disc in discs])
     return Pieces(
         shape,
         disc_map,

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from lib.anatomy import Step2
 from lib.transforms.components import Box, Labels, between_extremes, dilate_faces, grown_box
-from lib.transforms.tally import PieceVoxels
+from lib.transforms.piece_voxels import PieceVoxels
 
 
 def find_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[Box]) -> PieceVoxels:

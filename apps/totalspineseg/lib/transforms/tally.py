@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from lib.transforms.centerline import CanalExtent
 from lib.transforms.components import Box, Labels, Mask
+from lib.transforms.piece_voxels import PieceVoxels
 
 CLASSES: Final = 16
 """Room for the classes of either network."""
@@ -16,41 +17,6 @@ Ints = npt.NDArray[np.intp]
 Point = tuple[float, float, float]
 Profiles = tuple[Ints, Ints, Ints]
 """Voxels of each piece (row) at each x, y and z (column)."""
-
-
-@dataclass(frozen=True)
-class PieceVoxels:
-    """The voxels of many pieces as a list.
-
-    Attributes:
-        flat: Index of each voxel in the C-ordered map.
-        owner: Its piece, 0-based.
-        count: Number of pieces.
-    """
-
-    flat: Ints
-    owner: Ints
-    count: int
-
-    def number(self, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-        """A new map in which the voxels of piece k are k + 1, all others 0."""
-        numbered = np.zeros(shape, dtype=np.int32)
-        numbered.ravel()[self.flat] = self.owner + 1
-        return numbered
-
-    def owned_by(self, new_owner: Ints, count: int) -> "PieceVoxels":
-        """The same voxels after piece k became (part of) piece ``new_owner[k]``."""
-        return PieceVoxels(self.flat, new_owner[self.owner], count)
-
-
-def all_voxels(parts: list[PieceVoxels]) -> PieceVoxels:
-    """The pieces of all lists in one, numbered on from list to list."""
-    starts = np.cumsum([0, *(part.count for part in parts)])
-    return PieceVoxels(
-        np.concatenate([part.flat for part in parts]),
-        np.concatenate([part.owner + start for part, start in zip(parts, starts[:-1], strict=True)]),
-        int(starts[-1]),
-    )
 
 
 @dataclass(frozen=True)
