@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from phantom import CodeReader, image_of, lumbar_codes
 
 from lib.anatomy import CODE_OF, DISC_L5_S
 from lib.cohort.documents import write_documents
@@ -23,6 +22,7 @@ from lib.cohort.run import Run, Summary
 from lib.errors import ImageError
 from lib.geometry import Grid
 from lib.volume_io import read_image, read_labels, write_volume
+from phantom import CodeReader, image_of, lumbar_codes
 
 AFFINE = np.array([[0, 0, 1.0, -20], [-1, 0, 0, 60], [0, 1, 0, -100], [0, 0, 0, 1.0]])
 """Array axes P, S, R: not the axes of the networks."""
@@ -55,9 +55,7 @@ def write_scan(path: Path, codes: np.ndarray) -> Path:
 def run(source: Path, output: Path, networks: Any = None, *, overwrite: bool = False, **options: Any) -> Summary:
     cases = find_cases(source)
     versions = {"step1": "reader-1", "step2": "reader-2"}
-    summary = Run(output, RunOptions(**options), networks or Readers(), versions)(
-        cases, workers=2, overwrite=overwrite
-    )
+    summary = Run(output, RunOptions(**options), networks or Readers(), versions)(cases, workers=2, overwrite=overwrite)
     write_documents(output, cases, summary, versions=versions, asked={"iso": False})
     return summary
 
@@ -197,9 +195,7 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, codes: np.ndarray
     labels.parent.mkdir()
     x, y, z = codes.shape
     write_volume(labels, codes, Grid((x, y, z), AFFINE))
-    cases = pair_localizers(
-        find_cases(tmp_path / "in"), labels.parent, suffixes=["_T2w"], localizer_suffix="_T1w"
-    )
+    cases = pair_localizers(find_cases(tmp_path / "in"), labels.parent, suffixes=["_T2w"], localizer_suffix="_T1w")
     summary = Run(tmp_path / "out", RunOptions(keep=("step2_output",)), Readers(), {})(cases, workers=1)
     assert summary.records["sub-01_T2w"]["made_with"]["localizer"][0] == "sub-01_T1w.nii.gz"
     assert summary.records["sub-01_T2w"]["warnings"] == []

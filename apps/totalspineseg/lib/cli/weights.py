@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from lib.cli.common import MODEL_DIR, model_store
+from lib.cli.common import MODEL_DIR
 from lib.errors import WeightsError
 
 MIB: Final = 1 << 20
@@ -66,15 +66,16 @@ class _Bar:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from lib.registry.store import STARTER
+    from lib.registry.store import STARTER, ModelStore
 
-    store = model_store(arguments.data_dir, "")
+    store = ModelStore(arguments.data_dir)
     chosen: dict[str, list[int]] = {}
     for step in (1, 2):
         try:
             chosen.setdefault(store.resolve(step).name, []).append(step)
         except WeightsError as error:
-            print(f"step {step}: {error}", file=sys.stderr)
+            if store.versions():
+                print(f"step {step}: {error}", file=sys.stderr)
     starter = (STARTER,) if (store.model_dir / STARTER).is_dir() else ()
     for name in (*starter, *store.versions()):
         steps = chosen.get(name, [])
@@ -86,11 +87,11 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _use(arguments: argparse.Namespace) -> None:
     from lib.nnunet.model_folder import ModelFolder
+    from lib.registry.store import ModelStore
 
-    store = model_store(arguments.data_dir, "")
-    chosen = type(store)(store.model_dir, weights=arguments.name)
+    chosen = ModelStore(arguments.data_dir, weights=arguments.name)
     for step in (1, 2):
         choice = chosen.resolve(step)
         ModelFolder.open(choice.root, step=step, name=choice.name)
-    store.activate(arguments.name)
+    chosen.activate(arguments.name)
     print(f"{arguments.name} is in use now")
