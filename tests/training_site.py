@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from lib.corrections.names import Mapped
 from lib.corrections.store import Correction, Received, Sender
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
-from lib.nnunet.finetune import FinetuneSettings
+from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.registry.store import ModelStore
 from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from lib.trainers.retrain import RetrainSettings
+from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site, folder_site
 from lib.volume_io import write_volume
 from tiny_models import write_models

@@ -17,18 +17,20 @@ from monailabel.utils.others.class_utils import get_class_names
 import lib.configs
 from lib.activelearning.strategies import First, Last, Random
 from lib.anatomy import WIRE_LABELS
+from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.history import HISTORY_DIR
 from lib.corrections.inbox import STEP1_TAG, Inbox
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
 from lib.errors import WeightsError
-from lib.geometry import Grid, LabelArray
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
+from lib.registry.store import ModelStore
+from lib.trainers.site import Site
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +59,12 @@ class App(MONAILabelApp):
         self._networks = self.make_networks(Path(app_dir), self._settings)
         self._corrections = CorrectionStore(root)
         self._predictions = PredictionStore(root)
-        self._inbox = Inbox(self._corrections, self._predictions, _no_findings)
+        self._inbox = Inbox(self._corrections, self._predictions, check)
         self._services = Services(
             self._networks, self._predictions, self._label_file, self._image_file, self.weights_text
         )
+        models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
+        self._site = Site(root, models, self._corrections, self._image_file)
         super().__init__(
             app_dir,
             studies,
@@ -74,7 +78,6 @@ class App(MONAILabelApp):
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
         """The networks that serve requests; nothing is loaded yet."""
         from lib.nnunet.networks import Networks as WarmNetworks
-        from lib.registry.store import ModelStore
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(store, device=conf.get("device") or "auto")
@@ -112,7 +115,9 @@ class App(MONAILabelApp):
             module, name = path.rsplit(".", 1)
             config: TaskConfig = getattr(importlib.import_module(module), name)()
             model = module.rsplit(".", 1)[1]
-            config.init(model, str(Path(self.app_dir) / "model"), self.conf, None, services=self._services)
+            config.init(
+                model, str(Path(self.app_dir) / "model"), self.conf, None, services=self._services, site=self._site
+            )
             self._configs[model] = config
         return {model: config.infer() for model, config in self._configs.items()}
 
@@ -216,10 +221,6 @@ class App(MONAILabelApp):
 
     def _label_file(self, image_id: str, tag: str) -> Path | None:
         return label_volume_path(self._datastore, image_id, tag)
-
-
-def _no_findings(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
-    return ()
 
 
 def is_address(studies: str) -> bool:

@@ -3,6 +3,7 @@
 from monailabel.interfaces.config import TaskConfig
 
 from lib.infers.models import FullTask
+from lib.trainers.task import SpineTrainTask
 
 
 class TotalSpineSeg(TaskConfig):  # type: ignore[misc]
@@ -12,6 +13,6 @@ class TotalSpineSeg(TaskConfig):  # type: ignore[misc]
         """The inference task."""
         return FullTask(self.kwargs["services"])
 
-    def trainer(self) -> None:
-        """None: it is trained through another model's task."""
-        return
+    def trainer(self) -> SpineTrainTask:
+        """The training task."""
+        return SpineTrainTask(self.kwargs["site"], steps=(1, 2))

@@ -3,6 +3,7 @@
 from monailabel.interfaces.config import TaskConfig
 
 from lib.infers.models import Step1Task
+from lib.trainers.task import SpineTrainTask
 
 
 class TotalSpineSegStep1(TaskConfig):  # type: ignore[misc]
@@ -12,6 +13,6 @@ class TotalSpineSegStep1(TaskConfig):  # type: ignore[misc]
         """The inference task."""
         return Step1Task(self.kwargs["services"])
 
-    def trainer(self) -> None:
-        """None: it is trained through another model's task."""
-        return
+    def trainer(self) -> SpineTrainTask:
+        """The training task."""
+        return SpineTrainTask(self.kwargs["site"], steps=(1,))

@@ -3,6 +3,7 @@
 from monailabel.interfaces.config import TaskConfig
 
 from lib.infers.models import Step2Task
+from lib.trainers.task import SpineTrainTask
 
 
 class TotalSpineSegStep2(TaskConfig):  # type: ignore[misc]
@@ -12,6 +13,6 @@ class TotalSpineSegStep2(TaskConfig):  # type: ignore[misc]
         """The inference task."""
         return Step2Task(self.kwargs["services"])
 
-    def trainer(self) -> None:
-        """None: it is trained through another model's task."""
-        return
+    def trainer(self) -> SpineTrainTask:
+        """The training task."""
+        return SpineTrainTask(self.kwargs["site"], steps=(2,))

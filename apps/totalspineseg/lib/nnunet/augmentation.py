@@ -1,6 +1,5 @@
 """Random variations of a patch: where it lies, how it is bent, and what another scanner would make of it."""
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +18,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 from lib.anatomy import CANAL, CORD, DISCS, SACRUM, VERTEBRAE
+from lib.nnunet.finetune_settings import Strength
 
 Shape = tuple[int, int, int]
 
@@ -30,33 +30,6 @@ FIELD_OF_STRUCTURES: Final = ((CORD,), (CANAL,), VERTEBRAE, DISCS, (SACRUM,))
 """Tissues that get a new gray value of their own when contrast is remapped."""
 REMAP_STRENGTH: Final = 1.0
 """Standard deviation of a structure's new offset, in standard deviations of the image."""
-
-
-@dataclass(frozen=True)
-class Strength:
-    """How much is varied: probabilities of the groups, 0..1.
-
-    Attributes:
-        spatial: Rotation and zoom, each.
-        elastic: Elastic deformation (slow on a CPU).
-        intensity: Each of brightness, contrast and gamma.
-        remap: New gray values by structure.
-        artifacts: Each of bias field, noise, blur, low resolution, ghosts, spikes.
-        inversion: Dark becomes bright.
-        flip: Left and right exchanged.
-    """
-
-    spatial: float = 0.2
-    elastic: float = 0.0
-    intensity: float = 0.15
-    remap: float = 0.1
-    artifacts: float = 0.1
-    inversion: float = 0.05
-    flip: float = 0.5
-
-
-NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
-"""No variation at all."""
 
 
 class StructureContrastTransform(BasicTransform):  # type: ignore[misc]

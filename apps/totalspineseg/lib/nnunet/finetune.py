@@ -3,15 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 
 from lib.errors import TrainingError
-from lib.nnunet.augmentation import Strength
 from lib.nnunet.cases import TrainingCase
+from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import is_out_of_memory, resolve_device
 from lib.nnunet.sampler import Batch, Sampler
@@ -22,51 +22,6 @@ from lib.nnunet.training_state import TrainingState, load_state, run_key, save_s
 
 BAD_LOSSES: Final = 10
 """So many losses in a row that are not finite end a training: it will not recover."""
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """How one step is fine-tuned.
-
-    Attributes:
-        iterations: Of the whole run; short, since it starts from good weights.
-        batch_size: Patches in a pass; halved, with the gradient summed, when memory does not suffice.
-        learning_rate: Peak; low, since the weights are good already.
-        warmup: Iterations from nothing to the peak.
-        replay_share: Share of patches from earlier and synthetic cases, against forgetting.
-        epoch: Iterations between two reports.
-        validation_patches: Unvaried patches a report is measured on.
-        checkpoint_every: Iterations between two stored states.
-        seed: Of all random draws.
-        device: "auto", "cuda", "cuda:1", "cpu".
-        strength: Of the augmentation.
-    """
-
-    iterations: int = 500
-    batch_size: int = 2
-    learning_rate: float = 5e-4
-    warmup: int = 25
-    replay_share: float = 0.5
-    epoch: int = 25
-    validation_patches: int = 8
-    checkpoint_every: int = 25
-    seed: int = 0
-    device: str = "auto"
-    strength: Strength = field(default_factory=Strength)
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: A count below 1, a share outside 0..1, or a rate that is not positive.
-        """
-        for name in ("iterations", "batch_size", "epoch", "checkpoint_every", "validation_patches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if not 0 <= self.replay_share <= 1:
-            raise ValueError(f"replay_share must be from 0 to 1, got {self.replay_share!r}")
-        if not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")
 
 
 @dataclass(frozen=True)

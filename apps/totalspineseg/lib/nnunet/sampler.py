@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 
 from lib.errors import LabelError
-from lib.nnunet.augmentation import NONE, Strength, build_augmentation
+from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.cases import Origin, TrainingCase
+from lib.nnunet.finetune_settings import NONE, Strength
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
 from lib.nnunet.targets import Step, mark, present_codes, step_target, thoracic_is_uneven

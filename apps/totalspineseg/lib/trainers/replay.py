@@ -7,15 +7,14 @@ import numpy as np
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from lib.trainers.settings import REPLAY_CASES
 
 SEED: Final = 71_993
 """First part of every replay scan's seed; the reference set of the gate uses another."""
-CASES: Final = 8
-"""Scans; each is used many times, in varied patches."""
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR, Field.CERVICAL)
 
 
-def replay_sources(count: int = CASES) -> tuple[ScanSource, ...]:
+def replay_sources(count: int = REPLAY_CASES) -> tuple[ScanSource, ...]:
     """The synthetic replay scans, drawn when they are read; the first ones are the same for every count."""
     return tuple(_source(number) for number in range(count))
 

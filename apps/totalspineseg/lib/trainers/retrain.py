@@ -3,19 +3,18 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
 
 from lib.errors import StorageError, TrainingError
-from lib.gate.reference import CASES as REFERENCE_CASES
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import GateReport, judge
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import ScanSource, Skipped, prepare_cases
-from lib.nnunet.finetune import FinetuneSettings, Progress, Stopped, fine_tune
+from lib.nnunet.finetune import Progress, Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
@@ -23,9 +22,9 @@ from lib.nnunet.training_state import STATE_FILE, run_key
 from lib.registry.files import storage_errors, write_json
 from lib.registry.records import VersionRecord, trained_on, write_record
 from lib.trainers.material import Material, judged_cases, site_material
-from lib.trainers.replay import CASES as REPLAY_CASES
 from lib.trainers.replay import replay_sources
 from lib.trainers.runs import ProgressFile, RunState, Status, begin, only_one
+from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
 
 logger = logging.getLogger(__name__)
@@ -34,25 +33,6 @@ GATE_FILE: Final = "gate.json"
 CANDIDATE_DIR: Final = "candidate"
 DONE_FILE: Final = "done.json"
 """In a candidate's folder once it is whole."""
-
-
-@dataclass(frozen=True)
-class RetrainSettings:
-    """What a retraining does.
-
-    Attributes:
-        steps: Which networks, in order.
-        finetune: How each is fine-tuned.
-        replay_cases: Synthetic scans against forgetting.
-        reference_cases: Scans of the fixed reference set that judge.
-        resume: Go on with an unfinished run about the same material and settings.
-    """
-
-    steps: tuple[int, ...] = (1, 2)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
-    replay_cases: int = REPLAY_CASES
-    reference_cases: int = REFERENCE_CASES
-    resume: bool = True
 
 
 @dataclass(frozen=True)

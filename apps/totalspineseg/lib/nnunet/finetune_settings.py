@@ -1,0 +1,76 @@
+"""How a network is fine-tuned: numbers only, importable without PyTorch."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How much is varied: probabilities of the groups, 0..1.
+
+    Attributes:
+        spatial: Rotation and zoom, each.
+        elastic: Elastic deformation (slow on a CPU).
+        intensity: Each of brightness, contrast and gamma.
+        remap: New gray values by structure.
+        artifacts: Each of bias field, noise, blur, low resolution, ghosts, spikes.
+        inversion: Dark becomes bright.
+        flip: Left and right exchanged.
+    """
+
+    spatial: float = 0.2
+    elastic: float = 0.0
+    intensity: float = 0.15
+    remap: float = 0.1
+    artifacts: float = 0.1
+    inversion: float = 0.05
+    flip: float = 0.5
+
+
+NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
+"""No variation at all."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How one step is fine-tuned.
+
+    Attributes:
+        iterations: Of the whole run; short, since it starts from good weights.
+        batch_size: Patches in a pass; halved, with the gradient summed, when memory does not suffice.
+        learning_rate: Peak; low, since the weights are good already.
+        warmup: Iterations from nothing to the peak.
+        replay_share: Share of patches from earlier and synthetic cases, against forgetting.
+        epoch: Iterations between two reports.
+        validation_patches: Unvaried patches a report is measured on.
+        checkpoint_every: Iterations between two stored states.
+        seed: Of all random draws.
+        device: "auto", "cuda", "cuda:1", "cpu".
+        strength: Of the augmentation.
+    """
+
+    iterations: int = 500
+    batch_size: int = 2
+    learning_rate: float = 5e-4
+    warmup: int = 25
+    replay_share: float = 0.5
+    epoch: int = 25
+    validation_patches: int = 8
+    checkpoint_every: int = 25
+    seed: int = 0
+    device: str = "auto"
+    strength: Strength = field(default_factory=Strength)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A count below 1, a share outside 0..1, or a rate that is not positive.
+        """
+        for name in ("iterations", "batch_size", "epoch", "checkpoint_every", "validation_patches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if not 0 <= self.replay_share <= 1:
+            raise ValueError(f"replay_share must be from 0 to 1, got {self.replay_share!r}")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")

@@ -1,0 +1,82 @@
+"""The training tasks clients start: both steps in turn, or one."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from lib.trainers.request import client_config, read_settings
+from lib.trainers.runs import state_of
+from lib.trainers.site import Site
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION: Final = (
+    "Fine-tunes {what} from the submitted corrections, a share of synthetic cases kept in against forgetting. "
+    "The new version is served only if nothing became worse on the reference set and the site's hold-out."
+)
+
+
+class SpineTrainTask(TrainTask):  # type: ignore[misc]
+    """Fine-tuning of one or both networks; constructing it reads no file and touches no device.
+
+    Args:
+        site: Studies, corrections and models.
+        steps: Which networks, in order.
+    """
+
+    def __init__(self, site: Site, steps: tuple[int, ...]) -> None:
+        what = "both networks" if len(steps) > 1 else f"the step-{steps[0]} network"
+        super().__init__(DESCRIPTION.format(what=what))
+        self._site = site
+        self._steps = steps
+
+    def config(self) -> dict[str, Any]:
+        """The settings clients show."""
+        return client_config()
+
+    def stats(self) -> dict[str, Any]:
+        """Progress of the run in progress, else of the last one, whichever task started it; empty before the first."""
+        state = state_of(self._site.training_dir)
+        if state is None:
+            return {}
+        hours, rest = divmod(round(state.seconds), 3600)
+        return {
+            "epoch": state.epoch,
+            "total_epochs": state.total_epochs,
+            "total_time": f"{hours}:{rest // 60:02d}:{rest % 60:02d}",
+            "best_metric": state.best_metric or 0.0,
+            "status": state.status,
+            "step": state.step,
+            "run": state.run,
+            "message": state.message,
+        }
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Train; the host runs this in a process of its own and kills it to stop.
+
+        Args:
+            request: Settings, see ``config``.
+            datastore: Unused: what trains is the history of accepted corrections.
+
+        Returns:
+            What became of it.
+
+        Raises:
+            TrainingError: Nothing to learn from, another training runs, or a setting is wrong.
+            StorageError: Disk full or no permission.
+        """
+        from lib.trainers.retrain import retrain  # PyTorch and nnU-Net: not for a server that only lists its tasks
+
+        # Printed at once: clients cannot show or stop a task that has said nothing.
+        logger.info("training of step %s starts", " and ".join(map(str, self._steps)))
+        result = retrain(self._site, read_settings(request, self._steps))
+        logger.info("version %s: %s", result.version, result.report.reason)
+        return {
+            "run": result.run.name,
+            "version": result.version,
+            "published": result.report.publish,
+            "reason": result.report.reason,
+            "skipped": [{"case": case.name, "reason": case.reason} for case in result.skipped],
+        }
