@@ -26,11 +26,12 @@ from lib.anatomy import (
     Step2,
     column,
 )
+from lib.transforms.components import largest_component
 
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
-HEIGHTS = {code: 17.0 for code in VERTEBRAE[:7]}
+HEIGHTS = dict.fromkeys(VERTEBRAE[:7], 17.0)
 HEIGHTS |= {code: 18.5 + 0.75 * k for k, code in enumerate(THORACIC)}
 HEIGHTS |= {code: 29.0 + 1.6 * k for k, code in enumerate(LUMBAR)}
 FIELDS = {
@@ -87,7 +88,11 @@ def build(
     top = order.index(first if first in order else order[-1] if first > 40 else order[order.index(41) - 1])
     bottom = len(order) if last == SACRUM else order.index(last if last in order else order[order.index(41) - 1])
     above = starts[top] + rng.uniform(-0.1, 0.8) * heights[top] if top else -12.0
-    below = starts[-1] + rng.uniform(50, 80) if bottom == len(order) else starts[bottom] + rng.uniform(0.1, 0.95) * heights[bottom]
+    below = (
+        starts[-1] + rng.uniform(50, 80)
+        if bottom == len(order)
+        else starts[bottom] + rng.uniform(0.1, 0.95) * heights[bottom]
+    )
     line = _Line(starts[-1] + 110, above, below, curvature, rng)
     case = _paint(spine, heights, starts, line, rng, spacing)
     return case
@@ -99,7 +104,9 @@ class _Line:
     def __init__(self, length: float, above: float, below: float, curvature: float, rng: np.random.Generator) -> None:
         s = np.arange(-20.0, length)
         relative = s / length
-        lean = np.interp(relative, [-0.1, 0.05, 0.22, 0.45, 0.62, 0.75, 0.86, 1.0], [0.0, 0.1, -0.32, -0.1, 0.3, 0.25, -0.25, -0.9])
+        lean = np.interp(
+            relative, [-0.1, 0.05, 0.22, 0.45, 0.62, 0.75, 0.86, 1.0], [0.0, 0.1, -0.32, -0.1, 0.3, 0.25, -0.25, -0.9]
+        )
         side = 0.10 * (curvature - 1) * np.sin(2 * np.pi * (relative * rng.uniform(0.8, 1.6) + rng.uniform()))
         lean = np.convolve(np.pad(lean * curvature, 15, mode="edge"), np.ones(31) / 31, "valid")
         tangent = np.stack([np.sin(side), -np.sin(lean), -np.cos(lean)], axis=1)
@@ -125,7 +132,9 @@ class _Canvas:
         self.low, self.spacing = low, spacing
         self.truth = np.zeros(np.ceil((high - low) / spacing).astype(int), dtype=np.uint8)
 
-    def draw(self, code: int, frame: tuple[Floats, Floats, Floats, Floats], reach: float, shape: Shape, over: bool = False) -> None:
+    def draw(
+        self, code: int, frame: tuple[Floats, Floats, Floats, Floats], reach: float, shape: Shape, over: bool = False
+    ) -> None:
         origin, up, front, right = frame
         low = np.maximum(np.floor((origin - reach - self.low) / self.spacing).astype(int), 0)
         high = np.minimum(np.ceil((origin + reach - self.low) / self.spacing).astype(int), self.truth.shape)
@@ -167,26 +176,76 @@ def _paint(spine, heights, starts, line: _Line, rng: np.random.Generator, spacin
         body = (origin + front * (9 + depth), up, front, right)
         half = (height - thick) / 2 - 0.6
         if vertebra == C1:
-            canvas.draw(C1, (origin, up, front, right), 36, lambda x, y, z: (np.abs(z) < 5.5) & (((x / 15) ** 2 + (y / 15) ** 2 < 1) | ((np.abs(x) < 31) & (np.abs(y) < 5))) & ((x / 10.5) ** 2 + (y / 8) ** 2 > 1))
+            canvas.draw(
+                C1,
+                (origin, up, front, right),
+                36,
+                lambda x, y, z: (
+                    (np.abs(z) < 5.5)
+                    & (((x / 15) ** 2 + (y / 15) ** 2 < 1) | ((np.abs(x) < 31) & (np.abs(y) < 5)))
+                    & ((x / 10.5) ** 2 + (y / 8) ** 2 > 1)
+                ),
+            )
         else:
             if vertebra == 12:
-                canvas.draw(12, (body[0] + up * height * 0.5, up, front, right), 25, lambda x, y, z: ((x / 5) ** 2 + (y / 5) ** 2 < 1) & (np.abs(z) < height * 0.6))
-            canvas.draw(vertebra, body, width / 2 + 12, lambda x, y, z: ((2 * x / width) ** 2 + (y / depth) ** 2 < 1) & (np.abs(z) < half))
+                canvas.draw(
+                    12,
+                    (body[0] + up * height * 0.5, up, front, right),
+                    25,
+                    lambda x, y, z: ((x / 5) ** 2 + (y / 5) ** 2 < 1) & (np.abs(z) < height * 0.6),
+                )
+            canvas.draw(
+                vertebra,
+                body,
+                width / 2 + 12,
+                lambda x, y, z: ((2 * x / width) ** 2 + (y / depth) ** 2 < 1) & (np.abs(z) < half),
+            )
             slope = 0.9 if 22 <= vertebra <= 30 else 0.35
             long = 24 if vertebra < 20 else 30
-            canvas.draw(vertebra, (origin, up, front, right), 48, lambda x, y, z: (np.abs(z) < 0.33 * height) & ((x / 15) ** 2 + (y / 12) ** 2 < 1) & ((x / 10.5) ** 2 + (y / 8) ** 2 > 1))
-            canvas.draw(vertebra, (origin, up, front, right), 48, lambda x, y, z: (np.abs(x) < 3) & (y < -8) & (y > -8 - long) & (np.abs(z - slope * (y + 8)) < 0.26 * height))
-            canvas.draw(vertebra, (origin, up, front, right), 48, lambda x, y, z: (np.abs(x) > 9) & (np.abs(x) < 15 + width / 3) & (np.abs(y + 3) < 4) & (np.abs(z) < 4))
+            canvas.draw(
+                vertebra,
+                (origin, up, front, right),
+                48,
+                lambda x, y, z: (
+                    (np.abs(z) < 0.33 * height)
+                    & ((x / 15) ** 2 + (y / 12) ** 2 < 1)
+                    & ((x / 10.5) ** 2 + (y / 8) ** 2 > 1)
+                ),
+            )
+            canvas.draw(
+                vertebra,
+                (origin, up, front, right),
+                48,
+                lambda x, y, z: (
+                    (np.abs(x) < 3) & (y < -8) & (y > -8 - long) & (np.abs(z - slope * (y + 8)) < 0.26 * height)
+                ),
+            )
+            canvas.draw(
+                vertebra,
+                (origin, up, front, right),
+                48,
+                lambda x, y, z: (np.abs(x) > 9) & (np.abs(x) < 15 + width / 3) & (np.abs(y + 3) < 4) & (np.abs(z) < 4),
+            )
         if disc is not None:
             frame = line.at(starts[k + 1])
             center = frame[0] + frame[2] * (9 + depth)
-            canvas.draw(disc, (center, *frame[1:]), width / 2 + 8, lambda x, y, z: ((2 * x / width) ** 2 + (y / depth) ** 2 < 1) & (np.abs(z) < thick / 2))
+            canvas.draw(
+                disc,
+                (center, *frame[1:]),
+                width / 2 + 8,
+                lambda x, y, z: ((2 * x / width) ** 2 + (y / depth) ** 2 < 1) & (np.abs(z) < thick / 2),
+            )
             levels.append(Level(disc, center, height, width))
         levels.append(Level(vertebra, body[0], height, width))
     for s in np.arange(starts[-1] + 7, starts[-1] + 95, 4.0):
         taper = float(np.interp(s - starts[-1], [0, 95], [46, 14]))
         frame = line.at(s)
-        canvas.draw(SACRUM, (frame[0] + frame[2] * (9 + 0.3 * taper), *frame[1:]), 48, lambda x, y, z: ((x / taper * 1.6) ** 2 + (y / taper / 0.3) ** 2 < 1) & (np.abs(z) <= 3))
+        canvas.draw(
+            SACRUM,
+            (frame[0] + frame[2] * (9 + 0.3 * taper), *frame[1:]),
+            48,
+            lambda x, y, z: ((x / taper * 1.6) ** 2 + (y / taper / 0.3) ** 2 < 1) & (np.abs(z) <= 3),
+        )
     affine = np.diag([spacing, spacing, spacing, 1.0])
     affine[:3, 3] = low
     return Case(np.zeros_like(canvas.truth), canvas.truth, 0, affine, levels)
@@ -203,8 +262,8 @@ def classes(case: Case, step: int, *, swapped: bool = False) -> Case:
 
 
 def present(case: Case, codes: Sequence[int], least: int = 300) -> list[int]:
-    """Codes with enough voxels in view, in their anatomical order."""
-    counts = np.bincount(case.truth.ravel(), minlength=256)
+    """Codes with enough of them (mm3) in view, in their anatomical order."""
+    counts = np.bincount(case.truth.ravel(), minlength=256) * case.affine[0, 0] ** 3
     return [c for c in codes if counts[c] >= least]
 
 
@@ -217,7 +276,9 @@ def _ball(case: Case, point: Floats, radii: Sequence[float]) -> tuple[tuple[slic
     radius = np.asarray(radii) / case.affine[0, 0]
     low = np.clip(np.floor(center - radius).astype(int), 0, np.array(case.raw.shape))
     high = np.clip(np.ceil(center + radius).astype(int) + 1, 0, np.array(case.raw.shape))
-    grid = np.meshgrid(*[(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, center, radius, strict=True)], indexing="ij")
+    grid = np.meshgrid(
+        *[(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, center, radius, strict=True)], indexing="ij"
+    )
     return tuple(slice(a, b) for a, b in zip(low, high, strict=True)), sum(g**2 for g in grid) < 1
 
 
@@ -405,7 +466,8 @@ VARIANTS = {"normal": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L
 def errors(case: Case, labels: Labels) -> dict[int, int]:
     """Levels that got a wrong name: true code -> code most of its drawn voxels carry.
 
-    Structures of which under 300 mm3 are in view, or under a tenth was drawn, are not judged. In step 1 only
+    Structures of which under 300 mm3 are in view, or under a tenth was drawn in the largest component, are not
+    judged. In step 1 only
     discs and C1 are.
     """
     wrong: dict[int, int] = {}
@@ -413,7 +475,7 @@ def errors(case: Case, labels: Labels) -> dict[int, int]:
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     flat = np.flatnonzero(case.truth > CANAL)
     table = np.zeros((256, 256), dtype=np.int64)
-    drawn = case.raw.ravel()[flat] > 0
+    drawn = largest_component(case.raw).ravel()[flat] > 0
     np.add.at(table, (case.truth.ravel()[flat[drawn]], labels.ravel()[flat[drawn]]), 1)
     whole = np.bincount(case.truth.ravel(), minlength=256)
     for code in codes:
@@ -431,5 +493,5 @@ def judged(case: Case) -> int:
     voxel = float(case.affine[0, 0]) ** 3
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     whole = np.bincount(case.truth.ravel(), minlength=256)
-    drawn = np.bincount(case.truth[case.raw > 0].ravel(), minlength=256)
+    drawn = np.bincount(case.truth[largest_component(case.raw) > 0].ravel(), minlength=256)
     return sum(whole[c] * voxel >= 300 and drawn[c] >= 0.1 * whole[c] for c in codes)

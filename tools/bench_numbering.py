@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
 
 import columns  # noqa: E402
-
 from lib.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
 from lib.numbering.label import name_map  # noqa: E402
 
 BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.001)
+
+
+COARSE_MM = 1.5
+"""Voxel size of most cases: three times faster than the networks' 1 mm."""
+FINE_SHARE = 0.15
+"""Share of cases at 1 mm."""
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Plan:
     curvature: float
     seed: int
     swapped: bool = False
+    spacing: float = COARSE_MM
 
 
 @dataclass
@@ -77,7 +84,8 @@ def plans(seed: int, *, quick: bool) -> Iterator[Plan]:
     def plan(fov: str, variant: str, step: int, mistakes: tuple[str, ...], curvature: float = 1.0) -> Plan:
         nonlocal number
         number += 1
-        return Plan(fov, variant, step, mistakes, curvature, number, bool(rng.random() < 0.3))
+        spacing = 1.0 if rng.random() < FINE_SHARE else COARSE_MM
+        return Plan(fov, variant, step, mistakes, curvature, number, bool(rng.random() < 0.3), spacing)
 
     for fov in columns.FIELDS:
         for step in (1, 2):
@@ -99,7 +107,9 @@ def draw(plan: Plan) -> columns.Case | None:
     """The case, or None where a mistake does not apply to it."""
     rng = np.random.default_rng(plan.seed)
     thoracic, lumbar = columns.VARIANTS[plan.variant]
-    case = columns.build(rng, fov=plan.fov, thoracic=thoracic, lumbar=lumbar, curvature=plan.curvature)
+    case = columns.build(
+        rng, fov=plan.fov, thoracic=thoracic, lumbar=lumbar, curvature=plan.curvature, spacing=plan.spacing
+    )
     case = columns.classes(case, plan.step, swapped=plan.swapped)
     for name in plan.mistakes:
         if not columns.MISTAKES[name](case, rng):
@@ -141,7 +151,9 @@ def judge(plan: Plan, case: columns.Case) -> Outcome:
     errors = columns.errors(case, labels)
     plain, _ = name_map(volume, plan.step, method="iterative")  # type: ignore[arg-type]
     truth = _piece_truth(case, numbering)
-    seen = [(level.probability, level.code == code) for level, code in zip(numbering.levels, truth, strict=True) if code]
+    seen = [
+        (level.probability, level.code == code) for level, code in zip(numbering.levels, truth, strict=True) if code
+    ]
     runner_up = any(
         all(a == t for a, t in zip(other.codes, truth, strict=True) if t) for other in numbering.alternatives
     )
@@ -181,8 +193,10 @@ def table(outcomes: list[Outcome], key: str) -> None:
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         groups[getattr(outcome, key) if key == "kind" else getattr(outcome.plan, key)].append(outcome)
-    head = f"{key:18} {'scans':>5} {'all right':>9} {'levels':>7} {'abstain':>7} {'ident.':>6} {'r. or a.':>8} {'conf.wrong':>10}"
-    print(f"{head} | {'iter. right':>11} {'levels':>7}")
+    print(
+        f"{key:18} {'scans':>5} {'all right':>9} {'levels':>7} {'abstain':>7} {'ident.':>6} {'r. or a.':>8} "
+        f"{'conf.wrong':>11} | {'iter. right':>11} {'levels':>7}"
+    )
     for name, group in [*groups.items(), ("all", outcomes)]:
         print(f"{name:18} {_line(group)}")
     print()
@@ -217,7 +231,7 @@ def calibration(outcomes: list[Outcome]) -> None:
     """Of levels given a probability, how many are right."""
     levels = [pair for outcome in outcomes for pair in outcome.levels]
     print(f"{'probability':14} {'levels':>7} {'expected':>8} {'right':>7}")
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in pairwise(BINS):
         mine = [(p, ok) for p, ok in levels if low <= p < high]
         if mine:
             expected, right = np.mean([p for p, _ in mine]), np.mean([ok for _, ok in mine])
@@ -244,14 +258,19 @@ def main() -> None:
             state = "CONFIDENT" if outcome.confident else "abstained"
             mark = "identified" if outcome.identified else "open"
             head = f"{plan.fov} {plan.variant} step {plan.step} {plan.mistakes} x{plan.curvature} seed {plan.seed}"
-            print(f"{head}: {state} {outcome.probability:.3f} {mark} runner-up {outcome.runner_up} {outcome.errors}", flush=True)
+            print(
+                f"{head}: {state} {outcome.probability:.3f} {mark} runner-up {outcome.runner_up} {outcome.errors}",
+                flush=True,
+            )
     table(outcomes, "kind")
     table(outcomes, "fov")
     table(outcomes, "variant")
     known = [o for o in outcomes if o.identified]
     good, wrong = sum(map(_good, known)), sum(map(_confidently_wrong, known))
-    print(f"identified: {len(known)} scans, right or abstained with the truth as runner-up {good / len(known):.2%}, "
-          f"confidently wrong {wrong} ({wrong / len(known):.2%})")
+    print(
+        f"identified: {len(known)} scans, right or abstained with the truth as runner-up {good / len(known):.2%}, "
+        f"confidently wrong {wrong} ({wrong / len(known):.2%})"
+    )
     print(f"confidently wrong in all {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")
     calibration(outcomes)
     if arguments.json:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from lib.anatomy import DISC_C2_C3, DISC_L5_S, L6, NAME_OF, SACRUM, T11, T12, T13, C7, L1, LUMBAR, column
+from lib.anatomy import C7, DISC_C2_C3, DISC_L5_S, L1, L6, LUMBAR, NAME_OF, SACRUM, T11, T12, T13, column
 
 _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six")
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.numbering.advice import shift_text, would_settle
+from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
 from lib.numbering.evidence import Evidence, Floats, Item, Labels, Pin, gather
 from lib.numbering.loose import name_loose
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
-from lib.transforms.pieces import Pieces, Step
+from lib.transforms.pieces import Pieces, Step, canal_mask
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
@@ -100,7 +101,7 @@ def number_chain(
     step: Step,
     *,
     affine: Floats,
-    localizer: npt.NDArray[np.integer] | None = None,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
     pins: Sequence[Pin] = (),
     soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Numbering:
@@ -121,12 +122,27 @@ def number_chain(
     Raises:
         ValueError: A pin does not name a level.
     """
-    pieces = divide(pieces, raw, step, affine=affine)
-    evidence = gather(pieces, raw, step, affine=affine, localizer=localizer, pins=pins, soft=soft)
+    ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
+    pieces = divide(pieces, raw, ruler)
+    evidence = gather(pieces, raw, step, affine=affine, ruler=ruler, localizer=localizer, pins=pins, soft=soft)
+    return number_evidence(pieces, evidence)
+
+
+def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = False) -> Numbering:
+    """Name pieces from measured evidence.
+
+    Args:
+        pieces: The pieces.
+        evidence: From ``gather``.
+        keep_all: Every piece is a structure of the column (a map a reader has approved); none is false.
+
+    Returns:
+        As ``number_chain``.
+    """
     if not evidence.items:
         naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
         return Numbering(pieces, naming, 0.0, (), (), False, would_settle((), ()), ())
-    chain = Chain(evidence)
+    chain = Chain(evidence, keep_all=keep_all)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
     best, probability, others = _ranked(chain, chances, chain.total(before))
@@ -137,13 +153,15 @@ def number_chain(
     levels = _levels(best, evidence, chances)
     shown = [k for level in levels for k in [_item_of(level, evidence)]]
     alternatives = tuple(
-        Alternative(chance, shift_text([best[k] for k in shown], [path[k] for k in shown]), tuple(path[k] for k in shown))
+        Alternative(
+            chance, shift_text([best[k] for k in shown], [path[k] for k in shown]), tuple(path[k] for k in shown)
+        )
         for path, chance in others
     )
     confident = probability >= CONFIDENT_PROBABILITY
     codes = tuple(level.code for level in levels)
     settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
-    return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, chain.missed(best))
+    return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, chain.missed(best, slots))
 
 
 def _ranked(

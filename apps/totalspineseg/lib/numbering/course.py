@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
-from lib.transforms.centerline import canal_extent
+from lib.transforms.centerline import CanalExtent, canal_extent
 from lib.transforms.components import Mask
 
 Floats = npt.NDArray[np.float64]
@@ -52,17 +52,55 @@ class Course:
         return np.asarray(self.distance_mm[nearest] + np.clip(along, -length, length), dtype=np.float64)
 
 
-def course_of(canal: Mask, spacing_mm: Floats) -> Course | None:
-    """The line through the canal.
+@dataclass(frozen=True)
+class Ruler:
+    """The canal of one map, measured once.
+
+    Attributes:
+        course: The line through it; None where no slice has canal.
+        extent: Its extent slice by slice, voxel indices.
+        spacing_mm: (3,) voxel size.
+    """
+
+    course: Course | None
+    extent: CanalExtent
+    spacing_mm: Floats
+
+    def place(self, point_mm: npt.ArrayLike) -> float:
+        """Distance of one point along the canal, mm, rising to inferior; without canal its depth."""
+        point = np.asarray(point_mm, dtype=np.float64)
+        return float(self.course.locate(point)[0]) if self.course is not None else -float(point[2])
+
+    def in_front(self, xyz: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Voxels anterior to the canal and within its width, at the nearest height with canal.
+
+        Args:
+            xyz: (n, 3) voxel indices.
+
+        Returns:
+            (n,); all False without canal.
+        """
+        if self.extent.z.size == 0:
+            return np.zeros(len(xyz), dtype=np.bool_)
+        row = np.searchsorted(self.extent.z, xyz[:, 2]).clip(max=self.extent.z.size - 1)
+        x = xyz[:, 0]
+        front = xyz[:, 1] > self.extent.y_last[row]
+        return np.asarray(front & (x >= self.extent.x_first[row]) & (x <= self.extent.x_last[row]))
+
+
+def ruler_of(canal: Mask, spacing_mm: npt.ArrayLike) -> Ruler:
+    """Measure a canal.
 
     Args:
         canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
         spacing_mm: (3,) voxel size.
-
-    Returns:
-        The line, or None where no slice has canal.
     """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
     extent = canal_extent(canal)
+    return Ruler(_course(extent, spacing), extent, spacing)
+
+
+def _course(extent: CanalExtent, spacing_mm: Floats) -> Course | None:
     if extent.z.size == 0:
         return None
     z = np.arange(extent.z[0], extent.z[-1] + 1)

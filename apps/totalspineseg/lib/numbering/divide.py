@@ -4,7 +4,7 @@
 inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import Kind
-from lib.numbering.course import Course, Floats, course_of
-from lib.transforms.centerline import CanalExtent, canal_extent
-from lib.transforms.components import Labels, connected_components
-from lib.transforms.pieces import MIN_BODY_VOXELS, Box, Piece, Pieces, Step, canal_mask
+from lib.numbering.course import Course, Floats, Ruler
+from lib.transforms.components import Box, Labels, connected_components
+from lib.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
 
 Ints = npt.NDArray[np.intp]
 
@@ -39,29 +38,25 @@ MAX_DROP: Final = 0.8
 @dataclass(frozen=True)
 class _Map:
     course: Course
-    canal: CanalExtent
+    ruler: Ruler
     spacing: Floats
     raw: Labels
 
 
-def divide(pieces: Pieces, raw: Labels, step: Step, *, affine: Floats) -> Pieces:
+def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     """Cut every piece that holds more than one level.
 
     Args:
         pieces: From ``find_pieces``.
         raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
-        step: 1 or 2.
-        affine: (4, 4) voxel -> RAS mm.
+        ruler: The canal of ``raw``.
 
     Returns:
         The pieces, superior to inferior; the same object where nothing had to be cut.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    mask = canal_mask(raw, step)
-    course = course_of(mask, spacing)
-    if course is None or not pieces.discs:
+    if ruler.course is None or not pieces.discs:
         return pieces
-    seen = _Map(course, canal_extent(mask), spacing, raw)
+    seen = _Map(ruler.course, ruler, ruler.spacing_mm, raw)
     disc_map, discs = _divide(pieces.disc_map, pieces.discs, seen, lambda _, xyz: _disc_owner(xyz, seen))
     if discs is not pieces.discs:
         pieces = replace(pieces, disc_map=disc_map, discs=discs)
@@ -108,12 +103,12 @@ def _divide(
 def _described(piece: Piece, xyz: Ints, seen: _Map) -> Piece:
     """A part of a piece, measured like ``find_pieces`` does."""
     center = xyz.mean(axis=0)
-    in_body = _in_front(xyz, seen.canal)
+    in_body = seen.ruler.in_front(xyz)
     is_disc = piece.kind is Kind.DISC
     body = xyz if is_disc else xyz[in_body]
     has_body = is_disc or len(body) >= MIN_BODY_VOXELS
     middle = body.mean(axis=0) if has_body else center
-    nearest = seen.canal.points[((seen.canal.points - middle) ** 2).sum(axis=1).argmin()]
+    nearest = seen.ruler.extent.points[((seen.ruler.extent.points - middle) ** 2).sum(axis=1).argmin()]
     values = seen.raw[xyz[:, 0], xyz[:, 1], xyz[:, 2]]
     counts = np.bincount(values)
     low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
@@ -128,13 +123,6 @@ def _described(piece: Piece, xyz: Ints, seen: _Map) -> Piece:
         box=box,
         class_voxels=MappingProxyType({int(c): int(counts[c]) for c in np.flatnonzero(counts)}),
     )
-
-
-def _in_front(xyz: Ints, canal: CanalExtent) -> npt.NDArray[np.bool_]:
-    """Anterior to the canal and within its width, at the nearest height with canal."""
-    row = np.searchsorted(canal.z, xyz[:, 2]).clip(max=canal.z.size - 1)
-    x = xyz[:, 0]
-    return np.asarray((xyz[:, 1] > canal.y_last[row]) & (x >= canal.x_first[row]) & (x <= canal.x_last[row]))
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
@@ -187,16 +175,17 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> I
     none = np.zeros(len(xyz), dtype=np.intp)
     if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
         return none
-    in_body = _in_front(xyz, seen.canal)
+    in_body = seen.ruler.in_front(xyz)
     body = xyz[in_body]
-    if len(body) < 2 * MIN_BODY_VOXELS:
+    if len(body) < MIN_BODY_VOXELS:
         return none
     sample = body[:: max(1, len(body) // SAMPLE)]
     rough = _direction(np.asarray(piece.body_centroid_vox), seen)
-    if not _cuts(rough(sample), rough(discs_vox)):
-        return none
-    cuts = _cuts(seen.course.locate(sample * seen.spacing), seen.course.locate(discs_vox * seen.spacing))
-    return _parts(xyz, in_body, np.array(cuts), seen) if cuts else none
+    owner = none
+    if _cuts(rough(sample), rough(discs_vox)):
+        cuts = _cuts(seen.course.locate(sample * seen.spacing), seen.course.locate(discs_vox * seen.spacing))
+        owner = _parts(xyz, in_body, np.array(cuts), seen) if cuts else none
+    return _apart(xyz, owner, in_body) if piece.parts > 1 else owner
 
 
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
@@ -233,14 +222,31 @@ def _drop(counts: Ints, start: float, level_mm: float) -> float:
     return float(first + int(counts[first:last].argmin()) - start) if last > first else 0.0
 
 
-def _whole_components(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
-    """A connected component whose body lies in one part belongs to that part as a whole."""
-    low = xyz.min(axis=0)
+def _components(xyz: Ints) -> tuple[Ints, int]:
+    """Connected component (1..) of each voxel, and how many there are."""
+    low = xyz.min(axis=0) - 1
     local = tuple((xyz - low).T)
-    mask = np.zeros(np.ptp(xyz, axis=0) + 1, dtype=np.bool_)
+    mask = np.zeros(np.ptp(xyz, axis=0) + 3, dtype=np.bool_)
     mask[local] = True
     numbered, count = connected_components(mask, join_vox=1)
-    component = numbered[local]
+    return numbered[local].astype(np.intp), count
+
+
+def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
+    """Joined components without a body become parts of their own: they may belong to another vertebra."""
+    component, count = _components(xyz)
+    result = owner.copy()
+    for k in range(1, count + 1):
+        mine = component == k
+        if (mine & in_body).sum() < MIN_BODY_VOXELS:
+            result[mine] = result.max() + 1
+    used = np.unique(result)
+    return np.searchsorted(used, result)
+
+
+def _whole_components(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
+    """A connected component whose body lies in one part belongs to that part as a whole."""
+    component, count = _components(xyz)
     result = owner.copy()
     for k in range(1, count + 1):
         mine = component == k

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
-from lib.numbering.course import Course, course_of
-from lib.transforms.centerline import canal_extent
-from lib.transforms.pieces import Piece, Pieces, Step, canal_mask
+from lib.numbering.course import Ruler
+from lib.transforms.pieces import Piece, Pieces, Step
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]
@@ -49,7 +48,7 @@ class Item:
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.
-        landmarks: Disc code -> share of the piece in that landmark's class.
+        landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
         odd: Share of odd among odd and even voxels; None where the class says nothing.
         localizer: Code -> share of the piece's overlap with the localizer; empty where there is none.
         pin: Code a reader gave it, or None.
@@ -95,7 +94,8 @@ def gather(
     step: Step,
     *,
     affine: Floats,
-    localizer: npt.NDArray[np.integer] | None = None,
+    ruler: Ruler,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
     pins: Sequence[Pin] = (),
     soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Evidence:
@@ -106,6 +106,7 @@ def gather(
         raw: uint8 (X, Y, Z) RAS, the step's classes. Not modified.
         step: 1 or 2.
         affine: (4, 4) voxel -> RAS mm.
+        ruler: The canal of ``raw``.
         localizer: Codes on the same grid, or None. Not modified.
         pins: Levels a reader has fixed.
         soft: Region name -> probability on the same grid; regions of landmark discs count. Not modified.
@@ -113,9 +114,7 @@ def gather(
     Returns:
         The evidence; no items where there are no pieces.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    course = course_of(canal_mask(raw, step), spacing)
-    seen = _Seen(pieces, raw, spacing, course, localizer, soft)
+    seen = _Seen(pieces, raw, ruler, localizer, soft)
     items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
     loose: dict[int, float] = {}
     highest = max((p.z_order for p in pieces.vertebrae), default=0.0)
@@ -126,8 +125,9 @@ def gather(
             loose[k] = seen.place(piece.centroid_vox)
     if step == 1:
         items += seen.c1()
+    items = [item for item in items if not _is_speck(item, items)]
     items.sort(key=lambda item: item.place_mm)
-    items = _pinned(items, pieces, pins, affine, spacing)
+    items = _pinned(items, pieces, pins, affine, ruler.spacing_mm)
     above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
     return Evidence(step, tuple(items), loose, above, below)
 
@@ -141,6 +141,21 @@ def _is_atlas(piece: Piece, highest: float) -> bool:
     return piece.z_order >= highest and piece.box[0].stop - piece.box[0].start >= ATLAS_WIDTH_VOX
 
 
+SPECK_SHARE: Final = 0.04
+"""A component with less than this share of the usual volume of its kind is a speck and named nothing."""
+
+
+def _is_speck(item: Item, items: Sequence[Item]) -> bool:
+    if item.cut or item.is_c1:
+        return False
+    same = [other.volume_mm3 for other in items if other.kind is item.kind and not other.cut]
+    return len(same) >= MIN_TO_COMPARE and item.volume_mm3 < SPECK_SHARE * float(np.median(same))
+
+
+MIN_TO_COMPARE: Final = 3
+"""With fewer pieces of a kind there is no usual volume."""
+
+
 class _Seen:
     """The map with its ruler, so that pieces can be measured one by one."""
 
@@ -148,17 +163,15 @@ class _Seen:
         self,
         pieces: Pieces,
         raw: Labels,
-        spacing: Floats,
-        course: Course | None,
-        localizer: npt.NDArray[np.integer] | None,
+        ruler: Ruler,
+        localizer: npt.NDArray[np.integer[Any]] | None,
         soft: Mapping[str, npt.NDArray[np.float32]] | None,
     ) -> None:
-        self.pieces, self.raw, self.spacing, self.course = pieces, raw, spacing, course
+        self.pieces, self.raw, self.ruler, self.spacing = pieces, raw, ruler, ruler.spacing_mm
         self.localizer, self.soft = localizer, soft or {}
 
-    def place(self, point_vox: Sequence[float]) -> float:
-        point = np.asarray(point_vox) * self.spacing
-        return float(self.course.locate(point)[0]) if self.course is not None else -float(point[2])
+    def place(self, point_vox: npt.ArrayLike) -> float:
+        return self.ruler.place(np.asarray(point_vox) * self.spacing)
 
     def item(self, piece: Piece, index: int) -> Item:
         inside = self._mask(piece, index)
@@ -183,7 +196,9 @@ class _Seen:
         return np.asarray(numbered[piece.box] == index + 1)
 
     def _landmarks(self, piece: Piece, inside: npt.NDArray[np.bool_]) -> dict[int, float]:
-        total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES) or 1
+        total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
+        if not total:
+            return {}
         shares = {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()}
         for code in shares:
             region = "disc_" + BY_CODE[code].name.replace("-", "_")
@@ -214,20 +229,24 @@ class _Seen:
 
     def bone_beyond(self, items: Sequence[Item]) -> tuple[float, float]:
         """Length of vertebral bodies in view beyond the first and the last item, mm."""
-        if not items or self.course is None:
+        extent = self.ruler.extent
+        if not items or extent.z.size == 0:
             return 0.0, 0.0
-        bone = np.isin(self.raw, (Step1.VERTEBRAE.value, Step1.C1.value))
-        extent = canal_extent(canal_mask(self.raw, 1))
-        heights = [z for z, y in zip(extent.z, extent.y_last, strict=True) if bone[:, y + 1 :, z].any()]
-        if not heights:
-            return 0.0, 0.0
-        ends = [self._front(bone, z, extent.y_last[np.searchsorted(extent.z, z)]) for z in (heights[-1], heights[0])]
-        top, bottom = (self.place(p) for p in ends)
-        return max(0.0, items[0].place_mm - top), max(0.0, bottom - items[-1].place_mm)
+        rows = range(extent.z.size)
+        ends = [next((c for c in map(self._front, order) if c is not None), None) for order in (rows[::-1], rows)]
+        top, bottom = ((self.place(c) if c is not None else None) for c in ends)
+        above = 0.0 if top is None else max(0.0, items[0].place_mm - top)
+        return above, 0.0 if bottom is None else max(0.0, bottom - items[-1].place_mm)
 
-    def _front(self, bone: npt.NDArray[np.bool_], z: int, canal_y: int) -> Floats:
-        xy = np.argwhere(bone[:, canal_y + 1 :, z]).mean(axis=0)
-        return np.array([xy[0], xy[1] + canal_y + 1, z])
+    def _front(self, row: int) -> Floats | None:
+        """Middle of the bone in front of the canal in one slice of the canal; None without bone."""
+        z, canal_y = int(self.ruler.extent.z[row]), int(self.ruler.extent.y_last[row])
+        front = self.raw[:, canal_y + 1 :, z]
+        bone = (front == Step1.VERTEBRAE.value) | (front == Step1.C1.value)
+        if not bone.any():
+            return None
+        x, y = np.argwhere(bone).mean(axis=0)
+        return np.array([x, y + canal_y + 1, z])
 
 
 def odd_share(piece: Piece) -> float | None:
@@ -237,9 +256,7 @@ def odd_share(piece: Piece) -> float | None:
     return odd / (odd + even) if odd + even else None
 
 
-def _pinned(
-    items: Sequence[Item], pieces: Pieces, pins: Sequence[Pin], affine: Floats, spacing: Floats
-) -> list[Item]:
+def _pinned(items: Sequence[Item], pieces: Pieces, pins: Sequence[Pin], affine: Floats, spacing: Floats) -> list[Item]:
     """Items with the codes readers gave them; each pin goes to the nearest piece of its kind."""
     result = list(items)
     for pin in pins:
@@ -274,4 +291,3 @@ def _nearest(
         if away < best_mm:
             best, best_mm = k, away
     return best
-

@@ -23,7 +23,7 @@ def label_map(
     raw: Volume,
     step: Step,
     *,
-    localizer: npt.NDArray[np.integer] | None = None,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
     pins: Sequence[Pin] = (),
     method: Method = "chain",
 ) -> tuple[Labels, dict[str, Any]]:
@@ -52,7 +52,7 @@ def name_map(
     raw: Volume,
     step: Step,
     *,
-    localizer: npt.NDArray[np.integer] | None = None,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
     pins: Sequence[Pin] = (),
     method: Method = "chain",
 ) -> tuple[Labels, Numbering | None]:

@@ -1,14 +1,14 @@
 """Check a label map for what cannot be right: gaps, duplicates, order, fragments, strange codes."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
 from lib.numbering.findings import Finding
-from lib.numbering.parts import fragments, parts_of
+from lib.numbering.parts import fragments, levels_in
 from lib.numbering.rows import row_findings
 from lib.transforms.components import foreground_box
 
@@ -20,7 +20,7 @@ CORD_SLICES: Final = 5
 """So many slices make a finding."""
 
 
-def lint(labels: npt.NDArray[np.integer], spacing: Sequence[float]) -> tuple[Finding, ...]:
+def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
     """Find what cannot be right in a label map, ours or an annotator's.
 
     Args:
@@ -39,11 +39,12 @@ def lint(labels: npt.NDArray[np.integer], spacing: Sequence[float]) -> tuple[Fin
     box = foreground_box(labels)
     if box is None:
         return ()
-    crop = np.ascontiguousarray(labels[box])
-    origin = np.array([axis.start for axis in box])
+    # Along z nothing is cut off: what touches the first or last slice is cut by the field of view.
+    crop = np.ascontiguousarray(labels[box[0], box[1]])
+    origin = np.array([box[0].start, box[1].start, 0])
     mm = np.asarray(spacing, dtype=np.float64)
     strange = _strange_codes(crop, origin)
-    parts = parts_of(crop, mm, labels.shape[2] - 1 - origin[2], -int(origin[2]))
+    parts, _ = levels_in(crop, mm)
     if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
         # A step-1 result: the sacrum's code stands for every vertebra, so only discs and C1 have a place.
         parts = {code: found for code, found in parts.items() if BY_CODE[code].kind is Kind.DISC}
@@ -57,7 +58,7 @@ def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int
     return int(x), int(y), int(z)
 
 
-def _strange_codes(crop: npt.NDArray[np.integer], origin: npt.NDArray[np.intp]) -> list[Finding]:
+def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
     """Codes that no structure has."""
     found = []
     values, counts = np.unique(crop, return_counts=True)
@@ -72,7 +73,7 @@ def _strange_codes(crop: npt.NDArray[np.integer], origin: npt.NDArray[np.intp]) 
     return found
 
 
-def _cord_outside(crop: npt.NDArray[np.integer], origin: npt.NDArray[np.intp]) -> list[Finding]:
+def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
     """Slices in which the cord leaves the outline of the canal."""
     cord, canal = crop == CORD, crop == CANAL
     xyz = np.argwhere(cord)

@@ -12,9 +12,11 @@ from lib.numbering.states import HEIGHT_MM
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Piece, Pieces
 
-DROP: Final = 0.6
-"""How far processes alone lie below the body of their vertebra, share of a level's height: 0.3 in the neck, up to one
+DROP: Final = (0.1, 1.1)
+"""How far processes alone lie below the body of their vertebra, share of a level's height: 0.2 in the neck, up to one
 level in the middle of the chest, and what is left of a cut-off vertebra is its lowest part."""
+CENTER_COST: Final = 0.2
+"""Weight of the distance from the middle of that range while inside it."""
 PARITY_COST: Final = 1.5
 """A fragment of the other odd/even class than the name asks for, in levels of distance."""
 TAKEN_COST: Final = 0.5
@@ -81,7 +83,8 @@ def _swapped(named: list[tuple[Item, int]]) -> bool:
 
 
 def _cost(piece: Piece, place_mm: float, code: int, body_mm: float, swapped: bool) -> float:
-    away = abs(place_mm - body_mm - DROP * HEIGHT_MM[code]) / HEIGHT_MM[code]
+    drop = (place_mm - body_mm) / HEIGHT_MM[code]
+    away = max(DROP[0] - drop, 0.0, drop - DROP[1]) + CENTER_COST * abs(drop - sum(DROP) / 2)
     odd = odd_share(piece)
     if odd is None:
         return away

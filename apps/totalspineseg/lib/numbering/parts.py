@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cc3d
 import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, CANAL, CORD, Kind
-from lib.numbering.course import Floats, course_of
+from lib.numbering.course import Floats, Ruler, ruler_of
 from lib.numbering.findings import Finding
-from lib.transforms.centerline import canal_extent
-from lib.transforms.components import CONNECTIVITY, connected_components
+from lib.transforms.components import CONNECTIVITY, Box, connected_components
 
 JOIN_VOX: Final = 1
 """Parts that touch once grown by a voxel count as one, as in ``find_pieces``."""
@@ -38,6 +37,8 @@ class Part:
         place_mm: Distance along the canal, rising to inferior.
         has_body: Whether it has a body (discs and the sacrum always).
         at_end: Whether the first or last slice cuts it off.
+        box: Smallest box around it.
+        number: Its number in the map of ``levels_in``.
     """
 
     code: int
@@ -47,59 +48,75 @@ class Part:
     place_mm: float
     has_body: bool
     at_end: bool
+    box: Box
+    number: int
 
 
-def parts_of(
-    labels: npt.NDArray[np.integer], spacing_mm: Floats, last_slice: int, first_slice: int = 0
-) -> Mapping[int, tuple[Part, ...]]:
+def levels_in(
+    labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats
+) -> tuple[Mapping[int, tuple[Part, ...]], npt.NDArray[np.int32]]:
     """The parts of every disc, vertebra and the sacrum.
 
     Args:
         labels: Codes (X, Y, Z) nearest RAS. Not modified.
         spacing_mm: (3,) voxel size.
-        last_slice: Index of the last slice of the field of view.
-        first_slice: Index of the first one.
 
     Returns:
-        Code -> its parts, the largest first. Codes without a level are left out.
+        Code -> its parts, the largest first (codes without a level are left out); and a map of the parts'
+        numbers, 0 = no level.
     """
-    canal = (labels == CORD) | (labels == CANAL)
-    course, extent = course_of(canal, spacing_mm), canal_extent(canal)
-    volume = float(np.prod(spacing_mm))
+    numbered = np.zeros(labels.shape, dtype=np.int32)
     levels = np.zeros(256, dtype=np.uint8)
     for code, structure in BY_CODE.items():
         if structure.kind not in (Kind.CORD, Kind.CANAL):
             levels[code] = code
     codes = levels[np.clip(labels, 0, 255)] * (labels <= 255)
-    numbered = cc3d.connected_components(codes, connectivity=CONNECTIVITY, out_dtype=np.uint32)
-    flat = np.flatnonzero(numbered)
-    if not flat.size:
-        return {}
-    order = np.argsort(numbered.ravel()[flat], kind="stable")
-    flat = flat[order]
-    _, starts = np.unique(numbered.ravel()[flat], return_index=True)
-    groups: dict[int, list[npt.NDArray[np.intp]]] = {}
-    for group in np.split(flat, starts[1:]):
-        groups.setdefault(int(codes.ravel()[group[0]]), []).append(group)
-    result = {}
-    for code, found in groups.items():
+    ruler = ruler_of((labels == CORD) | (labels == CANAL), spacing_mm)
+    result: dict[int, tuple[Part, ...]] = {}
+    number = 0
+    for code, groups in _groups(codes).items():
         parts = []
-        for group in _joined(found, labels.shape):
+        for group in _joined(groups, labels.shape):
+            number += 1
+            numbered.ravel()[group] = number
             xyz = np.stack(np.unravel_index(group, labels.shape), axis=1)
-            body = xyz
-            if BY_CODE[code].kind is Kind.VERTEBRA and extent.z.size:
-                row = np.searchsorted(extent.z, xyz[:, 2]).clip(max=extent.z.size - 1)
-                front = (xyz[:, 1] > extent.y_last[row]) & (xyz[:, 0] >= extent.x_first[row])
-                body = xyz[front & (xyz[:, 0] <= extent.x_last[row])]
-            has_body = len(body) >= BODY_VOXELS or BY_CODE[code].kind is not Kind.VERTEBRA
-            center = (body if has_body else xyz).mean(axis=0)
-            point = center * spacing_mm
-            place = float(course.locate(point)[0]) if course is not None else -float(point[2])
-            at_end = bool(xyz[:, 2].min() <= first_slice or xyz[:, 2].max() >= last_slice)
-            x, y, z = center.tolist()
-            parts.append(Part(code, len(xyz), len(xyz) * volume, (x, y, z), place, has_body, at_end))
+            parts.append(_part(code, number, xyz, labels.shape, ruler))
         result[code] = tuple(sorted(parts, key=lambda part: -part.voxels))
-    return result
+    return result, numbered
+
+
+def _groups(codes: npt.NDArray[np.uint8]) -> dict[int, list[npt.NDArray[np.intp]]]:
+    """Code -> flat indices of each of its connected components."""
+    components = cc3d.connected_components(codes, connectivity=CONNECTIVITY, out_dtype=np.uint32)
+    flat = np.flatnonzero(components)
+    owner = components.ravel()[flat]
+    order = np.argsort(owner, kind="stable")
+    flat = flat[order]
+    _, starts = np.unique(owner[order], return_index=True)
+    groups: dict[int, list[npt.NDArray[np.intp]]] = {}
+    for group in np.split(flat, starts[1:]) if flat.size else []:
+        groups.setdefault(int(codes.ravel()[group[0]]), []).append(group)
+    return groups
+
+
+def _part(code: int, number: int, xyz: npt.NDArray[np.intp], shape: tuple[int, ...], ruler: Ruler) -> Part:
+    vertebra = BY_CODE[code].kind is Kind.VERTEBRA
+    body = xyz[ruler.in_front(xyz)] if vertebra else xyz
+    has_body = not vertebra or len(body) >= BODY_VOXELS
+    center = (body if has_body else xyz).mean(axis=0)
+    low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
+    x, y, z = center.tolist()
+    return Part(
+        code=code,
+        voxels=len(xyz),
+        volume_mm3=len(xyz) * float(np.prod(ruler.spacing_mm)),
+        center_vox=(x, y, z),
+        place_mm=ruler.place(center * ruler.spacing_mm),
+        has_body=has_body,
+        at_end=low[2] == 0 or high[2] == shape[2],
+        box=(slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])),
+        number=number,
+    )
 
 
 def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> list[npt.NDArray[np.intp]]:
@@ -134,7 +151,9 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
             x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
             away = abs(part.place_mm - largest.place_mm)
             if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
-                text = f"{name} appears twice, {away:.0f} mm apart along the canal ({part.voxels} voxels in the smaller)."
+                text = (
+                    f"{name} appears twice, {away:.0f} mm apart along the canal ({part.voxels} voxels in the smaller)."
+                )
                 found.append(Finding("duplicate", code, text, part.voxels, (x, y, z)))
             elif part.volume_mm3 >= FRAGMENT_MM3 and not part.at_end:
                 text = f"A fragment of {name} ({part.voxels} voxels) is apart from the rest of it."

@@ -82,7 +82,7 @@ def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) 
 
 def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
     """Steps along a variant with fewer vertebrae that are too long for one level."""
-    if len(row) >= len(column().vertebrae) + 1 or THORACIC[11] in row and LUMBAR[4] in row:
+    if len(row) >= len(column().vertebrae) + 1 or (THORACIC[11] in row and LUMBAR[4] in row):
         return 0
     places = [part.place_mm for part in parts]
     steps = np.diff(places)
@@ -133,11 +133,11 @@ def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Findi
     for k, part in enumerate(levels):
         if part.code not in pairs:
             continue
-        above = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
-        below = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
-        fits = any((above in (None, a)) and (below in (None, b)) for a, b in pairs[part.code])
+        over = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
+        under = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
+        fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
         if not fits:
-            names = " and ".join(NAME_OF[code] for code in (above, below) if code is not None)
+            names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
             text = f"{NAME_OF[part.code]} lies next to {names}."
             found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
     return found

@@ -35,15 +35,16 @@ class Chain:
 
     Args:
         evidence: From ``gather``; at least one item.
+        keep_all: No item is false.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, *, keep_all: bool = False) -> None:
         self.tree: States = states(w.JUMPS)
         self.items = evidence.items
         self.count = len(evidence.items)
         self.evidence = evidence
         self.fit = w.fit(evidence.items)
-        self.false = w.false_weight(evidence.items)
+        self.false = np.full(self.count, w.PIN_WEIGHT) if keep_all else w.false_weight(evidence.items)
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)
@@ -128,9 +129,12 @@ class Chain:
 
     def agreeing(self, path: Path) -> float:
         """Weight of all numberings that give each item the path's code or none; any code where the path has none."""
+        return self.total(self.forward("sum", self._only(path)))
+
+    def _only(self, path: Path) -> Floats:
         codes = np.array(path)[:, None]
         allowed = (codes == FALSE) | (self.tree.code[None, :] == codes)
-        return self.total(self.forward("sum", self.fit * allowed[:, None, :]))
+        return np.asarray(self.fit * allowed[:, None, :])
 
     def trace(self, item: int, state: State, before: list[Floats], after: list[Floats]) -> Path:
         """Codes of the best path that puts ``item`` in ``state``, from the maxima forward and backward."""
@@ -167,24 +171,22 @@ class Chain:
         return found
 
     def column_through(self, path: Path) -> list[int]:
-        """Slots from C1 to the sacrum of the most usual column that holds all codes of a path."""
-        codes = {code for code in path if code != FALSE}
-        best: list[int] = []
-        rank = (-1, -1.0)
-        for end in np.flatnonzero(self.tree.code == SACRUM):
-            slots = [int(end)]
-            while self.tree.parent[slots[-1]] >= 0:
-                slots.append(int(self.tree.parent[slots[-1]]))
-            held = len(codes.intersection(self.tree.code[slots].tolist()))
-            if (held, float(self.tree.prior[end])) > rank:
-                rank, best = (held, float(self.tree.prior[end])), slots[::-1]
-        return best
+        """Slots from C1 to the sacrum of the most probable column that a path runs through."""
+        last = max(k for k, code in enumerate(path) if code != FALSE)
+        ends = (self.forward("sum", self._only(path))[last] * self.exit).sum(axis=(0, 1))
+        slots = [int((ends * (self.tree.code == path[last])).argmax())]
+        while self.tree.parent[slots[-1]] >= 0:
+            slots.append(int(self.tree.parent[slots[-1]]))
+        slots.reverse()
+        while (below := np.flatnonzero(self.tree.parent == slots[-1])).size:
+            slots.append(int(below[self.tree.prior[below].argmax()]))
+        return slots
 
-    def missed(self, path: Path) -> tuple[int, ...]:
-        """Codes between the first and the last named item that no item has."""
+    def missed(self, path: Path, slots: list[int]) -> tuple[int, ...]:
+        """Codes between the first and the last named item that no item has, given the column's slots."""
         codes = [code for code in path if code != FALSE]
         seen: npt.NDArray[np.bool_] = observable(self.tree, self.evidence.step)
-        column = [int(self.tree.code[k]) for k in self.column_through(path) if seen[k]]
+        column = [int(self.tree.code[k]) for k in slots if seen[k]]
         if not codes or not {codes[0], codes[-1]} <= set(column):
             return ()
         return tuple(c for c in column[column.index(codes[0]) : column.index(codes[-1])] if c not in codes)

@@ -17,8 +17,8 @@ from lib.numbering.states import Floats, States, states
 
 JUMPS: Final = 11
 """Slots one step may span (0-10): up to five levels without a single piece found."""
-LOOKBACK: Final = 4
-"""A piece may follow the fourth piece before it: up to three false components in a row."""
+LOOKBACK: Final = 3
+"""A piece may follow the third piece before it: up to two false components in a row, specks not counted."""
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
 """Chance that a component of usual size is not real."""
@@ -47,21 +47,21 @@ it makes a landmark that moved by one level (0.55 %) as improbable as one of 180
 LANDMARK_FAR: Final = 0.001
 """The same farther away."""
 
-SCALES: Final = np.exp(np.linspace(-0.45, 0.36, 7))
-"""Sizes of people relative to ``HEIGHT_MM``: 0.64 (a child of six) to 1.43."""
+SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
+"""Sizes of people relative to ``HEIGHT_MM``: 0.66 (a child of six) to 1.35."""
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
-SPACING_SPREAD: Final = 0.13
+SPACING_SPREAD: Final = 0.11
 """Standard deviation of the distance of two pieces, share of the expected one: varying levels, slipped centers."""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
 """Added for a piece cut by the field of view, share of the level's height: its center is off by up to half."""
-SPLIT_SPREAD: Final = 0.25
+SPLIT_SPREAD: Final = 0.12
 """Distance of the parts of one structure, share of the level's height."""
 UNIT_MM: Final = 25.0
 """Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
-P_ODD_SPACING: Final = 0.02
+P_ODD_SPACING: Final = 0.005
 """Chance that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
 ODD_SPACING_MM: Final = 80.0
 """Range of such distances."""
@@ -155,7 +155,7 @@ def fit(items: tuple[Item, ...]) -> Floats:
     overlaps = sum(1 for item in items if item.localizer) or 1
     for k, item in enumerate(items):
         base = _kind_fit(item, tree)
-        if item.kind is Kind.DISC:
+        if item.landmarks:
             shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
             shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
             with np.errstate(divide="ignore"):
@@ -198,7 +198,7 @@ def _localizer_fit(item: Item, tree: States) -> Floats:
         away = np.abs(places - ORDER[code])
         for distance, support in enumerate(LOCALIZER_NEAR):
             score += share * support * (away == distance)
-    return score
+    return np.asarray(score)
 
 
 def _parity_fit(item: Item, tree: States) -> Floats:
@@ -227,5 +227,3 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weight *= FALSE_IF_TINY if item.width_mm < TINY * usual else FALSE_IF_SMALL
         weights[k] = weight
     return weights
-
-
