@@ -4,10 +4,13 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import CANAL, CORD, DISC_L5_S, DISC_T12_L1, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE
+from lib.geometry import Grid
 from lib.prediction import Prediction
 
 GRAY_PER_CODE = 10.0
 SHAPE = (48, 80, 252)
+RAS = Grid(SHAPE, np.eye(4))
+PIR = np.array([[0, 0, 1, 0], [-1, 0, 0, 79], [0, -1, 0, 251], [0, 0, 0, 1.0]])
 LUMBAR_TOP_DOWN = ((DISC_T12_L1, 41), (92, 42), (93, 43), (94, 44), (95, 45), (DISC_L5_S, SACRUM))
 """Disc, and the vertebra below it."""
 VERTEBRA_MM, DISC_MM = 27, 10
@@ -35,6 +38,12 @@ def _box(codes: npt.NDArray[np.uint8], top: int, height: int, code: int) -> int:
 def image_of(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The image that ``CodeReader`` reads back."""
     return codes.astype(np.float32) * GRAY_PER_CODE
+
+
+def sagittal_image() -> tuple[npt.NDArray[np.float32], Grid]:
+    """The image with its axes to the posterior, inferior and right, as sagittal series come."""
+    data = np.ascontiguousarray(image_of(lumbar_codes()).transpose(1, 2, 0)[::-1, ::-1])
+    return data, Grid((80, 252, 48), PIR)
 
 
 class CodeReader:

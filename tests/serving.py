@@ -12,6 +12,9 @@ from pathlib import Path
 
 import requests
 
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes, sagittal_image
+
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "apps" / "totalspineseg"
 START_SECONDS = 120
@@ -87,6 +90,18 @@ def running_server(folder: Path, environment: Mapping[str, str] | None = None) -
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def studies_server(folder: Path) -> Iterator[Server]:
+    """A server with three phantoms to label, and one beside the studies that nobody may reach."""
+    (folder / "studies").mkdir()
+    for name in ("a-sagittal", "b-next"):
+        write_volume(folder / "studies" / f"{name}.nii.gz", *sagittal_image())
+    write_volume(folder / "studies" / "z-last.nrrd", image_of(lumbar_codes()), RAS)
+    write_volume(folder / "secret.nii.gz", image_of(lumbar_codes()), RAS)
+    with running_server(folder) as running:
+        yield running
 
 
 def wait_until_up(server: Server) -> None:

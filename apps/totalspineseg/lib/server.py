@@ -44,6 +44,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with behind.router.lifespan_context(behind):
             yield
+            host.stop_background_tasks()
         executor.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)

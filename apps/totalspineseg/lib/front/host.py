@@ -1,15 +1,20 @@
 """MONAI Label's application, made ready to stand behind the front."""
 
 from collections.abc import Collection
+from typing import Final
 
 from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.task import AsyncTask
+from monailabel.utils.async_tasks.utils import processes
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.front import auth, errors
 from lib.front.guard import Known
+
+BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
 
 
 def host_application() -> FastAPI:
@@ -33,6 +38,13 @@ def known() -> Known:
         scorers=tuple(app._scoring_methods),
         on_server=str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")),
     )
+
+
+def stop_background_tasks() -> None:
+    """End the processes the host started for batch inference, training or scoring; it would leave them behind."""
+    for method in BACKGROUND_METHODS:
+        if processes(method):
+            AsyncTask.stop(method)
 
 
 def allowed_origins() -> Collection[str]:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ from lib.errors import StorageError
 from lib.geometry import LabelArray, Volume
 from lib.infers.http import UnknownImageError, http_errors
 from lib.infers.latencies import Latencies
-from lib.infers.report import numbering_report
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings
 from lib.numbering.chain import Numbering
+from lib.numbering.findings import Finding
+from lib.numbering.lint import lint
+from lib.numbering.report import report
 from lib.pipeline import Options, Scan
 from lib.volume_io import read_image, read_labels, write_volume
 
@@ -43,12 +45,14 @@ class Outcome:
         labels: Codes on ``scan.iso``'s grid.
         numbering: What is known about the levels, if the method gives that.
         versions: Weights by step.
+        findings: What is odd about the labels.
     """
 
     scan: Scan
     labels: LabelArray
     numbering: Numbering | None
     versions: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
 
 
 class SpineTask(InferTask):  # type: ignore[misc]
@@ -109,6 +113,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
                 image = read_image(Path(request["image"]))
             scan = pipeline.prepare(image, clock=clock)
             outcome = self.run(scan, settings, request, clock)
+            with clock("lint"):
+                outcome = replace(outcome, findings=lint(outcome.labels, scan.iso.spacing))
         finally:
             self.services.lock.release()
         file = self._write(outcome, settings, clock)
@@ -119,7 +125,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             versions=dict(outcome.versions),
             seconds=clock.as_json(),
             settings=settings.as_json(),
-            numbering=numbering_report(outcome.numbering),
+            numbering=report(outcome.numbering, outcome.findings),
             client=str(request.get("client_id") or ""),
         )
         try:

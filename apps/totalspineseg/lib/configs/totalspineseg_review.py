@@ -1,0 +1,17 @@
+"""Where a reader should look, as the host discovers it."""
+
+from monailabel.interfaces.config import TaskConfig
+
+from lib.infers.review import ReviewTask
+
+
+class TotalSpineSegReview(TaskConfig):  # type: ignore[misc]
+    """Publishes the model ``totalspineseg_review``."""
+
+    def infer(self) -> ReviewTask:
+        """The inference task."""
+        return ReviewTask(self.kwargs["services"])
+
+    def trainer(self) -> None:
+        """None: it is trained through another model's task."""
+        return

@@ -1,0 +1,42 @@
+"""A model that shows where a reader should look: clients drop the report, but they show segments."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+
+from lib.corrections.wire import REVIEW_PREFIX
+from lib.geometry import LabelArray
+from lib.infers.models import FullTask
+from lib.infers.services import Services
+from lib.infers.settings import Settings
+from lib.infers.task import Outcome
+from lib.numbering.chain import CONFIDENT_PROBABILITY
+
+UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level not certain", f"{REVIEW_PREFIX}: check this"
+REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2})
+"""Two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
+
+
+class ReviewTask(FullTask):
+    """The full result, reduced to the structures that need a reader's eyes."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self.labels = dict(REVIEW_LABELS)
+        self.description = (
+            f"Where to look: structures whose level is less than {CONFIDENT_PROBABILITY:.0%} certain, and "
+            "structures the checks find odd. Remove these segments before you submit."
+        )
+
+    def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
+        """1 where a level is not certain, 2 where the checks found something."""
+        uncertain: set[int] = set()
+        if outcome.numbering is not None:
+            uncertain = {n.code for n in outcome.numbering.levels if n.probability < CONFIDENT_PROBABILITY}
+        odd = {finding.code for finding in outcome.findings} - uncertain
+        marks = np.zeros(outcome.labels.shape, dtype=np.uint8)
+        for name, codes in ((UNCERTAIN, uncertain), (ODD, odd)):
+            marks[np.isin(outcome.labels, sorted(codes & settings.codes))] = REVIEW_LABELS[name]
+        return marks

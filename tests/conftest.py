@@ -1,0 +1,14 @@
+"""Fixtures shared by test files."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from serving import Server, studies_server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One running server for all tests that need one: importing the host takes seconds."""
+    with studies_server(tmp_path_factory.mktemp("server")) as running:
+        yield running

@@ -1,0 +1,137 @@
+"""The app as the host loads it."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fastapi import HTTPException
+from monailabel.interfaces.config import TaskConfig
+from monailabel.utils.others import class_utils
+
+from lib.anatomy import WIRE_LABELS
+from lib.errors import ImageError, NoSpineError, StorageError, WeightsError
+from lib.infers import http
+from lib.infers.batch import SpineBatch
+from lib.infers.settings import SettingError, read_pins, read_settings
+
+APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
+MODELS = {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2", "totalspineseg_review"}
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app, loaded the host's way; ``lib`` stays the one this test imported."""
+    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
+    from monailabel.config import settings
+
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    found = class_utils.get_class_of_subclass_from_file("main", str(APP_DIR / "main.py"), "MONAILabelApp")
+    return found(app_dir=str(APP_DIR), studies=str(tmp_path / "studies"), conf={"weights": str(tmp_path / "none")})
+
+
+def test_the_host_discovers_every_model(app: Any) -> None:
+    assert set(app._infers) == MODELS
+    assert set(app.info()["models"]) == MODELS
+    for model in MODELS:
+        task = app._infers[model]
+        assert list(task.labels.values()) == list(range(1, len(task.labels) + 1))
+        assert task.get_path() is None
+        assert task.info()["type"] == "segmentation"
+    assert list(app.info()["labels"]) == list(WIRE_LABELS)
+    assert set(app.info()["strategies"]) == {"first", "random", "last"}
+    assert "config" not in app.info()
+
+
+def test_constructing_loads_no_network_and_touches_no_gpu(app: Any) -> None:
+    """Training rebuilds the whole app in another process."""
+    assert app._networks.loads == {}
+    assert not torch.cuda.is_initialized()
+
+
+def test_every_config_is_a_direct_child() -> None:
+    """A child of a base class of our own is silently not found."""
+    files = {p.stem for p in (APP_DIR / "lib" / "configs").glob("*.py")} - {"__init__"}
+    assert files == MODELS
+    for name in files:
+        module = __import__(f"lib.configs.{name}", fromlist=[name])
+        own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        assert [c.__bases__ for c in own] == [(TaskConfig,)]
+
+
+def test_settings_clients_show_hold_texts_alone(app: Any) -> None:
+    """A number among the choices crashes 3D Slicer's panel."""
+    for model in MODELS:
+        for value in app.info()["models"][model]["config"].values():
+            assert isinstance(value, str | bool) or all(isinstance(item, str) for item in value)
+
+
+def test_without_weights_the_app_still_answers(app: Any) -> None:
+    assert "No weights run" in app.info()["description"]
+
+
+def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:
+    for image in (str(APP_DIR / "main.py"), "", None, 3):
+        with pytest.raises(HTTPException) as caught:
+            app.infer({"model": "totalspineseg", "image": image})
+        assert caught.value.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ImageError("x"), 422),
+        (NoSpineError("x"), 422),
+        (SettingError("x"), 422),
+        (WeightsError("x"), 409),
+        (StorageError("x"), 507),
+        (http.UnknownImageError("x"), 404),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, Exception) else str(v),
+)
+def test_statuses(error: Exception, status: int) -> None:
+    with pytest.raises(HTTPException) as caught, http.http_errors():
+        raise error
+    assert caught.value.status_code == status
+    assert caught.value.detail == str(error)
+
+
+def test_defaults_are_complete() -> None:
+    settings = read_settings({})
+    assert settings.extension == ".nrrd"
+    assert settings.numbering == "chain"
+    assert len(settings.codes) == len(WIRE_LABELS)
+    assert read_settings({"structures": [], "localizer": None, "output_grid": ""}) == settings
+
+
+def test_pins_are_read() -> None:
+    pins = read_pins("L4 1 -2.5 3;  disc_L4_L5 4,5,6 ")
+    assert [(p.code, p.point_mm) for p in pins] == [(44, (1, -2.5, 3)), (95, (4, 5, 6))]
+    with pytest.raises(SettingError, match="at most"):
+        read_pins("L4 1 2 3;" * 99)
+
+
+class Studies:
+    def list_images(self) -> list[str]:
+        return ["a", "b", "c"]
+
+
+def test_one_bad_image_does_not_end_a_batch(tmp_path: Path) -> None:
+    seen = []
+
+    def infer(request: dict[str, Any]) -> dict[str, Any]:
+        seen.append(request["image"])
+        if request["image"] == "b":
+            raise HTTPException(422, "not a spine")
+        file = tmp_path / request["image"]
+        file.touch()
+        return {"label": request["image"], "file": str(file)}
+
+    request = {"model": "m", "images": ["c", "a", "b", "../etc"]}
+    results = SpineBatch()(request, Studies(), infer)
+    assert seen == ["a", "b", "c"]
+    assert results["b"] == {"error": "not a spine"}
+    assert not list(tmp_path.iterdir())
+    assert list(SpineBatch()({**request, "max_batch_size": 1}, Studies(), infer)) == ["a"]

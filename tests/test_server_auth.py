@@ -1,0 +1,146 @@
+"""With authentication on, a valid token opens the server and nothing else does."""
+
+import base64
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+import requests
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from monailabel.config import settings
+from monailabel.endpoints.user import auth as host_auth
+from starlette.testclient import TestClient
+
+from lib.front import auth
+
+KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+@pytest.fixture(autouse=True)
+def realm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A realm on loopback that publishes the key, as Keycloak does."""
+
+    class Realm(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"public_key": base64.b64encode(PUBLIC).decode()}).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Realm) as served:
+        thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
+        monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", f"http://127.0.0.1:{served.server_port}")
+        yield
+        served.shutdown()
+        thread.join()
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    fields = {
+        "preferred_username": "ada",
+        "email": "ada@example.org",
+        "realm_access": {"roles": ["monailabel-annotator"]},
+        "exp": time.time() + 60,
+    }
+    return {name: value for name, value in {**fields, **changes}.items() if value is not None}
+
+
+def signed(key: Any = KEY, algorithm: str = "RS256", **changes: Any) -> str:
+    return jwt.encode(claims(**changes), key, algorithm=algorithm)
+
+
+def with_public_key_as_secret() -> str:
+    """The classic forgery: HMAC with the key everybody can fetch."""
+    header, body = (
+        base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
+        for part in ({"alg": "HS256", "typ": "JWT"}, claims())
+    )
+    import hmac
+
+    pem = f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(PUBLIC).decode()}\n-----END PUBLIC KEY-----".encode()
+    mac = base64.urlsafe_b64encode(hmac.digest(pem, header + b"." + body, "sha256")).rstrip(b"=")
+    return b".".join((header, body, mac)).decode()
+
+
+def test_a_valid_token_is_its_user() -> None:
+    """Every valid token was rejected: the decoder was not told an algorithm."""
+    user = auth.user_of_token(signed())
+    assert (user.username, user.email, user.roles) == ("ada", "ada@example.org", ["monailabel-annotator"])
+    assert auth.user_of_token(signed(algorithm="PS256")).username == "ada"
+    assert auth.user_of_token(signed(realm_access=None)).roles == []
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        pytest.param(lambda: signed(OTHER), id="another key"),
+        pytest.param(lambda: signed(exp=time.time() - 60), id="expired"),
+        pytest.param(lambda: signed(exp=None), id="no expiry"),
+        pytest.param(lambda: signed(preferred_username=None), id="no user"),
+        pytest.param(lambda: jwt.encode(claims(), None, algorithm="none"), id="unsigned"),
+        pytest.param(with_public_key_as_secret, id="public key as secret"),
+        pytest.param(lambda: signed()[:-4] + "AAAA", id="tampered"),
+        pytest.param(lambda: "", id="empty"),
+        pytest.param(lambda: "a.b.c", id="garbage"),
+    ],
+)
+def test_any_other_token_is_rejected(token: Any) -> None:
+    with pytest.raises(jwt.InvalidTokenError):
+        auth.user_of_token(token())
+
+
+def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
+    auth.install()
+    from fastapi import Depends, FastAPI
+
+    app = FastAPI()
+
+    @app.get("/annotators")
+    async def annotators(user: host_auth.User = Depends(host_auth.RBAC("monailabel-annotator"))) -> str:  # noqa: B008
+        return str(user.username)
+
+    @app.get("/admins")
+    async def admins(user: host_auth.User = Depends(host_auth.RBAC("monailabel-admin"))) -> str:  # noqa: B008
+        return str(user.username)
+
+    # The host binds the way a token arrives when it is imported with authentication on; here it is a parameter.
+    with TestClient(app) as client:
+        assert client.get("/annotators", params={"token": signed()}).json() == "ada"
+        assert client.get("/admins", params={"token": signed()}).status_code == 403
+        assert client.get("/annotators", params={"token": signed(OTHER)}).status_code == 401
+
+
+def test_a_server_with_authentication(tmp_path: Path) -> None:
+    from serving import running_server
+
+    environment = {
+        "MONAI_LABEL_AUTH_ENABLE": "true",
+        "MONAI_LABEL_AUTH_REALM_URI": settings.MONAI_LABEL_AUTH_REALM_URI,
+    }
+    with running_server(tmp_path, environment) as server:
+        bearer = {"Authorization": f"Bearer {signed(realm_access={'roles': ['monailabel-user']})}"}
+        assert requests.get(f"{server.url}/auth/", timeout=10).json()["enabled"] is True
+        assert requests.get(f"{server.url}/info/", headers=bearer, timeout=10).status_code == 200
+        assert requests.get(f"{server.url}/info/", timeout=10).status_code == 401
+        wrong = {"Authorization": f"Bearer {signed(OTHER)}"}
+        assert requests.get(f"{server.url}/info/", headers=wrong, timeout=10).status_code == 401
+        for method, path in (("PUT", "/datastore/label?image=x"), ("PUT", "/datastore/image"), ("PUT", "/session/")):
+            assert requests.request(method, server.url + path, timeout=10).status_code == 401
+        assert requests.post(f"{server.url}/infer/totalspineseg?image=x", timeout=10).status_code == 401
+        files = {"label": ("l.nii.gz", b"x")}
+        answer = requests.put(f"{server.url}/datastore/label?image=x", headers=bearer, files=files, timeout=10)
+        assert answer.status_code == 403

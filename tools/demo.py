@@ -1,0 +1,222 @@
+"""The annotator's loop, unattended: serve synthetic studies, segment, correct, submit, look, stop.
+
+Drives the server with the client module that 3D Slicer ships, in Slicer's order of calls. Writes pictures to demo/.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "apps" / "totalspineseg"
+sys.path.insert(0, str(APP))
+
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
+
+from lib.corrections.store import CorrectionStore  # noqa: E402
+from lib.corrections.wire import from_wire  # noqa: E402
+from lib.geometry import Volume  # noqa: E402
+from lib.preview import mid_sagittal, save_picture  # noqa: E402
+from lib.synthesis import demo_studies  # noqa: E402
+from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
+
+START_SECONDS = 300
+"""The first start after an installation compiles every module."""
+SEED = 7
+MIN_VOXELS = 50
+"""A structure of the truth with fewer voxels is a sliver at the edge; it does not count."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happened to one study."""
+
+    study: str
+    seconds: float
+    named: str
+    dice: float
+    confident: bool
+    sent: str
+    back: str
+
+
+def main() -> int:
+    """Run the loop; 0 when every study went through and came back as it was sent."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
+    parser.add_argument("--studies", type=int, default=3, help="how many synthetic studies")
+    parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for the pictures")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-demo-") as name:
+        folder = Path(name)
+        demo_studies(folder / "made", arguments.studies, SEED, labels=True)
+        studies = folder / "studies"
+        studies.mkdir()
+        for image in sorted((folder / "made").glob("*.nii.gz")):
+            image.rename(studies / image.name)
+        print(f"{arguments.studies} synthetic studies made; starting the server")
+        with server(studies, arguments.weights, arguments.out / "server.log") as url:
+            client = MONAILabelClient(url, tmpdir=str(folder), client_id="demo")
+            rows = loop(client, url, studies, folder, arguments.out)
+            refusal = refused(client, studies, folder)
+    print_table(rows)
+    print(f"\nA label with an unknown name is kept, not used: {refusal}")
+    print(f"Pictures and the server's log: {arguments.out}")
+    return 0 if len(rows) == arguments.studies and all(row.back == "same" for row in rows) else 1
+
+
+@contextmanager
+def server(studies: Path, weights: str, log: Path) -> Iterator[str]:
+    """The server on a free loopback port, stopped at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "lib.server", "--studies", str(studies), "--port", str(port), "--no-demo"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *(["--weights", weights] if weights else [])],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=APP,
+            env={**os.environ, "PYTHONPATH": str(APP)},
+        )
+        try:
+            wait(f"http://127.0.0.1:{port}", process, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Wait until the server answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            sys.exit(f"the server ended; {log} says why")
+        try:
+            requests.get(f"{url}/info/", timeout=10).raise_for_status()
+        except requests.RequestException:
+            time.sleep(0.2)
+        else:
+            return
+    sys.exit(f"the server did not answer within {START_SECONDS} s; {log} says why")
+
+
+def loop(client: MONAILabelClient, url: str, studies: Path, folder: Path, out: Path) -> list[Row]:
+    """Next sample, image, run, correct, submit, until every study is done."""
+    info = client.info()
+    print(f"connected: {info['name']} {info['version']}; models {', '.join(info['models'])}")
+    print(info["description"].split(" Cite:")[0])
+    rows: list[Row] = []
+    for _ in range(len(list(studies.glob("*.nii.gz")))):
+        sample = client.next_sample("first", {})
+        if not sample:
+            break
+        try:
+            rows.append(one_study(client, url, sample["id"], studies, folder, out))
+        except MONAILabelClientException as error:
+            print(f"{sample['id']}: {error.msg}")
+            break
+    print(f"finished: {client.info()['datastore']['completed']} of {len(rows)} studies have a final label")
+    return rows
+
+
+def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, folder: Path, out: Path) -> Row:
+    """Run the model, submit its result as Slicer would, and look at what the server keeps."""
+    requests.get(f"{url}/datastore/image", params={"image": study}, timeout=60).raise_for_status()
+    start = time.perf_counter()
+    file, report = client.infer("totalspineseg", study, {"result_extension": ".nrrd", "result_dtype": "uint8"})
+    seconds = time.perf_counter() - start
+    wire = read_labels(Path(file))
+    codes = from_wire(wire.data)
+    label = folder / "label.nii.gz"
+    label_info = as_slicer_sends(label, wire, report["label_names"])
+    reply = client.save_label(study, str(label), params={"label_info": label_info})
+    store = CorrectionStore(studies / ".totalspineseg")
+    kept = store.latest_accepted(study)
+    shown = read_labels(Path(client.download_label(study, "final")))
+    same = kept is not None and bool((store.codes(kept) == codes).all() and (from_wire(shown.data) == codes).all())
+    picture(studies / f"{study}.nii.gz", codes, report, out / f"{study}.png")
+    truth = read_labels(folder / "made" / "truth" / f"{study}.nii.gz").data
+    named, dice = compare(codes, truth)
+    confident = bool(report["numbering"]["confident"])
+    return Row(
+        study, seconds, named, dice, confident, f"{len(label_info)} segments", "same" if same else reply["label"]
+    )
+
+
+def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Voxel values 1..K in the order of the scene, and the names in that order."""
+    scene = sorted(name for name, value in names.items() if (wire.data == value).any())
+    data = np.zeros(wire.data.shape, dtype=np.uint8)
+    for value, name in enumerate(scene, start=1):
+        data[wire.data == names[name]] = value
+    write_volume(path, data, wire.grid)
+    return [{"name": name, "idx": value} for value, name in enumerate(scene, start=1)]
+
+
+def picture(image: Path, codes: npt.NDArray[np.uint8], report: Mapping[str, Any], path: Path) -> None:
+    """The mid-sagittal picture; levels that are not certain are striped."""
+    doubtful = [level["code"] for level in report["numbering"]["levels"] if level["probability"] < 0.95]
+    save_picture(path, mid_sagittal(read_image(image), codes, doubtful=doubtful))
+
+
+def compare(codes: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> tuple[str, float]:
+    """How many structures of the truth carry their name in the result, and the mean Dice over them."""
+    present = [int(c) for c in np.unique(truth) if c and (truth == c).sum() >= MIN_VOXELS]
+    named, dice = 0, []
+    for code in present:
+        found = codes[truth == code]
+        found = found[found > 0]
+        named += bool(len(found)) and int(np.bincount(found).argmax()) == code
+        both = int(((codes == code) & (truth == code)).sum())
+        dice.append(2 * both / (int((codes == code).sum()) + int((truth == code).sum())))
+    return f"{named} of {len(present)}", float(np.mean(dice)) if dice else 0.0
+
+
+def refused(client: MONAILabelClient, studies: Path, folder: Path) -> str:
+    """What the server says to a label with a name it does not know."""
+    study = sorted(studies.glob("*.nii.gz"))[0]
+    image = read_image(study)
+    label = folder / "unknown.nii.gz"
+    write_volume(label, (image.data > image.data.mean()).astype(np.uint8), image.grid)
+    try:
+        client.save_label(study.name.removesuffix(".nii.gz"), str(label), params={"label_info": [{"name": "tumor"}]})
+    except MONAILabelClientException as error:
+        answer: str = error.msg.split("Response: ", 1)[-1]
+        detail: str = json.loads(answer)["detail"]
+        return detail
+    return "it was accepted, which is wrong"
+
+
+def print_table(rows: list[Row]) -> None:
+    """What happened, one study a line."""
+    titles = ("study", "seconds", "names right", "mean Dice", "sure", "submitted", "came back")
+    lines = [titles]
+    for r in rows:
+        sure = "yes" if r.confident else "no"
+        lines.append((r.study, f"{r.seconds:.1f}", r.named, f"{r.dice:.2f}", sure, r.sent, r.back))
+    widths = [max(len(line[k]) for line in lines) for k in range(len(titles))]
+    print()
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
