@@ -215,3 +215,16 @@ def test_t13_and_l1_stay_two():
     """T13 has the class of L1 in training maps."""
     spine = block_spine("T12", "L3", thoracic=13)
     assert codes_of(find_pieces(classes_of(spine, 2), 2), spine) == ["T12", "T13", "L1", "L2"]
+
+
+def test_a_process_hanging_into_the_view_goes_first():
+    """The process of T4, whose body was out of view, hung below the body of T5 and became part of T6."""
+    spine = block_spine("T5", "T9")
+    top = spine.shape[2]
+    spine[:, :14][spine[:, :14] == 25] = 0
+    spine[10:14, 0:1, top - 18 :] = 24
+    raw = classes_of(spine, 2)
+    assert codes_of(find_pieces(raw, 2), spine) == ["T4", "T5", "T6", "T7", "T8", "T9"]
+    assert codes_of(find_pieces(np.pad(raw, ((2, 2), (2, 2), (3, 3))), 2), np.pad(spine, ((2, 2), (2, 2), (3, 3)))) == [
+        "T4", "T5", "T6", "T7", "T8", "T9",
+    ]  # fmt: skip

@@ -36,7 +36,9 @@ class Piece:
         body_voxels: Voxels anterior to the canal and within its width; of a disc, all of them.
         body_centroid_vox: Center of mass of those; None where the piece has no body in view.
         z_order: Height the order is decided by (voxel index, rising to superior): z of the centerline
-            voxel nearest to the body, or to the whole piece where no body is in view.
+            voxel nearest to the body, or to the whole piece where no body is in view. A vertebra
+            whose body the upper end of the view cut off stands above that end: its process hangs
+            down to the bodies below.
         box: Smallest box that holds the piece.
         class_voxels: Network class -> voxels of it in this piece (landmark classes of a disc,
             odd / even / remnant of a vertebra).
@@ -120,6 +122,11 @@ def _height(point: Point, canal: CanalExtent) -> float:
     return float(canal.points[nearest, 2])
 
 
+def _is_cut_off(kind: Kind, box: Box, canal: CanalExtent) -> bool:
+    """Whether a piece without body is what the upper end of the view left of a vertebra."""
+    return kind is Kind.VERTEBRA and canal.z.size > 0 and box[2].stop > int(canal.z[-1])
+
+
 def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[Piece]:
     """The pieces of a tally; every one has a voxel."""
     pieces = []
@@ -129,6 +136,9 @@ def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[P
         body = mean_of(tally.body_profiles, k) if body_size >= MIN_BODY_VOXELS else None
         if kind is Kind.DISC:
             body, body_size = center, size
+        box, height = tally.box(k), _height(center if body is None else body, canal)
+        if body is None and _is_cut_off(kind, box, canal):
+            height = float(canal.z[-1] + 1)
         per_class = {int(c): int(tally.classes[k, c]) for c in np.flatnonzero(tally.classes[k])}
         pieces.append(
             Piece(
@@ -137,8 +147,8 @@ def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[P
                 centroid_vox=center,
                 body_voxels=0 if body is None else body_size,
                 body_centroid_vox=body,
-                z_order=_height(center if body is None else body, canal),
-                box=tally.box(k),
+                z_order=height,
+                box=box,
                 class_voxels=MappingProxyType(per_class),
             )
         )
