@@ -113,10 +113,7 @@ class _Profile:
     def height(self, first: float, last: float) -> float:
         """Mean thickness between two shares of the depth, counted from the anterior edge."""
         low, high = (1 - last) * self.depth, (1 - first) * self.depth
-        half = self.footprint / 2
-        overlap = np.minimum(self.along + half, high) - np.maximum(self.along - half, low)
-        count = np.clip(overlap, 0, None).sum() / self.footprint
-        return float(count * self.voxel_mm2 / (high - low))
+        return float(_share(self.along, self.footprint, low, high).sum() * self.voxel_mm2 / (high - low))
 
     def endplate_angle(self, *, superior: bool) -> float:
         """Slope of a surface against the image's anterior axis, radians; positive: rises to anterior."""
@@ -131,6 +128,12 @@ class _Profile:
         slope = float(np.polyfit(centers, heights, 1)[0]) if len(centers) > 1 else 0.0
         direction = self.frame.anterior + slope * self.frame.superior
         return float(np.arctan2(direction[1], direction[0]))
+
+
+def _share(position: Points, footprint: float, low: float, high: float) -> Points:
+    """The part of each voxel that lies between two limits: 1 inside, 0 outside, in between at the limits."""
+    overlap = np.minimum(position + footprint / 2, high) - np.maximum(position - footprint / 2, low)
+    return np.asarray(np.clip(overlap / footprint, 0, 1))
 
 
 class _Spine:
@@ -265,15 +268,14 @@ def _canal(spine: _Spine, code: int) -> Row:
     if min(at - low, high - at) * spine.mm[2] < 2 * SLAB_MM or length == 0:
         return empty  # the canal ends within the slab
     offset = spine.canal_mm - spine.line[at]
-    along = offset @ (direction / length)
-    slab = (along >= -SLAB_MM) & (along < SLAB_MM)
-    chord = slab & (offset[:, 0] >= -CHORD_MM) & (offset[:, 0] < CHORD_MM)
+    direction = direction / length
+    slab = _share(offset @ direction, float(np.abs(direction) @ spine.mm), -SLAB_MM, SLAB_MM)
+    chord = slab * _share(offset[:, 0], float(spine.mm[0]), -CHORD_MM, CHORD_MM)
     area = spine.voxel_mm3 / (2 * SLAB_MM)
-    cord = np.count_nonzero(slab & spine.is_cord) * area
     return {
-        "canal_ap_mm": np.count_nonzero(chord) * area / (2 * CHORD_MM),
-        "canal_area_mm2": np.count_nonzero(slab) * area,
-        "cord_area_mm2": cord or None,
+        "canal_ap_mm": float(chord.sum()) * area / (2 * CHORD_MM),
+        "canal_area_mm2": float(slab.sum()) * area,
+        "cord_area_mm2": float(slab[spine.is_cord].sum()) * area or None,
     }
 
 

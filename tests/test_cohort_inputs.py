@@ -1,0 +1,117 @@
+"""Which scans a folder holds."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.cohort.inputs import Case, find_cases, pair_localizers
+from lib.errors import ImageError
+
+DICOM = b"\0" * 128 + b"DICM rest"
+
+
+def make(folder: Path, *names: str, content: bytes = b"x") -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+LAYOUTS = {
+    "images, other files left out": (["a.nii.gz", "b.nii", "c.nrrd", "notes.txt", "d.json"], ["a", "b", "c"]),
+    "dots and spaces": (["sub 01.v2 T2w.nii.gz", "x.y.nrrd"], ["sub 01.v2 T2w", "x.y"]),
+    "hidden files left out": (["a.nii.gz", "._a.nii.gz", ".partial-x.nii.gz"], ["a"]),
+    "BIDS": (
+        [
+            "sub-01/anat/sub-01_T2w.nii.gz",
+            "sub-02/ses-1/anat/sub-02_ses-1_T2w.nii.gz",
+            "sub-02/ses-1/func/sub-02_ses-1_bold.nii.gz",
+            "derivatives/sub-01/anat/sub-01_seg.nii.gz",
+        ],
+        ["sub-01_T2w", "sub-02_ses-1_T2w"],
+    ),
+    "same name in two sessions": (
+        ["sub-1/ses-a/anat/T2w.nii.gz", "sub-1/ses-b/anat/T2w.nii.gz"],
+        ["sub-1_ses-a_anat_T2w", "sub-1_ses-b_anat_T2w"],
+    ),
+    "same name with two endings": (["a.nii.gz", "a.nrrd"], ["a_nii_gz", "a_nrrd"]),
+}
+
+
+@pytest.mark.parametrize(("files", "names"), LAYOUTS.values(), ids=LAYOUTS)
+def test_scans_of_a_folder(tmp_path: Path, files: list[str], names: list[str]) -> None:
+    assert [case.name for case in find_cases(make(tmp_path, *files))] == names
+
+
+def test_dicom_folders_are_scans_named_by_their_way(tmp_path: Path) -> None:
+    make(tmp_path / "p1", "study/t2/IM0", "study/t2/IM1", "study/t1/IM0", content=DICOM)
+    make(tmp_path, "p1/readme.txt")
+    assert [case.name for case in find_cases(tmp_path)] == ["p1_study_t1", "p1_study_t2"]
+
+
+def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:
+    folder = make(tmp_path / "series 3", "a.dcm", "b.dcm", content=DICOM)
+    assert find_cases(folder) == (Case("series 3", folder, Path()),)
+
+
+def test_the_output_below_the_input_is_not_read(tmp_path: Path) -> None:
+    make(tmp_path / "out" / "old", "IM0", content=DICOM)
+    make(tmp_path / "series", "IM0", content=DICOM)
+    assert [case.name for case in find_cases(tmp_path, exclude=tmp_path / "out")] == ["series"]
+
+
+def test_suffixes_choose(tmp_path: Path) -> None:
+    make(tmp_path, "s1_T2w.nii.gz", "s1_T1w.nii.gz", "s1_STIR.nii.gz")
+    cases = find_cases(tmp_path, suffixes=["_T2w", "_STIR"])
+    assert [case.name for case in cases] == ["s1_STIR", "s1_T2w"]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty folder", "no such suffix"])
+def test_nothing_to_do_is_an_error(tmp_path: Path, what: str) -> None:
+    source = {"missing": tmp_path / "x", "empty folder": tmp_path, "no such suffix": make(tmp_path / "y", "a.nii")}[
+        what
+    ]
+    with pytest.raises(ImageError, match="required, got"):
+        find_cases(source, suffixes=["_T9w"] if what == "no such suffix" else [])
+
+
+PAIRS = {
+    "suffix pair": ("sub-01_T2w", ["_T2w"], "_T1w", "sub-01_T1w.nii.gz"),
+    "same name": ("sub-01_T2w", [], None, "sub-01_T2w.nii.gz"),
+    "suffix without --suffix is appended": ("sub-01", [], "_loc", "sub-01_loc.nii.gz"),
+    "localizer in the scan's BIDS folder": ("sub-01_T2w", ["_T2w"], "_T1w", "sub-01/anat/sub-01_T1w.nii.gz"),
+    "another ending": ("sub-01_T2w", ["_T2w"], "_T1w", "sub-01_T1w.nrrd"),
+}
+
+
+@pytest.mark.parametrize(("name", "suffixes", "localizer_suffix", "file"), PAIRS.values(), ids=PAIRS)
+def test_localizer_pairs(
+    tmp_path: Path, name: str, suffixes: list[str], localizer_suffix: str | None, file: str
+) -> None:
+    folder = make(tmp_path / "loc", file)
+    case = Case(name, tmp_path / f"{name}.nii.gz", Path("sub-01/anat"))
+    paired = pair_localizers([case], folder, suffixes=suffixes, localizer_suffix=localizer_suffix)
+    assert paired[0].localizer == folder / file
+    assert not paired[0].localizer_missing
+
+
+def test_one_localizer_file_serves_all_scans(tmp_path: Path) -> None:
+    file = make(tmp_path, "loc.nii.gz") / "loc.nii.gz"
+    cases = [Case(name, tmp_path / name, Path()) for name in "ab"]
+    assert [case.localizer for case in pair_localizers(cases, file)] == [file, file]
+
+
+def test_earlier_results_serve_as_localizers(tmp_path: Path) -> None:
+    folder = make(tmp_path / "step2_output", "s_T1w.nii.gz")
+    case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
+    paired = pair_localizers([case], None, suffixes=["_T2w"], localizer_suffix="_T1w", earlier=[folder])
+    assert paired[0].localizer == folder / "s_T1w.nii.gz"
+
+
+def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
+    case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
+    assert pair_localizers([case], tmp_path)[0].localizer_missing
+    assert not pair_localizers([case], None)[0].localizer_missing
+    with pytest.raises(ImageError, match="as localizer"):
+        pair_localizers([case], tmp_path / "nowhere")

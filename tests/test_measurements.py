@@ -1,0 +1,188 @@
+"""Sizes and angles of columns drawn with known measures: straight, tilted, and bent to an arc."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lib.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
+from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, DOUBTFUL_NOTE, measure
+
+SHAPE = (36, 110, 230)
+BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0
+CANAL_RADIUS_MM, CORD_RADIUS_MM = 8.0, 4.5
+FIRST = ("T12", "L1", "L2", "L3", "L4", "L5")
+
+
+def draw(
+    bend_mm: float = math.inf, *, tilt_deg: float = 0.0, wedge_deg: float = 0.0, lateral: float = 0.0
+) -> np.ndarray:
+    """A lumbar column at 1 mm whose middle line is an arc of radius ``bend_mm``, hollow to posterior.
+
+    ``wedge_deg``: the upper endplate of L2 is tilted by this much, its disc by the opposite.
+    ``lateral``: the canal moves sideways by this many mm per mm of height.
+    """
+    x, y, z = (a.astype(float) for a in np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij", sparse=True))
+    # Sagittal position relative to the middle of the column, turned by the tilt.
+    turn = math.radians(tilt_deg)
+    dy, dz = y - 70.3, z - SHAPE[2] / 2
+    dy, dz = dy * math.cos(turn) - dz * math.sin(turn), dy * math.sin(turn) + dz * math.cos(turn)
+    if math.isinf(bend_mm):
+        along, forward = dz + 0 * dy, dy + 0 * dz
+    else:
+        # Center of the arc lies behind the column; anterior is away from it.
+        angle = np.arctan2(dz, bend_mm + dy)
+        along, forward = bend_mm * angle, np.hypot(bend_mm + dy, dz) - bend_mm
+    sideways = x - SHAPE[0] / 2 - 0.4 - lateral * dz
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    inside = (np.abs(forward) < DEPTH_MM / 2) & (np.abs(sideways) < 14)
+    discs = dict(zip((NAME_OF[v] for v in column().vertebrae), column().discs, strict=True))
+    top = len(FIRST) * (BODY_MM + DISC_MM) / 2
+    for name in FIRST:
+        slope = math.tan(math.radians(wedge_deg)) * forward if name == "L2" else 0.0
+        labels[inside & (along <= top - slope) & (along > top - BODY_MM)] = CODE_OF[name]
+        if name == "L1":
+            slope = math.tan(math.radians(wedge_deg)) * forward
+            labels[inside & (along <= top - BODY_MM) & (along > top - BODY_MM - DISC_MM - slope)] = discs[name] or 0
+        else:
+            labels[inside & (along <= top - BODY_MM) & (along > top - BODY_MM - DISC_MM)] = discs[name] or 0
+        top -= BODY_MM + DISC_MM
+    labels[inside & (along <= top)] = SACRUM
+    back = forward + DEPTH_MM / 2 + CANAL_RADIUS_MM
+    labels[(back**2 + sideways**2 <= CANAL_RADIUS_MM**2) & (along <= SHAPE[2])] = CANAL
+    labels[back**2 + sideways**2 <= CORD_RADIUS_MM**2] = CORD
+    return labels
+
+
+def row(rows: list[dict[str, Any]], level: str) -> dict[str, Any]:
+    return next(r for r in rows if r["level"] == level)
+
+
+SHAPES = {
+    "straight": {},
+    "tilted": {"tilt_deg": 17.0},
+    "tilted the other way": {"tilt_deg": -11.0},
+    "bent": {"bend_mm": 250.0},
+    "leaning sideways": {"lateral": 0.05},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def measured(request: pytest.FixtureRequest) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    options = SHAPES[request.param]
+    return options, measure(draw(**options), (1, 1, 1))
+
+
+@pytest.mark.parametrize("level", ["L1-L2", "L2-L3", "L3-L4"])
+def test_disc_heights(measured: tuple[dict[str, float], list[dict[str, Any]]], level: str) -> None:
+    assert row(measured[1], level)["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
+@pytest.mark.parametrize("level", ["L2", "L3", "L4"])
+def test_body_heights(measured: tuple[dict[str, float], list[dict[str, Any]]], level: str) -> None:
+    options, rows = measured
+    # On an arc the height grows with the distance from its center; the zones lie 0.3 depths before and behind.
+    stretch = 0.3 * DEPTH_MM / options.get("bend_mm", math.inf)
+    found = row(rows, level)
+    assert found["body_middle_mm"] == pytest.approx(BODY_MM, abs=0.6)
+    assert found["body_anterior_mm"] == pytest.approx(BODY_MM * (1 + stretch), abs=0.8)
+    assert found["body_posterior_mm"] == pytest.approx(BODY_MM * (1 - stretch), abs=0.8)
+
+
+@pytest.mark.parametrize("level", ["L2-L3", "L3"])
+def test_canal_and_cord(measured: tuple[dict[str, float], list[dict[str, Any]]], level: str) -> None:
+    found = row(measured[1], level)
+    assert found["canal_area_mm2"] == pytest.approx(math.pi * CANAL_RADIUS_MM**2, rel=0.04)
+    assert found["cord_area_mm2"] == pytest.approx(math.pi * CORD_RADIUS_MM**2, rel=0.05)
+    # Mean chord within 2.5 mm of the middle.
+    assert found["canal_ap_mm"] == pytest.approx(2 * CANAL_RADIUS_MM, abs=0.7)
+    assert found["note"] == CORD_NOTE
+
+
+@pytest.mark.parametrize("bend_mm", [200.0, 300.0, math.inf], ids=str)
+def test_lumbar_lordosis_is_the_angle_of_the_arc(bend_mm: float) -> None:
+    rows = measure(draw(bend_mm), (1, 1, 1))
+    # From the top of L1 to the bottom of the disc on the sacrum: five bodies and five discs.
+    expected = math.degrees(5 * (BODY_MM + DISC_MM) / bend_mm)
+    assert row(rows, COLUMN_ROW)["lumbar_lordosis_deg"] == pytest.approx(expected, abs=1.5)
+    assert row(rows, COLUMN_ROW)["thoracic_kyphosis_deg"] is None
+
+
+def test_thoracic_kyphosis_is_positive_where_the_column_is_hollow_to_anterior() -> None:
+    """T4 .. T12 on an arc whose center lies in front."""
+    bend = 300.0
+    x, y, z = (
+        a.astype(float) for a in np.meshgrid(*(np.arange(n) for n in (30, 110, 250)), indexing="ij", sparse=True)
+    )
+    dy, dz = y - 40, z - 125
+    along = bend * np.arctan2(dz, bend - dy)
+    forward = bend - np.hypot(bend - dy, dz)
+    labels = np.zeros((30, 110, 250), dtype=np.uint8)
+    level_mm, codes = 22.0, column()
+    start = codes.vertebrae.index(CODE_OF["T3"])
+    for k in range(11):
+        top = 5.5 * level_mm - k * level_mm
+        inside = (np.abs(forward) < 14) & (np.abs(x - 15.4) < 11)
+        labels[inside & (along <= top) & (along > top - 17)] = codes.vertebrae[start + k]
+        labels[inside & (along <= top - 17) & (along > top - level_mm)] = codes.discs[start + k] or 0
+    labels[((forward + 22) ** 2 + (x - 15.4) ** 2 < 49) & (along < 120)] = CANAL
+    found = row(measure(labels, (1, 1, 1)), COLUMN_ROW)
+    assert found["thoracic_kyphosis_deg"] == pytest.approx(math.degrees((8 * level_mm + 17) / bend), abs=2)
+    assert found["lumbar_lordosis_deg"] is None
+
+
+def test_wedge_angle_of_a_wedged_body() -> None:
+    rows = measure(draw(wedge_deg=10.0), (1, 1, 1))
+    assert row(rows, "L2")["wedge_deg"] == pytest.approx(10.0, abs=1.5)
+    assert row(rows, "L2")["body_anterior_mm"] < row(rows, "L2")["body_posterior_mm"]
+    assert row(rows, "L3")["wedge_deg"] == pytest.approx(0.0, abs=1.0)
+
+
+def test_doubtful_levels_stay_empty() -> None:
+    labels = draw(250.0)
+    rows = measure(labels, (1, 1, 1), doubtful=(CODE_OF["L1"], CODE_OF["L3-L4"]))
+    for level in ("L1", "L3-L4"):
+        found = row(rows, level)
+        assert found["note"] == DOUBTFUL_NOTE
+        assert all(found[key] is None for key in COLUMNS if key.endswith(("_mm", "_mm2", "_deg")))
+    assert row(rows, COLUMN_ROW)["lumbar_lordosis_deg"] is None
+    assert row(rows, "L2")["body_middle_mm"] is not None
+
+
+def test_cut_off_bodies_are_not_measured() -> None:
+    """A vertebra at the border of the image was reported with half its height."""
+    labels = draw()[:, :, :180]
+    present = [level for level in FIRST if (labels == CODE_OF[level]).any()]
+    rows = measure(labels, (1, 1, 1))
+    assert row(rows, present[0])["body_middle_mm"] is None
+    assert row(rows, "L4")["body_middle_mm"] is not None
+
+
+def test_rows_run_from_superior_to_inferior_and_have_all_columns() -> None:
+    rows = measure(draw(), (1, 1, 1))
+    levels = [r["level"] for r in rows]
+    assert levels[:4] == ["T12", "T12-L1", "L1", "L1-L2"]
+    assert levels[-2:] == ["L5-S", COLUMN_ROW]
+    assert all(tuple(r) == COLUMNS for r in rows)
+
+
+def test_spacing_counts() -> None:
+    """Voxels of 2 mm height halved every height."""
+    rows = measure(np.ascontiguousarray(draw()[:, :, ::2]), (1, 1, 2))
+    assert row(rows, "L3")["body_middle_mm"] == pytest.approx(BODY_MM, abs=1.0)
+    assert row(rows, "L2-L3")["canal_area_mm2"] == pytest.approx(math.pi * CANAL_RADIUS_MM**2, rel=0.06)
+
+
+@pytest.mark.parametrize("code", [0, SACRUM, CANAL], ids=["empty", "sacrum only", "canal only"])
+def test_nothing_to_measure(code: int) -> None:
+    labels = np.zeros((20, 20, 30), dtype=np.uint8)
+    labels[5:15, 5:15, 5:25] = code
+    assert measure(labels, (1, 1, 1)) == []
+
+
+def test_the_argument_is_not_modified() -> None:
+    labels = draw()
+    before = labels.copy()
+    measure(labels, (1, 1, 1))
+    np.testing.assert_array_equal(labels, before)
