@@ -1,0 +1,217 @@
+"""The gate: measures, the comparison over subjects, the verdict, the hold-out."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.anatomy import CANAL, CORD, DISC_L5_S, L1, L4, L5, SACRUM
+from lib.errors import GridError, StorageError
+from lib.gate import holdout
+from lib.gate.compare import MARGINS, SubjectScores, compare
+from lib.gate.measures import GROUPS, LEVELS, MEASURES, CaseScore, score_case
+from lib.gate.reference import reference_cases
+from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
+from lib.gate.verdict import HOLDOUT, REFERENCE, Verdict, judge
+from lib.geometry import Volume
+from lib.prediction import Prediction
+from phantom import RAS, CodeReader, image_of, lumbar_codes
+
+CUBE = 8
+"""Edge of a test structure, voxels: well above the least size of a level."""
+
+
+def column(*codes: int) -> np.ndarray:
+    """A stack of cubes, one per code, superior first."""
+    labels = np.zeros((CUBE, CUBE, CUBE * len(codes)), np.uint8)
+    for k, code in enumerate(reversed(codes)):
+        labels[:, :, k * CUBE : (k + 1) * CUBE] = code
+    return labels
+
+
+def test_a_perfect_prediction_scores_one_everywhere() -> None:
+    truth = column(L4, L5, DISC_L5_S, SACRUM, CANAL, CORD)
+    score = score_case(truth, truth)
+    assert [score.value(m) for m in MEASURES] == [1.0] * len(MEASURES)
+    assert score.levels == 3
+
+
+def test_wrong_names_cost_levels_but_not_outlines() -> None:
+    """A segmentation shifted by one level looked perfect to a Dice over all vertebrae."""
+    score = score_case(column(L4, L5, DISC_L5_S), column(L1, L4, DISC_L5_S))
+    assert score.value("vertebrae") == 1.0
+    assert (score.levels_right, score.levels) == (1, 3)
+
+
+def test_dice_is_twice_the_overlap_over_the_sum() -> None:
+    truth = column(L5, SACRUM)
+    predicted = truth.copy()
+    predicted[: CUBE // 2][truth[: CUBE // 2] == L5] = 0
+    assert score_case(truth, predicted).value("vertebrae") == pytest.approx(2 * 0.5 / 1.5)
+    assert score_case(truth, predicted).value("sacrum") == 1.0
+
+
+def test_a_level_barely_touched_does_not_count_as_found() -> None:
+    truth = column(L5)
+    predicted = np.zeros_like(truth)
+    predicted[0, :, :] = L5
+    assert score_case(truth, predicted).levels_right == 0
+
+
+def test_nothing_to_find_is_not_a_number_and_missed_is_zero() -> None:
+    score = score_case(column(L5), np.zeros_like(column(L5)))
+    assert math.isnan(score.value("cord"))
+    assert score.value("vertebrae") == 0.0
+    assert score.value(LEVELS) == 0.0
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(GridError, match="shape"):
+        score_case(column(L5), column(L4, L5))
+
+
+def scores(value: float, levels: int = 10) -> CaseScore:
+    """Every Dice the same, and that share of ten levels."""
+    return CaseScore(dict.fromkeys(GROUPS, value), levels, 10)
+
+
+def subject(name: str, change: float, levels: tuple[int, int] = (10, 10)) -> SubjectScores:
+    return SubjectScores(name, (scores(0.8, levels[0]),), (scores(0.8 + change, levels[1]),))
+
+
+def many(change: float, count: int = 6, **options: object) -> list[SubjectScores]:
+    return [subject(f"s{k}", change, **options) for k in range(count)]  # type: ignore[arg-type]
+
+
+def test_comparison_reports_means_change_and_bound() -> None:
+    subjects = [subject("a", 0.1), subject("b", -0.05), subject("c", 0.1)]
+    discs = next(c for c in compare(subjects) if c.measure == "discs")
+    assert (discs.active, discs.subjects) == (pytest.approx(0.8), 3)
+    assert discs.change == pytest.approx(0.05)
+    assert -0.05 <= discs.lower < discs.change
+    assert compare(subjects) == compare(subjects)
+
+
+def test_subjects_count_once_however_many_scans_they_have() -> None:
+    """One patient scanned ten times outvoted nine others."""
+    often = SubjectScores("often", (scores(0.8),) * 10, (scores(0.9),) * 10)
+    discs = next(c for c in compare([often, subject("once", -0.1)]) if c.measure == "discs")
+    assert discs.change == pytest.approx(0.0)
+
+
+def test_a_group_only_one_model_invents_counts_against_it() -> None:
+    clean = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0)
+    inventing = CaseScore(dict.fromkeys(GROUPS, math.nan) | {"cord": 0.0}, 0, 0)
+    found = {c.measure: c for c in compare([SubjectScores("a", (clean,), (inventing,))])}
+    assert found["cord"].change == -1.0
+    assert found["discs"].subjects == 0
+    assert found["discs"].allowed
+
+
+def test_scans_scored_by_one_model_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="score every scan with both"):
+        compare([SubjectScores("a", (scores(1),), ())])
+
+
+JUDGED = {
+    "better on both": (many(0.1), many(0.1), True, (Verdict.PASS, Verdict.PASS)),
+    "the same": (many(0.0), many(0.0), True, (Verdict.PASS, Verdict.PASS)),
+    "a little worse, inside the margin": (many(-0.01), many(-0.01), True, (Verdict.PASS, Verdict.PASS)),
+    "worse on the reference": (many(-0.05), many(0.2), False, (Verdict.FAIL, Verdict.PASS)),
+    "worse on the hold-out": (many(0.2), many(-0.05), False, (Verdict.PASS, Verdict.FAIL)),
+    "outlines kept, names lost": (many(0.0), many(0.0, levels=(10, 8)), False, (Verdict.PASS, Verdict.FAIL)),
+    "better on average, far worse for some": (
+        many(0.0),
+        [*many(0.05, 3), subject("x", -0.3), subject("y", 0.2)],
+        False,
+        (Verdict.PASS, Verdict.FAIL),
+    ),
+    "too few hold-out subjects": (many(0.0), many(-0.5, 2), True, (Verdict.PASS, Verdict.TOO_FEW)),
+    "no hold-out": (many(0.0), [], True, (Verdict.PASS, Verdict.TOO_FEW)),
+    "too few reference subjects": (many(0.5, 2), many(0.5), False, (Verdict.TOO_FEW, Verdict.PASS)),
+}
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_verdicts(name: str) -> None:
+    reference, held_out, publish, verdicts = JUDGED[name]
+    report = judge("active-1", "candidate-2", reference=reference, holdout=held_out)
+    assert report.publish is publish
+    assert tuple(entry.verdict for entry in report.sets) == verdicts
+    assert report.reason.startswith("served" if publish else "not served")
+    content = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert content["publish"] is publish
+    assert [entry["name"] for entry in content["sets"]] == [REFERENCE, HOLDOUT]
+    assert set(content["sets"][0]["measures"]) == set(MARGINS)
+
+
+def test_a_failure_names_what_fell_and_by_how_much() -> None:
+    report = judge("a", "c", reference=many(-0.05), holdout=[])
+    assert "discs -0.050" in report.reason
+    assert "allowed -0.02" in report.reason
+
+
+def test_the_first_subjects_train_and_the_hash_decides_on_the_rest(tmp_path: Path) -> None:
+    names = [f"sub-{k:03d}" for k in range(205)]
+    split = holdout.update_split(tmp_path / "holdout.json", names)
+    assert not any(split.holds_out(name) for name in names[: holdout.FIRST_TO_TRAINING])
+    held = sum(split.holds_out(name) for name in names)
+    assert 0.15 * 200 < held < 0.35 * 200
+
+
+def test_a_subject_keeps_its_role_for_good(tmp_path: Path) -> None:
+    """A subject that had judged a model was trained on after the studies were listed in another order."""
+    path = tmp_path / "holdout.json"
+    names = [f"sub-{k}" for k in range(40)]
+    first = holdout.update_split(path, names)
+    again = holdout.update_split(path, [*reversed(names), "sub-new"])
+    assert {name: again.role[name] for name in names} == dict(first.role)
+    assert holdout.read_split(path).role == again.role
+
+
+def test_all_scans_of_a_subject_share_its_role() -> None:
+    assert holdout.subject_of("sub-07_ses-2_T1w") == holdout.subject_of("sub-07_T2w") == "sub-07"
+    assert holdout.subject_of("scan 12") == "scan 12"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"role": {"a": "both"}, "salt": ""}', '{"role": 3}'])
+def test_a_damaged_holdout_list_stops_the_training(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "holdout.json"
+    path.write_text(content)
+    with pytest.raises(StorageError, match="hold-out list"):
+        holdout.update_split(path, ["a"])
+    assert path.read_text() == content
+
+
+class Blind:
+    """A network that finds nothing."""
+
+    version = "blind"
+
+    def predict(self, channels: np.ndarray, *, soft: object = ()) -> Prediction:
+        shape = channels.shape[1:]
+        return Prediction(np.zeros(shape, np.uint8), {name: np.zeros(shape, np.float32) for name in soft})  # type: ignore[attr-defined]
+
+
+def test_both_models_see_every_scan() -> None:
+    codes = lumbar_codes()
+    image = Volume(image_of(codes), RAS.affine)
+    case = JudgedCase("a", "sub-1", image, Volume(codes, RAS.affine))
+    good, blind = Model(CodeReader(1), CodeReader(2)), Model(Blind(), Blind())
+    seen: list[str] = []
+    (scored,) = score_models([case], active=good, candidate=blind, before_each=seen.append)
+    assert seen == ["a"]
+    assert scored.subject == "sub-1"
+    assert scored.active[0].value("discs") > 0.9
+    assert scored.active[0].levels_right == scored.active[0].levels > 5
+    assert scored.candidate[0].value("discs") == 0.0
+    assert not predict_codes(image, blind).any()
+
+
+def test_the_reference_set_is_the_same_every_time() -> None:
+    first = next(iter(reference_cases(1, spacing_mm=4.0)))
+    again = next(iter(reference_cases(3, spacing_mm=4.0)))
+    assert np.array_equal(first.image.data, again.image.data)
+    assert np.array_equal(first.truth.data, again.truth.data)
