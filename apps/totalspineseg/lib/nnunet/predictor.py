@@ -15,7 +15,8 @@ import torch
 from lib.errors import WeightsError
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.preprocessing import FloatArray, Shape, nonzero_box, normalize, resample, resampled_shape
+from lib.nnunet.preprocessing import FloatArray, nonzero_box, normalize
+from lib.nnunet.resampling import Shape, resample, resample_positive, resampled_shape
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction
 
@@ -104,15 +105,16 @@ class WarmPredictor:
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
         full: Shape = labels.shape  # type: ignore[assignment]
-        logits = self._logits(resample(image, resampled_shape(full, IMAGE_MM, self.folder.spacing_mm)))
+        working = resampled_shape(full, IMAGE_MM, self.folder.spacing_mm)
+        logits = self._logits(resample(image, working))
         found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
-        with torch.inference_mode():
-            # One region at a time: no full-size copy of all channels.
-            for index, (name, value) in enumerate(zip(self.folder.regions, self.folder.region_classes, strict=True)):
-                region = resample(logits[index : index + 1].float(), full)[0]
-                found[region > 0] = value
-                if name in maps:
-                    maps[name][...] = torch.sigmoid(region).cpu().numpy()
+        # One region at a time: no full-size copy of all channels.
+        for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
+            if name in maps:
+                maps[name][...] = torch.sigmoid(resample(region, full)).cpu().numpy()
+            if (part := resample_positive(region, full)) is not None:
+                inside, box = part
+                found[box].masked_fill_(inside > 0, value)
         labels[...] = found.cpu().numpy()
 
     def _logits(self, image: torch.Tensor) -> torch.Tensor:
@@ -132,9 +134,9 @@ class WarmPredictor:
         raise AssertionError("unreachable")
 
     def _finite_logits(self, image: torch.Tensor, compute: torch.device, sums: torch.device) -> torch.Tensor:
-        """Half-precision logits, or float32 ones where half precision overflows."""
+        """Logits computed in half precision on a GPU, in float32 on the CPU and where half precision overflows."""
         network = self._network.to(compute)
-        for half in (True, False):
+        for autocast in (True, False) if compute.type == "cuda" else (False,):
             logits = sliding_logits(
                 network,
                 image,
@@ -143,9 +145,10 @@ class WarmPredictor:
                 step=self.tile_step,
                 compute=compute,
                 sums=sums,
-                half=half,
+                autocast=autocast,
             )
-            if all(bool(torch.isfinite(region).all()) for region in logits):
+            # NaN and infinity both show in the extremes, at a tenth of the cost of looking at every voxel.
+            if bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all()):
                 return logits
         raise WeightsError(
             f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"

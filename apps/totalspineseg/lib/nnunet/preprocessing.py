@@ -1,4 +1,4 @@
-"""From an image to what the network eats: crop to the nonzero box, normalize, resample.
+"""From an image to what the network eats: crop to the nonzero box, normalize (then resample, see ``resampling``).
 
 Source: the order of operations of nnU-Net 2's DefaultPreprocessor. What differs: resampling is always
 linear (the official plans are at 1 mm, where nothing is resampled).
@@ -9,12 +9,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
 FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
-Shape = tuple[int, int, int]
 
 MIN_STD: Final = 1e-8
 """Smallest divisor of the Z-score: a constant image becomes zeros, not NaN."""
@@ -61,16 +59,3 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             channel -= mean
             channel /= max(std, MIN_STD)
     return result
-
-
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
-    """Voxels of a box after resampling, at least one an axis."""
-    a, b, c = (max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing_mm, target_mm, strict=True))
-    return a, b, c
-
-
-def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Linear resampling of (C, ...) to another number of voxels over the same box; itself when equal."""
-    if tuple(image.shape[1:]) == shape:
-        return image
-    return torch.nn.functional.interpolate(image[None], size=shape, mode="trilinear", align_corners=False)[0]

@@ -1,7 +1,8 @@
 """Sliding window: tiles over the image, their logits summed under a Gaussian.
 
-Source: nnU-Net 2's inference (tile positions, Gaussian, half-precision sums), so that results agree with it voxel
-for voxel; mirroring is left out.
+Source: nnU-Net 2's inference (tile positions, Gaussian). What differs: no mirroring, and sums in float32. In nnU-Net's
+half precision the smallest weights times a logit are rounded so far that logits in the corners of a volume become
+whole numbers; apart from that the results agree.
 """
 
 import itertools
@@ -24,13 +25,13 @@ PEAK: Final = 10.0
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
-    """Weight of each voxel of a tile: ``PEAK`` at the center, never 0 (half precision, shared: do not write)."""
+    """Weight of each voxel of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net (shared: do not write)."""
     impulse = np.zeros(patch)
     impulse[tuple(n // 2 for n in patch)] = 1
     weights = ndimage.gaussian_filter(impulse, [n * SIGMA_SCALE for n in patch], mode="constant", cval=0)
     half = torch.from_numpy(weights * (PEAK / weights.max())).to(torch.float16)
     half[half == 0] = half[half > 0].min()
-    return half
+    return half.float()
 
 
 def tile_starts(length: int, tile: int, step: float) -> list[int]:
@@ -62,7 +63,7 @@ def sliding_logits(
     step: float,
     compute: torch.device,
     sums: torch.device,
-    half: bool = True,
+    autocast: bool,
 ) -> torch.Tensor:
     """Run the network over the whole image.
 
@@ -74,24 +75,23 @@ def sliding_logits(
         step: Distance of neighboring tiles in tiles.
         compute: Where the network runs.
         sums: Where the logits are summed; the CPU when the GPU is too small for them.
-        half: Sum in half precision, as nnU-Net does, and on a GPU compute in it too.
+        autocast: Compute in half precision where that is safe (on a GPU).
 
     Returns:
-        (R, ...) logits on ``sums``, half or float32, same spatial shape as the image.
+        (R, ...) float32 logits on ``sums``, same spatial shape as the image.
     """
     pads = padding(image.shape[1:], patch)
     flat = [n for pair in reversed(pads) for n in pair]
     data = torch.nn.functional.pad(image, flat).to(sums)
-    dtype = torch.float16 if half else torch.float32
-    weights = gaussian_weights(patch).to(device=sums, dtype=dtype)
-    total = torch.zeros((regions, *data.shape[1:]), dtype=dtype, device=sums)
-    weight = torch.zeros(data.shape[1:], dtype=dtype, device=sums)
+    weights = gaussian_weights(patch).to(sums)
+    total = torch.zeros((regions, *data.shape[1:]), device=sums)
+    weight = torch.zeros(data.shape[1:], device=sums)
     starts = [tile_starts(n, tile, step) for n, tile in zip(data.shape[1:], patch, strict=True)]
-    with torch.inference_mode(), torch.autocast(compute.type, enabled=half and compute.type == "cuda"):
+    with torch.inference_mode(), torch.autocast(compute.type, enabled=autocast):
         for corner in itertools.product(*starts):
             where = tuple(slice(start, start + tile) for start, tile in zip(corner, patch, strict=True))
-            tile_logits = network(data[(slice(None), *where)][None].to(compute).contiguous())[0].to(sums)
-            total[(slice(None), *where)] += tile_logits * weights
+            tile_logits = network(data[(slice(None), *where)][None].to(compute).contiguous())[0]
+            total[(slice(None), *where)].addcmul_(tile_logits.to(device=sums, dtype=torch.float32), weights)
             weight[where] += weights
     inner = tuple(slice(before, n - after) for (before, after), n in zip(pads, data.shape[1:], strict=True))
     return total[(slice(None), *inner)].div_(weight[inner])
