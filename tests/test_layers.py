@@ -19,7 +19,7 @@ LAYER = {
     "nnunet": 4,
     "registry": 3,
     "corrections": 4,
-    "synthesis": 4,
+    "synthesis": 3,  # nnunet trains the starter weights on it
     "gate": 4.5,
     "preview": 4,
     "measurements": 4,
