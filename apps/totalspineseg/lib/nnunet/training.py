@@ -9,8 +9,8 @@ import torch
 
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, region_masks
 
-SMOOTH: Final = 1e-5
-"""Keeps the Dice loss finite for a region that is in neither truth nor prediction (nnU-Net's value)."""
+SMOOTH: Final = 1.0
+"""Voxels; a region that is in neither truth nor prediction then has Dice 1, and a stray voxel costs half of it."""
 GRADIENT_NORM: Final = 12.0
 """Largest norm of the gradient (nnU-Net's value); one odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02
@@ -26,10 +26,10 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, step: Step) -> torch
         step: 1 or 2.
 
     Returns:
-        A scalar; 0 is perfect minus one: cross-entropy 0, mean Dice 1 gives -1.
+        A scalar, at best -1: cross-entropy 0 less a mean Dice of 1.
 
     Source:
-        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), for the full resolution only.
+        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), for the full resolution only; ``SMOOTH`` differs.
     """
     truth = region_masks(target, step).to(logits.dtype)
     known = (target != IGNORE_CLASS[step]).unsqueeze(1).to(logits.dtype)

@@ -1,0 +1,451 @@
+"""Fine-tuning: targets, the second channel, cases, batches, the loop, resuming and running out of memory."""
+
+import errno
+import itertools
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lib.anatomy import (
+    DISCS,
+    LUMBAR,
+    PARITY,
+    SACRUM,
+    STEP1_FROM_CODE,
+    STEP2_FROM_CODE,
+    UNREVIEWED,
+    Parity,
+    Step2,
+    column,
+)
+from lib.errors import GridError, LabelError, StorageError, TrainingError
+from lib.geometry import Volume
+from lib.nnunet import training_state
+from lib.nnunet.augmentation import build_augmentation
+from lib.nnunet.candidate import write_candidate
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
+from lib.nnunet.finetune import Finetuned, FinetuneSettings, Progress, Stopped, _Run, fine_tune
+from lib.nnunet.finetune_settings import NONE, Strength
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.odd_channel import disturbed_channel, marked_discs
+from lib.nnunet.sampler import Sampler
+from lib.nnunet.targets import IGNORE_CLASS, mark, region_masks, step_target
+from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
+from lib.nnunet.training_log import TrainingLog, dice_text
+from tiny_models import write_model_folder
+from training_site import SPACING_MM, tiny_scan
+
+ODD, EVEN = Step2.VERTEBRA_ODD.value, Step2.VERTEBRA_EVEN.value
+TINY = FinetuneSettings(
+    iterations=6, batch_size=2, warmup=2, epoch=3, validation_patches=1, checkpoint_every=3, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ModelFolder]:
+    root = tmp_path_factory.mktemp("models")
+    return {step: ModelFolder.open(write_model_folder(root / str(step), step, spacing=SPACING_MM)) for step in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def scan() -> LabeledScan:
+    return LabeledScan("case-1", "sub-1", Origin.CORRECTION, *tiny_scan(1))
+
+
+@pytest.fixture(scope="module")
+def cases(folders: dict[int, ModelFolder], scan: LabeledScan) -> dict[int, TrainingCase]:
+    return {step: prepare_case(scan, folder) for step, folder in folders.items()}
+
+
+# --- what is taught
+
+
+@pytest.mark.parametrize(("step", "table"), [(1, STEP1_FROM_CODE), (2, STEP2_FROM_CODE)])
+def test_targets_follow_the_training_map(step: Any, table: dict[int, int]) -> None:
+    codes = np.array([*table, 0, UNREVIEWED], np.uint8)
+    codes = codes[codes != column(13).vertebrae[19]]  # T13 shifts the lumbar spine; tested below
+    expected = [{**table, 0: 0, UNREVIEWED: IGNORE_CLASS[step]}[int(code)] for code in codes]
+    assert step_target(codes, step, uneven_thoracic=False).tolist() == expected
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("thoracic", [11, 12, 13])
+@pytest.mark.parametrize("lumbar", [4, 5, 6])
+def test_neighbors_differ_and_odd_is_below_a_marked_disc(thoracic: int, lumbar: int, swapped: bool) -> None:
+    """In a column with 11 or 13 thoracic vertebrae T and L at the junction had the same class."""
+    spine = column(thoracic, lumbar)
+    codes = np.array([*spine.vertebrae, *(d for d in spine.discs if d), SACRUM], np.uint8)
+    classes = dict(zip(codes.tolist(), step_target(codes, 2, swapped=swapped).tolist(), strict=True))
+    values = [classes[code] for code in spine.vertebrae]
+    assert all({a, b} == {ODD, EVEN} for a, b in itertools.pairwise(values))
+    marked = set(marked_discs(codes, swapped=swapped))
+    for disc, below in zip(spine.discs, spine.vertebrae[1:], strict=False):
+        if disc is not None:
+            assert (disc in marked) == (classes[below] == ODD)
+
+
+def test_the_two_variants_mark_complementary_discs() -> None:
+    codes = np.array([d for d in column().discs[5:15] if d], np.uint8)
+    plain, swapped = (marked_discs(codes, swapped=value) for value in (False, True))
+    assert set(plain) | set(swapped) == set(codes.tolist())
+    assert not set(plain) & set(swapped)
+    below = {disc: v for disc, v in zip(column().discs, column().vertebrae[1:], strict=False) if disc}
+    assert all(PARITY[below[disc]] is Parity.ODD for disc in plain)
+
+
+@pytest.mark.parametrize("present", [[], [DISCS[-1]]], ids=["no disc", "the last disc alone"])
+def test_marks_of_very_short_columns(present: list[int]) -> None:
+    codes = np.array([0, *present], np.uint8)
+    assert list(marked_discs(codes, swapped=False)) == present
+
+
+def test_disturbed_channels_err_as_step_one_does(scan: LabeledScan) -> None:
+    codes = scan.codes.data
+    before = codes.copy()
+    marked = marked_discs(codes, swapped=False)
+    truth = mark(codes, marked) > 0
+    rng = np.random.default_rng(3)
+    channels = [disturbed_channel(codes, marked, rng) > 0 for _ in range(40)]
+    dice = np.array([2 * (c & truth).sum() / (c.sum() + truth.sum()) for c in channels])
+    assert np.array_equal(codes, before)
+    assert 0.4 < dice.mean() < 0.97
+    assert (dice == 1).any()
+    assert (dice < 0.8).any()
+    assert not disturbed_channel(codes, (), rng).any()
+
+
+def test_regions_overlap_as_the_table_says() -> None:
+    target = torch.tensor([[0, 1, 2, 6, 7, 8, 9, IGNORE_CLASS[1]]], dtype=torch.uint8)
+    masks = region_masks(target, 1)[0].int().tolist()
+    assert masks[0] == [0, 1, 1, 0, 0, 0, 0, 0]
+    assert masks[1] == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert masks[5] == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert masks[7] == [0, 0, 0, 0, 0, 1, 1, 0]
+
+
+# --- loss, scores, rate
+
+
+def test_the_loss_falls_with_the_error_and_ignores_what_nobody_reviewed() -> None:
+    target = torch.zeros((1, 4, 4, 4), dtype=torch.uint8)
+    target[0, :2] = 1
+    target[0, 3] = IGNORE_CLASS[1]
+    truth = region_masks(target, 1).float() * 20 - 10
+    wrong = -truth
+    assert region_loss(truth, target, 1) < -0.99
+    assert region_loss(wrong, target, 1) > 5
+    changed = truth.clone()
+    changed[:, :, 3] *= -1
+    assert region_loss(changed, target, 1) == region_loss(truth, target, 1)
+
+
+def test_absent_and_missed_regions_are_told_apart() -> None:
+    """A log of zeros could not say whether a disc was missed or simply not there."""
+    counts = RegionCounts(1)
+    target = torch.zeros((1, 2, 2, 2), dtype=torch.uint8)
+    target[0, 0] = 9
+    logits = torch.full((1, 9, 2, 2, 2), -1.0)
+    logits[:, 7, 0] = 1
+    counts.add(logits, target)
+    dice = counts.dice()
+    assert dice["canal"] == 1.0
+    assert dice["cord"] == 0.0
+    assert math.isnan(dice["disc"])
+    assert mean_dice(dice) == 0.5
+    text = dice_text(dice)
+    assert "canal 1.00" in text
+    assert "cord 0.00 (missed)" in text
+    assert "disc -" in text
+
+
+def test_the_rate_warms_up_and_comes_down() -> None:
+    rates = [learning_rate(i, total=100, warmup=10, peak=1.0) for i in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0.02 <= rates[-1] < 0.03
+
+
+# --- cases
+
+
+def test_cases_have_the_plans_axes_spacing_and_normalization(scan: LabeledScan, cases: dict[int, TrainingCase]) -> None:
+    shape = np.array(scan.image.data.shape) * scan.image.spacing
+    assert cases[1].image.shape == tuple(round(n / 6) for n in shape[::-1])
+    assert abs(cases[1].image.mean()) < 0.1
+    present = set(np.unique(cases[1].codes))
+    assert present <= set(np.unique(scan.codes.data))
+    assert len(present) > 5
+    heights = [np.argwhere(cases[1].codes == code)[:, 0].mean() for code in LUMBAR if code in present]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_step_two_sees_the_crop_around_the_spine(cases: dict[int, TrainingCase]) -> None:
+    assert np.prod(cases[2].image.shape) < np.prod(cases[1].image.shape)
+    assert np.count_nonzero(cases[2].codes) > 0.9 * np.count_nonzero(cases[1].codes)
+
+
+def spoiled(scan: LabeledScan, name: str) -> LabeledScan:
+    codes = scan.codes.data.copy()
+    if name == "no code":
+        codes[0, 0, 0] = 7
+    elif name == "empty":
+        codes[:] = 0
+    elif name == "no disc":
+        codes[np.isin(codes, DISCS)] = 0
+    elif name == "another grid":
+        codes = codes[1:]
+    return replace(scan, codes=Volume(codes, scan.codes.affine))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("no code", LabelError, r"got the values \[7\]"),
+        ("empty", LabelError, "cubic millimeters"),
+        ("no disc", LabelError, "at least one disc"),
+        ("another grid", GridError, "grid of its image"),
+    ],
+)
+def test_unusable_labels_say_why(
+    scan: LabeledScan, folders: dict[int, ModelFolder], name: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepare_case(spoiled(scan, name), folders[2])
+
+
+def test_one_bad_case_does_not_stop_the_others(scan: LabeledScan, folders: dict[int, ModelFolder]) -> None:
+    def broken() -> LabeledScan:
+        raise OSError(errno.EIO, "input/output error")
+
+    sources = [
+        ScanSource("bad disk", Origin.CORRECTION, broken),
+        ScanSource("good", Origin.CORRECTION, lambda: scan),
+        ScanSource("empty", Origin.CORRECTION, lambda: spoiled(scan, "empty")),
+        ScanSource("step 1 only", Origin.CORRECTION, lambda: scan, steps=(1,)),
+    ]
+    skipped: list[Skipped] = []
+    prepared = prepare_cases(sources, folders[2], on_skip=skipped.append)
+    assert [case.name for case in prepared] == [scan.name]
+    assert [case.name for case in skipped] == ["bad disk", "empty"]
+
+
+# --- batches
+
+
+def test_batches_are_the_same_for_the_same_iteration_only(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase]
+) -> None:
+    sampler = Sampler([cases[2]], folders[2], replay_share=0.5, strength=Strength(), seed=4)
+    before, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
+    first, again, other = sampler.batch(3, 2), sampler.batch(3, 2), sampler.batch(4, 2)
+    assert first.channels.shape == (2, 2, 16, 16, 16)
+    assert first.target.dtype == torch.uint8
+    assert torch.equal(first.channels, again.channels)
+    assert torch.equal(first.target, again.target)
+    assert not torch.equal(first.channels, other.channels)
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_share_of_replay_is_kept(folders: dict[int, ModelFolder], cases: dict[int, TrainingCase]) -> None:
+    fresh = replace(cases[1], image=np.full_like(cases[1].image, 5))
+    replay = replace(cases[1], image=np.full_like(cases[1].image, -5), origin=Origin.SYNTHETIC)
+    sampler = Sampler([fresh, replay], folders[1], replay_share=0.3, strength=NONE)
+    drawn = torch.cat([sampler.batch(k, 4).channels[:, 0].amin((1, 2, 3)) for k in range(50)])
+    assert 0.2 < float((drawn < 0).float().mean()) < 0.4
+
+
+def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder]) -> None:
+    with pytest.raises(LabelError, match="at least one usable case"):
+        Sampler([], folders[1], replay_share=0.5, strength=NONE)
+
+
+def test_variation_keeps_shape_and_invents_no_code(cases: dict[int, TrainingCase]) -> None:
+    everything = Strength(1, 1, 1, 1, 1, 1, 1)
+    vary = build_augmentation((16, 16, 16), x_axis=2, strength=everything)
+    image, codes = cases[1].image, cases[1].codes
+    kept = image.copy()
+    varied = vary(image=torch.from_numpy(image.copy())[None], segmentation=torch.from_numpy(codes).short()[None])
+    assert varied["image"].shape == varied["segmentation"].shape == (1, 16, 16, 16)
+    assert torch.isfinite(varied["image"]).all()
+    assert set(np.unique(varied["segmentation"])) <= set(np.unique(codes))
+    assert np.array_equal(image, kept)
+
+
+def test_flips_exchange_left_and_right_alone() -> None:
+    flip = build_augmentation((4, 4, 4), x_axis=2, strength=replace(NONE, flip=1))
+    image = torch.arange(64.0).reshape(1, 4, 4, 4)
+    flipped = flip(image=image.clone(), segmentation=image.short())
+    assert torch.equal(flipped["image"], image.flip(3))
+    assert torch.equal(flipped["segmentation"], image.short().flip(3))
+
+
+# --- the loop
+
+
+def test_training_starts_from_the_weights_head_included(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    """A fine-tuning that throws the head away must first learn again what it knew."""
+    still = replace(TINY, iterations=1, learning_rate=1e-9, warmup=1)
+    trained = fine_tune(folders[1], [cases[1]], tmp_path, still)
+    for name, value in folders[1].load_network().state_dict().items():
+        assert torch.allclose(trained.weights[name], value, atol=1e-6), name
+
+
+def test_training_learns_its_case_and_logs_by_name(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    settings = replace(TINY, iterations=30, epoch=10, learning_rate=0.01, strength=NONE)
+    told: list[Progress] = []
+    trained = fine_tune(folders[1], [cases[1]], tmp_path / "run", settings, on_progress=told.append)
+    events = [e for e in TrainingLog(tmp_path / "run").events() if "dice" in e]
+    assert [e["iteration"] for e in events] == [10, 20, 30]
+    assert events[-1]["loss"] < events[0]["loss"] - 0.1
+    assert told[-1].iteration == told[-1].iterations == 30
+    assert trained.best > 0
+    assert set(events[0]["dice"]) == set(folders[1].regions)
+    assert events[0]["dice"]["disc_C2_C3"] in (None, 0.0)
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    assert "pseudo Dice: disc" in (tmp_path / "run" / "log.txt").read_text()
+    written = write_candidate(folders[1], trained.weights, tmp_path / "model")
+    reopened = ModelFolder.open(tmp_path / "model", step=1)
+    assert reopened.path == written
+    assert reopened.digest != folders[1].digest
+    state = reopened.load_network().state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.weights.items())
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_stopped_training_ends_as_if_it_had_never_stopped(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    straight = fine_tune(folders[2], [cases[2]], tmp_path / "straight", TINY)
+    seen = iter([False, False, False, True])
+    with pytest.raises(Stopped, match="iteration 4 of 6"):
+        fine_tune(folders[2], [cases[2]], tmp_path / "cut", TINY, should_stop=lambda: next(seen))
+    resumed = fine_tune(folders[2], [cases[2]], tmp_path / "cut", TINY)
+    assert (straight.resumed_at, resumed.resumed_at) == (0, 4)
+    assert all(torch.equal(resumed.weights[name], value) for name, value in straight.weights.items())
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("change", ["settings", "case", "damage"])
+def test_another_or_damaged_state_is_not_continued(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, change: str
+) -> None:
+    fine_tune(folders[1], [cases[1]], tmp_path, TINY)
+    settings, case = TINY, cases[1]
+    if change == "settings":
+        settings = replace(TINY, learning_rate=1e-5)
+    elif change == "case":
+        case = replace(case, name="another")
+    else:
+        (tmp_path / "state.pth").write_bytes(b"PK half a checkpoint")
+    assert fine_tune(folders[1], [case], tmp_path, settings).resumed_at == 0
+
+
+class Memory:
+    """A network's forward pass that fails for more than so many patches."""
+
+    def __init__(self, network: torch.nn.Module, patches: int) -> None:
+        self._forward, self._patches = network.forward, patches
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > self._patches:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        result: torch.Tensor = self._forward(batch)
+        return result
+
+
+def run_with_memory(folder: ModelFolder, case: TrainingCase, work: Path, patches: int) -> Finetuned:
+    run = _Run(folder, [case], work, replace(TINY, batch_size=4, iterations=1, warmup=1, strength=NONE))
+    run.network.forward = Memory(run.network, patches)
+    return run.go(lambda _: None, lambda: False)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_without_memory_the_passes_become_smaller_and_the_result_stays(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    roomy = run_with_memory(folders[1], cases[1], tmp_path / "roomy", 4)
+    tight = run_with_memory(folders[1], cases[1], tmp_path / "tight", 1)
+    assert (roomy.batch_size, tight.batch_size) == (4, 1)
+    assert "passes of 1" in (tmp_path / "tight" / "log.txt").read_text()
+    # The gradient is summed over the passes (the Dice part is then per pass), so the step is nearly the same.
+    for name, value in roomy.weights.items():
+        assert torch.allclose(tight.weights[name], value, atol=5e-3), name
+
+
+def test_too_little_memory_for_one_patch_is_a_clear_stop(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match="memory for one patch of step 1"):
+        run_with_memory(folders[1], cases[1], tmp_path, 0)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    run = _Run(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=50, warmup=1, batch_size=1))
+    run.network.forward = lambda batch: torch.full((1, 9, 16, 16, 16), math.nan, requires_grad=True)
+    with pytest.raises(TrainingError, match="finite loss"):
+        run.go(lambda _: None, lambda: False)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_full_disk_keeps_the_state_before(
+    folders: dict[int, ModelFolder],
+    cases: dict[int, TrainingCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = replace(TINY, iterations=6)
+    seen = iter([False, False, True])
+    with pytest.raises(Stopped):
+        fine_tune(folders[1], [cases[1]], tmp_path, half, should_stop=lambda: next(seen))
+    before = (tmp_path / "state.pth").read_bytes()
+
+    def full(content: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_state.torch, "save", full)
+        with pytest.raises(StorageError, match="No space left"):
+            fine_tune(folders[1], [cases[1]], tmp_path, half)
+    assert (tmp_path / "state.pth").read_bytes() == before
+    assert not list(tmp_path.glob(".partial-*"))
+    assert fine_tune(folders[1], [cases[1]], tmp_path, half).resumed_at == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 0}, {"batch_size": 0}, {"replay_share": 1.5}, {"learning_rate": 0}, {"epoch": 0}],
+    ids=lambda value: next(iter(value)),
+)
+def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FinetuneSettings(**wrong)
+
+
+def test_logs_survive_a_cut_line(tmp_path: Path) -> None:
+    log = TrainingLog(tmp_path)
+    log.say("one", value=math.nan)
+    with (tmp_path / "log.jsonl").open("a") as stream:
+        stream.write('{"text": "tw')
+    assert [event["text"] for event in log.events()] == ["one"]
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["value"] is None
