@@ -6,7 +6,6 @@ Importable with PyTorch, nnU-Net, numpy and scipy alone.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits
 
-from lib.nnunet.starter_batches import Sample, samples
+from lib.nnunet.starter_batches import POOL_SIZE, Sample, samples
 from lib.nnunet.starter_plans import FEATURES, PATCH, STARTER_FOLDERS, STRIDES, dataset_json, plans_json, regions_of
 
 logger = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ def _replace(path: Path, data: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     torch.save(data, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
@@ -193,8 +192,8 @@ def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(-(-EARLY_PATCH_SHARE * n // (4 * f)) * f) for n, f in zip(patch, factors, strict=True))
 
 
-def _batches(step: int, seed: int, size: int, patch: tuple[int, ...]) -> Iterator[list[Sample]]:
-    stream = samples(step, seed, patch)
+def _batches(step: int, seed: int, size: int, patch: tuple[int, ...], pool: int) -> Iterator[list[Sample]]:
+    stream = samples(step, seed, patch, pool_size=pool)
     while True:
         yield [next(stream) for _ in range(size)]
 
@@ -212,6 +211,7 @@ def train_starter(
     batch_size: int = 1,
     features: tuple[int, ...] = FEATURES,
     patch: tuple[int, ...] = PATCH,
+    pool_size: int = POOL_SIZE,
     start_from: Path | None = None,
 ) -> Path:
     """Train one step's starter model; may be stopped at any moment and called again.
@@ -228,6 +228,7 @@ def train_starter(
         batch_size: Patches per iteration.
         features: Features by stage.
         patch: Patch on the network's grid, (Z, Y, X).
+        pool_size: Spines at hand at a time.
         start_from: Step-1 model folder whose weights step 2 begins with.
 
     Returns:
@@ -262,8 +263,8 @@ def train_starter(
         "started_from_step1": start_from is not None,
     }
     start = seed + 7919 * run.iteration  # another stretch of the stream after every resumption
-    early = _batches(step, start, batch_size, _early_patch(patch))
-    stream = _batches(step, start + 1, batch_size, patch)
+    early = _batches(step, start, batch_size, _early_patch(patch), pool_size)
+    stream = _batches(step, start + 1, batch_size, patch, pool_size)
     saved = began = time.monotonic()
     before = run.seconds
     while True:

@@ -18,6 +18,8 @@ FINE = (2, 2, 1)
 """Drawn voxels per network voxel, (Z, Y, X): partial volume along the axes where discs are thin."""
 USES_PER_SPINE = 10
 """Patches taken of one drawn spine; drawing costs about as much as three patches."""
+POOL_SIZE = 8
+"""Spines at hand at a time: neighbors in the stream should differ; each holds some 10 MB."""
 CROP_MARGIN_MM = 10
 """Step 2 sees the box of step 1's result and this much around it."""
 _SWAP_LEFT_RIGHT = 0.5
@@ -148,26 +150,27 @@ def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) 
     return out
 
 
-def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH) -> Iterator[Sample]:
+def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: int = POOL_SIZE) -> Iterator[Sample]:
     """Training examples without end; the seed fixes them.
 
     Args:
         step: 1 or 2.
         seed: Starts the stream.
         patch: Size on the network's grid, (Z, Y, X).
+        pool_size: Spines at hand at a time.
 
     Yields:
-        One example after the other; eight spines are at hand at a time.
+        One example after the other.
     """
     rng = np.random.default_rng(seed)
     spacing = [s / f for s, f in zip(SPACING_MM, FINE, strict=True)][::-1]
     pool: list[SyntheticSpine] = []
     while True:
-        if len(pool) < 8 or rng.random() < 1 / USES_PER_SPINE:
+        if len(pool) < pool_size or rng.random() < 1 / USES_PER_SPINE:
             zoom = float(rng.uniform(0.9, 1.12))
             options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
             spine = random_spine(rng, options)
             if np.isin(spine.labels, anatomy.DISCS).any():
-                pool = [*pool[-7:], spine]
+                pool = [*pool, spine][-pool_size:]
             continue
         yield draw_sample(rng, pool[int(rng.integers(len(pool)))], step, patch)

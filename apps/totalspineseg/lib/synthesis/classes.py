@@ -1,6 +1,7 @@
 """Label maps and channels as the two networks know them, from maps of output codes."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +11,14 @@ from lib import anatomy
 Codes = NDArray[np.uint8]
 
 
-def _look_up(labels: NDArray[np.integer], table: Mapping[int, int]) -> Codes:
+def _look_up(labels: NDArray[np.integer[Any]], table: Mapping[int, int]) -> Codes:
     lut = np.zeros(256, np.uint8)
     for code, value in table.items():
         lut[code] = value
     return np.asarray(lut[labels])
 
 
-def step1_classes(labels: NDArray[np.integer]) -> Codes:
+def step1_classes(labels: NDArray[np.integer[Any]]) -> Codes:
     """The perfect step-1 network result for a label map.
 
     Args:
@@ -29,7 +30,7 @@ def step1_classes(labels: NDArray[np.integer]) -> Codes:
     return _look_up(labels, anatomy.STEP1_FROM_CODE)
 
 
-def step2_classes(labels: NDArray[np.integer], *, swapped: bool = False) -> Codes:
+def step2_classes(labels: NDArray[np.integer[Any]], *, swapped: bool = False) -> Codes:
     """The perfect step-2 network result for a label map.
 
     Args:
@@ -46,13 +47,13 @@ def step2_classes(labels: NDArray[np.integer], *, swapped: bool = False) -> Code
     return _look_up(labels, table)
 
 
-def disc_order(labels: NDArray[np.integer]) -> tuple[int, ...]:
+def disc_order(labels: NDArray[np.integer[Any]]) -> tuple[int, ...]:
     """The disc codes present, superior to inferior (by mean z; the last axis points up)."""
     found = [code for code in np.unique(labels) if int(code) in anatomy.DISCS]
     heights = {int(code): float(np.mean(np.nonzero(labels == code)[2])) for code in found}
     return tuple(sorted(heights, key=lambda code: -heights[code]))
 
 
-def mark_discs(labels: NDArray[np.integer], codes: Collection[int]) -> Codes:
+def mark_discs(labels: NDArray[np.integer[Any]], codes: Collection[int]) -> Codes:
     """1 on the given discs, 0 elsewhere, uint8 (X, Y, Z)."""
-    return _look_up(labels, {code: 1 for code in codes})
+    return _look_up(labels, dict.fromkeys(codes, 1))

@@ -29,7 +29,7 @@ class Frame:
 
     def point(self, right: float, anterior: float, superior: float) -> NDArray[np.float64]:
         """A point given in the frame, in RAS mm."""
-        return self.origin + self.axes @ np.array([right, anterior, superior])
+        return np.asarray(self.origin + self.axes @ np.array([right, anterior, superior]), dtype=np.float64)
 
 
 @dataclass(frozen=True)

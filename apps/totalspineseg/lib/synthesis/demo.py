@@ -10,10 +10,14 @@ from lib.synthesis.render import RenderOptions, render
 from lib.synthesis.spine import SyntheticSpine, random_spine
 
 DEMO_FIELDS = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.WHOLE, Field.THORACOLUMBAR, Field.CERVICAL)
+DEMO_WIDTH_MM = 72.0
+"""Right to left, as a sagittal series of some eighteen slices."""
 DEMO_CONTRASTS = ("T2", "T1", "T2", "STIR", "T2")
 
 
-def demo_studies(folder: Path, n: int = 3, seed: int = 0, *, labels: bool = False) -> tuple[Path, ...]:
+def demo_studies(
+    folder: Path, n: int = 3, seed: int = 0, *, labels: bool = False, spacing_mm: float = 1.0
+) -> tuple[Path, ...]:
     """Write a few synthetic scans.
 
     Args:
@@ -21,6 +25,7 @@ def demo_studies(folder: Path, n: int = 3, seed: int = 0, *, labels: bool = Fals
         n: How many.
         seed: The same seed gives the same scans.
         labels: Write the true label maps into ``folder / "truth"`` as well.
+        spacing_mm: Voxel size.
 
     Returns:
         The written images ("demo_01_lumbar_T2.nii.gz", ..).
@@ -31,7 +36,15 @@ def demo_studies(folder: Path, n: int = 3, seed: int = 0, *, labels: bool = Fals
         rng = np.random.default_rng([seed, number])
         field = DEMO_FIELDS[number % len(DEMO_FIELDS)]
         contrast = DEMO_CONTRASTS[number % len(DEMO_CONTRASTS)]
-        spine = random_spine(rng, SpineOptions(field=field, thoracic=12, lumbar=5, width_mm=80.0, jitter=0.7))
+        options = SpineOptions(
+            field=field,
+            thoracic=12,
+            lumbar=5,
+            spacing_mm=(spacing_mm,) * 3,
+            width_mm=DEMO_WIDTH_MM,
+            jitter=0.7,
+        )
+        spine = random_spine(rng, options)
         image = render(rng, spine, RenderOptions(contrast=contrast, strength=0.5))
         name = f"demo_{number + 1:02d}_{field.value.replace(' ', '_')}_{contrast}.nii.gz"
         _write(folder / name, np.round(image).astype(np.int16), spine)

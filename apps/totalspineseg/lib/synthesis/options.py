@@ -49,6 +49,8 @@ class SpineOptions:
         for name in ("width_mm", "depth_mm"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(f"{name} must be a positive length in mm, got {value!r}; leave it None for a usual one")
+                raise ValueError(
+                    f"{name} must be a positive length in mm, got {value!r}; leave it None for a usual one"
+                )
         if self.jitter < 0:
             raise ValueError(f"jitter must be 0 or more, got {self.jitter!r}; 1 is a broad population")

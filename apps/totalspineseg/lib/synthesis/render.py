@@ -95,7 +95,9 @@ def render(
     image = image * _coil(rng, image.shape, spacing, strength)
     noise = np.float32(0.07 * strength * rng.random() ** 1.5)
     shape = image.shape
-    image = np.hypot(image + noise * rng.standard_normal(shape, np.float32), noise * rng.standard_normal(shape, np.float32))
+    image = np.hypot(
+        image + noise * rng.standard_normal(shape, np.float32), noise * rng.standard_normal(shape, np.float32)
+    )
     image = np.clip(image, 0, None) ** np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
     return np.asarray(image * np.float32(600.0), dtype=np.float32)
 

@@ -1,5 +1,6 @@
 """A random spine as a label map and a map of tissues."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +19,19 @@ Codes = NDArray[np.uint8]
 
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
 """How often a thoracic and a lumbar count is drawn (anomalies a little more often than in people)."""
+_USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
-_FIELD_LEVELS = {
-    Field.CERVICAL: (("head", "head"), (8, 11)),
-    Field.CERVICOTHORACIC: (("head", "head"), (11, 15)),
+_FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
+    Field.WHOLE: (None, None),
+    Field.CERVICAL: (None, (8, 11)),
+    Field.CERVICOTHORACIC: (None, (11, 15)),
     Field.THORACIC: ((5, 9), (17, 21)),
     Field.THORACOLUMBAR: ((12, 16), (21, 24)),
-    Field.LUMBAR: ((16, 19), ("sacrum", "sacrum")),
-    Field.LOWER_LUMBAR: ((19, 21), ("sacrum", "sacrum")),
+    Field.LUMBAR: ((16, 19), None),
+    Field.LOWER_LUMBAR: ((19, 21), None),
 }
-"""Field -> range of the first and of the last vertebra in view, by position from C1 = 0."""
+"""Field -> range of the first and of the last vertebra in view, by position from C1 = 0;
+None: the head, the tail bone."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +91,14 @@ def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOpti
     field = options.field or Field(rng.choice([f.value for f in Field]))
     points = np.array([v.frame.origin for v in column.vertebrae])
     tail, head = column.sacrum[-1].frame.origin[2], points[0, 2]
-    if field is Field.WHOLE:
-        top, bottom = head + rng.uniform(18, 60), tail - rng.uniform(0, 30)
-    else:
-        (first, last) = _FIELD_LEVELS[field]
-        shift = len(points) - 24
-        top = head + rng.uniform(12, 60)
-        if first[0] != "head":
-            top = points[int(rng.integers(int(first[0]), int(first[1]) + 1)) + shift, 2] + rng.uniform(-12, 12)
-        bottom = tail + rng.uniform(-25, 45)
-        if last[0] != "sacrum":
-            lowest = min(int(rng.integers(int(last[0]), int(last[1]) + 1)), len(points) - 1)
-            bottom = points[lowest, 2] + rng.uniform(-12, 12)
+    first, last = _FIELD_LEVELS[field]
+    top, bottom = head + rng.uniform(12, 60), tail + rng.uniform(-30, 10 if field is Field.WHOLE else 45)
+    if first is not None:
+        shift = len(points) - _USUAL_COUNT
+        top = points[int(rng.integers(first[0], first[1] + 1)) + shift, 2] + rng.uniform(-12, 12)
+    if last is not None:
+        lowest = min(int(rng.integers(last[0], last[1] + 1)), len(points) - 1)
+        bottom = points[lowest, 2] + rng.uniform(-12, 12)
     seen = points[(points[:, 2] < top) & (points[:, 2] > bottom)]
     if bottom < 0:
         seen = np.concatenate([seen, [s.frame.origin for s in column.sacrum if s.frame.origin[2] > bottom]])
@@ -146,9 +146,7 @@ def _sacral_part(local: Local, segment: Segment, number: int) -> tuple[NDArray[n
     return (core | (wing & ~hole) | plate | walls | crest), np.asarray(gap)
 
 
-def _draw_vertebra(
-    rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster
-) -> None:
+def _draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster) -> None:
     size = vertebra.size
     reach = size.transverse_width / 2 + 4
     back = size.depth / 2 + size.canal_depth + size.spinous_length + 8
@@ -171,7 +169,7 @@ def _draw_vertebra(
     tissue[solid & vein] = Tissue.VEIN
     if rng.random() < 0.06:  # hemangioma, metastasis or Schmorl-like spot
         at = rng.uniform(-0.35, 0.35, 3) * (size.width, size.depth, size.height)
-        spot = capsule(local, tuple(at), tuple(at), float(rng.uniform(0.15, 0.4)) * size.height)  # type: ignore[arg-type]
+        spot = capsule(local, tuple(at), tuple(at), float(rng.uniform(0.15, 0.4)) * size.height)
         tissue[solid & spot] = Tissue.LESION
 
 
@@ -223,14 +221,14 @@ def _cortical_shell(labels: Codes, tissues: Codes) -> None:
     tissues[bone & edge] = Tissue.CORTICAL
 
 
-def _draw_canal(
-    rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster
-) -> None:
+def _draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
     """Epidural fat, dural sac, cauda equina and cord, over whatever bone reached in."""
     x = raster.axis(0)[:, None, None]
     y = raster.axis(1)[None, :, None]
 
-    def ellipse(cx: NDArray[np.float64], cy: NDArray[np.float64], w: NDArray[np.float64], d: NDArray[np.float64]) -> NDArray[np.float32]:
+    def ellipse(
+        cx: NDArray[np.float64], cy: NDArray[np.float64], w: NDArray[np.float64], d: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
         scaled = [v.astype(np.float32)[None, None, :] for v in (cx, cy, np.maximum(w, 1e-3), np.maximum(d, 1e-3))]
         return np.asarray(((x - scaled[0]) * 2 / scaled[2]) ** 2 + ((y - scaled[1]) * 2 / scaled[3]) ** 2)
 

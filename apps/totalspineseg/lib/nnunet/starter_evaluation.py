@@ -1,0 +1,183 @@
+"""How well two models segment and name synthetic spines they have never seen."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib import anatomy, pipeline
+from lib.errors import NoSpineError
+from lib.geometry import Volume
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.starter_plans import STARTER_FOLDERS
+from lib.prediction import Predictor
+from lib.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render, step1_classes
+
+Codes = NDArray[np.uint8]
+
+EVALUATION_SEED: Final = 1_000_003
+"""Far from every training seed: these spines are unseen."""
+NAMED_DICE: Final = 0.5
+"""A level counts as named right when the predicted structure of its name overlaps it this much."""
+MIN_VOXELS: Final = 300
+"""Structures cut to fewer voxels (1 mm) at the border of the scan are not counted, mm^3."""
+GROUPS: Final[Mapping[str, tuple[int, ...]]] = {
+    "vertebrae": anatomy.VERTEBRAE,
+    "discs": anatomy.DISCS,
+    "sacrum": (anatomy.SACRUM,),
+    "canal": (anatomy.CANAL, anatomy.CORD),
+    "cord": (anatomy.CORD,),
+}
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One spine's score.
+
+    Attributes:
+        field: Part of the column in view.
+        contrast: What it was rendered as.
+        column: "normal" or its variant.
+        step1: Dice by step-1 region.
+        step2: Dice by group of the final result, names aside.
+        levels: Vertebrae and discs in view.
+        named: Of these, named right.
+        abstained: The chain model said that it does not know.
+    """
+
+    field: str
+    contrast: str
+    column: str
+    step1: Mapping[str, float]
+    step2: Mapping[str, float]
+    levels: int
+    named: int
+    abstained: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of all cases."""
+
+    cases: tuple[CaseScore, ...] = field(default_factory=tuple)
+
+    def mean(self, step: int, name: str) -> float:
+        """Mean Dice of a region (step 1) or group (step 2) over the cases that show it; NaN when none does."""
+        scores = [(c.step1 if step == 1 else c.step2).get(name) for c in self.cases]
+        seen = [s for s in scores if s is not None]
+        return float(np.mean(seen)) if seen else float("nan")
+
+    def table(self) -> str:
+        """The report as Markdown."""
+        lines = ["| step | structure | mean Dice | cases |", "|---|---|---|---|"]
+        for step, names in ((1, tuple(anatomy.STEP1_REGIONS)), (2, tuple(GROUPS))):
+            for name in names:
+                count = sum(name in (c.step1 if step == 1 else c.step2) for c in self.cases)
+                lines.append(f"| {step} | {name} | {self.mean(step, name):.2f} | {count} |")
+        lines += ["", "| field of view | cases | levels in view | named right | scans all right | the rest, flagged |"]
+        lines += ["|---|---|---|---|---|---|"]
+        for view in [*dict.fromkeys(c.field for c in self.cases), "all"]:
+            part = [c for c in self.cases if view in ("all", c.field)]
+            levels, named = sum(c.levels for c in part), sum(c.named for c in part)
+            whole = sum(c.named == c.levels for c in part)
+            flagged = sum(c.named < c.levels and c.abstained for c in part)
+            share = 100 * named / max(levels, 1)
+            lines.append(f"| {view} | {len(part)} | {levels} | {share:.0f} % | {whole} | {flagged} |")
+        return "\n".join(lines)
+
+
+def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Dice overlap of two masks; 1 when both are empty."""
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else 1.0
+
+
+def region_dice(truth: Codes, found: Codes, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    """Dice by group of values, for the groups the truth shows with at least ``MIN_VOXELS``."""
+    scores = {}
+    for name, values in groups.items():
+        mask = np.isin(truth, values)
+        if int(mask.sum()) >= MIN_VOXELS:
+            scores[name] = dice(mask, np.isin(found, values))
+    return scores
+
+
+def named_levels(truth: Codes, found: Codes) -> tuple[int, int]:
+    """How many vertebrae and discs are in view, and how many of them carry their own name in ``found``."""
+    levels = named = 0
+    for code in (*anatomy.VERTEBRAE, *anatomy.DISCS):
+        mask = truth == code
+        if int(mask.sum()) >= MIN_VOXELS:
+            levels += 1
+            named += dice(mask, found == code) >= NAMED_DICE
+    return levels, named
+
+
+def score(
+    spine: SyntheticSpine,
+    image: NDArray[np.float32],
+    step1: Predictor,
+    step2: Predictor,
+    view: str,
+    contrast: str,
+) -> CaseScore:
+    """Run the whole pipeline on one image and compare it with the truth; a spine not found scores 0."""
+    scan = pipeline.prepare(Volume(image, spine.affine))
+    truth1 = step1_classes(spine.labels)
+    found1 = found2 = np.zeros(truth1.shape, np.uint8)
+    abstained = False
+    try:
+        located = pipeline.locate(scan, step1)
+        found1 = located.raw
+        result = pipeline.segment(pipeline.step2_input(scan, located.labels), step2)
+        found2 = result.labels
+        abstained = result.numbering is not None and not result.numbering.confident
+    except NoSpineError:
+        abstained = True
+    scores1 = region_dice(truth1, found1, anatomy.STEP1_REGIONS)
+    scores2 = region_dice(spine.labels, found2, GROUPS)
+    levels, named = named_levels(spine.labels, found2)
+    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, named, abstained)
+
+
+def evaluate_starter(
+    folder: Path,
+    *,
+    n: int = 12,
+    seed: int = EVALUATION_SEED,
+    device: str = "cpu",
+    progress: Callable[[CaseScore], None] | None = None,
+) -> Report:
+    """Score the starter models on unseen synthetic spines, fields of view and contrasts in turn.
+
+    Args:
+        folder: The starter folder with both models.
+        n: How many spines.
+        seed: The same seed gives the same spines.
+        device: "cpu", "cuda" ..
+        progress: Called after each case.
+
+    Returns:
+        The report.
+
+    Raises:
+        WeightsError: A model is missing or damaged.
+    """
+    step1 = WarmPredictor(ModelFolder.open(folder / STARTER_FOLDERS[1], step=1, name="starter"), device=device)
+    step2 = WarmPredictor(ModelFolder.open(folder / STARTER_FOLDERS[2], step=2, name="starter"), device=device)
+    contrasts = ("T2", "T1", "STIR", "T2star")
+    fields = tuple(Field)
+    cases = []
+    for number in range(n):
+        rng = np.random.default_rng([seed, number])
+        view, contrast = fields[number % len(fields)], contrasts[number % len(contrasts)]
+        spine = random_spine(rng, SpineOptions(field=view, width_mm=90.0))
+        image = render(rng, spine, RenderOptions(contrast=contrast, strength=0.7))
+        cases.append(score(spine, image, step1, step2, view.value, contrast))
+        if progress is not None:
+            progress(cases[-1])
+    return Report(tuple(cases))

@@ -1,0 +1,165 @@
+"""Starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from lib import anatomy
+from lib.nnunet.starter import build_network, region_loss, train_starter, warm_start
+from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
+from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
+from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
+
+TINY = (4, 6, 8)
+PATCH = (32, 16, 16)
+
+
+def lumbar(seed: int = 0, **options: int) -> SyntheticSpine:
+    spacing = (SPACING_MM[2], SPACING_MM[1] / 2, SPACING_MM[0] / 2)
+    settings = SpineOptions(field=Field.LUMBAR, spacing_mm=spacing, width_mm=80.0, depth_mm=150.0, **options)
+    return random_spine(np.random.default_rng(seed), settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("starter")
+    for step in (1, 2):
+        train_starter(step, out, iterations=2, seed=1, features=TINY, patch=PATCH, pool_size=1)
+    return out
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_nnunets_own_predictor_loads_the_folder_and_predicts(trained: Path, step: int) -> None:
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(trained / STARTER_FOLDERS[step]), use_folds=(0,))
+    assert predictor.label_manager.has_regions
+    assert predictor.label_manager.num_segmentation_heads == len(regions_of(step))
+    assert predictor.allowed_mirroring_axes is None
+    image = np.random.default_rng(0).standard_normal((step, 40, 24, 20)).astype(np.float32)
+    found = predictor.predict_single_npy_array(image, {"spacing": [2.0, 2.0, 3.0]})
+    assert found.shape == (40, 24, 20)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_checkpoint_loads_without_pickled_code_in_half_precision_and_matches_its_hash(trained: Path, step: int) -> None:
+    folder = trained / STARTER_FOLDERS[step]
+    checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    assert {v.dtype for v in checkpoint["network_weights"].values()} == {torch.float16}
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert json.loads((folder / "training.json").read_text())["iterations_done"] == 2
+
+
+def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Path) -> None:
+    def state() -> dict[str, object]:
+        path = tmp_path / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_latest.pth"
+        loaded: dict[str, object] = torch.load(path, weights_only=True)
+        return loaded
+
+    train_starter(1, tmp_path, iterations=1, features=TINY, patch=PATCH, pool_size=1)
+    first = state()
+    train_starter(1, tmp_path, iterations=3, features=TINY, patch=PATCH, pool_size=1)
+    second = state()
+    assert second["iteration"] == 3
+    assert second["losses"][:1] == first["losses"]  # type: ignore[index]
+    train_starter(1, tmp_path, iterations=1, features=TINY, patch=PATCH, pool_size=1, resume=False)
+    assert state()["iteration"] == 1
+
+
+def test_a_few_iterations_on_one_patch_lower_the_loss() -> None:
+    torch.manual_seed(0)
+    network = build_network(1, TINY, deep_supervision=True)
+    sample = draw_sample(np.random.default_rng(0), lumbar(), 1, PATCH)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = region_loss(network(sample.channels[None]), sample.regions[None])
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_loss_is_lowest_for_the_truth() -> None:
+    truth = (torch.rand(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    right, wrong = (20 * truth - 10), (10 - 20 * truth)
+    assert region_loss([right], truth) < -0.99
+    assert region_loss([wrong], truth) > 5
+
+
+def test_step2_takes_over_what_fits_and_hears_the_marked_discs() -> None:
+    one, two = (build_network(s, TINY, deep_supervision=True).state_dict() for s in (1, 2))
+    mixed = warm_start(two, one)
+    assert mixed.keys() == two.keys()
+    assert all(mixed[k].shape == two[k].shape for k in two)
+    first = next(k for k, v in two.items() if v.ndim == 5 and v.shape[1] == 2)
+    assert torch.equal(mixed[first][:, :1], one[first])
+    assert mixed[first][:, 1:].abs().max() > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_vertebra_above_a_marked_disc_is_always_even(seed: int) -> None:
+    """Odd and even came out exchanged when the second set of discs was marked."""
+    spine = lumbar(seed, thoracic=11 + seed % 3, lumbar=4 + seed % 3)
+    marked, swapped = odd_discs(np.random.default_rng(seed), spine)
+    table = class_table(2, spine, swapped=swapped)
+    above = dict(zip(spine.discs, spine.vertebrae[1:], strict=True))
+    assert marked
+    for disc in marked:
+        assert table[above[disc]] == anatomy.Step2.VERTEBRA_EVEN.value
+    unmarked = [d for d in spine.discs if d in spine.labels and d not in marked]
+    for disc in unmarked:
+        assert table[above[disc]] == anatomy.Step2.VERTEBRA_ODD.value
+
+
+def test_both_sets_of_discs_are_drawn_and_go_with_both_parities() -> None:
+    spine = lumbar()
+    drawn = {odd_discs(np.random.default_rng(s), spine) for s in range(12)}
+    assert len({marked for marked, _ in drawn}) == 2
+    assert {swapped for _, swapped in drawn} == {False, True}
+
+
+def test_parity_of_a_normal_column_is_the_label_tables() -> None:
+    spine = lumbar(thoracic=12, lumbar=5)
+    assert all((anatomy.PARITY[c] is anatomy.Parity.ODD) == odd for c, odd in position_parity(spine).items())
+
+
+def test_patch_holds_image_marked_discs_and_shares() -> None:
+    stream = samples(2, 0, PATCH, pool_size=1)
+    drawn = [next(stream) for _ in range(2)]
+    for sample in drawn:
+        assert sample.channels.shape == (2, *PATCH)
+        assert sample.regions.shape == (len(anatomy.STEP2_REGIONS), *PATCH)
+        assert torch.isfinite(sample.channels).all()
+        assert 0 <= sample.regions.min() <= sample.regions.max() <= 1
+    again = samples(2, 0, PATCH, pool_size=1)
+    assert torch.equal(next(again).channels, drawn[0].channels)
+
+
+def test_marked_discs_lie_on_discs() -> None:
+    rng, spine = np.random.default_rng(3), lumbar()
+    sample = draw_sample(rng, spine, 2, (64, 48, 16))
+    marked = sample.channels[1] > 0.9
+    assert marked.any()
+    discs = sample.regions[list(anatomy.STEP2_REGIONS).index("disc")]
+    assert discs[marked].mean() > 0.6
+
+
+def test_dataset_lists_regions_in_channel_order() -> None:
+    labels = dataset_json(2)["labels"]
+    assert list(labels)[1:] == list(anatomy.STEP2_REGIONS)
+    assert dataset_json(1)["channel_names"] == {"0": "MRI"}
+    assert dataset_json(2)["channel_names"] == {"0": "MRI", "1": "noNorm"}
+
+
+def test_unknown_step_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="step must be 1 or 2, got 3"):
+        train_starter(3, tmp_path)

@@ -1,0 +1,207 @@
+"""Synthetic spines: anatomy in order, variants, fields of view, contrast, determinism."""
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation, label
+
+from lib import anatomy
+from lib.synthesis import (
+    Field,
+    RenderOptions,
+    SpineOptions,
+    SyntheticSpine,
+    demo_studies,
+    disc_order,
+    mark_discs,
+    random_spine,
+    render,
+    step1_classes,
+    step2_classes,
+)
+from lib.synthesis.morphometry import level_sizes
+from lib.synthesis.tissues import Tissue
+
+COARSE = (3.5, 1.75, 1.75)
+
+
+def make(seed: int = 0, **options: object) -> SyntheticSpine:
+    settings: dict[str, object] = {"spacing_mm": COARSE, "field": Field.WHOLE, "width_mm": 80.0, "depth_mm": 160.0}
+    return random_spine(np.random.default_rng(seed), SpineOptions(**(settings | options)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def whole() -> SyntheticSpine:
+    return make(3, thoracic=12, lumbar=5)
+
+
+def test_same_seed_gives_same_spine_and_image_and_another_seed_another() -> None:
+    options = {"field": Field.LOWER_LUMBAR}
+    first, second, third = make(1, **options), make(1, **options), make(2, **options)
+    assert np.array_equal(first.labels, second.labels)
+    assert np.array_equal(first.tissues, second.tissues)
+    assert first.labels.shape != third.labels.shape or not np.array_equal(first.labels, third.labels)
+    images = [render(np.random.default_rng(s), first) for s in (5, 5, 6)]
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_whole_spine_shows_every_structure_of_the_normal_column_in_order(whole: SyntheticSpine) -> None:
+    plan = anatomy.column()
+    expected = {*plan.vertebrae, *(d for d in plan.discs if d is not None), anatomy.SACRUM, 1, 2}
+    assert set(np.unique(whole.labels).tolist()) == expected | {0}
+    heights = [float(np.median(np.nonzero(whole.labels == code)[2])) for code in plan.vertebrae]
+    assert all(upper > lower for upper, lower in itertools.pairwise(heights[1:]))
+    assert disc_order(whole.labels) == tuple(d for d in plan.discs if d is not None)
+
+
+def test_each_disc_touches_the_vertebrae_it_is_named_after(whole: SyntheticSpine) -> None:
+    plan = anatomy.column()
+    for upper, lower, disc in zip(plan.vertebrae, (*plan.vertebrae[1:], anatomy.SACRUM), plan.discs, strict=True):
+        if disc is None:
+            continue
+        around = set(np.unique(whole.labels[binary_dilation(whole.labels == disc)]).tolist())
+        assert {upper, lower} <= around, f"disc {disc} does not touch {upper} and {lower}"
+
+
+def test_column_is_one_piece_and_each_body_lies_in_front_of_the_canal(whole: SyntheticSpine) -> None:
+    _, pieces = label(binary_dilation(whole.labels > 0, iterations=1))
+    assert pieces == 1
+    for code in (*anatomy.DISCS[:-2], anatomy.DISC_L5_S):
+        x, y, z = (
+            (float(np.mean(a)) for a in np.nonzero(whole.labels == code)) if (whole.labels == code).any() else (0,) * 3
+        )
+        canal = np.nonzero(np.isin(whole.labels[:, :, round(z)], (1, 2)))[1]
+        if canal.size and x:
+            assert y > canal.mean(), f"disc {code} is not in front of the canal"
+
+
+def test_cord_is_wrapped_by_canal_and_ends_near_the_first_lumbar_vertebra(whole: SyntheticSpine) -> None:
+    cord, canal = whole.labels == anatomy.CORD, whole.labels == anatomy.CANAL
+    lowest = int(np.nonzero(cord)[2].min())
+    first_lumbar = np.nonzero(whole.labels == anatomy.L1)[2]
+    reach = 40 / whole.affine[2, 2]
+    assert first_lumbar.min() - reach < lowest < first_lumbar.max() + reach
+    assert np.nonzero(canal)[2].min() < lowest - 60 / whole.affine[2, 2]
+    rim = binary_dilation(cord, structure=np.array([[[0], [1], [0]], [[1], [1], [1]], [[0], [1], [0]]])) & ~cord
+    inside = rim[:, :, lowest + 5 : int(np.nonzero(cord)[2].max()) - 5]
+    assert canal[:, :, lowest + 5 : int(np.nonzero(cord)[2].max()) - 5][inside].mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("thoracic", "lumbar", "has", "lacks"),
+    [
+        pytest.param(11, 5, (anatomy.T11, anatomy.L1), (anatomy.T12,), id="T11"),
+        pytest.param(13, 5, (anatomy.T13, anatomy.DISC_T12_T13), (), id="T13"),
+        pytest.param(12, 4, (anatomy.L4, anatomy.DISC_L5_S), (anatomy.L5,), id="L4"),
+        pytest.param(12, 6, (anatomy.L6, anatomy.DISC_L5_L6), (), id="L6"),
+    ],
+)
+def test_variants_have_their_own_levels(
+    thoracic: int, lumbar: int, has: tuple[int, ...], lacks: tuple[int, ...]
+) -> None:
+    spine = make(4, thoracic=thoracic, lumbar=lumbar)
+    present = set(np.unique(spine.labels).tolist())
+    assert set(has) <= present
+    assert not set(lacks) & present
+    assert spine.column == anatomy.column(thoracic, lumbar).name
+
+
+@pytest.mark.parametrize(
+    ("view", "has", "lacks"),
+    [
+        pytest.param(Field.CERVICAL, (anatomy.C1, anatomy.DISC_C7_T1), (anatomy.T12, anatomy.SACRUM), id="cervical"),
+        pytest.param(Field.CERVICOTHORACIC, (anatomy.C1, 23), (anatomy.L1, anatomy.SACRUM), id="cervicothoracic"),
+        pytest.param(Field.THORACIC, (25, 27), (anatomy.C1, anatomy.SACRUM), id="thoracic"),
+        pytest.param(Field.THORACOLUMBAR, (anatomy.T12, anatomy.L1), (anatomy.C1, anatomy.SACRUM), id="thoracolumbar"),
+        pytest.param(Field.LUMBAR, (anatomy.L1, anatomy.L5, anatomy.SACRUM), (anatomy.C7, 21), id="lumbar"),
+        pytest.param(Field.LOWER_LUMBAR, (anatomy.L5, anatomy.SACRUM), (anatomy.C7, 28), id="lower-lumbar"),
+    ],
+)
+def test_field_of_view_shows_its_levels_and_no_others(
+    view: Field, has: tuple[int, ...], lacks: tuple[int, ...]
+) -> None:
+    for seed in range(3):
+        present = set(np.unique(make(seed, field=view, thoracic=12, lumbar=5).labels).tolist())
+        assert set(has) <= present
+        assert not set(lacks) & present
+
+
+def test_affine_is_ras_with_the_asked_spacing(whole: SyntheticSpine) -> None:
+    assert nib.aff2axcodes(whole.affine) == ("R", "A", "S")
+    assert np.allclose(np.diag(whole.affine)[:3], COARSE)
+
+
+def test_image_separates_fluid_from_cord_on_t2_and_the_reverse_on_t1(whole: SyntheticSpine) -> None:
+    for contrast, brighter, darker in (("T2", Tissue.CSF, Tissue.MUSCLE), ("T1", Tissue.FAT, Tissue.CSF)):
+        image = render(np.random.default_rng(0), whole, RenderOptions(contrast=contrast, strength=0.2))
+        assert image.dtype == np.float32
+        assert image.shape == whole.labels.shape
+        assert np.isfinite(image).all()
+        assert image.min() >= 0
+        assert np.median(image[whole.tissues == brighter]) > 1.5 * np.median(image[whole.tissues == darker])
+
+
+def test_thick_slices_leave_less_detail_across_the_slices(whole: SyntheticSpine) -> None:
+    rough = [
+        render(np.random.default_rng(1), whole, RenderOptions(contrast="T2", strength=0.0, slice_mm=mm))
+        for mm in (1.0, 6.0)
+    ]
+    assert (
+        min(
+            float(np.abs(np.diff(rough[1], axis=a)).mean() / np.abs(np.diff(rough[0], axis=a)).mean()) for a in range(3)
+        )
+        < 0.75
+    )
+
+
+def test_perfect_step1_and_step2_maps_hold_every_class(whole: SyntheticSpine) -> None:
+    before = whole.labels.copy()
+    one, two, swapped = (
+        step1_classes(whole.labels),
+        step2_classes(whole.labels),
+        step2_classes(whole.labels, swapped=True),
+    )
+    assert np.array_equal(before, whole.labels)
+    assert set(np.unique(one).tolist()) == set(range(10))
+    assert set(np.unique(two).tolist()) == set(range(12)) - {anatomy.Step2.VERTEBRA.value}
+    odd, even = anatomy.Step2.VERTEBRA_ODD.value, anatomy.Step2.VERTEBRA_EVEN.value
+    assert np.array_equal(two == odd, swapped == even)
+    assert np.array_equal(one > 0, whole.labels > 0)
+    assert np.array_equal(mark_discs(whole.labels, [anatomy.DISC_C2_C3]) > 0, whole.labels == anatomy.DISC_C2_C3)
+
+
+def test_usual_counts_give_the_published_sizes_and_extra_levels_stay_between_them() -> None:
+    assert level_sizes("lumbar", 5)[0].height == pytest.approx(23.8)
+    assert level_sizes("thoracic", 12)[-1].width == pytest.approx(39.0)
+    widths = [s.width for s in level_sizes("lumbar", 6)]
+    assert widths == sorted(widths)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        pytest.param(lambda: SpineOptions(spacing_mm=(0, 1, 1)), "spacing_mm must be", id="spacing"),
+        pytest.param(lambda: SpineOptions(width_mm=-5), "width_mm must be", id="width"),
+        pytest.param(lambda: SpineOptions(jitter=-1), "jitter must be", id="jitter"),
+        pytest.param(lambda: RenderOptions(contrast="CT"), "contrast must be", id="contrast"),
+        pytest.param(lambda: RenderOptions(strength=-1), "strength must be", id="strength"),
+    ],
+)
+def test_wrong_options_are_refused(make_it: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_it()  # type: ignore[operator]
+
+
+def test_demo_studies_are_readable_named_and_repeatable(tmp_path: object) -> None:
+    first = demo_studies(tmp_path / "a", n=1, seed=4, labels=True, spacing_mm=2.0)  # type: ignore[operator]
+    second = demo_studies(tmp_path / "b", n=1, seed=4, spacing_mm=2.0)  # type: ignore[operator]
+    image = nib.load(first[0])
+    assert first[0].name == "demo_01_lumbar_T2.nii.gz"
+    assert np.array_equal(np.asarray(image.dataobj), np.asarray(nib.load(second[0]).dataobj))
+    assert image.header.get_zooms() == (2.0, 2.0, 2.0)
+    truth = nib.load(first[0].parent / "truth" / first[0].name)
+    assert truth.shape == image.shape
+    assert anatomy.DISC_L5_S in np.asarray(truth.dataobj)
