@@ -1,6 +1,6 @@
 """Stress the numbering: synthetic columns over fields of view, mistakes and variants, truth known.
 
-Usage: python tools/bench_numbering.py [--seed N] [--quick] [--json FILE]
+Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose]
 
 Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans abstained,
 abstained or right where the evidence identifies the numbering, scans confidently wrong, and the iterative method on
@@ -244,11 +244,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="about 130 cases")
+    parser.add_argument("--limit", type=int, help="only this many cases, drawn at random")
     parser.add_argument("--json", type=Path, help="write every outcome")
     parser.add_argument("--verbose", action="store_true", help="print what went wrong")
     arguments = parser.parse_args()
     outcomes = []
-    for plan in plans(arguments.seed, quick=arguments.quick):
+    todo = list(plans(arguments.seed, quick=arguments.quick))
+    if arguments.limit:
+        chosen = np.random.default_rng(arguments.seed).permutation(len(todo))[: arguments.limit]
+        todo = [todo[k] for k in chosen]
+    for plan in todo:
         case = draw(plan)
         if case is None:
             continue

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, NAME_OF, Kind
+from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
@@ -146,11 +147,11 @@ def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = Fals
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
     best, probability, others = _ranked(chain, chances, chain.total(before))
-    naming = _naming(best, evidence, pieces)
+    naming = adopt(_naming(best, evidence, pieces), evidence, best)
     slots = chain.column_through(best)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
-    levels = _levels(best, evidence, chances)
+    levels = _levels(best, evidence, chances, naming)
     shown = [k for level in levels for k in [_item_of(level, evidence)]]
     alternatives = tuple(
         Alternative(
@@ -216,7 +217,9 @@ def _naming(path: Path, evidence: Evidence, pieces: Pieces) -> Naming:
     return Naming(tuple(discs), tuple(vertebrae))
 
 
-def _levels(path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float]]) -> tuple[Level, ...]:
+def _levels(
+    path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float]], naming: Naming
+) -> tuple[Level, ...]:
     """One level per code, described by its largest piece."""
     largest: dict[int, int] = {}
     for k, code in enumerate(path):
@@ -224,14 +227,19 @@ def _levels(path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float
             other = largest.get(code)
             if other is None or evidence.items[k].volume_mm3 > evidence.items[other].volume_mm3:
                 largest[code] = k
-    return tuple(_level(code, evidence.items[k], chances[k]) for code, k in largest.items())
+    names = naming.discs + naming.vertebrae
+    return tuple(_level(code, evidence.items[k], chances[k], names.count(code)) for code, k in largest.items())
 
 
-def _level(code: int, item: Item, chances: Mapping[int, float]) -> Level:
+def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> Level:
     others = {c: p for c, p in chances.items() if c != code}
-    others[FALSE] = max(0.0, 1.0 - sum(chances.values()))
-    runner_up = max(others, key=lambda c: others[c])
+    false = max(0.0, 1.0 - sum(chances.values()))
     probability = min(1.0, chances.get(code, 0.0))
+    if pieces > 1:
+        # Which of the pieces is the structure and which an attachment is no doubt about the name.
+        probability, false = min(1.0, probability + false), 0.0
+    others[FALSE] = false
+    runner_up = max(others, key=lambda c: others[c])
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
 
 

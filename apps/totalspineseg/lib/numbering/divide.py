@@ -27,12 +27,21 @@ MAX_BRIDGE: Final = 0.5
 """The bridge between two discs is thinner than this share of the smaller disc's thickest slice."""
 MAX_DISC_MM: Final = 24.0
 """No disc is thicker along the canal, ragged borders included; without a waist such a piece is cut in the middle."""
+MIN_CUTTING_DISC: Final = 0.25
+"""Smaller discs than this share of the median do not part vertebrae: they are false or cut off."""
 MIN_BODY_SHARE: Final = 0.12
 """Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
 SAMPLE: Final = 3000
 """Voxels of a body looked at to find its length."""
 MAX_DROP: Final = 0.8
 """Arches and processes of two vertebrae part at most this far below the disc, share of a level."""
+USUAL_DROP: Final = 0.3
+DROP_SPREAD: Final = 0.3
+"""Usually they part this far below it, give or take."""
+EMPTY: Final = 0.1
+"""An empty slice counts as this share of the mean one, so that the end of a piece is no waist."""
+USUAL_LEVEL_MM: Final = 22.0
+"""Distance of neighboring discs where fewer than two are in view."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         pieces = replace(pieces, disc_map=disc_map, discs=discs)
     if pieces.vertebra_map is None or not pieces.vertebrae:
         return pieces
-    places = np.array([p.centroid_vox for p in pieces.discs])
+    usual = float(np.median([p.voxels for p in pieces.discs]))
+    places = np.array([p.centroid_vox for p in pieces.discs if p.voxels >= MIN_CUTTING_DISC * usual])
     vertebrae = pieces.vertebrae
     vertebra_map, divided = _divide(
         pieces.vertebra_map, vertebrae, seen, lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen)
@@ -183,9 +193,11 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> I
     rough = _direction(np.asarray(piece.body_centroid_vox), seen)
     owner = none
     if _cuts(rough(sample), rough(discs_vox)):
-        cuts = _cuts(seen.course.locate(sample * seen.spacing), seen.course.locate(discs_vox * seen.spacing))
-        owner = _parts(xyz, in_body, np.array(cuts), seen) if cuts else none
-    return _apart(xyz, owner, in_body) if piece.parts > 1 else owner
+        discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
+        cuts = _cuts(seen.course.locate(sample * seen.spacing), discs)
+        level = float(np.median(np.diff(discs))) if discs.size > 1 else USUAL_LEVEL_MM
+        owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
+    return _apart(xyz, owner, in_body, seen) if piece.parts > 1 else owner
 
 
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
@@ -199,14 +211,13 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
     return cuts
 
 
-def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, seen: _Map) -> Ints:
+def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float, seen: _Map) -> Ints:
     """Bodies by the discs; arches and processes at the thinnest place somewhat below each disc."""
     owner = np.zeros(len(xyz), dtype=np.intp)
     heights = seen.course.locate(xyz * seen.spacing)
     owner[in_body] = np.searchsorted(cuts, heights[in_body])
     behind = ~in_body
     if behind.any():
-        level = float(np.diff(cuts).mean()) if cuts.size > 1 else 2.0 * float(np.abs(cuts[0] - heights[in_body]).mean())
         profile_start = float(heights[behind].min())
         counts = np.bincount(np.floor(heights[behind] - profile_start).astype(np.intp))
         lower = [cut + _drop(counts, cut - profile_start, level) for cut in cuts]
@@ -217,9 +228,13 @@ def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, seen: _Map) 
 
 
 def _drop(counts: Ints, start: float, level_mm: float) -> float:
-    """How far below a disc the profile of the processes is thinnest, mm."""
-    first, last = max(0, int(start)), min(counts.size, int(start + MAX_DROP * level_mm) + 1)
-    return float(first + int(counts[first:last].argmin()) - start) if last > first else 0.0
+    """How far below a disc the profile of the processes is thin, near where it usually is, mm."""
+    last = min(counts.size, int(start + MAX_DROP * level_mm) + 1)
+    away = np.arange(max(0, int(start)), last) - start
+    if not away.size:
+        return USUAL_DROP * level_mm
+    thin = counts[max(0, int(start)) : last] + EMPTY * counts.mean()
+    return float(away[(thin * (1 + ((away / level_mm - USUAL_DROP) / DROP_SPREAD) ** 2)).argmin()])
 
 
 def _components(xyz: Ints) -> tuple[Ints, int]:
@@ -232,14 +247,25 @@ def _components(xyz: Ints) -> tuple[Ints, int]:
     return numbered[local].astype(np.intp), count
 
 
-def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
-    """Joined components without a body become parts of their own: they may belong to another vertebra."""
+def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
+    """Joined components that may belong to another vertebra become parts of their own.
+
+    Those are components without a body, and those whose body lies a level away from the largest one's.
+    """
     component, count = _components(xyz)
     result = owner.copy()
-    for k in range(1, count + 1):
+    heights: dict[int, list[float]] = {}
+    for k in np.argsort(-np.bincount(component, minlength=count + 1)[1:]) + 1:
         mine = component == k
-        if (mine & in_body).sum() < MIN_BODY_VOXELS:
+        body = mine & in_body
+        if body.sum() < MIN_BODY_VOXELS:
             result[mine] = result.max() + 1
+            continue
+        part = int(np.bincount(owner[body]).argmax())
+        height = float(seen.course.locate(xyz[body].mean(axis=0) * seen.spacing)[0])
+        if all(abs(height - other) >= MIN_LEVEL_MM for other in heights.get(part, [])) and part in heights:
+            result[mine] = result.max() + 1
+        heights.setdefault(part, []).append(height)
     used = np.unique(result)
     return np.searchsorted(used, result)
 

@@ -75,6 +75,7 @@ class Evidence:
     Attributes:
         step: 1 or 2.
         items: Pieces with a place in the column, superior to inferior.
+        specks: Pieces too small to be a structure.
         loose: Vertebra pieces without a body in view (processes only), to be attached afterwards: index -> place
             along the canal, mm.
         above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
@@ -83,6 +84,7 @@ class Evidence:
 
     step: Step
     items: tuple[Item, ...]
+    specks: tuple[Item, ...]
     loose: Mapping[int, float]
     above_mm: float
     below_mm: float
@@ -125,11 +127,12 @@ def gather(
             loose[k] = seen.place(piece.centroid_vox)
     if step == 1:
         items += seen.c1()
-    items = [item for item in items if not _is_speck(item, items)]
+    specks = tuple(item for item in items if _is_speck(item, items))
+    items = [item for item in items if item not in specks]
     items.sort(key=lambda item: item.place_mm)
     items = _pinned(items, pieces, pins, affine, ruler.spacing_mm)
     above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
-    return Evidence(step, tuple(items), loose, above, below)
+    return Evidence(step, tuple(items), specks, loose, above, below)
 
 
 ATLAS_WIDTH_VOX: Final = 40

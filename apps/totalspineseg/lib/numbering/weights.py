@@ -22,7 +22,7 @@ LOOKBACK: Final = 3
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
 """Chance that a component of usual size is not real."""
-P_MISSED_DISC: Final = 0.03
+P_MISSED_DISC: Final = 0.02
 """Chance that a disc in view has no component (fused, severely degenerated, missed by the network)."""
 P_MISSED_VERTEBRA: Final = 0.02
 """Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
@@ -51,7 +51,7 @@ SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 """Sizes of people relative to ``HEIGHT_MM``: 0.66 (a child of six) to 1.35."""
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
-SPACING_SPREAD: Final = 0.11
+SPACING_SPREAD: Final = 0.09
 """Standard deviation of the distance of two pieces, share of the expected one: varying levels, slipped centers."""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
@@ -171,9 +171,9 @@ def fit(items: tuple[Item, ...]) -> Floats:
 def _kind_fit(item: Item, tree: States) -> Floats:
     sacrum = tree.code == SACRUM
     if item.kind is Kind.DISC:
-        return tree.disc.astype(np.float64)
+        return np.asarray(tree.disc, dtype=np.float64)
     if item.is_c1:
-        return (tree.code == C1).astype(np.float64)
+        return np.asarray(tree.code == C1, dtype=np.float64)
     vertebra = ~tree.disc & ~sacrum
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)

@@ -1,0 +1,56 @@
+"""Give pieces the chain left out to the level they are obviously part of."""
+
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import Kind
+from lib.numbering.evidence import Evidence, Item
+from lib.numbering.solver import FALSE, Path
+from lib.transforms.labeling import UNNAMED, Naming
+
+DISC_REACH: Final = 0.22
+"""A left-out disc piece this near to a named disc is part of it, share of the distance of neighboring discs: the
+halves of a split disc lie at one height, a false disc inside a vertebra half a level away."""
+VERTEBRA_REACH: Final = 0.6
+"""The same for a vertebra: the halves of a body cut by a false disc are half a level apart."""
+USUAL_LEVEL_MM: Final = 22.0
+"""Distance of neighbors where too few are in view to measure it."""
+
+
+def adopt(naming: Naming, evidence: Evidence, path: Path) -> Naming:
+    """Name left-out items next to a named one of their kind.
+
+    Args:
+        naming: Names of the pieces.
+        evidence: From ``gather``.
+        path: Code of each item.
+
+    Returns:
+        The naming with those items named; nothing else changes.
+    """
+    discs, vertebrae = list(naming.discs), list(naming.vertebrae)
+    for item, code in zip(evidence.items, path, strict=True):
+        names = discs if item.kind is Kind.DISC else vertebrae
+        if code == FALSE and item.index >= 0:
+            names[item.index] = _owner(item, evidence, path)
+    for item in evidence.specks:
+        names = discs if item.kind is Kind.DISC else vertebrae
+        names[item.index] = _owner(item, evidence, path)
+    return Naming(tuple(discs), tuple(vertebrae))
+
+
+def _owner(item: Item, evidence: Evidence, path: Path) -> int:
+    same = [(i, c) for i, c in zip(evidence.items, path, strict=True) if c != FALSE and i.kind is item.kind]
+    if not same:
+        return UNNAMED
+    places = np.array(sorted({i.place_mm for i, _ in same}))
+    around = np.argsort(np.abs(places - item.place_mm))[:4]
+    steps = np.diff(np.sort(places[around]))
+    level = float(np.median(steps)) if steps.size else USUAL_LEVEL_MM
+    nearest, code = min(same, key=lambda pair: abs(pair[0].place_mm - item.place_mm))
+    away = abs(nearest.place_mm - item.place_mm)
+    if item.kind is Kind.DISC:
+        return code if away <= DISC_REACH * level else UNNAMED
+    alike = item.odd is None or nearest.odd is None or abs(item.odd - nearest.odd) < 0.5
+    return code if alike and away <= VERTEBRA_REACH * level else UNNAMED
