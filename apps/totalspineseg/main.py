@@ -29,7 +29,7 @@ from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
-from lib.registry.store import ModelStore
+from lib.registry.store import STARTER, ModelStore
 from lib.trainers.site import Site
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class App(MONAILabelApp):
             names = sorted({self._networks.folder(step).name for step in (1, 2)})
         except WeightsError as error:
             return f"No weights run: {error}."
-        use = f" ({STARTER_USE})" if any("starter" in name for name in names) else ""
+        use = f" ({STARTER_USE})" if STARTER in names else ""
         return f"Weights in use: {', '.join(names)}{use}."
 
     def init_datastore(self) -> Any:
