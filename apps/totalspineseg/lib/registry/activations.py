@@ -57,7 +57,7 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
 
 
 def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Mapping[int, str]:
-    """The versions in use before the last real change.
+    """The versions in use before the last change; going back twice goes back two changes, not forth again.
 
     Args:
         model_dir: Where the pointer lies.
@@ -67,15 +67,22 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Ma
     Raises:
         WeightsError: Nothing was changed yet.
     """
-    now = {step: current.get(step, default) for step in (1, 2)}
-    for change in reversed(changes(model_dir)):
-        before = {step: change.before.get(step, default) for step in (1, 2)}
+    stack = [dict.fromkeys((1, 2), default)]
+    for change in changes(model_dir):
         after = {step: change.after.get(step, default) for step in (1, 2)}
-        if after == now and before != now:
-            return before
-    raise WeightsError(
-        "an earlier activation is required to go back, got none; choose a version with 'models activate'"
-    )
+        if len(stack) > 1 and stack[-2] == after:
+            stack.pop()
+        elif stack[-1] != after:
+            stack.append(after)
+    now = {step: current.get(step, default) for step in (1, 2)}
+    # The last lines may stand for changes that a crash prevented.
+    while stack and stack[-1] != now:
+        stack.pop()
+    if len(stack) < 2:
+        raise WeightsError(
+            "an earlier activation is required to go back, got none; choose a version with 'models activate'"
+        )
+    return stack[-2]
 
 
 def _keys(names: Mapping[int, str]) -> dict[str, str]:

@@ -1,0 +1,249 @@
+"""The loop from corrections to a published version, and the tasks clients start."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.corrections.store import Correction, CorrectionStore
+from lib.errors import TrainingError, WeightsError
+from lib.gate import holdout
+from lib.gate.compare import SubjectScores
+from lib.gate.measures import GROUPS, CaseScore
+from lib.nnunet.cases import Origin
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.training_log import TrainingLog
+from lib.registry.manage import list_versions, require_served, roll_back, show_version
+from lib.registry.records import trained_on
+from lib.registry.store import STARTER, ModelStore
+from lib.trainers import material
+from lib.trainers import retrain as retraining
+from lib.trainers.material import site_material
+from lib.trainers.request import client_config, read_settings
+from lib.trainers.retrain import Retrained, retrain
+from lib.trainers.runs import state_of
+from lib.trainers.settings import RetrainSettings
+from lib.trainers.site import Site
+from lib.trainers.task import SpineTrainTask
+from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
+
+
+def scores_of(change: float) -> tuple[SubjectScores, ...]:
+    """Five subjects on which the candidate differs by so much."""
+    before, after = (CaseScore(dict.fromkeys(GROUPS, value), 9, 10) for value in (0.8, 0.8 + change))
+    return tuple(SubjectScores(f"s{k}", (before,), (after,)) for k in range(5))
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Makes the gate see scores of our choice instead of running networks, and leaves the curves undrawn."""
+    change = {"value": 0.1}
+
+    def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
+        return scores_of(change["value"]) if list(cases) else ()
+
+    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
+    return change
+
+
+def train(site: Site, **finetune: Any) -> Retrained:
+    return retrain(site, tiny_settings(**finetune), replay=tiny_replay(), reference=tiny_reference)
+
+
+def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Path) -> None:
+    """The whole way, with real networks in the gate; random ones find nothing, so nothing can fall."""
+    site = make_site(tmp_path)
+    correction = next(site.corrections.all())
+    before = {step: ModelFolder.open(site.models.resolve(step).root, step=step).digest for step in (1, 2)}
+    result = train(site, learning_rate=1e-6)
+    assert result.report.publish, result.report.reason
+    assert "served on the reference set alone" in result.report.reason
+    assert site.models.active() == {1: result.version, 2: result.version}
+    for step in (1, 2):
+        model = ModelFolder.open(site.models.resolve(step).root, step=step)
+        assert model.digest != before[step]
+        model.load_network()
+    record = show_version(site.models, result.version)
+    (trained,) = record["training"]
+    assert trained["correction"] == correction.id
+    assert (trained["image_sha256"], trained["label_sha256"]) == (correction.image_sha256, correction.raw_sha256)
+    assert trained["annotator"] == "reader"
+    assert record["replay"] == [{"synthetic": "replay-1"}]
+    assert record["parents"]["1"]["name"] == STARTER
+    assert record["lineage"] == [result.version, STARTER]
+    assert record["settings"]["finetune"]["iterations"] == 4
+    assert record["gate"]["sets"][0]["subjects"] == 3
+    assert {"torch", "nnunetv2", "python"} <= set(record["software"])
+    assert (result.run / "gate.json").is_file()
+    assert (result.run / "step2" / "curves.png").is_file()
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert (state.status, state.epoch, state.total_epochs) == ("published", 4, 4)
+
+
+def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, judged: dict[str, float]) -> None:
+    site = make_site(tmp_path)
+    judged["value"] = -0.2
+    result = train(site)
+    assert not result.report.publish
+    assert result.version in site.models.versions()
+    assert site.models.active() == {}
+    assert site.models.resolve(1).name == STARTER
+    listed = {entry.name: entry for entry in list_versions(site.models)}
+    assert listed[STARTER].active_steps == (1, 2)
+    assert listed[result.version].verdict.startswith("not served")
+    with pytest.raises(WeightsError, match="passed the gate is required"):
+        require_served(site.models, result.version)
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert state.status == "refused"
+
+
+def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
+    tmp_path: Path, judged: dict[str, float]
+) -> None:
+    site = make_site(tmp_path)
+    first = train(site, iterations=2)
+    correct(site, tmp_path, "sub-9", 9)
+    known = trained_on(site.models, first.version)
+    origins = {source.provenance["image"]: source.origin for source in site_material(site, known).training}
+    assert origins == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
+    second = train(site, iterations=2)
+    record = show_version(site.models, second.version)
+    assert record["parents"]["2"]["name"] == first.version
+    assert record["lineage"] == [second.version, first.version, STARTER]
+    assert roll_back(site.models) == {1: first.version, 2: first.version}
+    assert site.models.resolve(1).name == first.version
+    assert roll_back(site.models) == {1: STARTER, 2: STARTER}
+    with pytest.raises(WeightsError, match="earlier activation"):
+        roll_back(site.models)
+
+
+def test_one_step_alone_leaves_the_other_as_it_was(tmp_path: Path, judged: dict[str, float]) -> None:
+    site = make_site(tmp_path)
+    settings = RetrainSettings((2,), tiny_settings(iterations=2).finetune)
+    result = retrain(site, settings, replay=tiny_replay(), reference=tiny_reference)
+    assert site.models.active() == {2: result.version}
+    assert site.models.resolve(1).name == STARTER
+    with pytest.raises(WeightsError, match="step 1"):
+        ModelFolder.open(site.models.versions_dir / result.version, step=1)
+
+
+def test_held_out_subjects_judge_and_never_train(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject == "sub-1")
+    site = make_site(tmp_path, scans=3)
+    found = site_material(site)
+    assert [s.provenance["image"] for s in found.training] == ["sub-0", "sub-2"]
+    assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
+    record = show_version(site.models, train(site, iterations=1).version)
+    assert [entry["image"] for entry in record["training"]] == ["sub-0", "sub-2"]
+
+
+def test_the_newest_correction_of_an_image_counts(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    newest = correct(site, tmp_path, "sub-0", 0)
+    (source,) = site_material(site).training
+    assert source.provenance["correction"] == newest.id
+
+
+def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(tmp_path)
+    (final,) = site.corrections.all()
+
+    def with_step1(when: str) -> Any:
+        values = final.__dict__ | {"id": when, "step": 1}
+        return lambda self, on_damaged: iter([final, Correction(**values)])
+
+    monkeypatch.setattr(CorrectionStore, "readable", with_step1("99999999T"))
+    assert [source.steps for source in site_material(site).training] == [(1, 2), (1,)]
+    monkeypatch.setattr(CorrectionStore, "readable", with_step1("00000000T"))
+    assert [source.steps for source in site_material(site).training] == [(1, 2)]
+
+
+def test_nothing_to_learn_from_is_a_clear_error(tmp_path: Path) -> None:
+    site = make_site(tmp_path, scans=0)
+    with pytest.raises(TrainingError, match="submit a corrected label first"):
+        train(site)
+    assert state_of(site.training_dir) is None
+
+
+def test_a_server_told_to_serve_other_weights_is_told_so(tmp_path: Path, judged: dict[str, float]) -> None:
+    made = make_site(tmp_path)
+    site = Site(made.history, ModelStore(tmp_path / "model", weights=STARTER), made.corrections, made.image_file)
+    result = train(site, iterations=1)
+    assert site.models.resolve(1).name == STARTER
+    assert "this server is told to serve 'starter'" in (result.run / "log.txt").read_text()
+
+
+# --- requests and tasks
+
+
+def test_defaults_hold_for_everything_a_client_leaves_out() -> None:
+    untouched = client_config()
+    assert read_settings(untouched, (1, 2)) == read_settings({}, (1, 2)) == RetrainSettings()
+    assert json.loads(json.dumps(untouched)) == untouched
+    assert all(isinstance(item, str) for value in untouched.values() if isinstance(value, list) for item in value)
+
+
+def test_settings_come_as_text() -> None:
+    settings = read_settings(
+        {"iterations": "20", "learning_rate": "1e-4", "device": "cpu", "resume": "false", "gpus": "all"}, (2,)
+    )
+    assert settings.steps == (2,)
+    assert settings.finetune.iterations == 20
+    assert settings.finetune.warmup == 10
+    assert settings.finetune.learning_rate == 1e-4
+    assert settings.finetune.device == "cpu"
+    assert settings.resume is False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": "many"}, {"iterations": "2.5"}, {"batch_size": "0"}, {"learning_rate": "nan"}, {"device": "tpu"}],
+    ids=lambda value: str(next(iter(value.items()))),
+)
+def test_wrong_settings_are_refused_by_name(wrong: dict[str, str]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(wrong))):
+        read_settings(wrong, (1,))
+
+
+def test_tasks_are_cheap_and_all_report_the_run_in_progress(tmp_path: Path, judged: dict[str, float]) -> None:
+    """The client's bar follows the first trainer only, whichever was started."""
+    site = Site(tmp_path / "no", ModelStore(tmp_path / "nothing"), CorrectionStore(tmp_path), lambda _: None)
+    assert SpineTrainTask(site, (1,)).stats() == {}
+    site = make_site(tmp_path)
+    tasks = [SpineTrainTask(site, steps) for steps in ((1, 2), (1,), (2,))]
+    train(site, iterations=2)
+    stats = [task.stats() for task in tasks]
+    assert stats[0] == stats[1] == stats[2]
+    assert {"epoch", "total_epochs", "total_time", "best_metric"} <= set(stats[0])
+    assert (stats[0]["epoch"], stats[0]["total_epochs"]) == (2, 2)
+    assert json.dumps(tasks[0].info())
+
+
+def test_a_task_returns_plain_values(tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site(tmp_path)
+    monkeypatch.setattr(retraining, "reference_cases", lambda count: tiny_reference())
+    request = {"model": "totalspineseg_step1", "iterations": "1", "replay_cases": "0", "device": "cpu", "local_rank": 0}
+    reply = SpineTrainTask(site, (1,))(request, None)
+    assert json.loads(json.dumps(reply)) == reply
+    assert reply["published"]
+    assert reply["version"] in site.models.versions()
+
+
+def test_material_says_which_correction_was_left_out(tmp_path: Path) -> None:
+    site = make_site(tmp_path, scans=2)
+    damaged = next(c for c in site.corrections.all() if c.image == "sub-0")
+    (site.corrections.path(damaged) / "record.json").write_text("{")
+    found = site_material(site)
+    assert [case.name for case in found.skipped] == ["sub-0"]
+    assert [s.provenance["image"] for s in found.training] == ["sub-1"]
+    assert material.judged_cases(found.training)[0][0].subject == "sub-1"
