@@ -25,6 +25,8 @@ NAMED_DICE: Final = 0.5
 """A level counts as named right when the predicted structure of its name overlaps it this much."""
 MIN_VOXELS: Final = 300
 """Structures cut to fewer voxels (1 mm) at the border of the scan are not counted, mm^3."""
+WIDTH_MM, DEPTH_MM = 80.0, 200.0
+"""Extent of the evaluated scans, that of a usual sagittal series; whole columns are as tall as they are."""
 GROUPS: Final[Mapping[str, tuple[int, ...]]] = {
     "vertebrae": anatomy.VERTEBRAE,
     "discs": anatomy.DISCS,
@@ -175,7 +177,7 @@ def evaluate_starter(
     for number in range(n):
         rng = np.random.default_rng([seed, number])
         view, contrast = fields[number % len(fields)], contrasts[number % len(contrasts)]
-        spine = random_spine(rng, SpineOptions(field=view, width_mm=90.0))
+        spine = random_spine(rng, SpineOptions(field=view, width_mm=WIDTH_MM, depth_mm=DEPTH_MM))
         image = render(rng, spine, RenderOptions(contrast=contrast, strength=0.7))
         cases.append(score(spine, image, step1, step2, view.value, contrast))
         if progress is not None:

@@ -1,0 +1,108 @@
+"""Measure the starter weights: unseen synthetic spines, and real scans with labels if a folder is given.
+
+    python tools/bench_starter.py --cases 14
+    python tools/bench_starter.py --cases 0 --real FOLDER
+
+Real scans only report: they never choose or train weights.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+
+from lib import anatomy, pipeline  # noqa: E402
+from lib.errors import NoSpineError  # noqa: E402
+from lib.geometry import Volume  # noqa: E402
+from lib.nnunet.model_folder import ModelFolder  # noqa: E402
+from lib.nnunet.predictor import WarmPredictor  # noqa: E402
+from lib.nnunet.starter_evaluation import EVALUATION_SEED, CaseScore, dice, evaluate_starter  # noqa: E402
+from lib.nnunet.starter_plans import STARTER_FOLDERS  # noqa: E402
+
+STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
+CORDS = {
+    "cervical_t1_crop": ("t1w.nii.gz", "t1w_seg-manual.nii.gz"),
+    "cervical_t2_crop": ("t2.nii.gz", "t2_seg-manual.nii.gz"),
+    "cervicothoracic_t2_b": ("t2.nii.gz", "t2_manual_segmentation.nii.gz"),
+    "whole_spine_template_t2": ("PAM50_small_t2.nii.gz", "PAM50_small_cord.nii.gz"),
+}
+DISCS = {"lumbar_t2_discs": ("image.nii.gz", "gt_tss_values.nii.gz")}
+
+
+def show(case: CaseScore) -> None:
+    flag = " (flagged)" if case.abstained else ""
+    print(
+        f"{case.field}, {case.contrast}, {case.column}: {case.named} of {case.levels} levels named right{flag}",
+        flush=True,
+    )
+
+
+def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Step-1 codes and final codes on the grid of the file, and whether the names are flagged."""
+    image = nib.load(path)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    scan = pipeline.prepare(Volume(data, image.affine))
+    empty = np.zeros(data.shape, np.uint8)
+    try:
+        located = pipeline.locate(scan, one)
+    except NoSpineError:
+        return empty, empty, True
+    first = scan.labels_to_input(located.labels)
+    try:
+        result = pipeline.segment(pipeline.step2_input(scan, located.labels), two)
+    except NoSpineError:
+        return first, empty, True
+    flagged = result.numbering is not None and not result.numbering.confident
+    return first, scan.labels_to_input(result.labels), flagged
+
+
+def real(folder: Path, one: WarmPredictor, two: WarmPredictor) -> None:
+    print("\n| real scan | structure | Dice, step 1 | Dice, result | found | named right | flagged |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (image, mask) in CORDS.items():
+        first, last, flagged = segment(folder / name / image, one, two)
+        truth = np.asarray(nib.load(folder / name / mask).dataobj) > 0
+        scores = [dice(truth, found == anatomy.CORD) for found in (first, last)]
+        print(f"| {name} | cord | {scores[0]:.2f} | {scores[1]:.2f} | | | {'yes' if flagged else 'no'} |", flush=True)
+    for name, (image, mask) in DISCS.items():
+        first, last, flagged = segment(folder / name / image, one, two)
+        truth = np.asarray(nib.load(folder / name / mask).dataobj)
+        codes = [int(c) for c in np.unique(truth) if c in anatomy.DISCS]
+        scores = [dice(np.isin(truth, codes), np.isin(found, anatomy.DISCS)) for found in (first, last)]
+        covered = [np.isin(last[truth == c], anatomy.DISCS).mean() > 0.3 for c in codes]
+        named = [(last[truth == c] == c).mean() > 0.3 for c in codes]
+        row = f"{sum(covered)} of {len(codes)} | {sum(named)} of {len(codes)} | {'yes' if flagged else 'no'}"
+        print(f"| {name} | discs | {scores[0]:.2f} | {scores[1]:.2f} | {row} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the starter weights.")
+    parser.add_argument("--weights", type=Path, default=STARTER, help="starter folder")
+    parser.add_argument("--cases", type=int, default=14, help="synthetic spines")
+    parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--real", type=Path, help="folder of real scans with labels")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.cases:
+        report = evaluate_starter(
+            options.weights, n=options.cases, seed=options.seed, device=options.device, progress=show
+        )
+        print("\n" + report.table())
+    if options.real:
+        one, two = (
+            WarmPredictor(ModelFolder.open(options.weights / STARTER_FOLDERS[s], step=s), device=options.device)
+            for s in (1, 2)
+        )
+        real(options.real, one, two)
+
+
+if __name__ == "__main__":
+    main()
