@@ -307,7 +307,8 @@ class Plane:
             y = (data.shape[2] - 1 - voxel[2] + 0.5) * self._voxel_px[1]
             color = POINT_PALETTE.get(value, (255, 255, 255))
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=(0, 0, 0))
-            draw.text((x + radius + 3, y), str(value), fill=(255, 255, 255), font=font, anchor="lm", stroke_width=1)
+            place = (x + radius + 3, y)
+            draw.text(place, str(value), fill=color, font=font, anchor="lm", stroke_width=1, stroke_fill=(0, 0, 0))
         return np.asarray(image)
 
 

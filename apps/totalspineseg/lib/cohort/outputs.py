@@ -29,7 +29,8 @@ FOLDERS: Final = (
 REPORTS: Final = "reports"
 """One JSON and one thumbnail a scan; always written."""
 ENDING: Final = ".nii.gz"
-THUMBNAIL_HEIGHT_PX: Final = 240
+THUMBNAIL_HEIGHT_PX: Final = 360
+"""Tags of a lumbar scan can be read; a thousand of them fit into one page (about 20 MB)."""
 
 
 @dataclass(frozen=True)
