@@ -204,6 +204,24 @@ def test_step_2_starts_from_a_corrected_step_1(server: Server, client: MONAILabe
     np.testing.assert_array_equal(from_wire(read_labels(Path(stored_file)).data), CODES)
 
 
+def test_step_2_follows_the_names_the_annotator_gave(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+    """A column with L6: the landmark classes say otherwise, the annotator's names count."""
+    image = add_image(server, "six-lumbar", image_of(CODES))
+    corrected = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}
+    names = [*corrected, "L5-S", "canal", "cord"]
+    label = tmp_path / "discs.nii.gz"
+    data = np.zeros(CODES.shape, dtype=np.uint8)
+    for value, name in enumerate(names, start=1):
+        data[CODE_OF[name] == CODES] = value
+    write_volume(label, data, RAS)
+    label_info = [{"name": corrected.get(name, name)} for name in names]
+    file, _ = client.infer("totalspineseg_step2", image, {"label_info": label_info}, label_in=str(label))
+    result = from_wire(read_labels(Path(file)).data)
+    for name, expected in corrected.items():
+        middle = CODE_OF[name] == CODES
+        assert NAME_OF[int(np.bincount(result[middle]).argmax())] == expected
+
+
 def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:

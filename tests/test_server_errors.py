@@ -1,0 +1,101 @@
+"""Failures of any kind reach the client as a status and one sentence, without a trace of the code."""
+
+import errno
+
+import pytest
+import requests
+from fastapi import FastAPI, Form, HTTPException
+from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
+from starlette.testclient import TestClient
+
+from lib.errors import StorageError
+from lib.front import errors
+from lib.front.guard import Guard, Known
+
+
+def failing(error: Exception) -> TestClient:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def upstream(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError("secret", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), 507, "disk", id="disk full"),
+        pytest.param(StorageError("room is required, got none; free disk space"), 507, "room", id="storage"),
+        pytest.param(PermissionError(errno.EACCES, "secret"), 500, "own fault", id="permission"),
+        pytest.param(RuntimeError("secret"), 500, "own fault", id="bug"),
+        pytest.param(ImageNotFoundException("Image x not found"), 404, "not found", id="host's unknown image"),
+        pytest.param(MONAILabelException(MONAILabelError.APP_ERROR, "no strategy"), 422, "strategy", id="host's"),
+        pytest.param(upstream(401), 401, "password", id="wrong password"),
+        pytest.param(upstream(503), 502, "did not answer", id="identity server ill"),
+        pytest.param(requests.ConnectionError("secret"), 502, "did not answer", id="identity server gone"),
+        pytest.param(HTTPException(418, "tea"), 418, "tea", id="http"),
+    ],
+)
+def test_answers(error: Exception, status: int, word: str) -> None:
+    answer = failing(error).get("/")
+    assert answer.status_code == status
+    assert word in answer.json()["detail"]
+    assert "secret" not in answer.text
+
+
+def test_a_disk_that_fills_while_a_body_comes_is_507() -> None:
+    """The framework hid it behind "There was an error parsing the body"."""
+    error = HTTPException(400, "There was an error parsing the body")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert failing(error).get("/").status_code == 507
+
+
+def guarded(origins: tuple[str, ...] = (), limit: int = 1 << 20) -> TestClient:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.post("/form")
+    def form(text: str = Form()) -> int:
+        return len(text)
+
+    known = Known(models=("m",), trainers=("t",), scorers=(), on_server=True)
+    app.add_middleware(Guard, known=lambda: known, origins=origins, max_upload_bytes=limit)
+    return TestClient(app)
+
+
+def test_a_body_of_unknown_length_is_measured_while_it_comes() -> None:
+    """A chunked body has no length to check beforehand."""
+    client = guarded(limit=1000)
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    parts = (b"text=" + b"x" * 90 for _ in range(20))
+    assert client.post("/form", content=parts, headers=headers).status_code == 413
+    assert client.post("/form", content=iter([b"text=abc"]), headers=headers).json() == 3
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [("https://viewer.example", 200), ("https://evil.example", 403), ("null", 403), ("http://testserver", 200)],
+)
+def test_only_allowed_origins_may_change_something(origin: str, status: int) -> None:
+    client = guarded(origins=("https://viewer.example",))
+    assert client.post("/form", data={"text": "a"}, headers={"origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/train/t", 404), ("/train/x", 404), ("/batch/infer/m", 404), ("/proxy/dicom/wado/x", 404), ("/form", 422)],
+)
+def test_known_names_pass(path: str, status: int) -> None:
+    answer = guarded().post(path)
+    assert answer.status_code == status
+    refused = path == "/train/x"
+    assert ("that exists" in answer.text) is refused
