@@ -67,8 +67,9 @@ def test_half_precision_weights_become_float32(tmp_path):
 def test_prefers_final_and_fold_0(tmp_path):
     path = write_model_folder(tmp_path, 1, nested=False, checkpoint="checkpoint_best.pth")
     assert ModelFolder.open(path).checkpoint.name == "checkpoint_best.pth"
-    (path / "fold_1").mkdir()
-    (path / "fold_1" / "checkpoint_final.pth").write_bytes(b"")
+    for fold in ("fold_1", "fold_all"):
+        (path / fold).mkdir()
+        (path / fold / "checkpoint_final.pth").write_bytes(b"")
     assert ModelFolder.open(path).checkpoint == path / "fold_0" / "checkpoint_best.pth"
     (path / "fold_0" / "checkpoint_final.pth").write_bytes(b"")
     assert ModelFolder.open(path).checkpoint == path / "fold_0" / "checkpoint_final.pth"

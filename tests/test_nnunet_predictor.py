@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
 import lib.nnunet.predictor as predictor_module
 from lib.errors import WeightsError
@@ -92,13 +93,14 @@ def test_all_zero_image_is_background(tmp_path):
     assert not prediction.soft["cord"].any()
 
 
-def test_axis_order_of_the_plans_is_undone(tmp_path):
+@pytest.mark.parametrize("axes", [[1, 2, 0], [1, 0, 2]])
+def test_axis_order_of_the_plans_is_undone(tmp_path, axes):
     """A model planned with transposed axes returned its labels turned."""
     import json
 
     folder = write_model_folder(tmp_path, 1, patch=(16, 24, 32), trainer="nnUNetTrainer", seed=5)
     plans = json.loads((folder / "plans.json").read_text())
-    plans |= {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    plans |= {"transpose_forward": axes, "transpose_backward": np.argsort(axes).tolist()}
     (folder / "plans.json").write_text(json.dumps(plans))
     channels = image(1, (21, 30, 40))
     labels, soft = nnunet_answer(folder, channels)
@@ -293,6 +295,12 @@ def test_smaller_tile_steps_mean_more_tiles():
     assert tile_starts(64, 64, 0.5) == [0]
     assert tile_starts(128, 64, 1.0) == [0, 64]
     assert len(tile_starts(500, 64, 0.25)) > len(tile_starts(500, 64, 0.5)) > len(tile_starts(500, 64, 1.0))
+
+
+@pytest.mark.parametrize("step", [0.5, 0.75, 1.0])
+def test_tiles_stand_where_nnunet_puts_them(step):
+    for length in range(16, 90):
+        assert [tile_starts(length, 16, step)] == compute_steps_for_sliding_window((length,), (16,), step)
 
 
 def test_gaussian_weights_are_positive_and_highest_in_the_middle():
