@@ -96,7 +96,6 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--weights", "missing"], "weights must be 'starter', 'official'"),
         (["label", "FILE", "out.png"], "OUT must be a file ending in"),
         (["lint", "FILE"], "export it again"),
-        (["weights", "use", "missing"], "missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -298,7 +297,6 @@ def test_weights_are_listed_installed_and_chosen(
     name = capsys.readouterr().out.split()[1].rstrip(";")
     assert main(["weights", "list", *data_dir]) == 0
     assert f"* {name}  in use for step 1 and 2" in capsys.readouterr().out
-    assert main(["weights", "use", name, *data_dir]) == 0
     noise_scan(tmp_path / "a.nii.gz", 0)
     words = [str(tmp_path / "a.nii.gz"), str(tmp_path / "out"), "--step1", "--quiet", "--device", "cpu", *data_dir]
     assert main([*words, "--keep-only", "step1_output"]) == 0

@@ -13,7 +13,7 @@ MIB: Final = 1 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="install|list|use")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
     install = actions.add_parser("install", help="install the official weights and put them into use")
     install.add_argument(
         "--zip", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="zips on disk"
@@ -27,16 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="expected hashes, in the order of the zips",
     )
     listing = actions.add_parser("list", help="list installed versions; * marks the ones in use")
-    use = actions.add_parser("use", help="put an installed version into use")
-    use.add_argument("name", metavar="NAME", help="starter, or a version from the list")
-    for action in (install, listing, use):
+    for action in (install, listing):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    action = {"install": _install, "list": _list, "use": _use}[arguments.action]
-    action(arguments)
+    (_install if arguments.action == "install" else _list)(arguments)
     return 0
 
 
@@ -83,15 +80,3 @@ def _list(arguments: argparse.Namespace) -> None:
         print(f"{'*' if steps else ' '} {name}{text}")
     if not starter and not store.versions():
         print(f"no weights in {store.model_dir}; run: totalspineseg weights install")
-
-
-def _use(arguments: argparse.Namespace) -> None:
-    from lib.nnunet.model_folder import ModelFolder
-    from lib.registry.store import ModelStore
-
-    chosen = ModelStore(arguments.data_dir, weights=arguments.name)
-    for step in (1, 2):
-        choice = chosen.resolve(step)
-        ModelFolder.open(choice.root, step=step, name=choice.name)
-    chosen.activate(arguments.name)
-    print(f"{arguments.name} is in use now")

@@ -1,0 +1,55 @@
+"""Every command on the page about the command line is one the program takes; those without a network are run."""
+
+import re
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from lib.cli import COMMANDS, _parser, main
+from lib.cohort.outputs import FOLDERS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "cli.md").read_text()
+LINES = [
+    line
+    for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("totalspineseg")
+]
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the page's commands name."""
+    golden = ROOT / "tests" / "golden" / "lower_lumbar_clean"
+    shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
+    shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
+    (tmp_path / "folder_of_maps").mkdir()
+    shutil.copy(golden / "step2_raw.nii.gz", tmp_path / "folder_of_maps" / "a.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_page_has_commands() -> None:
+    assert len(LINES) >= 10
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("line", LINES)
+def test_commands_of_the_page(line: str) -> None:
+    words = line.split()[1:]
+    command = words.pop(0) if words[0] in COMMANDS else "run"
+    if command in ("label", "lint"):
+        # The pinned point lies anywhere: the command must still answer.
+        assert main([command, *words]) == 0
+    else:
+        _parser(command, import_module(f"lib.cli.{command}")).parse_args(words)
+
+
+def test_the_page_names_every_option_and_folder() -> None:
+    options = set(re.findall(r"--[a-z0-9-]+", _parser("run", import_module("lib.cli.run")).format_help())) - {"--help"}
+    assert {option for option in options if f"`{option}" not in PAGE} == set()
+    assert {folder for folder in FOLDERS if f"`{folder}" not in PAGE} == set()
+    assert {command for command in COMMANDS if f"totalspineseg {command}" not in PAGE} == set()
