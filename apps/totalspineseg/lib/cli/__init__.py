@@ -20,6 +20,7 @@ COMMANDS: Final = MappingProxyType(
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
         "weights": "install or list the networks' weights",
+        "models": "list, show, activate, roll back, export or import model versions",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
         "train-starter": "train the small starter networks on synthetic spines",
     }

@@ -1,0 +1,106 @@
+"""List trained and installed versions, show what made one, put one into use, go back, export and import."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lib.cli.common import MODEL_DIR
+
+if TYPE_CHECKING:
+    from lib.registry.store import ModelStore
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|activate|rollback|export|import")
+    listing = actions.add_parser("list", help="list versions; * marks the ones in use")
+    show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
+    activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
+    activate.add_argument("--force", action="store_true", help="even if the gate refused it")
+    rollback = actions.add_parser("rollback", help="put the versions into use that were in use before")
+    export = actions.add_parser("export", help="write a version as a zip that nnU-Net takes too")
+    for action in (show, activate, export):
+        action.add_argument("name", metavar="NAME", help="a version from the list, or starter")
+    export.add_argument("zip", type=Path, metavar="FILE")
+    importing = actions.add_parser("import", help="add the models of a zip as a version, without using it yet")
+    importing.add_argument("zip", type=Path, metavar="FILE")
+    importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
+    for action in (listing, show, activate, rollback, export, importing):
+        action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from lib.registry.store import ModelStore
+
+    actions: dict[str, Callable[[ModelStore, argparse.Namespace], None]] = {
+        "list": _list,
+        "show": _show,
+        "activate": _activate,
+        "rollback": _roll_back,
+        "export": _export,
+        "import": _import,
+    }
+    actions[arguments.action](ModelStore(arguments.data_dir), arguments)
+    return 0
+
+
+def _list(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.registry.manage import list_versions
+
+    for entry in list_versions(store):
+        used = f"  in use for step {' and '.join(map(str, entry.active_steps))}" if entry.active_steps else ""
+        made = f"  from {entry.parent}, {entry.corrections} corrections, {entry.created}" if entry.parent else ""
+        print(f"{'*' if entry.active_steps else ' '} {entry.name}{used}{made}")
+        if entry.verdict:
+            print(f"    {entry.verdict}")
+
+
+def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.registry.manage import show_version
+
+    print(json.dumps(show_version(store, arguments.name), indent=2, ensure_ascii=False))
+
+
+def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.errors import WeightsError
+    from lib.nnunet.model_folder import ModelFolder
+    from lib.registry.manage import require_served
+    from lib.registry.store import ModelStore as Store
+
+    if not arguments.force:
+        require_served(store, arguments.name)
+    choice = Store(store.model_dir, weights=arguments.name)
+    steps = []
+    for step in (1, 2):
+        try:
+            ModelFolder.open(choice.resolve(step).root, step=step)
+        except WeightsError:
+            continue
+        steps.append(step)
+    if not steps:
+        raise WeightsError(f"a version with a usable model is required, got {arguments.name!r}; see 'models list'")
+    store.activate(arguments.name, steps=steps)
+    print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
+
+
+def _roll_back(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.registry.manage import roll_back
+
+    for step, name in roll_back(store).items():
+        print(f"step {step}: {name} is in use now")
+
+
+def _export(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.nnunet.model_zips import export_version
+
+    print(f"wrote {export_version(store, arguments.name, arguments.zip)}")
+
+
+def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.nnunet.model_zips import import_version
+
+    name = import_version(store, arguments.zip, name=arguments.name)
+    print(f"imported {name}; put it into use with: totalspineseg models activate {name}")

@@ -1,0 +1,130 @@
+"""Versions as zips of nnU-Net's shape: out to another place, and in from one."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from lib.errors import WeightsError
+from lib.nnunet.hashing import sha256_of
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
+from lib.nnunet.unpack import unpack_model
+from lib.registry.records import RECORD_FILE, VersionRecord, write_record
+from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
+from lib.volume_io import write_atomic
+
+DATASET_NAMES: Final[Mapping[int, str]] = {
+    step: f"Dataset{number}_TotalSpineSeg_step{step}" for step, number in DATASET_OF_STEP.items()
+}
+"""Folder names as nnU-Net's own tools expect them."""
+MAX_RECORD_BYTES: Final = 16 << 20
+"""A record of ten thousand labels is about 5 MB."""
+
+
+def export_version(store: ModelStore, name: str, target: Path) -> Path:
+    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` takes too.
+
+    Args:
+        store: Where the version is.
+        name: "starter" or a version's name.
+        target: The zip to write; replaced in one step.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        WeightsError: There is no such version or it holds no model.
+        StorageError: It cannot be written.
+    """
+    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
+    if not NAME.fullmatch(name) or not root.is_dir():
+        raise WeightsError(f"one of the versions {(STARTER, *store.versions())!r} is required, got {name!r}")
+    models = _models(root)
+    if not models:
+        raise WeightsError(f"a version with a model is required, got {name!r} without; install it again")
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for step, model in models.items():
+                folder = f"{DATASET_NAMES[step]}/{_configuration_folder(model)}"
+                for file in ("plans.json", "dataset.json"):
+                    archive.write(model.path / file, f"{folder}/{file}")
+                checkpoint = model.checkpoint.relative_to(model.path)
+                archive.write(model.checkpoint, f"{folder}/{checkpoint.as_posix()}", zipfile.ZIP_STORED)
+            if (root / RECORD_FILE).is_file():
+                archive.write(root / RECORD_FILE, RECORD_FILE)
+
+    write_atomic(target, write)
+    return target
+
+
+def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
+    """Add the models of a zip as a version; what is served does not change.
+
+    Args:
+        store: Where to.
+        archive: A zip of one or both steps, from ``export_version`` or nnU-Net's own export.
+        name: The new version's name; empty for the exported one's, or one made of the zip's hash.
+
+    Returns:
+        The version's name.
+
+    Raises:
+        WeightsError: The zip is unsafe or damaged, or holds no model of the project.
+        ValueError: The name cannot be a version's name.
+        StorageError: The name is taken, or it cannot be written.
+    """
+    record = _record_in(archive)
+    digest = sha256_of(archive)
+    known = str(record.get("name", ""))
+    chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
+    with store.publish(chosen) as staging:
+        unpack_model(archive, staging)
+        models = _models(staging)
+        if not models:
+            raise WeightsError(f"a zip with a model of step 1 or 2 is required, got {archive.name!r} without one")
+        for model in models.values():
+            model.load_network()
+        write_record(staging, _imported(chosen, record, models, digest))
+    return chosen
+
+
+def _models(root: Path) -> dict[int, ModelFolder]:
+    found = {}
+    for step in DATASET_OF_STEP:
+        try:
+            found[step] = ModelFolder.open(root, step=step)
+        except WeightsError:
+            continue
+    return found
+
+
+def _configuration_folder(model: ModelFolder) -> str:
+    """Trainer__Plans__Configuration, made up where the folder's own name is another."""
+    own = model.path.name
+    return own if own.count("__") == 2 else f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
+
+
+def _record_in(archive: Path) -> dict[str, Any]:
+    """The record an exported version carries, as a claim: nothing is decided by it but the name."""
+    try:
+        with zipfile.ZipFile(archive) as content:
+            if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:
+                return {}
+            record = json.loads(content.read(RECORD_FILE))
+    except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
+        raise WeightsError(f"a readable zip is required, got {archive.name!r} ({error}); export it again") from error
+    return record if isinstance(record, dict) else {}
+
+
+def _imported(name: str, record: dict[str, Any], models: dict[int, ModelFolder], digest: str) -> VersionRecord:
+    return VersionRecord(
+        name=name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        steps=tuple(models),
+        parents={},
+        models={str(step): f"{name}-{model.digest[:8]}" for step, model in models.items()},
+        settings={"imported": {"zip_sha256": digest, "record": record}},
+    )
