@@ -1,3 +1,4 @@
+# ruff: noqa: B023 - the shapes are drawn at once, inside the loop that defines their sizes
 """Synthetic columns with known truth and the mistakes networks make: the material of the numbering tests.
 
 Geometry is plain (elliptic bodies and discs, arches, processes, a tapering sacrum along a curved canal); what matters
@@ -94,8 +95,7 @@ def build(
         else starts[bottom] + rng.uniform(0.1, 0.95) * heights[bottom]
     )
     line = _Line(starts[-1] + 110, above, below, curvature, rng)
-    case = _paint(spine, heights, starts, line, rng, spacing)
-    return case
+    return _paint(spine, heights, starts, line, rng, spacing)
 
 
 class _Line:
@@ -392,6 +392,8 @@ def spread_landmark(case: Case, rng: np.random.Generator) -> bool:
     share = rng.uniform(0.25, 0.6)
     for which, give, fraction in ((code, 1, share), (other, value, rng.uniform(0.3, 0.7))):
         mask = (case.truth == which) & np.isin(case.raw, DISC_CLASSES)
+        if not mask.any():
+            return False
         z = np.argwhere(mask)[:, 0]
         limit = np.quantile(z, fraction)
         part = mask & (np.arange(case.raw.shape[0])[:, None, None] <= limit)

@@ -25,6 +25,7 @@ from lib.anatomy import (
 from lib.errors import GridError, LabelError
 from lib.numbering.chain import Numbering, number_evidence
 from lib.numbering.course import Floats, ruler_of
+from lib.numbering.divide import divide
 from lib.numbering.evidence import PIN_REACH_MM, Pin, gather
 from lib.numbering.parts import DUPLICATE_MM, DUPLICATE_SHARE, Part, levels_in
 from lib.transforms.components import Labels
@@ -78,6 +79,8 @@ def renumber(labels: npt.NDArray[np.integer[Any]], pins: Sequence[Pin], *, affin
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     step, pieces = _pieces(codes, spacing)
     ruler = ruler_of((codes == CANAL) | (codes == CORD), spacing)
+    # Vertebrae of one name that touch are cut at the disc between them; old classes are no evidence.
+    pieces = divide(pieces, np.zeros_like(codes), ruler)
     evidence = gather(pieces, _classes(codes, step), step, affine=affine, ruler=ruler, pins=pins)
     numbering = number_evidence(pieces, evidence, keep_all=True)
     for pin in pins:
@@ -239,7 +242,7 @@ def _piece(group: Sequence[Part]) -> Piece:
         centroid_vox=largest.center_vox,
         body_voxels=largest.voxels if largest.has_body else 0,
         body_centroid_vox=largest.center_vox if largest.has_body else None,
-        z_order=-largest.place_mm,
+        z_order=largest.center_vox[2],
         box=(box[0], box[1], box[2]),
         class_voxels=MappingProxyType({}),
     )

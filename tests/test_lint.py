@@ -1,0 +1,154 @@
+"""What the linter finds, and that it finds nothing in sound maps."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import columns
+from lib.anatomy import CANAL, CORD, SACRUM, STEP1_FROM_CODE, VERTEBRAE
+from lib.numbering.lint import lint
+
+GOLDEN = Path(__file__).parent / "golden"
+SPACING = (2.0, 2.0, 2.0)
+Labels = np.ndarray
+Edit = Callable[[Labels], None]
+
+
+@pytest.fixture(scope="module")
+def lumbar() -> Labels:
+    """A sound map, T11 to the sacrum."""
+    return columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+
+
+def found(labels: Labels) -> set[tuple[str, int]]:
+    return {(finding.kind, finding.code) for finding in lint(labels, SPACING)}
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("case", ["cervical_noise", "lower_lumbar_clean", "whole_l6"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_sound_maps_have_no_findings(case: str, step: int) -> None:
+    labels = np.asarray(nib.load(GOLDEN / case / f"step{step}_output.nii.gz").dataobj)
+    assert lint(labels, (1.0, 1.0, 1.0)) == ()
+
+
+@pytest.mark.parametrize("variant", list(columns.VARIANTS))
+def test_variants_are_sound(variant: str) -> None:
+    thoracic, lumbar = columns.VARIANTS[variant]
+    case = columns.build(np.random.default_rng(2), fov="thoracolumbar", thoracic=thoracic, lumbar=lumbar, spacing=2.0)
+    assert lint(case.truth, SPACING) == ()
+
+
+def gap(labels: Labels) -> None:
+    labels[labels == 43] = 0
+
+
+def disc_gap(labels: Labels) -> None:
+    labels[labels == 93] = 0
+
+
+def skipped(labels: Labels) -> None:
+    for old, new in ((92, 91), (91, 82), (82, 81), (42, 41), (41, 32), (32, 31), (31, 30), (30, 29)):
+        labels[labels == old] = new
+
+
+def duplicate(labels: Labels) -> None:
+    labels[labels == 44] = 42
+
+
+def swapped(labels: Labels) -> None:
+    two, three = labels == 42, labels == 43
+    labels[two], labels[three] = 43, 42
+
+
+def wrong_disc(labels: Labels) -> None:
+    labels[labels == 94] = 0
+    labels[labels == 93] = 94
+
+
+def fragment(labels: Labels) -> None:
+    z = int(np.argwhere(labels == 43)[:, 2].mean())
+    labels[2:6, 2:6, z : z + 4] = 43
+
+
+def cord_outside(labels: Labels) -> None:
+    z = np.argwhere(labels == CORD)[:, 2]
+    labels[2:8, 2:8, z.max() - 12 : z.max()] = CORD
+
+
+def step_code(labels: Labels) -> None:
+    labels[labels == 93] = 8
+
+
+def unknown_code(labels: Labels) -> None:
+    labels[0, 0, 0] = 77 + 120
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (gap, ("gap", 43)),
+        (disc_gap, ("gap", 93)),
+        (skipped, ("gap", 92)),
+        (duplicate, ("duplicate", 42)),
+        (swapped, ("order", 43)),
+        (wrong_disc, ("disc_between", 94)),
+        (fragment, ("fragment", 43)),
+        (cord_outside, ("cord_outside_canal", CORD)),
+        (step_code, ("step_code", 8)),
+        (unknown_code, ("unknown_code", 197)),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_each_mistake_is_found(lumbar: Labels, edit: Edit, expected: tuple[str, int]) -> None:
+    labels = lumbar.copy()
+    edit(labels)
+    assert expected in found(labels)
+    assert lint(lumbar, SPACING) == ()
+
+
+def test_findings_say_where_and_what(lumbar: Labels) -> None:
+    labels = lumbar.copy()
+    fragment(labels)
+    before = labels.copy()
+    (finding,) = [f for f in lint(labels, SPACING) if f.kind == "fragment"]
+    np.testing.assert_array_equal(labels, before)
+    assert finding.point_vox is not None
+    assert labels[finding.point_vox] == 43
+    assert finding.voxels == 64
+    assert "L3" in finding.message
+    assert finding.as_dict()["point_vox"] == list(finding.point_vox)
+
+
+def test_a_step_1_result_is_judged_by_its_discs(lumbar: Labels) -> None:
+    """There the sacrum's code stands for every vertebra: no fragments of a sacrum, no vertebra gaps."""
+    labels = lumbar.copy()
+    labels[np.isin(labels, VERTEBRAE)] = SACRUM
+    assert lint(labels, SPACING) == ()
+    labels[labels == 93] = 0
+    assert found(labels) == {("gap", 93)}
+
+
+def test_a_raw_network_map_is_recognized(lumbar: Labels) -> None:
+    table = np.zeros(256, dtype=np.uint8)
+    table[list(STEP1_FROM_CODE)] = list(STEP1_FROM_CODE.values())
+    raw = table[lumbar]
+    raw[raw == 0] = 0
+    assert {kind for kind, _ in found(raw)} >= {"step_code"}
+
+
+def test_an_empty_map_and_one_without_canal() -> None:
+    assert lint(np.zeros((3, 3, 3), dtype=np.uint8), SPACING) == ()
+    only = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    only[(only == CORD) | (only == CANAL)] = 0
+    assert not [f for f in lint(only, SPACING) if f.kind in ("order", "gap", "duplicate")]
+
+
+def test_what_is_no_label_map_is_refused() -> None:
+    with pytest.raises(ValueError, match="a 3D map of integer codes is required, got 2D uint8"):
+        lint(np.zeros((3, 3), dtype=np.uint8), SPACING)
+    with pytest.raises(ValueError, match="got 3D float32"):
+        lint(np.zeros((3, 3, 3), dtype=np.float32), SPACING)  # type: ignore[arg-type]
