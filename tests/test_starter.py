@@ -51,6 +51,9 @@ def test_checkpoint_loads_without_pickled_code_in_half_precision_and_matches_its
     checkpoint = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     assert {v.dtype for v in checkpoint["network_weights"].values()} == {torch.float16}
+    distinct = sum(p.numel() for p in build_network(step, TINY, deep_supervision=True).parameters())
+    stored = {v.data_ptr(): v.numel() for v in checkpoint["network_weights"].values()}
+    assert sum(stored.values()) == distinct, "a weight known by several names is stored several times"
     for line in (folder / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest

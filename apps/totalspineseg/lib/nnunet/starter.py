@@ -161,6 +161,13 @@ def _replace(path: Path, data: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def _half_precision(step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Weights as float16, those the network knows by several names stored once (a third of the file)."""
+    storage = {k: v.data_ptr() for k, v in build_network(step, features, deep_supervision=True).state_dict().items()}
+    halves = {storage[name]: value.detach().cpu().half() for name, value in weights.items()}
+    return {name: halves[storage[name]] for name in weights}
+
+
 def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
     """Write the model folder nnU-Net loads, weights in half precision, with hashes beside it.
 
@@ -175,7 +182,7 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
     (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
     (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
     checkpoint = {
-        "network_weights": {k: v.detach().cpu().half() for k, v in weights.items()},
+        "network_weights": _half_precision(step, weights, features),
         "trainer_name": "nnUNetTrainer",
         "init_args": {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset},
         "inference_allowed_mirroring_axes": None,
