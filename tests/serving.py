@@ -17,8 +17,8 @@ from phantom import RAS, image_of, lumbar_codes, sagittal_image
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "apps" / "totalspineseg"
-START_SECONDS = 120
-"""Importing the host takes 4 s with byte code, 50 s without."""
+START_SECONDS = 240
+"""Importing the host takes 4 s with byte code, a minute without or on a busy machine."""
 RUN = """
 import sys
 from pathlib import Path
