@@ -20,15 +20,17 @@ from lib.transforms.pieces import Pieces, Step, canal_mask
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
-CONFIDENT_PROBABILITY: Final = 0.965
+CONFIDENT_PROBABILITY: Final = 0.97
 """Below this chance that every level is right, the result is an abstention. It lies between two cases every reader
-meets: lumbar names counted from the sacrum alone (0.94-0.96: one patient in twenty-five has six) abstain; thoracic
+meets: lumbar names counted from the sacrum alone (0.94-0.966: one patient in twenty-five has six) abstain; thoracic
 names counted up from T12-L1 (0.975: one in forty has 11 or 13) do not."""
 WORTH_TRYING: Final = 0.002
 """A name for a piece with less than this chance starts no competing numbering."""
 WORTH_NAMING: Final = 0.005
 """A competing numbering below this chance is not reported."""
-MAX_ALTERNATIVES: Final = 4
+MAX_ALTERNATIVES: Final = 5
+CLEAR: Final = 1 - WORTH_NAMING
+"""With every name above this chance nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
 """Relative difference of two weights that are the same but for rounding."""
 
@@ -146,9 +148,12 @@ def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = Fals
     chain = Chain(evidence, keep_all=keep_all)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
-    best, probability, others = _ranked(chain, chances, chain.total(before))
+    total = chain.total(before)
+    best, others = _ranked(chain, chances, total)
     naming = adopt(_naming(best, evidence, pieces), evidence, best)
-    slots = chain.column_through(best)
+    along = chain.forward_along(best)
+    slots = chain.column_through(best, along)
+    probability = min(1.0, chain.total(along) / total)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
@@ -167,8 +172,11 @@ def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = Fals
 
 def _ranked(
     chain: Chain, chances: Sequence[Mapping[int, float]], total: float
-) -> tuple[Path, float, list[tuple[Path, float]]]:
-    """The best numbering with its chance, and the competing ones with theirs, the most probable first."""
+) -> tuple[Path, list[tuple[Path, float]]]:
+    """The best numbering, and the competing ones with their chances, the most probable first."""
+    clear = [max(codes, key=lambda code: codes[code]) for codes in chances if codes]
+    if len(clear) == len(chances) and all(codes[c] > CLEAR for codes, c in zip(chances, clear, strict=True)):
+        return tuple(clear), []
     before, after = chain.forward("max"), chain.backward("max")
     starts: list[tuple[float, int, State]] = []
     for k, codes in enumerate(chances):
@@ -192,11 +200,11 @@ def _ranked(
         if len(paths) > MAX_ALTERNATIVES:
             break
     ranked = sorted(((path, chain.agreeing(path) / total) for path in paths), key=lambda pair: -pair[1])
-    best, probability = ranked[0]
+    best = ranked[0][0]
     # What agrees with the best numbering too, by doubting the pieces named differently, is not against it.
     others = [(path, chance - chain.agreeing(_common(path, best)) / total) for path, chance in ranked[1:]]
     others.sort(key=lambda pair: -pair[1])
-    return best, min(1.0, probability), [pair for pair in others if pair[1] >= WORTH_NAMING]
+    return best, [pair for pair in others if pair[1] >= WORTH_NAMING]
 
 
 def _common(path: Path, other: Path) -> Path:

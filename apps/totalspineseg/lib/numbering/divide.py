@@ -66,7 +66,13 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     if ruler.course is None or not pieces.discs:
         return pieces
     seen = _Map(ruler.course, ruler, ruler.spacing_mm, raw)
-    disc_map, discs = _divide(pieces.disc_map, pieces.discs, seen, lambda _, xyz: _disc_owner(xyz, seen))
+    disc_map, discs = _divide(
+        pieces.disc_map,
+        pieces.discs,
+        seen,
+        lambda k: _is_high(pieces.discs[k], seen),
+        lambda _, xyz: _disc_owner(xyz, seen),
+    )
     if discs is not pieces.discs:
         pieces = replace(pieces, disc_map=disc_map, discs=discs)
     if pieces.vertebra_map is None or not pieces.vertebrae:
@@ -74,8 +80,13 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     usual = float(np.median([p.voxels for p in pieces.discs]))
     places = np.array([p.centroid_vox for p in pieces.discs if p.voxels >= MIN_CUTTING_DISC * usual])
     vertebrae = pieces.vertebrae
+    before = pieces.vertebra_map
     vertebra_map, divided = _divide(
-        pieces.vertebra_map, vertebrae, seen, lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen)
+        before,
+        vertebrae,
+        seen,
+        lambda k: vertebrae[k].parts > 1 or _holds_disc(before, vertebrae[k], k, places, seen),
+        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen),
     )
     return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
 
@@ -84,11 +95,15 @@ def _divide(
     numbered: npt.NDArray[np.int32],
     pieces: tuple[Piece, ...],
     seen: _Map,
+    worth_asking: Callable[[int], bool],
     owner_of: Callable[[int, Ints], Ints],
 ) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
     """Ask ``owner_of`` for the part each voxel of each piece belongs to, and rebuild where there are several."""
     parts: list[tuple[Piece, Ints | None, int]] = []
     for k, piece in enumerate(pieces):
+        if not worth_asking(k):
+            parts.append((piece, None, k))
+            continue
         low = np.array([s.start for s in piece.box])
         xyz = np.argwhere(numbered[piece.box] == k + 1) + low
         owner = owner_of(k, xyz)
@@ -135,11 +150,25 @@ def _described(piece: Piece, xyz: Ints, seen: _Map) -> Piece:
     )
 
 
+def _is_high(piece: Piece, seen: _Map) -> bool:
+    """Whether a disc is as high as two discs are apart."""
+    return bool((piece.box[2].stop - piece.box[2].start) * seen.spacing[2] >= MIN_LEVEL_MM)
+
+
+def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
+    """Whether discs seem to lie inside a vertebra's body, from every second voxel."""
+    if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
+        return False
+    x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
+    low = np.array([s.start for s in piece.box])
+    xyz = 2 * np.argwhere(numbered[x, y, z] == index + 1) + low
+    rough = _direction(np.asarray(piece.body_centroid_vox), seen)
+    return bool(_cuts(rough(xyz[seen.ruler.in_front(xyz)]), rough(discs_vox)))
+
+
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
     """Two parts where a disc has two lobes a level apart along the canal, else one."""
     none = np.zeros(len(xyz), dtype=np.intp)
-    if (np.ptp(xyz[:, 2]) + 1) * seen.spacing[2] < MIN_LEVEL_MM:
-        return none
     along = _along(xyz, seen)
     bins = np.floor(along - along.min()).astype(np.intp)
     counts = np.bincount(bins)
@@ -190,20 +219,17 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> I
     if len(body) < MIN_BODY_VOXELS:
         return none
     sample = body[:: max(1, len(body) // SAMPLE)]
-    rough = _direction(np.asarray(piece.body_centroid_vox), seen)
-    owner = none
-    if _cuts(rough(sample), rough(discs_vox)):
-        discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
-        cuts = _cuts(seen.course.locate(sample * seen.spacing), discs)
-        level = float(np.median(np.diff(discs))) if discs.size > 1 else USUAL_LEVEL_MM
-        owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
+    discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
+    cuts = _cuts(seen.course.locate(sample * seen.spacing), discs)
+    level = float(np.median(np.diff(discs))) if discs.size > 1 else USUAL_LEVEL_MM
+    owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
     return _apart(xyz, owner, in_body, seen) if piece.parts > 1 else owner
 
 
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
     """Places of the discs that part a body, mm along the canal; each part keeps a fair share of it."""
     cuts: list[float] = []
-    least = MIN_BODY_SHARE * heights.size
+    least = max(1.0, MIN_BODY_SHARE * heights.size)
     for disc in np.sort(discs_mm):
         above = ((heights < disc) & (heights >= (cuts[-1] if cuts else -np.inf))).sum()
         if above >= least and (heights >= disc).sum() >= least:

@@ -129,12 +129,13 @@ class Chain:
 
     def agreeing(self, path: Path) -> float:
         """Weight of all numberings that give each item the path's code or none; any code where the path has none."""
-        return self.total(self.forward("sum", self._only(path)))
+        return self.total(self.forward_along(path))
 
-    def _only(self, path: Path) -> Floats:
+    def forward_along(self, path: Path) -> list[Floats]:
+        """The sums forward over all numberings that agree with a path."""
         codes = np.array(path)[:, None]
         allowed = (codes == FALSE) | (self.tree.code[None, :] == codes)
-        return np.asarray(self.fit * allowed[:, None, :])
+        return self.forward("sum", np.asarray(self.fit * allowed[:, None, :]))
 
     def trace(self, item: int, state: State, before: list[Floats], after: list[Floats]) -> Path:
         """Codes of the best path that puts ``item`` in ``state``, from the maxima forward and backward."""
@@ -170,10 +171,15 @@ class Chain:
                 best, found = float(values.max()), (j, int(lower[values.argmax()]))
         return found
 
-    def column_through(self, path: Path) -> list[int]:
-        """Slots from C1 to the sacrum of the most probable column that a path runs through."""
+    def column_through(self, path: Path, forward: list[Floats]) -> list[int]:
+        """Slots from C1 to the sacrum of the most probable column that a path runs through.
+
+        Args:
+            path: Code of each item.
+            forward: From ``forward_along`` this path.
+        """
         last = max(k for k, code in enumerate(path) if code != FALSE)
-        ends = (self.forward("sum", self._only(path))[last] * self.exit).sum(axis=(0, 1))
+        ends = (forward[last] * self.exit).sum(axis=(0, 1))
         slots = [int((ends * (self.tree.code == path[last])).argmax())]
         while self.tree.parent[slots[-1]] >= 0:
             slots.append(int(self.tree.parent[slots[-1]]))
