@@ -98,6 +98,16 @@ def test_loss_is_lowest_for_the_truth() -> None:
     assert region_loss([wrong], truth) > 5
 
 
+def test_a_landmark_out_of_view_hardly_weighs() -> None:
+    """Landmark discs were never found: patches without them taught their channels to stay silent."""
+    truth = torch.zeros(1, 2, 8, 8, 8)
+    truth[:, 0, :4] = 1
+    logits = 20 * truth - 10
+    timid = logits.clone()
+    timid[:, 1] = -4.0
+    assert region_loss([timid], truth) - region_loss([logits], truth) < 0.02
+
+
 def test_step2_takes_over_what_fits_and_hears_the_marked_discs() -> None:
     one, two = (build_network(s, TINY, deep_supervision=True).state_dict() for s in (1, 2))
     mixed = warm_start(two, one)
