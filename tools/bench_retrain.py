@@ -1,0 +1,280 @@
+"""Does correcting help? A scanner the weights have not seen, before and after retraining on a few corrections.
+
+Starts the real server on a copy of the starter weights, predicts unseen scans of a new and of the old scanner,
+submits corrections of other scans of the new one as 3D Slicer does, retrains through the train endpoint, and
+predicts again with what the gate published. Prints one table.
+
+    python tools/bench_retrain.py
+    python tools/bench_retrain.py --device cuda --iterations 1500 --batch-size 8
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = ROOT / "apps" / "totalspineseg"
+sys.path[:0] = [str(APP), str(ROOT / "tools")]
+
+import requests  # noqa: E402
+from monailabel.client.client import MONAILabelClient  # noqa: E402
+from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
+
+from lib.anatomy import WIRE_LABELS  # noqa: E402
+from lib.corrections.wire import from_wire, to_wire  # noqa: E402
+from lib.gate.measures import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
+from lib.geometry import Volume  # noqa: E402
+from lib.registry.store import ModelStore  # noqa: E402
+from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
+from lib.volume_io import read_labels, write_volume  # noqa: E402
+
+SEED: Final = 60_101
+"""First part of every scan's seed; no other synthetic set of the project uses it."""
+FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR)
+START_S: Final = 300
+POLL_S: Final = 2.0
+HALVED: Final = 0.5
+"""Share of the error on the new scanner that shall be left at most."""
+OLD_MARGIN: Final = 0.01
+"""What the old scanner may lose at most."""
+RUN: Final = """
+import sys
+from pathlib import Path
+from lib import server
+studies, port, app_dir, device = sys.argv[1:5]
+server.configure(studies, host="127.0.0.1", port=int(port), conf={"device": device}, app_dir=Path(app_dir))
+import uvicorn
+uvicorn.run(server.create_app(), host="127.0.0.1", port=int(port), log_level="warning")
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of the benchmark."""
+
+    name: str
+    truth: Volume
+
+
+def main() -> int:
+    """Run it; 0 when the new scanner gained and the old one did not lose beyond its margin."""
+    arguments = _arguments()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-retrain-") as name:
+        folder = Path(name)
+        app, studies = folder / "app", folder / "studies"
+        (app / "model").mkdir(parents=True)
+        studies.mkdir()
+        (app / "main.py").symlink_to(APP / "main.py")
+        shutil.copytree(arguments.starter, app / "model" / "starter")
+        corrected = _draw(studies, "corrected", arguments.corrections, new_scanner, 0)
+        tests = {
+            "new scanner": _draw(studies, "new", arguments.tests, new_scanner, 1),
+            "old scanner": _draw(studies, "old", arguments.old, old_scanner, 2),
+        }
+        print(f"{len(list(studies.iterdir()))} synthetic scans drawn; starting the server", flush=True)
+        with _server(studies, app, arguments.device, folder / "server.log") as url:
+            client = MONAILabelClient(url, tmpdir=str(folder), client_id="bench")
+            before = {kind: _predict(client, cases) for kind, cases in tests.items()}
+            for case in corrected:
+                _correct(client, case, folder)
+            print(f"{len(corrected)} corrections submitted; training", flush=True)
+            status = _train(client, arguments)
+            after = {kind: _predict(client, cases) for kind, cases in tests.items()}
+        report = _report(ModelStore(app / "model"))
+        kept = arguments.out
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in (studies / ".totalspineseg" / "training").rglob("*"):
+            if file.suffix in (".txt", ".png", ".json") and file.is_file():
+                shutil.copyfile(file, kept / f"{file.parent.name}-{file.name}")
+    table = {kind: _rows(before[kind], after[kind]) for kind in tests}
+    _print(table, status, report, time.monotonic() - start)
+    (kept / "bench_retrain.json").write_text(json.dumps({"table": table, "train": status, "gate": report}, indent=1))
+    return 0 if _met(table) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--replay-cases", type=int, default=6)
+    parser.add_argument("--replay-share", type=float, default=0.4)
+    parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
+    parser.add_argument("--old", type=int, default=6, help="scans of the old scanner that are predicted")
+    parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--starter", type=Path, default=APP / "model" / "starter", help="weights to begin with")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for logs, curves and figures")
+    return parser.parse_args()
+
+
+def _draw(
+    studies: Path,
+    kind: str,
+    count: int,
+    scanner: Callable[[np.random.Generator, SyntheticSpine], FloatImage],
+    part: int,
+) -> list[Case]:
+    """Scans of one scanner, each of another subject, written as studies."""
+    cases = []
+    for number in range(count):
+        rng = np.random.default_rng([SEED, part, number])
+        options = SpineOptions(
+            field=FIELDS[number % len(FIELDS)], thoracic=12, lumbar=5, width_mm=60, depth_mm=150, jitter=0.7
+        )
+        spine = random_spine(rng, options)
+        truth = Volume(spine.labels, spine.affine)
+        name = f"sub-{kind}{number + 1}_T2w"
+        write_volume(studies / f"{name}.nii.gz", scanner(rng, spine), truth.grid)
+        cases.append(Case(name, truth))
+    return cases
+
+
+@contextmanager
+def _server(studies: Path, app: Path, device: str, log: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    env = {**os.environ, "PYTHONPATH": str(APP)}
+    command = [sys.executable, "-c", RUN, str(studies), str(port), str(app), device]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=app)
+        try:
+            _wait(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            sys.exit(f"the server ended:\n{log.read_text()[-3000:]}")
+        try:
+            requests.get(f"{url}/info/", timeout=30).raise_for_status()
+        except requests.RequestException:
+            time.sleep(0.3)
+        else:
+            return
+    sys.exit(f"the server did not answer within {START_S} s:\n{log.read_text()[-3000:]}")
+
+
+def _predict(client: MONAILabelClient, cases: Sequence[Case]) -> list[CaseScore]:
+    """Scores of the served model; a scan it refuses (no spine found) scores as an empty map."""
+    scores = []
+    for case in cases:
+        response = requests.post(
+            f"{client.get_server_url()}/infer/totalspineseg",
+            params={"image": case.name, "output": "image"},
+            data={"params": json.dumps({"result_extension": ".nii.gz"})},
+            timeout=600,
+        )
+        codes = np.zeros_like(case.truth.data)
+        if response.ok:
+            with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
+                Path(file.name).write_bytes(response.content)
+                codes = from_wire(read_labels(Path(file.name)).data)
+        elif response.status_code >= 500:
+            sys.exit(f"{case.name}: {response.status_code} {response.text[:500]}")
+        scores.append(score_case(case.truth.data, codes))
+    return scores
+
+
+def _correct(client: MONAILabelClient, case: Case, folder: Path) -> None:
+    """The reader's finished label, in wire ids with its names, as Slicer sends it."""
+    label = folder / "label.nii.gz"
+    write_volume(label, to_wire(case.truth.data), case.truth.grid)
+    names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
+    client.save_label(case.name, str(label), params={"label_info": names})
+
+
+def _train(client: MONAILabelClient, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train both steps through the server; the trainers' own statistics at the end."""
+    settings = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
+    request = {"model": "totalspineseg"} | {name: str(getattr(arguments, name)) for name in settings}
+    start, shown = time.monotonic(), ""
+    client.train_start("totalspineseg", request)
+    while True:
+        time.sleep(POLL_S)
+        stats: dict[str, Any] = client.info()["train_stats"]["totalspineseg"]
+        line = f"  epoch {stats.get('epoch')} of {stats.get('total_epochs')}, {stats.get('message') or 'training'}"
+        if line != shown:
+            print(f"{line} ({time.monotonic() - start:.0f} s)", flush=True)
+            shown = line
+        try:
+            client.train_status(check_if_running=True)
+        except Exception:
+            task = client.train_status()
+            if task.get("status") != "DONE":
+                sys.exit(f"training ended as {task.get('status')}: {list(task.get('details', ()))[-5:]}")
+            return {**client.info()["train_stats"]["totalspineseg"], "seconds": round(time.monotonic() - start)}
+
+
+def _report(store: ModelStore) -> dict[str, Any]:
+    versions = store.versions()
+    if not versions:
+        return {}
+    record: dict[str, Any] = json.loads((store.versions_dir / versions[-1] / "version.json").read_text())
+    return {"version": versions[-1], "active": dict(store.active()), "gate": record["gate"]}
+
+
+def _rows(before: Sequence[CaseScore], after: Sequence[CaseScore]) -> dict[str, Mapping[str, float]]:
+    """Measure -> means before and after; "mean Dice" over the groups."""
+    rows: dict[str, Mapping[str, float]] = {}
+    for measure in (*GROUPS, LEVELS):
+        pair = [float(np.nanmean([score.value(measure) for score in scores])) for scores in (before, after)]
+        rows[measure] = {"before": pair[0], "after": pair[1]}
+    for when in ("before", "after"):
+        values = [rows[group][when] for group in GROUPS]
+        rows["mean Dice"] = {**rows.get("mean Dice", {}), when: float(np.mean(values))}
+    return rows
+
+
+def _error_left(rows: Mapping[str, Mapping[str, float]], measure: str) -> float:
+    before, after = (1 - rows[measure][when] for when in ("before", "after"))
+    return after / before if before else 0.0
+
+
+def _met(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> bool:
+    new, old = table["new scanner"], table["old scanner"]
+    lost = [old[measure]["before"] - old[measure]["after"] for measure in ("mean Dice", LEVELS)]
+    return _error_left(new, "mean Dice") <= HALVED and max(lost) <= OLD_MARGIN
+
+
+def _print(
+    table: Mapping[str, Mapping[str, Mapping[str, float]]],
+    status: Mapping[str, Any],
+    report: Mapping[str, Any],
+    seconds: float,
+) -> None:
+    print(f"\n{status.get('message')}\n")
+    print(f"{'':<12} {'measure':<10} {'before':>7} {'after':>7} {'change':>7}")
+    for kind, rows in table.items():
+        for measure, pair in rows.items():
+            change = pair["after"] - pair["before"]
+            print(f"{kind:<12} {measure:<10} {pair['before']:7.3f} {pair['after']:7.3f} {change:+7.3f}")
+    left = {measure: _error_left(table["new scanner"], measure) for measure in ("mean Dice", LEVELS)}
+    text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
+    print(f"\nerror left on the new scanner: {text}; expectation {'met' if _met(table) else 'not met'}")
+    print(f"training and gate {status.get('seconds')} s, all {seconds:.0f} s; version {report.get('version')}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
