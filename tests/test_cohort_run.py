@@ -201,6 +201,20 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, codes: np.ndarray
     assert summary.records["sub-01_T2w"]["warnings"] == []
 
 
+def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, codes: np.ndarray) -> None:
+    """A better localizer was ignored because the scan had been finished with the old one."""
+    write_scan(tmp_path / "in" / "a.nii.gz", codes)
+    x, y, z = codes.shape
+    write_volume(tmp_path / "loc.nii.gz", codes, Grid((x, y, z), AFFINE))
+    found = []
+    for localizer in (None, tmp_path / "loc.nii.gz", tmp_path / "loc.nii.gz"):
+        cases = pair_localizers(find_cases(tmp_path / "in"), localizer)
+        readers = Readers()
+        Run(tmp_path / "out", RunOptions(keep=("step2_output",)), readers, {})(cases, workers=1)
+        found.append(len(readers.calls))
+    assert found == [2, 2, 0]
+
+
 def test_old_temporary_files_are_removed_and_new_ones_left(tmp_path: Path, codes: np.ndarray) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", codes)
     folder = tmp_path / "out" / "step2_output"

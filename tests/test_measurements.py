@@ -159,6 +159,17 @@ def test_cut_off_bodies_are_not_measured() -> None:
     assert row(rows, "L4")["body_middle_mm"] is not None
 
 
+def test_a_body_without_a_disc_above_is_not_measured() -> None:
+    """A vertebra whose upper half the network missed was reported with half its height."""
+    labels = draw()
+    l1 = np.flatnonzero((labels == CODE_OF["L1"]).any(axis=(0, 1)))
+    upper = labels[:, :, (l1[0] + l1[-1]) // 2 :]
+    upper[upper > CANAL] = 0
+    rows = measure(labels, (1, 1, 1))
+    assert row(rows, "L1")["body_middle_mm"] is None
+    assert row(rows, "L2")["body_middle_mm"] is not None
+
+
 def test_rows_run_from_superior_to_inferior_and_have_all_columns() -> None:
     rows = measure(draw(), (1, 1, 1))
     levels = [r["level"] for r in rows]

@@ -281,16 +281,22 @@ class Plane:
 
     def _tags(self, plane: LabelArray, codes: Collection[int], doubtful: Collection[int]) -> list[Tag]:
         """A tag for every wanted code in the plane, pointing at its body."""
-        canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
+        rows, columns = np.nonzero(plane)
+        values = plane[rows, columns].astype(np.intp)
+        if self._sagittal:
+            canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
+            body = columns < canal_column[rows]
+            # What lies behind the canal altogether is pointed at where it is.
+            body |= np.bincount(values[body], minlength=256)[values] == 0
+            rows, columns, values = rows[body], columns[body], values[body]
+        counts = np.bincount(values, minlength=256)
+        x = (np.bincount(values, columns, 256) / np.maximum(counts, 1) + 0.5) * self._voxel_px[0]
+        y = (np.bincount(values, rows, 256) / np.maximum(counts, 1) + 0.5) * self._voxel_px[1]
         found = []
-        for code in sorted(set(np.unique(plane).tolist()) & set(codes)):
-            rows, columns = np.nonzero(plane == code)
-            if self._sagittal:
-                body = columns < canal_column[rows]
-                rows, columns = (rows[body], columns[body]) if body.any() else (rows, columns)
-            x, y = (columns.mean() + 0.5) * self._voxel_px[0], (rows.mean() + 0.5) * self._voxel_px[1]
+        for code in sorted(set(np.flatnonzero(counts).tolist()) & set(codes)):
             structure = BY_CODE[code]
-            found.append(Tag(structure.name, (x, y), structure.color, code in DISCS, code in doubtful))
+            target = (float(x[code]), float(y[code]))
+            found.append(Tag(structure.name, target, structure.color, code in DISCS, code in doubtful))
         return found
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
@@ -312,6 +318,10 @@ class Plane:
         return np.asarray(image)
 
 
+def _present(labels: LabelArray) -> set[int]:
+    return set(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+
+
 @lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
@@ -321,7 +331,7 @@ def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, do
     """Translucent colors; a doubtful code in stripes. One table lookup a pixel: (label, gray) -> color."""
     ramp = np.arange(256, dtype=np.float32)[:, np.newaxis]
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)[np.newaxis].repeat(256, axis=0)
-    for value in set(np.unique(labels).tolist()) & set(palette):
+    for value in _present(labels) & palette.keys():
         color = np.array(palette[value], dtype=np.float32)
         table[value] = (ramp * (1 - OPACITY) + color * OPACITY + 0.5).astype(np.uint8)
     if doubtful:

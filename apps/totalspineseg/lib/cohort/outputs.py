@@ -11,7 +11,7 @@ from PIL import Image
 from lib.errors import StorageError
 from lib.geometry import AnyArray, FloatArray, LabelArray
 from lib.pipeline import Located, Scan, Segmentation
-from lib.preview import LEVEL_CODES, STEP1_TAGS, STEP_PALETTE, Picture, Plane, course_of, save_picture
+from lib.preview import LEVEL_CODES, STEP1_TAGS, STEP_PALETTE, Course, Picture, Plane, course_of, save_picture
 from lib.volume_io import write_volume
 
 INPUT, PREVIEW = "input", "preview"
@@ -94,9 +94,10 @@ def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Co
             always_iso = iso or folder == INPUT
             write_volume(output / file, make(), scan.iso.grid if always_iso else scan.grid)
             written.append(file)
-    plane = Plane(scan.iso, course_of(result.labels, scan.iso.grid), sagittal=True)
+    course = course_of(result.labels, scan.iso.grid)
+    plane = Plane(scan.iso, course, sagittal=True)
     if PREVIEW in keep:
-        for kind, picture in _pictures(plane, result):
+        for kind, picture in _pictures(plane, course, result):
             file = f"{PREVIEW}/{name}_{kind}.jpg"
             save_picture(output / file, picture)
             written.append(file)
@@ -137,7 +138,7 @@ def _stored_image(scan: Scan, integers: bool) -> AnyArray:
     return data
 
 
-def _pictures(plane: Plane, result: Result) -> Iterator[tuple[str, Picture]]:
+def _pictures(plane: Plane, course: Course, result: Result) -> Iterator[tuple[str, Picture]]:
     """Every kind of preview without and with tags, and the coronal companion."""
     located, second = result.located, result.segmentation
     step1 = located.labels
@@ -154,8 +155,7 @@ def _pictures(plane: Plane, result: Result) -> Iterator[tuple[str, Picture]]:
     for kind, (labels, tags, options) in kinds.items():
         yield kind, plane.picture(labels, tags=(), doubtful=result.doubtful, **options)
         yield f"{kind}_tags", plane.picture(labels, tags=tags, doubtful=result.doubtful, **options)
-    scan = located.scan
-    coronal = Plane(scan.iso, course_of(final, scan.iso.grid), sagittal=False)
+    coronal = Plane(located.scan.iso, course, sagittal=False)
     yield "coronal_tags", coronal.picture(final, tags=final_tags, doubtful=result.doubtful)
 
 
