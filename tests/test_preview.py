@@ -92,6 +92,23 @@ def test_pixels_are_square_millimeters(spacing: tuple[float, float, float]) -> N
     assert picture.shape[0] / picture.shape[1] == pytest.approx(90 * spacing[2] / (60 * spacing[1]), rel=0.02)
 
 
+def test_wide_scans_are_cut_to_the_spine_and_its_margin() -> None:
+    """In a scan of 300 mm from front to back the spine was a third of the picture."""
+    labels = np.zeros((40, 300, 120), dtype=np.uint8)
+    labels[:, 100:160] = curved_spine()
+    points = np.zeros_like(labels)
+    points[20, 127, 60] = 24
+    volume = image_like(labels)
+    picture = mid_sagittal(volume, labels, tags=())
+    # Labels from y = 118 to 149, 50 mm on both sides.
+    assert picture.shape[1] / picture.shape[0] == pytest.approx(132 / 120, rel=0.02)
+    whole = mid_sagittal(volume)
+    assert whole.shape[1] / whole.shape[0] == pytest.approx(300 / 120, rel=0.02)
+    marked = mid_sagittal(volume, labels, points=points, tags=())
+    columns = np.nonzero((marked != picture).any(axis=(0, 2)))[0]
+    assert columns[0] / picture.shape[1] == pytest.approx((199.5 - 127 - 2.5) / 132, abs=0.03)
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 0, 1)], ids=["RAS", "ASR", "SRA"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_stored_orientation_does_not_matter(axes: tuple[int, int, int], flip: bool) -> None:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from lib.anatomy import (
+    BACKGROUND,
     BY_CODE,
     C1,
     CANAL,
@@ -58,6 +59,8 @@ PIXEL_MM: Final = (0.3, 0.5)
 """Finest and coarsest size of a pixel: a vertebra of 20 mm has at least 40 pixels."""
 WANTED_HEIGHT_PX: Final = 800
 """Height a small field of view is enlarged to, as far as the finest pixel allows."""
+MARGIN_MM: Final = 50.0
+"""Shown before and behind the spine (and beside it): the picture holds what a reader needs, large."""
 SMOOTHING_MM: Final = 8.0
 """Standard deviation of the smoothing of the plane: less than a vertebra, more than a voxel's steps."""
 POINT_RADIUS_MM: Final = 2.5
@@ -94,11 +97,15 @@ class Course:
         x: (Z,) sagittal plane, voxel index along x at every height.
         y: (Z,) coronal plane, voxel index along y at every height.
         canal_y: (Z,) the canal, voxel index along y; bodies are anterior to it.
+        x_range: First and last voxel along x that the coronal picture shows.
+        y_range: First and last voxel along y that the sagittal picture shows.
     """
 
     x: npt.NDArray[np.float64]
     y: npt.NDArray[np.float64]
     canal_y: npt.NDArray[np.float64]
+    x_range: tuple[int, int]
+    y_range: tuple[int, int]
 
 
 def course_of(labels: LabelArray | None, grid: Grid) -> Course:
@@ -109,22 +116,39 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
         grid: Grid of the image.
 
     Returns:
-        The course. Without canal (or discs) the middle of the image.
+        The course. Without canal (or discs) the middle of the image; without labels all of its width.
     """
     ras = to_ras(Volume(np.broadcast_to(np.uint8(0), grid.shape) if labels is None else labels, grid.affine))
     middle_x, middle_y = ((n - 1) / 2 for n in ras.data.shape[:2])
-    height = ras.data.shape[2]
+    width, depth, height = ras.data.shape
     if labels is None:
-        return Course(np.full(height, middle_x), np.full(height, middle_y), np.full(height, middle_y))
+        flat_y = np.full(height, middle_y)
+        return Course(np.full(height, middle_x), flat_y, flat_y, (0, width - 1), (0, depth - 1))
     kinds = _KIND_OF_CODE[np.ascontiguousarray(ras.data)]
     sigma = SMOOTHING_MM / ras.spacing[2]
     canal, disc = kinds == 1, kinds == 2
     canal_y = _mean_index(canal, 1, sigma, middle_y)
-    return Course(_mean_index(canal, 0, sigma, middle_x), _mean_index(disc, 1, sigma, float(canal_y.mean())), canal_y)
+    outline = kinds.any(axis=2)
+    return Course(
+        _mean_index(canal, 0, sigma, middle_x),
+        _mean_index(disc, 1, sigma, float(canal_y.mean())),
+        canal_y,
+        _shown(outline.any(axis=1), MARGIN_MM / ras.spacing[0]),
+        _shown(outline.any(axis=0), MARGIN_MM / ras.spacing[1]),
+    )
+
+
+def _shown(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
+    """First and last index to show: the spine and a margin; everything where there is no spine."""
+    at = np.flatnonzero(occupied)
+    if at.size == 0:
+        return 0, occupied.size - 1
+    return max(int(at[0] - margin_vox), 0), min(int(at[-1] + margin_vox), occupied.size - 1)
 
 
 def _kinds() -> npt.NDArray[np.uint8]:
-    table = np.zeros(256, dtype=np.uint8)
+    table = np.full(256, 3, dtype=np.uint8)
+    table[BACKGROUND] = 0
     table[[CANAL, CORD]] = 1
     table[list(DISCS)] = 2
     return table
@@ -206,18 +230,25 @@ class Plane:
     """
 
     def __init__(self, volume: Volume, course: Course, *, sagittal: bool) -> None:
-        self._volume = volume
-        ras = to_ras(volume)
+        self._affine = volume.affine
         self._sagittal = sagittal
+        self._first, self._last = course.y_range if sagittal else course.x_range
+        ras = to_ras(volume)
+        data = self._shown(ras.data)
         self._index = course.x if sagittal else course.y
-        self._canal_y = course.canal_y
+        self._canal_y = course.canal_y - self._first
         across, height = ras.spacing[1 if sagittal else 0], ras.spacing[2]
-        depth, rows = ras.data.shape[1 if sagittal else 0], ras.data.shape[2]
+        depth, rows = data.shape[1 if sagittal else 0], data.shape[2]
         size_mm = (rows * height, depth * across)
         self._pixel_mm = float(np.clip(size_mm[0] / WANTED_HEIGHT_PX, *PIXEL_MM))
         self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
-        self._gray = self._windowed(self._cut_linear(ras.data))
+        self._gray = self._windowed(self._cut_linear(data))
+
+    def _shown(self, data: AnyArray) -> AnyArray:
+        """The part of a nearest-RAS array that the picture shows."""
+        part = slice(self._first, self._last + 1)
+        return data[:, part] if self._sagittal else data[part]
 
     def _columns(self, data: AnyArray, index: npt.NDArray[np.intp]) -> AnyArray:
         """(Z, Y) or (Z, X) values of the curved plane."""
@@ -235,7 +266,7 @@ class Plane:
 
     def cut(self, labels: LabelArray) -> LabelArray:
         """Labels (on the grid of the volume) in the plane, as hung, one value a voxel."""
-        data = to_ras(Volume(labels, self._volume.affine)).data
+        data = self._shown(to_ras(Volume(labels, self._affine)).data)
         last = data.shape[0 if self._sagittal else 1] - 1
         return self._hung(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
 
@@ -301,7 +332,7 @@ class Plane:
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
         """Level points, wherever they lie beside the plane."""
-        data = to_ras(Volume(points, self._volume.affine)).data
+        data = self._shown(to_ras(Volume(points, self._affine)).data)
         image = Image.fromarray(rgb)
         draw = ImageDraw.Draw(image)
         radius = POINT_RADIUS_MM / self._pixel_mm
