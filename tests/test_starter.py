@@ -10,8 +10,9 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
-from lib.nnunet.starter import build_network, region_loss, train_starter, warm_start
+from lib.nnunet.starter import train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
+from lib.nnunet.starter_model import build_network, region_loss, warm_start
 from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 

@@ -1,0 +1,127 @@
+"""The starter networks: built as nnU-Net builds them, their loss, and the folder nnU-Net loads."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from torch import nn
+from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits
+
+from lib.nnunet.starter_plans import FEATURES, dataset_json, plans_json, regions_of
+
+HEAD_BIAS = -2.5
+"""Logit the heads start at: most voxels belong to no region."""
+_DICE_SMOOTH = 1.0
+"""Voxels; keeps the Dice of a region cut to a few voxels from jumping."""
+
+
+def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_supervision: bool) -> nn.Module:
+    """The network nnU-Net builds from the starter's plans."""
+    plan = plans_json(step, features)["configurations"]["3d_fullres"]["architecture"]
+    network: nn.Module = get_network_from_plans(
+        plan["network_class_name"],
+        plan["arch_kwargs"],
+        plan["_kw_requires_import"],
+        len(dataset_json(step)["channel_names"]),
+        len(regions_of(step)),
+        deep_supervision=deep_supervision,
+    )
+    for name, value in network.named_parameters():
+        if "seg_layers" in name and name.endswith("bias"):
+            nn.init.constant_(value, HEAD_BIAS)
+    return network
+
+
+def region_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
+
+    Args:
+        logits: (B, R, Z, Y, X), finest first.
+        target: Region shares (B, R, Z, Y, X).
+
+    Returns:
+        Scalar loss.
+
+    Source: nnU-Net's region loss with deep supervision; here targets are shares, averaged for coarser levels.
+    """
+    weights = [0.5**k for k in range(max(1, len(logits) - 1))]
+    total = logits[0].new_zeros(())
+    for level, weight in zip(logits, weights, strict=False):
+        factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
+        truth = avg_pool3d(target, factor) if max(factor) > 1 else target
+        probability = torch.sigmoid(level)
+        axes = (0, 2, 3, 4)
+        both = (probability * truth).sum(axes)
+        dice = (2 * both + _DICE_SMOOTH) / ((probability + truth).sum(axes) + _DICE_SMOOTH)
+        # A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing.
+        shown = (truth.sum(axes) > 0).to(dice.dtype)
+        overlap = (dice * shown).sum() / shown.sum().clamp(min=1.0)
+        total = total + weight * (binary_cross_entropy_with_logits(level, truth) - overlap)
+    return total / sum(weights)
+
+
+def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a step-2 network begun from step 1: what fits is taken, a wider input starts at zero.
+
+    Args:
+        target: Fresh weights of the step-2 network. Not modified.
+        source: Trained weights of the step-1 network. Not modified.
+
+    Returns:
+        New weights; segmentation heads keep their fresh values, their regions differ.
+    """
+    out = {}
+    for name, fresh in target.items():
+        known = source.get(name)
+        if known is not None and known.shape == fresh.shape:
+            out[name] = known.clone().to(fresh.dtype)
+        elif known is not None and known.ndim == 5 and known.shape[0] == fresh.shape[0]:
+            out[name] = fresh.clone() * 0.5  # the marked discs must be heard from the start
+            out[name][:, : known.shape[1]] = known.to(fresh.dtype)
+        else:
+            out[name] = fresh.clone()
+    return out
+
+
+def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
+    """Write a checkpoint so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(data, temporary)
+    temporary.replace(path)
+
+
+def _half_precision(step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """Weights as float16, those the network knows by several names stored once (a third of the file)."""
+    storage = {k: v.data_ptr() for k, v in build_network(step, features, deep_supervision=True).state_dict().items()}
+    halves = {storage[name]: value.detach().cpu().half() for name, value in weights.items()}
+    return {name: halves[storage[name]] for name in weights}
+
+
+def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
+    """Write the model folder nnU-Net loads, weights in half precision, with hashes beside it.
+
+    Args:
+        folder: ``Dataset10x../nnUNetTrainer__nnUNetPlans__3d_fullres``; made if missing.
+        step: 1 or 2.
+        weights: The network's state.
+        features: Its features by stage.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plans, dataset = plans_json(step, features), dataset_json(step)
+    (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
+    checkpoint = {
+        "network_weights": _half_precision(step, weights, features),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset},
+        "inference_allowed_mirroring_axes": None,
+        "current_epoch": 0,
+    }
+    write_checkpoint(folder / "fold_0" / "checkpoint_final.pth", checkpoint)
+    names = ("dataset.json", "fold_0/checkpoint_final.pth", "plans.json")
+    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))
