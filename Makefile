@@ -9,7 +9,7 @@ BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve test fast check demo bench bench-numbering starter lock clean
+.PHONY: setup serve test fast check demo bench bench-numbering bench-cli starter lock clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -47,6 +47,9 @@ bench: setup
 
 bench-numbering: setup
 	$(BIN)/python tools/bench_numbering.py
+
+bench-cli: setup
+	$(BIN)/python tools/bench_cli.py
 
 # Rewrites the lock from the pins; the tested set changes only through this.
 lock: setup

@@ -316,3 +316,40 @@ def test_progress_tells_failures_and_stays_quiet_when_asked(capsys: pytest.Captu
     assert lines[0].startswith("[1/2, ")
     assert lines[1] == "[2/2, 0:00 left] b: failed: too small"
     assert len(lines) == 2
+
+
+def test_a_folder_of_dicom_series(tmp_path: Path, codes: np.ndarray) -> None:
+    """Series in their own folders are scans; results are NIfTI files on the grid of the series."""
+    import SimpleITK as sitk
+
+    folder = tmp_path / "in" / "patient 1" / "t2"
+    folder.mkdir(parents=True)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(image_of(codes).astype(np.int16).transpose(2, 1, 0)))
+    # The phantom's axes P, S, R in DICOM's own L, P, S.
+    image.SetDirection([0, 0, -1, 1, 0, 0, 0, 1, 0])
+    uid = "1.2.826.0.1.3680043.2.1125.1"
+    direction = image.GetDirection()
+    orientation = "\\".join(str(direction[i]) for i in (0, 3, 6, 1, 4, 7))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(image.GetDepth()):
+        part = image[:, :, k]
+        tags = {
+            "0020|000d": f"{uid}.1",
+            "0020|000e": f"{uid}.2",
+            "0008|0018": f"{uid}.3.{k}",
+            "0020|0037": orientation,
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
+            "0020|0013": str(k),
+            "0008|0060": "MR",
+        }
+        for key, value in tags.items():
+            part.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        writer.Execute(part)
+    summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    assert summary.failures == {}
+    labels = read_labels(tmp_path / "out" / "step2_output" / "patient 1_t2.nii.gz")
+    assert labels.grid.orientation == read_image(folder).grid.orientation
+    values = dict(zip(*np.unique(labels.data, return_counts=True), strict=True))
+    assert values == dict(zip(*np.unique(codes, return_counts=True), strict=True))
