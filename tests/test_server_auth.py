@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import psutil
 import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
@@ -144,3 +145,14 @@ def test_a_server_with_authentication(tmp_path: Path) -> None:
         files = {"label": ("l.nii.gz", b"x")}
         answer = requests.put(f"{server.url}/datastore/label?image=x", headers=bearer, files=files, timeout=10)
         assert answer.status_code == 403
+        (server.signals / "slow").write_text("600")
+        admin = {"Authorization": f"Bearer {signed(realm_access={'roles': ['monailabel-admin']})}"}
+        start = requests.post(f"{server.url}/batch/infer/totalspineseg", headers=admin, json={}, timeout=10)
+        assert start.status_code == 200
+        deadline = time.monotonic() + 60
+        while not (started := psutil.Process(server.process.pid).children()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert started
+    # The host left its background processes behind.
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert not alive
