@@ -51,6 +51,12 @@ bench-numbering: setup
 bench-cli: setup
 	$(BIN)/python tools/bench_cli.py
 
+bench-starter: setup
+	$(BIN)/python tools/bench_starter.py
+
+bench-retrain: setup
+	$(BIN)/python tools/bench_retrain.py
+
 # Rewrites the lock from the pins; the tested set changes only through this.
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
