@@ -229,3 +229,28 @@ def test_the_iterative_method_reports_no_probability() -> None:
     assert (report["confident"], report["probability"], report["levels"]) == (None, None, [])
     with pytest.raises(ValueError, match="method must be 'chain' or 'iterative', got 'other'"):
         label_map(Volume(case.raw, case.affine), 1, method="other")  # type: ignore[arg-type]
+
+
+def test_atlas_axis_and_c3_of_one_class_are_told_apart() -> None:
+    """With the axis of the wrong odd/even class, three vertebrae were one piece and the atlas lost its name."""
+    case = draw("cervical", 2, spacing=1.5)
+    odd, even = 7, 8
+    axis = case.truth == 12
+    case.raw[axis] = np.where(case.raw[axis] == odd, even, odd)
+    assert columns.errors(case, name(case)[0]) == {}
+
+
+def test_a_false_disc_inside_a_vertebra_does_not_cut_it() -> None:
+    """The halves were taken for two vertebrae and everything below shifted by one."""
+    case = draw("cervicothoracic", 2, spacing=1.5)
+    levels = {level.code: level for level in case.levels}
+    center = (levels[25].center - case.affine[:3, 3]) / 1.5
+    grid = np.indices(case.raw.shape)
+    radii = (9.0, 5.0, 2.0)
+    away = sum(((grid[a] - center[a]) / (radii[a] / 1.5)) ** 2 for a in range(3))
+    case.raw[(away < 1) & (case.truth == 25)] = 1
+    labels, numbering = name(case)
+    assert columns.errors(case, labels) == {}
+    assert sum(piece.kind is Kind.VERTEBRA for piece in numbering.pieces.vertebrae) == len(
+        find_pieces(case.raw, 2).vertebrae
+    )

@@ -31,6 +31,11 @@ MIN_CUTTING_DISC: Final = 0.25
 """Smaller discs than this share of the median do not part vertebrae: they are false or cut off."""
 MIN_BODY_SHARE: Final = 0.12
 """Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
+BESIDE_MM: Final = 1.0
+MAX_BESIDE: Final = 0.5
+"""A real disc leaves less than this share of a body's cross-section within 1 mm of its middle."""
+ATLAS_WIDER: Final = 1.1
+"""The ring of the atlas is at least this much wider than the axis (60-80 mm against 45-55 mm)."""
 SAMPLE: Final = 3000
 """Voxels of a body looked at to find its length."""
 MAX_DROP: Final = 0.8
@@ -85,8 +90,8 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         before,
         vertebrae,
         seen,
-        lambda k: vertebrae[k].parts > 1 or _holds_disc(before, vertebrae[k], k, places, seen),
-        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen),
+        lambda k: k == 0 or vertebrae[k].parts > 1 or _holds_disc(before, vertebrae[k], k, places, seen),
+        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen, is_top=k == 0),
     )
     return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
 
@@ -209,7 +214,7 @@ def _waist(counts: Ints) -> int | None:
     return found
 
 
-def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> Ints:
+def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
     """One part per vertebra where discs lie inside the body, else one part."""
     none = np.zeros(len(xyz), dtype=np.intp)
     if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
@@ -223,16 +228,27 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map) -> I
     cuts = _cuts(seen.course.locate(sample * seen.spacing), discs)
     level = float(np.median(np.diff(discs))) if discs.size > 1 else USUAL_LEVEL_MM
     owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
+    if is_top:
+        owner = _without_atlas(xyz, owner, in_body, seen)
     return _apart(xyz, owner, in_body, seen) if piece.parts > 1 else owner
 
 
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
-    """Places of the discs that part a body, mm along the canal; each part keeps a fair share of it."""
+    """Places of the discs that part a body, mm along the canal.
+
+    Each part keeps a fair share of the body, and hardly any of it lies beside the disc: a disc that the body
+    surrounds is false.
+    """
     cuts: list[float] = []
+    if not heights.size:
+        return cuts
     least = max(1.0, MIN_BODY_SHARE * heights.size)
+    density = np.bincount(np.floor(heights - heights.min()).astype(np.intp))
+    usual = float(np.median(density[density > 0]))
     for disc in np.sort(discs_mm):
+        beside = (np.abs(heights - disc) <= BESIDE_MM).sum() / (2 * BESIDE_MM)
         above = ((heights < disc) & (heights >= (cuts[-1] if cuts else -np.inf))).sum()
-        if above >= least and (heights >= disc).sum() >= least:
+        if above >= least and (heights >= disc).sum() >= least and beside <= MAX_BESIDE * usual:
             cuts.append(float(disc))
     return cuts
 
@@ -251,6 +267,26 @@ def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float
     owner[behind] = _whole_components(xyz, owner, in_body)[behind]
     used = np.unique(owner)
     return np.searchsorted(used, owner)
+
+
+def _without_atlas(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
+    """Atlas and axis have no disc between: part them at the waist of their arches if the upper one is a wide ring."""
+    mine = owner == 0
+    behind = mine & ~in_body
+    if behind.sum() < MIN_BODY_VOXELS:
+        return owner
+    heights = seen.course.locate(xyz[mine] * seen.spacing)
+    start = float(heights.min())
+    waist = _waist(np.bincount(np.floor(heights[~in_body[mine]] - start).astype(np.intp)))
+    if waist is None:
+        return owner
+    upper = heights < start + waist
+    x = xyz[mine, 0]
+    if np.ptp(x[upper]) < ATLAS_WIDER * np.ptp(x[~upper]):
+        return owner
+    result = owner + 1
+    result[np.flatnonzero(mine)[upper]] = 0
+    return result
 
 
 def _drop(counts: Ints, start: float, level_mm: float) -> float:
