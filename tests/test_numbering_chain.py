@@ -63,14 +63,17 @@ def test_clean_maps_get_the_labels_of_the_reference(case: str, step: int) -> Non
 
 @pytest.mark.parametrize("fov", ["cervical", "thoracic", "lumbar"])
 @pytest.mark.parametrize("step", [1, 2])
-def test_clean_columns_are_right_and_confident(fov: str, step: int) -> None:
+def test_clean_columns_are_right_and_as_certain_as_can_be(fov: str, step: int) -> None:
     case = draw(fov, step)
     labels, numbering = name(case)
     assert columns.errors(case, labels) == {}
-    assert numbering.confident
-    assert numbering.probability >= CONFIDENT_PROBABILITY
-    assert numbering.would_settle == ()
     assert numbering.missed == ()
+    # Without odd/even classes nothing tells T12 from T13 above the lumbar spine.
+    open_question = (fov, step) == ("lumbar", 1)
+    assert numbering.confident is not open_question
+    assert (numbering.probability >= CONFIDENT_PROBABILITY) is not open_question
+    assert numbering.probability > 0.97
+    assert (numbering.would_settle == ()) is not open_question
 
 
 @pytest.mark.parametrize(
