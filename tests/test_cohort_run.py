@@ -289,6 +289,7 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, few: np.ndarray) -> Non
 
     summary = run(tmp_path / "in", tmp_path / "out", Stopping(), keep=("step2_output",))
     assert summary.interrupted
+    assert set(summary.records) == {p.stem for p in (tmp_path / "out" / "reports").glob("*.json")} == {"a"}
     assert "c" not in summary.records
     rest = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     assert set(rest.records) == {"a", "b", "c"}

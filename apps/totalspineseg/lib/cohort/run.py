@@ -126,6 +126,8 @@ class Run:
         except KeyboardInterrupt:
             interrupted = True
             stages.close()  # type: ignore[attr-defined]
+            # What was being written meanwhile is finished as well.
+            records |= {c.name: r for c in todo if c.name not in records and (r := self._finished(c)) is not None}
         return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted)
 
     @staticmethod
