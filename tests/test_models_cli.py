@@ -9,9 +9,14 @@ import pytest
 
 from lib.cli import main
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.training_log import TrainingLog
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.store import ModelStore
+from lib.trainers import retrain as retraining
+from lib.volume_io import write_volume
+from test_trainers import scores_of
 from tiny_models import write_models
+from training_site import make_site, tiny_reference, tiny_replay, tiny_scan
 
 
 def publish(store: ModelStore, name: str, seed: int, *, passed: bool = True) -> None:
@@ -104,3 +109,48 @@ def test_other_files_are_refused(
     assert code == 2
     assert "required" in error
     assert store.versions() == before
+
+
+# --- retrain and prepare
+
+
+def test_retrain_learns_from_a_studies_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retraining, "score_models", lambda cases, **_: scores_of(0.0) if list(cases) else ())
+    monkeypatch.setattr(retraining, "reference_cases", lambda count: tiny_reference())
+    monkeypatch.setattr(retraining, "replay_sources", lambda count: tiny_replay())
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
+    site = make_site(tmp_path)
+    words = ["retrain", str(tmp_path / "studies"), "--step", "1", "--iterations", "1", "--device", "cpu"]
+    assert main([*words, "--data-dir", str(site.models.model_dir)]) == 0
+    (version,) = site.models.versions()
+    assert site.models.active() == {1: version}
+    assert version in capsys.readouterr().out
+
+
+def test_prepare_writes_datasets_from_bids_and_from_corrections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, codes = tiny_scan(1)
+    bids = tmp_path / "bids"
+    for subject in ("sub-1", "sub-2"):
+        anat, derived = (bids / part / subject / "anat" for part in ("", "derivatives/labels"))
+        anat.mkdir(parents=True)
+        derived.mkdir(parents=True)
+        write_volume(anat / f"{subject}_T2w.nii.gz", image.data, image.grid)
+        write_volume(derived / f"{subject}_T2w_label-spine_dseg.nii.gz", codes.data, codes.grid)
+    (bids / "derivatives/labels/sub-2/anat/sub-2_T2w_label-spine_dseg.nii.gz").write_bytes(b"\x1f\x8b half")
+    assert main(["prepare", str(bids), str(tmp_path / "raw"), "--no-o2e"]) == 1
+    out = capsys.readouterr()
+    assert "left out sub-2_T2w" in out.err
+    labels = sorted(p.relative_to(tmp_path / "raw") for p in (tmp_path / "raw").rglob("labelsTr/*.nii.gz"))
+    assert [str(path) for path in labels] == [
+        f"Dataset10{step}_TotalSpineSeg_step{step}/labelsTr/sub-1_T2w.nii.gz" for step in (1, 2)
+    ]
+    make_site(tmp_path / "site")
+    assert main(["prepare", str(tmp_path / "site" / "studies"), str(tmp_path / "raw2"), "--step", "2"]) == 0
+    assert "2 cases" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["prepare", str(tmp_path / "empty"), str(tmp_path / "raw3")]) == 2
+    assert "check --label-suffix" in capsys.readouterr().err

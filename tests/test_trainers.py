@@ -1,13 +1,18 @@
 """The loop from corrections to a published version, and the tasks clients start."""
 
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from monailabel.client.client import MONAILabelClient
 
+from lib.anatomy import WIRE_LABELS
 from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.wire import to_wire
 from lib.errors import TrainingError, WeightsError
 from lib.gate import holdout
 from lib.gate.compare import SubjectScores
@@ -27,7 +32,11 @@ from lib.trainers.runs import state_of
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
 from lib.trainers.task import SpineTrainTask
-from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+from tiny_models import write_models
+from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 
 def scores_of(change: float) -> tuple[SubjectScores, ...]:
@@ -247,3 +256,41 @@ def test_material_says_which_correction_was_left_out(tmp_path: Path) -> None:
     assert [case.name for case in found.skipped] == ["sub-0"]
     assert [s.provenance["image"] for s in found.training] == ["sub-1"]
     assert material.judged_cases(found.training)[0][0].subject == "sub-1"
+
+
+# --- through the server
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.1)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_client_starts_watches_and_stops_a_training(server: Server, tmp_path: Path) -> None:
+    """Stopping kills the process; what was submitted stays, and the run can go on."""
+    app = server.studies.parent / "app"
+    if not (app / "model" / "starter").exists():
+        write_models(app / "model" / "starter", spacing=SPACING_MM)
+    client = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="trainer")
+    assert {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2"} == set(client.info()["trainers"])
+    codes = lumbar_codes()
+    write_volume(tmp_path / "label.nii.gz", to_wire(codes), RAS)
+    names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
+    write_volume(tmp_path / "train-me.nii.gz", image_of(codes), RAS)
+    (tmp_path / "train-me.nii.gz").rename(server.studies / "train-me.nii.gz")
+    wait_for(lambda: "train-me" in requests.get(f"{server.url}/datastore/?output=all", timeout=10).json()["objects"])
+    client.save_label("train-me", str(tmp_path / "label.nii.gz"), params={"label_info": names})
+    request = {"iterations": "100000", "replay_cases": "0", "device": "cpu"}
+    client.train_start("totalspineseg", request)
+    training = server.studies / ".totalspineseg" / "training"
+    wait_for(lambda: list(training.glob("*/step1/state.pth")))
+    stats = client.info()["train_stats"]
+    assert {entry["status"] for entry in stats.values()} == {"running"}
+    assert stats["totalspineseg_step2"]["epoch"] >= 1
+    assert client.train_status(check_if_running=True) is True
+    client.train_stop()
+    wait_for(lambda: client.info()["train_stats"]["totalspineseg"]["status"] == "interrupted")
+    assert CorrectionStore(server.studies / ".totalspineseg").latest_accepted("train-me") is not None

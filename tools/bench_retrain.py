@@ -222,6 +222,8 @@ def _train(client: MONAILabelClient, arguments: argparse.Namespace) -> dict[str,
             client.train_status(check_if_running=True)
         except Exception:
             task = client.train_status()
+            if task.get("status") in ("SUBMITTED", "RUNNING"):
+                continue
             if task.get("status") != "DONE":
                 sys.exit(f"training ended as {task.get('status')}: {list(task.get('details', ()))[-5:]}")
             return {**client.info()["train_stats"]["totalspineseg"], "seconds": round(time.monotonic() - start)}

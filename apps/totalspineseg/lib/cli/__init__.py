@@ -21,6 +21,8 @@ COMMANDS: Final = MappingProxyType(
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
         "weights": "install or list the networks' weights",
         "models": "list, show, activate, roll back, export or import model versions",
+        "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
+        "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
         "train-starter": "train the small starter networks on synthetic spines",
     }

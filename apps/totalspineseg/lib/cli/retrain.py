@@ -1,0 +1,41 @@
+"""Learn from the corrections of a studies folder, without a server: fine-tune, judge, publish what passes.
+
+Interrupt it at any moment; the next call with the same corrections and settings goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+from lib.cli.common import MODEL_DIR, existing_path, positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("studies", type=existing_path, metavar="STUDIES", help="folder of images the server serves")
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
+    parser.add_argument("--iterations", type=positive, metavar="N")
+    parser.add_argument("--batch-size", type=positive, metavar="N")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE")
+    parser.add_argument("--replay-share", type=float, metavar="0..1")
+    parser.add_argument("--device", default="auto", metavar="cuda|cpu")
+    parser.add_argument("--restart", action="store_true", help="forget an unfinished run")
+    parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit code: 1 when the new model was not published."""
+    from lib.registry.store import ModelStore
+    from lib.trainers.request import read_settings
+    from lib.trainers.retrain import retrain
+    from lib.trainers.site import folder_site
+
+    names = ("iterations", "batch_size", "learning_rate", "replay_share", "device")
+    request = {name: getattr(arguments, name) for name in names} | {"resume": not arguments.restart}
+    steps = tuple(sorted(set(arguments.step or (1, 2))))
+    site = folder_site(arguments.studies, ModelStore(arguments.data_dir))
+    result = retrain(site, read_settings(request, steps))
+    for case in result.skipped:
+        print(f"left out {case.name}: {case.reason}")
+    print(f"{result.version}: {result.report.reason}")
+    print(f"logs and curves: {result.run}")
+    return 0 if result.report.publish else 1
