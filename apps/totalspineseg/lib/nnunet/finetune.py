@@ -119,7 +119,8 @@ class _Run:
         )
         self.network = folder.load_network().requires_grad_(True).train().to(self.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-        self.half = self.device.type == "cuda"
+        # Half precision where the GPU computes in it itself; float16 would need its gradients scaled.
+        self.half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.iteration = 0
         self.best = math.nan
         self._restore()
@@ -188,7 +189,7 @@ class _Run:
                     ) from error
             # Outside the handler: its traceback would keep the tensors alive.
             self.optimizer.zero_grad(set_to_none=True)
-            if self.half:
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.batch_size = max(1, self.batch_size // 2)
             self.log.say(f"step {self.step}: memory does not suffice, going on with passes of {self.batch_size}")

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from lib.errors import TrainingError
 from lib.registry.files import storage_errors, write_json
 
 RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
+LOCK_WAIT_S: Final = 0.5
+"""How long a held lock is tried for, seconds: whoever only looks (``is_running``) holds it for an instant."""
 PROGRESS_EVERY_S: Final = 1.0
 """Progress is written at most this often, seconds: clients ask every few seconds."""
 
@@ -60,13 +62,23 @@ def only_one(training_dir: Path) -> Iterator[None]:
         training_dir.mkdir(parents=True, exist_ok=True)
         stream = (training_dir / LOCK_FILE).open("a")
     with stream:
+        _take(stream)
+        yield
+
+
+def _take(stream: IO[str]) -> None:
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise TrainingError(
-                "that no other training runs for these studies is required, got one that does; wait for it or stop it"
-            ) from error
-        yield
+            if time.monotonic() > deadline:
+                raise TrainingError(
+                    "no other training for these studies may run, got one that does; wait for it or stop it"
+                ) from error
+            time.sleep(LOCK_WAIT_S / 10)
+        else:
+            return
 
 
 def is_running(training_dir: Path) -> bool:
@@ -76,7 +88,7 @@ def is_running(training_dir: Path) -> bool:
         return False
     with lock.open("a") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
     return False
