@@ -41,9 +41,10 @@ LANDMARK_OWN: Final = 0.87
 """Chance that a landmark disc carries its own class; otherwise it is plain (0.11) or another landmark."""
 LANDMARK_LOST: Final = 0.11
 LANDMARK_OTHER: Final = 0.02 / 3
-LANDMARK_NEAR: Final = (0.05, 0.005)
+LANDMARK_NEAR: Final = (0.08, 0.005)
 """Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
-it makes a landmark that moved by one level (0.55 %) as improbable as one of 180, but comparable to a rare variant."""
+a landmark that moved by one level has a weight of 1.2 % on either side: comparable to a rare variant, and enough to
+doubt a column that hangs on a single landmark."""
 LANDMARK_FAR: Final = 0.001
 """The same farther away."""
 
@@ -82,7 +83,7 @@ LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
 """How far an overlap with the localizer's structure 0, 1 or 2 slots away supports a slot: patients move."""
 LOCALIZER_FLOOR: Final = 0.02
 """Chance that the localizer is wrong about a piece."""
-LOCALIZER_ITEMS: Final = 3.0
+LOCALIZER_ITEMS: Final = 5.0
 """A localizer is right or wrong as a whole: all overlaps count as this many independent ones."""
 PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's word outweighs all other evidence."""
