@@ -120,6 +120,7 @@ class _Retraining:
             self._skip(case)
         self.progress = ProgressFile(self.run)
         self.epochs = -(-settings.finetune.iterations // settings.finetune.epoch)
+        self.epochs_done = 0
         self._tell("running", message="preparing cases")
 
     def go(self, should_stop: Callable[[], bool], reference: Callable[[], Iterable[JudgedCase]]) -> Retrained:
@@ -155,12 +156,15 @@ class _Retraining:
             logger.warning("the state of run %s could not be written", self.run.name)
 
     def _tell(self, status: Status, *, step: int = 0, done: int = 0, seconds: float = 0.0, **rest: Any) -> None:
-        before = self.settings.steps.index(step) if step else (0 if status == "running" else len(self.settings.steps))
+        settings = self.settings.finetune
+        if step:
+            epoch = self.epochs if done == settings.iterations else done // settings.epoch
+            self.epochs_done = self.settings.steps.index(step) * self.epochs + epoch
         state = RunState(
             run=self.run.name,
             status=status,
             step=step,
-            epoch=before * self.epochs + done // self.settings.finetune.epoch,
+            epoch=self.epochs_done,
             total_epochs=len(self.settings.steps) * self.epochs,
             seconds=round(seconds, 1),
             **rest,
@@ -176,6 +180,7 @@ class _Retraining:
     def _train(self, step: int, should_stop: Callable[[], bool]) -> None:
         parent = self.parents[step]
         if (self._work(step) / CANDIDATE_DIR / DONE_FILE).is_file():
+            self.epochs_done = (self.settings.steps.index(step) + 1) * self.epochs
             return
         sources: tuple[ScanSource, ...] = (*self.material.training, *self.replay)
         cases = prepare_cases(sources, parent, on_skip=self._skip)
