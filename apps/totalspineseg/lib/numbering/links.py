@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from lib.anatomy import Kind
+from lib.anatomy import SACRUM, Kind
 from lib.numbering import weights as w
 from lib.numbering.evidence import Item
 from lib.numbering.states import Floats, Ints, Step, observable, states
@@ -21,6 +21,8 @@ class Links:
         prior: (n,) chance of the step but for its length: branches, missed and split structures.
         expected_mm: (n,) distance at scale 1.
         height_mm: (n,) height of the lower slot's level at scale 1.
+        spread_mm: (n,) standard deviation of that distance beyond the usual one: the sacrum's middle depends on
+            how much of it is in view.
         same: (n,) whether both are the same slot, that is parts of one structure.
         lower_slots, lower_starts: The distinct lower slots, and where each begins.
         by_upper: Order of the links by upper slot.
@@ -32,6 +34,7 @@ class Links:
     prior: Floats
     expected_mm: Floats
     height_mm: Floats
+    spread_mm: Floats
     same: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
     lower_slots: Ints
     lower_starts: Ints
@@ -68,6 +71,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
         prior=prior[lower, jump],
         expected_mm=tree.depth_mm[lower] - tree.depth_mm[upper],
         height_mm=tree.height_mm[lower],
+        spread_mm=np.where(tree.code[lower] == SACRUM, w.SACRUM_SPREAD_MM, 0.0),
         same=jump == 0,
         lower_slots=lower_slots,
         lower_starts=lower_starts,
@@ -95,7 +99,7 @@ def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
     """
     scale = w.SCALES[:, None]
     expected, height = scale * steps.expected_mm, scale * steps.height_mm
-    sd = w.SPACING_MM + w.SPACING_SPREAD * expected + w.CUT_SPREAD * height * (upper.cut + lower.cut)
+    sd = w.SPACING_MM + steps.spread_mm + w.SPACING_SPREAD * expected + w.CUT_SPREAD * height * (upper.cut + lower.cut)
     sd = np.where(steps.same, w.SPACING_MM + w.SPLIT_SPREAD * height, sd)
     apart = lower.place_mm - upper.place_mm
     ruled = np.exp(-0.5 * ((apart - expected) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))

@@ -58,6 +58,8 @@ SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
 """Added for a piece cut by the field of view, share of the level's height: its center is off by up to half."""
+SACRUM_SPREAD_MM: Final = 10.0
+"""Added for the middle of the sacrum, mm: a third of it or all of it may be in view."""
 SPLIT_SPREAD: Final = 0.12
 """Distance of the parts of one structure, share of the level's height."""
 UNIT_MM: Final = 25.0
