@@ -214,7 +214,8 @@ def _train(client: MONAILabelClient, arguments: argparse.Namespace) -> dict[str,
     while True:
         time.sleep(POLL_S)
         stats: dict[str, Any] = client.info()["train_stats"]["totalspineseg"]
-        line = f"  epoch {stats.get('epoch', 0)} of {stats.get('total_epochs', '?')}, {stats.get('message') or 'training'}"
+        done = f"epoch {stats.get('epoch', 0)} of {stats.get('total_epochs', '?')}"
+        line = f"  {done}, {stats.get('message') or 'training'}"
         if line != shown:
             print(f"{line} ({time.monotonic() - start:.0f} s)", flush=True)
             shown = line
