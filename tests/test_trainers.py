@@ -287,9 +287,8 @@ def test_a_client_starts_watches_and_stops_a_training(server: Server, tmp_path: 
     client.train_start("totalspineseg", request)
     training = server.studies / ".totalspineseg" / "training"
     wait_for(lambda: list(training.glob("*/step1/state.pth")))
-    stats = client.info()["train_stats"]
-    assert {entry["status"] for entry in stats.values()} == {"running"}
-    assert stats["totalspineseg_step2"]["epoch"] >= 1
+    wait_for(lambda: client.info()["train_stats"]["totalspineseg_step2"]["epoch"] >= 1)
+    assert {entry["status"] for entry in client.info()["train_stats"].values()} == {"running"}
     assert client.train_status(check_if_running=True) is True
     client.train_stop()
     wait_for(lambda: client.info()["train_stats"]["totalspineseg"]["status"] == "interrupted")

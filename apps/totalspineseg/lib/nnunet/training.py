@@ -29,7 +29,7 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, step: Step) -> torch
         A scalar, at best -1: cross-entropy 0 less a mean Dice of 1.
 
     Source:
-        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), for the full resolution only; ``SMOOTH`` differs.
+        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution only; ``SMOOTH`` differs.
     """
     truth = region_masks(target, step).to(logits.dtype)
     known = (target != IGNORE_CLASS[step]).unsqueeze(1).to(logits.dtype)
