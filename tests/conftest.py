@@ -5,7 +5,6 @@ import os
 # Before torch loads: the crash tests fork, and a forked child hangs on the threads its parent had started.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-
 from collections.abc import Iterator
 
 import pytest

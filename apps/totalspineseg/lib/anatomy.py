@@ -73,8 +73,6 @@ DISCS: Final = tuple(code for code, _ in _CERVICAL_DISCS + _THORACIC_DISCS + _LU
 DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S = 63, 71, 91, 100
 DISC_T12_T13, DISC_L5_L6 = 83, 96
 LANDMARK_DISCS: Final = (DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S)
-VARIANT_CODES: Final = (T13, L6, DISC_T12_T13, DISC_L5_L6)
-"""Codes only a column with an extra vertebra has."""
 
 
 def _palette() -> Mapping[int, tuple[int, int, int]]:
