@@ -8,6 +8,7 @@ import pytest
 LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
+    "clock": -2,
     "anatomy": -1,
     "geometry": 0,
     "tags": 0,

@@ -10,7 +10,7 @@ import pytest
 
 from lib.errors import GridError, NoSpineError
 from lib.geometry import Grid, Volume, labels_on_grid
-from lib.pipeline import Options, locate, prepare, segment, step2_input, step2_input_from_correction
+from lib.pipeline import Options, locate, prepare, segment, step2_input
 from lib.prediction import Prediction
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,16 +111,16 @@ def test_a_corrected_step_1_steers_step_2() -> None:
     corrected = expected.copy()
     first = min(code for code in np.unique(expected) if code > 60)
     corrected[corrected == first] = 0
-    before = step2_input_from_correction(scan, Volume(expected, raw.affine))
-    after = step2_input_from_correction(scan, Volume(corrected, raw.affine))
+    before = step2_input(scan, expected)
+    after = step2_input(scan, corrected)
     full = [np.zeros(expected.shape, bool) for _ in range(2)]
     full[0][before.box] = before.channels[1] > 0
     full[1][after.box] = after.channels[1] > 0
     discs = [c for c in np.unique(expected) if c > 60]
     assert {int(c) for c in np.unique(expected[full[0]])} == set(discs[0::2])
     assert {int(c) for c in np.unique(expected[full[1]])} == set(discs[1::2])
-    with pytest.raises(GridError, match="grid of its image"):
-        step2_input_from_correction(scan, Volume(corrected[1:], raw.affine))
+    with pytest.raises(GridError, match="step-1 labels of shape"):
+        step2_input(scan, corrected[1:])
 
 
 @pytest.mark.parametrize("missing", ["everything", "discs", "canal"])

@@ -4,14 +4,13 @@
 ``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from lib.anatomy import CANAL, CORD
+from lib.clock import Clock, no_clock
 from lib.errors import GridError, NoSpineError
 from lib.geometry import (
     FloatArray,
@@ -21,33 +20,20 @@ from lib.geometry import (
     image_to_iso,
     labels_from_iso,
     labels_on_grid,
-    labels_to_iso,
     points_from_iso,
-    require_same_grid,
     soft_from_iso,
 )
-from lib.numbering.chain import Numbering, Pin, number_chain
+from lib.numbering.chain import Numbering, Pin
+from lib.numbering.label import Method, name_map
 from lib.prediction import Predictor
-from lib.transforms.canal import fill_canal
-from lib.transforms.components import Box, largest_component
+from lib.transforms.components import Box
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import odd_discs
-from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.levels import level_points
-from lib.transforms.pieces import find_pieces, require_spine
 from lib.transforms.soft import soft_structure
 
 CROP_MARGIN_MM = 10
 """Margin around the step-1 result for step 2: what the step-2 network was trained with."""
-
-Method = Literal["chain", "iterative"]
-Clock = Callable[[str], AbstractContextManager[None]]
-"""``with clock("stage"):`` around each stage, for latencies and benchmarks."""
-
-
-def no_clock(stage: str) -> AbstractContextManager[None]:
-    """A clock that measures nothing."""
-    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -210,22 +196,6 @@ def step2_input(scan: Scan, labels: LabelArray, *, clock: Clock = no_clock) -> S
     return Step2Input(scan, box, channels)
 
 
-def step2_input_from_correction(scan: Scan, corrected: Volume, *, clock: Clock = no_clock) -> Step2Input:
-    """``step2_input`` from a step-1 label that an annotator corrected on the grid of the image.
-
-    Args:
-        scan: From ``prepare``.
-        corrected: Codes on the grid of the input image. Not modified.
-        clock: Measures the stage.
-
-    Raises:
-        GridError: ``corrected`` is on another grid.
-        NoSpineError: It holds no disc.
-    """
-    require_same_grid(corrected.grid, scan.grid)
-    return step2_input(scan, labels_to_iso(corrected).data, clock=clock)
-
-
 def segment(
     step2: Step2Input, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
 ) -> Segmentation:
@@ -261,22 +231,9 @@ def _name(
     options: Options,
     clock: Clock,
 ) -> tuple[LabelArray, Numbering | None]:
-    """Largest component, pieces, names, painted labels, filled canal."""
-    with clock(f"step {step} largest component"):
-        raw = largest_component(classes)
-    require_spine(raw, step)
-    with clock(f"step {step} labeling"):
-        pieces = find_pieces(raw, step)
-        numbering: Numbering | None = None
-        naming: Naming
-        if options.method == "chain":
-            numbering = number_chain(pieces, raw, step, affine=grid.affine, localizer=localizer, pins=options.pins)
-            pieces, naming = numbering.pieces, numbering.naming
-        else:
-            naming = name_iteratively(pieces, localizer=localizer)
-        labels = paint(pieces, raw, naming, step)
-    with clock(f"step {step} fill canal"):
-        return fill_canal(labels), numbering
+    """``name_map`` with the pipeline's options."""
+    raw = Volume(classes, grid.affine)
+    return name_map(raw, step, localizer=localizer, pins=options.pins, method=options.method, clock=clock)
 
 
 def _on_grid(localizer: Volume | None, grid: Grid) -> LabelArray | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lib.cohort.outputs import FOLDERS
 from lib.numbering.evidence import Pin
-from lib.pipeline import Method
+from lib.numbering.label import Method
 
 
 @dataclass(frozen=True)

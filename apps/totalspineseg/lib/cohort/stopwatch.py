@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """A ``pipeline.Clock`` that adds up seconds by stage; one per scan, used by one thread at a time."""
+    """A ``Clock`` that adds up seconds by stage; one per scan, used by one thread at a time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

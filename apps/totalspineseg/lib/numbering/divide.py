@@ -172,15 +172,21 @@ def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
-    """Two parts where a disc has two lobes a level apart along the canal, else one."""
-    none = np.zeros(len(xyz), dtype=np.intp)
+    """One part per lobe where a disc has lobes a level apart along the canal."""
     along = _along(xyz, seen)
     bins = np.floor(along - along.min()).astype(np.intp)
-    counts = np.bincount(bins)
+    return np.searchsorted(np.array(_disc_cuts(np.bincount(bins))), bins, side="right")
+
+
+def _disc_cuts(counts: Ints) -> list[int]:
+    """First bins of all parts but the uppermost: a chain of discs is cut at one waist after the other."""
     cut = _waist(counts)
-    if cut is None and float(np.quantile(along, 0.98) - np.quantile(along, 0.02)) > MAX_DISC_MM:
+    if cut is None:
+        first, last = np.searchsorted(counts.cumsum(), (0.02 * counts.sum(), 0.98 * counts.sum()))
+        if last - first <= MAX_DISC_MM:
+            return []
         cut = counts.size // 2
-    return none if cut is None else np.asarray(bins >= cut, dtype=np.intp)
+    return [*_disc_cuts(counts[:cut]), cut, *(cut + below for below in _disc_cuts(counts[cut:]))]
 
 
 def _along(xyz: Ints, seen: _Map) -> Floats:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lib.clock import Clock, no_clock
 from lib.errors import GridError
 from lib.geometry import Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
@@ -13,7 +14,7 @@ from lib.numbering.lint import lint
 from lib.numbering.report import report
 from lib.transforms.canal import fill_canal
 from lib.transforms.components import Labels, largest_component
-from lib.transforms.labeling import name_iteratively, paint
+from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.pieces import Step, find_pieces, require_spine
 
 Method = Literal["chain", "iterative"]
@@ -55,8 +56,12 @@ def name_map(
     localizer: npt.NDArray[np.integer[Any]] | None = None,
     pins: Sequence[Pin] = (),
     method: Method = "chain",
+    clock: Clock = no_clock,
 ) -> tuple[Labels, Numbering | None]:
-    """``label_map`` with the numbering itself instead of its report (None for the iterative method)."""
+    """``label_map`` with the numbering itself instead of its report (None for the iterative method).
+
+    ``clock`` measures the stages.
+    """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     if localizer is not None and localizer.shape != raw.data.shape:
@@ -64,10 +69,18 @@ def name_map(
             f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {localizer.shape}; "
             "resample it with nearest neighbor first"
         )
-    classes = largest_component(raw.data.astype(np.uint8))
+    with clock(f"step {step} largest component"):
+        classes = largest_component(raw.data.astype(np.uint8, copy=False))
     require_spine(classes, step)
-    pieces = find_pieces(classes, step)
-    if method == "iterative":
-        return fill_canal(paint(pieces, classes, name_iteratively(pieces, localizer=localizer), step)), None
-    numbering = number_chain(pieces, classes, step, affine=raw.affine, localizer=localizer, pins=pins)
-    return fill_canal(paint(numbering.pieces, classes, numbering.naming, step)), numbering
+    with clock(f"step {step} labeling"):
+        pieces = find_pieces(classes, step)
+        numbering: Numbering | None = None
+        naming: Naming
+        if method == "chain":
+            numbering = number_chain(pieces, classes, step, affine=raw.affine, localizer=localizer, pins=pins)
+            pieces, naming = numbering.pieces, numbering.naming
+        else:
+            naming = name_iteratively(pieces, localizer=localizer)
+        labels = paint(pieces, classes, naming, step)
+    with clock(f"step {step} fill canal"):
+        return fill_canal(labels), numbering
