@@ -14,8 +14,8 @@ from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.synthesis.classes import mark_discs
 
-FINE = (2, 2, 1)
-"""Drawn voxels per network voxel, (Z, Y, X): partial volume along the axes where discs are thin."""
+FINE = (2, 2, 2)
+"""Drawn voxels per network voxel, (Z, Y, X): a voxel of the cord's edge holds part of it, and its target says so."""
 USES_PER_SPINE = 10
 """Patches taken of one drawn spine; drawing costs about as much as three patches."""
 POOL_SIZE = 8
@@ -24,6 +24,8 @@ CROP_MARGIN_MM = 10
 """Step 2 sees the box of step 1's result and this much around it."""
 _SWAP_LEFT_RIGHT = 0.5
 _DISC_LOST, _DISC_ROUGH = 0.03, 0.4
+_SMALL_SCAN, _SMALLEST = 0.12, 0.35
+"""Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side against the patch."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patc
         Channels and region shares, zero-padded to the patch.
     """
     fine = [p * f for p, f in zip(patch, FINE, strict=True)]
+    if rng.random() < _SMALL_SCAN:
+        fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
     window = _window(rng, spine, tuple(fine[::-1]), step)
     part = SyntheticSpine(
         spine.labels[window], spine.tissues[window], spine.affine, spine.column, spine.vertebrae, spine.discs

@@ -43,10 +43,11 @@ def capsule(local: Local, start: tuple[float, float, float], end: tuple[float, f
 
 
 def body(local: Local, vertebra: Vertebra) -> Mask:
-    """The vertebral body: waisted, wedged, with hollow endplates; cervical ones with raised edges."""
+    """The vertebral body: waisted, wedged, with hollow endplates and osteophytes; cervical ones with raised edges."""
     size = vertebra.size
     relative = local.superior * np.float32(2 / size.height)
     waist = 1 - 0.09 * np.clip(1 - relative**2, 0, 1)
+    waist = waist + vertebra.lip * np.clip(np.abs(relative) - 0.6, 0, 0.4) / 0.4
     rim = outline(local, size.width, size.depth)
     inside = rim < waist**_BODY_POWER
     half = size.height / 2 + vertebra.wedge * local.anterior

@@ -21,6 +21,8 @@ _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6,
 """How often a thoracic and a lumbar count is drawn (anomalies a little more often than in people)."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
+_COCCYX_MM = 36.0
+"""Length along its curve. Source: Woon et al., Clin Anat 25(4), 2012: some 4 cm."""
 _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
     Field.WHOLE: (None, None),
     Field.CERVICAL: (None, (8, 11)),
@@ -127,6 +129,23 @@ def _draw_sacrum(labels: Codes, tissues: Codes, column: BentColumn, raster: Rast
         tissues[box][part] = Tissue.MARROW
         if number < len(column.sacrum) - 1:
             tissues[box][part & gap] = Tissue.SACRAL_DISC
+    _draw_coccyx(tissues, column, raster)
+
+
+def _draw_coccyx(tissues: Codes, column: BentColumn, raster: Raster) -> None:
+    """The tail bone below S5, bending forward: tissue alone, the label table has no name for it."""
+    last = column.sacrum[-1]
+    long = _COCCYX_MM * column.scale
+    box = raster.box(last.frame, (-12, -12, -last.height / 2 - long - 6), (12, long, 0))
+    if box is None:
+        return
+    local = raster.local(last.frame, box)
+    top = -last.height / 2
+    bone = np.zeros(tissues[box].shape, bool)
+    for first, radius in ((0.0, 6.0), (0.35, 5.0), (0.7, 3.5)):
+        ends = [(0.0, 0.5 * long * t**1.5, top - long * t) for t in (first + 0.06, first + 0.28)]
+        bone |= capsule(local, ends[0], ends[1], radius * column.scale)
+    tissues[box][bone & (tissues[box] != Tissue.AIR)] = Tissue.OTHER_BONE
 
 
 def _sacral_part(local: Local, segment: Segment, number: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
