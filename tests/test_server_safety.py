@@ -47,6 +47,17 @@ def test_closed(server: Server, method: str, path: str, status: int) -> None:
     assert answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:{port}", 200), ("localhost", 200), ("[::1]:{port}", 200), ("evil.example:{port}", 400), ("[", 400)],
+)
+def test_answers_to_its_own_name_alone(server: Server, host: str, status: int) -> None:
+    """A page whose name resolves to 127.0.0.1 could read every study through the reader's browser."""
+    port = server.url.rsplit(":", 1)[1]
+    answer = requests.get(f"{server.url}/info/", headers={"Host": host.format(port=port)}, timeout=20)
+    assert answer.status_code == status, answer.text
+
+
 @pytest.mark.parametrize("field", ["image", "image_id", "label", "session", "label_from"])
 def test_parameters_cannot_name_a_path(server: Server, field: str) -> None:
     """``params`` overrode the image with any readable path."""

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,13 +26,14 @@ DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 
 
-def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB) -> FastAPI:
+def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] | None = None) -> FastAPI:
     """The front with MONAI Label's application behind it.
 
     The host's settings (studies, app folder) must be in place; ``serve`` does that.
 
     Args:
         max_upload_mb: Largest request body, MiB.
+        hosts: Names the server may be called by; None: any.
     """
     from lib.front import errors, host, infer, studies
     from lib.front.guard import Guard
@@ -61,7 +62,8 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=int(max_upload_mb * 2**20))
+    limit = int(max_upload_mb * 2**20)
+    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, hosts=hosts)
     return app
 
 
@@ -126,7 +128,8 @@ def serve(
     log_config = init_log_config(None, str(app_dir), "app.log", log_level)
     if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
         logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
-    app = create_app(max_upload_mb=max_upload_mb)
+    # Whoever opens it to a network calls it by names of its own.
+    app = create_app(max_upload_mb=max_upload_mb, hosts=LOOPBACK if host in LOOPBACK else None)
     uvicorn.run(app, host=host, port=port, log_config=log_config, access_log=False)
 
 

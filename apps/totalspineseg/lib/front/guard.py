@@ -53,15 +53,23 @@ class Guard:
         known: Asked per request what the running app offers.
         origins: Web origins that may use the server besides its own pages.
         max_upload_bytes: Largest request body.
+        hosts: Names the server may be called by; None: any.
     """
 
     def __init__(
-        self, app: ASGIApp, *, known: Callable[[], Known], origins: Collection[str], max_upload_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        known: Callable[[], Known],
+        origins: Collection[str],
+        max_upload_bytes: int,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.app = app
         self._known = known
         self._origins = frozenset(origins)
         self._limit = max_upload_bytes
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on with a counted body."""
@@ -79,7 +87,8 @@ class Guard:
         path = "/" + "/".join(part for part in scope["path"].split("/") if part)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         return (
-            unsafe_path(scope["path"])
+            foreign_host(headers.get("host", ""), self._hosts)
+            or unsafe_path(scope["path"])
             or next((found for name, value in query if (found := unsafe_parameter(name, value))), None)
             or foreign_page(scope["method"], headers, self._origins)
             or self._oversized(headers)
@@ -129,6 +138,19 @@ def unsafe_parameter(name: str, value: str) -> Refusal | None:
     if name == "session_id" and not SESSION_ID.fullmatch(value):
         return Refusal(BAD_REQUEST, f"'session_id' must be as the server gave it, got {value!r}")
     return None
+
+
+def foreign_host(host: str, hosts: Collection[str] | None) -> Refusal | None:
+    """A name that is not this server's: a page whose own name was pointed here would pass for one of ours."""
+    try:
+        name = urlsplit(f"//{host}").hostname
+    except ValueError:
+        name = None
+    if hosts is None or name in hosts:
+        return None
+    return Refusal(
+        BAD_REQUEST, f"a server called {' or '.join(sorted(hosts))} is required, got {host!r}; use one of these"
+    )
 
 
 def foreign_page(method: str, headers: Headers, origins: Collection[str]) -> Refusal | None:
