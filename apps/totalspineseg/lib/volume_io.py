@@ -26,8 +26,6 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
-DICOM_SLICE_TOLERANCE_MM = 0.1
-"""Gaps between slices of one series may differ by this much (headers are rounded to 0.01-0.1 mm)."""
 
 _UNREADABLE = (
     OSError,
@@ -115,13 +113,11 @@ def _read(path: Path) -> Volume:
     if not path.exists():
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:
-        if path.is_dir():
-            return _read_dicom_folder(path)
-        if path.name.lower().endswith(NIFTI_SUFFIXES):
+        if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             return _read_nifti(path)
-        if path.name.lower().endswith(IMAGE_SUFFIXES):
+        if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
             return _from_sitk(sitk.ReadImage(str(path)))
-        return _read_dicom_files([str(path)])
+        return _read_dicom(path)
     except ImageError:
         raise
     except _UNREADABLE as error:
@@ -176,6 +172,13 @@ def _to_3d(data: AnyArray) -> AnyArray:
     return data
 
 
+def _read_dicom(path: Path) -> Volume:
+    # Here because importing pydicom takes longer than reading a NIfTI image.
+    from lib.dicom.series import read_series
+
+    return read_series(path)
+
+
 def _from_sitk(image: sitk.Image) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(
@@ -189,56 +192,6 @@ def _from_sitk(image: sitk.Image) -> Volume:
     affine[:3, :3] = direction * np.array(image.GetSpacing()[:3])
     affine[:3, 3] = image.GetOrigin()[:3]
     return Volume(data, _LPS_TO_RAS @ affine)
-
-
-def _read_dicom_folder(path: Path) -> Volume:
-    reader = sitk.ImageSeriesReader
-    series = {uid: reader.GetGDCMSeriesFileNames(str(path), uid) for uid in reader.GetGDCMSeriesIDs(str(path))}
-    if not series:
-        raise ImageError(f"a folder with one DICOM series is required, got {path.name!r} without any; check the folder")
-    if len(series) > 1:
-        raise ImageError(
-            f"a folder with one DICOM series is required, got {len(series)} series in {path.name!r}; "
-            "put each series in its own folder"
-        )
-    return _read_dicom_files(list(next(iter(series.values()))))
-
-
-def _read_dicom_files(names: list[str]) -> Volume:
-    if len(names) == 1:
-        return _from_sitk(sitk.ReadImage(names[0], imageIO="GDCMImageIO"))
-    _require_one_stack(names)
-    return _from_sitk(sitk.ReadImage(names))
-
-
-def _require_one_stack(names: list[str]) -> None:
-    """Check that the slices of a series are parallel and evenly spaced (a three-plane localizer is not)."""
-    tags = {"orientation": "0020|0037", "position": "0020|0032"}
-    orientations, positions = [], []
-    for name in names:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(name)
-        reader.SetImageIO("GDCMImageIO")
-        reader.ReadImageInformation()
-        if not all(reader.HasMetaDataKey(key) for key in tags.values()):
-            raise ImageError(
-                "DICOM slices with a position and orientation are required, got some without; export again"
-            )
-        orientations.append([float(v) for v in reader.GetMetaData(tags["orientation"]).split("\\")])
-        positions.append([float(v) for v in reader.GetMetaData(tags["position"]).split("\\")])
-    direction = np.array(orientations)
-    if np.abs(direction - direction[0]).max() > 1e-3:
-        raise ImageError(
-            "a DICOM series with parallel slices is required, got slices in several orientations "
-            "(a three-plane localizer?); send one stack"
-        )
-    normal = np.cross(direction[0, :3], direction[0, 3:])
-    gaps = np.diff(np.sort(np.array(positions) @ normal))
-    if len(gaps) and (gaps.min() <= 0 or gaps.max() - gaps.min() > DICOM_SLICE_TOLERANCE_MM):
-        raise ImageError(
-            f"a DICOM series with evenly spaced slices is required, got gaps from {gaps.min():.2f} to "
-            f"{gaps.max():.2f} mm; a slice is missing or two stacks are mixed"
-        )
 
 
 def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:

@@ -6,10 +6,10 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, BY_CODE, SACRUM, STEP1_FROM_CODE, VERTEBRAE, Kind, code_of_name
-from lib.corrections.submission import Segment, Submission
 from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, require_same_grid
+from lib.segments import Segment, Submission
 
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Where segments overlap the later kind stays, as where the pipeline paints its own result."""

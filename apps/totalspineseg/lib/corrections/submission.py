@@ -1,8 +1,7 @@
-"""A label file as an annotator's program wrote it: layers of voxels and the segments it names."""
+"""Reading what an annotator's program sent as a label file."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,42 +10,11 @@ import SimpleITK as sitk
 
 from lib.errors import ImageError, LabelError
 from lib.geometry import AnyArray, Grid, LabelArray, Volume
+from lib.segments import MAX_SEGMENTS, Segment, Submission
 from lib.volume_io import read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
 """Header fields in which 3D Slicer keeps the segments of a .seg.nrrd file."""
-MAX_SEGMENTS: Final = 255
-"""More segments than a uint8 map can hold are not a spine."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One named structure of a submission.
-
-    Attributes:
-        name: As the client wrote it.
-        value: Voxel value in its layer.
-        layer: Index into ``Submission.layers``.
-    """
-
-    name: str
-    value: int
-    layer: int = 0
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A label file, read.
-
-    Attributes:
-        layers: One (X, Y, Z) uint8 map per layer; several when segments overlap.
-        grid: Where the voxels lie.
-        segments: Which name each value stands for.
-    """
-
-    layers: tuple[LabelArray, ...]
-    grid: Grid
-    segments: tuple[Segment, ...]
 
 
 def read_submission(path: Path, label_info: object) -> Submission:

@@ -1,0 +1,119 @@
+"""The slices of a series, one at a time: single-frame objects and enhanced multi-frame ones look alike here."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom import Dataset
+
+from lib.dicom.headers import is_capture, sop_class, sop_instance
+from lib.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice.
+
+    Attributes:
+        sop_class: Kind of the object it is in.
+        sop_instance: That object.
+        number: Frame number from 1 in a multi-frame object, None in a single-frame one.
+        position: LPS mm of the center of the first pixel.
+        orientation: LPS direction along a row (three numbers) and along a column (three).
+        spacing: mm between rows and between columns.
+        rows: Pixels in a column.
+        columns: Pixels in a row.
+        thickness: mm, 0 when the header does not say.
+        file: Where the pixels are, None when only the header is at hand.
+    """
+
+    sop_class: str
+    sop_instance: str
+    number: int | None
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, float]
+    rows: int
+    columns: int
+    thickness: float
+    file: Path | None
+
+
+def frames_of(header: Dataset) -> tuple[Frame, ...]:
+    """The slices of one image object.
+
+    Args:
+        header: Single-frame image or enhanced multi-frame image; no pixels needed. Not modified.
+
+    Raises:
+        ImageError: Colors, or a slice without a place in the patient (screenshots have none).
+    """
+    if is_capture(header):
+        raise ImageError(
+            "an original image series is required, got secondary captures (screenshots) without a place in the "
+            "patient; send the series they were taken from"
+        )
+    if int(header.get("SamplesPerPixel") or 1) != 1:
+        raise ImageError(
+            f"one gray value a voxel is required, got {header.SamplesPerPixel} values a voxel; send the original series"
+        )
+    if header.get("PerFrameFunctionalGroupsSequence"):
+        return tuple(_enhanced(header))
+    count = int(header.get("NumberOfFrames") or 1)
+    if count > 1:
+        raise ImageError(
+            f"a place in the patient for every frame is required, got {count} frames without; send the original series"
+        )
+    return (_frame(header, [header], None),)
+
+
+def _enhanced(header: Dataset) -> Iterator[Frame]:
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
+    for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
+        groups = [own, *shared]
+        places = [
+            item
+            for group in groups
+            for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
+            for item in list(group.get(keyword) or [])[:1]
+        ]
+        yield _frame(header, [*places, header], number)
+
+
+def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
+    position = _numbers(places, "ImagePositionPatient", 3)
+    orientation = _numbers(places, "ImageOrientationPatient", 6)
+    spacing = _numbers(places, "PixelSpacing", 2)
+    if position is None or orientation is None:
+        raise ImageError("DICOM slices with a position and orientation are required, got some without; export again")
+    if spacing is None or min(spacing) <= 0:
+        raise ImageError("DICOM slices with a pixel spacing are required, got some without; export again")
+    thickness = _numbers(places, "SliceThickness", 1)
+    name: Any = getattr(header, "filename", None)
+    return Frame(
+        sop_class=sop_class(header),
+        sop_instance=sop_instance(header),
+        number=number,
+        position=position,
+        orientation=orientation,
+        spacing=(spacing[0], spacing[1]),
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        thickness=thickness[0] if thickness else 0.0,
+        file=Path(name) if isinstance(name, str | Path) else None,
+    )
+
+
+def _numbers(places: list[Dataset], keyword: str, count: int) -> tuple[float, ...] | None:
+    """The first place that states this many finite numbers."""
+    for place in places:
+        value: Any = place.get(keyword)
+        try:
+            numbers = tuple(float(v) for v in np.atleast_1d(value)) if value is not None else ()
+        except (TypeError, ValueError):
+            continue
+        if len(numbers) == count and np.isfinite(numbers).all():
+            return numbers
+    return None

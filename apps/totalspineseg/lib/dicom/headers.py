@@ -1,0 +1,109 @@
+"""The headers of one image series, from a folder, from files or as a PACS answered."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+
+from lib.errors import ImageError
+
+Sources = Path | Sequence[Path | Dataset]
+"""A folder of one series, one file, or the files or headers of a series."""
+
+SEG_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""Segmentation Storage, and Label Map Segmentation Storage."""
+_DERIVED_CLASSES: Final = (*SEG_CLASSES, "1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.2")
+"""Have pixels, but are made from images: segmentations, surfaces, dose."""
+_CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
+"""Secondary Capture Image Storage and its multi-frame kinds."""
+
+
+def read_headers(sources: Sources) -> tuple[Dataset, ...]:
+    """Headers of the images of one series, without pixels.
+
+    Segmentations, reports, presentation states and the like are left out, and so are screenshots that a
+    scanner put beside the slices of a series.
+
+    Args:
+        sources: Folder, file, files, or datasets. Datasets are not modified.
+
+    Returns:
+        One header an image object, in the order given (files of a folder by name); never empty.
+
+    Raises:
+        ImageError: No DICOM image, or images of several series.
+    """
+    name = sources.name if isinstance(sources, Path) else "the files"
+    headers = [header for header in _all_headers(sources) if _is_image(header)]
+    if not headers:
+        raise ImageError(f"a folder with one DICOM series is required, got {name!r} without any; check the folder")
+    series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
+    if len(series) > 1:
+        raise ImageError(
+            f"a folder with one DICOM series is required, got {len(series)} series in {name!r}; "
+            "put each series in its own folder"
+        )
+    slices = [header for header in headers if not is_capture(header)]
+    return tuple(slices or headers)
+
+
+def read_header(path: Path) -> Dataset | None:
+    """The header of a DICOM file, or None for a file that is none."""
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except InvalidDicomError:
+        pass
+    except (OSError, EOFError, ValueError, AttributeError, NotImplementedError):
+        return None
+    try:
+        # Some archives write objects without the DICOM preamble. Read so, bytes that are not DICOM can raise anything.
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    except Exception:
+        return None
+    return header if "SOPInstanceUID" in header and "SOPClassUID" in header else None
+
+
+def sop_class(header: Dataset) -> str:
+    """UID of the kind of object; "" when it says none."""
+    return _uid(header, "SOPClassUID", "MediaStorageSOPClassUID")
+
+
+def sop_instance(header: Dataset) -> str:
+    """UID of the object; "" when it has none."""
+    return _uid(header, "SOPInstanceUID", "MediaStorageSOPInstanceUID")
+
+
+def is_capture(header: Dataset) -> bool:
+    """Whether the object is a secondary capture, such as a screenshot, without a place in the patient."""
+    kind = sop_class(header)
+    return (kind == _CAPTURE_ROOT or kind.startswith(_CAPTURE_ROOT + ".")) and not header.get("ImagePositionPatient")
+
+
+def _all_headers(sources: Sources) -> list[Dataset]:
+    if isinstance(sources, Path):
+        if not sources.is_dir():
+            return _require_dicom(sources)
+        files = sorted(path for path in sources.iterdir() if path.is_file() and not path.name.startswith("."))
+        return [header for path in files if (header := read_header(path)) is not None]
+    return [header for item in sources for header in (_require_dicom(item) if isinstance(item, Path) else [item])]
+
+
+def _require_dicom(path: Path) -> list[Dataset]:
+    header = read_header(path)
+    if header is None:
+        raise ImageError(
+            f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r}, which is none; export it again"
+        )
+    return [header]
+
+
+def _is_image(header: Dataset) -> bool:
+    return bool(header.get("Rows")) and bool(header.get("Columns")) and sop_class(header) not in _DERIVED_CLASSES
+
+
+def _uid(header: Dataset, keyword: str, meta_keyword: str) -> str:
+    meta: Any = getattr(header, "file_meta", None) or {}
+    return str(header.get(keyword) or meta.get(meta_keyword, ""))

@@ -1,0 +1,154 @@
+"""From slices to one stack: parallel, evenly spaced, in order, and where its voxels lie."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+from lib.dicom.frames import Frame, frames_of
+from lib.errors import ImageError
+from lib.geometry import Affine, Grid
+
+SLICE_TOLERANCE_MM: Final = 0.1
+"""Gaps between slices of one series may differ by this much (headers are rounded to 0.01-0.1 mm)."""
+DIRECTION_TOLERANCE: Final = 1e-3
+"""Direction cosines of parallel slices may differ by this much (0.06 degrees; headers are rounded)."""
+SPACING_TOLERANCE_MM: Final = 1e-3
+"""Pixel spacings of one series may differ by this much: below it, 500 pixels move by less than one."""
+SAME_PLACE_MM: Final = 0.01
+"""Slices closer than this lie at the same place: the precision of headers."""
+LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PLANES: Final = ("sagittal", "coronal", "axial")
+"""Name of the plane whose normal is nearest to patient x, y, z."""
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The slices of one series in order.
+
+    Attributes:
+        frames: Along the normal of the first slice (row direction x column direction), ascending.
+        affine: Voxel (column, row, slice) -> RAS mm.
+        header: Header of the first object, for patient and study.
+    """
+
+    frames: tuple[Frame, ...]
+    affine: Affine
+    header: Dataset
+
+    @property
+    def grid(self) -> Grid:
+        """The grid on which ``read_series`` gives the pixels."""
+        first = self.frames[0]
+        return Grid((first.columns, first.rows, len(self.frames)), self.affine)
+
+    @property
+    def spacing_mm(self) -> float:
+        """Between slices; the thickness where there is only one."""
+        return self.grid.spacing[2]
+
+
+def stack_of(headers: Sequence[Dataset]) -> Stack:
+    """The one stack of a series.
+
+    Args:
+        headers: Of ``read_headers``, any order. Not modified.
+
+    Raises:
+        ImageError: Several orientations (a localizer), sizes or images at one place, a missing slice, slices without
+            a place, or screenshots; one sentence says which.
+    """
+    frames = list({(f.sop_instance, f.number): f for header in headers for f in frames_of(header)}.values())
+    _require_one_size(frames)
+    _require_parallel(frames)
+    first = np.array(frames[0].orientation)
+    normal = np.cross(first[:3], first[3:])
+    frames.sort(key=lambda frame: float(np.dot(frame.position, normal)))
+    gap = _require_even(frames, normal)
+    origin = np.array(frames[0].position)
+    _require_straight(frames, origin, normal)
+    affine = np.eye(4)
+    affine[:3, 0] = first[:3] * frames[0].spacing[1]
+    affine[:3, 1] = first[3:] * frames[0].spacing[0]
+    affine[:3, 2] = normal * gap
+    affine[:3, 3] = origin
+    return Stack(tuple(frames), LPS_TO_RAS @ affine, headers[0])
+
+
+def _require_one_size(frames: list[Frame]) -> None:
+    sizes = Counter((frame.columns, frame.rows) for frame in frames)
+    spacings = np.array([frame.spacing for frame in frames])
+    if len(sizes) > 1:
+        raise ImageError(
+            f"a DICOM series with slices of one size is required, got {_listed(sizes)}; send one stack a folder"
+        )
+    if np.ptp(spacings, axis=0).max() > SPACING_TOLERANCE_MM:
+        raise ImageError(
+            f"a DICOM series with one pixel spacing is required, got {spacings.min():g} to {spacings.max():g} mm; "
+            "send one stack a folder"
+        )
+
+
+def _listed(counts: Counter[tuple[int, int]]) -> str:
+    return " and ".join(f"{n} of {columns} x {rows}" for (columns, rows), n in counts.most_common(3))
+
+
+def _require_parallel(frames: list[Frame]) -> None:
+    groups: list[tuple[Vector, int]] = []
+    for frame in frames:
+        direction = np.array(frame.orientation)
+        for index, (known, count) in enumerate(groups):
+            if np.abs(direction - known).max() <= DIRECTION_TOLERANCE:
+                groups[index] = known, count + 1
+                break
+        else:
+            groups.append((direction, 1))
+    if len(groups) == 1:
+        return
+    planes = Counter[str]()
+    for direction, count in groups:
+        planes[_PLANES[int(np.abs(np.cross(direction[:3], direction[3:])).argmax())]] += count
+    listed = ", ".join(f"{count} {plane}" for plane, count in planes.most_common())
+    kind = "a three-plane localizer?" if len(planes) == len(_PLANES) else "two stacks in one series?"
+    raise ImageError(
+        f"a DICOM series with parallel slices is required, got {len(groups)} orientations ({listed}; {kind}); "
+        "send one stack"
+    )
+
+
+def _require_even(frames: list[Frame], normal: Vector) -> float:
+    """The mean gap between slices, after checking that all are there once."""
+    places = np.array([frame.position for frame in frames]) @ normal
+    gaps = np.diff(places)
+    if not len(gaps):
+        return frames[0].thickness or 1.0
+    repeated = int((gaps < SAME_PLACE_MM).sum())
+    if repeated:
+        distinct = len(frames) - repeated
+        raise ImageError(
+            f"a DICOM series with one image at each place is required, got {len(frames)} images at {distinct} places "
+            "(copies, or several echoes or phases); send one stack"
+        )
+    if gaps.max() - gaps.min() > SLICE_TOLERANCE_MM:
+        raise ImageError(
+            f"a DICOM series with evenly spaced slices is required, got gaps from {gaps.min():.2f} to "
+            f"{gaps.max():.2f} mm; a slice is missing or two stacks are mixed"
+        )
+    return float(gaps.mean())
+
+
+def _require_straight(frames: list[Frame], origin: Vector, normal: Vector) -> None:
+    offsets = np.array([frame.position for frame in frames]) - origin
+    along = offsets @ normal
+    aside = np.linalg.norm(offsets - np.outer(along, normal), axis=1).max()
+    if aside > SLICE_TOLERANCE_MM + DIRECTION_TOLERANCE * np.ptp(along):
+        raise ImageError(
+            f"a DICOM series with slices straight above each other is required, got a shift of {aside:.2f} mm; "
+            "send a series that is not sheared or mixed"
+        )
