@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
@@ -33,12 +34,23 @@ CORDS = {
     "whole_spine_template_t2": ("PAM50_small_t2.nii.gz", "PAM50_small_cord.nii.gz"),
 }
 DISCS = {"lumbar_t2_discs": ("image.nii.gz", "gt_tss_values.nii.gz")}
+POINTS = {
+    "cervicothoracic_t2_a": ("t2.nii.gz", "labels.nii.gz"),
+    "cervical_t2_crop": ("t2.nii.gz", "labels.nii.gz"),
+    "whole_spine_template_t2": ("PAM50_small_t2.nii.gz", "PAM50_small_label_disc.nii.gz"),
+}
+"""Discs marked by a voxel at their back edge, SCT's numbers."""
+CENTERS = {"cervicothoracic_t2_b": ("t2.nii.gz", "t2_landmarks_C2_T2_center.nii.gz")}
+"""Vertebrae marked by a voxel in the middle, counted from C1 = 1."""
+REACH_MM = 10.0
+"""A marked level counts as found when some level of its kind is labeled this near; a disc is 5 to 12 mm high."""
 
 
 def show(case: CaseScore) -> None:
     flag = " (flagged)" if case.abstained else ""
     print(
-        f"{case.field}, {case.contrast}, {case.column}: {case.named} of {case.levels} levels named right{flag}",
+        f"{case.field}, {case.contrast}, {case.column}: {case.found} of {case.levels} levels found, "
+        f"{case.named} named right{flag}",
         flush=True,
     )
 
@@ -79,6 +91,33 @@ def real(folder: Path, one: WarmPredictor, two: WarmPredictor) -> None:
         named = [(last[truth == c] == c).mean() > 0.3 for c in codes]
         row = f"{sum(covered)} of {len(codes)} | {sum(named)} of {len(codes)} | {'yes' if flagged else 'no'}"
         print(f"| {name} | discs | {scores[0]:.2f} | {scores[1]:.2f} | {row} |", flush=True)
+    sct = {value: code for code, value in anatomy.LEVEL_POINT.items()}
+    centers = dict(enumerate(anatomy.column().vertebrae, start=1))
+    for sets, names, kind in ((POINTS, sct, anatomy.DISCS), (CENTERS, centers, anatomy.VERTEBRAE)):
+        for name, (image, points) in sets.items():
+            _, last, flagged = segment(folder / name / image, one, two)
+            count, seen, right = marked(folder / name / points, last, names, kind)
+            what = "marked discs" if kind is anatomy.DISCS else "marked vertebrae"
+            row = f"{seen} of {count} | {right} of {count} | {'yes' if flagged else 'no'}"
+            print(f"| {name} | {what} | | | {row} |", flush=True)
+
+
+def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
+    """Levels marked by points, how many of them are found and how many named right by the nearest label."""
+    image = nib.load(path)
+    points = np.asarray(image.dataobj)
+    voxels = np.argwhere(np.isin(found, kind))
+    if not voxels.size:
+        return int((points > 0).sum()), 0, 0
+    near = cKDTree(nib.affines.apply_affine(image.affine, voxels))
+    marks = np.argwhere(points > 0)
+    distance, index = near.query(nib.affines.apply_affine(image.affine, marks))
+    seen = distance <= REACH_MM
+    right = [
+        bool(hit) and found[tuple(voxels[k])] == names[int(points[tuple(mark)])]
+        for hit, k, mark in zip(seen, index, marks, strict=True)
+    ]
+    return len(marks), int(seen.sum()), sum(right)
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ Codes = NDArray[np.uint8]
 
 EVALUATION_SEED: Final = 1_000_003
 """Far from every training seed: these spines are unseen."""
-NAMED_DICE: Final = 0.5
-"""A level counts as named right when the predicted structure of its name overlaps it this much."""
+FOUND_SHARE: Final = 0.3
+"""A level counts as found when this much of it is labeled as some level of its kind; named right when most of that
+carries its own name. How well the borders fit is the Dice's business."""
 MIN_VOXELS: Final = 300
 """Structures cut to fewer voxels (1 mm) at the border of the scan are not counted, mm^3."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
@@ -47,7 +48,8 @@ class CaseScore:
         step1: Dice by step-1 region.
         step2: Dice by group of the final result, names aside.
         levels: Vertebrae and discs in view.
-        named: Of these, named right.
+        found: Of these, labeled as some level.
+        named: Of the found ones, named right.
         abstained: The chain model said that it does not know.
     """
 
@@ -57,6 +59,7 @@ class CaseScore:
     step1: Mapping[str, float]
     step2: Mapping[str, float]
     levels: int
+    found: int
     named: int
     abstained: bool
 
@@ -80,15 +83,18 @@ class Report:
             for name in names:
                 count = sum(name in (c.step1 if step == 1 else c.step2) for c in self.cases)
                 lines.append(f"| {step} | {name} | {self.mean(step, name):.2f} | {count} |")
-        lines += ["", "| field of view | cases | levels in view | named right | scans all right | the rest, flagged |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| field of view | cases | levels in view | found | named right | scans named right | the rest, flagged |",
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
         for view in [*dict.fromkeys(c.field for c in self.cases), "all"]:
             part = [c for c in self.cases if view in ("all", c.field)]
-            levels, named = sum(c.levels for c in part), sum(c.named for c in part)
-            whole = sum(c.named == c.levels for c in part)
-            flagged = sum(c.named < c.levels and c.abstained for c in part)
-            share = 100 * named / max(levels, 1)
-            lines.append(f"| {view} | {len(part)} | {levels} | {share:.0f} % | {whole} | {flagged} |")
+            levels, found, named = (sum(getattr(c, what) for c in part) for what in ("levels", "found", "named"))
+            right = sum(c.named == c.found > 0 for c in part)
+            flagged = sum(c.abstained and not c.named == c.found > 0 for c in part)
+            shares = f"{100 * found / max(levels, 1):.0f} % | {100 * named / max(found, 1):.0f} %"
+            lines.append(f"| {view} | {len(part)} | {levels} | {shares} | {right} | {flagged} |")
         return "\n".join(lines)
 
 
@@ -108,15 +114,30 @@ def region_dice(truth: Codes, found: Codes, groups: Mapping[str, tuple[int, ...]
     return scores
 
 
-def named_levels(truth: Codes, found: Codes) -> tuple[int, int]:
-    """How many vertebrae and discs are in view, and how many of them carry their own name in ``found``."""
-    levels = named = 0
-    for code in (*anatomy.VERTEBRAE, *anatomy.DISCS):
-        mask = truth == code
-        if int(mask.sum()) >= MIN_VOXELS:
+def levels_in_view(truth: Codes, found: Codes) -> tuple[int, int, int]:
+    """How many vertebrae and discs a scan shows, how many are found, and how many of those are named right.
+
+    Args:
+        truth: Output codes, uint8 (X, Y, Z).
+        found: Output codes of a result on the same grid.
+
+    Returns:
+        Levels in view, found, named right; structures of fewer than ``MIN_VOXELS`` voxels are not counted.
+    """
+    levels = seen = named = 0
+    for kind in (anatomy.VERTEBRAE, anatomy.DISCS):
+        same_kind = np.isin(found, kind)
+        for code in kind:
+            mask = truth == code
+            size = int(mask.sum())
+            if size < MIN_VOXELS:
+                continue
             levels += 1
-            named += dice(mask, found == code) >= NAMED_DICE
-    return levels, named
+            names = found[mask & same_kind]
+            if names.size >= FOUND_SHARE * size:
+                seen += 1
+                named += 2 * int((names == code).sum()) > names.size
+    return levels, seen, named
 
 
 def score(
@@ -142,8 +163,8 @@ def score(
         abstained = True
     scores1 = region_dice(truth1, found1, anatomy.STEP1_REGIONS)
     scores2 = region_dice(spine.labels, found2, GROUPS)
-    levels, named = named_levels(spine.labels, found2)
-    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, named, abstained)
+    levels, seen, named = levels_in_view(spine.labels, found2)
+    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, seen, named, abstained)
 
 
 def evaluate_starter(
