@@ -196,7 +196,7 @@ def test_falls_back_when_gpu_memory_is_short(model, monkeypatch, caplog, fails, 
     gpu = SmallGpu(fails, error)
     freed = []
     monkeypatch.setattr(predictor_module, "sliding_logits", gpu)
-    monkeypatch.setattr(predictor_module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(predictor_module, "resolve_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     monkeypatch.setattr(predictor_module, "_empty_cache", lambda: freed.append(1))
     predictor = WarmPredictor(model, device="cuda")
@@ -234,7 +234,7 @@ def test_logits_beyond_half_precision_are_computed_in_single(model, monkeypatch)
     normal = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20))).labels
     gpu = SmallGpu(lambda c, s: False, None)
     monkeypatch.setattr(predictor_module, "sliding_logits", gpu)
-    monkeypatch.setattr(predictor_module, "resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(predictor_module, "resolve_device", lambda *_: torch.device("cuda"))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     predictor = WarmPredictor(model, device="cuda")
     predictor._network = Scaled(predictor._network, 2.0**24)

@@ -13,7 +13,8 @@ from lib.errors import TrainingError
 from lib.nnunet.cases import TrainingCase
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import is_out_of_memory, resolve_device
+from lib.nnunet.predictor import is_out_of_memory
+from lib.nnunet.runtimes import resolve_device
 from lib.nnunet.sampler import Batch, Sampler
 from lib.nnunet.targets import Step
 from lib.nnunet.training import GRADIENT_NORM, RegionCounts, learning_rate, mean_dice, region_loss

@@ -7,7 +7,8 @@ from pathlib import Path
 from threading import RLock
 
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.predictor import WarmPredictor, version_with
+from lib.nnunet.runtimes import Runtime
 from lib.registry.store import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,14 @@ class Networks:
         store: Says which weights are in use.
         device: See ``WarmPredictor``.
         tile_step: See ``WarmPredictor``.
+        runtime: See ``WarmPredictor``.
     """
 
-    def __init__(self, store: ModelStore, *, device: str = "auto", tile_step: float = 0.5) -> None:
+    def __init__(
+        self, store: ModelStore, *, device: str = "auto", tile_step: float = 0.5, runtime: Runtime = "torch"
+    ) -> None:
         self.store = store
+        self._runtime = runtime
         self._device = device
         self._tile_step = tile_step
         self._lock = RLock()
@@ -60,6 +65,14 @@ class Networks:
         with self._lock:
             return self._open(step).folder
 
+    def version(self, step: int) -> str:
+        """What ``get(step).version`` would say, without loading the network.
+
+        Raises:
+            WeightsError: There is no usable model folder.
+        """
+        return version_with(self.folder(step), self._runtime)
+
     def get(self, step: int) -> WarmPredictor:
         """The predictor of a step: warm if the same version was asked for before.
 
@@ -75,7 +88,9 @@ class Networks:
             opened = self._open(step)
             if step in self._warm and self._warm[step][0].key == opened.key:
                 return self._warm[step][1]
-            predictor = WarmPredictor(opened.folder, device=self._device, tile_step=self._tile_step)
+            predictor = WarmPredictor(
+                opened.folder, device=self._device, tile_step=self._tile_step, runtime=self._runtime
+            )
             self._warm[step] = opened, predictor
             self._loads[step] = self._loads.get(step, 0) + 1
             logger.info("loaded step %d network %s on %s", step, predictor.version, predictor.device)

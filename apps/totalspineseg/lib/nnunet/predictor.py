@@ -17,6 +17,7 @@ from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import FloatArray, nonzero_box, normalize
 from lib.nnunet.resampling import Shape, resample, resample_positive, resampled_shape
+from lib.nnunet.runtimes import Runtime, resolve_device
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction
 
@@ -34,20 +35,23 @@ class WarmPredictor:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
         tile_step: Distance of neighboring tiles in tiles, above 0 and at most 1; smaller is slower and smoother.
+        runtime: What computes the network; "openvino" is for the CPU.
 
     Raises:
-        ValueError: The device does not exist, or the tile step is out of range.
-        WeightsError: The weights cannot be loaded.
+        ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
+        WeightsError: The weights cannot be loaded, or the runtime is not installed.
     """
 
-    def __init__(self, folder: ModelFolder, *, device: str = "auto", tile_step: float = 0.5) -> None:
+    def __init__(
+        self, folder: ModelFolder, *, device: str = "auto", tile_step: float = 0.5, runtime: Runtime = "torch"
+    ) -> None:
         if not 0 < tile_step <= 1:
             raise ValueError(f"tile_step must be above 0 and at most 1, got {tile_step!r}")
         self.folder = folder
         self.tile_step = tile_step
-        self.device = resolve_device(device)
-        self.version = folder.version
-        self._network = folder.load_network()
+        self.device = resolve_device(device, runtime)
+        self.version = version_with(folder, runtime)
+        self._network = _load(folder, runtime)
         self._lock = RLock()
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
@@ -155,23 +159,18 @@ class WarmPredictor:
         )
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device a name stands for; "auto" is the GPU if there is one.
+def version_with(folder: ModelFolder, runtime: Runtime) -> str:
+    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino")."""
+    return folder.version if runtime == "torch" else f"{folder.version}@{runtime}"
 
-    Raises:
-        ValueError: The name is unknown or there is no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
-    if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} needs a CUDA GPU, got none; use 'auto' or 'cpu'")
-    return resolved
+
+def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
+    if runtime == "torch":
+        return folder.load_network()
+    # Here, because the package is optional and slow to import.
+    from lib.nnunet.openvino_network import load_openvino
+
+    return load_openvino(folder)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

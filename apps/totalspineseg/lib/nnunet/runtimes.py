@@ -1,0 +1,41 @@
+"""What computes the networks: PyTorch, or OpenVINO where there is no GPU."""
+
+from typing import Final, Literal
+
+import torch
+
+Runtime = Literal["torch", "openvino"]
+RUNTIMES: Final[tuple[Runtime, ...]] = ("torch", "openvino")
+
+
+def runtime_of(name: str) -> Runtime:
+    """The runtime of that name; "" is PyTorch.
+
+    Raises:
+        ValueError: There is no such runtime.
+    """
+    for runtime in RUNTIMES:
+        if name in (runtime, ""):
+            return runtime
+    raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+
+
+def resolve_device(device: str, runtime: Runtime = "torch") -> torch.device:
+    """The device a name stands for; "auto" is the GPU if there is one and the runtime can use it.
+
+    Raises:
+        ValueError: The name is unknown, there is no such device, or the runtime cannot use it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+    if resolved.type == "cuda" and runtime == "openvino":
+        raise ValueError(f"runtime 'openvino' computes on the CPU, got device {device!r}; use 'cpu' or runtime 'torch'")
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} needs a CUDA GPU, got none; use 'auto' or 'cpu'")
+    return resolved

@@ -1,0 +1,246 @@
+"""Networks in OpenVINO: the same labels and names as PyTorch, converted once, never a damaged or foreign conversion."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import openvino_telemetry
+import pytest
+import torch
+
+import lib.nnunet.openvino_network as openvino_network
+from lib import pipeline
+from lib.cli.common import MODEL_DIR
+from lib.errors import WeightsError
+from lib.nnunet.hashing import sha256_of
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.networks import Networks
+from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.runtimes import resolve_device, runtime_of
+from lib.registry.store import ModelStore
+from lib.synthesis import demo_studies
+from lib.volume_io import read_image
+from tiny_models import write_model_folder
+
+LABEL_TOLERANCE = 1e-4
+"""Share of voxels that may differ: both compute in float32, in another order."""
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "totalspineseg" / "openvino"
+
+
+@pytest.fixture
+def folder(tmp_path) -> ModelFolder:
+    return ModelFolder.open(write_model_folder(tmp_path / "model", 1, patch=(16, 24, 16)))
+
+
+@pytest.fixture
+def conversions(monkeypatch) -> list[str]:
+    """Names of the models that are converted."""
+    names: list[str] = []
+    original = openvino_network._convert
+
+    def counted(folder):
+        names.append(folder.name)
+        return original(folder)
+
+    monkeypatch.setattr(openvino_network, "_convert", counted)
+    return names
+
+
+def image(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 30, (1, 20, 30, 26)).astype(np.float32)
+
+
+def predict(folder: ModelFolder, runtime="openvino"):
+    return WarmPredictor(folder, device="cpu", runtime=runtime).predict(image(), soft=("cord",))
+
+
+def places(folder: ModelFolder, user_cache: Path) -> tuple[list[Path], list[Path]]:
+    return sorted((folder.path / "openvino").glob("*/model.bin")), sorted(user_cache.glob("*/model.bin"))
+
+
+def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
+    """The whole way of a scan, with the weights that ship."""
+    (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)
+    scan = pipeline.prepare(read_image(scan_file))
+    # Kept out of the repository's own folder of weights.
+    monkeypatch.setattr("lib.nnunet.openvino_cache.FOLDER", str(tmp_path / "kept"))
+    found = {}
+    for runtime in ("torch", "openvino"):
+        networks = Networks(ModelStore(MODEL_DIR, weights="starter"), device="cpu", runtime=runtime)
+        located = pipeline.locate(scan, networks.get(1))
+        result = pipeline.segment(pipeline.step2_input(scan, located.labels), networks.get(2))
+        found[runtime] = located, result
+        assert networks.get(1).version == networks.version(1)
+    assert networks.version(1).endswith("@openvino")
+    for theirs, ours in zip(found["torch"], found["openvino"], strict=True):
+        assert theirs.labels.any()
+        assert (theirs.labels != ours.labels).mean() <= LABEL_TOLERANCE
+        assert (theirs.raw != ours.raw).mean() <= LABEL_TOLERANCE
+        assert [level.code for level in theirs.numbering.levels] == [level.code for level in ours.numbering.levels]
+        assert np.unique(theirs.labels).tolist() == np.unique(ours.labels).tolist()
+
+
+@pytest.mark.parametrize("arch", ["plain", "resenc"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_agrees_with_pytorch(tmp_path, step, arch):
+    model = ModelFolder.open(write_model_folder(tmp_path, step, arch=arch))
+    channels = np.concatenate([image(seed) for seed in range(step)])
+    ours, theirs = (
+        WarmPredictor(model, device="cpu", runtime=runtime).predict(channels, soft=("cord",))
+        for runtime in ("openvino", "torch")
+    )
+    assert len(np.unique(theirs.labels)) > 2
+    assert (ours.labels != theirs.labels).mean() <= LABEL_TOLERANCE
+    np.testing.assert_allclose(ours.soft["cord"], theirs.soft["cord"], atol=1e-3)
+
+
+def test_converts_once_beside_the_weights(folder, conversions, user_cache):
+    first = predict(folder)
+    beside, elsewhere = places(folder, user_cache)
+    assert (len(beside), elsewhere) == (1, [])
+    assert folder.digest[:32] in beside[0].parent.name
+    again = predict(ModelFolder.open(folder.path))
+    assert len(conversions) == 1
+    np.testing.assert_array_equal(first.labels, again.labels)
+
+
+def test_other_weights_are_converted_anew(tmp_path, folder, conversions):
+    """A network retrained into the same folder was answered by the conversion of the old one."""
+    old = predict(folder)
+    other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
+    folder.checkpoint.write_bytes(other.checkpoint.read_bytes())
+    changed = ModelFolder.open(folder.path)
+    new = predict(changed)
+    assert len(conversions) == 2
+    assert (new.labels != old.labels).any()
+    assert (new.labels != predict(changed, "torch").labels).mean() <= LABEL_TOLERANCE
+
+
+def test_weights_that_change_meanwhile_are_refused(tmp_path, folder):
+    assert folder.digest
+    other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
+    folder.checkpoint.write_bytes(other.checkpoint.read_bytes())
+    with pytest.raises(WeightsError, match="try again"):
+        predict(folder)
+
+
+def flip_a_weight(entry: Path) -> None:
+    content = bytearray((entry / "model.bin").read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (entry / "model.bin").write_bytes(content)
+
+
+def forge_the_record(entry: Path) -> None:
+    (entry / "model.xml").write_text("<net/>")
+    record = {name: sha256_of(entry / name) for name in ("model.xml", "model.bin")}
+    (entry / "sha256.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(flip_a_weight, id="bit-flipped"),
+        pytest.param(lambda entry: (entry / "model.bin").write_bytes(b""), id="emptied"),
+        pytest.param(lambda entry: (entry / "model.xml").unlink(), id="half-gone"),
+        pytest.param(lambda entry: (entry / "sha256.json").write_text("[]"), id="record-of-another-kind"),
+        pytest.param(lambda entry: (entry / "sha256.json").write_text("{"), id="record-cut"),
+        pytest.param(forge_the_record, id="not-a-network"),
+    ],
+)
+def test_damaged_conversion_is_made_again(folder, conversions, user_cache, caplog, damage):
+    """One flipped bit of a cached weight changes labels without a word."""
+    expected = predict(folder).labels
+    damage(places(folder, user_cache)[0][0].parent)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(predict(folder).labels, expected)
+    assert "made again" in caplog.text
+    assert len(conversions) == 2
+    predict(folder)
+    assert len(conversions) == 2
+
+
+def test_weights_folder_that_cannot_be_written_uses_the_users_cache(folder, conversions, user_cache):
+    """A file stands where the folder would be made: refused for every user, root included."""
+    (folder.path / "openvino").write_bytes(b"")
+    predict(folder)
+    assert [len(found) for found in places(folder, user_cache)] == [0, 1]
+    predict(folder)
+    assert len(conversions) == 1
+
+
+def test_nowhere_to_write_stays_in_memory_with_one_sentence(folder, conversions, user_cache, caplog):
+    (folder.path / "openvino").write_bytes(b"")
+    user_cache.parent.mkdir(parents=True)
+    user_cache.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        labels = predict(folder).labels
+    np.testing.assert_array_equal(labels, predict(folder).labels)
+    assert len(conversions) == 2
+    (message,) = {record.getMessage() for record in caplog.records}
+    assert message == "no folder for converted networks can be written, so the next start converts again"
+
+
+def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, user_cache):
+    """A conversion gone wrong must not answer in the weights' name."""
+    other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
+    model, _ = openvino_network._convert(other)
+    monkeypatch.setattr(openvino_network, "_convert", lambda folder: (model, folder.load_network()))
+    with pytest.raises(WeightsError, match=r"differ from PyTorch's\); choose runtime 'torch'"):
+        predict(folder)
+    assert places(folder, user_cache) == ([], [])
+
+
+def test_network_that_cannot_be_converted_is_refused(folder, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("first\noperation aten::new is not known")
+
+    monkeypatch.setattr(torch.jit, "trace", broken)
+    with pytest.raises(WeightsError, match=r"aten::new is not known\); choose runtime 'torch'"):
+        predict(folder)
+
+
+def test_missing_package_is_one_sentence(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(WeightsError, match=r"needs the package openvino.*install requirements-openvino\.txt"):
+        predict(folder)
+
+
+def test_nothing_is_reported_over_the_internet(folder, monkeypatch):
+    """The package's own converter sends its use to its makers; hospitals cannot have that."""
+
+    def sending(*args, **kwargs):
+        raise AssertionError("telemetry was started")
+
+    monkeypatch.setattr(openvino_telemetry.Telemetry, "init", sending)
+    monkeypatch.setattr(openvino_telemetry.Telemetry, "send_event", sending)
+    assert predict(folder).labels.any()
+
+
+def test_images_do_not_share_memory(folder):
+    """Answers live in the network's own memory until the next call."""
+    predictor = WarmPredictor(folder, device="cpu", runtime="openvino")
+    first = predictor.predict(image(0), soft=("cord",))
+    copies = first.labels.copy(), first.soft["cord"].copy()
+    predictor.predict(image(1), soft=("cord",))
+    np.testing.assert_array_equal(first.labels, copies[0])
+    np.testing.assert_array_equal(first.soft["cord"], copies[1])
+
+
+def test_runtime_and_device_must_fit(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto", "openvino").type == "cpu"
+    with pytest.raises(ValueError, match="'openvino' computes on the CPU, got device 'cuda'"):
+        resolve_device("cuda", "openvino")
+
+
+def test_runtime_names():
+    assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["torch", "torch", "openvino"]
+    with pytest.raises(ValueError, match="must be one of torch, openvino, got 'onnx'"):
+        runtime_of("onnx")
