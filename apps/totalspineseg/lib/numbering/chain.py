@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -13,18 +14,21 @@ from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
 from lib.numbering.evidence import Evidence, Floats, Item, Labels, Pin, gather
+from lib.numbering.findings import Finding
+from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
+from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Pieces, Step, canal_mask
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
-CONFIDENT_PROBABILITY: Final = 0.98
-"""Below this chance that every level is right, the result is an abstention: of fifty scans called certain a reader
+CONFIDENT_PROBABILITY: Final = 0.985
+"""Below this chance that every level is right, the result is an abstention: of seventy scans called certain a reader
 should have to expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in
-twenty-five has six) and thoracic names counted up from T12-L1 without odd/even classes (0.975: one in forty has 11 or
-13) stay below; names between two landmarks, and those counted down from C2-C3, lie above 0.99."""
+twenty-five has six) and thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has
+11 or 13) stay below; names between two landmarks, and those counted down from C2-C3, lie above 0.988."""
 WORTH_TRYING: Final = 0.002
 """A name for a piece with less than this chance starts no competing numbering."""
 WORTH_NAMING: Final = 0.005
@@ -84,9 +88,11 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY``; if not, this is an abstention.
+        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece contradicts; if not,
+            this is an abstention.
         would_settle: What would decide between the alternatives; empty when confident.
         missed: Codes of structures in view that have no piece.
+        findings: Pieces that got no name, for a reader to look at.
     """
 
     pieces: Pieces
@@ -97,6 +103,7 @@ class Numbering:
     confident: bool
     would_settle: tuple[str, ...]
     missed: tuple[int, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def number_chain(
@@ -127,7 +134,7 @@ def number_chain(
         ValueError: A pin does not name a level.
     """
     ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
-    pieces = divide(pieces, raw, ruler)
+    pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
     evidence = gather(pieces, raw, step, affine=affine, ruler=ruler, localizer=localizer, pins=pins, soft=soft)
     return number_evidence(pieces, evidence)
 
@@ -165,10 +172,13 @@ def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = Fals
         )
         for path, chance in others
     )
-    confident = probability >= CONFIDENT_PROBABILITY
+    missed = chain.missed(best, slots)
+    out = left_out(best, evidence, naming)
+    confident = probability >= CONFIDENT_PROBABILITY and not contradicts(out, best, evidence, missed)
+    findings = tuple(_finding(k, evidence, pieces) for k in out)
     codes = tuple(level.code for level in levels)
     settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
-    return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, chain.missed(best, slots))
+    return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings)
 
 
 def _ranked(
@@ -250,6 +260,17 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     others[FALSE] = false
     runner_up = max(others, key=lambda c: others[c])
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
+
+
+def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
+    item = evidence.items[k]
+    piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
+    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
+    text = f"A piece drawn as {WHAT[item.kind]} ({piece.voxels} voxels) fits no level and was left out."
+    return Finding("left_out", UNNAMED, text, piece.voxels, (x, y, z))
+
+
+WHAT: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 
 
 def _item_of(level: Level, evidence: Evidence) -> int:

@@ -6,7 +6,7 @@ inside such a vertebra, or a disc has two lobes a level apart, the chain would h
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from lib.anatomy import Kind
 from lib.numbering.course import Course, Floats, Ruler
-from lib.transforms.components import Box, Labels, connected_components
+from lib.numbering.describe import describe
+from lib.transforms.components import Labels, connected_components
 from lib.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
 
 Ints = npt.NDArray[np.intp]
@@ -34,6 +35,10 @@ MIN_BODY_SHARE: Final = 0.12
 BESIDE_MM: Final = 1.0
 MAX_BESIDE: Final = 0.5
 """A real disc leaves less than this share of a body's cross-section within 1 mm of its middle."""
+LONG_BODY: Final = 1.4
+"""A body this many levels long is two vertebrae between which the disc was missed (one body is 0.8 levels long)."""
+NEAR_STEPS: Final = 5
+"""Distances of neighboring discs that tell how long a level is here; a missed disc doubles one of them."""
 ATLAS_WIDER: Final = 1.1
 """The ring of the atlas is at least this much wider than the axis (60-80 mm against 45-55 mm)."""
 SAMPLE: Final = 3000
@@ -115,7 +120,10 @@ def _divide(
         if owner.max(initial=0) == 0:
             parts.append((piece, None, k))
         else:
-            parts += [(_described(piece, xyz[owner == n], seen), xyz[owner == n], k) for n in range(owner.max() + 1)]
+            parts += [
+                (describe(piece.kind, xyz[owner == n], seen.raw, seen.ruler), xyz[owner == n], k)
+                for n in range(owner.max() + 1)
+            ]
     if len(parts) == len(pieces):
         return numbered, pieces
     parts.sort(key=lambda part: (-part[0].z_order, -part[0].centroid_vox[2]))
@@ -130,45 +138,38 @@ def _divide(
     return result, tuple(piece for piece, _, _ in parts)
 
 
-def _described(piece: Piece, xyz: Ints, seen: _Map) -> Piece:
-    """A part of a piece, measured like ``find_pieces`` does."""
-    center = xyz.mean(axis=0)
-    in_body = seen.ruler.in_front(xyz)
-    is_disc = piece.kind is Kind.DISC
-    body = xyz if is_disc else xyz[in_body]
-    has_body = is_disc or len(body) >= MIN_BODY_VOXELS
-    middle = body.mean(axis=0) if has_body else center
-    nearest = seen.ruler.extent.points[((seen.ruler.extent.points - middle) ** 2).sum(axis=1).argmin()]
-    values = seen.raw[xyz[:, 0], xyz[:, 1], xyz[:, 2]]
-    counts = np.bincount(values)
-    low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
-    box: Box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
-    return Piece(
-        kind=piece.kind,
-        voxels=len(xyz),
-        centroid_vox=(float(center[0]), float(center[1]), float(center[2])),
-        body_voxels=len(body) if has_body else 0,
-        body_centroid_vox=(float(middle[0]), float(middle[1]), float(middle[2])) if has_body else None,
-        z_order=float(nearest[2]),
-        box=box,
-        class_voxels=MappingProxyType({int(c): int(counts[c]) for c in np.flatnonzero(counts)}),
-    )
-
-
 def _is_high(piece: Piece, seen: _Map) -> bool:
     """Whether a disc is as high as two discs are apart."""
     return bool((piece.box[2].stop - piece.box[2].start) * seen.spacing[2] >= MIN_LEVEL_MM)
 
 
 def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
-    """Whether discs seem to lie inside a vertebra's body, from every second voxel."""
+    """Whether discs seem to lie inside a vertebra's body or it is too long for one, from every second voxel."""
     if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
         return False
     x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
     low = np.array([s.start for s in piece.box])
     xyz = 2 * np.argwhere(numbered[x, y, z] == index + 1) + low
     rough = _direction(np.asarray(piece.body_centroid_vox), seen)
-    return bool(_cuts(rough(xyz[seen.ruler.in_front(xyz)]), rough(discs_vox)))
+    heights, discs = rough(xyz[seen.ruler.in_front(xyz)]), rough(discs_vox)
+    return bool(_cuts(heights, discs)) or _is_long(heights, np.sort(discs))
+
+
+def _level_at(place_mm: float, discs_mm: Floats) -> float:
+    """Distance of neighboring discs around a place, mm."""
+    steps = np.diff(discs_mm)
+    if not steps.size:
+        return USUAL_LEVEL_MM
+    near = np.argsort(np.abs((discs_mm[1:] + discs_mm[:-1]) / 2 - place_mm))[:NEAR_STEPS]
+    return float(np.median(steps[near]))
+
+
+def _is_long(heights: Floats, discs_mm: Floats) -> bool:
+    """Whether a body is too long for one vertebra; above all discs it may be the axis with its dens, which is long."""
+    if not heights.size:
+        return False
+    low, middle, high = np.quantile(heights, (0.02, 0.5, 0.98))
+    return bool((discs_mm < low).any() and high - low > LONG_BODY * _level_at(middle, discs_mm))
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
@@ -231,8 +232,9 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, i
         return none
     sample = body[:: max(1, len(body) // SAMPLE)]
     discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
-    cuts = _cuts(seen.course.locate(sample * seen.spacing), discs)
-    level = float(np.median(np.diff(discs))) if discs.size > 1 else USUAL_LEVEL_MM
+    heights = seen.course.locate(sample * seen.spacing)
+    level = _level_at(float(np.median(heights)), discs)
+    cuts = _with_waists(heights, _cuts(heights, discs), discs)
     owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
     if is_top:
         owner = _without_atlas(xyz, owner, in_body, seen)
@@ -257,6 +259,21 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
         if above >= least and (heights >= disc).sum() >= least and beside <= MAX_BESIDE * usual:
             cuts.append(float(disc))
     return cuts
+
+
+def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[float]:
+    """The cuts, and one more in each part that is too long: where it is thinnest near its middle."""
+    edges = [float(heights.min()), *cuts, float(heights.max()) + 1.0]
+    found = list(cuts)
+    for start, stop in pairwise(edges):
+        part = heights[(heights >= start) & (heights < stop)]
+        if not _is_long(part, discs_mm):
+            continue
+        counts = np.bincount(np.floor(part - part.min()).astype(np.intp))
+        low, high = counts.size // 3, counts.size - counts.size // 3
+        smooth = np.convolve(counts, np.ones(3) / 3, "same")[low:high]
+        found.append(float(part.min()) + low + float(smooth.argmin()) + 0.5)
+    return sorted(found)
 
 
 def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float, seen: _Map) -> Ints:

@@ -9,9 +9,9 @@ class Finding:
     """One thing that cannot be right.
 
     Attributes:
-        kind: "gap", "duplicate", "fragment", "order", "disc_between", "cord_outside_canal", "unknown_code" or
-            "step_code".
-        code: The code concerned.
+        kind: "gap", "duplicate", "fragment", "order", "disc_between", "cord_outside_canal", "unknown_code",
+            "step_code", or of a numbering "left_out".
+        code: The code concerned; 0 for a piece that was left out.
         message: One sentence for the reader.
         voxels: How many voxels are concerned; 0 for a gap.
         point_vox: Where to look (x, y, z), or None.

@@ -15,7 +15,7 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
 
     Args:
         numbering: From ``number_chain``; None for the iterative method, which knows no probabilities.
-        findings: From ``lint``.
+        findings: From ``lint``; those of the numbering itself go before.
 
     Returns:
         ``confident`` (False = abstained; None where nothing is known), ``probability``, ``levels``,
@@ -40,7 +40,7 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
             {"probability": round(a.probability, DIGITS), "shift": a.shift, "codes": list(a.codes)}
             for a in numbering.alternatives
         ],
-        "findings": from_lint,
+        "findings": [*(finding.as_dict() for finding in numbering.findings), *from_lint],
         "would_settle": list(numbering.would_settle),
         "missed": list(numbering.missed),
     }

@@ -26,6 +26,10 @@ P_MISSED_DISC: Final = 0.02
 """Chance that a disc in view has no component (fused, severely degenerated, missed by the network)."""
 P_MISSED_VERTEBRA: Final = 0.02
 """Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
+LARGE_SACRUM_MM3: Final = 8000.0
+"""A sacrum drawn this large (a third of a small one) is"""
+FALSE_IF_LARGE: Final = 0.1
+"""so much less likely to be false: nothing else in the class has that size."""
 P_SPLIT: Final = 0.02
 """Chance that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
@@ -45,8 +49,11 @@ LANDMARK_NEAR: Final = (0.08, 0.005)
 """Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
 a landmark that moved by one level has a weight of 1.2 % on either side: comparable to a rare variant, and enough to
 doubt a column that hangs on a single landmark."""
+LANDMARK_NEAR_ALONE: Final = (0.01, 0.002)
+"""The same where the landmark's own disc would lie beyond the outermost disc in view. Nothing is lost there, so this
+alone has to be as rare as a landmark that moved within the view."""
 LANDMARK_FAR: Final = 0.001
-"""The same farther away."""
+"""Chance that a plain disc farther away carries a landmark's class."""
 
 SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 """Sizes of people relative to ``HEIGHT_MM``: 0.66 (a child of six) to 1.35."""
@@ -110,8 +117,13 @@ def _tree() -> States:
 
 
 @cache
-def _landmark_table() -> Floats:
-    """(slots, 1 + landmarks): chance of each class (plain first) on a disc in each slot."""
+def _landmark_table(discs_above: bool, discs_below: bool) -> Floats:
+    """(slots, 1 + landmarks): log chance of each class (plain first) on a disc in each slot.
+
+    Args:
+        discs_above: Whether there is another disc above this one in view.
+        discs_below: The same below.
+    """
     tree = _tree()
     count = tree.code.size
     table = np.zeros((count, 1 + len(LANDMARK_DISCS)))
@@ -121,25 +133,27 @@ def _landmark_table() -> Floats:
             if tree.code[k] == landmark:
                 table[k, place] = LANDMARK_OWN
                 continue
-            away = _levels_between(tree, int(k), landmark)
-            near = LANDMARK_NEAR[away - 1] if away <= len(LANDMARK_NEAR) else LANDMARK_FAR
-            table[k, place] = LANDMARK_OTHER if own else near
+            away, is_above = _levels_between(tree, int(k), landmark)
+            chances = LANDMARK_NEAR if (discs_above if is_above else discs_below) else LANDMARK_NEAR_ALONE
+            near = chances[away - 1] if away <= len(chances) else LANDMARK_FAR
+            table[k, place] = min(LANDMARK_OTHER, near) if own else near
         table[k, 0] = LANDMARK_LOST if own else 1.0 - table[k, 1:].sum()
-    return table
+    return np.asarray(np.log(table + 1e-12))
 
 
-def _levels_between(tree: States, slot: int, landmark: int) -> int:
-    """Discs from a slot to the nearest landmark of this code above or below it; large if on no common path."""
-    best = tree.code.size
+def _levels_between(tree: States, slot: int, landmark: int) -> tuple[int, bool]:
+    """Discs from a slot to the nearest landmark of this code, and whether that is above; far if on no common path."""
+    best, above = tree.code.size, False
     for other in np.flatnonzero(tree.code == landmark):
-        upper, lower = (int(other), slot) if tree.depth_mm[other] < tree.depth_mm[slot] else (slot, int(other))
+        is_above = bool(tree.depth_mm[other] < tree.depth_mm[slot])
+        upper, lower = (int(other), slot) if is_above else (slot, int(other))
         steps, node = 0, lower
         while node >= 0 and node != upper:
             steps += int(tree.disc[node])
             node = int(tree.parent[node])
-        if node == upper:
-            best = min(best, steps)
-    return best
+        if node == upper and steps < best:
+            best, above = steps, is_above
+    return best, above
 
 
 def fit(items: tuple[Item, ...]) -> Floats:
@@ -156,13 +170,14 @@ def fit(items: tuple[Item, ...]) -> Floats:
     result = np.zeros((len(items), 2, tree.code.size))
     widths = sum(1 for item in items if not item.cut) or 1
     overlaps = sum(1 for item in items if item.localizer) or 1
+    discs = [k for k, item in enumerate(items) if item.kind is Kind.DISC]
     for k, item in enumerate(items):
         base = _kind_fit(item, tree)
         if item.landmarks:
             shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
             shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
-            with np.errstate(divide="ignore"):
-                base = base * np.exp(np.where(tree.disc, np.log(_landmark_table() + 1e-12) @ shares, 0.0))
+            table = _landmark_table(k != discs[0], k != discs[-1])
+            base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         base = base * _localizer_fit(item, tree) ** min(1.0, LOCALIZER_ITEMS / overlaps)
         if item.pin is not None:
@@ -222,6 +237,8 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weights[k] = PIN_WEIGHT
             continue
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
+        if item.kind is Kind.SACRUM and item.volume_mm3 >= LARGE_SACRUM_MM3:
+            weight *= FALSE_IF_LARGE
         weight *= FALSE_LANDMARK ** sum(item.landmarks.values())
         weight *= 0.5 if item.odd is not None else 1.0
         near = [i.width_mm for i in items[max(0, k - 4) : k + 5] if i.kind is item.kind and not i.cut]

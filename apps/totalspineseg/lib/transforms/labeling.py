@@ -148,7 +148,7 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
 
     Returns:
         A new uint8 map of output codes: named pieces, canal, cord, sacrum, and in step 1 C1; there all
-        other vertebrae carry the sacrum's code. Unnamed pieces become background.
+        other vertebrae carry the sacrum's code. Unnamed pieces become background, also those of the sacrum's class.
 
     Raises:
         ValueError: The naming belongs to other pieces.
@@ -166,6 +166,13 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
     for value, code in (CODE_FROM_STEP1 if step == 1 else CODE_FROM_STEP2).items():
         fixed[value] = code
     painted = look_up(raw[box], fixed)
+    not_sacrum = [
+        k
+        for k, (piece, code) in enumerate(zip(pieces.vertebrae, naming.vertebrae, strict=True), start=1)
+        if piece.kind is Kind.SACRUM and code != SACRUM
+    ]
+    if not_sacrum and pieces.vertebra_map is not None:
+        painted[np.isin(pieces.vertebra_map[box], not_sacrum)] = BACKGROUND
     for numbered, codes in ((pieces.vertebra_map, naming.vertebrae), (pieces.disc_map, naming.discs)):
         if numbered is not None:
             crop = numbered[box]

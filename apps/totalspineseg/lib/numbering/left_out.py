@@ -1,0 +1,59 @@
+"""Pieces that got no name, and whether they are a doubt about the names of the others."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BY_CODE, Kind
+from lib.numbering.evidence import Evidence
+from lib.numbering.solver import FALSE, Path
+from lib.numbering.weights import ORDER
+from lib.transforms.labeling import UNNAMED, Naming
+
+UNEXPLAINED_SHARE: Final = 0.5
+"""A piece with this share of the usual volume of its kind has the size of a structure."""
+
+
+def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
+    """Items without a name.
+
+    Args:
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+        naming: Final names of the pieces.
+
+    Returns:
+        Their places in ``evidence.items``.
+    """
+    out = []
+    for k, (item, code) in enumerate(zip(evidence.items, path, strict=True)):
+        names = naming.discs if item.kind is Kind.DISC else naming.vertebrae
+        if code == FALSE and item.index >= 0 and names[item.index] == UNNAMED:
+            out.append(k)
+    return tuple(out)
+
+
+def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequence[int]) -> bool:
+    """Whether something the size of a structure was left out where one ought to be.
+
+    A vertebra or a sacrum of usual size always ought to have a name. A disc may be false, but not next to a
+    level whose disc is missing.
+
+    Args:
+        out: From ``left_out``.
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+        missed: Codes of structures in view without a piece.
+    """
+    for k in out:
+        item = evidence.items[k]
+        bone = item.kind is not Kind.DISC
+        usual = [i.volume_mm3 for i in evidence.items if (i.kind is not Kind.DISC) == bone and not i.cut]
+        if item.cut or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
+            continue
+        above = max((ORDER[code] for code in path[:k] if code != FALSE), default=-1)
+        below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))
+        if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
+            return True
+    return False
