@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 
-from lib.synthesis.artefacts import add_artefacts, ghosts, metal, ringing, wrap
+from lib.synthesis.artefacts import Image, add_artefacts, ghosts, metal, ringing, wrap
 
 
 @pytest.fixture
-def block() -> np.ndarray:
+def block() -> Image:
     image = np.zeros((6, 40, 60), np.float32)
     image[:, 12:20, 25:35] = 1.0
     return image
 
 
-def test_no_strength_leaves_the_image(block: np.ndarray) -> None:
+def test_no_strength_leaves_the_image(block: Image) -> None:
     for seed in range(20):
         assert add_artefacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 0.0) is block
 
 
-def test_every_artefact_is_drawn_sooner_or_later_and_the_input_stays(block: np.ndarray) -> None:
+def test_every_artefact_is_drawn_sooner_or_later_and_the_input_stays(block: Image) -> None:
     before = block.copy()
     seen = sum(
         add_artefacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 1.0) is not block for seed in range(200)
@@ -27,7 +27,7 @@ def test_every_artefact_is_drawn_sooner_or_later_and_the_input_stays(block: np.n
     np.testing.assert_array_equal(block, before)
 
 
-def test_ringing_swings_about_an_edge_along_its_axis_alone(block: np.ndarray) -> None:
+def test_ringing_swings_about_an_edge_along_its_axis_alone(block: Image) -> None:
     rung = ringing(block, 2, 0.6)
     assert rung.max() > 1.03  # overshoot at the edge
     assert (rung[:, 12:20, :20] > 0.005).any()  # ripples outside along the axis
@@ -35,7 +35,7 @@ def test_ringing_swings_about_an_edge_along_its_axis_alone(block: np.ndarray) ->
     assert rung.dtype == np.float32 and rung.min() >= 0
 
 
-def test_ghosts_are_faint_copies_at_even_distances(block: np.ndarray) -> None:
+def test_ghosts_are_faint_copies_at_even_distances(block: Image) -> None:
     ghosted = ghosts(block, 1, 4, 0.1)
     assert ghosted[3, 25, 30] == pytest.approx(0.1)  # 15 + 10
     assert ghosted[3, 35, 30] == pytest.approx(0.1)  # 15 + 20 and 15 - 20, half as strong each
