@@ -24,6 +24,7 @@ LAYER = {
     "corrections": 4,
     "synthesis": 3,  # nnunet trains the starter weights on it
     "gate": 4.5,
+    "pacs": 4.5,
     "preview": 4,
     "measurements": 4,
     "run_report": 4,

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
 from monailabel.config import settings as host_settings
@@ -20,10 +20,11 @@ from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.history import HISTORY_DIR
-from lib.corrections.inbox import STEP1_TAG, Inbox
+from lib.corrections.inbox import STEP1_TAG, Inbox, Publish
+from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
-from lib.errors import WeightsError
+from lib.errors import ImageError, WeightsError
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
@@ -31,6 +32,9 @@ from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers.site import Site
+
+if TYPE_CHECKING:
+    from lib.dicom.seg_reader import SegReference
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +58,13 @@ class App(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        root = history_root(studies)
         self._settings = dict(conf or {})
+        root = history_root(studies, self._settings)
         self._networks = self.make_networks(Path(app_dir), self._settings)
         self._corrections = CorrectionStore(root)
         self._predictions = PredictionStore(root)
         self._inbox = Inbox(self._corrections, self._predictions, check)
+        self.outcomes = Outcomes()
         self._services = Services(
             self._networks, self._predictions, self._label_file, self._image_file, self.weights_text
         )
@@ -99,9 +104,13 @@ class App(MONAILabelApp):
         return f"Weights in use: {', '.join(names)}{use}."
 
     def init_datastore(self) -> Any:
-        """The studies folder, made safe; a DICOMweb address as the host does it."""
+        """The studies folder, made safe, or the PACS; other servers as the host does it."""
         if is_address(self.studies):
-            return super().init_datastore()
+            if host_settings.MONAI_LABEL_DATASTORE:
+                return super().init_datastore()
+            from lib.pacs.store import pacs_datastore
+
+            return pacs_datastore(history_root(self.studies, self._settings))
         return StudiesDatastore(
             self.studies,
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
@@ -163,10 +172,35 @@ class App(MONAILabelApp):
                 label = self._datastore.save_label(prepared["image_id"], file, tag, info)
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The image to annotate next; series of the PACS that turn out to be no volume are passed over."""
+        for _ in range(len(self._datastore.list_images()) + 1):
+            try:
+                sample: dict[str, Any] = super().next_sample(request)
+            except ImageError:
+                # The datastore has taken it off its list.
+                continue
+            return sample
+        return {}
+
     def submit_label(
-        self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender
+        self,
+        image_id: str,
+        file: Path,
+        tag: str,
+        params: Mapping[str, Any],
+        sender: Sender,
+        publish: Publish | None = None,
     ) -> Correction:
         """Take an annotator's label; see ``Inbox.submit``.
+
+        Args:
+            image_id: Image it belongs to.
+            file: The label.
+            tag: Tag it was sent for.
+            params: What came with it.
+            sender: Who sent it.
+            publish: How it is shown once it is kept; None for the datastore's own way.
 
         Raises:
             UnknownImageError: There is no such image.
@@ -178,7 +212,15 @@ class App(MONAILabelApp):
             raise UnknownImageError(image_id)
         if not is_safe_tag(tag):
             raise SettingError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
-        return self._inbox.submit(image_id, image, file, tag=tag, sender=sender, params=params, publish=self._publish)
+        return self._inbox.submit(
+            image_id, image, file, tag=tag, sender=sender, params=params, publish=publish or self._publish
+        )
+
+    def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
+        """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
+        from lib.pacs.submissions import submit_segmentation
+
+        return submit_segmentation(self._datastore, self.submit_label, file, reference, sender)
 
     def _publish(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
         self._datastore.save_label(image_id, str(file), tag, info)
@@ -228,8 +270,12 @@ def is_address(studies: str) -> bool:
     return re.match(r"https?://", studies) is not None
 
 
-def history_root(studies: str) -> Path:
-    """Where the history of these studies is kept: inside the folder; for a server, in the user's cache."""
-    if is_address(studies):
-        return Path.home() / ".cache" / "totalspineseg" / hashlib.sha256(studies.encode()).hexdigest()[:16]
-    return Path(studies) / HISTORY_DIR
+def history_root(studies: str, conf: Mapping[str, str]) -> Path:
+    """Where the history of these studies is kept: inside the folder; for a server, where ``conf["work"]`` says.
+
+    Corrections must outlive a cleaned cache, so the default for a server is the user's data folder.
+    """
+    if not is_address(studies):
+        return Path(studies) / HISTORY_DIR
+    base = Path(conf["work"]) if conf.get("work") else Path.home() / ".local" / "share" / "totalspineseg"
+    return base / hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]

@@ -35,7 +35,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
         max_upload_mb: Largest request body, MiB.
         hosts: Names the server may be called by; None: any.
     """
-    from lib.front import errors, host, infer, studies
+    from lib.front import errors, host, infer, ohif, proxy, studies
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -52,6 +52,8 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     errors.install(app)
     app.include_router(infer.router(executor))
     app.include_router(studies.router())
+    app.include_router(ohif.router())
+    app.include_router(proxy.router())
     app.mount("/", behind)
     origins = host.allowed_origins()
     if origins:
@@ -77,6 +79,9 @@ def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_d
     from monailabel.config import settings
     from monailabel.main import Main
 
+    from lib.pacs.configured import set_default_filter
+
+    set_default_filter()
     if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(("http://", "https://")):
         settings.MONAI_LABEL_SESSION_PATH = str(Path(studies) / ".totalspineseg" / "sessions")
     options = Namespace(
@@ -92,6 +97,7 @@ def serve(
     port: int = DEFAULT_PORT,
     weights: str = "",
     device: str = "",
+    work: str = "",
     max_upload_mb: float = MAX_UPLOAD_MB,
     log_level: str = "INFO",
     demo: bool = True,
@@ -105,6 +111,7 @@ def serve(
         port: Port to listen on.
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
+        work: Where corrections and fetched series of a DICOMweb server are kept; "" for the user's data folder.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
         demo: Fill an empty studies folder with synthetic demo studies.
@@ -120,7 +127,8 @@ def serve(
 
             demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         studies = str(folder)
-    conf = {name: value for name, value in {"weights": weights, "device": device}.items() if value}
+    work = str(Path(work).expanduser().resolve()) if work else ""
+    conf = {name: value for name, value in {"weights": weights, "device": device, "work": work}.items() if value}
     configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
     from monailabel.config import settings
     from monailabel.utils.others.generic import init_log_config
@@ -140,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
+    parser.add_argument("--work", default="", help="for a DICOMweb address: folder of corrections and fetched series")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")

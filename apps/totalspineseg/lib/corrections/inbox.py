@@ -8,8 +8,8 @@ from typing import Any
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.store import Correction, CorrectionStore, Received, Sender
-from lib.corrections.submission import read_submission
+from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
+from lib.corrections.submission import Submission, read_submission
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
@@ -48,7 +48,7 @@ class Inbox:
         Args:
             image_id: Image it belongs to.
             image: That image's file or folder.
-            file: The submitted file. Not modified.
+            file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
             tag: Tag it was sent for; a corrected step-1 map goes to STEP1_TAG instead.
             sender: Who sent it.
             params: What came with it: ``label_info``, and ``prediction`` when the client knows it.
@@ -66,8 +66,8 @@ class Inbox:
             image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, params.get("prediction"))
         )
         try:
-            submission = read_submission(file, label_info)
             grid = read_image(image).grid
+            submission = self._read(file, grid, label_info)
             mapped = map_names(submission, grid)
         except (LabelError, GridError, ImageError) as error:
             parked = self._corrections.park(received, error)
@@ -78,6 +78,13 @@ class Inbox:
         correction = self._corrections.accept(received, mapped, grid, findings)
         self._publish(correction, mapped, grid, publish)
         return correction
+
+    def _read(self, file: Path, grid: Grid, label_info: object) -> Submission:
+        if file.name.lower().endswith(SEG_SUFFIX):
+            from lib.dicom.seg_reader import read_seg
+
+            return read_seg(file, grid)
+        return read_submission(file, label_info)
 
     def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
         """The prediction that was corrected: as stated, else this client's newest one, else the newest."""

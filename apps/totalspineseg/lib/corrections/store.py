@@ -19,7 +19,9 @@ from lib.volume_io import read_labels, write_volume
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
-LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha")
+SEG_SUFFIX = ".dcm"
+"""Of a DICOM segmentation."""
+LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
 """Endings kept for the raw file; any other becomes ".bin"."""
 
 Status = Literal["accepted", "parked"]

@@ -1,0 +1,113 @@
+"""Changes to OHIF's bundle while it is served; the installed package is never edited.
+
+Each change names the text it expects. Where that text is not found exactly once in the whole bundle, the bundle
+is another version: nothing of it is changed, and both the log and the page say so.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the bundle.
+
+    Attributes:
+        purpose: What the viewer cannot do without it.
+        old: Text that stands exactly once in the bundle's scripts.
+        new: What is served in its place.
+    """
+
+    purpose: str
+    old: str
+    new: str
+
+
+CHANGES: Final = (
+    Change(
+        "submit a segmentation",
+        '      await dataSource.store.dicom(naturalizedReport);\n\n      // The "Mode" route',
+        "      dataSource = dataSource || extensionManager.getActiveDataSource()[0];\n"
+        "      await dataSource.store.dicom(naturalizedReport);\n"
+        '      await window.totalspineseg.stored(naturalizedReport);\n\n      // The "Mode" route',
+    ),
+    Change(
+        "show the segmentation panel beside MONAI Label's",
+        "rightPanels: [monailabel.monaiLabel],",
+        'rightPanels: [monailabel.monaiLabel, "@ohif/extension-cornerstone.panelModule.panelSegmentation"],',
+    ),
+    Change(
+        "find this server on another port than 8000",
+        "CookieUtils.getCookieString('MONAILABEL_SERVER_URL', "
+        "'http://' + window.location.host.split(':')[0] + ':8000/')",
+        "window.location.origin + '/'",
+    ),
+    Change(
+        "connect by itself",
+        "    // await this.onInfo();",
+        "    await window.totalspineseg.ready(this);\n    await this.onInfo(window.location.origin + '/');",
+    ),
+    Change(
+        "give neighboring structures different colors",
+        "function getLabelColor(label, rgb = true, random = true) {\n",
+        "function getLabelColor(label, rgb = true, random = true) {\n"
+        "  const own = rgb && window.totalspineseg.color(label);\n"
+        "  if (own) {\n    return own;\n  }\n",
+    ),
+    Change(
+        "say why a model could not run",
+        "          message: 'Failed to Run Segmentation',\n",
+        "          message: window.totalspineseg.reason(response) || 'Failed to Run Segmentation',\n",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """OHIF's bundle, read once.
+
+    Attributes:
+        folder: Where it is installed.
+        changed: New content of the scripts that are changed, by file name.
+        missing: What the viewer cannot do because the bundle is not the one this server knows; empty when all is well.
+    """
+
+    folder: Path
+    changed: Mapping[str, bytes]
+    missing: tuple[str, ...]
+
+
+def read_bundle(folder: Path, changes: tuple[Change, ...] = CHANGES) -> Bundle:
+    """Find the changes' places in an installed bundle.
+
+    Args:
+        folder: The bundle.
+        changes: What to change.
+
+    Returns:
+        The bundle; with ``missing`` and nothing changed where any text is not found exactly once.
+    """
+    scripts = {path.name: path.read_bytes() for path in sorted(folder.glob("*.js"))}
+    changed: dict[str, bytes] = {}
+    missing = []
+    for change in changes:
+        old = change.old.encode()
+        counts = {name: count for name, content in scripts.items() if (count := content.count(old))}
+        if sum(counts.values()) != 1:
+            logger.error(
+                "OHIF cannot %s: its bundle in %s is not the one this server changes (%d places found, 1 is required)",
+                change.purpose,
+                folder,
+                sum(counts.values()),
+            )
+            missing.append(change.purpose)
+            continue
+        (name,) = counts
+        changed[name] = changed.get(name, scripts[name]).replace(old, change.new.encode())
+    return Bundle(folder, MappingProxyType({} if missing else changed), tuple(missing))

@@ -1,0 +1,100 @@
+"""``/ohif/``: the viewer that comes with MONAI Label, changed while it is served so that it can submit."""
+
+import hashlib
+import html
+import json
+import mimetypes
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Final
+
+import monailabel
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from starlette.staticfiles import StaticFiles
+
+from lib.anatomy import BY_CODE, SACRUM, STRUCTURES
+from lib.corrections.wire import VERTEBRAE_NAME
+from lib.front.bundle import Bundle, read_bundle
+from lib.infers.http import NOT_FOUND
+
+OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
+SCRIPT: Final = "totalspineseg.js"
+PAGES: Final = Path(__file__).parent / "pages"
+COLORS_MARK: Final = "/*COLORS*/{}"
+HEAD_END: Final = "</head>"
+BODY: Final = "<body>"
+REVALIDATED: Final = {"cache-control": "no-cache"}
+"""The bundle's names carry a hash of what was built, not of what is served: the browser must ask each time."""
+NOT_MODIFIED: Final = 304
+UNKNOWN_VIEWER: Final = (
+    "This viewer cannot {missing}: it is another version than this server was made for. Look at images only; "
+    "install the pinned requirements."
+)
+
+
+def router() -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+    bundle = read_bundle(OHIF_FOLDER)
+    pages = {"index.html": _index(bundle), SCRIPT: _script(), **bundle.changed}
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in pages.items()}
+    files = StaticFiles(directory=OHIF_FOLDER)
+
+    @routes.get("/ohif/{path:path}")
+    async def viewer(
+        path: str, request: Request, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+    ) -> Response:
+        """A file of the viewer; its own addresses, which are no files, get its page."""
+        name = path if Path(path).suffix else "index.html"
+        if name in pages:
+            if request.headers.get("if-none-match") == tags[name]:
+                return Response(status_code=NOT_MODIFIED, headers={"etag": tags[name], **REVALIDATED})
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED})
+        response = await files.get_response(name, request.scope)
+        response.headers.update(REVALIDATED)
+        return response
+
+    @routes.get("/submissions/{instance}")
+    def submission(
+        instance: str, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+    ) -> Response:
+        """What became of a segmentation that was stored in the PACS."""
+        outcome = app_instance().outcomes.of(instance)
+        if outcome is None:
+            raise HTTPException(NOT_FOUND, "a segmentation that came through this server is required; store it again")
+        return Response(json.dumps(outcome.as_json()), media_type="application/json")
+
+    return routes
+
+
+def _index(bundle: Bundle) -> bytes:
+    """The page, with our script, and with a warning where the bundle is another one."""
+    page = (bundle.folder / "index.html").read_text(encoding="utf-8")
+    warning = ""
+    if bundle.missing or page.count(HEAD_END) != 1 or page.count(BODY) != 1:
+        sentence = UNKNOWN_VIEWER.format(missing=", ".join(bundle.missing) or "be extended")
+        warning = (
+            '<div id="totalspineseg-missing" style="position:fixed;top:0;left:0;right:0;z-index:99999;'
+            f'background:#b00020;color:#fff;padding:8px;font:16px sans-serif">{html.escape(sentence)}</div>'
+        )
+        if page.count(BODY) != 1:
+            return f"<!doctype html><html><body>{warning}</body></html>".encode()
+    page = page.replace(HEAD_END, f'<script src="/ohif/{SCRIPT}"></script>{HEAD_END}')
+    return page.replace(BODY, BODY + warning).encode()
+
+
+@cache
+def _script() -> bytes:
+    """Our script with the colors of the structures, by name in small letters."""
+    text = (PAGES / SCRIPT).read_text(encoding="utf-8")
+    return text.replace(COLORS_MARK, json.dumps(colors())).encode()
+
+
+def colors() -> dict[str, tuple[int, int, int]]:
+    """sRGB colors by name in small letters, as the label table has them."""
+    table = {structure.name.lower(): structure.color for structure in STRUCTURES}
+    return {**table, VERTEBRAE_NAME: BY_CODE[SACRUM].color}

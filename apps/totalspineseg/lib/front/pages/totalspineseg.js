@@ -1,0 +1,57 @@
+// Served with OHIF: what the changed places of its bundle call. See lib/front/bundle.py.
+(function () {
+  'use strict';
+  const COLORS = /*COLORS*/{};
+  const TITLE = 'TotalSpineSeg';
+  const READY_MS = 250;
+  const SHOWN_MS = 20000;
+
+  function notify(message, type) {
+    window.services.uiNotificationService.show({ title: TITLE, message, type, duration: SHOWN_MS });
+  }
+
+  // The picture must be there before segments can be laid over it.
+  function shown(panel) {
+    try {
+      const services = panel.props.servicesManager.services;
+      const { viewport, displaySet } = panel.getActiveViewportInfo();
+      const data = services.cornerstoneViewportService.getViewportInfo(viewport.viewportId)?.viewportData?.data;
+      const volume = data && data[0] && data[0].volume;
+      return Boolean(displaySet && volume && volume.loadStatus && volume.loadStatus.loaded);
+    } catch (error) {
+      return false;
+    }
+  }
+
+  window.totalspineseg = {
+    color(label) {
+      const rgb = COLORS[label.toLowerCase()];
+      return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
+    },
+
+    async ready(panel) {
+      while (!shown(panel)) {
+        await new Promise(resolve => setTimeout(resolve, READY_MS));
+      }
+    },
+
+    // The one sentence in which the server said why.
+    reason(response) {
+      try {
+        const data = response.response.data;
+        const text = data instanceof ArrayBuffer ? new TextDecoder().decode(data) : JSON.stringify(data);
+        return JSON.parse(text).detail;
+      } catch (error) {
+        return null;
+      }
+    },
+
+    // The server has judged the segmentation by the time the PACS has it.
+    async stored(report) {
+      const response = await fetch(`/submissions/${encodeURIComponent(report.SOPInstanceUID)}`);
+      const outcome = response.ok ? await response.json() : { message: '', status: 'refused' };
+      const message = outcome.message || 'The PACS has the segmentation, but the server did not count it.';
+      notify(message, { accepted: 'success', prediction: 'info' }[outcome.status] || 'error');
+    },
+  };
+})();

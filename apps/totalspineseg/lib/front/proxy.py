@@ -1,0 +1,164 @@
+"""``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
+
+The host's own drops the query string and the Accept header, so that searches find everything and frames come in a
+form the viewer did not ask for.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Final, Literal
+
+import requests
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+
+from lib.front.stow import Upload, received_body, take_submissions
+from lib.pacs.address import Address, Service, is_uid
+from lib.pacs.configured import configured_address, configured_session
+
+logger = logging.getLogger(__name__)
+
+PREFIX: Final = "/proxy/dicom"
+TIMEOUT_SECONDS: Final = (30.0, 300.0)
+"""To connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
+CHUNK_BYTES: Final = 1 << 18
+PASSED_ON: Final = ("accept", "accept-language", "content-type")
+"""Of the browser's headers the PACS gets these alone: cookies and tokens are meant for this server."""
+PASSED_BACK: Final = ("content-type", "warning")
+PRIVATE: Final = {"cache-control": "no-store"}
+"""Patients' data stay out of the browser's cache, and a list is never older than the PACS."""
+JSON_TYPES: Final = ("application/dicom+json", "application/json")
+OK: Final = 200
+UPSTREAM: Final = 502
+READ_ONLY: Final = 405
+
+
+class Pacs:
+    """Calls to the PACS over one session, made on first use."""
+
+    def __init__(self) -> None:
+        self._session: requests.Session | None = None
+
+    def call(
+        self, method: str, url: str, query: str, headers: Mapping[str, str], body: Upload | None = None
+    ) -> "Answer":
+        """Ask the PACS.
+
+        Args:
+            method: "GET" or "POST".
+            url: Address of the resource, without the query.
+            query: As the browser sent it.
+            headers: To pass on.
+            body: What to send.
+        """
+        if self._session is None:
+            self._session = configured_session()
+        response = self._session.request(
+            method,
+            f"{url}?{query}" if query else url,
+            headers=dict(headers),
+            data=None if body is None else body.stream(),
+            timeout=TIMEOUT_SECONDS,
+            stream=True,
+            # Another host is none of the configured one's business to name.
+            allow_redirects=False,
+        )
+        return Answer(response)
+
+    def holds(self, where: Address, instance: str) -> bool:
+        """Whether the PACS has an instance; answers to a store request come in too many forms to read it there."""
+        query = f"SOPInstanceUID={instance}&limit=1"
+        answer = self.call("GET", where.url("qido", "instances"), query, {"accept": JSON_TYPES[0]})
+        return is_uid(instance) and answer.status == OK and instance.encode() in answer.content()
+
+
+class Answer:
+    """What the PACS said."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self.response = response
+        self.status = response.status_code
+        self.headers = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
+        if 300 <= self.status < 400 and self.status != 304:
+            response.close()
+            raise HTTPException(
+                UPSTREAM, "an answer of the PACS itself is required, got a redirection; check its address"
+            )
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the answer is a list or metadata."""
+        return self.headers.get("content-type", "").split(";")[0].strip().lower() in JSON_TYPES
+
+    def content(self) -> bytes:
+        """The whole answer."""
+        with self.response:
+            return self.response.content
+
+    def pieces(self) -> Iterator[bytes]:
+        """The answer as it comes."""
+        with self.response:
+            yield from self.response.iter_content(CHUNK_BYTES)
+
+
+def router() -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+    pacs = Pacs()
+
+    @routes.get(PREFIX + "/{service}/{path:path}")
+    def read(
+        service: Literal["qido", "wado", "stow"],
+        path: str,
+        request: Request,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+    ) -> Response:
+        """Search or retrieve."""
+        where = configured_address()
+        # Some versions of the viewer ask the search service for metadata.
+        service = "wado" if path.rstrip("/").endswith("metadata") else service
+        answer = pacs.call("GET", where.url(service, path), request.url.query, _passed_on(request))
+        if answer.is_json:
+            return Response(_own_links(answer.content(), where, request), answer.status, {**answer.headers, **PRIVATE})
+        return StreamingResponse(answer.pieces(), answer.status, {**answer.headers, **PRIVATE})
+
+    @routes.post(PREFIX + "/{service}/{path:path}")
+    async def store(
+        service: Service,
+        path: str,
+        request: Request,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))],
+    ) -> Response:
+        """Store instances; segmentations among them count as submissions."""
+        parts = path.strip("/").split("/")
+        if parts[0] != "studies" or len(parts) > 2:
+            raise HTTPException(
+                405, "instances are stored at 'studies'; other resources cannot be changed", {"allow": "GET"}
+            )
+        url = configured_address().url("stow", path)
+        async with received_body(request) as upload:
+
+            def work() -> Response:
+                answer = pacs.call("POST", url, request.url.query, _passed_on(request), upload)
+                content = answer.content()
+                if answer.status < 300:
+                    take_submissions(upload, lambda instance: pacs.holds(configured_address(), instance), user.username)
+                return Response(content, answer.status, {**answer.headers, **PRIVATE})
+
+            return await run_in_threadpool(work)
+
+    return routes
+
+
+def _passed_on(request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+
+
+def _own_links(content: bytes, where: Address, request: Request) -> bytes:
+    """Let links to the PACS lead through this server: a browser may not reach the PACS itself."""
+    here = str(request.base_url).rstrip("/")
+    prefix = "/".join(filter(None, (where.base, where.wado)))
+    return content.replace(f'"{prefix}/'.encode(), f'"{here}{PREFIX}/wado/'.encode())

@@ -1,0 +1,124 @@
+"""What a viewer stores in the PACS passes here: segmentations among it are an annotator's submissions."""
+
+import logging
+import mmap
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+from fastapi import Request
+from monailabel.interfaces.utils.app import app_instance
+from pydicom.errors import InvalidDicomError
+
+from lib.corrections.store import SEG_SUFFIX, Sender
+from lib.errors import TotalSpineSegError
+
+if TYPE_CHECKING:
+    from lib.dicom.seg_reader import SegReference
+
+logger = logging.getLogger(__name__)
+
+DICOM_TYPE: Final = "application/dicom"
+BOUNDARY: Final = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
+HEADER_END: Final = b"\r\n\r\n"
+CLIENT: Final = "ohif"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A request body on disk.
+
+    Attributes:
+        file: The body.
+        content_type: As declared.
+    """
+
+    file: IO[bytes]
+    content_type: str
+
+    def stream(self) -> IO[bytes]:
+        """The body from its beginning."""
+        self.file.seek(0)
+        return self.file
+
+
+@asynccontextmanager
+async def received_body(request: Request) -> AsyncIterator[Upload]:
+    """The body of a request, in a temporary file."""
+    with tempfile.TemporaryFile(prefix="totalspineseg-stow-") as file:
+        async for piece in request.stream():
+            file.write(piece)
+        file.flush()
+        yield Upload(file, request.headers.get("content-type", ""))
+
+
+def instances(upload: Upload) -> Iterator[bytes]:
+    """The DICOM files of a STOW request, one after the other.
+
+    Args:
+        upload: ``multipart/related`` or a single file; metadata in JSON or XML holds no file.
+    """
+    kind = upload.content_type.split(";")[0].strip().lower()
+    upload.stream().seek(0, 2)
+    if not upload.file.tell():
+        return
+    with mmap.mmap(upload.file.fileno(), 0, access=mmap.ACCESS_READ) as body:
+        if kind == DICOM_TYPE:
+            yield body[:]
+        boundary = BOUNDARY.search(upload.content_type)
+        if kind == "multipart/related" and boundary:
+            yield from _parts(body, b"--" + boundary[1].strip().encode("latin-1"))
+
+
+def _parts(body: mmap.mmap, mark: bytes) -> Iterator[bytes]:
+    start = body.find(mark)
+    while start >= 0:
+        start += len(mark)
+        end = body.find(b"\r\n" + mark, start)
+        if end < 0:
+            return
+        header = body.find(HEADER_END, start, end)
+        if header >= 0 and _is_dicom(body[start:header]):
+            yield body[header + len(HEADER_END) : end]
+        start = end + 2
+
+
+def _is_dicom(header: bytes) -> bool:
+    """Whether a part may be a DICOM file; a part without a type is taken for one, as servers do."""
+    types = [line.split(b":", 1)[1] for line in header.lower().split(b"\r\n") if line.startswith(b"content-type:")]
+    return not types or types[0].split(b";")[0].strip() == DICOM_TYPE.encode()
+
+
+def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str) -> None:
+    """Count the segmentations of a stored request as submissions.
+
+    What cannot be used is kept with its reason; nothing here fails the request, for the PACS has the file already.
+
+    Args:
+        upload: The request.
+        is_stored: Says whether the PACS holds an instance.
+        user: Who sent it.
+    """
+    from lib.dicom.seg_reader import is_seg, seg_reference
+
+    for file in instances(upload):
+        try:
+            if is_seg(file):
+                reference = seg_reference(file)
+                if is_stored(reference.instance):
+                    _take(file, reference, user)
+        except (TotalSpineSegError, InvalidDicomError) as error:
+            logger.warning("a stored segmentation was not understood: %s", error)
+
+
+def _take(file: bytes, reference: "SegReference", user: str) -> None:
+    app = app_instance()
+    sender = Sender(user, CLIENT, f"{reference.instance}{SEG_SUFFIX}")
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
+        path = Path(folder) / f"label{SEG_SUFFIX}"
+        path.write_bytes(file)
+        app.outcomes.keep(app.submit_segmentation(path, reference, sender))

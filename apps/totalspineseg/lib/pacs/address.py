@@ -1,0 +1,109 @@
+"""Where a DICOMweb server is, and which of its paths are asked for."""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import requests
+from dicomweb_client import DICOMwebClient
+from dicomweb_client.session_utils import create_session_from_user_pass
+from requests.adapters import HTTPAdapter
+
+from lib.errors import TotalSpineSegError
+
+Service = Literal["qido", "wado", "stow"]
+
+PARALLEL_CALLS: Final = 32
+"""A viewer asks for some twenty frames at once."""
+ROOMS: Final = ("studies", "series", "instances")
+"""Every DICOMweb resource starts with one of these."""
+SEGMENT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.,_-]{0,511}")
+"""UIDs, frame lists, tags and the words between them; nothing that could climb, hide or name a host."""
+UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
+MAX_UID_CHARACTERS: Final = 64
+
+
+class PathError(TotalSpineSegError):
+    """A path that is no DICOMweb resource."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A DICOMweb server.
+
+    Attributes:
+        base: Its address without a slash at the end.
+        qido: Prefix of searches, without slashes around it; empty for none.
+        wado: Prefix of retrieval.
+        stow: Prefix of storage.
+    """
+
+    base: str
+    qido: str = ""
+    wado: str = ""
+    stow: str = ""
+
+    def url(self, service: Service, path: str) -> str:
+        """The address of a resource.
+
+        Args:
+            service: What is done with it.
+            path: Such as ``studies/1.2.3/series``, without the query.
+
+        Raises:
+            PathError: Not a DICOMweb resource.
+        """
+        prefix = {"qido": self.qido, "wado": self.wado, "stow": self.stow}[service]
+        return "/".join(filter(None, (self.base, prefix, resource(path))))
+
+
+def resource(path: str) -> str:
+    """A path that can only name a resource of the server it is asked of.
+
+    Raises:
+        PathError: Anything else.
+    """
+    parts = path.strip("/").split("/")
+    if parts[0] not in ROOMS or not all(SEGMENT.fullmatch(part) and ".." not in part for part in parts):
+        raise PathError(
+            "a DICOMweb resource such as 'studies/UID/series' is required, got another path; correct the address"
+        )
+    return "/".join(parts)
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a DICOM unique identifier."""
+    return len(text) <= MAX_UID_CHARACTERS and UID.fullmatch(text) is not None
+
+
+def make_session(base: str, user: str = "", password: str = "") -> requests.Session:
+    """An HTTP session with the server's credentials, for many calls at a time.
+
+    Args:
+        base: The server's address.
+        user: User name there; empty for none.
+        password: Its password.
+    """
+    session: requests.Session
+    if "googleapis.com" in base:
+        from dicomweb_client.ext.gcp.session_utils import create_session_from_gcp_credentials
+
+        session = create_session_from_gcp_credentials()
+    elif user and password:
+        session = create_session_from_user_pass(user, password)
+    else:
+        session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=PARALLEL_CALLS))
+    return session
+
+
+def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
+    """The library client of a server, for searches, retrieval and storage by the server itself."""
+    return DICOMwebClient(
+        url=address.base,
+        session=session,
+        qido_url_prefix=address.qido or None,
+        wado_url_prefix=address.wado or None,
+        stow_url_prefix=address.stow or None,
+    )

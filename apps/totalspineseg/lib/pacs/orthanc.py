@@ -1,0 +1,120 @@
+"""A local Orthanc process with DICOMweb, for trying OHIF without a hospital's PACS."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import requests
+
+from lib.errors import StorageError
+
+PROGRAM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+"""Debian installs Orthanc where an ordinary user's PATH does not look."""
+PLUGINS: Final = (
+    Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),
+    Path("/usr/local/share/orthanc/plugins/libOrthancDicomWeb.so"),
+)
+DICOMWEB_ROOT: Final = "/dicom-web/"
+START_SECONDS: Final = 180
+"""An Orthanc that answers in a second on a quiet machine may take a minute on a busy one."""
+STOP_SECONDS: Final = 60
+"""Orthanc writes its index before it ends."""
+PROBE_SECONDS: Final = 10
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """A running Orthanc.
+
+    Attributes:
+        dicomweb: Address of its DICOMweb service, without a slash at the end.
+        rest: Address of its own interface.
+        log: What it printed.
+    """
+
+    dicomweb: str
+    rest: str
+    log: Path
+
+
+@contextmanager
+def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
+    """Start Orthanc for this machine alone; stopped at the end.
+
+    Args:
+        folder: Its configuration, storage and log go here; made when missing, kept afterwards.
+        port: HTTP port to listen on.
+
+    Raises:
+        StorageError: Orthanc or its DICOMweb plugin is not installed, or it did not start.
+    """
+    command = [_program(), str(_configuration(folder, port))]
+    log = folder / "orthanc.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            orthanc = Orthanc(f"http://127.0.0.1:{port}{DICOMWEB_ROOT.rstrip('/')}", f"http://127.0.0.1:{port}", log)
+            _wait(orthanc, process)
+            yield orthanc
+        finally:
+            _stop(process)
+
+
+def _program() -> str:
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path=PROGRAM_FOLDERS)
+    if program is None:
+        raise StorageError("Orthanc is required, got none; install Debian's packages orthanc and orthanc-dicomweb")
+    return program
+
+
+def _configuration(folder: Path, port: int) -> Path:
+    plugin = next((path for path in PLUGINS if path.is_file()), None)
+    if plugin is None:
+        raise StorageError("Orthanc's DICOMweb plugin is required, got none; install Debian's package orthanc-dicomweb")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "orthanc.json"
+    settings = {
+        "Name": "TotalSpineSeg demo",
+        "StorageDirectory": str((folder / "storage").resolve()),
+        "IndexDirectory": str((folder / "storage").resolve()),
+        "Plugins": [str(plugin)],
+        "HttpPort": port,
+        # There is no option for the address to listen on: requests of other machines are refused instead.
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomServerEnabled": False,
+        # An annotator who exports twice under one UID has the second one kept.
+        "OverwriteInstances": True,
+        "DicomWeb": {"Enable": True, "Root": DICOMWEB_ROOT, "EnableWado": False},
+    }
+    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return path
+
+
+def _wait(orthanc: Orthanc, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise StorageError(f"a running Orthanc is required, got one that ended; {orthanc.log} says why")
+        try:
+            requests.get(f"{orthanc.dicomweb}/studies", params={"limit": 1}, timeout=PROBE_SECONDS).raise_for_status()
+        except requests.RequestException:
+            time.sleep(0.1)
+        else:
+            return
+    raise StorageError(f"an answer of Orthanc within {START_SECONDS} s is required, got none; see {orthanc.log}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

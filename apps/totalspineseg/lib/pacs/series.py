@@ -1,0 +1,137 @@
+"""The series of a PACS: which there are, and which segmentation of one is the newest."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import Dataset
+
+from lib.anatomy import code_of_name
+from lib.corrections.wire import VERTEBRAE_NAME
+from lib.dicom.seg_reader import SegReference, seg_reference
+from lib.dicom.seg_writer import MANUFACTURER
+
+logger = logging.getLogger(__name__)
+
+PAGE: Final = 200
+"""Series a request; servers cap what they give at once."""
+MAX_SERIES: Final = 20000
+"""A server that ignores ``offset`` would be asked for ever."""
+FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
+LOCALIZER: Final = re.compile(r"\b(loc|localizer|localiser|scout|survey|plan|topogram|3[- ]?plane)", re.IGNORECASE)
+"""How scanners call series that only show where the others lie."""
+SEG_MODALITY: Final = "SEG"
+INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
+"""What OHIF shows of the next sample."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series as a search finds it.
+
+    Attributes:
+        uid: Series instance UID, which is its image id.
+        study: Study instance UID.
+        info: What clients show about it.
+        localizer: Whether its description calls it one.
+        instances: How many instances it has; 0 where the server does not say.
+    """
+
+    uid: str
+    study: str
+    info: Mapping[str, str]
+    localizer: bool
+    instances: int
+
+
+def find_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> tuple[Series, ...]:
+    """All series that match, page by page.
+
+    Args:
+        client: The PACS.
+        filters: Such as ``{"Modality": "MR"}``.
+
+    Returns:
+        Each series once, in the server's order; none when nothing matches.
+    """
+    found: dict[str, Series] = {}
+    for offset in range(0, MAX_SERIES, PAGE):
+        page = client.search_for_series(
+            search_filters=dict(filters), fields=list(FIELDS), limit=PAGE, offset=offset, fuzzymatching=None
+        )
+        before = len(found)
+        for entry in page:
+            series = _series(Dataset.from_json(entry))
+            if series is not None:
+                found.setdefault(series.uid, series)
+        if len(page) < PAGE or len(found) == before:
+            break
+    return tuple(found.values())
+
+
+def _series(entry: Dataset) -> Series | None:
+    uid, study = str(entry.get("SeriesInstanceUID", "")), str(entry.get("StudyInstanceUID", ""))
+    if not (uid and study):
+        return None
+    info = {name: str(entry.get(name) or "") for name in INFO_FIELDS}
+    info |= {"SeriesInstanceUID": uid, "RetrieveURL": str(entry.get("RetrieveURL") or "")}
+    description = str(entry.get("SeriesDescription") or "")
+    count = entry.get("NumberOfSeriesRelatedInstances")
+    return Series(uid, study, info, LOCALIZER.search(description) is not None, int(count or 0))
+
+
+class Segmentations:
+    """The segmentations of a PACS; each one's header is read once."""
+
+    def __init__(self, client: DICOMwebClient) -> None:
+        self._client = client
+        self._known: dict[str, tuple[SegReference, ...]] = {}
+
+    def newest(self, series: Iterable[str]) -> dict[str, SegReference]:
+        """The newest reader's segmentation of each series that has one.
+
+        Args:
+            series: Series instance UIDs.
+
+        Returns:
+            By series; by content date, then by date of creation. A segmentation of other things than the spine, and one
+            that a model of ours stored, are passed over.
+        """
+        wanted = frozenset(series)
+        found: dict[str, SegReference] = {}
+        for entry in find_series(self._client, {"Modality": SEG_MODALITY}):
+            for reference in self._references(entry):
+                if reference.referenced_series not in wanted or not is_reading(reference):
+                    continue
+                best = found.get(reference.referenced_series)
+                if best is None or created(reference) > created(best):
+                    found[reference.referenced_series] = reference
+        return found
+
+    def _references(self, series: Series) -> tuple[SegReference, ...]:
+        """Headers of a series' segmentations."""
+        key = f"{series.uid} {series.instances}"
+        if key not in self._known:
+            headers = self._client.retrieve_series_metadata(series.study, series.uid)
+            self._known[key] = tuple(seg_reference(Dataset.from_json(header)) for header in headers)
+        return self._known[key]
+
+
+def created(reference: SegReference) -> datetime:
+    """When a segmentation was made; the beginning of time where it does not say."""
+    return reference.created or datetime.min
+
+
+def is_reading(reference: SegReference) -> bool:
+    """Whether a segmentation names structures of the spine, and no model of ours made it."""
+    known = [code_of_name(name) is not None or name.strip().casefold() == VERTEBRAE_NAME for name in reference.labels]
+    return bool(known) and all(known) and not is_own(reference)
+
+
+def is_own(reference: SegReference) -> bool:
+    """Whether this server wrote the segmentation; a viewer that changes it writes a new one under its own name."""
+    return reference.manufacturer == MANUFACTURER

@@ -1,0 +1,43 @@
+"""The configured PACS as the app's datastore, with finished labels put back as DICOM SEG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from monailabel.config import settings
+
+from lib.corrections.wire import from_wire
+from lib.dicom.seg_writer import write_seg
+from lib.geometry import Volume
+from lib.pacs.configured import configured_client, configured_filter
+from lib.pacs.datastore import PacsDatastore
+from lib.volume_io import read_labels
+
+SERIES_FOLDER: Final = "pacs"
+"""Below the history: fetched series and the labels shown to clients."""
+READER: Final = "corrected by a reader"
+
+
+def pacs_datastore(root: Path) -> PacsDatastore:
+    """The datastore of the configured PACS.
+
+    Args:
+        root: Folder of the history of these studies.
+    """
+    client = configured_client()
+
+    def publish(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        """A finished label of a client that does not speak DICOM."""
+        wire = read_labels(file)
+        labels = Volume(from_wire(wire.data), wire.affine)
+        folder = store.series_folder(series)
+        client.store_instances([write_seg(labels, folder, model=READER, version=str(info.get("correction", "")))])
+
+    store = PacsDatastore(
+        client,
+        root / SERIES_FOLDER,
+        configured_filter(),
+        publisher=publish,
+        read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+    )
+    return store

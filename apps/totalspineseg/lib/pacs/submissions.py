@@ -1,0 +1,94 @@
+"""Segmentations in the PACS as submissions: those that pass this server, and those that came another way."""
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from lib.corrections.inbox import Publish
+from lib.corrections.outcomes import Outcome, accepted
+from lib.corrections.store import SEG_SUFFIX, Correction, Sender
+from lib.dicom.seg_reader import SegReference
+from lib.errors import LabelError, TotalSpineSegError
+from lib.pacs.datastore import FINAL_TAG, PacsDatastore
+from lib.pacs.series import is_own
+
+logger = logging.getLogger(__name__)
+
+ADOPTED_BY: Final = "pacs"
+"""Client id of segmentations that came to the PACS another way."""
+
+Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correction]
+"""The app's way to take a label."""
+
+
+class Corrections(Protocol):
+    """What is known of earlier submissions."""
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """All submissions for an image."""
+
+
+def submit_segmentation(
+    datastore: PacsDatastore, submit: Submit, file: Path, reference: SegReference, sender: Sender
+) -> Outcome:
+    """Count a segmentation that lies in the PACS as an annotator's submission.
+
+    Args:
+        datastore: The PACS.
+        submit: Takes the label.
+        file: The segmentation.
+        reference: What it says about itself.
+        sender: Who sent it.
+
+    Returns:
+        What became of it; a segmentation that cannot be used is no error, for the PACS has it.
+    """
+    datastore.changed()
+    instance, series = reference.instance, reference.referenced_series
+    if is_own(reference):
+        return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
+    if series not in datastore.series():
+        message = "A segmentation of a series this server offers is required, got one of another; it was not counted."
+        return Outcome(instance, "refused", message)
+
+    def publish(image_id: str, label: Path, tag: str, info: dict[str, Any]) -> None:
+        created = "" if reference.created is None else reference.created.isoformat()
+        datastore.save_label(image_id, str(label), tag, {**info, "instance": instance, "created": created})
+
+    params = {"label_info": [{"name": name} for name in reference.labels]}
+    try:
+        return accepted(instance, submit(series, file, FINAL_TAG, params, sender, publish))
+    except LabelError as error:
+        return Outcome(instance, "parked", f"Not counted: {error}", series)
+    except TotalSpineSegError as error:
+        logger.warning("a segmentation of series %s was not counted: %s", series, error)
+        return Outcome(instance, "refused", f"Not counted: {error}", series)
+
+
+def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) -> tuple[Outcome, ...]:
+    """Take the newest segmentation of each series that came to the PACS without passing this server.
+
+    Args:
+        datastore: The PACS.
+        corrections: Earlier submissions.
+        submit: Takes a label.
+
+    Returns:
+        What became of those that are new here and newer than the label that is shown.
+    """
+    outcomes = []
+    for series, reference in datastore.segmentations.newest(datastore.series()).items():
+        name = f"{reference.instance}{SEG_SUFFIX}"
+        shown = str(datastore.get_label_info(series, FINAL_TAG).get("created", ""))
+        created = "" if reference.created is None else reference.created.isoformat()
+        if any(correction.file_name == name for correction in corrections.of_image(series)):
+            continue
+        if shown and created <= shown:
+            continue
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
+            file = Path(folder) / f"label{SEG_SUFFIX}"
+            datastore.fetch_instance(reference, file)
+            outcomes.append(submit_segmentation(datastore, submit, file, reference, Sender("", ADOPTED_BY, name)))
+    return tuple(outcomes)
