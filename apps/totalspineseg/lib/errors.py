@@ -20,6 +20,10 @@ class GridError(TotalSpineSegError):
     """Two volumes that must share a grid (shape and affine) do not."""
 
 
+class EmptySegmentationError(TotalSpineSegError):
+    """A label map without a single marked voxel, where a format has no way to say "nothing"."""
+
+
 class LabelError(TotalSpineSegError):
     """A submitted label map cannot be understood by name."""
 
@@ -34,3 +38,7 @@ class StorageError(TotalSpineSegError):
 
 class TrainingError(TotalSpineSegError):
     """A training cannot start or go on: nothing to learn from, another one is running, or memory does not suffice."""
+
+
+class ClusterError(TotalSpineSegError):
+    """Other processes or machines that were asked to help cannot, or would give other results."""

@@ -9,10 +9,11 @@ from lib.anatomy import WIRE_LABELS
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
-from lib.corrections.submission import Submission, read_submission
+from lib.corrections.submission import read_submission
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
+from lib.segments import Submission
 from lib.volume_io import read_image, write_volume
 
 STEP1_TAG = "step1"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import pydicom
 from pydicom import Dataset
@@ -10,7 +10,7 @@ from pydicom.errors import InvalidDicomError
 
 from lib.errors import ImageError
 
-Sources = Path | Sequence[Path | Dataset]
+Sources: TypeAlias = Path | Sequence[Path | Dataset]
 """A folder of one series, one file, or the files or headers of a series."""
 
 SEG_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")

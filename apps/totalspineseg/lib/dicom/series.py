@@ -37,7 +37,8 @@ def _pixels(stack: Stack) -> AnyArray:
         if frame.file is None:
             raise ImageError("DICOM files are required, got a header without pixels; send the files")
         planes.append(read(frame.file)[(frame.number or 1) - 1])
-    return np.stack(planes).transpose()
+    data: AnyArray = np.stack(planes).transpose()
+    return data
 
 
 def _read_object(path: Path) -> AnyArray:

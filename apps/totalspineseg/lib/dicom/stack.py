@@ -65,8 +65,8 @@ def stack_of(headers: Sequence[Dataset]) -> Stack:
             a place, or screenshots; one sentence says which.
     """
     frames = list({(f.sop_instance, f.number): f for header in headers for f in frames_of(header)}.values())
-    _require_one_size(frames)
     _require_parallel(frames)
+    _require_one_size(frames)
     first = np.array(frames[0].orientation)
     normal = np.cross(first[:3], first[3:])
     frames.sort(key=lambda frame: float(np.dot(frame.position, normal)))

@@ -1,0 +1,125 @@
+"""What a segmentation says about the images it was made from.
+
+highdicom wants complete single-frame images, or one multi-frame image. Series are neither always: required tags are
+missing, or frames are spread over several multi-frame objects. So it gets one complete stand-in a slice, and what it
+wrote about the stand-ins is replaced by references to the originals.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from lib.dicom.frames import Frame
+from lib.dicom.stack import Stack
+from lib.dicom.uids import uid_from
+from lib.errors import ImageError
+
+_MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
+_TEXT: Final = ("PatientID", "AccessionNumber", "StudyID")
+_NAMES: Final = ("PatientName", "ReferringPhysicianName")
+_DATE: Final = re.compile(r"\d{8}")
+_TIME: Final = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
+_SEXES: Final = ("M", "F", "O")
+
+
+def reference_images(stack: Stack) -> list[Dataset]:
+    """One complete single-frame header a slice, in the order of the stack.
+
+    Args:
+        stack: Of the source series. Not modified.
+
+    Returns:
+        Headers with the patient and study of the series; what it does not say is empty, and a frame of reference
+        it does not name is made from its series UID.
+
+    Raises:
+        ImageError: No study, series or instance UID, without which nothing can refer to it.
+    """
+    header = stack.header
+    study, series = str(header.get("StudyInstanceUID") or ""), str(header.get("SeriesInstanceUID") or "")
+    if not study or not series or not all(frame.sop_instance and frame.sop_class for frame in stack.frames):
+        raise ImageError(
+            "DICOM images with study, series and instance UIDs are required to write DICOM SEG, got some without; "
+            "export the series again"
+        )
+    return [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
+
+
+def frame_of_reference(header: Dataset) -> str:
+    """The frame of reference of a series; where it names none, one made from its series UID."""
+    return str(header.get("FrameOfReferenceUID") or "") or uid_from("frame", str(header.get("SeriesInstanceUID") or ""))
+
+
+def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
+    header = stack.header
+    image = Dataset()
+    for keyword in _TEXT:
+        setattr(image, keyword, str(header.get(keyword) or "") or None)
+    for keyword in _NAMES:
+        setattr(image, keyword, str(header.get(keyword) or "") or None)
+    for keyword, pattern in {"PatientBirthDate": _DATE, "StudyDate": _DATE, "StudyTime": _TIME}.items():
+        value = str(header.get(keyword) or "").strip()
+        setattr(image, keyword, value if pattern.fullmatch(value) else None)
+    sex = str(header.get("PatientSex") or "").strip()
+    image.PatientSex = sex if sex in _SEXES else None
+    image.StudyInstanceUID = header.StudyInstanceUID
+    image.SeriesInstanceUID = header.SeriesInstanceUID
+    image.FrameOfReferenceUID = frame_of_reference(header)
+    image.PositionReferenceIndicator = None
+    image.SOPClassUID = _MR_IMAGE
+    image.SOPInstanceUID = frame.sop_instance if frame.number is None else uid_from("frame", identity)
+    image.Modality = "MR"
+    image.Rows, image.Columns = frame.rows, frame.columns
+    image.PixelSpacing = [_ds(value) for value in frame.spacing]
+    image.SliceThickness = _ds(frame.thickness or stack.spacing_mm)
+    image.SpacingBetweenSlices = _ds(stack.spacing_mm)
+    image.ImagePositionPatient = [_ds(value) for value in frame.position]
+    image.ImageOrientationPatient = [_ds(value) for value in stack.frames[0].orientation]
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return image
+
+
+def _ds(value: float) -> str:
+    """A number in the 16 characters of a DICOM decimal string."""
+    for digits in range(16, 3, -1):
+        text = f"{value:.{digits}g}"
+        if len(text) <= 16:
+            return text
+    return f"{value:.4g}"
+
+
+def point_to_originals(seg: Any, images: Sequence[Dataset], stack: Stack) -> None:
+    """Replace references to the stand-ins by references to the series' own objects and frames.
+
+    Args:
+        seg: The new segmentation. Modified.
+        images: What ``reference_images`` gave.
+        stack: Of the source series.
+    """
+    frames = {str(image.SOPInstanceUID): frame for image, frame in zip(images, stack.frames, strict=True)}
+    for groups in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in groups.get("DerivationImageSequence") or []:
+            for source in derivation.SourceImageSequence:
+                frame = frames[str(source.ReferencedSOPInstanceUID)]
+                source.ReferencedSOPClassUID = frame.sop_class
+                source.ReferencedSOPInstanceUID = frame.sop_instance
+                if frame.number is not None:
+                    source.ReferencedFrameNumber = frame.number
+    objects = dict.fromkeys((frame.sop_class, frame.sop_instance) for frame in stack.frames)
+    seg.SourceImageSequence = [_reference(*item) for item in objects]
+    series = Dataset()
+    series.SeriesInstanceUID = stack.header.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [_reference(*item) for item in objects]
+    seg.ReferencedSeriesSequence = [series]
+
+
+def _reference(sop_class: str, sop_instance: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = sop_class
+    item.ReferencedSOPInstanceUID = sop_instance
+    return item

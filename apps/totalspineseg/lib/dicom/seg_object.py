@@ -1,0 +1,181 @@
+"""A DICOM SEG object, opened: what it refers to, its segments, and its frames one by one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+
+from lib.dicom.headers import SEG_CLASSES, sop_class
+from lib.errors import LabelError
+from lib.geometry import LabelArray
+
+SegSource: TypeAlias = Path | bytes | Dataset
+"""A SEG file, its content, or the object itself."""
+_UNCOMPRESSED: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99")
+"""Transfer syntaxes whose one-bit pixels are a plain row of bits: implicit, explicit and deflated little endian."""
+_SHOWN: Final = 3
+"""Values a message lists."""
+
+
+@dataclass(frozen=True)
+class SegReference:
+    """What a SEG object is and what it belongs to.
+
+    Attributes:
+        instance: Its own UID.
+        series: Series it is in.
+        study: Study it is in.
+        frame_of_reference: "" when it names none.
+        referenced_series: Image series it was drawn on; empty when it names none.
+        referenced_instances: Image objects it was drawn on; empty when it names none.
+        created: Content (else creation, else series) date and time as YYYYMMDDHHMMSS.ffffff, for sorting; "" when it
+            names none.
+        manufacturer: Whose program wrote it; "" when it names none.
+        labels: Segment labels in the order of the file.
+        algorithms: Algorithm names of the segments, without repetition.
+    """
+
+    instance: str
+    series: str
+    study: str
+    frame_of_reference: str
+    referenced_series: tuple[str, ...]
+    referenced_instances: tuple[str, ...]
+    created: str
+    manufacturer: str
+    labels: tuple[str, ...]
+    algorithms: tuple[str, ...]
+
+
+def is_seg(source: SegSource) -> bool:
+    """Whether this is a DICOM SEG object; False for anything that is not DICOM."""
+    try:
+        return sop_class(_open(source, pixels=False)) in SEG_CLASSES
+    except LabelError:
+        return False
+
+
+def seg_reference(source: SegSource) -> SegReference:
+    """What a SEG object belongs to, without reading its pixels.
+
+    Raises:
+        LabelError: Not a DICOM SEG object.
+    """
+    seg = open_seg(source, pixels=False)
+    series = list(seg.get("ReferencedSeriesSequence") or [])
+    items = [item for group in series for item in group.get("ReferencedInstanceSequence") or []]
+    segments = list(seg.get("SegmentSequence") or [])
+    algorithms = [_text(item, "SegmentAlgorithmName") for item in segments]
+    return SegReference(
+        instance=_text(seg, "SOPInstanceUID"),
+        series=_text(seg, "SeriesInstanceUID"),
+        study=_text(seg, "StudyInstanceUID"),
+        frame_of_reference=_text(seg, "FrameOfReferenceUID"),
+        referenced_series=tuple(_text(item, "SeriesInstanceUID") for item in series),
+        referenced_instances=tuple(_text(item, "ReferencedSOPInstanceUID") for item in items),
+        created=_text(seg, "ContentDate") + _text(seg, "ContentTime")
+        or _text(seg, "InstanceCreationDate") + _text(seg, "InstanceCreationTime")
+        or _text(seg, "SeriesDate") + _text(seg, "SeriesTime"),
+        manufacturer=_text(seg, "Manufacturer"),
+        labels=tuple(_text(item, "SegmentLabel") for item in segments),
+        algorithms=tuple(dict.fromkeys(filter(None, algorithms))),
+    )
+
+
+def open_seg(source: SegSource, *, pixels: bool = True) -> Dataset:
+    """Open a SEG object.
+
+    Raises:
+        LabelError: Not a DICOM SEG object.
+    """
+    seg = _open(source, pixels=pixels)
+    if sop_class(seg) not in SEG_CLASSES:
+        raise LabelError(
+            f"a DICOM segmentation (SEG) is required, got an object of modality {_text(seg, 'Modality')!r}; "
+            "export the segmentation as DICOM SEG"
+        )
+    return seg
+
+
+def frames_of_seg(seg: Dataset) -> Iterator[tuple[int, LabelArray]]:
+    """The frames of a SEG object.
+
+    Args:
+        seg: Opened with pixels. Not modified.
+
+    Yields:
+        Index from 0, and (row, column) uint8: 0 or 1, or segment numbers in a label map SEG.
+
+    Raises:
+        LabelError: Pixels that cannot be read, or probabilities instead of masks.
+    """
+    count, rows, columns = int(seg.get("NumberOfFrames") or 0), int(seg.get("Rows") or 0), int(seg.get("Columns") or 0)
+    if not count or not rows or not columns or "PixelData" not in seg:
+        raise LabelError("a DICOM SEG with voxels is required, got one without frames; draw a segment and export again")
+    syntax = str(getattr(seg.file_meta, "TransferSyntaxUID", "")) if hasattr(seg, "file_meta") else ""
+    if int(seg.BitsAllocated) == 1 and (not syntax or syntax in _UNCOMPRESSED):
+        yield from _bits(seg, count, rows, columns)
+        return
+    try:
+        pixels = np.asarray(seg.pixel_array).reshape(count, rows, columns)
+    except (RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise LabelError(
+            "readable segmentation pixels are required, got an encoding that is not understood; "
+            "export the segmentation without compression"
+        ) from error
+    yield from enumerate(_masks(seg, pixels))
+
+
+def _bits(seg: Dataset, count: int, rows: int, columns: int) -> Iterator[tuple[int, LabelArray]]:
+    """One bit a pixel, the frames one after the other without padding."""
+    content = np.frombuffer(seg.PixelData, dtype=np.uint8)
+    size = rows * columns
+    if content.size * 8 < count * size:
+        raise LabelError(
+            f"pixels for {count} frames are required, got {content.size * 8 // size}; export again, the file is cut"
+        )
+    for index in range(count):
+        first = index * size
+        bits = np.unpackbits(content[first // 8 : (first + size + 7) // 8], bitorder="little")
+        yield index, bits[first % 8 : first % 8 + size].reshape(rows, columns)
+
+
+def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Masks from pixels of a byte and more."""
+    if is_label_map(seg):
+        return pixels
+    full = int(seg.get("MaximumFractionalValue") or 1) if _text(seg, "SegmentationType") == "FRACTIONAL" else 1
+    values = [int(value) for value in np.unique(pixels) if value not in (0, full)]
+    if values:
+        raise LabelError(
+            f"a binary segmentation is required, got fractions ({values[:_SHOWN]} of {full}); export masks"
+        )
+    masks: LabelArray = (pixels != 0).astype(np.uint8)
+    return masks
+
+
+def is_label_map(seg: Dataset) -> bool:
+    """Whether the pixels are segment numbers rather than masks."""
+    return _text(seg, "SegmentationType") == "LABELMAP" or sop_class(seg) == SEG_CLASSES[1]
+
+
+def _open(source: SegSource, *, pixels: bool) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    try:
+        file = BytesIO(source) if isinstance(source, bytes) else source
+        return pydicom.dcmread(file, stop_before_pixels=not pixels)
+    except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError, AttributeError) as error:
+        raise LabelError("a DICOM segmentation (SEG) is required, got something else; export it again") from error
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    value: Any = dataset.get(keyword)
+    return "" if value is None else str(value).strip()

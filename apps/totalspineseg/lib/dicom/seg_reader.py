@@ -1,0 +1,184 @@
+"""DICOM SEG to named layers on the grid of an image, by segment label, never by number."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+from lib.dicom import reference
+from lib.dicom.frames import Frame, frames_of
+from lib.dicom.headers import Sources, read_headers
+from lib.dicom.placement import MAX_OFFSET_VOX
+from lib.dicom.seg_object import SegSource, frames_of_seg, is_label_map, open_seg
+from lib.dicom.stack import LPS_TO_RAS
+from lib.errors import GridError, ImageError, LabelError
+from lib.geometry import Affine, Grid, LabelArray
+from lib.segments import MAX_SEGMENTS, Segment, Submission
+
+Indices = npt.NDArray[np.intp]
+_WRONG_GRID: Final = "export the segmentation of this series"
+
+
+def read_seg(
+    seg: SegSource,
+    image: Grid,
+    *,
+    sources: Sources | None = None,
+    frame_of_reference: str | None = None,
+) -> Submission:
+    """Read a DICOM SEG as a submission on the grid of its image.
+
+    Segments are known by their labels alone; what the labels mean is for ``corrections.names`` to say.
+
+    Args:
+        seg: SEG file, its content or the object; of this project, OHIF (dcmjs), dcmqi or 3D Slicer. Not modified.
+        image: Grid of the image that was annotated.
+        sources: Its series. Wanted where the SEG places its frames by reference only, and to check that both lie in
+            one frame of reference.
+        frame_of_reference: UID to check against instead; None or "" does not check.
+
+    Returns:
+        Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
+        A segment without voxels is listed all the same.
+
+    Raises:
+        LabelError: Not a SEG, pixels that are no masks, or segments that cannot be told apart.
+        GridError: Another frame of reference, or frames that are no planes of ``image``'s voxels.
+        ImageError: ``sources`` is not a series.
+    """
+    opened = open_seg(seg)
+    headers = read_headers(sources) if sources is not None else ()
+    expected = reference.frame_of_reference(headers[0]) if headers else frame_of_reference or ""
+    _require_frame_of_reference(opened, expected)
+    segments = _segments(opened)
+    found: dict[int, list[Indices]] = {number: [] for number in segments}
+    numbers = _numbers_of_frames(opened)
+    frames = _frames(opened, headers)
+    to_voxels = np.linalg.inv(image.affine) @ LPS_TO_RAS
+    for index, pixels in frames_of_seg(opened):
+        if not pixels.any():
+            continue
+        for number, mask in _masks(opened, pixels, numbers[index]):
+            if number not in found:
+                raise LabelError(
+                    f"a label for every segment is required, got frames of segment {number} without one; export again"
+                )
+            found[number].append(_voxels(mask, frames[index], to_voxels, image))
+    return _submission(segments, found, image)
+
+
+def _require_frame_of_reference(seg: Dataset, expected: str) -> None:
+    own = str(seg.get("FrameOfReferenceUID") or "")
+    if expected and own and own != expected:
+        raise GridError(
+            "a segmentation in the frame of reference of its series is required, got one of another examination or "
+            f"position (frame of reference {own!r}); {_WRONG_GRID}"
+        )
+
+
+def _segments(seg: Dataset) -> dict[int, str]:
+    """Number -> label, in the order of the file; the background of a label map is none."""
+    segments: dict[int, str] = {}
+    for item in seg.get("SegmentSequence") or []:
+        number = int(item.get("SegmentNumber") or 0)
+        if number == 0 and is_label_map(seg):
+            continue
+        if number in segments:
+            raise LabelError(f"one segment a number is required, got two with number {number}; export again")
+        segments[number] = str(item.get("SegmentLabel") or "").strip()
+    if not segments:
+        raise LabelError("a DICOM SEG with named segments is required, got one without any; export it again")
+    if len(segments) > MAX_SEGMENTS:
+        raise LabelError(f"at most {MAX_SEGMENTS} segments are required, got {len(segments)}; submit the spine only")
+    return segments
+
+
+def _numbers_of_frames(seg: Dataset) -> list[int]:
+    """The segment number of each frame, 0 where it does not say."""
+    shared = list(seg.get("SharedFunctionalGroupsSequence") or [])[:1]
+    numbers = []
+    for own in seg.get("PerFrameFunctionalGroupsSequence") or []:
+        items = [item for group in (own, *shared) for item in group.get("SegmentIdentificationSequence") or []]
+        numbers.append(int(items[0].get("ReferencedSegmentNumber") or 0) if items else 0)
+    count = int(seg.get("NumberOfFrames") or 0)
+    if len(numbers) != count:
+        raise LabelError(f"a description of each of the {count} frames is required, got {len(numbers)}; export again")
+    return numbers
+
+
+def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
+    """Where the frames of a SEG lie: as it says, else where the images lie that it refers to."""
+    try:
+        return frames_of(seg)
+    except ImageError as error:
+        known = {(f.sop_instance, f.number): f for header in headers for f in frames_of(header)}
+        places = [known.get(_source(own)) for own in seg.PerFrameFunctionalGroupsSequence]
+        if missing := sum(place is None for place in places):
+            raise GridError(
+                "a DICOM SEG that says where its frames lie is required, got "
+                f"{missing} of {len(places)} frames without a place; {_WRONG_GRID}"
+            ) from error
+        return [place for place in places if place is not None]
+
+
+def _source(groups: Dataset) -> tuple[str, int | None]:
+    """The image object, and frame of it, that a frame of a SEG was drawn on."""
+    for derivation in groups.get("DerivationImageSequence") or []:
+        for item in derivation.get("SourceImageSequence") or []:
+            number: Any = item.get("ReferencedFrameNumber")
+            return str(item.get("ReferencedSOPInstanceUID") or ""), int(number) if number else None
+    return "", None
+
+
+def _masks(seg: Dataset, pixels: LabelArray, number: int) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    if not is_label_map(seg):
+        return [(number, pixels != 0)]
+    return [(int(value), pixels == value) for value in np.unique(pixels) if value]
+
+
+def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image: Grid) -> Indices:
+    """Flat indices into the image of the pixels that are set."""
+    placed = np.eye(4)
+    placed[:3, 0] = np.array(frame.orientation[:3]) * frame.spacing[1]
+    placed[:3, 1] = np.array(frame.orientation[3:]) * frame.spacing[0]
+    placed[:3, 2] = 0
+    placed[:3, 3] = frame.position
+    mapping = (to_voxels @ placed)[:3, [0, 1, 3]]
+    whole = np.rint(mapping)
+    rows, columns = mask.shape
+    corners = np.array([(c, r, 1) for c in (0, columns - 1) for r in (0, rows - 1)], dtype=np.float64).T
+    if np.abs(mapping @ corners - whole @ corners).max() > MAX_OFFSET_VOX or not _is_plane(whole):
+        raise GridError(
+            "a segmentation on the voxels of its series is required, got frames of "
+            f"{columns} x {rows} pixels of {frame.spacing[1]:g} x {frame.spacing[0]:g} mm that lie between or across "
+            f"them; {_WRONG_GRID}"
+        )
+    row, column = np.nonzero(mask)
+    index = whole.astype(np.intp) @ np.array([column, row, np.ones_like(row)])
+    if (index < 0).any() or (index >= np.array(image.shape)[:, np.newaxis]).any():
+        raise GridError(
+            f"a segmentation inside its series (shape {image.shape}) is required, got voxels outside; {_WRONG_GRID}"
+        )
+    flat: Indices = np.ravel_multi_index(tuple(index), image.shape)
+    return flat
+
+
+def _is_plane(whole: Affine) -> bool:
+    """Whether one pixel to the right and one down are each one voxel along an own axis."""
+    steps = np.abs(whole[:, :2])
+    return bool((steps.sum(axis=0) == 1).all() and (steps.sum(axis=1) <= 1).all())
+
+
+def _submission(segments: dict[int, str], found: dict[int, list[Indices]], image: Grid) -> Submission:
+    layers = [np.zeros(int(np.prod(image.shape)), dtype=np.uint8)]
+    listed = []
+    for value, (number, label) in enumerate(segments.items(), start=1):
+        voxels = np.concatenate(found[number]) if found[number] else np.empty(0, dtype=np.intp)
+        layer = next((k for k, data in enumerate(layers) if not data[voxels].any()), len(layers))
+        if layer == len(layers):
+            layers.append(np.zeros_like(layers[0]))
+        layers[layer][voxels] = value
+        listed.append(Segment(label, value, layer))
+    return Submission(tuple(data.reshape(image.shape) for data in layers), image, tuple(listed))

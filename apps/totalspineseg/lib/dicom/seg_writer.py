@@ -1,0 +1,149 @@
+"""Label maps as DICOM SEG: every structure a segment that carries its name, code and color."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from io import BytesIO
+from typing import Any, Final
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF
+from lib.dicom.colors import dicom_cielab_of
+from lib.dicom.headers import Sources, read_headers
+from lib.dicom.placement import rearranged
+from lib.dicom.reference import point_to_originals, reference_images
+from lib.dicom.stack import stack_of
+from lib.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, term_of
+from lib.dicom.uids import uid_from
+from lib.errors import EmptySegmentationError
+from lib.geometry import LabelArray, Volume
+
+MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
+ALGORITHM: Final = "TotalSpineSeg"
+_FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
+"""Algorithm family, DICOM CID 7162."""
+MAX_LO: Final = 64
+"""Characters a DICOM long string may have."""
+
+
+def write_seg(
+    labels: Volume,
+    sources: Sources,
+    *,
+    model: str,
+    version: str,
+    names: Mapping[int, str] = NAME_OF,
+    description: str = "Spine segmentation",
+    series_number: int = 100,
+    when: datetime | None = None,
+) -> Dataset:
+    """A label map as a DICOM SEG object of the study it was made in.
+
+    Args:
+        labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.
+        sources: The series: folder, files, or headers.
+        model: Name of the model that made the labels.
+        version: Its version.
+        names: Code -> segment label; for step-1 maps "vertebrae" stands in the sacrum's place.
+        description: Series description.
+        series_number: Series number.
+        when: Date and time of the content; None is now.
+
+    Returns:
+        The object, in a new series, binary, one segment a structure that is present, numbered from 1 in the order
+        of the label table. What the series does not say about patient and study stays empty.
+
+    Raises:
+        EmptySegmentationError: No voxel is marked; a SEG object needs a segment.
+        GridError: The labels lie on another grid than the series.
+        ImageError: The series is not one stack of slices.
+        ValueError: A value that is no code of ``names``.
+    """
+    stack = stack_of(read_headers(sources))
+    codes = _present(labels.data, names)
+    planes = rearranged(labels.data, labels.grid, stack.grid).transpose(2, 1, 0)
+    numbers = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
+    numbers[list(codes)] = np.arange(1, len(codes) + 1)
+    images = reference_images(stack)
+    seg = hd.seg.Segmentation(
+        source_images=images,
+        pixel_array=numbers[planes],
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=_descriptions(codes, names, images[0], model, version),
+        series_instance_uid=generate_uid(prefix=None),
+        series_number=series_number,
+        sop_instance_uid=generate_uid(prefix=None),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=model[:MAX_LO],
+        software_versions=version[:MAX_LO],
+        device_serial_number="1",
+        content_label="SPINE",
+        content_description=description[:MAX_LO],
+        series_description=description[:MAX_LO],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    seg.SpecificCharacterSet = "ISO_IR 192"
+    _date(seg, when or datetime.now())  # DICOM dates are local to where the object is made
+    point_to_originals(seg, images, stack)
+    return seg
+
+
+def seg_bytes(dataset: Dataset) -> bytes:
+    """A DICOM object as the content of a file."""
+    buffer = BytesIO()
+    pydicom.dcmwrite(buffer, dataset, write_like_original=False)
+    return buffer.getvalue()
+
+
+def _present(labels: LabelArray, names: Mapping[int, str]) -> tuple[int, ...]:
+    codes = tuple(int(code) for code in np.unique(labels) if code != BACKGROUND)
+    if not codes:
+        raise EmptySegmentationError(
+            "a label map with at least one marked voxel is required to write DICOM SEG, got an empty one; "
+            "check that the series shows the spine"
+        )
+    if unknown := [code for code in codes if code not in names or code not in BY_CODE]:
+        raise ValueError(f"codes of the label table are required, got {unknown!r}; write the map as it was made")
+    return codes
+
+
+def _descriptions(
+    codes: tuple[int, ...], names: Mapping[int, str], image: Dataset, model: str, version: str
+) -> list[hd.seg.SegmentDescription]:
+    algorithm = hd.AlgorithmIdentificationSequence(
+        name=f"{ALGORITHM} {model}"[:MAX_LO], family=_FAMILY, version=version[:MAX_LO], source=MANUFACTURER
+    )
+    present = [names[code] for code in codes]
+    descriptions = []
+    for number, code in enumerate(codes, start=1):
+        name = names[code]
+        item = hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=_coded(ANATOMICAL_STRUCTURE),
+            segmented_property_type=_coded(term_of(name, present)),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            tracking_id=name,
+            # The same for the same structure in every segmentation of a study.
+            tracking_uid=uid_from("segment", str(image.StudyInstanceUID), name),
+        )
+        item.RecommendedDisplayCIELabValue = dicom_cielab_of(BY_CODE[code].color)
+        descriptions.append(item)
+    return descriptions
+
+
+def _coded(term: Term) -> Code:
+    return Code(term.code, SCHEME, term.meaning)
+
+
+def _date(seg: Any, when: datetime) -> None:
+    date, time = when.strftime("%Y%m%d"), when.strftime("%H%M%S")
+    seg.ContentDate = seg.SeriesDate = seg.InstanceCreationDate = date
+    seg.ContentTime = seg.SeriesTime = seg.InstanceCreationTime = time

@@ -1,0 +1,124 @@
+"""SNOMED CT terms of the structures, by their names in the label table.
+
+Source: DICOM PS3.16, CID 7603 (vertebrae) and CID 7604 (intervertebral discs), which give every usual level its own
+concept; CID 7151 (spinal cord, sacrum, vertebra); CID 6115 (vertebral canal); CID 7150 (category). A thirteenth
+thoracic and a sixth lumbar vertebra, and discs next to them, have no concept of their own there: they get the general
+one, and only the segment's label tells the level.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+SCHEME: Final = "SCT"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A SNOMED CT concept.
+
+    Attributes:
+        code: Concept identifier.
+        meaning: As DICOM words it.
+    """
+
+    code: str
+    meaning: str
+
+
+ANATOMICAL_STRUCTURE: Final = Term("123037004", "Anatomical Structure")
+VERTEBRA: Final = Term("51282000", "Vertebra")
+DISC: Final = Term("360499006", "Intervertebral disc")
+"""Intervertebral disc structure; in no context group of DICOM, but what published SEG writers use for it."""
+
+_VERTEBRAE: Final = {
+    "C1": "14806007",
+    "C2": "39976000",
+    "C3": "113205007",
+    "C4": "5329002",
+    "C5": "36978003",
+    "C6": "36054005",
+    "C7": "87391001",
+    "T1": "64864005",
+    "T2": "53733008",
+    "T3": "1626008",
+    "T4": "73071006",
+    "T5": "56401006",
+    "T6": "45296009",
+    "T7": "62487009",
+    "T8": "11068009",
+    "T9": "82687006",
+    "T10": "7610001",
+    "T11": "12989004",
+    "T12": "23215003",
+    "L1": "66794005",
+    "L2": "14293000",
+    "L3": "36470004",
+    "L4": "11994002",
+    "L5": "49668003",
+}
+_DISCS: Final = {
+    "C2-C3": "1078209008",
+    "C3-C4": "58820006",
+    "C4-C5": "49400002",
+    "C5-C6": "73959003",
+    "C6-C7": "75095006",
+    "C7-T1": "37414007",
+    "T1-T2": "40908007",
+    "T2-T3": "6004007",
+    "T3-T4": "2620004",
+    "T4-T5": "82965004",
+    "T5-T6": "72692000",
+    "T6-T7": "74401007",
+    "T7-T8": "28693002",
+    "T8-T9": "9188009",
+    "T9-T10": "113209001",
+    "T10-T11": "34959001",
+    "T11-T12": "1537001",
+    "T12-L1": "76206002",
+    "L1-L2": "80064006",
+    "L2-L3": "67459009",
+    "L3-L4": "62551000",
+    "L4-L5": "84020006",
+}
+_TERMS: Final[Mapping[str, Term]] = MappingProxyType(
+    {
+        "cord": Term("2748008", "Spinal cord"),
+        "canal": Term("61853006", "Vertebral canal"),
+        "sacrum": Term("54735007", "Sacrum"),
+        "vertebrae": VERTEBRA,
+        **{name: Term(code, f"{name} vertebra") for name, code in _VERTEBRAE.items()},
+        **{name: Term(code, f"{name.replace('-', '/')} disc") for name, code in _DISCS.items()},
+        "L5-S": Term("715056000", "L5/S1 disc"),
+    }
+)
+_EXTRA_VERTEBRAE: Final = ("T13", "L6")
+_EXTRA_DISCS: Final = ("T12-T13", "L5-L6")
+_ABOVE: Final = {"L5-S": ("L5", "L6"), "T12-L1": ("T12", "T13")}
+"""Disc whose label stays when the vertebra above it is another: that vertebra as usual, and the extra one."""
+
+
+def term_of(name: str, present: Collection[str] = ()) -> Term:
+    """The concept of a structure.
+
+    Args:
+        name: Name of the label table, or "vertebrae".
+        present: Names of all structures of the same label map; when they show a thirteenth thoracic or a sixth
+            lumbar vertebra, or that T12 or L5 is not there between its neighbors, the disc below it is coded
+            without a level.
+
+    Raises:
+        KeyError: Another name.
+    """
+    if name in _EXTRA_VERTEBRAE:
+        return VERTEBRA
+    if name in _EXTRA_DISCS or (name in _ABOVE and _unusual(name, present)):
+        return DISC
+    return _TERMS[name]
+
+
+def _unusual(disc: str, present: Collection[str]) -> bool:
+    usual, extra = _ABOVE[disc]
+    neighbors = {"L5": ("L4", "sacrum"), "T12": ("T11", "L1")}[usual]
+    return extra in present or (usual not in present and all(name in present for name in neighbors))
