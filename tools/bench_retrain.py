@@ -10,15 +10,11 @@ predicts again with what the gate published. Prints one table.
 
 import argparse
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,11 +22,10 @@ from typing import Any, Final
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-APP = ROOT / "apps" / "totalspineseg"
-sys.path[:0] = [str(APP), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
-import requests  # noqa: E402
-from monailabel.client.client import MONAILabelClient  # noqa: E402
+from local_server import own_app, serving, train  # noqa: E402
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.anatomy import WIRE_LABELS  # noqa: E402
@@ -44,21 +39,13 @@ from lib.volume_io import read_labels, write_volume  # noqa: E402
 SEED: Final = 60_101
 """First part of every scan's seed; no other synthetic set of the project uses it."""
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR)
-START_S: Final = 300
-POLL_S: Final = 2.0
 HALVED: Final = 0.5
 """Share of the error on the new scanner that shall be left at most."""
+REFUSED: Final = "Status: 422"
+"""How the client tells that the server answered, and found no spine."""
+SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
 OLD_MARGIN: Final = 0.01
 """What the old scanner may lose at most."""
-RUN: Final = """
-import sys
-from pathlib import Path
-from lib import server
-studies, port, app_dir, device = sys.argv[1:5]
-server.configure(studies, host="127.0.0.1", port=int(port), conf={"device": device}, app_dir=Path(app_dir))
-import uvicorn
-uvicorn.run(server.create_app(), host="127.0.0.1", port=int(port), log_level="warning")
-"""
 
 
 @dataclass(frozen=True)
@@ -76,33 +63,36 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="totalspineseg-retrain-") as name:
         folder = Path(name)
         app, studies = folder / "app", folder / "studies"
-        (app / "model").mkdir(parents=True)
         studies.mkdir()
-        (app / "main.py").symlink_to(APP / "main.py")
-        shutil.copytree(arguments.starter, app / "model" / "starter")
+        store = own_app(app, arguments.weights)
         corrected = _draw(studies, "corrected", arguments.corrections, new_scanner, 0)
         tests = {
             "new scanner": _draw(studies, "new", arguments.tests, new_scanner, 1),
             "old scanner": _draw(studies, "old", arguments.old, old_scanner, 2),
         }
         print(f"{len(list(studies.iterdir()))} synthetic scans drawn; starting the server", flush=True)
-        with _server(studies, app, arguments.device, folder / "server.log") as url:
+        with serving(studies, app, folder / "server.log", device=arguments.device) as url:
             client = MONAILabelClient(url, tmpdir=str(folder), client_id="bench")
             before = {kind: _predict(client, cases) for kind, cases in tests.items()}
+            _predict(client, corrected)
             for case in corrected:
                 _correct(client, case, folder)
             print(f"{len(corrected)} corrections submitted; training", flush=True)
-            status = _train(client, arguments)
+            settings = {name: str(getattr(arguments, name)) for name in SETTINGS}
+            status = train(client, "totalspineseg", settings, show=_show)
             after = {kind: _predict(client, cases) for kind, cases in tests.items()}
-        report = _report(ModelStore(app / "model"))
+        pair = {"before": before, "after": after}
+        report = _report(store)
         kept = arguments.out
         kept.mkdir(parents=True, exist_ok=True)
         for file in (studies / ".totalspineseg" / "training").rglob("*"):
             if file.suffix in (".txt", ".png", ".json") and file.is_file():
                 shutil.copyfile(file, kept / f"{file.parent.name}-{file.name}")
-    table = {kind: _rows(before[kind], after[kind]) for kind in tests}
-    _print(table, status, report, time.monotonic() - start)
-    (kept / "bench_retrain.json").write_text(json.dumps({"table": table, "train": status, "gate": report}, indent=1))
+    table = {kind: _rows(before[kind][0], after[kind][0]) for kind in tests}
+    served = {when: sorted(set().union(*(kind[1] for kind in scores.values()))) for when, scores in pair.items()}
+    _print(table, status, served, time.monotonic() - start)
+    content = {"table": table, "train": status, "served": served, "gate": report, "settings": settings}
+    (kept / "bench_retrain.json").write_text(json.dumps(content, indent=1))
     return 0 if _met(table) else 1
 
 
@@ -117,7 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--old", type=int, default=6, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
-    parser.add_argument("--starter", type=Path, default=APP / "model" / "starter", help="weights to begin with")
+    parser.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
     parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for logs, curves and figures")
     return parser.parse_args()
 
@@ -144,57 +134,22 @@ def _draw(
     return cases
 
 
-@contextmanager
-def _server(studies: Path, app: Path, device: str, log: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    env = {**os.environ, "PYTHONPATH": str(APP)}
-    command = [sys.executable, "-c", RUN, str(studies), str(port), str(app), device]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=app)
-        try:
-            _wait(url, process, log)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            sys.exit(f"the server ended:\n{log.read_text()[-3000:]}")
-        try:
-            requests.get(f"{url}/info/", timeout=30).raise_for_status()
-        except requests.RequestException:
-            time.sleep(0.3)
-        else:
-            return
-    sys.exit(f"the server did not answer within {START_S} s:\n{log.read_text()[-3000:]}")
-
-
-def _predict(client: MONAILabelClient, cases: Sequence[Case]) -> list[CaseScore]:
-    """Scores of the served model; a scan it refuses (no spine found) scores as an empty map."""
-    scores = []
+def _predict(client: MONAILabelClient, cases: Sequence[Case]) -> tuple[list[CaseScore], set[str]]:
+    """Scores of the served model and its versions; a scan it refuses (no spine found) scores as an empty map."""
+    scores, versions = [], set()
     for case in cases:
-        response = requests.post(
-            f"{client.get_server_url()}/infer/totalspineseg",
-            params={"image": case.name, "output": "image"},
-            data={"params": json.dumps({"result_extension": ".nii.gz"})},
-            timeout=600,
-        )
         codes = np.zeros_like(case.truth.data)
-        if response.ok:
-            with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
-                Path(file.name).write_bytes(response.content)
-                codes = from_wire(read_labels(Path(file.name)).data)
-        elif response.status_code >= 500:
-            sys.exit(f"{case.name}: {response.status_code} {response.text[:500]}")
+        try:
+            file, reply = client.infer("totalspineseg", case.name, {"result_extension": ".nii.gz"})
+        except MONAILabelClientException as error:
+            if REFUSED not in error.msg:
+                sys.exit(f"{case.name}: {error.msg[:500]}")
+        else:
+            codes = from_wire(read_labels(Path(file)).data)
+            versions |= set(reply["models"].values())
+            Path(file).unlink()
         scores.append(score_case(case.truth.data, codes))
-    return scores
+    return scores, versions
 
 
 def _correct(client: MONAILabelClient, case: Case, folder: Path) -> None:
@@ -205,29 +160,8 @@ def _correct(client: MONAILabelClient, case: Case, folder: Path) -> None:
     client.save_label(case.name, str(label), params={"label_info": names})
 
 
-def _train(client: MONAILabelClient, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train both steps through the server; the trainers' own statistics at the end."""
-    settings = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
-    request = {"model": "totalspineseg"} | {name: str(getattr(arguments, name)) for name in settings}
-    start, shown = time.monotonic(), ""
-    client.train_start("totalspineseg", request)
-    while True:
-        time.sleep(POLL_S)
-        stats: dict[str, Any] = client.info()["train_stats"]["totalspineseg"]
-        done = f"epoch {stats.get('epoch', 0)} of {stats.get('total_epochs', '?')}"
-        line = f"  {done}, {stats.get('message') or 'training'}"
-        if line != shown:
-            print(f"{line} ({time.monotonic() - start:.0f} s)", flush=True)
-            shown = line
-        try:
-            client.train_status(check_if_running=True)
-        except Exception:
-            task = client.train_status()
-            if task.get("status") in ("SUBMITTED", "RUNNING"):
-                continue
-            if task.get("status") != "DONE":
-                sys.exit(f"training ended as {task.get('status')}: {list(task.get('details', ()))[-5:]}")
-            return {**client.info()["train_stats"]["totalspineseg"], "seconds": round(time.monotonic() - start)}
+def _show(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 def _report(store: ModelStore) -> dict[str, Any]:
@@ -264,7 +198,7 @@ def _met(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> bool:
 def _print(
     table: Mapping[str, Mapping[str, Mapping[str, float]]],
     status: Mapping[str, Any],
-    report: Mapping[str, Any],
+    served: Mapping[str, Sequence[str]],
     seconds: float,
 ) -> None:
     print(f"\n{status.get('message')}\n")
@@ -276,7 +210,9 @@ def _print(
     left = {measure: _error_left(table["new scanner"], measure) for measure in ("mean Dice", LEVELS)}
     text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
     print(f"\nerror left on the new scanner: {text}; expectation {'met' if _met(table) else 'not met'}")
-    print(f"training and gate {status.get('seconds')} s, all {seconds:.0f} s; version {report.get('version')}")
+    for when, versions in served.items():
+        print(f"served {when}: {', '.join(versions)}")
+    print(f"training and gate {status.get('seconds')} s, all {seconds:.0f} s")
 
 
 if __name__ == "__main__":

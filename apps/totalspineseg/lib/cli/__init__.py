@@ -23,6 +23,7 @@ COMMANDS: Final = MappingProxyType(
         "models": "list, show, activate, roll back, export or import model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
+        "train": "train both networks from scratch with nnU-Net on what prepare wrote",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
         "train-starter": "train the small starter networks on synthetic spines",
     }

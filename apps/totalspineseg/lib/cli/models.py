@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (show, activate, export):
         action.add_argument("name", metavar="NAME", help="a version from the list, or starter")
     export.add_argument("zip", type=Path, metavar="FILE")
-    importing = actions.add_parser("import", help="add the models of a zip as a version, without using it yet")
-    importing.add_argument("zip", type=Path, metavar="FILE")
+    importing = actions.add_parser("import", help="add the models of a zip or folder, without using them")
+    importing.add_argument("zip", type=Path, metavar="FILE", help="a zip, or a folder such as nnU-Net's results")
     importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
     for action in (listing, show, activate, rollback, export, importing):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")

@@ -1,7 +1,7 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Writes Dataset101 and Dataset102 below the folder given; what is there already is kept, so it can be called again.
-Then: nnUNetv2_plan_and_preprocess -d 101 102 -pl nnUNetPlannerResEncL, nnUNetv2_train 101 3d_fullres 0 -p ...
+Writes Dataset101 and Dataset102; what is there already is kept, so it can be called again.
+Then: totalspineseg train
 """
 
 import argparse
@@ -23,7 +23,13 @@ DERIVATIVES: Final = "derivatives"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("source", type=existing_path, metavar="FOLDER", help="BIDS folder, or a folder of studies")
-    parser.add_argument("raw", type=Path, metavar="RAW", help="nnU-Net's raw folder (nnUNet_raw) to write into")
+    parser.add_argument(
+        "raw",
+        type=Path,
+        nargs="?",
+        metavar="RAW",
+        help="nnU-Net's raw folder to write into (default: what nnUNet_raw says, else nnUNet/raw)",
+    )
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which dataset (default: both)")
     parser.add_argument(
         "--label-suffix",
@@ -42,6 +48,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from lib.corrections.history import HISTORY_DIR
     from lib.errors import LabelError
     from lib.nnunet.cases import Skipped
+    from lib.nnunet.folders import NnunetFolders
     from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
 
     skipped: list[Skipped] = []
@@ -59,8 +66,9 @@ def execute(arguments: argparse.Namespace) -> int:
         )
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share)
-    for step, count in write_raw_datasets(sources, arguments.raw, options, on_skip=skip).items():
-        print(f"{arguments.raw / dataset_name(step)}: {count} cases")
+    raw = arguments.raw or NnunetFolders.at().raw
+    for step, count in write_raw_datasets(sources, raw, options, on_skip=skip).items():
+        print(f"{raw / dataset_name(step)}: {count} cases")
     return 1 if skipped else 0
 
 

@@ -1,5 +1,6 @@
 """Random variations of a patch: where it lies, how it is bent, and what another scanner would make of it."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -33,13 +34,22 @@ REMAP_STRENGTH: Final = 1.0
 
 
 class StructureContrastTransform(BasicTransform):  # type: ignore[misc]
-    """Gives each structure a gray value offset of its own, as another sequence would."""
+    """Gives each structure a gray value offset of its own, as another sequence would.
+
+    Args:
+        groups: Values of the segmentation that belong together; a later group overrides an earlier one.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]] = FIELD_OF_STRUCTURES) -> None:
+        super().__init__()
+        self.groups = groups
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
         """A new image where every structure of the segmentation is shifted by its own random offset."""
-        image, codes = data_dict["image"], data_dict["segmentation"][0].long()
+        # nnU-Net marks what a rotation turned in from outside by a negative value.
+        image, codes = data_dict["image"], data_dict["segmentation"][0].long().clamp(min=0)
         offsets = torch.zeros(256)
-        for group in FIELD_OF_STRUCTURES:
+        for group in self.groups:
             offsets[list(group)] = float(np.random.normal(0, REMAP_STRENGTH))  # noqa: NPY002 - as the library draws
         data_dict["image"] = image + offsets[codes][None] * image.std()
         return data_dict
@@ -65,6 +75,25 @@ class KSpaceTransform(ImageOnlyTransform):  # type: ignore[misc]
             lines[axis] = slice(1, None, every)
             spectrum[tuple(lines)] *= float(rng.uniform(0.6, 0.9))
         return torch.fft.ifftn(spectrum).real[None].to(img.dtype)
+
+
+class FirstChannelTransform(BasicTransform):  # type: ignore[misc]
+    """Applies a transform of gray values to the image alone: the odd discs stay what they are.
+
+    Args:
+        transform: Keeps the shape and leaves the segmentation as it is.
+    """
+
+    def __init__(self, transform: BasicTransform) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """The first channel varied, the others as they were."""
+        image = data_dict["image"]
+        varied = self.transform(**{**data_dict, "image": image[:1].clone()})["image"]
+        data_dict["image"] = torch.cat([varied, image[1:]])
+        return data_dict
 
 
 class FlipTransform(BasicTransform):  # type: ignore[misc]
@@ -121,6 +150,22 @@ def build_augmentation(patch: Shape, *, x_axis: int, strength: Strength) -> Basi
         (InvertImageTransform(p_invert_image=1), strength.inversion),
     ]
     return ComposeTransforms([spatial, *(RandomTransform(t, p) for t, p in chain if p > 0)])
+
+
+def scanner_variations(strength: Strength, groups: Sequence[Sequence[int]]) -> list[BasicTransform]:
+    """What other scanners do and nnU-Net's own chain does not: new contrasts, bias fields, ghosts, spikes, inversion.
+
+    Args:
+        strength: How often.
+        groups: See ``StructureContrastTransform``.
+    """
+    field = BrightnessGradientAdditiveTransform(_field_scale, max_strength=_field_strength, p_per_channel=1)
+    return [
+        RandomTransform(StructureContrastTransform(groups), strength.remap),
+        RandomTransform(field, strength.artifacts),
+        RandomTransform(KSpaceTransform(), strength.artifacts),
+        RandomTransform(InvertImageTransform(p_invert_image=1), strength.inversion),
+    ]
 
 
 def _field_scale(shape: Any, axis: int) -> float:

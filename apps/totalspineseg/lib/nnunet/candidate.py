@@ -9,6 +9,7 @@ import torch
 
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.raw_dataset import dataset_name
 from lib.volume_io import write_atomic
 
 KEPT: Final = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
@@ -24,13 +25,14 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         target: Folder to write below; made when missing.
 
     Returns:
-        The model folder, named as the parent's, so that dataset and configuration stay readable from it.
+        The model folder, named as the parent's in a folder of its dataset, as nnU-Net's own tools expect it.
 
     Raises:
         StorageError: It cannot be written.
         WeightsError: The parent's checkpoint cannot be read.
     """
-    folder = target / parent.path.parent.name / parent.path.name if _is_nested(parent) else target / parent.path.name
+    # A folder for each step: two models given by plain folders may bear the same name.
+    folder = target / dataset_name(parent.step) / parent.path.name
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
         source = parent.path / name
@@ -39,8 +41,3 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     content = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {"network_weights": dict(weights)}
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder
-
-
-def _is_nested(parent: ModelFolder) -> bool:
-    """Whether the parent lies in nnU-Net's Dataset folder."""
-    return parent.path.parent.name.startswith("Dataset")

@@ -1,6 +1,7 @@
 """Versions as zips of nnU-Net's shape: out to another place, and in from one."""
 
 import json
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -47,12 +48,7 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for step, model in models.items():
-                folder = f"{DATASET_NAMES[step]}/{_configuration_folder(model)}"
-                for file in ("plans.json", "dataset.json"):
-                    archive.write(model.path / file, f"{folder}/{file}")
-                checkpoint = model.checkpoint.relative_to(model.path)
-                archive.write(model.checkpoint, f"{folder}/{checkpoint.as_posix()}", zipfile.ZIP_STORED)
+            _pack(archive, models)
             if (root / RECORD_FILE).is_file():
                 archive.write(root / RECORD_FILE, RECORD_FILE)
 
@@ -60,12 +56,22 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
     return target
 
 
+def _pack(archive: zipfile.ZipFile, models: Mapping[int, ModelFolder]) -> None:
+    for step, model in models.items():
+        folder = f"{DATASET_NAMES[step]}/{_configuration_folder(model)}"
+        for file in ("plans.json", "dataset.json"):
+            archive.write(model.path / file, f"{folder}/{file}")
+        checkpoint = model.checkpoint.relative_to(model.path)
+        archive.write(model.checkpoint, f"{folder}/{checkpoint.as_posix()}", zipfile.ZIP_STORED)
+
+
 def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     """Add the models of a zip as a version; what is served does not change.
 
     Args:
         store: Where to.
-        archive: A zip of one or both steps, from ``export_version`` or nnU-Net's own export.
+        archive: A zip of one or both steps, from ``export_version`` or nnU-Net's own export, or a folder that
+            holds them, such as nnU-Net's results.
         name: The new version's name; empty for the exported one's, or one made of the zip's hash.
 
     Returns:
@@ -76,6 +82,8 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         ValueError: The name cannot be a version's name.
         StorageError: The name is taken, or it cannot be written.
     """
+    if archive.is_dir():
+        return _import_folder(store, archive, name)
     record = _record_in(archive)
     digest = sha256_of(archive)
     known = str(record.get("name", ""))
@@ -89,6 +97,21 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
             model.load_network()
         write_record(staging, _imported(chosen, record, models, digest))
     return chosen
+
+
+def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
+    """A folder goes the way of a zip, so that nothing but what a model needs comes in."""
+    models = _models(folder)
+    if not models:
+        raise WeightsError(
+            f"one model folder a step is required, got none or several in {str(folder)!r}; name the folder of one model"
+        )
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-import-") as place:
+        archive = Path(place) / f"{folder.resolve().name}.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as content:
+            _pack(content, models)
+        digests = "-".join(model.digest[:8] for model in models.values())
+        return import_version(store, archive, name=name or f"scratch-{digests}")
 
 
 def _models(root: Path) -> dict[int, ModelFolder]:

@@ -23,6 +23,8 @@ SWAPPED_SUFFIX: Final = "_o2e"
 DISTURBED_SHARE: Final = 0.5
 """Share of the cases of dataset 102 whose second channel has errors as step 1 makes them."""
 SEED: Final = 20_240_102
+SUBJECTS_FILE: Final = "subjects.json"
+"""Case -> subject, beside ``dataset.json``: two scans of one person must not train and validate."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def write_raw_datasets(
     """
     options = options or RawOptions()
     folders = {step: raw / dataset_name(step) for step in options.steps}
+    subjects: dict[str, str] = {}
     for folder in folders.values():
         for name in ("imagesTr", "labelsTr"):
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,7 @@ def write_raw_datasets(
             continue
         try:
             scan = source.read()
+            subjects[case_id(scan.name)] = scan.subject
             require_same_grid(scan.codes.grid, scan.image.grid)
             for step in steps:
                 _write_case(scan, step, folders[step], options)
@@ -84,6 +88,8 @@ def write_raw_datasets(
             raise
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
+    for folder in folders.values():
+        _note_subjects(folder, subjects)
     return {step: _write_description(step, folder) for step, folder in folders.items()}
 
 
@@ -142,8 +148,19 @@ def _write_description(step: Step, folder: Path) -> int:
         "name": dataset_name(step),
     }
 
-    def write(path: Path) -> None:
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-    write_atomic(folder / "dataset.json", write)
+    _write_json(folder / "dataset.json", content)
     return count
+
+
+def _note_subjects(folder: Path, subjects: dict[str, str]) -> None:
+    file = folder / SUBJECTS_FILE
+    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    _write_json(file, known | subjects)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(content, indent=1)))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

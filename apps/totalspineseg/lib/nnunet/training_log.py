@@ -63,7 +63,9 @@ class TrainingLog:
 
     def draw(self) -> None:
         """Write the curves as a PNG and as TensorBoard events; nothing when there is no epoch yet."""
-        epochs = [event for event in self.events() if "dice" in event]
+        # What was done again after an interruption counts as it was done last.
+        by_iteration = {event["iteration"]: event for event in self.events() if "dice" in event}
+        epochs = [by_iteration[iteration] for iteration in sorted(by_iteration)]
         if epochs:
             _draw_curves(epochs, self._folder / CURVES_FILE)
             _write_events(epochs, self._folder / EVENTS_DIR)

@@ -51,8 +51,11 @@ class RunState:
 
 
 @contextmanager
-def only_one(training_dir: Path) -> Iterator[None]:
+def only_one(training_dir: Path) -> Iterator[IO[str]]:
     """Hold the training lock; a killed holder leaves none behind.
+
+    Yields:
+        The lock's open file; a child process that inherits it holds the lock too.
 
     Raises:
         TrainingError: Another process trains for this site.
@@ -63,7 +66,7 @@ def only_one(training_dir: Path) -> Iterator[None]:
         stream = (training_dir / LOCK_FILE).open("a")
     with stream:
         _take(stream)
-        yield
+        yield stream
 
 
 def _take(stream: IO[str]) -> None:
@@ -74,7 +77,7 @@ def _take(stream: IO[str]) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise TrainingError(
-                    "no other training for these studies may run, got one that does; wait for it or stop it"
+                    "no other training may run in this place, got one that does; wait for it or stop it"
                 ) from error
             time.sleep(LOCK_WAIT_S / 10)
         else:

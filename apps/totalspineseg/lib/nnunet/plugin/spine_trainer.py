@@ -1,0 +1,136 @@
+"""nnU-Net's own trainer for training from scratch, with what spines and long runs need.
+
+What differs from the stock class: it is mirrored left to right only (a spine upside down has other landmarks, and
+odd vertebrae would lie above their disc), images are varied as MRI varies, the odd-disc channel is bent with the
+image but keeps its values, checkpoints appear whole and often, are read without running anything, and the log names
+the regions.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from lib.nnunet.augmentation import FirstChannelTransform, scanner_variations
+from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.finetune_settings import Strength
+from lib.nnunet.targets import REGIONS, Step
+from lib.nnunet.training_log import TrainingLog, dice_text
+
+EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
+ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
+"""nnU-Net's trainers take no settings: these come through the environment."""
+SAVE_EVERY: Final = 5
+"""Epochs between two states; nnU-Net's 50 would lose hours to an interruption."""
+VALIDATION_SHARE: Final = 5
+"""Training iterations per validation iteration: nnU-Net's 250 to 50."""
+REMAPPED: Final = ("disc", "vertebrae", "sacrum", "canal", "cord")
+"""Regions that get a gray value of their own; the cord after the canal that holds it."""
+SPATIAL: Final = 1
+"""Entries of nnU-Net's chain that bend all channels; what follows changes gray values."""
+
+
+class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """See the module; the arguments are nnU-Net's."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        epochs, iterations = (int(os.environ[name]) for name in (EPOCHS_VARIABLE, ITERATIONS_VARIABLE))
+        self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
+        self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
+        self.save_every = SAVE_EVERY
+        # Our curves take its place; nnU-Net's picture of 16 million pixels is drawn anew after every epoch.
+        self.logger.plot_progress_png = lambda _: None
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's choice, mirrored left to right alone, and not at all at inference."""
+        rotation, flat, patch, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = None
+        # Files are read as (Z, Y, X); the plans may turn that.
+        return rotation, flat, patch, (self.plans_manager.transpose_forward.index(2),)
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        """nnU-Net's chain, with gray values changed in the image alone, and what other scanners do after bending."""
+        chain = nnUNetTrainer.get_training_transforms(*args, **kwargs)
+        chain.transforms = with_scanners(chain.transforms, len(kwargs["regions"]))
+        return chain
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's end of an epoch, and our line and curves."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        if self.local_rank != 0:
+            return
+        values = self.logger.get_value("dice_per_class_or_region", step=-1)
+        dice = {name: float(value) for name, value in zip(REGIONS[_step(len(values))], values, strict=True)}
+        loss = float(self.logger.get_value("train_losses", step=-1))
+        log = TrainingLog(Path(self.output_folder))
+        log.say(
+            f"epoch {epoch + 1} of {self.num_epochs}, loss {loss:.3f}, pseudo Dice: {dice_text(dice)}",
+            epoch=epoch + 1,
+            iteration=(epoch + 1) * self.num_iterations_per_epoch,
+            loss=loss,
+            dice=dice,
+        )
+        log.draw()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Replace a checkpoint in one step; nnU-Net writes into the old one."""
+        target = Path(filename)
+        partial = target.with_name(f".partial-{target.name}")
+        super().save_checkpoint(str(partial))
+        if self.local_rank == 0 and partial.exists():
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+            partial.replace(target)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Go on from a checkpoint, read as plain data; nnU-Net would run what the file asks for."""
+        if not self.was_initialized:
+            self.initialize()
+        content = load_checkpoint(Path(filename_or_checkpoint))
+        network = self.network.module if self.is_ddp else self.network
+        getattr(network, "_orig_mod", network).load_state_dict(content["network_weights"])
+        self.optimizer.load_state_dict(content["optimizer_state"])
+        if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(content["grad_scaler_state"])
+        self.my_init_kwargs = content["init_args"]
+        self.current_epoch = content["current_epoch"]
+        self.logger.load_checkpoint(content["logging"])
+        self._best_ema = content["_best_ema"]
+        if self.local_rank == 0:
+            text = f"resumed after epoch {self.current_epoch} of {self.num_epochs}"
+            TrainingLog(Path(self.output_folder)).say(text, epoch=self.current_epoch)
+
+
+def with_scanners(transforms: list[BasicTransform], regions: int) -> list[BasicTransform]:
+    """nnU-Net's chain made fit for spines.
+
+    Args:
+        transforms: The stock chain: bending first, then gray values, then what prepares the target. Not modified.
+        regions: How many regions the target has; says which step it is.
+    """
+    names = REGIONS[_step(regions)]
+    groups = tuple(names[name] for name in REMAPPED if name in names)
+    gray = [FirstChannelTransform(t) if _changes_gray_values(t) else t for t in transforms[SPATIAL:]]
+    return [*transforms[:SPATIAL], *map(FirstChannelTransform, scanner_variations(Strength(), groups)), *gray]
+
+
+def _changes_gray_values(transform: BasicTransform) -> bool:
+    return isinstance(transform, RandomTransform) and isinstance(transform.transform, ImageOnlyTransform)
+
+
+def _step(regions: int) -> Step:
+    return 1 if regions == len(REGIONS[1]) else 2

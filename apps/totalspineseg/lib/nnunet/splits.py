@@ -1,0 +1,88 @@
+"""Which cases of a dataset train and which validate, whole subjects apart: nnU-Net would split by case."""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lib.errors import TrainingError
+from lib.nnunet.raw_dataset import SUBJECTS_FILE, SWAPPED_SUFFIX
+from lib.volume_io import write_atomic
+
+FOLDS: Final = 5
+"""As many as nnU-Net has."""
+SEED: Final = 12345
+SPLITS_FILE: Final = "splits_final.json"
+"""nnU-Net's name; it believes the file when it is there."""
+BIDS_SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
+
+
+def subjects_of(dataset: Path) -> dict[str, str]:
+    """Case -> subject of a raw dataset; a case nobody noted a subject for counts by its BIDS name, else alone."""
+    file = dataset / SUBJECTS_FILE
+    noted: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
+    return {case: str(noted.get(_plain(case)) or _subject(_plain(case))) for case in cases}
+
+
+def split_by_subject(subjects: Mapping[str, str]) -> list[dict[str, list[str]]]:
+    """The folds, each ``{"train": cases, "val": cases}``.
+
+    Args:
+        subjects: Case -> subject.
+
+    Returns:
+        ``FOLDS`` folds, in which no subject is on both sides; none when there are fewer subjects than folds.
+    """
+    people = sorted(set(subjects.values()))
+    if len(people) < FOLDS:
+        return []
+    order = np.random.default_rng(SEED).permutation(len(people))
+    fold_of = {people[index]: position % FOLDS for position, index in enumerate(order)}
+    return [
+        {
+            "train": [case for case, subject in subjects.items() if fold_of[subject] != fold],
+            "val": [case for case, subject in subjects.items() if fold_of[subject] == fold],
+        }
+        for fold in range(FOLDS)
+    ]
+
+
+def write_splits(dataset: Path, preprocessed: Path) -> None:
+    """Write the folds of a raw dataset where nnU-Net looks for them.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    text = json.dumps(split_by_subject(subjects_of(dataset)), indent=1)
+    write_atomic(preprocessed / SPLITS_FILE, lambda path: _write(path, text))
+
+
+def require_fold(fold: str, subjects: Collection[str]) -> None:
+    """Check that a fold can be trained.
+
+    Raises:
+        TrainingError: There are fewer subjects than folds.
+    """
+    people = len(set(subjects))
+    if fold != "all" and people < FOLDS:
+        raise TrainingError(
+            f"{FOLDS} subjects are required to hold one fold out for validation, got {people}; "
+            "train on everything with the fold 'all'"
+        )
+
+
+def _plain(case: str) -> str:
+    return case.removesuffix(SWAPPED_SUFFIX)
+
+
+def _subject(case: str) -> str:
+    match = BIDS_SUBJECT.search(case)
+    return match[0] if match else case
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

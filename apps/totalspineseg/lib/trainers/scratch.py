@@ -1,0 +1,297 @@
+"""Training from scratch: nnU-Net's own planning, preprocessing and training, told where, and continued where it was."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import torch
+
+from lib.errors import TrainingError
+from lib.nnunet.folders import NnunetFolders
+from lib.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
+from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.runtimes import resolve_device
+from lib.nnunet.splits import require_fold, subjects_of, write_splits
+from lib.nnunet.training_log import TEXT_FILE
+from lib.registry.files import locked, storage_errors, write_json
+from lib.registry.store import DATASET_OF_STEP
+from lib.trainers.runs import only_one
+
+APP_DIR: Final = Path(__file__).resolve().parents[2]
+PLUGIN_DIR: Final = APP_DIR / "lib" / "nnunet" / "plugin"
+CONFIGURATION: Final = "3d_fullres"
+"""The reference's; cases are at 1 mm already."""
+SIZES: Final = ("M", "L", "XL")
+"""nnU-Net's residual encoder presets; L is the reference's."""
+FOLDS: Final = ("0", "1", "2", "3", "4", "all")
+PLANNED_FILE: Final = "totalspineseg.json"
+"""In nnU-Net's preprocessed folder: which cases it was made from."""
+SETTINGS_FILE: Final = "training.json"
+OUTPUT_FILE: Final = "nnunet.txt"
+"""Everything nnU-Net prints."""
+FINAL_FILE: Final = "checkpoint_final.pth"
+STARTED: Final = (FINAL_FILE, "checkpoint_latest.pth", "checkpoint_best.pth")
+DONE_FILE: Final = Path("validation") / "summary.json"
+POLL_S: Final = 0.5
+TAIL_LINES: Final = 400
+"""Of nnU-Net's output, where the reason of a failure is looked for."""
+PLAN_MODULE: Final = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
+TRAIN_MODULE: Final = "nnunetv2.run.run_training"
+
+
+@dataclass(frozen=True)
+class ScratchSettings:
+    """How a network is trained from scratch; the defaults are nnU-Net's, as the reference used them.
+
+    Attributes:
+        size: Preset of the network, see ``SIZES``.
+        epochs: Of the whole run.
+        iterations: Per epoch; the batch size is the plan's.
+        gpus: How many share the batch, by nnU-Net's distributed data parallel.
+        device: "auto", "cuda" or "cpu".
+        workers: Processes that prepare cases and batches; None leaves it to nnU-Net, 0 trains without any.
+    """
+
+    size: str = "L"
+    epochs: int = 1000
+    iterations: int = 250
+    gpus: int = 1
+    device: str = "auto"
+    workers: int | None = None
+
+    @property
+    def plans(self) -> str:
+        """nnU-Net's name of the plans."""
+        return f"nnUNetResEncUNet{self.size}Plans"
+
+
+def train_from_scratch(
+    folders: NnunetFolders,
+    step: int,
+    fold: str,
+    settings: ScratchSettings | None = None,
+    *,
+    restart: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Plan, preprocess and train one fold of one step; interrupted at any moment, the next call goes on.
+
+    Args:
+        folders: The raw dataset lies there already.
+        step: 1 or 2.
+        fold: One of ``FOLDS``; "all" trains on every case.
+        settings: How; those of an unfinished run must be the same.
+        restart: Forget an unfinished or finished run of this fold, and plan anew.
+        tell: Told what happens, a line at a time.
+
+    Returns:
+        The model folder, with ``fold_<fold>/checkpoint_final.pth`` in it.
+
+    Raises:
+        TrainingError: There is no case, no such device, another training of this fold runs, the cases or settings
+            changed since it began, or nnU-Net failed.
+        StorageError: A folder cannot be written.
+    """
+    run = _Scratch(folders, step, fold, settings or ScratchSettings(), tell)
+    run.check()
+    with only_one(run.folder) as lock:
+        run.lock = lock
+        if restart:
+            run.forget()
+        run.plan()
+        return run.train()
+
+
+class _Scratch:
+    """One fold of one step."""
+
+    def __init__(
+        self, folders: NnunetFolders, step: int, fold: str, settings: ScratchSettings, tell: Callable[[str], None]
+    ) -> None:
+        self.folders, self.step, self.fold, self.settings, self.tell = folders, step, fold, settings, tell
+        self.dataset = dataset_name(step)
+        self.raw = folders.raw / self.dataset
+        self.preprocessed = folders.preprocessed / self.dataset
+        self.model = folders.results / self.dataset / f"{SpineTrainer.__name__}__{settings.plans}__{CONFIGURATION}"
+        self.folder = self.model / f"fold_{fold}"
+        self.lock: IO[str] | None = None
+
+    def check(self) -> None:
+        """Find what is wrong before hours are spent."""
+        subjects = subjects_of(self.raw)
+        if not subjects:
+            raise TrainingError(
+                f"labeled cases in {str(self.raw)!r} are required, got none; write them with 'totalspineseg prepare'"
+            )
+        require_fold(self.fold, subjects.values())
+        try:
+            self.device = resolve_device(self.settings.device).type
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        gpus = torch.cuda.device_count() if self.device == "cuda" else 0
+        if self.settings.gpus > max(1, gpus):
+            raise TrainingError(f"{self.settings.gpus} GPUs are required by --gpus, got {gpus}; ask for fewer")
+        self.cases = len(subjects)
+
+    def forget(self) -> None:
+        """Remove this fold's run and the dataset's plan."""
+        with storage_errors(self.folder):
+            for entry in self.folder.iterdir():
+                if self.lock is not None and entry.name == Path(self.lock.name).name:
+                    continue
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            (self.preprocessed / PLANNED_FILE).unlink(missing_ok=True)
+
+    def plan(self) -> None:
+        """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
+        with locked(self.preprocessed):
+            digest = _digest(self.raw)
+            known = _read(self.preprocessed / PLANNED_FILE)
+            if known.get(self.settings.plans) == digest:
+                return
+            others = [value for value in known.values() if value != digest]
+            if others and any((fold / name).is_file() for fold in self._folds() for name in STARTED):
+                raise TrainingError(
+                    f"the cases that {self.dataset} was trained on so far are required, got others; train it anew with "
+                    "--restart, or write the new cases to another folder"
+                )
+            self.tell(f"{self.dataset}: planning and preprocessing {self.cases} cases")
+            words = ["-d", DATASET_OF_STEP[self.step], "-pl", f"nnUNetPlannerResEnc{self.settings.size}"]
+            words += ["-c", CONFIGURATION, "--clean", "--verify_dataset_integrity", "--no_pbar"]
+            if digest in known.values():
+                # Planned for another size: the cases are the same, and another training may be reading them.
+                words += ["--no_pp"]
+            if self.settings.workers is not None:
+                # The planner does not take 0, which means "in this process" when training.
+                count = str(max(1, self.settings.workers))
+                words += ["-np", count, "-npfp", count]
+            self._run(PLAN_MODULE, words, {})
+            write_splits(self.raw, self.preprocessed)
+            write_json(self.preprocessed / PLANNED_FILE, {**(known if not others else {}), self.settings.plans: digest})
+
+    def _folds(self) -> Iterator[Path]:
+        return (self.folders.results / self.dataset).glob(f"*__{CONFIGURATION}/fold_*")
+
+    def train(self) -> Path:
+        """nnU-Net's training, begun or continued, and its validation."""
+        if (self.folder / DONE_FILE).is_file():
+            self.tell(f"{self.dataset}, fold {self.fold}: trained already; --restart trains it anew")
+            return self.model
+        begun = any((self.folder / name).is_file() for name in STARTED)
+        self._require_same_settings(begun)
+        words = [DATASET_OF_STEP[self.step], CONFIGURATION, self.fold, "-p", self.settings.plans]
+        words += ["-tr", SpineTrainer.__name__, "-device", self.device]
+        words += ["--c"] * begun
+        words += ["-num_gpus", str(self.settings.gpus)] if self.settings.gpus > 1 else []
+        where = "the CPU, far too slow for real use" if self.device == "cpu" else f"{self.settings.gpus} GPU"
+        verb = "going on" if begun else "training"
+        self.tell(f"{self.dataset}, fold {self.fold}: {verb} on {where}; nnU-Net's output is in {self._output}")
+        variables = {EPOCHS_VARIABLE: self.settings.epochs, ITERATIONS_VARIABLE: self.settings.iterations}
+        if self.settings.workers is not None:
+            variables["nnUNet_n_proc_DA"] = self.settings.workers
+            variables["nnUNet_def_n_proc"] = max(1, self.settings.workers)
+        self._run(TRAIN_MODULE, words, {name: str(value) for name, value in variables.items()})
+        return self.model
+
+    def _require_same_settings(self, begun: bool) -> None:
+        """A run goes on with the settings it began with; the learning rate follows the number of epochs."""
+        file = self.folder / SETTINGS_FILE
+        wanted = {
+            name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
+        }
+        known = _read(file)
+        if begun and known and known != wanted:
+            raise TrainingError(
+                f"the settings that this training began with ({_listed(known)}) are required, got {_listed(wanted)}; "
+                "repeat them, or begin anew with --restart"
+            )
+        write_json(file, wanted)
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / OUTPUT_FILE
+
+    def _run(self, module: str, words: Sequence[str], variables: dict[str, str]) -> None:
+        """One of nnU-Net's programs, in a process of its own, whose log is passed on line by line."""
+        environment = {**os.environ, **self.folders.environment(), **variables}
+        environment["nnUNet_extTrainer"] = str(PLUGIN_DIR)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH", "")]))
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            # Compiling the network takes a C compiler; without one nnU-Net would stop.
+            environment.setdefault("nnUNet_compile", "f")
+        log = self.folder / TEXT_FILE
+        seen = log.stat().st_size if log.exists() else 0
+        with storage_errors(self.folder):
+            output = self._output.open("a", encoding="utf-8")
+        with output:
+            start = output.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *words],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                # The lock is held as long as the training lives, even if this process is killed.
+                pass_fds=() if self.lock is None else (self.lock.fileno(),),
+            )
+            try:
+                while process.poll() is None:
+                    time.sleep(POLL_S)
+                    seen = self._pass_on(log, seen)
+            finally:
+                process.terminate()
+                process.wait()
+        self._pass_on(log, seen)
+        if process.returncode != 0:
+            raise TrainingError(self._failure(process.returncode, start))
+
+    def _pass_on(self, log: Path, seen: int) -> int:
+        """Tell the log's lines from a position on; returns the new one."""
+        if not log.exists():
+            return seen
+        with log.open("rb") as stream:
+            stream.seek(seen)
+            whole, newline, _ = stream.read().rpartition(b"\n")
+        for line in whole.decode("utf-8", "replace").splitlines():
+            self.tell(line)
+        return seen + len(whole) + len(newline)
+
+    def _failure(self, code: int, start: int) -> str:
+        with self._output.open("rb") as stream:
+            stream.seek(start)
+            lines = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
+        said = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in said if "Error" in line]
+        reason = (errors or said or ["it said nothing"])[-1]
+        memory = any("out of memory" in line.lower() for line in said)
+        cure = "choose a smaller --size" if memory else f"its output is in {self._output}"
+        return f"nnU-Net must end well, got exit code {code} ({reason[:200]}); {cure}; the next call goes on"
+
+
+def _digest(dataset: Path) -> str:
+    """Changes with the cases, their sizes or times."""
+    digest = hashlib.sha256((dataset / "dataset.json").read_bytes())
+    for file in sorted((*(dataset / "imagesTr").iterdir(), *(dataset / "labelsTr").iterdir())):
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(values.items()))
