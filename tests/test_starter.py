@@ -10,14 +10,19 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
-from lib.nnunet.starter import train_starter
+from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_model import build_network, region_loss, warm_start
 from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
+from lib.nnunet.starter_settings import StarterSettings
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 
 TINY = (4, 6, 8)
 PATCH = (32, 16, 16)
+
+
+def tiny(**settings: object) -> StarterSettings:
+    return StarterSettings(**({"features": TINY, "patch": PATCH, "pool_size": 1} | settings))  # type: ignore[arg-type]
 
 
 def lumbar(seed: int = 0, **options: int) -> SyntheticSpine:
@@ -30,7 +35,7 @@ def lumbar(seed: int = 0, **options: int) -> SyntheticSpine:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("starter")
     for step in (1, 2):
-        train_starter(step, out, iterations=2, seed=1, features=TINY, patch=PATCH, pool_size=1)
+        train_starter(step, out, tiny(iterations=2, seed=1))
     return out
 
 
@@ -67,14 +72,56 @@ def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Pat
         loaded: dict[str, object] = torch.load(path, weights_only=True)
         return loaded
 
-    train_starter(1, tmp_path, iterations=1, features=TINY, patch=PATCH, pool_size=1)
+    train_starter(1, tmp_path, tiny(iterations=1))
     first = state()
-    train_starter(1, tmp_path, iterations=3, features=TINY, patch=PATCH, pool_size=1)
+    train_starter(1, tmp_path, tiny(iterations=3))
     second = state()
     assert second["iteration"] == 3
     assert second["losses"][:1] == first["losses"]  # type: ignore[index]
-    train_starter(1, tmp_path, iterations=1, features=TINY, patch=PATCH, pool_size=1, resume=False)
+    train_starter(1, tmp_path, tiny(iterations=1), resume=False)
     assert state()["iteration"] == 1
+
+
+def test_a_piece_ends_early_with_a_state_and_a_model_and_the_next_goes_on(tmp_path: Path) -> None:
+    folder = train_starter(1, tmp_path, tiny(iterations=1000, piece_minutes=1e-6))
+    first = json.loads((folder / "training.json").read_text())
+    assert first["iterations_done"] < 1000
+    assert (folder / "fold_0" / "checkpoint_final.pth").is_file()
+    train_starter(1, tmp_path, tiny(iterations=first["iterations_done"] + 1))
+    assert json.loads((folder / "training.json").read_text())["iterations_done"] == first["iterations_done"] + 1
+
+
+def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_path: Path) -> None:
+    source = trained / STARTER_FOLDERS[1]
+    folder = train_starter(1, tmp_path, tiny(iterations=1, learning_rate=1e-9), start_from=source)
+    had, has = (
+        torch.load(f / "fold_0/checkpoint_final.pth", weights_only=True)["network_weights"] for f in (source, folder)
+    )
+    assert all(torch.allclose(had[name], has[name], atol=1e-3) for name in had)
+    digest = hashlib.sha256((source / "fold_0/checkpoint_final.pth").read_bytes()).hexdigest()
+    assert json.loads((folder / "training.json").read_text())["begun_from_sha256"] == digest
+
+
+def test_workers_draw_streams_of_their_own(tmp_path: Path) -> None:
+    stream = _batches(1, 0, PATCH, tiny(workers=2, batch_size=1))
+    first, second = next(stream), next(stream)
+    assert first[0].shape == (1, 1, *PATCH)
+    assert not torch.equal(first[0], second[0]), "both workers drew the same spines"
+    alone = next(_batches(1, 0, PATCH, tiny()))
+    assert torch.equal(first[0], alone[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"iterations": 0}, "iterations must be 1"),
+        ({"minutes": -1.0}, "positive time"),
+        ({"workers": -1}, "workers must"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tiny(**wrong)
 
 
 def test_a_few_iterations_on_one_patch_lower_the_loss() -> None:

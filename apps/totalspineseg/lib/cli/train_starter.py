@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from lib.cli.common import MODEL_DIR, positive
@@ -13,31 +14,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=MODEL_DIR / "starter", metavar="FOLDER", help="starter folder")
     parser.add_argument("--iterations", type=positive, default=3000, metavar="N")
     parser.add_argument("--minutes", type=float, metavar="M", help="end after this much training time per network")
+    parser.add_argument("--piece-minutes", type=float, metavar="M", help="stop after so long; call again to go on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", metavar="cuda|cpu")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that draw spines; a GPU wants many"
+    )
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N")
-    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="step-1 model that step 2 begins with")
+    parser.add_argument("--learning-rate", type=float, metavar="R")
+    parser.add_argument("--early-phase", type=float, metavar="SHARE", help="share of the training on small patches")
+    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="starter folder whose weights to begin with")
     parser.add_argument("--restart", action="store_true", help="forget what an earlier call left")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the training; returns the exit code."""
     from lib.nnunet.starter import train_starter
+    from lib.nnunet.starter_plans import STARTER_FOLDERS
+    from lib.nnunet.starter_settings import StarterSettings
 
     logging.getLogger().setLevel(logging.INFO)
+    given = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
+    settings = StarterSettings(**{name: value for name, value in given.items() if value is not None})
+    source = arguments.start_from
     for step in sorted(set(arguments.step or (1, 2))):
-        folder = train_starter(
-            step,
-            arguments.out,
-            iterations=arguments.iterations,
-            seed=arguments.seed,
-            device=arguments.device,
-            threads=arguments.threads,
-            resume=not arguments.restart,
-            minutes=arguments.minutes,
-            batch_size=arguments.batch_size,
-            start_from=arguments.start_from if step > 1 else None,
-        )
+        start = source / STARTER_FOLDERS[step] if source is not None else None
+        folder = train_starter(step, arguments.out, settings, resume=not arguments.restart, start_from=start)
         print(f"step {step}: {folder}")
     return 0

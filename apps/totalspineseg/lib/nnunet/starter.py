@@ -3,62 +3,73 @@
 Importable with PyTorch, nnU-Net, numpy and scipy alone.
 """
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lib.nnunet.starter_batches import POOL_SIZE, Sample, samples
+from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_model import build_network, export_model, region_loss, warm_start, write_checkpoint
-from lib.nnunet.starter_plans import FEATURES, PATCH, STARTER_FOLDERS, STRIDES, regions_of
+from lib.nnunet.starter_plans import STARTER_FOLDERS, STRIDES, regions_of
+from lib.nnunet.starter_settings import StarterSettings
 
 logger = logging.getLogger(__name__)
 
-LEARNING_RATE = 1.5e-3
-"""AdamW at the start; falls to nearly zero by nnU-Net's polynomial."""
+Batch: TypeAlias = list[torch.Tensor]
+"""Channels (B, C, Z, Y, X) and region shares (B, R, Z, Y, X)."""
 WEIGHT_DECAY = 1e-4
 POLY_POWER = 0.9
-WARM_UP = 50
-EMA_DECAY = 0.998
-"""Running mean of the weights: some 500 iterations, less at the beginning."""
 MAX_GRADIENT_NORM = 12.0
-EARLY_PHASE = 0.3
-"""Share of the training on smaller patches: twice the iterations while shapes are learned."""
 EARLY_PATCH_SHARE = 3
 """Quarters of the patch's sides in the early phase, rounded up to what the strides divide."""
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 25
+_RESUMED_APART, _WORKERS_APART = 7919, 104_729
+"""Primes that keep the streams of resumed calls and of workers apart."""
 
 
 class _Run:
     """One training run: network, running mean, optimizer and where it stands."""
 
-    def __init__(self, step: int, features: tuple[int, ...], device: torch.device) -> None:
-        self.step, self.features, self.device = step, features, device
-        self.network = build_network(step, features, deep_supervision=True).to(device)
+    def __init__(self, step: int, settings: StarterSettings) -> None:
+        self.step, self.settings, self.device = step, settings, torch.device(settings.device)
+        self.network = build_network(step, settings.features, deep_supervision=True).to(self.device)
         self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        rate = settings.learning_rate
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=WEIGHT_DECAY)
+        self.origin: str | None = None
         self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
 
-    def train_on(self, batch: list[Sample], progress: float) -> float:
-        rate = LEARNING_RATE * max(1 - progress, 1e-3) ** POLY_POWER * min(1.0, (self.iteration + 1) / WARM_UP)
+    def begin_from(self, folder: Path) -> None:
+        """Take over the weights of a starter model; a step-2 network takes from step 1 what fits."""
+        file = folder / "fold_0" / "checkpoint_final.pth"
+        known = torch.load(file, map_location=self.device, weights_only=True)["network_weights"]
+        self.network.load_state_dict(warm_start(self.network.state_dict(), known))
+        self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+        self.origin = hashlib.sha256(file.read_bytes()).hexdigest()
+
+    def train_on(self, batch: Batch, progress: float) -> float:
+        rate = self.settings.learning_rate * max(1 - progress, 1e-3) ** POLY_POWER
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        inputs = torch.stack([s.channels for s in batch]).to(self.device)
-        target = torch.stack([s.regions for s in batch]).to(self.device)
+            group["lr"] = rate * min(1.0, (self.iteration + 1) / self.settings.warm_up)
+        inputs, target = (part.to(self.device, non_blocking=True) for part in batch)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = region_loss(self.network(inputs), target)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(inputs)
+        loss = region_loss([level.float() for level in logits], target)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()
         self.iteration += 1
-        decay = min(EMA_DECAY, (1 + self.iteration) / (10 + self.iteration))
+        decay = min(self.settings.ema_decay, (1 + self.iteration) / (10 + self.iteration))
         with torch.no_grad():
             for name, value in self.network.state_dict().items():
                 self.mean[name].lerp_(value, 1 - decay)
@@ -73,6 +84,7 @@ class _Run:
             "iteration": self.iteration,
             "seconds": self.seconds,
             "losses": self.losses,
+            "origin": self.origin or "",
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -80,6 +92,7 @@ class _Run:
         self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
+        self.origin = state.get("origin") or None
 
 
 def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -87,26 +100,32 @@ def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(-(-EARLY_PATCH_SHARE * n // (4 * f)) * f) for n, f in zip(patch, factors, strict=True))
 
 
-def _batches(step: int, seed: int, size: int, patch: tuple[int, ...], pool: int) -> Iterator[list[Sample]]:
-    stream = samples(step, seed, patch, pool_size=pool)
-    while True:
-        yield [next(stream) for _ in range(size)]
+class _Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):  # type: ignore[misc]  # untyped in torch
+    """Training examples without end, another stream in every worker."""
+
+    def __init__(self, step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> None:
+        self.step, self.seed, self.patch, self.settings = step, seed, patch, settings
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        worker = get_worker_info()
+        seed = self.seed + _WORKERS_APART * (worker.id if worker is not None else 0)
+        pool, uses = self.settings.pool_size, self.settings.uses_per_spine
+        for sample in samples(self.step, seed, self.patch, pool_size=pool, uses_per_spine=uses):
+            yield sample.channels, sample.regions
+
+
+def _batches(step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> Iterator[Batch]:
+    yield from DataLoader(
+        _Stream(step, seed, patch, settings), batch_size=settings.batch_size, num_workers=settings.workers
+    )
 
 
 def train_starter(
     step: int,
     out_dir: Path,
+    settings: StarterSettings | None = None,
     *,
-    iterations: int = 3000,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
     resume: bool = True,
-    minutes: float | None = None,
-    batch_size: int = 1,
-    features: tuple[int, ...] = FEATURES,
-    patch: tuple[int, ...] = PATCH,
-    pool_size: int = POOL_SIZE,
     start_from: Path | None = None,
 ) -> Path:
     """Train one step's starter model; may be stopped at any moment and called again.
@@ -114,17 +133,9 @@ def train_starter(
     Args:
         step: 1 or 2.
         out_dir: The starter folder; the model goes to its usual place below.
-        iterations: Where the learning rate reaches zero.
-        seed: Of the weights and of the stream of spines.
-        device: "cpu", "cuda" ..
-        threads: CPU threads.
+        settings: How to train; None: the defaults.
         resume: Go on from the state a former call left.
-        minutes: End after this much training time in all, the learning rate falling with it; None: no limit.
-        batch_size: Patches per iteration.
-        features: Features by stage.
-        patch: Patch on the network's grid, (Z, Y, X).
-        pool_size: Spines at hand at a time.
-        start_from: Step-1 model folder whose weights step 2 begins with.
+        start_from: Starter model whose weights to begin with when there is no state; step 2 may begin with a step 1.
 
     Returns:
         The model folder.
@@ -133,54 +144,47 @@ def train_starter(
         ValueError: The step is neither 1 nor 2.
     """
     regions_of(step)
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
+    settings = settings or StarterSettings()
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
     folder = Path(out_dir) / STARTER_FOLDERS[step]
     latest = folder / "fold_0" / "checkpoint_latest.pth"
-    run = _Run(step, features, torch.device(device))
+    run = _Run(step, settings)
     if resume and latest.is_file():
-        run.restore(torch.load(latest, map_location=device, weights_only=True))
+        run.restore(torch.load(latest, map_location=settings.device, weights_only=True))
     elif start_from is not None:
-        known = torch.load(start_from / "fold_0" / "checkpoint_final.pth", map_location=device, weights_only=True)
-        run.network.load_state_dict(warm_start(run.network.state_dict(), known["network_weights"]))
-        run.mean = {k: v.detach().clone() for k, v in run.network.state_dict().items()}
-    settings = {
-        "step": step,
-        "iterations": iterations,
-        "seed": seed,
-        "minutes": minutes,
-        "batch_size": batch_size,
-        "features": list(features),
-        "patch": list(patch),
-        "learning_rate": LEARNING_RATE,
-        "threads": threads,
-        "device": device,
-        "started_from_step1": start_from is not None,
-    }
-    start = seed + 7919 * run.iteration  # another stretch of the stream after every resumption
-    early = _batches(step, start, batch_size, _early_patch(patch), pool_size)
-    stream = _batches(step, start + 1, batch_size, patch, pool_size)
+        run.begin_from(start_from)
+    start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
+    early = _batches(step, start, _early_patch(settings.patch), settings)
+    stream = _batches(step, start + 1, settings.patch, settings)
     saved = began = time.monotonic()
     before = run.seconds
     while True:
-        run.seconds = before + time.monotonic() - began
-        progress = run.iteration / iterations
-        if minutes is not None:
-            progress = max(progress, run.seconds / 60 / minutes)
-        due = time.monotonic() - saved > SAVE_EVERY_S
-        if due or progress >= 1:
-            _save(run, folder, latest, settings)
-            saved = time.monotonic()
-        if progress >= 1:
+        now = time.monotonic()
+        run.seconds = before + now - began
+        progress = _progress(run, settings)
+        over = progress >= 1 or (settings.piece_minutes is not None and now - began >= 60 * settings.piece_minutes)
+        if over or now - saved > SAVE_EVERY_S:
+            _save(run, folder, latest)
+            saved = now
+        if over:
             return folder
-        run.train_on(next(early if progress < EARLY_PHASE else stream), progress)
+        run.train_on(next(early if progress < settings.early_phase else stream), progress)
         if run.iteration % LOG_EVERY == 0:
             recent = float(np.mean(run.losses[-100:]))
             logger.info("step %d iteration %d loss %.4f %.0f s", step, run.iteration, recent, run.seconds)
 
 
-def _save(run: _Run, folder: Path, latest: Path, settings: dict[str, Any]) -> None:
+def _progress(run: _Run, settings: StarterSettings) -> float:
+    """Share of the training that is done, by iterations or by time, whichever is further."""
+    done = run.iteration / settings.iterations
+    return done if settings.minutes is None else max(done, run.seconds / 60 / settings.minutes)
+
+
+def _save(run: _Run, folder: Path, latest: Path) -> None:
     write_checkpoint(latest, run.state())
-    export_model(folder, run.step, run.mean, run.features)
-    done = {"iterations_done": run.iteration, "seconds": round(run.seconds)}
-    (folder / "training.json").write_text(json.dumps(settings | done, indent=2) + "\n")
+    export_model(folder, run.step, run.mean, run.settings.features)
+    done = {"iterations_done": run.iteration, "seconds": round(run.seconds), "begun_from_sha256": run.origin}
+    (folder / "training.json").write_text(
+        json.dumps({"step": run.step, **run.settings.record(), **done}, indent=2) + "\n"
+    )

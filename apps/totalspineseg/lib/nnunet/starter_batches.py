@@ -16,16 +16,12 @@ from lib.synthesis.classes import mark_discs
 
 FINE = (2, 2, 2)
 """Drawn voxels per network voxel, (Z, Y, X): a voxel of the cord's edge holds part of it, and its target says so."""
-USES_PER_SPINE = 10
-"""Patches taken of one drawn spine; drawing costs about as much as three patches."""
-POOL_SIZE = 8
-"""Spines at hand at a time: neighbors in the stream should differ; each holds some 10 MB."""
 CROP_MARGIN_MM = 10
 """Step 2 sees the box of step 1's result and this much around it."""
 _SWAP_LEFT_RIGHT = 0.5
 _DISC_LOST, _DISC_ROUGH = 0.03, 0.4
 _SMALL_SCAN, _SMALLEST = 0.12, 0.35
-"""Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side against the patch."""
+"""Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,9 @@ def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) 
     return out
 
 
-def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: int = POOL_SIZE) -> Iterator[Sample]:
+def samples(
+    step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: int = 8, uses_per_spine: int = 20
+) -> Iterator[Sample]:
     """Training examples without end; the seed fixes them.
 
     Args:
@@ -162,6 +160,7 @@ def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: 
         seed: Starts the stream.
         patch: Size on the network's grid, (Z, Y, X).
         pool_size: Spines at hand at a time.
+        uses_per_spine: Patches taken of one drawn spine, on average.
 
     Yields:
         One example after the other.
@@ -170,7 +169,7 @@ def samples(step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: 
     spacing = [s / f for s, f in zip(SPACING_MM, FINE, strict=True)][::-1]
     pool: list[SyntheticSpine] = []
     while True:
-        if len(pool) < pool_size or rng.random() < 1 / USES_PER_SPINE:
+        if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
             options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
             spine = random_spine(rng, options)
