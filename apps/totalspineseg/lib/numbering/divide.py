@@ -165,18 +165,20 @@ def _level_at(place_mm: float, discs_mm: Floats) -> float:
 
 
 def _is_long(heights: Floats, discs_mm: Floats) -> bool:
-    """Whether a body is too long for one vertebra; above all discs it may be the axis with its dens, which is long."""
+    """Whether a body between discs is too long for one vertebra; the axis with its dens and the sacrum are long."""
     if not heights.size:
         return False
     low, middle, high = np.quantile(heights, (0.02, 0.5, 0.98))
-    return bool((discs_mm < low).any() and high - low > LONG_BODY * _level_at(middle, discs_mm))
+    between = (discs_mm < low).any() and (discs_mm > high).any()
+    return bool(between and high - low > LONG_BODY * _level_at(middle, discs_mm))
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
     """One part per lobe where a disc has lobes a level apart along the canal."""
     along = _along(xyz, seen)
     bins = np.floor(along - along.min()).astype(np.intp)
-    return np.searchsorted(np.array(_disc_cuts(np.bincount(bins))), bins, side="right")
+    cuts = np.array(_disc_cuts(np.bincount(bins)), dtype=np.intp)
+    return np.asarray(np.searchsorted(cuts, bins, side="right"), dtype=np.intp)
 
 
 def _disc_cuts(counts: Ints) -> list[int]:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from lib.anatomy import Step1, Step2
 from lib.clock import Clock, no_clock
-from lib.errors import GridError
-from lib.geometry import Volume
+from lib.errors import GridError, LabelError
+from lib.geometry import AnyArray, Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
 from lib.numbering.lint import lint
 from lib.numbering.report import report
@@ -41,6 +42,7 @@ def label_map(
         uint8 codes on the grid of ``raw``, and the report (see ``report``).
 
     Raises:
+        LabelError: The map has values that are no classes of the step.
         NoSpineError: The map has no disc or no canal.
         GridError: The localizer has another shape.
         ValueError: A pin does not name a level, or the method is unknown.
@@ -64,6 +66,7 @@ def name_map(
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
+    _require_classes(raw.data, step)
     if localizer is not None and localizer.shape != raw.data.shape:
         raise GridError(
             f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {localizer.shape}; "
@@ -84,3 +87,14 @@ def name_map(
         labels = paint(pieces, classes, naming, step)
     with clock(f"step {step} fill canal"):
         return fill_canal(labels), numbering
+
+
+def _require_classes(raw: AnyArray, step: Step) -> None:
+    """Refuse a finished label map, whose cord and canal would be read as discs."""
+    last = max(member.value for member in (Step1 if step == 1 else Step2))
+    if raw.size and (raw.max() > last or raw.min() < 0):
+        strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]
+        raise LabelError(
+            f"a raw map of step {step} with classes 0 to {last} is required, got {strange[:5]!r} in it; "
+            "pass the map as the network drew it, not a finished label map"
+        )

@@ -4,13 +4,14 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from lib.anatomy import Kind, Step2
 from lib.numbering.course import Ruler
 from lib.numbering.describe import describe
 from lib.transforms.components import Labels
 from lib.transforms.piece_voxels import find_voxels
-from lib.transforms.pieces import Pieces
+from lib.transforms.pieces import Piece, Pieces
 
 MIN_BODY_MM3: Final = 600.0
 """Less in front of the canal is a remnant at the border of other vertebrae (the body of a small C3 has 2000 mm3)."""
@@ -44,12 +45,15 @@ def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
             found.append((piece, xyz))
     if not found:
         return pieces
-    everything = [*((piece, None) for piece in pieces.vertebrae), *found]
+    everything: list[tuple[Piece, npt.NDArray[np.intp] | None]] = [
+        *((piece, None) for piece in pieces.vertebrae),
+        *found,
+    ]
     order = sorted(range(len(everything)), key=lambda k: (-everything[k][0].z_order, -everything[k][0].centroid_vox[2]))
     rank = np.zeros(len(everything) + 1, dtype=np.int32)
     rank[np.array(order) + 1] = np.arange(1, len(everything) + 1)
     numbered = rank[pieces.vertebra_map]
-    for k, (_, xyz) in enumerate(everything):
-        if xyz is not None:
-            numbered[xyz[:, 0], xyz[:, 1], xyz[:, 2]] = rank[k + 1]
+    for k, (_, mine) in enumerate(everything):
+        if mine is not None:
+            numbered[mine[:, 0], mine[:, 1], mine[:, 2]] = rank[k + 1]
     return replace(pieces, vertebra_map=numbered, vertebrae=tuple(everything[k][0] for k in order))

@@ -26,6 +26,8 @@ END_GRACE: Final = 0.4
 """The column in view beyond the outermost disc may reach this far past the next disc before that disc counts as
 missed, share of a level's height."""
 MAX_MISSED_BELOW: Final = 3
+SACRUM_LENGTH_MM: Final = 130.0
+"""Bone along the canal below the L5-S disc, mm at scale 1: sacrum and the upper coccyx."""
 
 Reduction = Literal["sum", "max"]
 
@@ -63,7 +65,7 @@ class Chain:
         scale_prior = np.exp(-0.5 * (np.log(w.SCALES) / w.SCALE_SPREAD) ** 2)
         scale_prior /= scale_prior.sum()
         missed = self._missed_above(self.evidence.above_mm)
-        prior = scale_prior[:, None] * self.tree.prior * w.P_MISSED_DISC**missed / self.tree.code.size
+        prior = scale_prior[:, None] * self.tree.prior * w.missed_weight(missed) / self.tree.code.size
         return np.asarray(prior * observable(self.tree, self.evidence.step))[:, None, :]
 
     def _missed_above(self, length_mm: float) -> Floats:
@@ -85,9 +87,10 @@ class Chain:
     def _exit(self) -> Floats:
         """(scales, 1, slots) chance to end in a slot; below the last disc only the sacrum is long."""
         last = (self.tree.code == DISC_L5_S) | (self.tree.code == SACRUM)
-        length = self.evidence.below_mm / (w.SCALES[:, None] * self.tree.height_mm)
-        missed = np.floor(np.maximum(0.0, length - END_GRACE)) * ~last
-        return np.asarray(w.P_MISSED_DISC ** np.minimum(missed, MAX_MISSED_BELOW))[:, None, :]
+        scale = w.SCALES[:, None]
+        length = (self.evidence.below_mm - SACRUM_LENGTH_MM * scale * last) / (scale * self.tree.height_mm)
+        missed = np.floor(np.maximum(0.0, length - END_GRACE))
+        return w.missed_weight(np.minimum(missed, MAX_MISSED_BELOW))[:, None, :]
 
     def forward(self, how: Reduction, fit: Floats | None = None) -> list[Floats]:
         """Weight of all (or of the best of all) beginnings that put item j in each state.

@@ -24,6 +24,9 @@ P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.V
 """Chance that a component of usual size is not real."""
 P_MISSED_DISC: Final = 0.02
 """Chance that a disc in view has no component (fused, severely degenerated, missed by the network)."""
+P_NEXT_MISSED: Final = 0.3
+"""Chance that the disc after a missed one at the end of the row is missed too: what hides one (metal, a bad coil, the
+end of the canal) hides its neighbors."""
 P_MISSED_VERTEBRA: Final = 0.02
 """Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
 LARGE_SACRUM_MM3: Final = 8000.0
@@ -109,6 +112,15 @@ def _order() -> Mapping[int, int]:
 
 ORDER: Final = _order()
 """Code -> place along the column with every variant's vertebra."""
+
+
+def missed_weight(count: Floats) -> Floats:
+    """Weight of so many discs missed in a row beyond the outermost piece.
+
+    Args:
+        count: How many, whole numbers; 0 weighs 1.
+    """
+    return np.where(count > 0, P_MISSED_DISC * P_NEXT_MISSED ** np.maximum(count - 1, 0), 1.0)
 
 
 @cache
