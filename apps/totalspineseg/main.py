@@ -87,6 +87,10 @@ class App(MONAILabelApp):
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(store, device=conf.get("device") or "auto")
 
+    def free_networks(self) -> None:
+        """Give back the networks' memory, for a training that starts; the next request loads them again."""
+        self._networks.free()
+
     def info(self) -> dict[str, Any]:
         """What clients show about the app and its models; never "config", which would override requests."""
         return {**super().info(), "description": self._description()}

@@ -26,6 +26,9 @@ class Readers:
             raise WeightsError("a model folder is required, got none; install weights")
         return type("Folder", (), {"name": "starter"})()
 
+    def free(self) -> None:
+        (self._signals / "freed").touch()
+
     def get(self, step: int) -> CodeReader:
         self.folder(step)
         slow = self._signals / "slow"

@@ -35,7 +35,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
         max_upload_mb: Largest request body, MiB.
         hosts: Names the server may be called by; None: any.
     """
-    from lib.front import errors, host, infer, ohif, proxy, studies
+    from lib.front import errors, host, infer, ohif, proxy, studies, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -52,6 +52,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     errors.install(app)
     app.include_router(infer.router(executor))
     app.include_router(studies.router())
+    app.include_router(train.router())
     app.include_router(ohif.router())
     app.include_router(proxy.router())
     app.mount("/", behind)

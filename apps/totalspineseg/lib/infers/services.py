@@ -20,6 +20,9 @@ class Networks(Protocol):
             WeightsError: There are no usable weights.
         """
 
+    def free(self) -> None:
+        """Drop all predictors and the memory they hold; the next ``get`` loads again."""
+
 
 @dataclass(frozen=True)
 class Services:
