@@ -284,7 +284,10 @@ def test_a_client_starts_watches_and_stops_a_training(server: Server, tmp_path: 
     wait_for(lambda: "train-me" in requests.get(f"{server.url}/datastore/?output=all", timeout=10).json()["objects"])
     client.save_label("train-me", str(tmp_path / "label.nii.gz"), params={"label_info": names})
     request = {"iterations": "100000", "replay_cases": "0", "device": "cpu"}
+    assert not (server.signals / "freed").exists()
     client.train_start("totalspineseg", request)
+    # Else the server's networks keep the GPU memory that the training needs.
+    assert (server.signals / "freed").exists()
     training = server.studies / ".totalspineseg" / "training"
     wait_for(lambda: list(training.glob("*/step1/state.pth")))
     wait_for(lambda: client.info()["train_stats"]["totalspineseg_step2"]["epoch"] >= 1)
