@@ -4,6 +4,7 @@ PORT ?= 8000
 HOST ?= 127.0.0.1
 STUDIES ?= studies
 WEIGHTS ?=
+RUNTIME ?=
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 APP := apps/totalspineseg
@@ -29,7 +30,8 @@ $(BIN)/totalspineseg: $(READY)
 	@chmod +x $@
 
 serve: setup
-	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host $(HOST) --port $(PORT) $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host $(HOST) --port $(PORT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
+	  $(if $(RUNTIME),--runtime $(RUNTIME))
 
 test: setup
 	$(BIN)/python -m pytest

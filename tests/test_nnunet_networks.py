@@ -2,12 +2,14 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
 import lib.nnunet.model_folder as model_folder_module
+import lib.nnunet.networks as networks_module
 from lib.errors import WeightsError
 from lib.nnunet.networks import Networks
 from lib.registry.store import ModelStore
@@ -123,3 +125,36 @@ def test_many_threads_share_one_load(model_dir):
 
 def test_constructing_reads_nothing(tmp_path):
     Networks(ModelStore(tmp_path / "none"), device="cuda")
+
+
+def test_warm_up_loads_both_steps_before_a_request(model_dir, reads):
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    networks.warm_up()
+    assert networks.loads == {1: 1, 2: 1}
+    networks.get(1)
+    networks.get(2)
+    assert len(reads) == 2
+
+
+def test_descriptions_do_not_wait_for_loading(model_dir, monkeypatch):
+    """While the networks loaded, clients that only asked what there is got no answer."""
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    loading, go_on = Event(), Event()
+    original = networks_module.WarmPredictor
+
+    def slow(*args, **kwargs):
+        loading.set()
+        assert go_on.wait(60)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(networks_module, "WarmPredictor", slow)
+    with ThreadPoolExecutor(2) as pool:
+        loaded = pool.submit(networks.get, 1)
+        assert loading.wait(60)
+        described = pool.submit(lambda: (networks.folder(1).name, networks.loads, networks.version(2)))
+        try:
+            name, loads, _ = described.result(timeout=60)
+        finally:
+            go_on.set()
+        assert (name, loads) == ("starter", {})
+        assert loaded.result(timeout=60).version == networks.version(1)

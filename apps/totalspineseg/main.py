@@ -54,7 +54,7 @@ class App(MONAILabelApp):
     Args:
         app_dir: This folder.
         studies: Folder of images, or a DICOMweb address.
-        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``.
+        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -83,9 +83,19 @@ class App(MONAILabelApp):
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
         """The networks that serve requests; nothing is loaded yet."""
         from lib.nnunet.networks import Networks as WarmNetworks
+        from lib.nnunet.runtimes import runtime_of
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
-        return WarmNetworks(store, device=conf.get("device") or "auto")
+        return WarmNetworks(
+            store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
+        )
+
+    def warm_up(self) -> None:
+        """Load the networks before a request needs them; without usable weights the request says so."""
+        try:
+            self._networks.warm_up()
+        except WeightsError as error:
+            logger.warning("the networks are not loaded: %s", error)
 
     def free_networks(self) -> None:
         """Give back the networks' memory, for a training that starts; the next request loads them again."""

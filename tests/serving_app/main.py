@@ -36,6 +36,9 @@ class Readers:
             time.sleep(float(slow.read_text()))
         return CodeReader(step)
 
+    def warm_up(self) -> None:
+        (self._signals / "warmed").touch()
+
 
 class MONAILabelApp(_module.App):  # type: ignore[misc,name-defined]
     """Named so that the host, which looks for a direct child of this name, finds the class below."""

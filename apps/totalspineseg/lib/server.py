@@ -14,6 +14,8 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from lib.nnunet.runtimes import RUNTIMES
+
 logger = logging.getLogger(__name__)
 
 APP_DIR: Final = Path(__file__).resolve().parents[1]
@@ -44,6 +46,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with behind.router.lifespan_context(behind):
+            host.warm_up()
             yield
             host.stop_background_tasks()
         executor.shutdown(wait=False, cancel_futures=True)
@@ -98,6 +101,7 @@ def serve(
     port: int = DEFAULT_PORT,
     weights: str = "",
     device: str = "",
+    runtime: str = "",
     work: str = "",
     max_upload_mb: float = MAX_UPLOAD_MB,
     log_level: str = "INFO",
@@ -112,14 +116,21 @@ def serve(
         port: Port to listen on.
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
+        runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
         work: Where corrections and fetched series of a DICOMweb server are kept; "" for the user's data folder.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
         demo: Fill an empty studies folder with synthetic demo studies.
         app_dir: The app to serve.
+
+    Raises:
+        TotalSpineSegError: The device or the runtime cannot be used.
     """
     import uvicorn
 
+    from lib.nnunet.runtimes import require, runtime_of
+
+    require(device or "auto", runtime_of(runtime))
     if not studies.startswith(("http://", "https://")):
         folder = Path(studies).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +140,8 @@ def serve(
             demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         studies = str(folder)
     work = str(Path(work).expanduser().resolve()) if work else ""
-    conf = {name: value for name, value in {"weights": weights, "device": device, "work": work}.items() if value}
+    asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+    conf = {name: value for name, value in asked.items() if value}
     configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
     from monailabel.config import settings
     from monailabel.utils.others.generic import init_log_config
@@ -149,6 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
+    parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
     parser.add_argument("--work", default="", help="for a DICOMweb address: folder of corrections and fetched series")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))

@@ -1,6 +1,7 @@
 """MONAI Label's application, made ready to stand behind the front."""
 
 from collections.abc import Collection
+from threading import Thread
 from typing import Final
 
 from fastapi import FastAPI
@@ -38,6 +39,11 @@ def known() -> Known:
         scorers=tuple(app._scoring_methods),
         on_server=str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")),
     )
+
+
+def warm_up() -> None:
+    """Load the networks while the server already answers, so that the first request need not wait for them."""
+    Thread(target=app_instance().warm_up, name="warm-up", daemon=True).start()
 
 
 def stop_background_tasks() -> None:

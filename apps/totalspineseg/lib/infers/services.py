@@ -20,6 +20,13 @@ class Networks(Protocol):
             WeightsError: There are no usable weights.
         """
 
+    def warm_up(self) -> None:
+        """Load both networks.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
     def free(self) -> None:
         """Drop all predictors and the memory they hold; the next ``get`` loads again."""
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 
+from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor, version_with
-from lib.nnunet.runtimes import Runtime
+from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.runtimes import Runtime, with_runtime
 from lib.registry.store import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Networks:
         self._device = device
         self._tile_step = tile_step
         self._lock = RLock()
+        self._loading = {step: RLock() for step in STEP_CHANNELS}
         self._opened: dict[int, _Opened] = {}
         self._warm: dict[int, tuple[_Opened, WarmPredictor]] = {}
         self._loads: dict[int, int] = {}
@@ -71,7 +73,7 @@ class Networks:
         Raises:
             WeightsError: There is no usable model folder.
         """
-        return version_with(self.folder(step), self._runtime)
+        return with_runtime(self.folder(step).version, self._runtime)
 
     def get(self, step: int) -> WarmPredictor:
         """The predictor of a step: warm if the same version was asked for before.
@@ -84,17 +86,31 @@ class Networks:
         Raises:
             WeightsError: There is no usable model.
         """
-        with self._lock:
-            opened = self._open(step)
-            if step in self._warm and self._warm[step][0].key == opened.key:
-                return self._warm[step][1]
+        _, predictor = self._known(step)
+        if predictor is not None:
+            return predictor
+        # A lock of its own: loading, and the more so converting, must not keep descriptions waiting.
+        with self._loading[step]:
+            opened, predictor = self._known(step)
+            if predictor is not None:
+                return predictor
             predictor = WarmPredictor(
                 opened.folder, device=self._device, tile_step=self._tile_step, runtime=self._runtime
             )
-            self._warm[step] = opened, predictor
-            self._loads[step] = self._loads.get(step, 0) + 1
+            with self._lock:
+                self._warm[step] = opened, predictor
+                self._loads[step] = self._loads.get(step, 0) + 1
             logger.info("loaded step %d network %s on %s", step, predictor.version, predictor.device)
             return predictor
+
+    def warm_up(self) -> None:
+        """Load both networks and let them compute once, so that the first request is as fast as the second.
+
+        Raises:
+            WeightsError: There is no usable model.
+        """
+        for step in STEP_CHANNELS:
+            self.get(step).warm_up()
 
     def free(self) -> None:
         """Drop all networks and the GPU memory they hold, for instance when a training starts."""
@@ -103,6 +119,13 @@ class Networks:
             self._warm.clear()
         for predictor in dropped:
             predictor.free()
+
+    def _known(self, step: int) -> tuple[_Opened, WarmPredictor | None]:
+        """The model in use, and its predictor if that is warm."""
+        with self._lock:
+            opened = self._open(step)
+            warm = self._warm.get(step)
+            return opened, warm[1] if warm is not None and warm[0].key == opened.key else None
 
     def _open(self, step: int) -> _Opened:
         """The model in use, opened again only when the choice or a file changed."""

@@ -17,7 +17,7 @@ from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import FloatArray, nonzero_box, normalize
 from lib.nnunet.resampling import Shape, resample, resample_positive, resampled_shape
-from lib.nnunet.runtimes import Runtime, resolve_device
+from lib.nnunet.runtimes import Runtime, resolve_device, with_runtime
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction
 
@@ -50,7 +50,7 @@ class WarmPredictor:
         self.folder = folder
         self.tile_step = tile_step
         self.device = resolve_device(device, runtime)
-        self.version = version_with(folder, runtime)
+        self.version = with_runtime(folder.version, runtime)
         self._network = _load(folder, runtime)
         self._lock = RLock()
 
@@ -84,6 +84,16 @@ class WarmPredictor:
             labels=np.ascontiguousarray(labels.transpose(back)),
             soft={name: np.ascontiguousarray(values.transpose(back)) for name, values in maps.items()},
         )
+
+    def warm_up(self) -> None:
+        """Compute once where the first time takes longer: a GPU's libraries load at first use.
+
+        Raises:
+            WeightsError: The network's answer is not finite.
+        """
+        if self.device.type == "cuda":
+            with self._lock:
+                self._logits(torch.zeros(STEP_CHANNELS[self.folder.step], *self.folder.patch))
 
     def free(self) -> None:
         """Give GPU memory back; the next image moves the network there again."""
@@ -157,11 +167,6 @@ class WarmPredictor:
         raise WeightsError(
             f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"
         )
-
-
-def version_with(folder: ModelFolder, runtime: Runtime) -> str:
-    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino")."""
-    return folder.version if runtime == "torch" else f"{folder.version}@{runtime}"
 
 
 def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:

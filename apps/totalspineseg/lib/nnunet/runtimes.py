@@ -1,8 +1,11 @@
 """What computes the networks: PyTorch, or OpenVINO where there is no GPU."""
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-import torch
+from lib.errors import TotalSpineSegError
+
+if TYPE_CHECKING:
+    import torch
 
 Runtime = Literal["torch", "openvino"]
 RUNTIMES: Final[tuple[Runtime, ...]] = ("torch", "openvino")
@@ -20,12 +23,37 @@ def runtime_of(name: str) -> Runtime:
     raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
 
 
-def resolve_device(device: str, runtime: Runtime = "torch") -> torch.device:
+def require(device: str, runtime: Runtime) -> None:
+    """Check a choice before anything is done with it.
+
+    Raises:
+        TotalSpineSegError: The device does not exist or does not fit the runtime.
+        WeightsError: The runtime is not installed.
+    """
+    try:
+        resolve_device(device, runtime)
+    except ValueError as error:
+        raise TotalSpineSegError(str(error)) from error
+    if runtime == "openvino":
+        from lib.nnunet.openvino_network import require_openvino
+
+        require_openvino()
+
+
+def with_runtime(version: str, runtime: Runtime) -> str:
+    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino")."""
+    return version if runtime == "torch" else f"{version}@{runtime}"
+
+
+def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
     """The device a name stands for; "auto" is the GPU if there is one and the runtime can use it.
 
     Raises:
         ValueError: The name is unknown, there is no such device, or the runtime cannot use it.
     """
+    # Here, so that the command line's help need not wait for it.
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu")
     try:

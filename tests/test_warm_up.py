@@ -1,0 +1,82 @@
+"""A server loads its networks at start, in the background, and says in one sentence when it cannot."""
+
+import importlib.util
+import logging
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lib.nnunet.predictor as predictor_module
+from lib.errors import TotalSpineSegError, WeightsError
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.runtimes import require
+from serving import START_SECONDS, Server
+from tiny_models import write_model_folder
+
+APP_MAIN = Path(__file__).parents[1] / "apps" / "totalspineseg" / "main.py"
+
+
+def test_a_started_server_warms_up_without_a_request(server: Server):
+    """The first scan of the day took seconds longer than the second."""
+    deadline = time.monotonic() + START_SECONDS
+    while not (server.signals / "warmed").exists():
+        assert time.monotonic() < deadline, "the networks were not loaded at start"
+        time.sleep(0.1)
+
+
+def test_without_usable_weights_the_server_still_starts(tmp_path, caplog):
+    spec = importlib.util.spec_from_file_location("app_under_test", APP_MAIN)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class NoWeights:
+        def warm_up(self):
+            raise WeightsError("a model folder is required, got none; install weights")
+
+    app = module.App.__new__(module.App)
+    app._networks = NoWeights()
+    with caplog.at_level(logging.WARNING):
+        app.warm_up()
+    assert "a model folder is required, got none" in caplog.text
+
+
+@pytest.mark.parametrize(("device", "tiles"), [("cuda", 1), ("cpu", 0)])
+def test_only_a_gpu_computes_before_the_first_image(tmp_path, monkeypatch, device, tiles):
+    """A GPU's libraries load at its first computation, which takes seconds; a CPU would only be kept busy."""
+    shapes = []
+
+    def logits(network, image, patch, regions, **kwargs):
+        shapes.append(tuple(image.shape))
+        return torch.zeros(regions, *image.shape[1:])
+
+    monkeypatch.setattr(predictor_module, "sliding_logits", logits)
+    monkeypatch.setattr(predictor_module, "resolve_device", lambda *_: torch.device(device))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    folder = ModelFolder.open(write_model_folder(tmp_path, 2, patch=(16, 24, 16)))
+    WarmPredictor(folder, device=device).warm_up()
+    assert shapes == [(2, 16, 24, 16)] * tiles
+
+
+@pytest.mark.parametrize(
+    ("device", "runtime", "match"),
+    [
+        ("tpu", "torch", "device must be"),
+        ("cuda", "torch", "needs a CUDA GPU, got none"),
+        ("cuda", "openvino", "computes on the CPU"),
+    ],
+)
+def test_a_choice_that_cannot_work_is_refused_at_start(monkeypatch, device, runtime, match):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TotalSpineSegError, match=match):
+        require(device, runtime)
+
+
+def test_missing_openvino_is_refused_at_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(WeightsError, match="needs the package openvino"):
+        require("cpu", "openvino")
+    require("auto", "torch")
