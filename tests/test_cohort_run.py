@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pytest
 
 from lib.anatomy import CODE_OF, DISC_L5_S
 from lib.cohort.documents import write_documents
-from lib.cohort.inputs import find_cases, pair_localizers
+from lib.cohort.inputs import Case, find_cases, pair_localizers
+from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS
 from lib.cohort.overlap import overlapped, sentence
 from lib.cohort.progress import Progress
-from lib.cohort.run import Run, Summary
+from lib.cohort.run import Summary
+from lib.cohort.run import run as run_cases
+from lib.cohort.work import Work
 from lib.errors import ImageError
 from lib.geometry import Grid
 from lib.volume_io import read_image, read_labels, write_volume
@@ -58,10 +62,23 @@ def write_scan(path: Path, codes: np.ndarray) -> Path:
     return path
 
 
+def do(
+    output: Path,
+    cases: Sequence[Case],
+    networks: Any,
+    options: RunOptions,
+    versions: Any = (),
+    *,
+    overwrite: bool = False,
+) -> Summary:
+    work = Work(output, options, dict(versions))
+    return run_cases(work, cases, LocalExecutor(work, lambda: networks, workers=2), overwrite=overwrite)
+
+
 def run(source: Path, output: Path, networks: Any = None, *, overwrite: bool = False, **options: Any) -> Summary:
     cases = find_cases(source)
     versions = {"step1": "reader-1", "step2": "reader-2"}
-    summary = Run(output, RunOptions(**options), networks or Readers(), versions)(cases, workers=2, overwrite=overwrite)
+    summary = do(output, cases, networks or Readers(), RunOptions(**options), versions, overwrite=overwrite)
     write_documents(output, cases, summary, versions=versions, asked={"iso": False})
     return summary
 
@@ -202,7 +219,7 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, few: np.ndarray) 
     x, y, z = few.shape
     write_volume(labels, few, Grid((x, y, z), AFFINE))
     cases = pair_localizers(find_cases(tmp_path / "in"), labels.parent, suffixes=["_T2w"], localizer_suffix="_T1w")
-    summary = Run(tmp_path / "out", RunOptions(keep=("step2_output",)), Readers(), {})(cases, workers=1)
+    summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
     assert summary.records["sub-01_T2w"]["made_with"]["localizer"][0] == "sub-01_T1w.nii.gz"
     assert summary.records["sub-01_T2w"]["warnings"] == []
 
@@ -216,7 +233,7 @@ def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarr
     for localizer in (None, tmp_path / "loc.nii.gz", tmp_path / "loc.nii.gz"):
         cases = pair_localizers(find_cases(tmp_path / "in"), localizer)
         readers = Readers()
-        Run(tmp_path / "out", RunOptions(keep=("step2_output",)), readers, {})(cases, workers=1)
+        do(tmp_path / "out", cases, readers, RunOptions(keep=("step2_output",)))
         found.append(len(readers.calls))
     assert found == [2, 2, 0]
 

@@ -222,7 +222,7 @@ def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
-    path.write_bytes(igzip.compress(content, GZIP_LEVEL) if compress else content)
+    path.write_bytes(igzip.compress(content, GZIP_LEVEL, mtime=0) if compress else content)
 
 
 def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str]) -> None:

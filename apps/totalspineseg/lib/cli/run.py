@@ -5,12 +5,12 @@ data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was inte
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of, positive
+from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of
+from lib.cli.executor import add_executor_arguments, executor_of
 from lib.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lib.cohort.options import RunOptions
     from lib.cohort.run import Summary
 
-MAX_DEFAULT_WORKERS: Final = 4
-"""Reading and writing seldom keep more threads busy beside one network."""
 EARLIER_LABELS: Final = ("step2_output", "step1_output")
 """Folders of OUTPUT whose label maps serve as localizers when no ``--loc`` is given."""
 
@@ -50,12 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_numbering_arguments(parser)
     add_model_arguments(parser)
-    parser.add_argument(
-        "--max-workers", type=positive, metavar="N", help="threads that read and write beside the network"
-    )
-    parser.add_argument(
-        "--device", metavar="cuda|cpu", default="auto", help="where the networks run (default: a GPU if any)"
-    )
+    add_executor_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="do finished scans again")
     parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
 
@@ -103,22 +96,17 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
 def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "Summary":
     from lib.cohort.documents import write_documents
     from lib.cohort.progress import Progress
-    from lib.cohort.run import Run
-    from lib.nnunet.networks import Networks
-    from lib.nnunet.predictor import resolve_device
+    from lib.cohort.run import run
+    from lib.cohort.work import Work
+    from lib.nnunet.runtimes import with_runtime
+    from lib.nnunet.version import version_in_use
 
-    try:
-        resolve_device(arguments.device)
-    except ValueError as error:
-        raise TotalSpineSegError(str(error)) from error
-    networks = Networks(model_store(arguments.data_dir, arguments.weights), device=arguments.device)
+    store = model_store(arguments.data_dir, arguments.weights)
     steps = (1,) if options.step1 else (1, 2)
-    # Weights that do not load stop the run before the first scan is read.
-    versions = {f"step{step}": networks.folder(step).version for step in steps}
-    run = Run(arguments.output, options, networks, versions)
+    versions = {f"step{step}": with_runtime(version_in_use(store, step), arguments.runtime) for step in steps}
+    work = Work(arguments.output, options, versions)
     progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
-    workers = arguments.max_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
-    summary = run(cases, workers=workers, overwrite=arguments.overwrite, progress=progress)
+    summary = run(work, cases, executor_of(arguments, work, store), overwrite=arguments.overwrite, progress=progress)
     progress.close()
     write_documents(arguments.output, cases, summary, versions=versions, asked=_asked(arguments))
     return summary

@@ -77,9 +77,11 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     record = summary.records.get(name)
-    if record is None:
-        return ScanRow(name, failure=summary.failures.get(name, "not started"))
     thumbnail = output / REPORTS / f"{name}.jpg"
+    picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
+    if record is None:
+        # A scan that failed in step 2 shows what step 1 found.
+        return ScanRow(name, failure=summary.failures.get(name, "not started"), thumbnail=picture)
     models = record["made_with"]["models"]
     return ScanRow(
         name,
@@ -89,7 +91,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
         warnings=(*record["warnings"], *record["would_settle"], *(_finding(f) for f in record.get("findings", []))),
         model=", ".join(f"{step}: {version}" for step, version in models.items()),
         seconds=sum(record["seconds"].values()),
-        thumbnail=base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else "",
+        thumbnail=picture,
     )
 
 

@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lib.errors import ImageError
 from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
@@ -34,6 +34,28 @@ class Case:
     folder: Path
     localizer: Path | None = None
     localizer_missing: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values with absolute paths, for other machines."""
+        return {
+            "name": self.name,
+            "path": str(self.path.absolute()),
+            "folder": str(self.folder),
+            "localizer": None if self.localizer is None else str(self.localizer.absolute()),
+            "localizer_missing": self.localizer_missing,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Case":
+        """The case of ``as_json``."""
+        localizer = content["localizer"]
+        return cls(
+            content["name"],
+            Path(content["path"]),
+            Path(content["folder"]),
+            None if localizer is None else Path(localizer),
+            content["localizer_missing"],
+        )
 
 
 def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | None = None) -> tuple[Case, ...]:

@@ -1,6 +1,8 @@
 """What a run was asked to do."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lib.cohort.outputs import FOLDERS
 from lib.numbering.evidence import Pin
@@ -34,3 +36,9 @@ class RunOptions:
             "method": self.method,
             "pins": [[pin.code, *pin.point_mm] for pin in self.pins],
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunOptions":
+        """The options of ``as_json``."""
+        pins = tuple(Pin(code, (x, y, z)) for code, x, y, z in content["pins"])
+        return cls(content["iso"], content["step1"], tuple(content["keep"]), content["method"], pins)

@@ -29,6 +29,9 @@ FOLDERS: Final = (
 REPORTS: Final = "reports"
 """One JSON and one thumbnail a scan; always written."""
 ENDING: Final = ".nii.gz"
+PICTURES: Final = (INPUT, "step1_raw", "step1_output", "levels", "step2_raw", "step2_output")
+"""Kinds of sagittal previews; each without and with tags."""
+CORONAL: Final = "coronal_tags"
 THUMBNAIL_HEIGHT_PX: Final = 360
 """Tags of a lumbar scan can be read; a thousand of them fit into one page (about 20 MB)."""
 
@@ -106,6 +109,23 @@ def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Co
     return [*written, file]
 
 
+def result_files(name: str, *, keep: Collection[str], step1: bool) -> tuple[str, ...]:
+    """The files a run may write for a scan, relative to the output, but its record.
+
+    Args:
+        name: The scan's name.
+        keep: Folders the run writes.
+        step1: The run stops after step 1.
+    """
+    kinds = [kind for kind in PICTURES if not (step1 and kind.startswith("step2"))]
+    pictures = (*kinds, *(f"{kind}_tags" for kind in kinds), CORONAL)
+    return (
+        *(f"{folder}/{name}{ENDING}" for folder in keep if folder != PREVIEW),
+        *(f"{PREVIEW}/{name}_{kind}.jpg" for kind in pictures if PREVIEW in keep),
+        f"{REPORTS}/{name}.jpg",
+    )
+
+
 def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
     """Folder -> the array of it, computed when asked for."""
     located, scan, second = result.located, result.located.scan, result.segmentation
@@ -156,7 +176,7 @@ def _pictures(plane: Plane, course: Course, result: Result) -> Iterator[tuple[st
         yield kind, plane.picture(labels, tags=(), doubtful=result.doubtful, **options)
         yield f"{kind}_tags", plane.picture(labels, tags=tags, doubtful=result.doubtful, **options)
     coronal = Plane(located.scan.iso, course, sagittal=False)
-    yield "coronal_tags", coronal.picture(final, tags=final_tags, doubtful=result.doubtful)
+    yield CORONAL, coronal.picture(final, tags=final_tags, doubtful=result.doubtful)
 
 
 def _thumbnail(plane: Plane, result: Result) -> Picture:

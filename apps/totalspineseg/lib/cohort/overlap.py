@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -42,7 +42,7 @@ def overlapped(
     write: Callable[[Item, Found], Written],
     *,
     workers: int,
-) -> Iterator[Done[Item, Written]]:
+) -> Generator[Done[Item, Written], None, None]:
     """Pass every item through three stages; ``compute`` runs in this thread, one item at a time, in order.
 
     Closing the iterator early (or an interrupt) lets what is being written finish and drops the rest.

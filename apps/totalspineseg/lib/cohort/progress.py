@@ -17,7 +17,7 @@ class Progress:
     def __init__(self, total: int, stream: TextIO | None) -> None:
         self._total, self._stream = total, stream
         self._start = time.monotonic()
-        self._done = 0
+        self._done = self._skipped = 0
         self._terminal = stream is not None and stream.isatty()
 
     def advance(self, name: str, failure: str | None = None) -> None:
@@ -38,6 +38,13 @@ class Progress:
             self._stream.write(f"[{bar}] {counts}  {self._left()} left  {name[:40]}")
         self._stream.flush()
 
+    def skip(self, name: str) -> None:
+        """One item was finished before: it says nothing about the time the others take."""
+        self._done += 1
+        self._skipped += 1
+        if self._stream is not None and not self._terminal:
+            self._stream.write(f"[{self._done}/{self._total}] {name}: finished before\n")
+
     def close(self) -> None:
         """Remove the bar; call before anything else is written."""
         if self._stream is not None and self._terminal:
@@ -49,7 +56,8 @@ class Progress:
             self._stream.write("\r\x1b[2K")
 
     def _left(self) -> str:
-        seconds = (time.monotonic() - self._start) / max(self._done, 1) * (self._total - self._done)
+        done = max(self._done - self._skipped, 1)
+        seconds = (time.monotonic() - self._start) / done * (self._total - self._done)
         return clock_text(seconds)
 
 

@@ -3,7 +3,6 @@
 The trainer class a checkpoint names is never looked up: the network is the one of the plans.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from lib.errors import WeightsError
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.discovery import STEP_CHANNELS, STEP_CLASSES, STEP_REGIONS, find_checkpoint, find_model, read_json
-from lib.nnunet.hashing import sha256_of
+from lib.nnunet.version import model_digest, version_name
 
 CONFIGURATION: Final = "3d_fullres"
 """nnU-Net's configuration when the folder's name does not say."""
@@ -108,15 +107,12 @@ class ModelFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) over plans, dataset and checkpoint; reads the checkpoint once."""
-        digest = hashlib.sha256()
-        for file in (self.path / "plans.json", self.path / "dataset.json", self.checkpoint):
-            digest.update(bytes.fromhex(sha256_of(file)))
-        return digest.hexdigest()
+        return model_digest(self.path, self.checkpoint)
 
     @property
     def version(self) -> str:
         """Name and the first eight digits of the digest, such as "starter-1a2b3c4d"."""
-        return f"{self.name}-{self.digest[:8]}"
+        return version_name(self.name, self.digest)
 
     def load_network(self) -> torch.nn.Module:
         """Build the network of the plans with the checkpoint's weights: float32, on the CPU, in evaluation mode.

@@ -1,0 +1,116 @@
+"""Where a run does its work: the options and the executor they name."""
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Final
+
+from lib.cli.common import existing_path, positive
+from lib.errors import TotalSpineSegError
+from lib.nnunet.runtimes import RUNTIMES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lib.cohort.inputs import Case
+    from lib.cohort.profile import Profile
+    from lib.cohort.run import Executor, Stream
+    from lib.cohort.work import Networks, Work
+    from lib.registry.store import ModelStore
+
+MAX_DEFAULT_WORKERS: Final = 4
+"""Reading and writing seldom keep more threads busy beside one network."""
+
+
+def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--device``, ``--runtime``, ``--executor`` and what belongs to them."""
+    parser.add_argument(
+        "--device", metavar="cuda|cpu", default="auto", help="where the networks run (default: a GPU if any)"
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="torch",
+        help="what computes the networks: PyTorch (default), or OpenVINO on a CPU, if installed",
+    )
+    parser.add_argument(
+        "--max-workers", type=positive, metavar="N", help="threads that read and write beside the network"
+    )
+    parser.add_argument(
+        "--executor",
+        choices=("local", "dask"),
+        default="local",
+        help="local: this process (default); dask: many processes or machines",
+    )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS|FILE",
+        help="with --executor dask: a running Dask scheduler, such as tcp://host:8786, or its scheduler file",
+    )
+    parser.add_argument(
+        "--profile",
+        type=existing_path,
+        metavar="FILE",
+        help="with --executor dask: a YAML file that says which SLURM or PBS jobs, or processes here, to start "
+        "(without --scheduler and --profile: one process a GPU of this machine)",
+    )
+
+
+def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+    """The executor that the options name; nothing heavy is imported until it has something to do.
+
+    Raises:
+        TotalSpineSegError: The options contradict each other, or the profile cannot be understood.
+    """
+    if arguments.executor == "local":
+        for option in ("scheduler", "profile"):
+            if getattr(arguments, option) is not None:
+                raise TotalSpineSegError(f"--{option} is for --executor dask, got --executor local")
+        return _local(arguments, work, store)
+    if arguments.scheduler and arguments.profile:
+        raise TotalSpineSegError("one of --scheduler and --profile is required at most, got both")
+    return _dask(arguments, work, store)
+
+
+def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+    from lib.cohort.local import LocalExecutor
+    from lib.cohort.warm import warm_networks
+
+    def networks() -> "Networks":
+        return warm_networks(store, work.versions, device=arguments.device, runtime=arguments.runtime)
+
+    workers = arguments.max_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+    return LocalExecutor(work, networks, workers=workers)
+
+
+def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+    from lib.cohort.profile import read_profile
+    from lib.cohort.station import job_json
+
+    profile = read_profile(arguments.profile) if arguments.profile else None
+
+    def executor(cases: "Sequence[Case]") -> "Stream":
+        from lib.cohort.cluster import running, started
+        from lib.cohort.spread import DaskExecutor
+
+        if arguments.scheduler:
+            job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=0)
+            return DaskExecutor(job, lambda: running(arguments.scheduler), ours=False)(cases)
+        wanted = profile or _one_process_a_gpu(arguments.device)
+        job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=wanted.threads)
+        ours = wanted.cluster == "local"
+        return DaskExecutor(job, lambda: started(wanted, work.output), ours=ours)(cases)
+
+    return executor
+
+
+def _one_process_a_gpu(device: str) -> "Profile":
+    from lib.cohort.profile import Profile
+
+    if device == "cpu":
+        return Profile()
+    import torch
+
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    gpus = tuple(seen if len(seen) == count and all(seen) else map(str, range(count)))
+    return Profile(workers=max(count, 1), gpus=gpus)

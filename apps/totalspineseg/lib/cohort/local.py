@@ -1,0 +1,32 @@
+"""The work on this machine: one scan in the network while others are read and written."""
+
+from collections.abc import Callable, Sequence
+
+from lib.cohort.inputs import Case
+from lib.cohort.overlap import overlapped
+from lib.cohort.run import Stream
+from lib.cohort.work import Networks, Work
+
+
+class LocalExecutor:
+    """Does the scans in this process.
+
+    Args:
+        work: What to do with each.
+        networks: Makes the networks; called once, and only if there is something to do.
+        workers: Threads for reading and as many for writing.
+    """
+
+    def __init__(self, work: Work, networks: Callable[[], Networks], *, workers: int) -> None:
+        self._work, self._networks, self._workers = work, networks, workers
+
+    def __call__(self, cases: Sequence[Case]) -> Stream:
+        """Do the scans; see ``Executor``."""
+        networks, work = self._networks(), self._work
+        return overlapped(
+            cases,
+            work.read,
+            lambda case, loaded: work.compute(case, loaded, networks),
+            work.write,
+            workers=self._workers,
+        )

@@ -1,0 +1,137 @@
+"""The worker's side of a run over many processes: warm networks, and one scan after the other."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from threading import BoundedSemaphore, Event, Lock
+from typing import Any, Final
+
+from lib.cohort.inputs import Case
+from lib.cohort.options import RunOptions
+from lib.cohort.outputs import REPORTS
+from lib.cohort.overlap import sentence
+from lib.cohort.versions import software_versions
+from lib.cohort.warm import warm_networks
+from lib.cohort.work import Networks, Work
+from lib.errors import ClusterError
+from lib.registry.store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+SCANS_IN_HAND: Final = 3
+"""One being read, one in the network, one being written: more would only fill memory."""
+HERE_AND_THERE: Final = ("platform", "python")
+"""May differ between machines; what decides about results may not."""
+
+RECORD, FAILURE, REFUSAL, STOPPED = "record", "failure", "refusal", "stopped"
+"""What a scan's answer may hold."""
+
+
+class Station:
+    """Does scans in a worker process; constructing it costs nothing.
+
+    Args:
+        job: From ``job_json``: plain values, so that nothing of ``lib`` is needed to send them.
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self._job = job
+        self._work = Work(Path(job["output"]), RunOptions.from_json(job["options"]), dict(job["models"]))
+        self._network = Lock()
+        self._places = BoundedSemaphore(SCANS_IN_HAND)
+        self._stopped = Event()
+        self._networks: Networks | None = None
+
+    def segment(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Do a scan; scans of several threads take turns in the network while others are read and written.
+
+        Args:
+            case: From ``Case.as_json``.
+
+        Returns:
+            One of ``{"record": ..}``, ``{"failure": sentence}``, ``{"refusal": sentence}`` (this worker cannot do any
+            scan) and ``{"stopped": True}``.
+        """
+        scan = Case.from_json(case)
+        with self._places:
+            try:
+                with self._network:
+                    networks = self._warm()
+            except Exception as error:  # whatever it is, it would meet every scan
+                return {REFUSAL: sentence(error)}
+            try:
+                return self._segment(scan, networks)
+            except Exception as error:  # one bad scan must not stop the rest
+                return {FAILURE: sentence(error)}
+
+    def stop(self) -> None:
+        """Let scans end at their next stage; what is being written is finished."""
+        self._stopped.set()
+
+    def _segment(self, case: Case, networks: Networks) -> dict[str, Any]:
+        if self._stopped.is_set():
+            return {STOPPED: True}
+        loaded = self._work.read(case)
+        with self._network:
+            if self._stopped.is_set():
+                return {STOPPED: True}
+            found = self._work.compute(case, loaded, networks)
+        if self._stopped.is_set():
+            return {STOPPED: True}
+        return {RECORD: self._work.write(case, found)}
+
+    def _warm(self) -> Networks:
+        """The networks, loaded at the first scan.
+
+        Raises:
+            ClusterError: This worker would not give the results of the machine that asks.
+            WeightsError: There are no usable weights.
+        """
+        if self._networks is None:
+            self._require_same_place()
+            self._networks = self._load()
+        return self._networks
+
+    def _load(self) -> Networks:
+        if self._job["threads"]:
+            import torch
+
+            torch.set_num_threads(self._job["threads"])
+        store = ModelStore(self._job["model_dir"], weights=self._job["weights"])
+        return warm_networks(store, self._work.versions, device=self._job["device"], runtime=self._job["runtime"])
+
+    def _require_same_place(self) -> None:
+        if not (self._work.output / REPORTS).is_dir():
+            raise ClusterError(
+                f"input and output folders that all machines see under the same path are required, got "
+                f"{str(self._work.output)!r} which a worker does not see"
+            )
+        here, there = software_versions(), self._job["software"]
+        differ = {name for name in {*here, *there} if here.get(name) != there.get(name)} - set(HERE_AND_THERE)
+        if differ:
+            pairs = ", ".join(f"{name} {there.get(name)} and {here.get(name)}" for name in sorted(differ))
+            raise ClusterError(f"the same packages are required on every machine, got {pairs}; install them alike")
+
+
+def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torch", threads: int) -> dict[str, Any]:
+    """What a ``Station`` needs, as plain values.
+
+    Args:
+        work: The work.
+        store: The weights in use.
+        device: Where the networks run.
+        runtime: What computes them.
+        threads: CPU threads of a network; 0 leaves the worker's own setting.
+    """
+    weights = Path(store.weights).expanduser()
+    return {
+        "output": str(work.output.resolve()),
+        "options": work.options.as_json(),
+        "models": dict(work.versions),
+        "model_dir": str(store.model_dir.resolve()),
+        "weights": str(weights.resolve()) if "/" in store.weights else store.weights,
+        "device": device,
+        "runtime": runtime,
+        "threads": threads,
+        "software": software_versions(),
+    }

@@ -1,0 +1,212 @@
+"""The work on one scan: read, through the networks, write, and the record that says it is finished."""
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from lib import pipeline
+from lib.cohort.inputs import Case, stamp
+from lib.cohort.levels import doubtful_codes, levels_in_view, structures_json
+from lib.cohort.options import RunOptions
+from lib.cohort.outputs import REPORTS, Result, make_folders, result_files, write_result
+from lib.cohort.record import read_record, record_path, remove_record, write_json
+from lib.cohort.stopwatch import Stopwatch
+from lib.errors import StorageError, TotalSpineSegError
+from lib.geometry import Volume
+from lib.measurements import measure
+from lib.numbering.chain import Numbering
+from lib.numbering.lint import lint
+from lib.numbering.report import report
+from lib.pipeline import Options
+from lib.prediction import Predictor
+from lib.volume_io import read_image, read_labels
+
+STALE_PARTIAL_S: Final = 3600
+"""A temporary file older than this was left by a run that was killed."""
+RECORD_FORMAT: Final = 1
+"""Rises when records change in a way that makes older ones unusable."""
+
+Record = dict[str, Any]
+
+
+class Networks(Protocol):
+    """Gives the warm predictor of a step."""
+
+    def get(self, step: Literal[1, 2]) -> Predictor:
+        """The predictor.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A scan as read."""
+
+    image: Volume
+    localizer: Volume | None
+    watch: Stopwatch
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the networks found.
+
+    Attributes:
+        result: Arrays.
+        numbering: What the chain model knows of the levels; None with the iterative method.
+        watch: Seconds so far.
+        failure: Why there is no step 2 although one was asked for; None when all went well.
+    """
+
+    result: Result
+    numbering: Numbering | None
+    watch: Stopwatch
+    failure: TotalSpineSegError | None = None
+
+
+class Work:
+    """What a run does with each of its scans; the same wherever it runs.
+
+    Args:
+        output: OUTPUT.
+        options: What to do.
+        versions: Step -> version of the weights in use, part of every record.
+    """
+
+    def __init__(self, output: Path, options: RunOptions, versions: dict[str, str]) -> None:
+        self.output, self.options, self.versions = output, options, versions
+
+    def make_room(self) -> None:
+        """Create the folders, and delete what a killed run left half-written.
+
+        Raises:
+            StorageError: The output folder cannot be written.
+        """
+        make_folders(self.output, self.options.keep)
+        _remove_stale(self.output, (*self.options.keep, REPORTS, "."))
+
+    def finished(self, case: Case) -> Record | None:
+        """The record of a scan that needs nothing more; None: it is to be done (again)."""
+        record = read_record(self.output, case.name)
+        if record is None or record.get("made_with") != self._identity(case):
+            return None
+        files: list[str] = record.get("files", [])
+        return record if all((self.output / file).is_file() for file in files) else None
+
+    def read(self, case: Case) -> Loaded:
+        """Read a scan and its localizer; what an earlier run left of the scan is deleted first.
+
+        So whatever fails from here on, no old result can be taken for one of this run.
+
+        Raises:
+            ImageError: One of them cannot be read.
+            StorageError: The old results cannot be removed.
+        """
+        self._forget(case)
+        watch = Stopwatch()
+        with watch("read"):
+            image = read_image(case.path)
+            localizer = None if case.localizer is None else read_labels(case.localizer)
+        return Loaded(image, localizer, watch)
+
+    def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Found:
+        """Pass a scan through the networks; a failure of step 2 leaves what step 1 found.
+
+        Args:
+            case: The scan.
+            loaded: From ``read``.
+            networks: The warm networks.
+
+        Raises:
+            NoSpineError: Step 1 found no disc or no canal.
+        """
+        watch = loaded.watch
+        options = Options(method=self.options.method, localizer=loaded.localizer, pins=self.options.pins)
+        scan = pipeline.prepare(loaded.image, clock=watch)
+        located = pipeline.locate(scan, networks.get(1), options, clock=watch)
+        segmentation, numbering, failure = None, located.numbering, None
+        if not self.options.step1:
+            try:
+                step2 = pipeline.step2_input(scan, located.labels, clock=watch)
+                segmentation = pipeline.segment(step2, networks.get(2), options, clock=watch)
+                numbering = segmentation.numbering
+            except TotalSpineSegError as error:
+                failure = error
+        integers = loaded.image.data.dtype.kind in "iub"
+        return Found(Result(located, segmentation, doubtful_codes(numbering), integers), numbering, watch, failure)
+
+    def write(self, case: Case, found: Found) -> Record:
+        """Write all files of a scan, its record last.
+
+        Args:
+            case: The scan.
+            found: From ``compute``. Not modified.
+
+        Raises:
+            StorageError: A file could not be written.
+            TotalSpineSegError: Step 2 failed; what step 1 found is written, but the scan is not finished.
+        """
+        watch, options, result = found.watch, self.options, found.result
+        with watch("write"):
+            files = write_result(self.output, case.name, result, iso=options.iso, keep=options.keep)
+        if found.failure is not None:
+            raise found.failure
+        with watch("measure"):
+            spacing = result.located.scan.iso.spacing
+            structures = structures_json(result.labels, spacing)
+            rows = measure(result.labels, spacing, doubtful=result.doubtful) if result.segmentation else []
+        record = {
+            "scan": case.name,
+            **report(found.numbering, lint(result.labels, spacing)),
+            "in_view": levels_in_view(structures),
+            "structures": structures,
+            "warnings": _warnings(case, found.numbering),
+            "measurements": rows,
+            "files": files,
+            "seconds": watch.as_json(),
+            "made_with": self._identity(case),
+        }
+        write_json(record_path(self.output, case.name), record)
+        return record
+
+    def _forget(self, case: Case) -> None:
+        remove_record(self.output, case.name)
+        files = result_files(case.name, keep=self.options.keep, step1=self.options.step1)
+        try:
+            for file in files:
+                (self.output / file).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"permission to replace the results of {case.name!r} is required ({error.strerror})"
+            ) from error
+
+    def _identity(self, case: Case) -> dict[str, Any]:
+        """What a finished scan must agree in to be skipped."""
+        return {
+            "format": RECORD_FORMAT,
+            "input": [case.path.name, stamp(case.path)],
+            "localizer": None if case.localizer is None else [case.localizer.name, stamp(case.localizer)],
+            "options": self.options.as_json(),
+            "models": self.versions,
+        }
+
+
+def _warnings(case: Case, numbering: Numbering | None) -> list[str]:
+    warnings = []
+    if numbering is not None and not numbering.confident:
+        warnings.append(f"the numbering is not certain (probability {numbering.probability:.2f})")
+    if case.localizer_missing:
+        warnings.append("no localizer was found for this scan")
+    return warnings
+
+
+def _remove_stale(output: Path, folders: Collection[str]) -> None:
+    limit = time.time() - STALE_PARTIAL_S
+    for folder in folders:
+        for path in (output / folder).glob(".partial-*"):
+            if path.stat().st_mtime < limit:
+                path.unlink(missing_ok=True)
