@@ -53,6 +53,8 @@ CANAL: Final = 2
 SACRUM: Final = 50
 UNREVIEWED: Final = 255
 """In training labels only: nobody has looked here; no loss, no score."""
+UNREVIEWED_NAME: Final = "unreviewed"
+"""Name of the segment by which an annotator marks such a region."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))

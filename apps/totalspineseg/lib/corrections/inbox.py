@@ -10,6 +10,7 @@ from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
 from lib.corrections.submission import read_submission
+from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
@@ -52,7 +53,8 @@ class Inbox:
             file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
             tag: Tag it was sent for; a corrected step-1 map goes to STEP1_TAG instead.
             sender: Who sent it.
-            params: What came with it: ``label_info``, and ``prediction`` when the client knows it.
+            params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
+                of structures nobody checked.
             publish: Called with the label in wire ids once the correction is kept.
 
         Returns:
@@ -69,13 +71,13 @@ class Inbox:
         try:
             grid = read_image(image).grid
             submission = self._read(file, grid, label_info)
-            mapped = map_names(submission, grid)
+            mapped = with_unreviewed(map_names(submission, grid), params.get(PARAMETER))
         except (LabelError, GridError, ImageError) as error:
             parked = self._corrections.park(received, error)
             raise LabelError(
                 f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
             ) from error
-        findings = self._lint(mapped.codes, grid) if mapped.step == 2 else ()
+        findings = self._lint(without_regions(mapped.codes), grid) if mapped.step == 2 else ()
         correction = self._corrections.accept(received, mapped, grid, findings)
         self._publish(correction, mapped, grid, publish)
         return correction
@@ -104,5 +106,5 @@ class Inbox:
         }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"
-            write_volume(file, to_wire(mapped.codes), grid)
+            write_volume(file, to_wire(without_regions(mapped.codes)), grid)
             publish(correction.image, file, STEP1_TAG if mapped.step == 1 else correction.tag, info)

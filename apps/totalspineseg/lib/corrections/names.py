@@ -5,7 +5,17 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, BY_CODE, SACRUM, STEP1_FROM_CODE, VERTEBRAE, Kind, code_of_name
+from lib.anatomy import (
+    BACKGROUND,
+    BY_CODE,
+    SACRUM,
+    STEP1_FROM_CODE,
+    UNREVIEWED,
+    UNREVIEWED_NAME,
+    VERTEBRAE,
+    Kind,
+    code_of_name,
+)
 from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, require_same_grid
@@ -25,13 +35,15 @@ class Mapped:
         codes: (X, Y, Z) uint8 on the grid of the image.
         step: 1 when the label is a corrected step-1 map (it has "vertebrae" in one piece), else 2.
         overlap_voxels: Voxels that more than one segment claimed.
-        present: Codes that have voxels, ascending.
+        present: Codes that have voxels, ascending; a region nobody reviewed is not among them.
+        unreviewed: Codes whose voxels nobody checked.
     """
 
     codes: LabelArray
     step: int
     overlap_voxels: int
     present: tuple[int, ...]
+    unreviewed: tuple[int, ...] = ()
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:
@@ -53,7 +65,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     filled = _filled(submission)
     _require_no_review(filled)
     painted, claims = _paint(submission, codes)
-    present = tuple(int(code) for code in np.unique(painted) if code != BACKGROUND)
+    present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
         raise LabelError("a label with at least one marked voxel is required, got an empty one; draw or load a result")
     step = 1 if any(_folded(segment) == VERTEBRAE_NAME for segment in filled) else 2
@@ -76,7 +88,7 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
         if folded.startswith(REVIEW_PREFIX):
             codes.append(BACKGROUND)
             continue
-        code = SACRUM if folded == VERTEBRAE_NAME else code_of_name(segment.name)
+        code = {VERTEBRAE_NAME: SACRUM, UNREVIEWED_NAME: UNREVIEWED}.get(folded) or code_of_name(segment.name)
         if code is None:
             unknown.append(segment.name)
             continue
@@ -155,7 +167,12 @@ def _paint(submission: Submission, codes: tuple[int, ...]) -> tuple[LabelArray, 
     for layer in layers:
         claims += layer != BACKGROUND
     # Inferior before superior, so that of two overlapping vertebrae or discs the superior one stays.
-    for code in sorted(set(codes) - {BACKGROUND}, key=lambda c: (PAINT_ORDER.index(BY_CODE[c].kind), -c)):
+    for code in sorted(set(codes) - {BACKGROUND}, key=_painted_when):
         for layer in layers:
             painted[layer == code] = code
     return painted, claims
+
+
+def _painted_when(code: int) -> tuple[int, int]:
+    """Sorts codes as they are painted; what nobody reviewed is last, whatever lies below."""
+    return (len(PAINT_ORDER), 0) if code == UNREVIEWED else (PAINT_ORDER.index(BY_CODE[code].kind), -code)

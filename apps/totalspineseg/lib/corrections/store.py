@@ -63,6 +63,7 @@ class Correction:
         prediction: Id, model and weights of the prediction it corrects; None when there was none.
         label_info: Segment names as they were sent.
         present: Codes that have voxels.
+        unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Voxels more than one segment claimed.
         findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
     """
@@ -85,6 +86,7 @@ class Correction:
     present: tuple[int, ...] = ()
     overlap_voxels: int = 0
     findings: tuple[Mapping[str, Any], ...] = ()
+    unreviewed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class CorrectionStore:
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels}
+        record |= {"unreviewed": mapped.unreviewed}
         return self._keep(Correction(**record), received.file, (mapped.codes, grid))
 
     def park(self, received: Received, error: TotalSpineSegError) -> Correction:
@@ -234,7 +237,9 @@ class CorrectionStore:
 def _read(entry: Path) -> Correction:
     record = history.read_json(entry / RECORD_FILE)
     try:
-        sequences = {key: tuple(record[key]) for key in ("present", "findings")}
+        # Records from before there was a way to say what was not reviewed have no such field.
+        record = {"unreviewed": ()} | record
+        sequences = {key: tuple(record[key]) for key in ("present", "findings", "unreviewed")}
         return Correction(**{**record, **sequences})
     except (KeyError, TypeError) as error:
         raise StorageError(

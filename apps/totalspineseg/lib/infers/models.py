@@ -11,6 +11,7 @@ from lib.anatomy import BACKGROUND, DISCS
 from lib.corrections.inbox import STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
+from lib.corrections.unreviewed import without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
 from lib.geometry import LabelArray, Volume, labels_to_iso, require_same_grid
@@ -94,7 +95,7 @@ class Step2Task(SpineTask):
 
     def _sent(self, scan: Scan, file: Path, label_info: object) -> Volume:
         mapped = map_names(read_submission(file, label_info), scan.grid)
-        return Volume(mapped.codes, scan.grid.affine)
+        return Volume(without_regions(mapped.codes), scan.grid.affine)
 
     def _stored(self, scan: Scan, request: Mapping[str, Any]) -> Volume:
         image_id = str(request.get("image_id") or "")
