@@ -1,0 +1,58 @@
+"""What an annotator did not look at: a segment "unreviewed" over a region, or names of structures left as predicted.
+
+Such voxels carry no loss in training and no score in the gate. A region hides what lies below it; structures named
+keep their voxels, since step 2's odd discs need every disc there is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, code_of_name
+from lib.corrections.names import Mapped
+from lib.errors import LabelError
+from lib.geometry import LabelArray
+
+PARAMETER: Final = "unreviewed"
+"""Of a submission: a list of names, or one text with commas."""
+
+
+def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
+    """A submission with the structures its annotator says not to have checked.
+
+    Args:
+        mapped: In codes. Not modified.
+        names: What came as the parameter ``unreviewed``; None and empty leave everything reviewed.
+
+    Raises:
+        LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
+    """
+    words = names.split(",") if isinstance(names, str) else names
+    if words is None or words == []:
+        return mapped
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise LabelError(f"a list of structure names is required as {PARAMETER!r}, got {names!r}; send names like 'T12'")
+    codes = set()
+    for word in filter(None, (word.strip() for word in words)):
+        code = code_of_name(word)
+        if code is None or code not in mapped.present:
+            raise LabelError(
+                f"names of structures in the label are required as {PARAMETER!r}, got {word!r}; "
+                f"mark a region nobody checked with a segment named {PARAMETER!r} instead"
+            )
+        codes.add(code)
+    if codes == set(mapped.present):
+        listed = ", ".join(NAME_OF[code] for code in sorted(codes))
+        raise LabelError(f"at least one reviewed structure is required, got none beside {listed}; check one first")
+    return replace(mapped, unreviewed=tuple(sorted(codes)))
+
+
+def without_regions(codes: LabelArray) -> LabelArray:
+    """A map of codes as clients and checks see it: background where a region was not reviewed.
+
+    Args:
+        codes: uint8. Not modified.
+    """
+    return np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8)
