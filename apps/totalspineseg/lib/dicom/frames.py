@@ -3,13 +3,25 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from pydicom import Dataset
 
 from lib.dicom.headers import is_capture, sop_class, sop_instance
 from lib.errors import ImageError
+
+_GROUPS: Final = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
+"""Functional groups of a multi-frame object that say where a frame lies and what its values mean."""
+
+
+Scaling: TypeAlias = tuple[float, float] | None
+"""Slope and intercept from stored values to those meant."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class Frame:
         rows: Pixels in a column.
         columns: Pixels in a row.
         thickness: mm, 0 when the header does not say.
+        scaling: Slope and intercept of this frame of a multi-frame object, None where it has none of its own.
         file: Where the pixels are, None when only the header is at hand.
     """
 
@@ -38,6 +51,7 @@ class Frame:
     rows: int
     columns: int
     thickness: float
+    scaling: Scaling
     file: Path | None
 
 
@@ -73,12 +87,7 @@ def _enhanced(header: Dataset) -> Iterator[Frame]:
     shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
     for number, own in enumerate(header.PerFrameFunctionalGroupsSequence, start=1):
         groups = [own, *shared]
-        places = [
-            item
-            for group in groups
-            for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-            for item in list(group.get(keyword) or [])[:1]
-        ]
+        places = [item for group in groups for keyword in _GROUPS for item in list(group.get(keyword) or [])[:1]]
         yield _frame(header, [*places, header], number)
 
 
@@ -91,6 +100,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
     if spacing is None or min(spacing) <= 0:
         raise ImageError("DICOM slices with a pixel spacing are required, got some without; export again")
     thickness = _numbers(places, "SliceThickness", 1)
+    slope, intercept = (_numbers(places, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     name: Any = getattr(header, "filename", None)
     return Frame(
         sop_class=sop_class(header),
@@ -102,6 +112,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
         rows=int(header.Rows),
         columns=int(header.Columns),
         thickness=thickness[0] if thickness else 0.0,
+        scaling=(slope[0], intercept[0]) if number is not None and slope and intercept else None,
         file=Path(name) if isinstance(name, str | Path) else None,
     )
 

@@ -151,9 +151,10 @@ def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Masks from pixels of a byte and more."""
     if is_label_map(seg):
         return pixels
-    full = int(seg.get("MaximumFractionalValue") or 1) if _text(seg, "SegmentationType") == "FRACTIONAL" else 1
-    values = [int(value) for value in np.unique(pixels) if value not in (0, full)]
-    if values:
+    full = int(seg.get("MaximumFractionalValue") or 1)
+    values = [int(value) for value in np.unique(pixels) if value]
+    # A mask in a byte a pixel: full marks it, or, as dcmjs writes compressed masks, 1 whatever full is.
+    if values and values not in ([1], [full]):
         raise LabelError(
             f"a binary segmentation is required, got fractions ({values[:_SHOWN]} of {full}); export masks"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from lib.dicom.frames import Scaling
 from lib.dicom.headers import read_headers
 from lib.dicom.stack import Stack, stack_of
 from lib.errors import ImageError
@@ -30,13 +31,20 @@ def read_series(path: Path) -> Volume:
 
 
 def _pixels(stack: Stack) -> AnyArray:
-    # One object may hold many frames: it is read once.
-    read = cache(_read_object)
+    read = cache(_read_object)  # one object may hold many frames
+    scalings: dict[Path | None, set[Scaling]] = {}
+    for frame in stack.frames:
+        scalings.setdefault(frame.file, set()).add(frame.scaling)
     planes = []
     for frame in stack.frames:
         if frame.file is None:
             raise ImageError("DICOM files are required, got a header without pixels; send the files")
-        planes.append(read(frame.file)[(frame.number or 1) - 1])
+        plane = read(frame.file)[(frame.number or 1) - 1]
+        if len(scalings[frame.file]) > 1 and frame.scaling:
+            # The decoder scales the frames of an object where all have one scaling, and leaves them alone otherwise.
+            slope, intercept = frame.scaling
+            plane = plane * np.float32(slope) + np.float32(intercept)
+        planes.append(plane)
     data: AnyArray = np.stack(planes).transpose()
     return data
 

@@ -1,0 +1,278 @@
+"""DICOM series as scanners and archives really write them: read, or refused with one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from pydicom import Dataset
+from pydicom.uid import RLELossless
+
+from dicom_series import (
+    AXIAL,
+    OBLIQUE,
+    SECONDARY_CAPTURE,
+    SIZE,
+    STACKS,
+    at,
+    enhanced,
+    picture,
+    placed,
+    save,
+    slices,
+)
+from lib.dicom.headers import read_headers
+from lib.dicom.stack import stack_of
+from lib.dicom.uids import uid_from
+from lib.errors import ImageError
+from lib.geometry import same_grid
+from lib.volume_io import read_image
+
+LEFT_OUT = (
+    "Modality",
+    "PatientName",
+    "PatientID",
+    "FrameOfReferenceUID",
+    "StudyID",
+    "InstanceNumber",
+    "SliceThickness",
+)
+
+
+def without(*keywords: str) -> Callable[[Dataset, int], None]:
+    def change(item: Dataset, _: int) -> None:
+        for keyword in keywords:
+            delattr(item, keyword)
+
+    return change
+
+
+@pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())
+def test_every_voxel_lies_where_its_header_says(tmp_path: Path, affine: np.ndarray) -> None:
+    volume = read_image(save(tmp_path / "series", slices(affine)))
+    np.testing.assert_array_equal(volume.data, picture())
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())
+def test_simpleitk_places_the_same_values_at_the_same_points(tmp_path: Path, affine: np.ndarray) -> None:
+    folder = save(tmp_path / "series", slices(affine))
+    volume = read_image(folder)
+    other = sitk.ReadImage(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    for voxel in [(0, 0, 0), (12, 0, 0), (0, 10, 1), (3, 4, 2), (12, 10, 4)]:
+        lps = at(volume.affine, voxel) * (-1, -1, 1)
+        assert other[other.TransformPhysicalPointToIndex(lps.tolist())] == volume.data[voxel]
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared groups", "groups in every frame"])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (3, 0, 4, 2, 1)], ids=["in order", "shuffled"])
+def test_enhanced_multi_frame_is_the_same_image(tmp_path: Path, order: tuple[int, ...], shared: bool) -> None:
+    single = slices()
+    path = save(tmp_path / "series", [enhanced([single[k] for k in order], shared=shared)])
+    for source in (path, next(path.iterdir())):
+        volume = read_image(source)
+        np.testing.assert_array_equal(volume.data, picture())
+        np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-6)
+
+
+def test_a_stack_spread_over_two_multi_frame_objects(tmp_path: Path) -> None:
+    single = slices()
+    parts = [enhanced(single[:2], uid_from("a")), enhanced(single[2:], uid_from("b"))]
+    np.testing.assert_array_equal(read_image(save(tmp_path / "series", parts)).data, picture())
+
+
+def test_missing_optional_tags_do_not_matter(tmp_path: Path) -> None:
+    volume = read_image(save(tmp_path / "series", slices(), without(*LEFT_OUT)))
+    np.testing.assert_array_equal(volume.data, picture())
+    np.testing.assert_allclose(volume.affine, OBLIQUE, atol=1e-6)
+
+
+def test_compressed_slices(tmp_path: Path) -> None:
+    def compress(item: Dataset, _: int) -> None:
+        item.compress(RLELossless)
+
+    np.testing.assert_array_equal(read_image(save(tmp_path / "series", slices(), compress)).data, picture())
+
+
+def test_slices_with_their_own_scaling(tmp_path: Path) -> None:
+    """Slices whose scaling differs were cut to the whole numbers of the first one."""
+
+    def scale(item: Dataset, k: int) -> None:
+        item.RescaleSlope, item.RescaleIntercept = ("1" if k == 0 else "0.25"), "0"
+
+    def no_scale(item: Dataset, _: int) -> None:
+        item.RescaleSlope, item.RescaleIntercept = "1", "0"
+
+    plain = read_image(save(tmp_path / "plain", slices(), no_scale)).data
+    volume = read_image(save(tmp_path / "series", slices(), scale))
+    np.testing.assert_allclose(volume.data[..., 1:], plain[..., 1:] / 4)
+    np.testing.assert_allclose(volume.data[..., 0], plain[..., 0])
+
+
+@pytest.mark.parametrize("slopes", [(2, 2, 2, 2, 2), (1, 2, 3, 4, 5)], ids=["one scaling", "differing"])
+def test_frames_of_one_object_with_their_own_scaling(tmp_path: Path, slopes: tuple[int, ...]) -> None:
+    """Frames whose scaling differs came out unscaled, bright slices beside dark ones."""
+    image = enhanced(slices())
+    for slope, groups in zip(slopes, image.PerFrameFunctionalGroupsSequence, strict=True):
+        item = Dataset()
+        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = str(slope), "0", "US"
+        groups.PixelValueTransformationSequence = [item]
+    volume = read_image(save(tmp_path / "series", [image]))
+    np.testing.assert_allclose(volume.data, picture() * np.array(slopes))
+
+
+def test_copies_reports_and_screenshots_beside_the_slices_are_left_out(tmp_path: Path) -> None:
+    folder = save(tmp_path / "series", slices())
+    save(folder, [slices()[2]])
+    shot = slices()[0]
+    shot.SOPClassUID = shot.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
+    shot.SOPInstanceUID = uid_from("shot")
+    without("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")(shot, 0)
+    report = slices(SeriesInstanceUID=uid_from("report"))[0]
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
+    without("Rows", "Columns", "PixelData")(report, 0)
+    save(folder, [shot, report])
+    (folder / "notes.txt").write_text("not DICOM")
+    volume = read_image(folder)
+    np.testing.assert_array_equal(volume.data, picture())
+    assert same_grid(volume.grid, stack_of(read_headers(folder)).grid)
+
+
+def move(k: int, keyword: str, index: int, by: float) -> Callable[[Dataset, int], None]:
+    def change(item: Dataset, number: int) -> None:
+        if number == k:
+            values = [float(v) for v in getattr(item, keyword)]
+            values[index] += by
+            setattr(item, keyword, values)
+
+    return change
+
+
+def colored(item: Dataset, _: int) -> None:
+    item.SamplesPerPixel, item.PhotometricInterpretation, item.PlanarConfiguration = 3, "RGB", 0
+    item.BitsAllocated = item.BitsStored = 8
+    item.HighBit = 7
+    item.PixelData = item.PixelData * 3
+
+
+def captured(item: Dataset, _: int) -> None:
+    item.SOPClassUID = item.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
+    without("ImagePositionPatient", "ImageOrientationPatient")(item, 0)
+
+
+def three_planes(folder: Path) -> Path:
+    series = {"SeriesInstanceUID": uid_from("localizer")}
+    for k, affine in enumerate(STACKS.values()):
+        planes = slices(affine, (11, 11, 3), **series)
+        for number, item in enumerate(planes):
+            item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid_from("plane", str(k), str(number))
+        save(folder, planes)
+    return folder
+
+
+def two_stacks(folder: Path) -> Path:
+    axial = slices(placed(AXIAL, (0.7, 0.9, 3.3), np.eye(3)))
+    for number, item in enumerate(axial):
+        item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid_from("axial", str(number))
+    return save(save(folder, slices()), axial)
+
+
+def echoes(folder: Path) -> Path:
+    second = slices()
+    for number, item in enumerate(second):
+        item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid_from("echo", str(number))
+    return save(save(folder, slices()), second)
+
+
+def other_size(folder: Path) -> Path:
+    extra = slices(OBLIQUE @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 5], [0, 0, 0, 1.0]]), (9, 11, 1))
+    extra[0].SOPInstanceUID = extra[0].file_meta.MediaStorageSOPInstanceUID = uid_from("larger")
+    return save(save(folder, slices()), extra)
+
+
+def cut_short(folder: Path) -> Path:
+    save(folder, slices())
+    path = next(folder.iterdir())
+    path.write_bytes(path.read_bytes()[:-100])
+    return folder
+
+
+def multi_frame_capture(folder: Path) -> Path:
+    image = enhanced(slices())
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE + ".2"
+    del image.PerFrameFunctionalGroupsSequence
+    del image.SharedFunctionalGroupsSequence
+    return save(folder, [image])
+
+
+def frames_without_groups(folder: Path) -> Path:
+    image = enhanced(slices())
+    del image.PerFrameFunctionalGroupsSequence
+    return save(folder, [image])
+
+
+REFUSED = {
+    "localizer in three planes": (three_planes, r"3 orientations \(3 \w+, 3 \w+, 3 \w+; a three-plane localizer\?\)"),
+    "two orientations": (two_stacks, r"2 orientations \(5 sagittal, 5 axial; two stacks in one series\?\)"),
+    "missing slice": (lambda f: save(f, [s for k, s in enumerate(slices()) if k != 2]), "gaps from 3.30 to 6.60 mm"),
+    "two echoes": (echoes, "10 images at 5 places"),
+    "one slice at the place of another": (lambda f: save(f, slices(), doubled), "5 images at 4 places"),
+    "slices of two sizes": (other_size, "one size is required, got 5 of 13 x 11 and 1 of 9 x 11"),
+    "sheared": (lambda f: save(f, slices(), shear), "straight above each other"),
+    "no position": (lambda f: save(f, slices(), without("ImagePositionPatient")), "position and orientation"),
+    "unreadable position": (lambda f: save(f, slices(), empty_position), "position and orientation"),
+    "no pixel spacing": (lambda f: save(f, slices(), without("PixelSpacing")), "pixel spacing"),
+    "two pixel spacings": (lambda f: save(f, slices(), move(2, "PixelSpacing", 0, 0.1)), "one pixel spacing"),
+    "secondary captures": (lambda f: save(f, slices(), captured), "secondary captures"),
+    "multi-frame capture": (multi_frame_capture, "secondary captures"),
+    "frames without a place": (frames_without_groups, "every frame is required, got 5 frames"),
+    "colors": (lambda f: save(f, slices(), colored), "3 values a voxel"),
+    "single slice": (lambda f: save(f, slices()[:1]), "at least 2 slices"),
+    "file cut short": (cut_short, "cannot be read"),
+    "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "got 2 series"),
+    "no image": (lambda f: save(f, slices(), without("Rows", "Columns", "PixelData")), "without any"),
+}
+
+
+def doubled(item: Dataset, k: int) -> None:
+    if k == 1:
+        item.ImagePositionPatient = slices()[0].ImagePositionPatient
+
+
+def shear(item: Dataset, k: int) -> None:
+    item.ImagePositionPatient = [float(v) for v in item.ImagePositionPatient[:2]] + [60 + 2.0 * k]
+
+
+def empty_position(item: Dataset, _: int) -> None:
+    item.ImagePositionPatient = None
+
+
+@pytest.mark.parametrize(("make", "match"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_not_one_stack_gets_one_sentence(tmp_path: Path, make: Callable[[Path], Path], match: str) -> None:
+    with pytest.raises(ImageError, match=match) as caught:
+        read_image(make(tmp_path / "series"))
+    assert str(tmp_path) not in str(caught.value)
+    assert "SYNTHETIC" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_slightly_uneven_and_rounded_headers_are_one_stack(tmp_path: Path) -> None:
+    def rounded(item: Dataset, k: int) -> None:
+        item.ImagePositionPatient = [round(float(v), 2) for v in item.ImagePositionPatient]
+        item.ImageOrientationPatient = [round(float(v), 4) for v in item.ImageOrientationPatient]
+
+    volume = read_image(save(tmp_path / "series", slices(), rounded))
+    assert volume.data.shape == SIZE
+    np.testing.assert_allclose(at(volume.affine, (12, 10, 4)), at(OBLIQUE, (12, 10, 4)), atol=0.05)
+
+
+def test_objects_without_the_dicom_preamble(tmp_path: Path) -> None:
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k, item in enumerate(slices()):
+        item.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2"
+        item.is_implicit_VR = True
+        item.preamble = None
+        item.save_as(folder / f"{k}", write_like_original=True)
+    np.testing.assert_array_equal(read_image(folder).data, picture())
