@@ -34,7 +34,7 @@ from lib.registry.store import STARTER, ModelStore
 from lib.trainers.site import Site
 
 if TYPE_CHECKING:
-    from lib.dicom.seg_reader import SegReference
+    from lib.dicom.seg_object import SegReference
 
 logger = logging.getLogger(__name__)
 
@@ -226,8 +226,16 @@ class App(MONAILabelApp):
             raise UnknownImageError(image_id)
         if not is_safe_tag(tag):
             raise SettingError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
+        folder_of = getattr(self._datastore, "series_folder", None)
         return self._inbox.submit(
-            image_id, image, file, tag=tag, sender=sender, params=params, publish=publish or self._publish
+            image_id,
+            image,
+            file,
+            tag=tag,
+            sender=sender,
+            params=params,
+            publish=publish or self._publish,
+            sources=folder_of(image_id) if folder_of else None,
         )
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
@@ -235,6 +243,24 @@ class App(MONAILabelApp):
         from lib.pacs.submissions import submit_segmentation
 
         return submit_segmentation(self._datastore, self.submit_label, file, reference, sender)
+
+    def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
+        """A result as DICOM SEG.
+
+        Args:
+            image_id: Series of the PACS.
+            file: The result in wire ids, on the grid of the series.
+            report: What came with it.
+
+        Raises:
+            SettingError: The studies are no DICOM series.
+        """
+        folder_of = getattr(self._datastore, "series_folder", None)
+        if folder_of is None or not image_id:
+            raise SettingError("a series of a PACS is required for DICOM SEG, got another image; ask for the image")
+        from lib.pacs.results import result_segmentation
+
+        return result_segmentation(file, folder_of(image_id), report)
 
     def _publish(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
         self._datastore.save_label(image_id, str(file), tag, info)

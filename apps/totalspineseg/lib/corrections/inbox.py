@@ -12,6 +12,7 @@ from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Recei
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
+from lib.dicom.seg_reader import read_seg
 from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
 from lib.segments import Submission
@@ -44,6 +45,7 @@ class Inbox:
         sender: Sender,
         params: Mapping[str, Any],
         publish: Publish,
+        sources: Path | None = None,
     ) -> Correction:
         """Keep a submission and publish it when it is understood.
 
@@ -56,6 +58,8 @@ class Inbox:
             params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
                 of structures nobody checked.
             publish: Called with the label in wire ids once the correction is kept.
+            sources: The DICOM files of the image, where there are any; a DICOM segmentation may place its frames by
+                reference to them.
 
         Returns:
             The record, already kept.
@@ -70,7 +74,7 @@ class Inbox:
         )
         try:
             grid = read_image(image).grid
-            submission = self._read(file, grid, label_info)
+            submission = _read(file, grid, label_info, sources)
             mapped = with_unreviewed(map_names(submission, grid), params.get(PARAMETER))
         except (LabelError, GridError, ImageError) as error:
             parked = self._corrections.park(received, error)
@@ -81,13 +85,6 @@ class Inbox:
         correction = self._corrections.accept(received, mapped, grid, findings)
         self._publish(correction, mapped, grid, publish)
         return correction
-
-    def _read(self, file: Path, grid: Grid, label_info: object) -> Submission:
-        if file.name.lower().endswith(SEG_SUFFIX):
-            from lib.dicom.seg_reader import read_seg
-
-            return read_seg(file, grid)
-        return read_submission(file, label_info)
 
     def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
         """The prediction that was corrected: as stated, else this client's newest one, else the newest."""
@@ -108,3 +105,9 @@ class Inbox:
             file = Path(folder) / "label.nii.gz"
             write_volume(file, to_wire(without_regions(mapped.codes)), grid)
             publish(correction.image, file, STEP1_TAG if mapped.step == 1 else correction.tag, info)
+
+
+def _read(file: Path, grid: Grid, label_info: object, sources: Path | None) -> Submission:
+    if file.name.lower().endswith(SEG_SUFFIX):
+        return read_seg(file, grid, sources=sources)
+    return read_submission(file, label_info)

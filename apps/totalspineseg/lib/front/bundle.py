@@ -40,7 +40,12 @@ CHANGES: Final = (
     Change(
         "show the segmentation panel beside MONAI Label's",
         "rightPanels: [monailabel.monaiLabel],",
-        'rightPanels: [monailabel.monaiLabel, "@ohif/extension-cornerstone.panelModule.panelSegmentation"],',
+        "rightPanels: [monailabel.monaiLabel, cornerstone.panelTool],",
+    ),
+    Change(
+        "offer brushes",
+        "      // toolbarService.addButtons(segmentationButtons);\n",
+        "      toolbarService.addButtons(window.totalspineseg.tools);\n",
     ),
     Change(
         "find this server on another port than 8000",

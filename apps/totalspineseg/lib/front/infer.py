@@ -42,8 +42,6 @@ def router(executor: Executor) -> APIRouter:
         output: Output | None = None,
     ) -> Response:
         """Segment an image of the studies, of a session, or sent along."""
-        if output == "dicom_seg":
-            raise HTTPException(UNUSABLE, "DICOM SEG is not written by this server; ask for the image")
         request = _request(model, read_params(params), user)
 
         def work() -> Response:
@@ -52,7 +50,10 @@ def router(executor: Executor) -> APIRouter:
                 request["image"] = _image(image, session_id, file, folder)
                 if label is not None:
                     request["label"] = TrustedPath(save_label(label, folder))
-                return _response(app_instance().infer(request), output)
+                result = app_instance().infer(request)
+                if output == "dicom_seg":
+                    return _segmentation(request["image"], result)
+                return _response(result, output)
 
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
@@ -79,6 +80,17 @@ def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -
     if not image:
         raise HTTPException(UNUSABLE, "an image id, a session or a file is required, got none; name what to segment")
     return image
+
+
+def _segmentation(image: str, result: dict[str, Any]) -> Response:
+    """The result as DICOM SEG of the series it was made from."""
+    file = Path(result["file"])
+    try:
+        series = "" if isinstance(image, TrustedPath) else image
+        content = app_instance().segmentation(series, file, result["params"])
+    finally:
+        file.unlink(missing_ok=True)
+    return Response(content, media_type="application/dicom")
 
 
 def _response(result: dict[str, Any], output: Output | None) -> Response:

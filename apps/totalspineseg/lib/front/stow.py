@@ -8,17 +8,15 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, Final
 
 from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
 from pydicom.errors import InvalidDicomError
 
 from lib.corrections.store import SEG_SUFFIX, Sender
+from lib.dicom.seg_object import SegReference, is_seg, seg_reference
 from lib.errors import TotalSpineSegError
-
-if TYPE_CHECKING:
-    from lib.dicom.seg_reader import SegReference
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +101,6 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
         is_stored: Says whether the PACS holds an instance.
         user: Who sent it.
     """
-    from lib.dicom.seg_reader import is_seg, seg_reference
-
     for file in instances(upload):
         try:
             if is_seg(file):
@@ -115,7 +111,7 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
             logger.warning("a stored segmentation was not understood: %s", error)
 
 
-def _take(file: bytes, reference: "SegReference", user: str) -> None:
+def _take(file: bytes, reference: SegReference, user: str) -> None:
     app = app_instance()
     sender = Sender(user, CLIENT, f"{reference.instance}{SEG_SUFFIX}")
     with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:

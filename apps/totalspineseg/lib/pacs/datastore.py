@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from dicomweb_client import DICOMwebClient
 
 from lib.corrections.datastore import StudiesDatastore
-from lib.dicom.seg_reader import SegReference
+from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError, StorageError
 from lib.pacs.address import is_uid
@@ -152,7 +152,8 @@ class PacsDatastore(StudiesDatastore):
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
-        info = {"created": datetime.now().isoformat(), **label_info}
+        # As DICOM writes time, to be compared with segmentations of the PACS.
+        info = {"created": f"{datetime.now():%Y%m%d%H%M%S.%f}", **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
         if tag == FINAL_TAG and not label_info.get("instance"):
             self._publisher(image_id, Path(label_filename), label_info)

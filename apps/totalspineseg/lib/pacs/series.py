@@ -4,15 +4,13 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from lib.anatomy import code_of_name
-from lib.corrections.wire import VERTEBRAE_NAME
-from lib.dicom.seg_reader import SegReference, seg_reference
+from lib.dicom.seg_object import SegReference, seg_reference
 from lib.dicom.seg_writer import MANUFACTURER
 
 logger = logging.getLogger(__name__)
@@ -78,7 +76,7 @@ def _series(entry: Dataset) -> Series | None:
     if not (uid and study):
         return None
     info = {name: str(entry.get(name) or "") for name in INFO_FIELDS}
-    info |= {"SeriesInstanceUID": uid, "RetrieveURL": str(entry.get("RetrieveURL") or "")}
+    info |= {"SeriesInstanceUID": uid, "RetrieveURL": f"/proxy/dicom/wado/studies/{study}/series/{uid}"}
     description = str(entry.get("SeriesDescription") or "")
     count = entry.get("NumberOfSeriesRelatedInstances")
     return Series(uid, study, info, LOCALIZER.search(description) is not None, int(count or 0))
@@ -105,11 +103,11 @@ class Segmentations:
         found: dict[str, SegReference] = {}
         for entry in find_series(self._client, {"Modality": SEG_MODALITY}):
             for reference in self._references(entry):
-                if reference.referenced_series not in wanted or not is_reading(reference):
+                image = image_series(reference)
+                if image not in wanted or not is_reading(reference):
                     continue
-                best = found.get(reference.referenced_series)
-                if best is None or created(reference) > created(best):
-                    found[reference.referenced_series] = reference
+                if image not in found or reference.created > found[image].created:
+                    found[image] = reference
         return found
 
     def _references(self, series: Series) -> tuple[SegReference, ...]:
@@ -121,15 +119,14 @@ class Segmentations:
         return self._known[key]
 
 
-def created(reference: SegReference) -> datetime:
-    """When a segmentation was made; the beginning of time where it does not say."""
-    return reference.created or datetime.min
+def image_series(reference: SegReference) -> str:
+    """The series a segmentation was drawn on; empty where it names none, or several."""
+    return reference.referenced_series[0] if len(reference.referenced_series) == 1 else ""
 
 
 def is_reading(reference: SegReference) -> bool:
-    """Whether a segmentation names structures of the spine, and no model of ours made it."""
-    known = [code_of_name(name) is not None or name.strip().casefold() == VERTEBRAE_NAME for name in reference.labels]
-    return bool(known) and all(known) and not is_own(reference)
+    """Whether a segmentation names a structure of the spine, and no model of ours made it."""
+    return any(code_of_name(name) is not None for name in reference.labels) and not is_own(reference)
 
 
 def is_own(reference: SegReference) -> bool:

@@ -9,10 +9,10 @@ from typing import Any, Final, Protocol
 from lib.corrections.inbox import Publish
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.store import SEG_SUFFIX, Correction, Sender
-from lib.dicom.seg_reader import SegReference
+from lib.dicom.seg_object import SegReference
 from lib.errors import LabelError, TotalSpineSegError
 from lib.pacs.datastore import FINAL_TAG, PacsDatastore
-from lib.pacs.series import is_own
+from lib.pacs.series import image_series, is_own
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def submit_segmentation(
         What became of it; a segmentation that cannot be used is no error, for the PACS has it.
     """
     datastore.changed()
-    instance, series = reference.instance, reference.referenced_series
+    instance, series = reference.instance, image_series(reference)
     if is_own(reference):
         return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
     if series not in datastore.series():
@@ -54,8 +54,8 @@ def submit_segmentation(
         return Outcome(instance, "refused", message)
 
     def publish(image_id: str, label: Path, tag: str, info: dict[str, Any]) -> None:
-        created = "" if reference.created is None else reference.created.isoformat()
-        datastore.save_label(image_id, str(label), tag, {**info, "instance": instance, "created": created})
+        own = {"instance": instance, "created": reference.created}
+        datastore.save_label(image_id, str(label), tag, {**info, **own})
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
     try:
@@ -82,10 +82,9 @@ def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) ->
     for series, reference in datastore.segmentations.newest(datastore.series()).items():
         name = f"{reference.instance}{SEG_SUFFIX}"
         shown = str(datastore.get_label_info(series, FINAL_TAG).get("created", ""))
-        created = "" if reference.created is None else reference.created.isoformat()
         if any(correction.file_name == name for correction in corrections.of_image(series)):
             continue
-        if shown and created <= shown:
+        if shown and reference.created <= shown:
             continue
         with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
             file = Path(folder) / f"label{SEG_SUFFIX}"

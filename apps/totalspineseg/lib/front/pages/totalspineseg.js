@@ -6,6 +6,38 @@
   const READY_MS = 250;
   const SHOWN_MS = 20000;
 
+  const BRUSH_MM = { min: 0.5, max: 30, step: 0.5, value: 4 };
+
+  // One tool of the toolbox in its two shapes.
+  function brush(id, icon, label, toolNames) {
+    return {
+      id,
+      icon,
+      label,
+      evaluate: { name: 'evaluate.cornerstone.segmentation', toolNames },
+      options: [
+        {
+          id: `${id}-radius`,
+          name: 'Radius (mm)',
+          type: 'range',
+          ...BRUSH_MM,
+          commands: { commandName: 'setBrushSize', commandOptions: { toolNames } },
+        },
+        {
+          id: `${id}-shape`,
+          name: 'Shape',
+          type: 'radio',
+          value: toolNames[0],
+          values: [
+            { value: toolNames[0], label: 'Circle' },
+            { value: toolNames[1], label: 'Sphere' },
+          ],
+          commands: 'setToolActiveToolbar',
+        },
+      ],
+    };
+  }
+
   function notify(message, type) {
     window.services.uiNotificationService.show({ title: TITLE, message, type, duration: SHOWN_MS });
   }
@@ -24,6 +56,43 @@
   }
 
   window.totalspineseg = {
+    // The panel's toolbox expects groups of these two names.
+    tools: [
+      {
+        id: 'BrushTools',
+        uiType: 'ohif.buttonGroup',
+        props: {
+          groupId: 'BrushTools',
+          items: [
+            brush('Brush', 'icon-tool-brush', 'Brush', ['CircularBrush', 'SphereBrush']),
+            brush('Eraser', 'icon-tool-eraser', 'Eraser', ['CircularEraser', 'SphereEraser']),
+          ],
+        },
+      },
+      {
+        id: 'Shapes',
+        uiType: 'ohif.radioGroup',
+        props: {
+          icon: 'icon-tool-shape',
+          label: 'Scissors',
+          evaluate: { name: 'evaluate.cornerstone.segmentation', toolNames: ['CircleScissors', 'RectangleScissors'] },
+          options: [
+            {
+              id: 'scissors-shape',
+              name: 'Shape',
+              type: 'radio',
+              value: 'CircleScissors',
+              values: [
+                { value: 'CircleScissors', label: 'Circle' },
+                { value: 'RectangleScissors', label: 'Rectangle' },
+              ],
+              commands: 'setToolActiveToolbar',
+            },
+          ],
+        },
+      },
+    ],
+
     color(label) {
       const rgb = COLORS[label.toLowerCase()];
       return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
