@@ -64,7 +64,10 @@ def stack_of(headers: Sequence[Dataset]) -> Stack:
         ImageError: Several orientations (a localizer), sizes or images at one place, a missing slice, slices without
             a place, or screenshots; one sentence says which.
     """
-    frames = list({(f.sop_instance, f.number): f for header in headers for f in frames_of(header)}.values())
+    # A file that is there twice counts once; objects that lost their UIDs are told apart by their place in the list.
+    frames = list(
+        {(f.sop_instance or k, f.number): f for k, header in enumerate(headers) for f in frames_of(header)}.values()
+    )
     _require_parallel(frames)
     _require_one_size(frames)
     first = np.array(frames[0].orientation)
