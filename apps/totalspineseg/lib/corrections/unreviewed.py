@@ -33,7 +33,9 @@ def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
     if words is None or words == []:
         return mapped
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise LabelError(f"a list of structure names is required as {PARAMETER!r}, got {names!r}; send names like 'T12'")
+        raise LabelError(
+            f"a list of structure names is required as {PARAMETER!r}, got {names!r}; send names like 'T12'"
+        )
     codes = set()
     for word in filter(None, (word.strip() for word in words)):
         code = code_of_name(word)

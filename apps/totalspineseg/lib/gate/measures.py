@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import CANAL, CORD, DISCS, SACRUM, VERTEBRAE
+from lib.anatomy import CANAL, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
 from lib.errors import GridError
 from lib.geometry import LabelArray
 
@@ -50,7 +50,7 @@ def score_case(truth: LabelArray, predicted: LabelArray) -> CaseScore:
     """Compare two label maps of codes.
 
     Args:
-        truth: (X, Y, Z) uint8 codes. Not modified.
+        truth: (X, Y, Z) uint8 codes, ``UNREVIEWED`` where nobody has looked. Not modified.
         predicted: The same shape; all 0 when the model found no spine. Not modified.
 
     Returns:
@@ -71,7 +71,10 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> np.ndarray[tuple[
     """Voxels by (true code, predicted code), the one pass over the voxels."""
     size = np.iinfo(np.uint8).max + 1
     pairs = truth.ravel().astype(np.int32) * size + predicted.ravel()
-    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+    counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
+    # Where nobody has looked, nothing is right or wrong.
+    counts[UNREVIEWED] = 0
+    return counts
 
 
 def _dice(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], codes: tuple[int, ...]) -> float:

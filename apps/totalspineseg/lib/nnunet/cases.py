@@ -46,6 +46,7 @@ class LabeledScan:
         origin: Where it comes from.
         image: On any grid.
         codes: Output codes on the same grid; ``UNREVIEWED`` where nobody has looked.
+        unreviewed: Structures of ``codes`` that nobody checked: not taught, but known to be there.
     """
 
     name: str
@@ -53,6 +54,7 @@ class LabeledScan:
     origin: Origin
     image: Volume
     codes: Volume
+    unreviewed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,14 @@ class TrainingCase:
         origin: Where it comes from.
         image: (A, B, C) float32, normalized, network's axes and spacing.
         codes: uint8 output codes, the same shape.
+        unreviewed: See ``LabeledScan``.
     """
 
     name: str
     origin: Origin
     image: FloatArray
     codes: LabelArray
+    unreviewed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder) -> TrainingCase:
     resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
     labels = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
     nearest = torch.nn.functional.interpolate(labels, size=shape, mode="nearest-exact")[0, 0]
-    return TrainingCase(scan.name, scan.origin, resampled, nearest.to(torch.uint8).numpy())
+    return TrainingCase(scan.name, scan.origin, resampled, nearest.to(torch.uint8).numpy(), scan.unreviewed)
 
 
 def check_codes(codes: LabelArray, *, step: int) -> None:

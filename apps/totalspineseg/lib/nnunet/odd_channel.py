@@ -1,14 +1,15 @@
 """Step 2's second channel while training: every other disc, as truth has it or as step 1 would give it."""
 
+from collections.abc import Collection
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lib.anatomy import DISCS, PARITY, Parity, column
+from lib.anatomy import BACKGROUND, DISC_L5_L6, DISC_T12_T13, DISCS, L6, PARITY, T13, Parity, column
 from lib.geometry import LabelArray
-from lib.nnunet.targets import mark, present_codes
+from lib.nnunet.targets import has_unreviewed, mark, present_codes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -44,8 +45,20 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
     """
     shown = present_codes(codes)
     present = [code for code in DISCS if code in shown]
-    first = next((k for k, code in enumerate(present) if (code in ODD_DISCS) != swapped), 0)
-    return tuple(present[first % 2 :: 2])
+    if has_unreviewed(codes):
+        # Discs hidden between the others would shift the count: the usual column says where each one stands.
+        column_discs = _usual_discs(shown)
+        present = [code if code in shown else BACKGROUND for code in column_discs]
+    first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), 0)
+    return tuple(code for code in present[first % 2 :: 2] if code)
+
+
+def _usual_discs(shown: Collection[int]) -> tuple[int, ...]:
+    """The discs of the column that fits the codes in view, superior to inferior."""
+    found = column(
+        thoracic=13 if {T13, DISC_T12_T13} & set(shown) else 12, lumbar=6 if {L6, DISC_L5_L6} & set(shown) else 5
+    )
+    return tuple(disc for disc in found.discs if disc is not None)
 
 
 def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:

@@ -103,7 +103,8 @@ def _write_case(scan: LabeledScan, step: Step, folder: Path, options: RawOptions
     check_codes(labels.data, step=step)
     name = case_id(scan.name)
     if step == 1:
-        _write(folder, name, image.grid, [image.data], step_target(labels.data, 1))
+        target = step_target(labels.data, 1, unreviewed=scan.unreviewed)
+        _write(folder, name, image.grid, [image.data], target)
         return
     reviewed = np.where(labels.data == UNREVIEWED, BACKGROUND, labels.data).astype(np.uint8)
     box = crop_box(reviewed, margin=CROP_MARGIN_MM)
@@ -115,7 +116,8 @@ def _write_case(scan: LabeledScan, step: Step, folder: Path, options: RawOptions
         exact = rng.random() >= options.disturbed_share
         second: FloatArray = mark(codes, marked) if exact else disturbed_channel(codes, marked, rng)
         variant = f"{name}{SWAPPED_SUFFIX}" if swapped else name
-        _write(folder, variant, grid, [image.data[box], second], step_target(codes, 2, swapped=swapped))
+        target = step_target(codes, 2, swapped=swapped, unreviewed=scan.unreviewed)
+        _write(folder, variant, grid, [image.data[box], second], target)
 
 
 def _crop_grid(image: Volume, start: Sequence[int], shape: tuple[int, ...]) -> Grid:

@@ -130,14 +130,21 @@ class Sampler:
             second = mark(part, marked) if exactly else disturbed_channel(part, marked, rng)
             channels.append(torch.from_numpy(second)[None])
         # Parity of the lumbar spine depends on vertebrae outside the patch.
-        target = step_target(part, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic)
+        target = step_target(
+            part,
+            self._step,
+            swapped=swapped,
+            uneven_thoracic=known.uneven_thoracic,
+            unreviewed=known.case.unreviewed,
+        )
         return torch.cat(channels), torch.from_numpy(target)
 
 
 def _know(case: TrainingCase) -> _Known:
     rng = np.random.default_rng(0)
     places = {}
-    for code in sorted(present_codes(case.codes)):
+    # A patch around what carries no loss teaches little.
+    for code in sorted(present_codes(case.codes) - case.unreviewed):
         found = np.flatnonzero(case.codes == code)
         places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
     marked = {swapped: marked_discs(case.codes, swapped=swapped) for swapped in (False, True)}

@@ -1,6 +1,6 @@
 """What the two networks are taught: step classes and regions from maps of output codes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Literal
 
 import numpy as np
@@ -31,7 +31,12 @@ IGNORE_CLASS: Final[Mapping[int, int]] = {step: len(regions) + 1 for step, regio
 
 
 def step_target(
-    codes: LabelArray, step: Step, *, swapped: bool = False, uneven_thoracic: bool | None = None
+    codes: LabelArray,
+    step: Step,
+    *,
+    swapped: bool = False,
+    uneven_thoracic: bool | None = None,
+    unreviewed: Collection[int] = (),
 ) -> LabelArray:
     """The label map a network should give for a map of codes.
 
@@ -40,6 +45,7 @@ def step_target(
         step: 1 or 2.
         swapped: Step 2: odd and even exchanged, as when the other set of discs is marked.
         uneven_thoracic: From ``thoracic_is_uneven`` of the whole scan, when ``codes`` is a part; None looks here.
+        unreviewed: Codes whose voxels nobody checked.
 
     Returns:
         uint8 classes of the step, ``IGNORE_CLASS[step]`` where nobody has looked; all 0 for an empty map.
@@ -54,14 +60,24 @@ def step_target(
         lumbar = swapped != uneven
         exchange = {code for code in table if (lumbar if code in LUMBAR else swapped)}
         table |= {code: _other_parity(table[code]) for code in exchange}
-    table[UNREVIEWED] = IGNORE_CLASS[step]
+    table |= dict.fromkeys((*unreviewed, UNREVIEWED), IGNORE_CLASS[step])
     return look_up(codes, table)
 
 
 def thoracic_is_uneven(codes: LabelArray) -> bool:
-    """Whether the column shown has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's."""
+    """Whether the column shown has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's.
+
+    A vertebra that is not there because nobody looked says nothing.
+    """
     present = present_codes(codes)
+    if has_unreviewed(codes):
+        return T13 in present
     return T13 in present or (T11 in present and T12 not in present and LUMBAR[0] in present)
+
+
+def has_unreviewed(codes: LabelArray) -> bool:
+    """Whether a region of the map was not reviewed."""
+    return bool((codes == UNREVIEWED).any())
 
 
 def present_codes(codes: LabelArray) -> frozenset[int]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lib.anatomy import UNREVIEWED
 from lib.corrections.history import sha256_of
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
@@ -85,7 +88,7 @@ def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...
             logger.warning("hold-out scan %s left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
         else:
-            cases.append(JudgedCase(scan.name, scan.subject, scan.image, scan.codes))
+            cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan)))
     return tuple(cases), tuple(skipped)
 
 
@@ -109,7 +112,15 @@ def _read(site: Site, correction: Correction, origin: Origin, name: str) -> Labe
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    return LabeledScan(name, subject_of(correction.image), origin, image, Volume(codes.data, codes.affine))
+    unreviewed = frozenset(correction.unreviewed)
+    volume = Volume(codes.data, codes.affine)
+    return LabeledScan(name, subject_of(correction.image), origin, image, volume, unreviewed)
+
+
+def _reviewed(scan: LabeledScan) -> Volume:
+    """The truth of a scan, without what nobody checked."""
+    codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
+    return Volume(codes.astype(np.uint8), scan.codes.affine)
 
 
 def _require_same_image(path: Path, correction: Correction) -> None:
