@@ -3,6 +3,8 @@ PYTHON ?= python3
 PORT ?= 8000
 HOST ?= 127.0.0.1
 STUDIES ?= studies
+OHIF_STUDIES ?= studies-ohif
+DICOMWEB ?=
 WEIGHTS ?=
 RUNTIME ?=
 UV_VERSION := 0.13.9
@@ -10,7 +12,7 @@ BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve test fast check demo bench bench-numbering bench-cli starter lock clean
+.PHONY: setup serve serve-ohif test test-ohif fast check demo bench bench-numbering bench-cli starter lock clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -33,8 +35,17 @@ serve: setup
 	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host $(HOST) --port $(PORT) $(if $(WEIGHTS),--weights "$(WEIGHTS)") \
 	  $(if $(RUNTIME),--runtime $(RUNTIME))
 
+# Needs Debian's packages orthanc, orthanc-dicomweb; another PACS with DICOMWEB=address.
+serve-ohif: setup
+	$(BIN)/python tools/serve_ohif.py --folder "$(OHIF_STUDIES)" --host $(HOST) --port $(PORT) \
+	  $(if $(DICOMWEB),--dicomweb "$(DICOMWEB)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+
 test: setup
 	$(BIN)/python -m pytest
+
+# Needs Debian's packages orthanc, orthanc-dicomweb, chromium.
+test-ohif: setup
+	$(BIN)/python -m pytest -m ohif
 
 check: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import logging
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -65,6 +66,7 @@ class App(MONAILabelApp):
         self._predictions = PredictionStore(root)
         self._inbox = Inbox(self._corrections, self._predictions, check)
         self.outcomes = Outcomes()
+        self._adopting = threading.Lock()
         self._services = Services(
             self._networks, self._predictions, self._label_file, self._image_file, self.weights_text
         )
@@ -188,6 +190,7 @@ class App(MONAILabelApp):
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to annotate next; series of the PACS that turn out to be no volume are passed over."""
+        self.adopt_segmentations()
         for _ in range(len(self._datastore.list_images()) + 1):
             try:
                 sample: dict[str, Any] = super().next_sample(request)
@@ -243,6 +246,16 @@ class App(MONAILabelApp):
         from lib.pacs.submissions import submit_segmentation
 
         return submit_segmentation(self._datastore, self.submit_label, file, reference, sender)
+
+    def adopt_segmentations(self) -> None:
+        """Count segmentations that reached the PACS without passing this server."""
+        if not is_address(self.studies) or host_settings.MONAI_LABEL_DATASTORE:
+            return
+        from lib.pacs.submissions import adopt
+
+        with self._adopting:
+            for outcome in adopt(self._datastore, self._corrections, self.submit_label):
+                self.outcomes.keep(outcome)
 
     def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
         """A result as DICOM SEG.
@@ -317,5 +330,7 @@ def history_root(studies: str, conf: Mapping[str, str]) -> Path:
     """
     if not is_address(studies):
         return Path(studies) / HISTORY_DIR
-    base = Path(conf["work"]) if conf.get("work") else Path.home() / ".local" / "share" / "totalspineseg"
+    if conf.get("work"):
+        return Path(conf["work"])
+    base = Path.home() / ".local" / "share" / "totalspineseg"
     return base / hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]

@@ -26,6 +26,7 @@ START_SECONDS: Final = 180
 STOP_SECONDS: Final = 60
 """Orthanc writes its index before it ends."""
 PROBE_SECONDS: Final = 10
+STORE_SECONDS: Final = 120
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,23 @@ def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
             yield orthanc
         finally:
             _stop(process)
+
+
+def fill(orthanc: Orthanc, folder: Path) -> int:
+    """Store all DICOM files below a folder.
+
+    Returns:
+        How many.
+
+    Raises:
+        StorageError: Orthanc refused one.
+    """
+    files = sorted(folder.rglob("*.dcm"))
+    for file in files:
+        answer = requests.post(f"{orthanc.rest}/instances", data=file.read_bytes(), timeout=STORE_SECONDS)
+        if not answer.ok:
+            raise StorageError(f"DICOM files that Orthanc takes are required, got {file.name!r}; see {orthanc.log}")
+    return len(files)
 
 
 def _program() -> str:

@@ -1,0 +1,93 @@
+"""OHIF in one command: a PACS with synthetic MR series, the server before it, and the viewer's address.
+
+Ctrl-C ends both. With --dicomweb the PACS is yours, and nothing is written to it but what annotators export.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+
+from lib.errors import TotalSpineSegError  # noqa: E402
+from lib.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
+from lib.server import DEFAULT_HOST, DEFAULT_PORT, serve  # noqa: E402
+
+DEMO_STUDIES, DEMO_SEED = 3, 7
+ASK_SECONDS = 0.5
+STOPPED = 130
+
+
+def main() -> int:
+    """Serve until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("studies-ohif"), help="storage of the PACS and corrections")
+    parser.add_argument("--dicomweb", default="", help="address of a PACS; without it Orthanc is started")
+    parser.add_argument("--host", default=DEFAULT_HOST)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
+    arguments = parser.parse_args()
+    # So that Orthanc is ended, too, however this program is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    folder = arguments.folder.resolve()
+    pacs: AbstractContextManager[Orthanc | None] = nullcontext()
+    if not arguments.dicomweb:
+        pacs = running_orthanc(folder / "orthanc", free_port())
+    try:
+        with pacs as orthanc:
+            if orthanc is not None:
+                prepare(orthanc)
+            address = arguments.dicomweb or (orthanc.dicomweb if orthanc else "")
+            threading.Thread(target=announce, args=(arguments.host, arguments.port), daemon=True).start()
+            work = "" if arguments.dicomweb else str(folder / "work")
+            serve(address, host=arguments.host, port=arguments.port, weights=arguments.weights, work=work)
+    except TotalSpineSegError as error:
+        sys.exit(f"serve-ohif: {error}")
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
+
+
+def free_port() -> int:
+    """A port for Orthanc; only this program needs to know it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def prepare(orthanc: Orthanc) -> None:
+    """Store demo studies in a PACS that has none."""
+    from lib.dicom.demo import demo_pacs
+
+    if requests.get(f"{orthanc.rest}/studies", timeout=60).json():
+        return
+    print(f"the PACS is empty: {DEMO_STUDIES} synthetic studies are made and stored", flush=True)
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-demo-") as made:
+        demo_pacs(Path(made), DEMO_STUDIES, DEMO_SEED)
+        fill(orthanc, Path(made))
+
+
+def announce(host: str, port: int) -> None:
+    """Print the viewer's address once the server answers."""
+    while True:
+        try:
+            requests.get(f"http://{host}:{port}/info/", timeout=60).raise_for_status()
+        except requests.RequestException:
+            time.sleep(ASK_SECONDS)
+        else:
+            print(f"\nOHIF: http://{host}:{port}/ohif/   (Ctrl-C ends the server and its PACS)\n", flush=True)
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())
