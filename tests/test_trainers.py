@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+import torch
 from monailabel.client.client import MONAILabelClient
 
 from lib.anatomy import WIRE_LABELS
@@ -182,6 +183,13 @@ def test_nothing_to_learn_from_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="submit a corrected label first"):
         train(site)
     assert state_of(site.training_dir) is None
+
+
+def test_a_device_that_is_not_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line showed a traceback."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match="needs a CUDA GPU"):
+        train(make_site(tmp_path), device="cuda")
 
 
 def test_a_server_told_to_serve_other_weights_is_told_so(tmp_path: Path, judged: dict[str, float]) -> None:

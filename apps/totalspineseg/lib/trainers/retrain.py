@@ -17,6 +17,7 @@ from lib.nnunet.cases import ScanSource, Skipped, prepare_cases
 from lib.nnunet.finetune import Progress, Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.runtimes import resolve_device
 from lib.nnunet.training_log import TrainingLog
 from lib.nnunet.training_state import STATE_FILE, run_key
 from lib.registry.files import storage_errors, write_json
@@ -73,12 +74,17 @@ def retrain(
         should_stop: Asked after every iteration.
 
     Raises:
-        TrainingError: Another training runs, there is no correction to learn from, or memory does not suffice.
+        TrainingError: Another training runs, there is no correction to learn from or no such device, or memory does not
+            suffice.
         WeightsError: The model in use cannot be loaded.
         StorageError: Disk full or no permission; nothing is published.
         Stopped: ``should_stop`` said so.
     """
     settings = settings or RetrainSettings()
+    try:
+        resolve_device(settings.finetune.device)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     with only_one(site.training_dir):
         parents = {step: _parent(site, step) for step in (1, 2)}
         known = frozenset().union(*(trained_on(site.models, parents[step].name) for step in settings.steps))
