@@ -28,6 +28,7 @@ from lib.dicom.terms import term_of
 from lib.dicom.uids import uid_from
 from lib.errors import EmptySegmentationError, GridError, ImageError, LabelError
 from lib.geometry import Grid, Volume, to_ras
+from lib.volume_io import read_image, read_labels, write_volume
 
 GRID = Grid(SIZE, OBLIQUE)
 WRITTEN = Path(__file__).parent / "dicom_written"
@@ -194,6 +195,28 @@ def test_every_segment_says_what_it_is(ours: bytes, series: Path) -> None:
     again = written(codes(*SPINE), series)
     assert [item.TrackingUID for item in again.SegmentSequence] == [item.TrackingUID for item in seg.SegmentSequence]
     assert again.SOPInstanceUID != seg.SOPInstanceUID
+
+
+def test_a_patient_of_one_name_is_not_named_in_warnings() -> None:
+    """highdicom warned about such names, with the name; warnings end in logs."""
+    assert str(reread(written(codes(44), slices(PatientName="ANONYMOUS"))).PatientName) == "ANONYMOUS"
+
+
+def test_a_corrected_label_says_so(series: Path) -> None:
+    """What a reader changed must not pass for the work of a model alone."""
+    seg = reread(written(codes(*SPINE), series, corrected_by="Dr. A^B=c\\"))
+    assert {item.SegmentAlgorithmType for item in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert str(seg.ContentCreatorName) == "Dr. A B c"
+    unknown = reread(written(codes(44), series, corrected_by=""))
+    assert unknown.SegmentSequence[0].SegmentAlgorithmType == "SEMIAUTOMATIC"
+    assert unknown.ContentCreatorName == ""
+
+
+def test_labels_kept_as_nifti_lie_on_the_grid_of_the_series(tmp_path: Path, series: Path) -> None:
+    labels = codes(*SPINE)
+    write_volume(tmp_path / "labels.nii.gz", labels, read_image(series).grid)
+    seg = write_seg(read_labels(tmp_path / "labels.nii.gz"), series, model="m", version="1")
+    np.testing.assert_array_equal(map_names(read_seg(seg, GRID), GRID).codes, labels)
 
 
 def test_reference(ours: bytes, series: Path, tmp_path: Path) -> None:
@@ -547,6 +570,8 @@ def test_another_frame_of_reference(ours: bytes) -> None:
     with pytest.raises(GridError, match="frame of reference"):
         read_seg(ours, GRID, frame_of_reference=uid_from("elsewhere"))
     assert read_seg(ours, GRID, frame_of_reference=uid_from("f")).segments
+    nameless = slices(FrameOfReferenceUID="")
+    assert read_seg(ours, GRID, sources=nameless).segments
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID"])

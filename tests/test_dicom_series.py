@@ -127,7 +127,7 @@ def test_copies_reports_and_screenshots_beside_the_slices_are_left_out(tmp_path:
     save(folder, [slices()[2]])
     shot = slices()[0]
     shot.SOPClassUID = shot.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
-    shot.SOPInstanceUID = uid_from("shot")
+    shot.SOPInstanceUID, shot.SeriesInstanceUID = uid_from("shot"), uid_from("shots")
     without("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")(shot, 0)
     report = slices(SeriesInstanceUID=uid_from("report"))[0]
     report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"

@@ -24,8 +24,7 @@ _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 def read_headers(sources: Sources) -> tuple[Dataset, ...]:
     """Headers of the images of one series, without pixels.
 
-    Segmentations, reports, presentation states and the like are left out, and so are screenshots that a
-    scanner put beside the slices of a series.
+    Segmentations, reports, presentation states and the like are left out, and so are screenshots beside slices.
 
     Args:
         sources: Folder, file, files, or datasets. Datasets are not modified.
@@ -40,14 +39,14 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
     headers = [header for header in _all_headers(sources) if _is_image(header)]
     if not headers:
         raise ImageError(f"a folder with one DICOM series is required, got {name!r} without any; check the folder")
+    headers = [header for header in headers if not is_capture(header)] or headers
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
         raise ImageError(
             f"a folder with one DICOM series is required, got {len(series)} series in {name!r}; "
             "put each series in its own folder"
         )
-    slices = [header for header in headers if not is_capture(header)]
-    return tuple(slices or headers)
+    return tuple(headers)
 
 
 def read_header(path: Path) -> Dataset | None:

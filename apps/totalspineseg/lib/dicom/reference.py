@@ -21,6 +21,7 @@ from lib.errors import ImageError
 _MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _TEXT: Final = ("PatientID", "AccessionNumber", "StudyID")
 _NAMES: Final = ("PatientName", "ReferringPhysicianName")
+"""Set at the end: highdicom repeats names of one component in a warning, and names are not for logs."""
 _DATE: Final = re.compile(r"\d{8}")
 _TIME: Final = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 _SEXES: Final = ("M", "F", "O")
@@ -49,18 +50,13 @@ def reference_images(stack: Stack) -> list[Dataset]:
     return [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
 
 
-def frame_of_reference(header: Dataset) -> str:
-    """The frame of reference of a series; where it names none, one made from its series UID."""
-    return str(header.get("FrameOfReferenceUID") or "") or uid_from("frame", str(header.get("SeriesInstanceUID") or ""))
-
-
 def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
     header = stack.header
     image = Dataset()
     for keyword in _TEXT:
         setattr(image, keyword, str(header.get(keyword) or "") or None)
     for keyword in _NAMES:
-        setattr(image, keyword, str(header.get(keyword) or "") or None)
+        setattr(image, keyword, None)
     for keyword, pattern in {"PatientBirthDate": _DATE, "StudyDate": _DATE, "StudyTime": _TIME}.items():
         value = str(header.get(keyword) or "").strip()
         setattr(image, keyword, value if pattern.fullmatch(value) else None)
@@ -68,7 +64,7 @@ def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
     image.PatientSex = sex if sex in _SEXES else None
     image.StudyInstanceUID = header.StudyInstanceUID
     image.SeriesInstanceUID = header.SeriesInstanceUID
-    image.FrameOfReferenceUID = frame_of_reference(header)
+    image.FrameOfReferenceUID = _frame_of_reference(header)
     image.PositionReferenceIndicator = None
     image.SOPClassUID = _MR_IMAGE
     image.SOPInstanceUID = frame.sop_instance if frame.number is None else uid_from("frame", identity)
@@ -84,6 +80,11 @@ def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
     return image
 
 
+def _frame_of_reference(header: Dataset) -> str:
+    """The frame of reference of a series; where it names none, one made from its series UID."""
+    return str(header.get("FrameOfReferenceUID") or "") or uid_from("frame", str(header.get("SeriesInstanceUID") or ""))
+
+
 def _ds(value: float) -> str:
     """A number in the 16 characters of a DICOM decimal string."""
     for digits in range(16, 3, -1):
@@ -94,7 +95,7 @@ def _ds(value: float) -> str:
 
 
 def point_to_originals(seg: Any, images: Sequence[Dataset], stack: Stack) -> None:
-    """Replace references to the stand-ins by references to the series' own objects and frames.
+    """Replace references to the stand-ins by references to the series' own objects, frames and people.
 
     Args:
         seg: The new segmentation. Modified.
@@ -110,6 +111,8 @@ def point_to_originals(seg: Any, images: Sequence[Dataset], stack: Stack) -> Non
                 source.ReferencedSOPInstanceUID = frame.sop_instance
                 if frame.number is not None:
                     source.ReferencedFrameNumber = frame.number
+    for keyword in _NAMES:
+        setattr(seg, keyword, str(stack.header.get(keyword) or ""))
     objects = dict.fromkeys((frame.sop_class, frame.sop_instance) for frame in stack.frames)
     seg.SourceImageSequence = [_reference(*item) for item in objects]
     series = Dataset()

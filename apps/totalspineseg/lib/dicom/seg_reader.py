@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from lib.dicom import reference
 from lib.dicom.frames import Frame, frames_of
 from lib.dicom.headers import Sources, read_headers
 from lib.dicom.placement import MAX_OFFSET_VOX
@@ -50,7 +49,8 @@ def read_seg(
     """
     opened = open_seg(seg)
     headers = read_headers(sources) if sources is not None else ()
-    expected = reference.frame_of_reference(headers[0]) if headers else frame_of_reference or ""
+    # A series that names no frame of reference cannot be checked: every writer makes one up for it.
+    expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else frame_of_reference or ""
     _require_frame_of_reference(opened, expected)
     segments = _segments(opened)
     found: dict[int, list[Indices]] = {number: [] for number in segments}

@@ -1,5 +1,6 @@
 """Label maps as DICOM SEG: every structure a segment that carries its name, code and color."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from io import BytesIO
@@ -41,6 +42,7 @@ def write_seg(
     description: str = "Spine segmentation",
     series_number: int = 100,
     when: datetime | None = None,
+    corrected_by: str | None = None,
 ) -> Dataset:
     """A label map as a DICOM SEG object of the study it was made in.
 
@@ -53,6 +55,8 @@ def write_seg(
         description: Series description.
         series_number: Series number.
         when: Date and time of the content; None is now.
+        corrected_by: The reader who changed the model's labels ("" if unknown): the segments then say that they
+            are semi-automatic, and the object who made its content. None for what a model made alone.
 
     Returns:
         The object, in a new series, binary, one segment a structure that is present, numbered from 1 in the order
@@ -74,7 +78,9 @@ def write_seg(
         source_images=images,
         pixel_array=numbers[planes],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=_descriptions(codes, names, images[0], model, version),
+        segment_descriptions=_descriptions(
+            codes, names, str(images[0].StudyInstanceUID), _algorithm(model, version), corrected_by is not None
+        ),
         series_instance_uid=generate_uid(prefix=None),
         series_number=series_number,
         sop_instance_uid=generate_uid(prefix=None),
@@ -90,6 +96,7 @@ def write_seg(
     )
     seg.SpecificCharacterSet = "ISO_IR 192"
     _date(seg, when or datetime.now())  # DICOM dates are local to where the object is made
+    seg.ContentCreatorName = _person(corrected_by or "")
     point_to_originals(seg, images, stack)
     return seg
 
@@ -113,12 +120,20 @@ def _present(labels: LabelArray, names: Mapping[int, str]) -> tuple[int, ...]:
     return codes
 
 
-def _descriptions(
-    codes: tuple[int, ...], names: Mapping[int, str], image: Dataset, model: str, version: str
-) -> list[hd.seg.SegmentDescription]:
-    algorithm = hd.AlgorithmIdentificationSequence(
+def _algorithm(model: str, version: str) -> hd.AlgorithmIdentificationSequence:
+    return hd.AlgorithmIdentificationSequence(
         name=f"{ALGORITHM} {model}"[:MAX_LO], family=_FAMILY, version=version[:MAX_LO], source=MANUFACTURER
     )
+
+
+def _descriptions(
+    codes: tuple[int, ...],
+    names: Mapping[int, str],
+    study: str,
+    algorithm: hd.AlgorithmIdentificationSequence,
+    corrected: bool,
+) -> list[hd.seg.SegmentDescription]:
+    kinds = hd.seg.SegmentAlgorithmTypeValues
     present = [names[code] for code in codes]
     descriptions = []
     for number, code in enumerate(codes, start=1):
@@ -128,11 +143,11 @@ def _descriptions(
             segment_label=name,
             segmented_property_category=_coded(ANATOMICAL_STRUCTURE),
             segmented_property_type=_coded(term_of(name, present)),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_type=kinds.SEMIAUTOMATIC if corrected else kinds.AUTOMATIC,
             algorithm_identification=algorithm,
             tracking_id=name,
             # The same for the same structure in every segmentation of a study.
-            tracking_uid=uid_from("segment", str(image.StudyInstanceUID), name),
+            tracking_uid=uid_from("segment", study, name),
         )
         item.RecommendedDisplayCIELabValue = dicom_cielab_of(BY_CODE[code].color)
         descriptions.append(item)
@@ -141,6 +156,11 @@ def _descriptions(
 
 def _coded(term: Term) -> Code:
     return Code(term.code, SCHEME, term.meaning)
+
+
+def _person(name: str) -> str:
+    """A user's name as a DICOM person name: one family name, without the signs that divide such names."""
+    return re.sub(r"[\^=\\\x00-\x1f]+", " ", name).strip()[:MAX_LO]
 
 
 def _date(seg: Any, when: datetime) -> None:
