@@ -1,0 +1,104 @@
+"""A body or disc within the sagittal band, in its own frame: its heights and the slope of its endplates."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import DISCS, VERTEBRAE
+from lib.measurements.spine import BAND_MM, Points, Spine, share
+
+DEPTH_PERCENTILES: Final = (1.0, 99.0)
+"""The anterior and posterior edge of a body or disc: single voxels beyond them are osteophytes or noise."""
+MIN_VOLUME_MM3: Final = 300.0
+"""A smaller piece of a body or disc within the band is a remnant (the band of a C3 body holds about 2000)."""
+MIN_DEPTH_MM: Final = 8.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A level's place in the sagittal plane: center (y, z) mm and unit directions."""
+
+    center: Points
+    anterior: Points
+    superior: Points
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A structure within the band, in its own frame, mm.
+
+    Attributes:
+        along: Anterior coordinate of every voxel, from the posterior edge.
+        up: Superior coordinate of every voxel.
+        depth: Distance of the two edges.
+        footprint: Extent of a voxel along the anterior axis; a voxel at the edge of a zone counts in part.
+        voxel_mm2: Volume of a voxel divided by the width of the band.
+    """
+
+    along: Points
+    up: Points
+    depth: float
+    footprint: float
+    voxel_mm2: float
+    frame: Frame
+
+    def height(self, first: float, last: float) -> float:
+        """Mean thickness between two shares of the depth, counted from the anterior edge."""
+        low, high = (1 - last) * self.depth, (1 - first) * self.depth
+        return float(share(self.along, self.footprint, low, high).sum() * self.voxel_mm2 / (high - low))
+
+    def endplate_angle(self, *, superior: bool) -> float:
+        """Slope of a surface against the image's anterior axis, radians; positive: rises to anterior."""
+        edges = np.linspace(0.1 * self.depth, 0.9 * self.depth, max(4, round(0.8 * self.depth)))
+        cells = np.digitize(self.along, edges)
+        centers, heights = [], []
+        for k in range(1, len(edges)):
+            inside = self.up[cells == k]
+            if inside.size:
+                centers.append((edges[k - 1] + edges[k]) / 2)
+                heights.append(np.percentile(inside, 98 if superior else 2))
+        slope = float(np.polyfit(centers, heights, 1)[0]) if len(centers) > 1 else 0.0
+        direction = self.frame.anterior + slope * self.frame.superior
+        return float(np.arctan2(direction[1], direction[0]))
+
+
+def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
+    """Profiles of the bodies and discs that are wholly in view and have a neighbor to take a direction from.
+
+    Args:
+        spine: The label map.
+        codes: Vertebrae and discs that are present.
+
+    Returns:
+        Code -> profile; a body has one only between two discs, which prove that no endplate is cut off.
+    """
+    bands = {code: band for code in codes if len((band := spine.band(code))[0]) * spine.voxel_mm3 >= MIN_VOLUME_MM3}
+    order = sorted(bands, key=lambda code: -float(bands[code][0][:, 1].mean()))
+    centers = np.array([bands[code][0].mean(axis=0) for code in order]).reshape(-1, 2)
+    profiles = {}
+    for k, code in enumerate(order):
+        points, whole = bands[code]
+        above, below = centers[max(k - 1, 0)], centers[min(k + 1, len(order) - 1)]
+        if not whole or len(order) < 2 or (code in VERTEBRAE and not _between_discs(order, k)):
+            continue
+        superior = (above - below) / np.linalg.norm(above - below)
+        profile = _profile(points, Frame(centers[k], np.array([superior[1], -superior[0]]), superior), spine)
+        if profile.depth >= MIN_DEPTH_MM:
+            profiles[code] = profile
+    return profiles
+
+
+def _between_discs(order: Sequence[int], k: int) -> bool:
+    """Whether a body has a disc on both sides, which proves that neither endplate is cut off."""
+    return 0 < k < len(order) - 1 and order[k - 1] in DISCS and order[k + 1] in DISCS
+
+
+def _profile(points: Points, frame: Frame, spine: Spine) -> Profile:
+    along = (points - frame.center) @ frame.anterior
+    low, high = np.percentile(along, DEPTH_PERCENTILES)
+    up = (points - frame.center) @ frame.superior
+    footprint = float(np.abs(frame.anterior) @ spine.mm[1:])
+    low, high = low - footprint / 2, high + footprint / 2
+    return Profile(along - low, up, float(high - low), footprint, spine.voxel_mm3 / (2 * BAND_MM), frame)

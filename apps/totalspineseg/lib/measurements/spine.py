@@ -1,0 +1,82 @@
+"""The voxels of a label map in mm, with the canal's centerline."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import CANAL, CORD
+from lib.geometry import LabelArray
+from lib.transforms.centerline import smooth_centerline
+
+Points = npt.NDArray[np.float64]
+
+BAND_MM: Final = 5.0
+"""Half width of the sagittal band: within it endplates are flat from left to right, and no pedicle reaches in."""
+EDGE_MM: Final = 2.0
+"""What comes this near to the border of the image is cut off by it."""
+
+
+class Spine:
+    """The voxels of a label map in mm, with the canal's centerline.
+
+    Args:
+        labels: uint8 (X, Y, Z) codes, nearest RAS. Not modified.
+        spacing: Voxel size, mm.
+    """
+
+    def __init__(self, labels: LabelArray, spacing: Sequence[float]) -> None:
+        self.labels, self.mm = labels, np.asarray(spacing, dtype=np.float64)
+        self.voxel_mm3 = float(np.prod(self.mm))
+        canal = (labels == CANAL) | (labels == CORD)
+        self.line = smooth_centerline(canal, float(spacing[2])) * self.mm
+        self.canal = np.argwhere(canal)
+        self.is_cord = labels[tuple(self.canal.T)] == CORD
+        self.canal_mm = self.canal * self.mm
+        at = np.argwhere(labels)
+        codes = labels[tuple(at.T)]
+        order = np.argsort(codes, kind="stable")
+        self._at, codes = at[order], codes[order]
+        self._start = np.searchsorted(codes, np.arange(257))
+
+    def voxels(self, code: int) -> npt.NDArray[np.intp]:
+        """(n, 3) voxel indices of a code."""
+        return self._at[self._start[code] : self._start[code + 1]]
+
+    def in_view(self, voxels: npt.NDArray[np.intp]) -> bool:
+        """Whether the structure ends inside the image, above, below, in front and behind."""
+        margin = EDGE_MM / self.mm[1:]
+        last = np.array(self.labels.shape)[1:] - 1
+        low, high = voxels[:, 1:].min(axis=0), voxels[:, 1:].max(axis=0)
+        return bool((low >= margin).all() and (high <= last - margin).all())
+
+    def line_at(self, z_mm: Points) -> tuple[Points, Points]:
+        """x and y of the centerline at given heights, mm."""
+        x = np.interp(z_mm, self.line[:, 2], self.line[:, 0])
+        return x, np.interp(z_mm, self.line[:, 2], self.line[:, 1])
+
+    def band(self, code: int) -> tuple[Points, bool]:
+        """(n, 2) sagittal positions (y, z) mm of the body or disc within the band; whether it is all in view."""
+        voxels = self.voxels(code)
+        position = voxels * self.mm
+        x, y = self.line_at(position[:, 2])
+        # Half open: on a 1 mm grid exactly 2 * BAND_MM wide.
+        inside = (position[:, 0] - x >= -BAND_MM) & (position[:, 0] - x < BAND_MM) & (position[:, 1] > y)
+        return position[inside][:, 1:], bool(inside.any()) and self.in_view(voxels[inside])
+
+
+def share(position: Points, footprint: float, low: float, high: float) -> Points:
+    """The part of each voxel that lies between two limits.
+
+    Args:
+        position: Centers of voxels along an axis, mm. Not modified.
+        footprint: Extent of a voxel along that axis, mm.
+        low: Lower limit, mm.
+        high: Upper limit, mm.
+
+    Returns:
+        1 inside, 0 outside, in between at the limits.
+    """
+    overlap = np.minimum(position + footprint / 2, high) - np.maximum(position - footprint / 2, low)
+    return np.asarray(np.clip(overlap / footprint, 0, 1))
