@@ -93,6 +93,9 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--loc", "nowhere"], "as localizer"),
         (["IN", "out", "--data-dir", "nowhere"], "--data-dir must name a folder of models"),
         (["IN", "out", "--device", "gpu", "--data-dir", "MODELS"], "gpu"),
+        (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler is for --executor dask"),
+        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "got both"),
+        (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "a profile must hold names"),
         (["IN", "out", "--weights", "missing"], "weights must be 'starter', 'official'"),
         (["label", "FILE", "out.png"], "OUT must be a file ending in"),
         (["lint", "FILE"], "export it again"),
@@ -244,6 +247,36 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     (source / "bad_T2w.nii.gz").unlink()
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) -> None:
+    """A run over finished scans took ten seconds because it loaded the networks, or Dask, first."""
+    noise_scan(tmp_path / "in" / "a.nii.gz", 1)
+    words = [tmp_path / "in", tmp_path / "out", "--step1", "--keep-only", "step1_output", "--data-dir", models]
+    words = [*map(str, words), "--device", "cpu"]
+    assert main(words) == 0
+    program = (
+        f"import sys; sys.path.insert(0, {str(APP)!r})\n"
+        "from lib.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        "heavy = {'torch', 'monailabel', 'monai', 'nnunetv2', 'dask', 'distributed'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "0 done, 1 finished before, 0 failed" in found.stdout
+
+
+def test_a_local_run_imports_no_dask(tmp_path: Path, models: Path) -> None:
+    noise_scan(tmp_path / "in" / "a.nii.gz", 1)
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--step1", "--data-dir", str(models), "--device", "cpu"]
+    program = (
+        f"import sys; sys.path.insert(0, {str(APP)!r})\n"
+        "from lib.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        "heavy = {'monailabel', 'dask', 'distributed', 'dask_jobqueue'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def test_nothing_half_written_after_kill_9(tmp_path: Path, models: Path) -> None:

@@ -1,33 +1,46 @@
 """Runs over several worker processes: the same files as here, also when a worker is lost or the user stops."""
 
+import json
+import os
+import re
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from distributed import Client
 
 import tiny_models
+from lib.anatomy import CODE_OF
 from lib.cohort.cluster import started
-from lib.cohort.inputs import find_cases
+from lib.cohort.inputs import Case, find_cases
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
-from lib.cohort.profile import Profile
+from lib.cohort.profile import Profile, parse_profile
 from lib.cohort.record import read_record
-from lib.cohort.run import run
+from lib.cohort.run import Stream, run
 from lib.cohort.spread import DaskExecutor
-from lib.cohort.station import job_json
+from lib.cohort.station import Station, job_json
 from lib.cohort.work import Work
+from lib.errors import ClusterError
 from lib.geometry import Grid
 from lib.nnunet.networks import Networks
 from lib.nnunet.version import version_in_use
+from lib.numbering.evidence import Pin
 from lib.registry.store import ModelStore
 from lib.volume_io import write_volume
 
+APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
+LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"
 SHAPE = (24, 32, 40)
-SCANS = 12
+SCANS = 6
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +61,6 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def work_in(output: Path, store: ModelStore) -> Work:
     return Work(output, RunOptions(), {f"step{step}": version_in_use(store, step) for step in (1, 2)})
-
-
-def spread(work: Work, store: ModelStore, profile: Profile, **changes: Any) -> DaskExecutor:
-    job = job_json(work, store, device="cpu", threads=1) | changes
-    return DaskExecutor(job, lambda: started(profile, work.output), ours=True)
 
 
 def contents(output: Path) -> dict[str, bytes]:
@@ -78,13 +86,22 @@ def worker_processes() -> list[psutil.Process]:
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
+@pytest.mark.timeout(900)
 def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
     """A worker that was killed took its scans with it, or the results differed from those of a local run."""
     work = work_in(tmp_path, store)
-    executor = spread(work, store, Profile(workers=3))
+    gpus: list[str] = []
     killed = []
 
-    def killing(cases: Any) -> Iterator[Any]:
+    @contextmanager
+    def watched() -> Iterator[Client]:
+        with started(Profile(workers=3, gpus=("0", "3")), tmp_path) as client:
+            gpus.extend(client.run(os.getenv, "CUDA_VISIBLE_DEVICES").values())
+            yield client
+
+    executor = DaskExecutor(job_json(work, store, device="cpu", threads=1), watched, ours=True)
+
+    def killing(cases: Sequence[Case]) -> Stream:
         for done in executor(cases):
             if not killed:
                 victim = worker_processes()[0]
@@ -92,10 +109,131 @@ def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: P
                 killed.append(victim.pid)
             yield done
 
-    summary = run(work, find_cases(scans), killing)  # type: ignore[arg-type]
+    summary = run(work, find_cases(scans), killing)
     assert killed
     assert set(summary.failures) == {"bad"}
     assert "a readable NIfTI" in summary.failures["bad"]
     assert len(summary.records) == SCANS
     assert contents(tmp_path) == contents(local)
     assert records(tmp_path) == records(local)
+    assert sorted(gpus) == ["0", "0", "3"]
+
+
+SBATCH = """#!/bin/bash
+setsid bash "$1" > /dev/null 2>&1 &
+echo "Submitted batch job $!"
+"""
+SCANCEL = """#!/bin/bash
+for job in "$@"; do kill -- -$job; echo $job >> {log}; done
+"""
+SLURM = """
+cluster: slurm
+workers: 1
+cores: 1
+memory: 3GB
+options: {queue: gpu, walltime: "01:00:00", job_extra_directives: ["--gres=gpu:1"], interface: lo}
+"""
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
+    """Ctrl-C ended the command with exit code 0 and no run.json, or left jobs running.
+
+    The jobs are those of a queue whose commands start them on this machine.
+    """
+    queue, source, output = tmp_path / "queue", tmp_path / "in", tmp_path / "out"
+    for folder in (queue, source):
+        folder.mkdir()
+    for k in range(40):
+        (source / f"s{k:02d}.nii.gz").symlink_to(scans / f"s{k % SCANS:02d}.nii.gz")
+    for name, text in {"sbatch": SBATCH, "scancel": SCANCEL.format(log=queue / "ended")}.items():
+        (queue / name).write_text(text)
+        (queue / name).chmod(0o755)
+    (tmp_path / "slurm.yaml").write_text(SLURM)
+    words = [source, output, "--weights", store.weights, "--device", "cpu", "--keep-only", "step2_output"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, *words, "--executor", "dask", "--profile", tmp_path / "slurm.yaml"],
+        env=os.environ | {"PATH": f"{queue}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    limit = time.monotonic() + 600
+    while process.poll() is None and not list(output.glob("reports/*.json")) and time.monotonic() < limit:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 130, told
+    assert "interrupted; the same command continues" in told
+    document = json.loads((output / "run.json").read_text())
+    done = {path.stem for path in output.glob("reports/*.json")}
+    assert 0 < len(done) < 40
+    assert set(document["done"]) == done
+    assert len(document["not_started"]) == 40 - len(done)
+    assert document["failed"] == {}
+    for name in done:
+        expected = local / "step2_output" / f"s{int(name[1:]) % SCANS:02d}.nii.gz"
+        assert (output / "step2_output" / f"{name}.nii.gz").read_bytes() == expected.read_bytes()
+    assert (queue / "ended").is_file()
+    # The keys of the connection are gone with it.
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+REFUSALS = {
+    "another folder": ({"output": "/nowhere"}, "that all machines see under the same path are required"),
+    "other packages": ({"software": {"torch": "1.0"}}, "the same packages are required on every machine, got "),
+    "other weights": ({"models": {"step1": "other-00000000"}}, "weights 'other-00000000' are required"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), REFUSALS.values(), ids=REFUSALS)
+def test_a_worker_that_would_give_other_results_refuses(
+    tmp_path: Path, store: ModelStore, scans: Path, change: dict[str, Any], sentence: str
+) -> None:
+    """A worker with other weights or packages mixed its results with those of the others."""
+    work = work_in(tmp_path, store)
+    work.make_room()
+    station = Station(job_json(work, store, device="cpu", threads=1) | change)
+    (case,) = find_cases(scans / "s00.nii.gz")
+    assert sentence in station.segment(case.as_json())["refusal"]
+
+
+def test_a_stopped_worker_writes_nothing(tmp_path: Path, store: ModelStore, scans: Path) -> None:
+    work = work_in(tmp_path, store)
+    work.make_room()
+    station = Station(job_json(work, store, device="cpu", threads=1))
+    station.stop()
+    (case,) = find_cases(scans / "s00.nii.gz")
+    assert station.segment(case.as_json()) == {"stopped": True}
+    assert not list(tmp_path.glob("*/s00*"))
+
+
+def test_what_is_sent_to_workers_comes_back() -> None:
+    case = Case("a b", Path("/in/a b.nii"), Path("sub-01/anat"), Path("/loc/a.nii.gz"), localizer_missing=False)
+    assert Case.from_json(json.loads(json.dumps(case.as_json()))) == case
+    options = RunOptions(iso=True, keep=("input",), method="iterative", pins=(Pin(CODE_OF["L5"], (1.0, 2.0, 3.0)),))
+    assert RunOptions.from_json(json.loads(json.dumps(options.as_json()))) == options
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({}, "must be one of local, slurm, pbs, got None"),
+        ({"cluster": "slurm"}, "needs 'memory'"),
+        ({"cluster": "local", "gpus": "0"}, "must be a list"),
+        ({"cluster": "local", "memory": "4GB"}, "takes cluster, workers, cores and gpus"),
+        ({"cluster": "local", "workers": 0}, "'workers' in a profile must be a whole number above 0, got 0"),
+        ({"cluster": "local", "nodes": 2}, "got nodes"),
+        ({"cluster": "pbs", "memory": "4GB", "options": ["queue"]}, "must hold names and values"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_profiles_that_cannot_be_understood(content: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ClusterError, match=re.escape(sentence)):
+        parse_profile(content)
+
+
+def test_a_profile_says_how_much_of_everything() -> None:
+    assert parse_profile({"cluster": "local", "gpus": [0, 3]}) == Profile(workers=2, gpus=("0", "3"))
+    assert parse_profile({"cluster": "pbs", "memory": "8GB", "workers": 4, "cores": 2}).threads == 2

@@ -25,6 +25,7 @@ from lib.cohort.run import run as run_cases
 from lib.cohort.work import Work
 from lib.errors import ImageError
 from lib.geometry import Grid
+from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume
 from phantom import CodeReader, image_of, lumbar_codes
 
@@ -41,6 +42,13 @@ class Readers:
     def get(self, step: int) -> CodeReader:
         self.calls.append(step)
         return CodeReader(step)
+
+
+class NothingSeen(CodeReader):
+    """A network that sees background only."""
+
+    def predict(self, channels: Any, *, soft: Any = ()) -> Prediction:
+        return super().predict(np.zeros_like(channels), soft=soft)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +230,47 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, few: np.ndarray) 
     summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
     assert summary.records["sub-01_T2w"]["made_with"]["localizer"][0] == "sub-01_T1w.nii.gz"
     assert summary.records["sub-01_T2w"]["warnings"] == []
+
+
+def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.ndarray) -> None:
+    """A scan whose step 2 found nothing left no files at all, or the step 2 of an earlier run beside a new step 1."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    out = tmp_path / "out"
+    run(tmp_path / "in", out)
+
+    class Blind(Readers):
+        def get(self, step: int) -> Any:
+            return super().get(step) if step == 1 else NothingSeen(2)
+
+    summary = run(tmp_path / "in", out, Blind(), overwrite=True)
+    assert "at least one disc" in summary.failures["a"]
+    assert {p.parent.name for p in out.glob("*/a*.nii.gz")} == {f for f in FOLDERS if f[:5] not in ("step2", "previ")}
+    assert not list(out.glob("preview/*step2*"))
+    assert (out / "preview" / "a_step1_output_tags.jpg").is_file()
+    page = (out / "report.html").read_text()
+    assert "at least one disc" in page
+    assert "data:image/jpeg" in page
+    assert json.loads((out / "run.json").read_text())["failed"].keys() == {"a"}
+    again = Readers()
+    assert run(tmp_path / "in", out, again).failures == {}
+    assert again.calls == [1, 2]
+
+
+def test_a_scan_that_cannot_be_read_keeps_no_old_result(tmp_path: Path, few: np.ndarray) -> None:
+    """A replaced, broken image was reported as failed while the labels of the old image stayed under its name."""
+    source = write_scan(tmp_path / "in" / "a.nii.gz", few)
+    run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    source.write_bytes(b"broken")
+    run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    assert not list((tmp_path / "out").glob("*/a.*"))
+
+
+def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.ndarray) -> None:
+    """A run with --step1 into the same folder must not delete what step 2 found before."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    run(tmp_path / "in", tmp_path / "out", step1=True, keep=("step1_output",))
+    assert {p.parent.name for p in (tmp_path / "out").glob("*/a.nii.gz")} == {"step1_output", "step2_output"}
 
 
 def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarray) -> None:

@@ -1,13 +1,13 @@
 """Connections to clusters: one that runs already, or one that this run starts and ends."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import dask
-from dask_jobqueue import PBSCluster, SLURMCluster
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
 from lib.cohort.profile import Profile
@@ -41,6 +41,7 @@ def running(address: str) -> Iterator[Client]:
     Raises:
         ClusterError: Nobody answers there.
     """
+    _hush()
     place = {"scheduler_file": address} if Path(address).is_file() else {"address": address}
     try:
         client = Client(**place, timeout=CONNECT_S)
@@ -63,6 +64,7 @@ def started(profile: Profile, output: Path) -> Iterator[Client]:
     Raises:
         ClusterError: It cannot be started.
     """
+    _hush()
     with dask.config.set(CONFIGURATION):
         try:
             cluster = _local(profile) if profile.cluster == "local" else _jobs(profile, output)
@@ -70,6 +72,12 @@ def started(profile: Profile, output: Path) -> Iterator[Client]:
             raise ClusterError(f"a {profile.cluster} cluster could not be started: {error}") from error
         with cluster, Client(cluster) as client:
             yield client
+
+
+def _hush() -> None:
+    """Leave the telling to the run, unless the user asked for more (``TOTALSPINESEG_LOG=info``)."""
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        logging.getLogger("distributed").setLevel(QUIET)
 
 
 def _local(profile: Profile) -> SpecCluster:
@@ -93,8 +101,7 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
     prologue = [f"export OMP_NUM_THREADS={profile.threads}", *options.pop("job_script_prologue", [])]
     extra = [*options.pop("worker_extra_args", []), "--nthreads", str(THREADS), "--no-dashboard"]
     scheduler = {"dashboard": False, "dashboard_address": ":0", **options.pop("scheduler_options", {})}
-    kind = SLURMCluster if profile.cluster == "slurm" else PBSCluster
-    cluster = kind(
+    cluster = _job_class(profile.cluster)(
         cores=profile.threads,
         processes=1,
         memory=profile.memory,
@@ -108,3 +115,14 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
     )
     cluster.adapt(minimum_jobs=profile.workers, maximum_jobs=profile.workers)
     return cluster
+
+
+def _job_class(name: str) -> type[SpecCluster]:
+    """dask-jobqueue's class; importing it takes Ctrl-C away from the run, so that is given back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    from dask_jobqueue import PBSCluster, SLURMCluster
+
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    found: type[SpecCluster] = SLURMCluster if name == "slurm" else PBSCluster
+    return found
