@@ -27,11 +27,12 @@ _TIME: Final = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 _SEXES: Final = ("M", "F", "O")
 
 
-def reference_images(stack: Stack) -> list[Dataset]:
+def reference_images(stack: Stack, *, size: tuple[int, ...]) -> list[Dataset]:
     """One complete single-frame header a slice, in the order of the stack.
 
     Args:
         stack: Of the source series. Not modified.
+        size: Rows and columns the stand-ins say they have.
 
     Returns:
         Headers with the patient and study of the series; what it does not say is empty, and a frame of reference
@@ -47,7 +48,10 @@ def reference_images(stack: Stack) -> list[Dataset]:
             "DICOM images with study, series and instance UIDs are required to write DICOM SEG, got some without; "
             "export the series again"
         )
-    return [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
+    images = [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
+    for image in images:
+        image.Rows, image.Columns = size
+    return images
 
 
 def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
@@ -69,7 +73,6 @@ def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
     image.SOPClassUID = _MR_IMAGE
     image.SOPInstanceUID = frame.sop_instance if frame.number is None else uid_from("frame", identity)
     image.Modality = "MR"
-    image.Rows, image.Columns = frame.rows, frame.columns
     image.PixelSpacing = [_ds(value) for value in frame.spacing]
     image.SliceThickness = _ds(frame.thickness or stack.spacing_mm)
     image.SpacingBetweenSlices = _ds(stack.spacing_mm)

@@ -28,6 +28,7 @@ MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
+BYTE: Final = 8
 MAX_LO: Final = 64
 """Characters a DICOM long string may have."""
 
@@ -71,12 +72,11 @@ def write_seg(
     stack = stack_of(read_headers(sources))
     codes = _present(labels.data, names)
     planes = rearranged(labels.data, labels.grid, stack.grid).transpose(2, 1, 0)
-    numbers = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
-    numbers[list(codes)] = np.arange(1, len(codes) + 1)
-    images = reference_images(stack)
+    found = _segments_of_planes(planes, codes)
+    images = reference_images(stack, size=found.shape[1:])
     seg = hd.seg.Segmentation(
         source_images=images,
-        pixel_array=numbers[planes],
+        pixel_array=found,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(
             codes, names, str(images[0].StudyInstanceUID), _algorithm(model, version), corrected_by is not None
@@ -97,6 +97,7 @@ def write_seg(
     seg.SpecificCharacterSet = "ISO_IR 192"
     _date(seg, when or datetime.now())  # DICOM dates are local to where the object is made
     seg.ContentCreatorName = _person(corrected_by or "")
+    _fill(seg, planes, codes, [str(image.SOPInstanceUID) for image in images])
     point_to_originals(seg, images, stack)
     return seg
 
@@ -118,6 +119,37 @@ def _present(labels: LabelArray, names: Mapping[int, str]) -> tuple[int, ...]:
     if unknown := [code for code in codes if code not in names or code not in BY_CODE]:
         raise ValueError(f"codes of the label table are required, got {unknown!r}; write the map as it was made")
     return codes
+
+
+def _segments_of_planes(planes: LabelArray, codes: tuple[int, ...]) -> LabelArray:
+    """Which segments each plane shows: (plane, 1, segment), the segment's number or 0.
+
+    highdicom describes the frames of these small pictures just as it would those of the planes, without holding
+    every frame in memory at once; the pixels are filled in afterwards.
+    """
+    found = np.zeros((len(planes), 1, len(codes)), dtype=np.uint8)
+    for number, plane in enumerate(planes):
+        counts = np.bincount(plane.ravel(), minlength=max(codes) + 1)
+        found[number, 0] = np.where(counts[list(codes)] > 0, np.arange(1, len(codes) + 1), 0)
+    return found
+
+
+def _fill(seg: Any, planes: LabelArray, codes: tuple[int, ...], instances: list[str]) -> None:
+    """Give a segmentation the pixels of the frames it describes, one bit each, frame after frame."""
+    place = {instance: number for number, instance in enumerate(instances)}
+    frames = [
+        (
+            codes[groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber - 1],
+            place[str(groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)],
+        )
+        for groups in seg.PerFrameFunctionalGroupsSequence
+    ]
+    content = bytearray()
+    for first in range(0, len(frames), BYTE):  # eight frames always fill whole bytes
+        bits = np.concatenate([(planes[number] == code).ravel() for code, number in frames[first : first + BYTE]])
+        content += np.packbits(bits, bitorder="little").tobytes()
+    seg.Rows, seg.Columns = planes.shape[1:]
+    seg.PixelData = bytes(content) + b"\0" * (len(content) % 2)
 
 
 def _algorithm(model: str, version: str) -> hd.AlgorithmIdentificationSequence:
