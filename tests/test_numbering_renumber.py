@@ -4,129 +4,107 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import CANAL, CORD, SACRUM, VERTEBRAE
-from lib.errors import GridError, LabelError
-from lib.numbering.evidence import Pin
-from lib.numbering.renumber import find_renamed, pin_from_corrected, renumber, renumber_corrected
+from lib.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
+from lib.geometry import Volume
+from lib.numbering.label import name_map
+from lib.numbering.renumber import Drawn, find_renamed, renumber
 
 SPACING = 2.0
+SELF = {code: code for code in NAME_OF}
+
+
+def drawn(fov: str, step: int = 2) -> Drawn:
+    case = columns.classes(columns.build(np.random.default_rng(1), fov=fov, spacing=SPACING), step)
+    raw = Volume(case.raw, case.affine)
+    return Drawn(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def lumbar() -> columns.Case:
-    return columns.build(np.random.default_rng(1), fov="lumbar", spacing=SPACING)
+def lumbar() -> Drawn:
+    return drawn("lumbar")
 
 
 @pytest.fixture(scope="module")
-def thoracic() -> columns.Case:
-    return columns.build(np.random.default_rng(1), fov="midthoracic", spacing=SPACING)
+def thoracic() -> Drawn:
+    return drawn("midthoracic")
 
 
-def point(case: columns.Case, code: int) -> tuple[float, float, float]:
-    xyz = np.argwhere(case.truth == code)
-    middle = xyz[((xyz - xyz.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    x, y, z = (case.affine @ [*middle, 1])[:3]
-    return float(x), float(y), float(z)
+def moved(map_: Drawn, old: str, new: str) -> dict[str, str]:
+    found = renumber(map_, {CODE_OF[old]: CODE_OF[new]})
+    assert found is not None
+    return {NAME_OF[a]: NAME_OF[b] for a, b in found[0].items() if a != b}
 
 
-def names(before: np.ndarray, after: np.ndarray) -> dict[int, int]:
-    """Old code -> the one new code its voxels carry."""
-    result = {}
-    for code in np.unique(before).tolist():
-        (new,) = np.unique(after[before == code]).tolist()
-        result[code] = new
-    return result
+@pytest.mark.parametrize(("old", "shift"), [("T5", 1), ("T5", 2), ("T4-T5", 1)])
+def test_the_whole_column_follows_one_renamed_level(thoracic: Drawn, old: str, shift: int) -> None:
+    code = CODE_OF[old]
+    found = renumber(thoracic, {code: code + shift})
+    assert found is not None
+    levels = [c for c in np.unique(thoracic.labels).tolist() if c > CANAL]
+    assert dict(found[0]) == {c: c + shift for c in levels}
 
 
-@pytest.mark.parametrize(("old", "new", "shift"), [(25, 26, 1), (25, 24, -1), (77, 79, 2), (79, 78, -1)])
-def test_the_whole_column_follows_one_pinned_level(thoracic: columns.Case, old: int, new: int, shift: int) -> None:
-    result, _ = renumber(thoracic.truth, [Pin(new, point(thoracic, old))], affine=thoracic.affine)
-    renamed = names(thoracic.truth, result)
-    assert renamed == {code: code if code <= CANAL else code + shift for code in renamed}
-
-
-def test_a_lumbar_column_pinned_as_l6_keeps_its_sacrum(lumbar: columns.Case) -> None:
-    result, _ = renumber(lumbar.truth, [Pin(46, point(lumbar, 45))], affine=lumbar.affine)
-    renamed = names(lumbar.truth, result)
-    assert {code: renamed[code] for code in (32, 41, 45, 91, 95, 100, SACRUM, CORD, CANAL)} == {
-        32: 41,
-        41: 42,
-        45: 46,
-        91: 92,
-        95: 96,
-        100: 100,
-        SACRUM: SACRUM,
-        CORD: CORD,
-        CANAL: CANAL,
+def test_a_lumbar_column_with_l5_renamed_l6_keeps_its_sacrum(lumbar: Drawn) -> None:
+    names = moved(lumbar, "L5", "L6")
+    assert {old: names[old] for old in ("T12", "L1", "L5", "T12-L1", "L4-L5")} == {
+        "T12": "L1",
+        "L1": "L2",
+        "L5": "L6",
+        "T12-L1": "L1-L2",
+        "L4-L5": "L5-L6",
     }
+    assert not {"sacrum", "L5-S"} & set(names)
 
 
-def test_a_pin_that_agrees_changes_nothing(lumbar: columns.Case) -> None:
-    result, numbering = renumber(lumbar.truth, [Pin(43, point(lumbar, 43))], affine=lumbar.affine)
-    np.testing.assert_array_equal(result, lumbar.truth)
-    assert numbering.probability > 0.9
+def test_an_extra_thoracic_vertebra_moves_what_lies_below_it(lumbar: Drawn) -> None:
+    names = moved(lumbar, "L1", "T13")
+    assert (names["L1"], names["L2"], names["T12-L1"]) == ("T13", "L1", "T12-T13")
+    assert not {"T11", "T12", "L5-S"} & set(names)
 
 
-def test_a_step_1_map_is_renumbered_by_its_discs(thoracic: columns.Case) -> None:
-    step1 = np.where(np.isin(thoracic.truth, VERTEBRAE), SACRUM, thoracic.truth).astype(np.uint8)
-    result, _ = renumber(step1, [Pin(78, point(thoracic, 77))], affine=thoracic.affine)
-    renamed = names(step1, result)
-    assert renamed == {code: code + 1 if code > SACRUM else code for code in renamed}
+def test_a_pin_that_agrees_changes_nothing(lumbar: Drawn) -> None:
+    assert moved(lumbar, "L3", "L3") == {}
 
 
-def test_two_levels_of_one_name_are_told_apart(thoracic: columns.Case) -> None:
-    """An annotator's map in which one name appears twice and a level is skipped."""
-    wrong = thoracic.truth.copy()
-    wrong[thoracic.truth == 26] = 25
-    wrong[thoracic.truth == 77] = 76
-    result, _ = renumber(wrong, [Pin(27, point(thoracic, 27))], affine=thoracic.affine)
-    differs = result != thoracic.truth
-    # Vertebrae of one name that touch are cut at the disc; their processes part nearly where they should.
-    assert set(np.unique(thoracic.truth[differs])) <= {25, 26}
-    assert differs.sum() < 0.05 * (np.isin(thoracic.truth, (25, 26))).sum()
+def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
+    discs = drawn("midthoracic", 1)
+    names = moved(discs, "T4-T5", "T5-T6")
+    assert names["T4-T5"] == "T5-T6"
+    assert all("-" in name for name in names)
 
 
-def test_a_renamed_segment_is_found_and_the_rest_follows(thoracic: columns.Case) -> None:
-    """The renamed segment then carries the name of its neighbor, and may touch it."""
-    corrected = thoracic.truth.copy()
-    corrected[thoracic.truth == 26] = 27
-    (renamed,) = find_renamed(thoracic.truth, corrected)
-    assert (renamed.old, renamed.new, renamed.voxels) == (26, 27, int((thoracic.truth == 26).sum()))
-    pin = pin_from_corrected(thoracic.truth, corrected, affine=thoracic.affine)
-    assert pin is not None
-    assert pin.code == 27
-    renumbered = renumber_corrected(thoracic.truth, corrected, affine=thoracic.affine)
-    assert renumbered is not None
-    mapping = names(thoracic.truth, renumbered[0])
-    assert mapping == {code: code if code <= CANAL else code + 1 for code in mapping}
+def test_the_atlas_never_becomes_an_axis() -> None:
+    """A renamed thoracic level shifted the whole neck, and C1 was called C2."""
+    neck = drawn("cervicothoracic")
+    names = moved(neck, "T4", "T5")
+    assert names["T4"] == "T5"
+    assert NAME_OF[C1] not in names
 
 
-def test_redrawn_borders_are_no_new_names(thoracic: columns.Case) -> None:
-    corrected = thoracic.truth.copy()
-    xyz = np.argwhere(thoracic.truth == 26)
-    few = tuple(xyz[: len(xyz) // 5].T)
-    corrected[few] = 27
-    assert find_renamed(thoracic.truth, corrected) == ()
-    assert pin_from_corrected(thoracic.truth, corrected, affine=thoracic.affine) is None
-    assert renumber_corrected(thoracic.truth, corrected, affine=thoracic.affine) is None
+def test_a_level_that_cannot_be_is_refused(lumbar: Drawn) -> None:
+    """The sacrum stands right below: no room for what a name far above asks for."""
+    before = lumbar.labels.copy()
+    assert renumber(lumbar, {CODE_OF["L5"]: CODE_OF["L5"], CODE_OF["L4"]: CODE_OF["L5"]}) is None
+    assert renumber(lumbar, {CODE_OF["C5"]: CODE_OF["C6"]}) is None
+    np.testing.assert_array_equal(lumbar.labels, before)
 
 
-def test_a_reader_who_renames_several_has_numbered_them_all(thoracic: columns.Case) -> None:
-    corrected = thoracic.truth.copy()
-    corrected[thoracic.truth == 26] = 27
-    corrected[thoracic.truth == 27] = 28
-    assert {r.old for r in find_renamed(thoracic.truth, corrected)} == {26, 27}
-    assert pin_from_corrected(thoracic.truth, corrected, affine=thoracic.affine) is None
+def test_a_renamed_segment_is_found(thoracic: Drawn) -> None:
+    """It then carries the name of its neighbor: two segments of one name."""
+    old = thoracic.labels
+    (renamed,) = find_renamed(old, old, {**SELF, CODE_OF["T5"]: CODE_OF["T6"]})
+    assert (renamed.old, renamed.new, renamed.value) == (CODE_OF["T5"], CODE_OF["T6"], CODE_OF["T5"])
+    assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
 
-def test_wrong_requests_are_refused(lumbar: columns.Case) -> None:
-    before = lumbar.truth.copy()
-    with pytest.raises(ValueError, match="at least one pinned level is required, got none"):
-        renumber(lumbar.truth, [], affine=lumbar.affine)
-    with pytest.raises(ValueError, match=r"must name a vertebra, a disc or the sacrum, got code \[2\]"):
-        renumber(lumbar.truth, [Pin(2, (0.0, 0.0, 0.0))], affine=lumbar.affine)
-    with pytest.raises(LabelError, match=r"a pin within 15 mm of a vertebra is required for T3, got \(999.0"):
-        renumber(lumbar.truth, [Pin(23, (999.0, 0.0, 0.0))], affine=lumbar.affine)
-    with pytest.raises(GridError, match="two maps of one grid are required"):
-        find_renamed(lumbar.truth, lumbar.truth[:-1])
-    np.testing.assert_array_equal(lumbar.truth, before)
+def test_redrawn_borders_are_no_new_names(thoracic: Drawn) -> None:
+    new = thoracic.labels.copy()
+    xyz = np.argwhere(new == CODE_OF["T5"])
+    new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]
+    assert find_renamed(thoracic.labels, new, SELF) == ()
+
+
+def test_a_disc_is_never_a_renamed_vertebra_nor_the_canal_a_level(lumbar: Drawn) -> None:
+    new = lumbar.labels
+    assert find_renamed(new, new, {**SELF, CODE_OF["L3"]: CODE_OF["L3-L4"]}) == ()
+    assert find_renamed(new, new, {**SELF, CANAL: SACRUM}) == ()

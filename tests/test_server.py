@@ -107,11 +107,20 @@ def test_the_annotators_loop(server: Server, client: MONAILabelClient, tmp_path:
     reply = client.save_label(sample["id"], str(renamed), params={"label_info": label_info})
     assert reply["prediction"]["id"] == report["prediction"]
 
-    expected = np.where(CODE_OF["L5"] == CODES, CODE_OF["L6"], CODES)
+    # All levels above follow; the sacrum and its disc stay.
+    assert reply["renumbered"]["renamed"] == {"from": "L5", "to": "L6"}
+    assert reply["renumbered"]["names"]["L1"] == "L2"
+    assert "other levels follow" in reply["renumbered"]["message"]
+    follow = {"T12": "L1", "T12-L1": "L1-L2"}
+    follow |= {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
+    expected = CODES.copy()
+    for old, new in follow.items():
+        expected[CODE_OF[old] == CODES] = CODE_OF[new]
     kept = accepted(server, sample["id"])
     store = CorrectionStore(server.studies / ".totalspineseg")
     np.testing.assert_array_equal(to_ras(Volume(store.codes(kept), PIR)).data, expected)
     assert (kept.client, kept.prediction["id"]) == ("slicer-7", report["prediction"])
+    assert (store.path(kept) / kept.raw).read_bytes() == renamed.read_bytes()
 
     shown = read_labels(Path(client.download_label(sample["id"], "final")))
     np.testing.assert_array_equal(to_ras(Volume(from_wire(shown.data), shown.affine)).data, expected)

@@ -20,6 +20,7 @@ from lib.activelearning.strategies import First, Last, Random
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
+from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR
 from lib.corrections.inbox import STEP1_TAG, Inbox, Publish
 from lib.corrections.outcomes import Outcome, Outcomes
@@ -64,11 +65,18 @@ class App(MONAILabelApp):
         self._networks = self.make_networks(Path(app_dir), self._settings)
         self._corrections = CorrectionStore(root)
         self._predictions = PredictionStore(root)
-        self._inbox = Inbox(self._corrections, self._predictions, check)
+        self._maps = DrawnMaps(root)
+        self._inbox = Inbox(self._corrections, self._predictions, check, self._maps)
         self.outcomes = Outcomes()
         self._adopting = threading.Lock()
         self._services = Services(
-            self._networks, self._predictions, self._label_file, self._image_file, self.weights_text
+            self._networks,
+            self._predictions,
+            self._maps,
+            self._siblings,
+            self._label_file,
+            self._image_file,
+            self.weights_text,
         )
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._site = Site(root, models, self._corrections, self._image_file)
@@ -313,6 +321,11 @@ class App(MONAILabelApp):
     def _image_file(self, image_id: str) -> Path | None:
         uri = self._datastore.get_image_uri(image_id) if image_id else ""
         return Path(uri) if uri and Path(uri).exists() else None
+
+    def _siblings(self, image_id: str) -> tuple[str, ...]:
+        """Other images of the same patient that share its coordinates, as far as the datastore knows."""
+        supplies = getattr(self._datastore, "siblings", None)
+        return supplies(image_id) if supplies else ()
 
     def _label_file(self, image_id: str, tag: str) -> Path | None:
         return label_volume_path(self._datastore, image_id, tag)

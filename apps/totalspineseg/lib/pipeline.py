@@ -4,6 +4,7 @@
 ``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +25,7 @@ from lib.geometry import (
     soft_from_iso,
 )
 from lib.numbering.chain import Numbering, Pin
+from lib.numbering.evidence import Localizer
 from lib.numbering.label import Method, name_map
 from lib.prediction import Predictor
 from lib.transforms.components import Box
@@ -63,17 +65,34 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Sibling:
+    """Another series of the patient that has names already.
+
+    Attributes:
+        labels: Its codes, on any grid.
+        names: Code -> how probable each code is for what carries it (see ``Localizer``).
+        source: What to call it in a report.
+    """
+
+    labels: Volume
+    names: Mapping[int, Mapping[int, float]]
+    source: str
+
+
+@dataclass(frozen=True)
 class Options:
     """How the levels get their names.
 
     Attributes:
         method: "chain" weighs all evidence and may abstain; "iterative" is the reference's rule.
         localizer: Label map (codes) of another series of the same patient, on any grid.
+        siblings: Further series of the patient whose geometry may overlap; the chain alone uses them.
         pins: Levels a reader has fixed.
     """
 
     method: Method = "chain"
     localizer: Volume | None = None
+    siblings: tuple[Sibling, ...] = ()
     pins: tuple[Pin, ...] = ()
 
 
@@ -124,12 +143,14 @@ class Segmentation:
         raw: Step-2 classes as the network gave them.
         labels: Codes.
         numbering: What the chain model knows about the levels; None with the iterative method.
+        box: The part of the scan the network looked at.
     """
 
     scan: Scan
     raw: LabelArray
     labels: LabelArray
     numbering: Numbering | None
+    box: Box
 
 
 def prepare(image: Volume, *, clock: Clock = no_clock) -> Scan:
@@ -161,8 +182,7 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
     options = options or Options()
     with clock("step 1 network"):
         prediction = predictor.predict(scan.iso.data[np.newaxis], soft=("canal", "cord"))
-    localizer = _on_grid(options.localizer, scan.iso.grid)
-    labels, numbering = _name(prediction.labels, 1, scan.iso.grid, localizer, options, clock)
+    labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock)
     with clock("soft maps"):
         cord = soft_structure(prediction.soft["cord"], labels == CORD)
         canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
@@ -213,34 +233,58 @@ def segment(
     options = options or Options()
     with clock("step 2 network"):
         prediction = predictor.predict(step2.channels)
-    grid = step2.scan.iso.grid
-    localizer = _on_grid(options.localizer, grid)
-    crop = None if localizer is None else localizer[step2.box]
-    cropped, numbering = _name(prediction.labels, 2, _sub_grid(grid, step2.box), crop, options, clock)
+    return rename(step2.scan, prediction.labels, step2.box, 2, options, clock=clock)
+
+
+def rename(
+    scan: Scan,
+    classes: LabelArray,
+    box: Box,
+    step: Literal[1, 2],
+    options: Options | None = None,
+    *,
+    clock: Clock = no_clock,
+) -> Segmentation:
+    """Name what a network drew: the end of ``segment``, also for a map drawn before.
+
+    Args:
+        scan: From ``prepare``.
+        classes: Classes of the step on the part of the scan the network looked at. Not modified.
+        box: That part.
+        step: 1 or 2.
+        options: How levels get their names.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: The map has no disc or no canal.
+    """
+    grid = scan.iso.grid
+    cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock)
     with clock("back to the scan"):
-        raw = _uncrop(prediction.labels, step2.box, grid.shape)
-        labels = _uncrop(cropped, step2.box, grid.shape)
-    return Segmentation(step2.scan, raw, labels, numbering)
+        raw = _uncrop(classes, box, grid.shape)
+        labels = _uncrop(cropped, box, grid.shape)
+    return Segmentation(scan, raw, labels, numbering, box)
 
 
 def _name(
-    classes: LabelArray,
-    step: Literal[1, 2],
-    grid: Grid,
-    localizer: LabelArray | None,
-    options: Options,
-    clock: Clock,
+    classes: LabelArray, step: Literal[1, 2], grid: Grid, options: Options, clock: Clock
 ) -> tuple[LabelArray, Numbering | None]:
     """``name_map`` with the pipeline's options."""
-    raw = Volume(classes, grid.affine)
-    return name_map(raw, step, localizer=localizer, pins=options.pins, method=options.method, clock=clock)
+    localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
+    siblings = [Localizer(labels_on_grid(s.labels, grid), s.names, s.source) for s in options.siblings]
+    return name_map(
+        Volume(classes, grid.affine),
+        step,
+        localizer=localizer,
+        siblings=[sibling for sibling in siblings if sibling.codes.any()],
+        pins=options.pins,
+        method=options.method,
+        clock=clock,
+    )
 
 
-def _on_grid(localizer: Volume | None, grid: Grid) -> LabelArray | None:
-    return None if localizer is None else labels_on_grid(localizer, grid)
-
-
-def _sub_grid(grid: Grid, box: Box) -> Grid:
+def sub_grid(grid: Grid, box: Box) -> Grid:
+    """The grid of a part of a scan."""
     shift = np.eye(4)
     shift[:3, 3] = [axis.start for axis in box]
     x, y, z = (axis.stop - axis.start for axis in box)

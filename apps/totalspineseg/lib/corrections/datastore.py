@@ -18,6 +18,8 @@ IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
 """Files of the studies folder that are offered as images."""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ID_CHARACTERS: Final = 200
+EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
+"""Series of one session share the scanner's coordinates; those of two sessions do not."""
 
 
 def is_safe_id(image_id: str) -> bool:
@@ -27,6 +29,12 @@ def is_safe_id(image_id: str) -> bool:
         and not image_id.startswith(".")
         and not any(c in '/\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in image_id)
     )
+
+
+def same_examination(one: str, other: str) -> bool:
+    """Whether two image ids name series of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
+    return first is not None and second is not None and first.groups() == second.groups()
 
 
 def is_safe_tag(tag: str) -> bool:
@@ -131,6 +139,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file(lock=False)
         return image_id
+
+    def siblings(self, image_id: str) -> tuple[str, ...]:
+        """Images of the same examination, whose coordinates can be compared with this one's."""
+        others = (other for other in self.list_images() if other != image_id)
+        return tuple(sorted(other for other in others if same_examination(image_id, other)))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known about an image."""

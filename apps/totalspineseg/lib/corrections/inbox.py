@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.anatomy import WIRE_LABELS
+from lib.corrections import history
+from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.renames import Followed, follow_rename
 from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
@@ -30,10 +33,13 @@ Publish = Callable[[str, Path, str, dict[str, Any]], None]
 class Inbox:
     """Takes submissions for one studies folder."""
 
-    def __init__(self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint) -> None:
+    def __init__(
+        self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint, maps: DrawnMaps | None = None
+    ) -> None:
         self._corrections = corrections
         self._predictions = predictions
         self._lint = lint
+        self._maps = maps
 
     def submit(
         self,
@@ -75,14 +81,19 @@ class Inbox:
         try:
             grid = read_image(image).grid
             submission = _read(file, grid, label_info, sources)
-            mapped = with_unreviewed(map_names(submission, grid), params.get(PARAMETER))
+            followed = self._followed(submission, grid, received)
+            unreviewed = params.get(PARAMETER)
+            if followed is not None:
+                submission, unreviewed = followed.submission, followed.now(unreviewed)
+            mapped = with_unreviewed(map_names(submission, grid), unreviewed)
         except (LabelError, GridError, ImageError) as error:
             parked = self._corrections.park(received, error)
             raise LabelError(
                 f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
             ) from error
         findings = self._lint(without_regions(mapped.codes), grid) if mapped.step == 2 else ()
-        correction = self._corrections.accept(received, mapped, grid, findings)
+        renumbered = None if followed is None else followed.report
+        correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
         self._publish(correction, mapped, grid, publish)
         return correction
 
@@ -91,6 +102,13 @@ class Inbox:
         if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
             return found
         return self._predictions.latest(image_id, sender.client)
+
+    def _followed(self, submission: Submission, grid: Grid, received: Received) -> Followed | None:
+        """The submission after its levels followed a renamed one; None where that does not apply."""
+        if self._maps is None or received.prediction is None:
+            return None
+        kept = self._maps.of_prediction(history.sha256_of(received.image), received.prediction.id)
+        return None if kept is None else follow_rename(submission, grid, kept)
 
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
         labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS

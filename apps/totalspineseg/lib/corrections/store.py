@@ -66,6 +66,7 @@ class Correction:
         unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Voxels more than one segment claimed.
         findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
+        renumbered: What followed the one level its author renamed (see ``lib.corrections.renames``), or None.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Correction:
     overlap_voxels: int = 0
     findings: tuple[Mapping[str, Any], ...] = ()
     unreviewed: tuple[int, ...] = ()
+    renumbered: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,12 @@ class CorrectionStore:
         self._root = root / "corrections"
 
     def accept(
-        self, received: Received, mapped: Mapped, grid: Grid, findings: tuple[Mapping[str, Any], ...] = ()
+        self,
+        received: Received,
+        mapped: Mapped,
+        grid: Grid,
+        findings: tuple[Mapping[str, Any], ...] = (),
+        renumbered: Mapping[str, Any] | None = None,
     ) -> Correction:
         """Keep a submission that could be read by name.
 
@@ -133,12 +140,13 @@ class CorrectionStore:
             mapped: Its codes.
             grid: Grid of the image.
             findings: What is odd about the label.
+            renumbered: What followed a renamed level.
 
         Raises:
             StorageError: It could not be written; nothing is left half-written.
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
-        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels}
+        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed}
         return self._keep(Correction(**record), received.file, (mapped.codes, grid))
 

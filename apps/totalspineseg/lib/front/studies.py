@@ -50,6 +50,7 @@ def router() -> APIRouter:
             "correction": kept.id,
             "step": kept.step,
             "findings": list(kept.findings),
+            "renumbered": kept.renumbered,
             "overlap_voxels": kept.overlap_voxels,
             "prediction": kept.prediction,
         }

@@ -1,8 +1,9 @@
 """The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from lib.infers.latencies import Latencies
 from lib.infers.services import Services
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
+from lib.numbering.renumber import Drawn
 from lib.pipeline import Scan
 from lib.volume_io import read_labels
 
@@ -27,7 +29,13 @@ STEP2_TAGS = (STEP1_TAG, "final", "original")
 
 
 class FullTask(SpineTask):
-    """Both steps: every vertebra, disc, cord, canal and the sacrum by name."""
+    """Both steps: every vertebra, disc, cord, canal and the sacrum by name.
+
+    A request that fixes a level is answered from what the networks drew before, if that is still there.
+    """
+
+    reuses_maps = False
+    """Whether every request is."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -39,10 +47,16 @@ class FullTask(SpineTask):
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """Locate, then segment."""
         step1, step2 = self.services.networks.get(1), self.services.networks.get(2)
-        options = self.options(settings)
-        located = pipeline.locate(scan, step1, options, clock=clock)
-        found = pipeline.segment(pipeline.step2_input(scan, located.labels, clock=clock), step2, options, clock=clock)
-        return Outcome(scan, found.labels, found.numbering, {"step1": step1.version, "step2": step2.version})
+        versions = {"step1": step1.version, "step2": step2.version}
+        options = self.options(settings, request)
+        kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        if kept is not None:
+            found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 2, options, clock=clock)
+        else:
+            located = pipeline.locate(scan, step1, options, clock=clock)
+            step2_input = pipeline.step2_input(scan, located.labels, clock=clock)
+            found = pipeline.segment(step2_input, step2, options, clock=clock)
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
 
 class Step1Task(SpineTask):
@@ -59,8 +73,15 @@ class Step1Task(SpineTask):
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """Locate."""
         step1 = self.services.networks.get(1)
-        located = pipeline.locate(scan, step1, self.options(settings), clock=clock)
-        return Outcome(scan, located.labels, located.numbering, {"step1": step1.version})
+        versions = {"step1": step1.version}
+        options = self.options(settings, request)
+        kept = self.kept(scan, 1, request, versions) if settings.pins else None
+        if kept is not None:
+            found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 1, options, clock=clock)
+            return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
+        located = pipeline.locate(scan, step1, options, clock=clock)
+        drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1)
+        return Outcome(scan, located.labels, located.numbering, versions, drawn=drawn)
 
 
 class Step2Task(SpineTask):
@@ -78,13 +99,14 @@ class Step2Task(SpineTask):
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
             corrected = self._corrected(scan, request)
-        options = self.options(settings)
+        options = self.options(settings, request)
         if options.localizer is None:
             # The discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
             discs = np.where(np.isin(corrected, DISCS), corrected, BACKGROUND)
-            options = pipeline.Options(options.method, Volume(discs, scan.iso.affine), options.pins)
+            options = replace(options, localizer=Volume(discs, scan.iso.affine))
         found = pipeline.segment(pipeline.step2_input(scan, corrected, clock=clock), step2, options, clock=clock)
-        return Outcome(scan, found.labels, found.numbering, {"step2": step2.version})
+        versions = {"step2": step2.version}
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
     def _corrected(self, scan: Scan, request: Mapping[str, Any]) -> LabelArray:
         """Codes of the corrected step-1 label on the scan's 1 mm grid."""
@@ -110,3 +132,8 @@ class Step2Task(SpineTask):
         wire = read_labels(file)
         require_same_grid(wire.grid, scan.grid)
         return Volume(from_wire(wire.data), wire.affine)
+
+
+def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
+    part = pipeline.sub_grid(found.scan.iso.grid, found.box)
+    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step)

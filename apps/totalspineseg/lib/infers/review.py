@@ -20,7 +20,9 @@ REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2
 
 
 class ReviewTask(FullTask):
-    """The full result, reduced to the structures that need a reader's eyes."""
+    """The full result, reduced to the structures that need a reader's eyes; asked after it, no network runs again."""
+
+    reuses_maps = True
 
     def __init__(self, services: Services) -> None:
         super().__init__(services)

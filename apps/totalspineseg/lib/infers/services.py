@@ -1,11 +1,12 @@
 """What inference tasks share: the networks, the labels at hand, the records."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionStore
 from lib.prediction import Predictor
 
@@ -38,6 +39,8 @@ class Services:
     Attributes:
         networks: The warm predictors.
         predictions: Where predictions are recorded.
+        maps: Where what the networks drew is kept for a while.
+        siblings: ``siblings(image_id)`` are other images of the same patient that share its coordinates.
         label_file: ``label_file(image_id, tag)`` is the label map (wire ids) an image has under a tag, or None.
         image_file: ``image_file(image_id)`` is the file or folder of an image of the studies, or None.
         weights_text: One sentence on the weights that run, without loading them.
@@ -46,6 +49,8 @@ class Services:
 
     networks: Networks
     predictions: PredictionStore
+    maps: DrawnMaps
+    siblings: Callable[[str], Sequence[str]]
     label_file: Callable[[str, str], Path | None]
     image_file: Callable[[str], Path | None]
     weights_text: Callable[[], str]

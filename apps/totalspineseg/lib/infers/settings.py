@@ -22,6 +22,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "output_grid": ("input", "iso"),
     "structures": tuple(STRUCTURE_CHOICES),
     "numbering": ("chain", "iterative"),
+    "other_series": ("use", "ignore"),
 }
 TEXTS: Final = ("localizer", "pin")
 EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
@@ -45,6 +46,7 @@ class Settings:
         output_grid: Result on the grid of the image, or on the 1 mm grid.
         codes: Codes that are wanted in the result.
         numbering: How the levels get their names.
+        other_series: Whether named series of the same patient count as evidence.
         pins: Levels the reader fixes.
         extension: File ending of the result.
     """
@@ -53,6 +55,7 @@ class Settings:
     output_grid: Grid
     codes: frozenset[int]
     numbering: Literal["chain", "iterative"]
+    other_series: bool
     pins: tuple[Pin, ...]
     extension: str
 
@@ -63,6 +66,7 @@ class Settings:
             "output_grid": self.output_grid,
             "codes": sorted(self.codes),
             "numbering": self.numbering,
+            "other_series": self.other_series,
             "pins": [{"code": pin.code, "point_mm": list(pin.point_mm)} for pin in self.pins],
         }
 
@@ -85,6 +89,7 @@ def read_settings(request: Mapping[str, Any]) -> Settings:
         output_grid="iso" if chosen["output_grid"] == "iso" else "input",
         codes=_codes(chosen["structures"], request.get("label_prompt")),
         numbering="iterative" if chosen["numbering"] == "iterative" else "chain",
+        other_series=chosen["other_series"] == "use",
         pins=read_pins(pin),
         extension=_extension(request.get("result_extension")),
     )

@@ -15,17 +15,20 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from lib import pipeline
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
+from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import StorageError
-from lib.geometry import LabelArray, Volume
+from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import UnknownImageError, http_errors
 from lib.infers.latencies import Latencies
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings
+from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
+from lib.numbering.renumber import Drawn
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan
 from lib.volume_io import read_image, read_labels, write_volume
@@ -46,6 +49,7 @@ class Outcome:
         numbering: What is known about the levels, if the method gives that.
         versions: Weights by step.
         findings: What is odd about the labels.
+        drawn: What the network drew and how it was named, to name it again later.
     """
 
     scan: Scan
@@ -53,6 +57,7 @@ class Outcome:
     numbering: Numbering | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
+    drawn: Drawn | None = None
 
 
 class SpineTask(InferTask):  # type: ignore[misc]
@@ -106,6 +111,9 @@ class SpineTask(InferTask):  # type: ignore[misc]
     def _serve(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         clock = Latencies()
         settings = read_settings(request)
+        with clock("hash image"):
+            sha256 = history.sha256_of(Path(request["image"]))
+        request = {**request, "image_sha256": sha256}
         with clock("wait for the networks"):
             self.services.lock.acquire()
         try:
@@ -130,10 +138,25 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         try:
             self.services.predictions.keep(record)
+            self._keep_maps(sha256, record, outcome)
         except StorageError:
             file.unlink(missing_ok=True)
             raise
         return str(file), self._reply(record)
+
+    def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
+        if outcome.drawn is None:
+            return
+        numbering = outcome.numbering
+        kept = KeptMaps(
+            prediction=record.id,
+            drawn=outcome.drawn,
+            iso=outcome.scan.iso.grid,
+            versions=outcome.versions,
+            levels={} if numbering is None else level_chances(numbering),
+            helped_by=() if numbering is None else numbering.helped_by,
+        )
+        self.services.maps.keep(sha256, kept)
 
     def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> Path:
         with clock("write result"):
@@ -159,7 +182,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             "settings": dict(record.settings),
         }
 
-    def options(self, settings: Settings) -> Options:
+    def options(self, settings: Settings, request: Mapping[str, Any]) -> Options:
         """The pipeline's options for these settings.
 
         Raises:
@@ -167,7 +190,14 @@ class SpineTask(InferTask):  # type: ignore[misc]
             SettingError: The localizer image has no label.
         """
         localizer = self._localizer(settings.localizer) if settings.localizer else None
-        return Options(method=settings.numbering, localizer=localizer, pins=settings.pins)
+        image_id = str(request.get("image_id") or "")
+        siblings = siblings_of(self.services, image_id, settings.localizer) if settings.other_series else ()
+        return Options(settings.numbering, localizer, siblings, settings.pins)
+
+    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
+        """What these weights drew for this image before; None where nothing is kept."""
+        found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
+        return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
     def _localizer(self, image_id: str) -> Volume:
         if self.services.image_file(image_id) is None:

@@ -1,19 +1,18 @@
 """Name a column by weighing all evidence at once, and say how sure each name is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
-from lib.numbering.evidence import Evidence, Floats, Item, Labels, Pin, gather
+from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, gather
 from lib.numbering.findings import Finding
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
@@ -93,6 +92,7 @@ class Numbering:
         would_settle: What would decide between the alternatives; empty when confident.
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, for a reader to look at.
+        helped_by: Named series of the patient whose levels overlap.
     """
 
     pieces: Pieces
@@ -104,6 +104,7 @@ class Numbering:
     would_settle: tuple[str, ...]
     missed: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
+    helped_by: tuple[str, ...] = ()
 
 
 def number_chain(
@@ -112,9 +113,8 @@ def number_chain(
     step: Step,
     *,
     affine: Floats,
-    localizer: npt.NDArray[np.integer[Any]] | None = None,
+    localizers: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
-    soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Numbering:
     """Name the pieces of one map.
 
@@ -123,9 +123,8 @@ def number_chain(
         raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
         step: 1 or 2.
         affine: (4, 4) voxel -> RAS mm.
-        localizer: Codes of another series of the patient on the same grid, or None. Not modified.
+        localizers: Other series of the patient on the same grid. Not modified.
         pins: Levels a reader has fixed.
-        soft: Region name -> probability (X, Y, Z) of the landmark discs, or None. Not modified.
 
     Returns:
         The best numbering. Without pieces an empty one that is not confident.
@@ -135,17 +134,22 @@ def number_chain(
     """
     ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
     pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
-    evidence = gather(pieces, raw, step, affine=affine, ruler=ruler, localizer=localizer, pins=pins, soft=soft)
-    return number_evidence(pieces, evidence)
+    evidence = gather(pieces, raw, step, affine=affine, ruler=ruler, localizers=localizers, pins=pins)
+    numbering = number_evidence(pieces, evidence)
+    helped = tuple(
+        series.source
+        for k, series in enumerate(localizers)
+        if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
+    )
+    return replace(numbering, helped_by=helped)
 
 
-def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = False) -> Numbering:
+def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     """Name pieces from measured evidence.
 
     Args:
         pieces: The pieces.
         evidence: From ``gather``.
-        keep_all: Every piece is a structure of the column (a map a reader has approved); none is false.
 
     Returns:
         As ``number_chain``.
@@ -153,7 +157,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence, *, keep_all: bool = Fals
     if not evidence.items:
         naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
         return Numbering(pieces, naming, 0.0, (), (), False, would_settle((), ()), ())
-    chain = Chain(evidence, keep_all=keep_all)
+    chain = Chain(evidence)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
     total = chain.total(before)

@@ -38,6 +38,35 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Localizer:
+    """Another series of the patient that has names.
+
+    Attributes:
+        codes: Its codes (X, Y, Z) on the grid of the map.
+        names: Code -> how probable each code is for what carries it; a code that is not there is certain. Names a
+            reader gave are certain, predicted ones as probable as they were predicted.
+        source: What to call it in a report.
+    """
+
+    codes: npt.NDArray[np.integer[Any]]
+    names: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How a piece lies on the levels of a localizer.
+
+    Attributes:
+        shares: Code -> share of the overlap; empty where it touches none.
+        names: As in ``Localizer``.
+    """
+
+    shares: Mapping[int, float]
+    names: Mapping[int, Mapping[int, float]]
+
+
+@dataclass(frozen=True)
 class Item:
     """One piece as the chain sees it.
 
@@ -50,7 +79,7 @@ class Item:
         volume_mm3: Volume.
         landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
         odd: Share of odd among odd and even voxels; None where the class says nothing.
-        localizer: Code -> share of the piece's overlap with the localizer; empty where there is none.
+        overlaps: With each localizer.
         pin: Code a reader gave it, or None.
         is_c1: Whether the network says C1.
     """
@@ -63,7 +92,7 @@ class Item:
     volume_mm3: float
     landmarks: Mapping[int, float] = field(default_factory=dict)
     odd: float | None = None
-    localizer: Mapping[int, float] = field(default_factory=dict)
+    overlaps: tuple[Overlap, ...] = ()
     pin: int | None = None
     is_c1: bool = False
 
@@ -97,9 +126,8 @@ def gather(
     *,
     affine: Floats,
     ruler: Ruler,
-    localizer: npt.NDArray[np.integer[Any]] | None = None,
+    localizers: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
-    soft: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Evidence:
     """Measure every piece.
 
@@ -109,14 +137,13 @@ def gather(
         step: 1 or 2.
         affine: (4, 4) voxel -> RAS mm.
         ruler: The canal of ``raw``.
-        localizer: Codes on the same grid, or None. Not modified.
+        localizers: Other series of the patient on the same grid. Not modified.
         pins: Levels a reader has fixed.
-        soft: Region name -> probability on the same grid; regions of landmark discs count. Not modified.
 
     Returns:
         The evidence; no items where there are no pieces.
     """
-    seen = _Seen(pieces, raw, ruler, localizer, soft)
+    seen = _Seen(pieces, raw, ruler, localizers)
     items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
     loose: dict[int, float] = {}
     highest = max((p.z_order for p in pieces.vertebrae), default=0.0)
@@ -167,11 +194,10 @@ class _Seen:
         pieces: Pieces,
         raw: Labels,
         ruler: Ruler,
-        localizer: npt.NDArray[np.integer[Any]] | None,
-        soft: Mapping[str, npt.NDArray[np.float32]] | None,
+        localizers: Sequence[Localizer],
     ) -> None:
         self.pieces, self.raw, self.ruler, self.spacing = pieces, raw, ruler, ruler.spacing_mm
-        self.localizer, self.soft = localizer, soft or {}
+        self.localizers = localizers
 
     def place(self, point_vox: npt.ArrayLike) -> float:
         return self.ruler.place(np.asarray(point_vox) * self.spacing)
@@ -187,9 +213,9 @@ class _Seen:
             cut=piece.box[2].start < end or piece.box[2].stop > self.raw.shape[2] - end,
             width_mm=sides[0],
             volume_mm3=piece.voxels * float(np.prod(self.spacing)),
-            landmarks=self._landmarks(piece, inside) if piece.kind is Kind.DISC else {},
+            landmarks=_landmarks(piece) if piece.kind is Kind.DISC else {},
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
-            localizer=self._localizer(piece, inside),
+            overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o.names) for o in self.localizers),
         )
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
@@ -198,21 +224,10 @@ class _Seen:
             raise ValueError("pieces with vertebrae need their vertebra map, got None")
         return np.asarray(numbered[piece.box] == index + 1)
 
-    def _landmarks(self, piece: Piece, inside: npt.NDArray[np.bool_]) -> dict[int, float]:
-        total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
-        if not total:
-            return {}
-        shares = {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()}
-        for code in shares:
-            region = "disc_" + BY_CODE[code].name.replace("-", "_")
-            if region in self.soft:
-                shares[code] = (shares[code] + float(self.soft[region][piece.box][inside].mean())) / 2
-        return shares
-
-    def _localizer(self, piece: Piece, inside: npt.NDArray[np.bool_]) -> dict[int, float]:
-        if self.localizer is None:
-            return {}
-        counts = np.bincount(np.clip(self.localizer[piece.box][inside], 0, 255), minlength=256)
+    def _shares(
+        self, codes: npt.NDArray[np.integer[Any]], piece: Piece, inside: npt.NDArray[np.bool_]
+    ) -> dict[int, float]:
+        counts = np.bincount(np.clip(codes[piece.box][inside], 0, 255), minlength=256)
         levels = {c: int(counts[c]) for c, s in BY_CODE.items() if counts[c] and s.kind not in (Kind.CORD, Kind.CANAL)}
         total = sum(levels.values())
         if total < LOCALIZER_MIN_SHARE * piece.voxels:
@@ -250,6 +265,12 @@ class _Seen:
             return None
         x, y = np.argwhere(bone).mean(axis=0)
         return np.array([x, y + canal_y + 1, z])
+
+
+def _landmarks(piece: Piece) -> dict[int, float]:
+    """Share of a disc in each landmark class."""
+    total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
+    return {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()} if total else {}
 
 
 def odd_share(piece: Piece) -> float | None:

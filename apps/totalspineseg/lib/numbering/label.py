@@ -11,6 +11,7 @@ from lib.clock import Clock, no_clock
 from lib.errors import GridError, LabelError
 from lib.geometry import AnyArray, Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
+from lib.numbering.evidence import Localizer
 from lib.numbering.lint import lint
 from lib.numbering.report import report
 from lib.transforms.canal import fill_canal
@@ -56,22 +57,25 @@ def name_map(
     step: Step,
     *,
     localizer: npt.NDArray[np.integer[Any]] | None = None,
+    siblings: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
     method: Method = "chain",
     clock: Clock = no_clock,
 ) -> tuple[Labels, Numbering | None]:
     """``label_map`` with the numbering itself instead of its report (None for the iterative method).
 
-    ``clock`` measures the stages.
+    ``siblings`` are further series of the patient, with their doubts (chain only); ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     _require_classes(raw.data, step)
-    if localizer is not None and localizer.shape != raw.data.shape:
-        raise GridError(
-            f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {localizer.shape}; "
-            "resample it with nearest neighbor first"
-        )
+    series = (*siblings, *(() if localizer is None else (Localizer(localizer),)))
+    for other in series:
+        if other.codes.shape != raw.data.shape:
+            raise GridError(
+                f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {other.codes.shape}; "
+                "resample it with nearest neighbor first"
+            )
     with clock(f"step {step} largest component"):
         classes = largest_component(raw.data.astype(np.uint8, copy=False))
     require_spine(classes, step)
@@ -80,7 +84,7 @@ def name_map(
         numbering: Numbering | None = None
         naming: Naming
         if method == "chain":
-            numbering = number_chain(pieces, classes, step, affine=raw.affine, localizer=localizer, pins=pins)
+            numbering = number_chain(pieces, classes, step, affine=raw.affine, localizers=series, pins=pins)
             pieces, naming = numbering.pieces, numbering.naming
         else:
             naming = name_iteratively(pieces, localizer=localizer)

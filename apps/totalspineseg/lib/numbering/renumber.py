@@ -1,6 +1,6 @@
-"""Renumber a labeled map around levels a reader has fixed: new names, the same voxels, no network."""
+"""Renumber a labeled map around the one level a reader renamed: new names, the same voxels, no network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -8,33 +8,36 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import (
-    BACKGROUND,
-    BY_CODE,
-    C1,
-    CANAL,
-    CORD,
-    NAME_OF,
-    SACRUM,
-    STEP1_FROM_CODE,
-    STEP2_FROM_CODE,
-    Kind,
-    Step1,
-    Step2,
-)
-from lib.errors import GridError, LabelError
-from lib.numbering.chain import Numbering, number_evidence
-from lib.numbering.course import Floats, ruler_of
-from lib.numbering.divide import divide
-from lib.numbering.evidence import PIN_REACH_MM, Pin, gather
-from lib.numbering.parts import DUPLICATE_MM, DUPLICATE_SHARE, Part, levels_in
-from lib.transforms.components import Labels
-from lib.transforms.pieces import Piece, Pieces, Step
+from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
+from lib.geometry import LabelArray, Volume
+from lib.numbering.chain import Numbering
+from lib.numbering.evidence import Pin
+from lib.numbering.label import name_map
+from lib.transforms.pieces import Step
 
 RENAMED_SHARE: Final = 0.7
-"""A segment was renamed when this share of its voxels carries one new name; the rest is redrawn border."""
+"""A segment is one of the prediction when they share this much of both; the rest is redrawn border."""
 RENAMED_VOXELS: Final = 20
 """Fewer voxels are a brush stroke."""
+
+
+SLIVER: Final = 0.1
+"""What has less than this share of the structure it would share its name with is a cut-off process; it keeps its own."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a network drew and what it was named: enough to name it again.
+
+    Attributes:
+        raw: Classes of the step's network, uint8 nearest RAS.
+        labels: Codes it was given, on the same grid.
+        step: 1 or 2.
+    """
+
+    raw: Volume
+    labels: LabelArray
+    step: Step
 
 
 @dataclass(frozen=True)
@@ -44,205 +47,99 @@ class Renamed:
     Attributes:
         old: Code it had.
         new: Code it has now.
-        voxels: Voxels that carry the new code.
-        point_vox: One of them, near their middle.
+        value: Its value in the submitted map.
+        voxels: Voxels of the prediction that carry the new name.
     """
 
     old: int
     new: int
+    value: int
     voxels: int
-    point_vox: tuple[int, int, int]
 
 
-def renumber(labels: npt.NDArray[np.integer[Any]], pins: Sequence[Pin], *, affine: Floats) -> tuple[Labels, Numbering]:
-    """Rename every level of a map so that the pinned ones carry their names.
-
-    Args:
-        labels: Codes (X, Y, Z) nearest RAS, of either step. Not modified.
-        pins: At least one level with a point inside or near it.
-        affine: (4, 4) voxel -> RAS mm.
-
-    Returns:
-        A new uint8 map with the same structures under new names (what is no level is unchanged), and the
-        numbering behind it.
-
-    Raises:
-        ValueError: No pin is given, or one does not name a level.
-        LabelError: A pin lies near no structure of its kind.
-    """
-    if not pins:
-        raise ValueError("at least one pinned level is required, got none")
-    levels = [pin for pin in pins if pin.code in BY_CODE and BY_CODE[pin.code].kind not in (Kind.CORD, Kind.CANAL)]
-    if len(levels) != len(pins):
-        raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {[p.code for p in pins]!r}")
-    codes = np.where((labels >= 0) & (labels <= np.iinfo(np.uint8).max), labels, BACKGROUND).astype(np.uint8)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    step, pieces = _pieces(codes, spacing)
-    ruler = ruler_of((codes == CANAL) | (codes == CORD), spacing)
-    # Vertebrae of one name that touch are cut at the disc between them; old classes are no evidence.
-    pieces = divide(pieces, np.zeros_like(codes), ruler)
-    evidence = gather(pieces, _classes(codes, step), step, affine=affine, ruler=ruler, pins=pins)
-    numbering = number_evidence(pieces, evidence, keep_all=True)
-    for pin in pins:
-        named = numbering.naming.discs + numbering.naming.vertebrae
-        if pin.code not in named and not (step == 1 and pin.code == C1):
-            raise LabelError(
-                f"a pin within {PIN_REACH_MM:.0f} mm of a {BY_CODE[pin.code].kind.value} is required for "
-                f"{NAME_OF[pin.code]}, got {tuple(round(v, 1) for v in pin.point_mm)} mm; click inside the structure"
-            )
-    result = codes.copy()
-    for numbered, names in (
-        (pieces.disc_map, numbering.naming.discs),
-        (pieces.vertebra_map, numbering.naming.vertebrae),
-    ):
-        if numbered is not None and names:
-            renamed = np.array([BACKGROUND, *names], dtype=np.uint8)[numbered]
-            np.copyto(result, renamed, where=renamed != BACKGROUND)
-    return result, numbering
-
-
-def find_renamed(old: npt.NDArray[np.integer[Any]], new: npt.NDArray[np.integer[Any]]) -> tuple[Renamed, ...]:
+def find_renamed(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Renamed, ...]:
     """Segments whose name a reader changed.
 
     Args:
         old: Codes (X, Y, Z) as predicted. Not modified.
-        new: Codes of the corrected map on the same grid. Not modified.
+        new: Submitted map on the same grid, one value a segment. Not modified.
+        code_of: Code that each value of ``new`` stands for now; several may stand for one.
 
     Returns:
-        The renamed segments, the largest first; empty where no name changed (redrawn borders do not count).
-
-    Raises:
-        GridError: The maps differ in shape.
+        The renamed segments, the largest first; empty where no name changed (redrawn borders do not count). The cord
+        and the canal have no level and are never renamed.
     """
-    if old.shape != new.shape:
-        raise GridError(f"two maps of one grid are required, got shapes {old.shape} and {new.shape}")
-    changed = np.flatnonzero((old != new).ravel())
-    before, after = old.ravel()[changed], new.ravel()[changed]
-    sizes = np.bincount(np.clip(old.ravel(), 0, 255), minlength=256)
+    drawn = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
+    pairs = new.ravel()[drawn].astype(np.intp) << 8 | old.ravel()[drawn]
+    both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
     found = []
-    for code, structure in BY_CODE.items():
-        mine = before == code
-        if structure.kind in (Kind.CORD, Kind.CANAL) or mine.sum() < RENAMED_VOXELS:
+    for value, code in code_of.items():
+        below = both[value].copy()
+        below[[BACKGROUND, CORD, CANAL]] = 0
+        was, voxels = int(below.argmax()), int(below.max())
+        if was == code or voxels < RENAMED_VOXELS or not _alike(was, code):
             continue
-        values, counts = np.unique(after[mine], return_counts=True)
-        name, voxels = int(values[counts.argmax()]), int(counts.max())
-        same_kind = name in BY_CODE and (BY_CODE[name].kind is Kind.DISC) == (structure.kind is Kind.DISC)
-        level = same_kind and BY_CODE[name].kind not in (Kind.CORD, Kind.CANAL)
-        if level and voxels >= max(RENAMED_VOXELS, RENAMED_SHARE * sizes[code]):
-            xyz = np.stack(np.unravel_index(changed[mine][after[mine] == name], old.shape), axis=1)
-            x, y, z = xyz[((xyz - xyz.mean(axis=0)) ** 2).sum(axis=1).argmin()].tolist()
-            found.append(Renamed(code, name, voxels, (x, y, z)))
+        if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
+            found.append(Renamed(was, code, value, voxels))
     return tuple(sorted(found, key=lambda renamed: -renamed.voxels))
 
 
-def pin_from_corrected(
-    old: npt.NDArray[np.integer[Any]], new: npt.NDArray[np.integer[Any]], *, affine: Floats
-) -> Pin | None:
-    """The level a reader fixed by renaming one segment of a predicted map.
+def _alike(one: int, other: int) -> bool:
+    """Whether both are discs, or both are bone."""
+    kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
+    if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
+        return False
+    return (kinds[0] is Kind.DISC) == (kinds[1] is Kind.DISC)
+
+
+def renumber(
+    drawn: Drawn, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
+) -> tuple[Mapping[int, int], Numbering] | None:
+    """Old name -> new name of every level, once the renamed ones carry theirs.
+
+    All evidence of the network's map counts, a reader's word outweighs it. Both ends of the column keep their names, as
+    they look like nothing else: the atlas is no axis because a thoracic level was renamed, then a level is missing
+    between.
 
     Args:
-        old: Codes as predicted. Not modified.
-        new: Codes of the corrected map on the same grid. Not modified.
-        affine: (4, 4) voxel -> RAS mm.
+        drawn: What the network drew. Not modified.
+        renamed: Old code -> new code of what a reader renamed.
+        localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
-        The pin; None unless exactly one segment changed its name (a reader who renamed several has
-        numbered them all).
-
-    Raises:
-        GridError: The maps differ in shape.
+        The names and the numbering behind them; None where they contradict each other: two levels would get one name,
+        or a renamed one does not get its own.
     """
-    renamed = find_renamed(old, new)
-    return _pin(renamed[0], affine) if len(renamed) == 1 else None
-
-
-def renumber_corrected(
-    old: npt.NDArray[np.integer[Any]], new: npt.NDArray[np.integer[Any]], *, affine: Floats
-) -> tuple[Labels, Numbering] | None:
-    """Renumber a corrected map around the one segment its reader renamed; redrawn borders stay.
-
-    Args:
-        old: Codes as predicted. Not modified.
-        new: Codes of the corrected map on the same grid. Not modified.
-        affine: (4, 4) voxel -> RAS mm.
-
-    Returns:
-        The renumbered map and its numbering; None unless exactly one segment changed its name.
-
-    Raises:
-        GridError: The maps differ in shape.
-    """
-    renamed = find_renamed(old, new)
-    if len(renamed) != 1:
+    wanted = {code: code for code in (C1, SACRUM) if drawn.step == 2} | dict(renamed)
+    pins = [pin for old, new in wanted.items() if (pin := _pin(drawn, old, new)) is not None]
+    codes, numbering = name_map(drawn.raw, drawn.step, pins=pins, localizer=localizer)
+    if numbering is None:
         return None
-    # The renamed segment may now carry its neighbor's name: its own old name keeps the two apart.
-    apart = np.where((old == renamed[0].old) & (new == renamed[0].new), old, new)
-    return renumber(apart, [_pin(renamed[0], affine)], affine=affine)
-
-
-def _pin(renamed: Renamed, affine: Floats) -> Pin:
-    x, y, z, _ = (affine @ np.array([*renamed.point_vox, 1.0])).tolist()
-    return Pin(renamed.new, (x, y, z))
-
-
-def _classes(codes: Labels, step: Step) -> Labels:
-    """Network classes of a labeled map; only canal, cord and (step 1) bone and C1 are looked at."""
-    table = np.zeros(256, dtype=np.uint8)
-    if step == 1:
-        for code, value in STEP1_FROM_CODE.items():
-            table[code] = value
-        table[[CANAL, CORD]] = [Step1.CANAL.value, Step1.CORD.value]
-    else:
-        for code, value in STEP2_FROM_CODE.items():
-            table[code] = value
-        table[[CANAL, CORD]] = [Step2.CANAL.value, Step2.CORD.value]
-    return table[codes]
-
-
-def _pieces(codes: Labels, spacing: Floats) -> tuple[Step, Pieces]:
-    """One piece per level; what appears twice far apart gives two."""
-    parts, numbered = levels_in(codes, spacing)
-    step: Step = 2 if any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts) else 1
-    shape = (codes.shape[0], codes.shape[1], codes.shape[2])
-    groups: dict[bool, list[list[Part]]] = {True: [], False: []}
-    for code, found in parts.items():
-        is_disc = BY_CODE[code].kind is Kind.DISC
-        if step == 1 and not is_disc:
+    names: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    for code in np.unique(drawn.labels).tolist():
+        if code == BACKGROUND or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL):
             continue
-        mine = [[found[0]]]
-        for part in found[1:]:
-            far = abs(part.place_mm - found[0].place_mm) >= DUPLICATE_MM
-            if far and part.voxels >= DUPLICATE_SHARE * found[0].voxels:
-                mine.append([part])
-            else:
-                mine[0].append(part)
-        groups[is_disc] += mine
-    maps, lists = {}, {}
-    for is_disc, found_groups in groups.items():
-        found_groups.sort(key=lambda group: group[0].place_mm)
-        table = np.zeros(int(numbered.max()) + 1, dtype=np.int32)
-        for k, group in enumerate(found_groups, start=1):
-            table[[part.number for part in group]] = k
-        maps[is_disc] = table[numbered]
-        lists[is_disc] = tuple(_piece(group) for group in found_groups)
-    if step == 1:
-        return step, Pieces(shape, maps[True], lists[True], None, ())
-    return step, Pieces(shape, maps[True], lists[True], maps[False], lists[False])
+        if drawn.step == 1 and code == SACRUM:
+            continue
+        here = np.bincount(codes[drawn.labels == code], minlength=256)
+        here[[BACKGROUND, CORD, CANAL]] = 0
+        names[code], sizes[code] = (int(here.argmax()), int(here.max())) if here.any() else (code, 0)
+    for code in list(names):
+        rivals = [sizes[other] for other in names if other != code and names[other] == names[code]]
+        if rivals and sizes[code] < SLIVER * max(rivals):
+            names[code] = code
+    if len(set(names.values())) < len(names) or any(names.get(old) != new for old, new in renamed.items()):
+        return None
+    return MappingProxyType(names), numbering
 
 
-def _piece(group: Sequence[Part]) -> Piece:
-    largest = group[0]
-    code_kind = BY_CODE[largest.code].kind
-    box = tuple(
-        slice(min(part.box[a].start for part in group), max(part.box[a].stop for part in group)) for a in range(3)
-    )
-    return Piece(
-        kind=Kind.SACRUM if largest.code == SACRUM else code_kind,
-        voxels=sum(part.voxels for part in group),
-        centroid_vox=largest.center_vox,
-        body_voxels=largest.voxels if largest.has_body else 0,
-        body_centroid_vox=largest.center_vox if largest.has_body else None,
-        z_order=largest.center_vox[2],
-        box=(box[0], box[1], box[2]),
-        class_voxels=MappingProxyType({}),
-    )
+def _pin(drawn: Drawn, old: int, new: int) -> Pin | None:
+    """The new name at the middle of what carries the old one; None where that is hardly there."""
+    where = np.argwhere(drawn.labels == old)
+    if len(where) < RENAMED_VOXELS:
+        return None
+    middle = where[((where - where.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    x, y, z, _ = (drawn.raw.affine @ np.array([*middle, 1.0])).tolist()
+    return Pin(new, (x, y, z))

@@ -19,7 +19,8 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
 
     Returns:
         ``confident`` (False = abstained; None where nothing is known), ``probability``, ``levels``,
-        ``alternatives``, ``findings``, ``would_settle`` and ``missed`` (names of structures without a piece).
+        ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece)
+        and ``helped_by`` (series of the patient that counted).
     """
     from_lint = [finding.as_dict() for finding in findings]
     if numbering is None:
@@ -31,6 +32,7 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
             "findings": from_lint,
             "would_settle": [],
             "missed": [],
+            "helped_by": [],
         }
     return {
         "confident": numbering.confident,
@@ -43,6 +45,7 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
         "findings": [*(finding.as_dict() for finding in numbering.findings), *from_lint],
         "would_settle": list(numbering.would_settle),
         "missed": list(numbering.missed),
+        "helped_by": list(numbering.helped_by),
     }
 
 

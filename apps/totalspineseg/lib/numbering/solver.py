@@ -37,16 +37,15 @@ class Chain:
 
     Args:
         evidence: From ``gather``; at least one item.
-        keep_all: No item is false.
     """
 
-    def __init__(self, evidence: Evidence, *, keep_all: bool = False) -> None:
+    def __init__(self, evidence: Evidence) -> None:
         self.tree: States = states(w.JUMPS)
         self.items = evidence.items
         self.count = len(evidence.items)
         self.evidence = evidence
         self.fit = w.fit(evidence.items)
-        self.false = np.full(self.count, w.PIN_WEIGHT) if keep_all else w.false_weight(evidence.items)
+        self.false = w.false_weight(evidence.items)
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import C1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
-from lib.numbering.evidence import Item
+from lib.numbering.evidence import Item, Overlap
 from lib.numbering.states import Floats, States, states
 
 JUMPS: Final = 11
@@ -52,9 +52,9 @@ LANDMARK_NEAR: Final = (0.08, 0.005)
 """Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
 a landmark that moved by one level has a weight of 1.2 % on either side: comparable to a rare variant, and enough to
 doubt a column that hangs on a single landmark."""
-LANDMARK_NEAR_ALONE: Final = (0.01, 0.002)
-"""The same where the landmark's own disc would lie beyond the outermost disc in view. Nothing is lost there, so this
-alone has to be as rare as a landmark that moved within the view."""
+LANDMARK_NEAR_ALONE: Final = (0.005, 0.001)
+"""The same where the landmark's own disc would lie beyond the outermost disc in view: half as often as a landmark
+moves within the view (0.08 x 0.11), since here the network must invent it."""
 LANDMARK_FAR: Final = 0.001
 """Chance that a plain disc farther away carries a landmark's class."""
 
@@ -96,7 +96,8 @@ LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
 LOCALIZER_FLOOR: Final = 0.02
 """Chance that the localizer is wrong about a piece."""
 LOCALIZER_ITEMS: Final = 5.0
-"""A localizer is right or wrong as a whole: all overlaps count as this many independent ones."""
+"""A patient who moved moved as a whole: all overlaps with one series count as this many independent ones. How probable
+its names are counts once for all of them."""
 PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's word outweighs all other evidence."""
 
@@ -181,7 +182,8 @@ def fit(items: tuple[Item, ...]) -> Floats:
     tree = _tree()
     result = np.zeros((len(items), 2, tree.code.size))
     widths = sum(1 for item in items if not item.cut) or 1
-    overlaps = sum(1 for item in items if item.localizer) or 1
+    series = max((len(item.overlaps) for item in items), default=0)
+    touched = [sum(1 for item in items if item.overlaps and item.overlaps[k].shares) for k in range(series)]
     discs = [k for k, item in enumerate(items) if item.kind is Kind.DISC]
     for k, item in enumerate(items):
         base = _kind_fit(item, tree)
@@ -191,7 +193,8 @@ def fit(items: tuple[Item, ...]) -> Floats:
             table = _landmark_table(k != discs[0], k != discs[-1])
             base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
-        base = base * _localizer_fit(item, tree) ** min(1.0, LOCALIZER_ITEMS / overlaps)
+        for overlap, count in zip(item.overlaps, touched, strict=True):
+            base = base * _localizer_fit(overlap, count, tree)
         if item.pin is not None:
             base = np.where(tree.code == item.pin, base, base * PIN_WEIGHT)
         result[k] = base * _parity_fit(item, tree)
@@ -219,16 +222,30 @@ def _width_fit(item: Item, tree: States) -> Floats:
     return np.asarray(score / score.max())
 
 
-def _localizer_fit(item: Item, tree: States) -> Floats:
-    if not item.localizer:
+def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
+    """The best of what the overlap says under each name its levels may have.
+
+    Args:
+        overlap: With one series.
+        count: How many pieces overlap with it.
+        tree: The slots.
+    """
+    if not overlap.shares:
         return np.ones(tree.code.size)
+    names = {code: overlap.names.get(code) or {code: 1.0} for code in overlap.shares}
+    moves = {ORDER[name] - ORDER[code] for code, chances in names.items() for name in chances}
     places = np.array([ORDER[int(code)] for code in tree.code])
-    score = np.full(tree.code.size, LOCALIZER_FLOOR)
-    for code, share in item.localizer.items():
-        away = np.abs(places - ORDER[code])
-        for distance, support in enumerate(LOCALIZER_NEAR):
-            score += share * support * (away == distance)
-    return np.asarray(score)
+    best = np.zeros(tree.code.size)
+    for move in moves | {0}:
+        score = np.full(tree.code.size, LOCALIZER_FLOOR)
+        chance = 0.0
+        for code, share in overlap.shares.items():
+            away = np.abs(places - ORDER[code] - move)
+            for distance, support in enumerate(LOCALIZER_NEAR):
+                score += share * support * (away == distance)
+            chance += share * sum(p for name, p in names[code].items() if ORDER[name] - ORDER[code] == move)
+        best = np.maximum(best, score ** min(1.0, LOCALIZER_ITEMS / count) * chance ** (1.0 / count))
+    return best
 
 
 def _parity_fit(item: Item, tree: States) -> Floats:

@@ -1,0 +1,134 @@
+"""What the networks drew, kept for a while: so that levels can be named again without running them."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lib.corrections import history
+from lib.errors import ImageError, StorageError
+from lib.geometry import Grid, LabelArray, Volume
+from lib.numbering.renumber import Drawn
+from lib.transforms.components import Box
+from lib.volume_io import read_labels, write_volume
+
+KEPT_PER_IMAGE: Final = 4
+"""Of each image the maps of this many latest predictions are kept: they can be made again, and take half a megabyte."""
+RAW_FILE: Final = "raw.nii.gz"
+LABELS_FILE: Final = "labels.nii.gz"
+RECORD_FILE: Final = "record.json"
+
+
+@dataclass(frozen=True)
+class KeptMaps:
+    """The maps of one prediction.
+
+    Attributes:
+        prediction: Id of its record.
+        drawn: What the network drew, on the part of the 1 mm grid it looked at.
+        iso: The whole 1 mm grid of the scan.
+        versions: Weights by step.
+        levels: Code -> how probable each name is for it ("44" -> {"44": 0.97, "45": 0.02}); empty where the method
+            knows no probabilities.
+        helped_by: Images whose numbering helped to name this one.
+    """
+
+    prediction: str
+    drawn: Drawn
+    iso: Grid
+    versions: Mapping[str, str]
+    levels: Mapping[str, Mapping[str, float]]
+    helped_by: tuple[str, ...]
+
+    @property
+    def box(self) -> Box:
+        """The part of the 1 mm grid the network looked at."""
+        first = np.linalg.inv(self.iso.affine) @ self.drawn.raw.affine[:, 3]
+        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.drawn.labels.shape, strict=True))
+        return x, y, z
+
+    @property
+    def labels(self) -> LabelArray:
+        """The codes on the whole 1 mm grid."""
+        whole = np.zeros(self.iso.shape, dtype=np.uint8)
+        whole[self.box] = self.drawn.labels
+        return whole
+
+
+class DrawnMaps:
+    """Maps below a history folder, by the content of the image they were drawn on."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "maps"
+
+    def keep(self, image_sha256: str, kept: KeptMaps) -> None:
+        """Add the maps of a prediction; of older ones of the image the oldest go.
+
+        Raises:
+            StorageError: They could not be written.
+        """
+
+        def fill(folder: Path) -> None:
+            drawn = kept.drawn
+            write_volume(folder / RAW_FILE, drawn.raw.data, drawn.raw.grid)
+            write_volume(folder / LABELS_FILE, drawn.labels, drawn.raw.grid)
+            record = {
+                "prediction": kept.prediction,
+                "step": drawn.step,
+                "affine": drawn.raw.affine.tolist(),
+                "iso_shape": list(kept.iso.shape),
+                "iso_affine": kept.iso.affine.tolist(),
+                "versions": dict(kept.versions),
+                "levels": {code: dict(names) for code, names in kept.levels.items()},
+                "helped_by": list(kept.helped_by),
+            }
+            history.write_json(folder / RECORD_FILE, record)
+
+        folder = self._root / image_sha256
+        history.append_entry(folder, kept.prediction, fill)
+        for old in history.entries(folder)[:-KEPT_PER_IMAGE]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
+        """The maps of one prediction, or None."""
+        return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
+
+    def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
+        """The newest maps of a step, or None.
+
+        Args:
+            image_sha256: Hash of the image.
+            step: 1 or 2.
+            versions: Only maps of these weights.
+        """
+        for entry in reversed(self._entries(image_sha256)):
+            kept = _read(entry)
+            same = kept is not None and (versions is None or dict(kept.versions) == dict(versions))
+            if kept is not None and same and kept.drawn.step == step:
+                return kept
+        return None
+
+    def _entries(self, image_sha256: str) -> tuple[Path, ...]:
+        return history.entries(self._root / image_sha256)
+
+
+def _read(entry: Path) -> KeptMaps | None:
+    """An entry; None when it is damaged or was removed meanwhile: it can be made again."""
+    try:
+        record: dict[str, Any] = history.read_json(entry / RECORD_FILE)
+        affine = np.array(record["affine"])
+        raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
+        x, y, z = record["iso_shape"]
+        return KeptMaps(
+            prediction=record["prediction"],
+            drawn=Drawn(Volume(raw, affine), labels, 1 if record["step"] == 1 else 2),
+            iso=Grid((x, y, z), np.array(record["iso_affine"])),
+            versions=record["versions"],
+            levels=record["levels"],
+            helped_by=tuple(record["helped_by"]),
+        )
+    except (StorageError, ImageError, KeyError, ValueError):
+        return None

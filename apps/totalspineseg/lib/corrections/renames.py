@@ -1,0 +1,131 @@
+"""One renamed segment in a submission: the other levels follow it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF, Kind, code_of_name
+from lib.corrections.drawn_maps import KeptMaps
+from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
+from lib.numbering.renumber import Renamed, find_renamed, renumber
+from lib.segments import Segment, Submission
+
+SHOWN: Final = 3
+"""How many names a message lists."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A submission after the levels followed the one that was renamed.
+
+    Attributes:
+        submission: With the names that follow, or as it was sent.
+        names: Name as sent -> name now, of the levels that followed; empty when it was taken as sent.
+        report: What was done, JSON native, for the reply and the record.
+    """
+
+    submission: Submission
+    names: Mapping[str, str]
+    report: Mapping[str, Any]
+
+    def now(self, names: object) -> object:
+        """Names that came with the submission, as they are now; what is no list of names is not touched."""
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",")]
+        if not isinstance(names, list):
+            return names
+        return [self.names.get(name, name) if isinstance(name, str) else name for name in names]
+
+
+def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followed | None:
+    """Let all levels follow if exactly one segment was renamed since the prediction; the voxels stay.
+
+    Args:
+        submission: As sent. Not modified.
+        grid: Grid of the image.
+        kept: The prediction that was corrected.
+
+    Returns:
+        What came of it; None when no single level was renamed, or it cannot be told because the grids differ. A reader
+        who renamed several levels has numbered them, so they are taken as sent.
+    """
+    if not same_grid(submission.grid, grid) or not same_grid(iso_grid(grid), kept.iso):
+        return None
+    filled = _filled(submission)
+    old = labels_from_iso(kept.labels, kept.iso, grid)
+    renamed = _renamed(submission, filled, old, step=kept.drawn.step)
+    if len(renamed) != 1:
+        return None
+    (segment, change) = renamed[0]
+    found = renumber(kept.drawn, {change.old: change.new})
+    if found is None:
+        return Followed(submission, {}, _report(change, {}, None, None))
+    codes, numbering = found
+    names = {s.name: _new_name(s, codes) for s in filled if s is not segment}
+    after = [names.get(s.name, s.name) if s is not segment else s.name for s in filled]
+    after_codes = [code for name in after if (code := code_of_name(name)) is not None]
+    if len(set(after_codes)) < len(after_codes):
+        return Followed(submission, {}, _report(change, {}, None, None))
+    segments = tuple(Segment(name, s.value, s.layer) for name, s in zip(after, filled, strict=True))
+    changed = {before: name for before, name in names.items() if before != name}
+    report = _report(change, changed, numbering.probability, numbering.confident)
+    return Followed(replace(submission, segments=segments), changed, report)
+
+
+def _filled(submission: Submission) -> list[Segment]:
+    """Segments that have voxels."""
+    present = [set(np.unique(layer).tolist()) - {BACKGROUND} for layer in submission.layers]
+    return [s for s in submission.segments if s.layer < len(present) and s.value in present[s.layer]]
+
+
+def _renamed(
+    submission: Submission, filled: list[Segment], old: np.ndarray[Any, np.dtype[np.uint8]], *, step: int
+) -> list[tuple[Segment, Renamed]]:
+    found = []
+    for layer, data in enumerate(submission.layers):
+        mine = {s.value: s for s in filled if s.layer == layer}
+        codes = {value: code for value, s in mine.items() if (code := _level_code(s, step))}
+        found += [(mine[change.value], change) for change in find_renamed(old, data, codes)]
+    return found
+
+
+def _level_code(segment: Segment, step: int) -> int:
+    """The level a segment stands for; 0 where it stands for none."""
+    code = code_of_name(segment.name)
+    if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL):
+        return 0
+    return 0 if step == 1 and BY_CODE[code].kind is Kind.SACRUM else code
+
+
+def _new_name(segment: Segment, codes: Mapping[int, int]) -> str:
+    code = code_of_name(segment.name)
+    new = codes.get(code, code) if code is not None else None
+    return segment.name if new is None or new == code else NAME_OF[new]
+
+
+def _report(
+    change: Renamed, names: Mapping[str, str], probability: float | None, confident: bool | None
+) -> Mapping[str, Any]:
+    was, now = NAME_OF[change.old], NAME_OF[change.new]
+    if names:
+        some = ", ".join(f"{before} is now {after}" for before, after in list(names.items())[:SHOWN])
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        message = (
+            f"You renamed {was} to {now}; the other levels follow: {some}{more}. No voxel changed, and the file "
+            "is kept as you sent it. To keep other names, name those levels too and submit again."
+        )
+    elif probability is None:
+        message = (
+            f"You renamed {was} to {now}; the other levels cannot follow without a conflict and stay as you sent them."
+        )
+    else:
+        message = f"You renamed {was} to {now}; every other level fits that name already."
+    return {
+        "renamed": {"from": was, "to": now},
+        "names": dict(names),
+        "probability": None if probability is None else round(probability, 4),
+        "confident": confident,
+        "message": message,
+    }
