@@ -29,6 +29,7 @@ from lib.errors import ImageError
 from lib.geometry import same_grid
 from lib.volume_io import read_image
 
+STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 LEFT_OUT = (
     "Modality",
     "PatientName",
@@ -130,8 +131,7 @@ def test_copies_reports_and_screenshots_beside_the_slices_are_left_out(tmp_path:
     shot.SOPInstanceUID, shot.SeriesInstanceUID = uid_from("shot"), uid_from("shots")
     without("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")(shot, 0)
     report = slices(SeriesInstanceUID=uid_from("report"))[0]
-    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"
-    without("Rows", "Columns", "PixelData")(report, 0)
+    reported(report, 0)
     save(folder, [shot, report])
     (folder / "notes.txt").write_text("not DICOM")
     volume = read_image(folder)
@@ -198,6 +198,24 @@ def cut_short(folder: Path) -> Path:
     return folder
 
 
+def cut_in_the_header(folder: Path) -> Path:
+    save(folder, slices())
+    path = next(folder.iterdir())
+    path.write_bytes(path.read_bytes()[:700])
+    return folder
+
+
+def emptied(folder: Path) -> Path:
+    save(folder, slices()[:4])
+    (folder / "5.dcm").write_bytes(b"")
+    return folder
+
+
+def reported(item: Dataset, _: int) -> None:
+    item.SOPClassUID = item.file_meta.MediaStorageSOPClassUID = STRUCTURED_REPORT
+    without("Rows", "Columns", "PixelData")(item, 0)
+
+
 def multi_frame_capture(folder: Path) -> Path:
     image = enhanced(slices())
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE + ".2"
@@ -230,8 +248,10 @@ REFUSED = {
     "colors": (lambda f: save(f, slices(), colored), "3 values a voxel"),
     "single slice": (lambda f: save(f, slices()[:1]), "at least 2 slices"),
     "file cut short": (cut_short, "cannot be read"),
+    "file cut in its header": (cut_in_the_header, "damaged"),
+    "empty file": (emptied, "'5.dcm', which is damaged"),
     "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "got 2 series"),
-    "no image": (lambda f: save(f, slices(), without("Rows", "Columns", "PixelData")), "without any"),
+    "no image": (lambda f: save(f, slices(), reported), "without any"),
 }
 
 

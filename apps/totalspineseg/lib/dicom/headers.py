@@ -6,7 +6,6 @@ from typing import Any, Final, TypeAlias
 
 import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
 
 from lib.errors import ImageError
 
@@ -17,6 +16,20 @@ SEG_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.6
 """Segmentation Storage, and Label Map Segmentation Storage."""
 _DERIVED_CLASSES: Final = (*SEG_CLASSES, "1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.2")
 """Have pixels, but are made from images: segmentations, surfaces, dose."""
+_IMAGE_CLASSES: Final = (
+    "1.2.840.10008.5.1.4.1.1.4",
+    "1.2.840.10008.5.1.4.1.1.4.1",
+    "1.2.840.10008.5.1.4.1.1.4.4",
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+)
+"""MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT: without rows they are cut short."""
+_PREAMBLE: Final = 128
+_MAGIC: Final = b"DICM"
+_BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
+"""How an object without preamble starts: its first element is of group 2 or 8, little endian."""
+_SUFFIXES: Final = (".dcm", ".ima", ".dicom")
+"""A file named so that is not DICOM was cut short."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
 
@@ -50,19 +63,35 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
 
 
 def read_header(path: Path) -> Dataset | None:
-    """The header of a DICOM file, or None for a file that is none."""
+    """The header of a DICOM file, or None for a file that is none.
+
+    Raises:
+        ImageError: A DICOM file that is damaged; leaving it out would make a shorter scan of it.
+    """
+    damaged = ImageError(f"readable DICOM files are required, got {path.name!r}, which is damaged; copy it again")
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except InvalidDicomError:
-        pass
-    except (OSError, EOFError, ValueError, AttributeError, NotImplementedError):
+        header = _parsed(path)
+    except (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
+        raise damaged from error
+    cut = path.suffix.lower() in _SUFFIXES if header is None else _is_cut(header)
+    if cut:
+        raise damaged
+    return header
+
+
+def _parsed(path: Path) -> Dataset | None:
+    with path.open("rb") as file:
+        start = file.read(_PREAMBLE + len(_MAGIC))
+    marked = start[_PREAMBLE:] == _MAGIC
+    if not marked and not start.startswith(_BARE_STARTS):
         return None
-    try:
-        # Some archives write objects without the DICOM preamble. Read so, bytes that are not DICOM can raise anything.
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-    except Exception:
-        return None
-    return header if "SOPInstanceUID" in header and "SOPClassUID" in header else None
+    # Some archives write objects without the DICOM preamble.
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=not marked)
+    return header if marked or sop_class(header) else None
+
+
+def _is_cut(header: Dataset) -> bool:
+    return sop_class(header) in _IMAGE_CLASSES and not header.get("Rows")
 
 
 def sop_class(header: Dataset) -> str:
