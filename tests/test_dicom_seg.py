@@ -472,6 +472,17 @@ def test_overlapping_segments_lie_in_layers() -> None:
     assert mapped.codes[both] == CODE_OF["cord"]
 
 
+def test_frames_smaller_than_the_image_lie_where_they_belong() -> None:
+    """Some writers crop frames to what is marked."""
+    part = (slice(3, 11), slice(2, 8), slice(1, 4))
+    affine = OBLIQUE @ step(3, 2, 1)
+    labels = codes(*SPINE, size=(8, 6, 3))
+    expected = np.zeros(SIZE, np.uint8)
+    expected[part] = labels
+    seg = written(labels, slices(affine, (8, 6, 3)), affine)
+    np.testing.assert_array_equal(map_names(read_seg(seg_bytes(seg), GRID), GRID).codes, expected)
+
+
 def test_a_segment_without_voxels_is_listed() -> None:
     submission = read_seg(another({"L4": mask((3, 3, 3)), "L5": mask()}), GRID)
     assert [segment.name for segment in submission.segments] == ["L4", "L5"]
