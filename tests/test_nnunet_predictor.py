@@ -14,7 +14,7 @@ from lib.errors import WeightsError
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.preprocessing import normalize
-from lib.nnunet.resampling import resample, resample_positive
+from lib.nnunet.resampling import resample, resample_above
 from lib.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
 from tiny_models import write_model_folder
 
@@ -262,7 +262,7 @@ def test_positive_part_leaves_nothing_out(seed, after):
     field[tuple(slice(c, c + 3) for c in corner)] += 4
     tensor = torch.from_numpy(field.astype(np.float32))
     whole = resample(tensor, after)
-    values, box = resample_positive(tensor, after)
+    values, box = resample_above(tensor, after)
     torch.testing.assert_close(values, whole[box])
     rest = whole.clone()
     rest[box] = -1
@@ -270,17 +270,38 @@ def test_positive_part_leaves_nothing_out(seed, after):
     assert values.numel() < whole.numel()
 
 
-def test_positive_part_on_the_same_grid_is_the_whole():
+def test_positive_part_on_the_same_grid_is_cut_out():
     field = torch.full((4, 5, 6), -1.0)
     field[1, 2, 3] = 1
-    values, box = resample_positive(field, (4, 5, 6))
-    assert values is field
-    assert field[box].shape == field.shape
-    assert resample_positive(-field - 1, (4, 5, 6)) is None
+    values, box = resample_above(field, (4, 5, 6))
+    torch.testing.assert_close(values, field[box])
+    assert values.max() == 1
+    assert values.numel() <= 8
+    assert resample_above(-field - 1, (4, 5, 6)) is None
+
+
+def test_box_above_a_threshold_leaves_nothing_above_it_out():
+    field = torch.from_numpy(np.random.default_rng(2).normal(-9, 1, (9, 8, 7)).astype(np.float32))
+    field[2:4, 3:5, 1:3] = 4
+    whole = resample(field, (18, 20, 15))
+    values, box = resample_above(field, (18, 20, 15), threshold=-5.0)
+    torch.testing.assert_close(values, whole[box])
+    rest = whole.clone()
+    rest[box] = -99
+    assert not (rest > -5).any()
+    assert values.numel() < whole.numel() / 4
+
+
+def test_resampling_keeps_its_input():
+    field = torch.from_numpy(np.random.default_rng(1).normal(size=(2, 6, 5, 4)).astype(np.float32))
+    before = field.clone()
+    resample(field, (9, 3, 4))
+    resample_above(field[0], (9, 3, 4))
+    assert torch.equal(field, before)
 
 
 def test_positive_part_of_nothing():
-    assert resample_positive(torch.full((4, 4, 4), -1.0), (8, 8, 8)) is None
+    assert resample_above(torch.full((4, 4, 4), -1.0), (8, 8, 8)) is None
 
 
 def test_nan_from_the_network_is_an_error(model):

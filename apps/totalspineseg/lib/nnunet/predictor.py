@@ -16,7 +16,7 @@ from lib.errors import WeightsError
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import FloatArray, nonzero_box, normalize
-from lib.nnunet.resampling import Shape, resample, resample_positive, resampled_shape
+from lib.nnunet.resampling import Shape, resample, resample_above, resampled_shape
 from lib.nnunet.runtimes import Runtime, resolve_device, with_runtime
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
 """Spacing of the images the pipeline hands over, mm."""
 CPU: Final = torch.device("cpu")
+SOFT_FLOOR: Final = -7.0
+"""Logit below which a probability, under a thousandth, may be given as 0; leaves out most of the volume."""
 
 
 class WarmPredictor:
@@ -69,21 +71,14 @@ class WarmPredictor:
             WeightsError: The network's answer is not finite.
         """
         self._check(channels, soft)
-        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' own order.
-        axes = [3 - axis for axis in self.folder.transpose]
-        turned = np.transpose(channels, (0, *axes))
-        shape = turned.shape[1:]
+        shape = channels.shape[1:]
         labels = np.zeros(shape, dtype=np.uint8)
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
-        box = nonzero_box(turned)
+        box = nonzero_box(channels)
         if box is not None:
             with self._lock:
-                self._predict_box(turned[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
-        back = np.argsort([axis - 1 for axis in axes])
-        return Prediction(
-            labels=np.ascontiguousarray(labels.transpose(back)),
-            soft={name: np.ascontiguousarray(values.transpose(back)) for name, values in maps.items()},
-        )
+                self._predict_box(channels[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
+        return Prediction(labels=labels, soft=maps)
 
     def warm_up(self) -> None:
         """Compute once where the first time takes longer: a GPU's libraries load at first use.
@@ -114,21 +109,30 @@ class WarmPredictor:
             raise ValueError("channels must be finite, got NaN or infinity; clean the image first")
 
     def _predict_box(self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
-        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, network's axes."""
+        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, (X, Y, Z)."""
         configuration = self.folder.configuration
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
         full: Shape = labels.shape  # type: ignore[assignment]
-        working = resampled_shape(full, IMAGE_MM, self.folder.spacing_mm)
-        logits = self._logits(resample(image, working))
+        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' own order. Only what lies on the
+        # plans' grid is turned: it is the smaller one, and the order in memory decides how fast the larger one is.
+        axes = [2 - axis for axis in self.folder.transpose]
+        back = [axes.index(axis) for axis in range(3)]
+        spacing = [self.folder.spacing_mm[axis] for axis in back]
+        working = resample(image, resampled_shape(full, IMAGE_MM, spacing))
+        logits = self._logits(working.permute(0, *(axis + 1 for axis in axes)).contiguous())
+        logits = logits.permute(0, *(axis + 1 for axis in back))
         found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
         # One region at a time: no full-size copy of all channels.
         for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
-            if name in maps:
-                maps[name][...] = torch.sigmoid(resample(region, full)).cpu().numpy()
-            if (part := resample_positive(region, full)) is not None:
+            if name in maps and (part := resample_above(region, full, SOFT_FLOOR)) is not None:
                 inside, box = part
-                found[box].masked_fill_(inside > 0, value)
+                maps[name][box] = torch.sigmoid(inside).cpu().numpy()
+            if (part := resample_above(region, full)) is not None:
+                inside, box = part
+                mask = (inside > 0).view(torch.uint8)
+                # Four times faster than masked_fill_.
+                found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
 
     def _logits(self, image: torch.Tensor) -> torch.Tensor:

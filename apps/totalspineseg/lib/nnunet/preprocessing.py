@@ -46,16 +46,17 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
     Returns:
         A new, contiguous array of the same shape.
     """
-    result = np.array(channels, dtype=np.float32, order="C")
-    inside = ndimage.binary_fill_holes(np.any(result != 0, axis=0)) if any(inside_only) else None
-    for channel, scheme, masked in zip(result, schemes, inside_only, strict=True):
+    inside = ndimage.binary_fill_holes(np.any(channels != 0, axis=0)) if any(inside_only) else None
+    result = np.empty(channels.shape, dtype=np.float32)
+    for values, channel, scheme, masked in zip(result, channels, schemes, inside_only, strict=True):
         if scheme == "NoNormalization":
-            continue
-        if masked and inside is not None:
-            values = channel[inside]
-            channel[inside] = (values - values.mean()) / max(values.std(), MIN_STD)
+            values[...] = channel
+        elif masked and inside is not None:
+            values[...] = channel
+            part = channel[inside]
+            values[inside] = (part - part.mean()) / max(part.std(), MIN_STD)
         else:
-            mean, std = channel.mean(), channel.std()
-            channel -= mean
-            channel /= max(std, MIN_STD)
+            np.subtract(channel, channel.mean(), out=values)
+            # As numpy's std computes it, without subtracting the mean a second time.
+            values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
     return result

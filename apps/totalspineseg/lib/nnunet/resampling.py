@@ -1,7 +1,7 @@
 """Linear resampling between the 1 mm grid and the plans' spacing, of whole arrays or only of the part that matters.
 
-Both grids cover the same box; the first and the last voxel are continued outward. One axis after the other, the
-innermost first, so that the largest pass runs over whole rows.
+Both grids cover the same box; the first and the last voxel are continued outward. An axis is a product with a matrix
+that holds two weights a column: mostly zeros, and still four times faster than gathering neighbors.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,6 @@ import torch
 
 Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
-Table = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Per output voxel of one axis: lower neighbor, upper neighbor, weight of the upper one."""
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
@@ -38,57 +36,75 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """
     if tuple(image.shape[-3:]) == shape:
         return image
-    return _interpolate(image, _tables(image, shape))
+    return _resample_box(image, shape, _whole(shape))
 
 
-def resample_positive(image: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, Box] | None:
-    """Like ``resample``, but only the box outside of which no value is above 0.
+def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:
+    """Like ``resample``, but only the box outside of which no value is above a threshold.
 
-    A linear interpolation is above 0 only where one of its neighbors is, so most of the work on small structures
-    can be left out without changing the result.
+    A linear interpolation is above a value only where one of its neighbors is, so most of the work on small
+    structures can be left out without changing what is above it.
 
     Args:
         image: (A, B, C) float32. Not modified.
         shape: Voxels wanted.
+        threshold: What values outside of the box do not exceed.
 
     Returns:
-        The values inside the box, and the box in the wanted grid; None when no value is above 0.
+        The values inside the box, and the box in the wanted grid; None when no value is above the threshold.
     """
-    if tuple(image.shape) == shape:
-        return (image, _whole(shape)) if bool(image.max() > 0) else None
-    tables, box = [], []
-    positive = image > 0
-    for axis, table in enumerate(_tables(image, shape)):
-        hits = positive.amax(dim=tuple(other for other in range(3) if other != axis))
-        touched = (hits[table[0]] | hits[table[1]]).nonzero()
+    above = image > threshold
+    box = []
+    for axis in range(3):
+        hits = above.amax(dim=tuple(other for other in range(3) if other != axis))
+        lower, upper, _ = _neighbors(image.shape[axis], shape[axis])
+        hits = hits.cpu()
+        touched = (hits[lower] | hits[upper]).nonzero()
         if len(touched) == 0:
             return None
-        part = slice(int(touched[0]), int(touched[-1]) + 1)
-        tables.append((table[0][part], table[1][part], table[2][part]))
-        box.append(part)
-    return _interpolate(image, tables), (box[0], box[1], box[2])
+        box.append(slice(int(touched[0]), int(touched[-1]) + 1))
+    part = (box[0], box[1], box[2])
+    return _resample_box(image, shape, part), part
 
 
 def _whole(shape: Shape) -> Box:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
-def _tables(image: torch.Tensor, shape: Shape) -> list[Table]:
-    return [_table(before, after, image.device) for before, after in zip(image.shape[-3:], shape, strict=True)]
-
-
-def _table(before: int, after: int, device: torch.device) -> Table:
-    """Neighbors and weights of ``after`` voxel centers among ``before`` ones over the same length."""
+def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lower and upper neighbor of ``after`` voxel centers among ``before`` ones, and the weight of the upper one."""
     centers = torch.arange(after, dtype=torch.float64) + 0.5
     positions = (centers * (before / after) - 0.5).clamp(0, before - 1)
     lower = positions.floor().long()
     upper = (lower + 1).clamp(max=before - 1)
-    return lower.to(device), upper.to(device), (positions - lower).float().to(device)
+    return lower, upper, (positions - lower).float()
 
 
-def _interpolate(image: torch.Tensor, tables: Sequence[Table]) -> torch.Tensor:
-    for axis in (-1, -2, -3):
-        lower, upper, weight = tables[axis]
-        column = weight.view(-1, *[1] * (-1 - axis))
-        image = torch.lerp(image.index_select(axis, lower), image.index_select(axis, upper), column)
+def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
+    """The box of the resampled image; axes that shrink most come first, so that later ones have less to do."""
+    sizes = [(axis - 3, image.shape[axis - 3], shape[axis], box[axis]) for axis in range(3)]
+    for axis, before, after, part in sorted(sizes, key=lambda size: (size[3].stop - size[3].start) / size[1]):
+        if before == after:
+            image = image.narrow(axis, part.start, part.stop - part.start)
+        else:
+            image = _along(image, axis, after, part)
     return image
+
+
+def _along(image: torch.Tensor, axis: int, after: int, part: slice) -> torch.Tensor:
+    """One axis (-1, -2 or -3) resampled to ``after`` voxels, of which ``part`` is wanted."""
+    lower, upper, weight = (values[part] for values in _neighbors(image.shape[axis], after))
+    first, last = int(lower[0]), int(upper[-1])
+    matrix = torch.zeros(last + 1 - first, len(lower))
+    columns = torch.arange(len(lower))
+    matrix[lower - first, columns] = 1 - weight
+    # At the ends both neighbors are one voxel, whose weights add up.
+    matrix[upper - first, columns] += weight
+    matrix = matrix.to(image.device)
+    image = image.narrow(axis, first, last + 1 - first)
+    if axis == -1:
+        return image @ matrix
+    if axis == -2:
+        return matrix.T @ image
+    planes = image.flatten(-2)
+    return (matrix.T @ planes).unflatten(-1, image.shape[-2:])
