@@ -146,6 +146,20 @@ def test_loss_is_lowest_for_the_truth() -> None:
     assert region_loss([wrong], truth) > 5
 
 
+def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
+    """Cords came out a voxel too thin: the usual Dice called a voxel of 40 % cord none."""
+    truth = torch.zeros(1, 1, 8, 8, 8)
+    truth[..., :3], truth[..., 3] = 1.0, 0.4
+
+    def loss(share: float) -> float:
+        guess = truth.clone().clamp(0.001, 0.999)
+        guess[..., 3] = share
+        return float(region_loss([torch.logit(guess)], truth))
+
+    shares = [0.01, 0.2, 0.3, 0.4, 0.5, 0.6, 0.99]
+    assert min(shares, key=loss) == 0.4
+
+
 def test_a_landmark_out_of_view_hardly_weighs() -> None:
     """Landmark discs were never found: patches without them taught their channels to stay silent."""
     truth = torch.zeros(1, 2, 8, 8, 8)
