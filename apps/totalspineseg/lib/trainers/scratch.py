@@ -191,7 +191,8 @@ class _Scratch:
         words += ["-tr", SpineTrainer.__name__, "-device", self.device]
         words += ["--c"] * begun
         words += ["-num_gpus", str(self.settings.gpus)] if self.settings.gpus > 1 else []
-        where = "the CPU, far too slow for real use" if self.device == "cpu" else f"{self.settings.gpus} GPU"
+        gpus = "one GPU" if self.settings.gpus == 1 else f"{self.settings.gpus} GPUs"
+        where = "the CPU, far too slow for real use" if self.device == "cpu" else gpus
         verb = "going on" if begun else "training"
         self.tell(f"{self.dataset}, fold {self.fold}: {verb} on {where}; nnU-Net's output is in {self._output}")
         variables = {EPOCHS_VARIABLE: self.settings.epochs, ITERATIONS_VARIABLE: self.settings.iterations}
