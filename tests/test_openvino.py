@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import torch
 
 import lib.nnunet.openvino_network as openvino_network
 from lib import pipeline
+from lib.cli import main
 from lib.cli.common import MODEL_DIR
 from lib.errors import WeightsError
+from lib.geometry import Grid
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.networks import Networks
@@ -21,8 +24,8 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import resolve_device, runtime_of
 from lib.registry.store import ModelStore
 from lib.synthesis import demo_studies
-from lib.volume_io import read_image
-from tiny_models import write_model_folder
+from lib.volume_io import read_image, write_volume
+from tiny_models import write_model_folder, write_models
 
 LABEL_TOLERANCE = 1e-4
 """Share of voxels that may differ: both compute in float32, in another order."""
@@ -78,7 +81,7 @@ def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
         result = pipeline.segment(pipeline.step2_input(scan, located.labels), networks.get(2))
         found[runtime] = located, result
         assert networks.get(1).version == networks.version(1)
-    assert networks.version(1).endswith("@openvino")
+    assert re.fullmatch(r"starter-[0-9a-f]{8}@openvino-\d+\.\d+\.\d+", networks.version(1))
     for theirs, ours in zip(found["torch"], found["openvino"], strict=True):
         assert theirs.labels.any()
         assert (theirs.labels != ours.labels).mean() <= LABEL_TOLERANCE
@@ -244,3 +247,25 @@ def test_runtime_names():
     assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["torch", "torch", "openvino"]
     with pytest.raises(ValueError, match="must be one of torch, openvino, got 'onnx'"):
         runtime_of("onnx")
+
+
+def run(tmp_path: Path, *words: str) -> int:
+    scan = tmp_path / "scan.nii.gz"
+    write_volume(scan, image()[0], Grid((20, 30, 26), np.eye(4)))
+    write_models(tmp_path / "models", patch=(16, 24, 16))
+    given = [str(scan), str(tmp_path / "out"), "--quiet", "--step1", "--keep-only", "step1_raw"]
+    return main([*given, "--weights", str(tmp_path / "models"), "--device", "cpu", *words])
+
+
+def test_command_line_computes_with_openvino_and_says_so(tmp_path, conversions, monkeypatch):
+    """Random networks find no spine, which fails the scan after the network has worked."""
+    run(tmp_path, "--runtime", "openvino")
+    assert len(conversions) == 1
+    assert "@openvino-" in json.loads((tmp_path / "out" / "run.json").read_text())["models"]["step1"]
+
+
+def test_command_line_without_the_package_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert run(tmp_path, "--runtime", "openvino") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("totalspineseg: runtime 'openvino' needs the package openvino")

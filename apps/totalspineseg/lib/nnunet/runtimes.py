@@ -1,5 +1,6 @@
 """What computes the networks: PyTorch, or OpenVINO where there is no GPU."""
 
+from importlib import metadata
 from typing import TYPE_CHECKING, Final, Literal
 
 from lib.errors import TotalSpineSegError
@@ -41,8 +42,16 @@ def require(device: str, runtime: Runtime) -> None:
 
 
 def with_runtime(version: str, runtime: Runtime) -> str:
-    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino")."""
-    return version if runtime == "torch" else f"{version}@{runtime}"
+    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino-2026.4.1").
+
+    Another release may round differently, so runs over many machines must agree in it.
+    """
+    if runtime == "torch":
+        return version
+    try:
+        return f"{version}@{runtime}-{metadata.version(runtime)}"
+    except metadata.PackageNotFoundError:
+        return f"{version}@{runtime}"
 
 
 def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
