@@ -148,12 +148,14 @@ def test_loss_is_lowest_for_the_truth() -> None:
 
 def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
     """Cords came out a voxel too thin: the usual Dice called a voxel of 40 % cord none."""
-    truth = torch.zeros(1, 1, 8, 8, 8)
-    truth[..., :3], truth[..., 3] = 1.0, 0.4
+    truth = torch.zeros(1, 1, 24, 24, 24)
+    truth[..., 12, 12, 4:12] = 1.0
+    border = (..., 12, 12, 12)
+    truth[border] = 0.4
 
     def loss(share: float) -> float:
-        guess = truth.clone().clamp(0.001, 0.999)
-        guess[..., 3] = share
+        guess = truth.clone().clamp(1e-6, 1 - 1e-6)
+        guess[border] = share
         return float(region_loss([torch.logit(guess)], truth))
 
     shares = [0.01, 0.2, 0.3, 0.4, 0.5, 0.6, 0.99]
