@@ -72,11 +72,13 @@ class Sibling:
         labels: Its codes, on any grid.
         names: Code -> how probable each code is for what carries it (see ``Localizer``).
         source: What to call it in a report.
+        by_reader: Whether a reader finished it.
     """
 
     labels: Volume
     names: Mapping[int, Mapping[int, float]]
     source: str
+    by_reader: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def _name(
 ) -> tuple[LabelArray, Numbering | None]:
     """``name_map`` with the pipeline's options."""
     localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
-    siblings = [Localizer(labels_on_grid(s.labels, grid), s.names, s.source) for s in options.siblings]
+    siblings = [Localizer(labels_on_grid(s.labels, grid), s.names, s.source, s.by_reader) for s in options.siblings]
     return name_map(
         Volume(classes, grid.affine),
         step,

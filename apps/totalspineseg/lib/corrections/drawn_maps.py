@@ -31,8 +31,8 @@ class KeptMaps:
         drawn: What the network drew, on the part of the 1 mm grid it looked at.
         iso: The whole 1 mm grid of the scan.
         versions: Weights by step.
-        levels: Code -> how probable each name is for it ("44" -> {"44": 0.97, "45": 0.02}); empty where the method
-            knows no probabilities.
+        levels: Code -> how probable each name is for it, for other series of the patient ("44" -> {"44": 0.97,
+            "45": 0.02}); empty where they should not count it.
         helped_by: Images whose numbering helped to name this one.
     """
 

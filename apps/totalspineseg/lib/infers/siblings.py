@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from lib.anatomy import DISCS, SACRUM, VERTEBRAE, Kind
 from lib.corrections import history
 from lib.corrections.wire import from_wire
 from lib.geometry import Volume
 from lib.infers.services import Services
-from lib.numbering.chain import Numbering
+from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 from lib.pipeline import Sibling
 from lib.volume_io import read_labels
 
@@ -14,22 +15,31 @@ READER_TAG = "final"
 """Datastore tag of what a reader finished: its names are certain."""
 
 
-def level_chances(numbering: Numbering) -> Mapping[str, Mapping[str, float]]:
-    """How probable each name is for each level, JSON native: code -> {code: probability}."""
+def level_chances(numbering: Numbering | None) -> Mapping[str, Mapping[str, float]]:
+    """How much each name of a prediction counts for other series, JSON native: code -> {code: probability}.
+
+    Returns:
+        Each name with ``CONFIDENT_PROBABILITY`` at most and the levels beside it with what is left; empty unless the
+        prediction was confident. What a doubtful one knows is mostly what everybody knows (five lumbar vertebrae are
+        usual), and two series that tell each other so would grow certain without reason.
+    """
+    if numbering is None or not numbering.confident:
+        return {}
     result = {}
     for level in numbering.levels:
-        chances = {str(level.code): level.probability}
-        if level.runner_up:
-            chances[str(level.runner_up)] = level.runner_up_probability
-        result[str(level.code)] = chances
+        row = DISCS if level.kind is Kind.DISC else (*VERTEBRAE, SACRUM)
+        place = row.index(level.code)
+        beside = [row[k] for k in (place - 1, place + 1) if 0 <= k < len(row)]
+        sure = min(level.probability, CONFIDENT_PROBABILITY)
+        result[str(level.code)] = {str(level.code): sure} | {str(c): (1 - sure) / len(beside) for c in beside}
     return result
 
 
 def siblings_of(services: Services, image_id: str, localizer: str) -> tuple[Sibling, ...]:
     """The named series beside an image.
 
-    A finished label is certain; a prediction counts as much as it was sure of itself, and only if no other series
-    helped to make it: an image must not confirm what it was told by this one.
+    A finished label is certain. A prediction counts if it was confident by itself: an image must not confirm what it
+    was told by this one.
 
     Args:
         services: What tasks share.
@@ -48,7 +58,7 @@ def siblings_of(services: Services, image_id: str, localizer: str) -> tuple[Sibl
 def _sibling(services: Services, image_id: str) -> Sibling | None:
     if file := services.label_file(image_id, READER_TAG):
         wire = read_labels(file)
-        return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id)
+        return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
     image = services.image_file(image_id)
     kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
     if kept is None or kept.helped_by or not kept.levels:

@@ -153,7 +153,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             drawn=outcome.drawn,
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
-            levels={} if numbering is None else level_chances(numbering),
+            levels=level_chances(numbering),
             helped_by=() if numbering is None else numbering.helped_by,
         )
         self.services.maps.keep(sha256, kept)

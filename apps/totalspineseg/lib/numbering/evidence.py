@@ -46,11 +46,13 @@ class Localizer:
         names: Code -> how probable each code is for what carries it; a code that is not there is certain. Names a
             reader gave are certain, predicted ones as probable as they were predicted.
         source: What to call it in a report.
+        by_reader: Whether a reader finished it: then one level of it settles as much as many.
     """
 
     codes: npt.NDArray[np.integer[Any]]
     names: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
     source: str = ""
+    by_reader: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class Overlap:
 
     Attributes:
         shares: Code -> share of the overlap; empty where it touches none.
-        names: As in ``Localizer``.
+        localizer: The series.
     """
 
     shares: Mapping[int, float]
-    names: Mapping[int, Mapping[int, float]]
+    localizer: Localizer
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class _Seen:
             volume_mm3=piece.voxels * float(np.prod(self.spacing)),
             landmarks=_landmarks(piece) if piece.kind is Kind.DISC else {},
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
-            overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o.names) for o in self.localizers),
+            overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
         )
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:

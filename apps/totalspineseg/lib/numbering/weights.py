@@ -232,10 +232,11 @@ def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
     """
     if not overlap.shares:
         return np.ones(tree.code.size)
-    names = {code: overlap.names.get(code) or {code: 1.0} for code in overlap.shares}
+    names = {code: overlap.localizer.names.get(code) or {code: 1.0} for code in overlap.shares}
     moves = {ORDER[name] - ORDER[code] for code, chances in names.items() for name in chances}
     places = np.array([ORDER[int(code)] for code in tree.code])
     best = np.zeros(tree.code.size)
+    exponent = LOCALIZER_ITEMS / (count if overlap.localizer.by_reader else max(count, LOCALIZER_ITEMS))
     for move in moves | {0}:
         score = np.full(tree.code.size, LOCALIZER_FLOOR)
         chance = 0.0
@@ -244,7 +245,7 @@ def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
             for distance, support in enumerate(LOCALIZER_NEAR):
                 score += share * support * (away == distance)
             chance += share * sum(p for name, p in names[code].items() if ORDER[name] - ORDER[code] == move)
-        best = np.maximum(best, score ** min(1.0, LOCALIZER_ITEMS / count) * chance ** (1.0 / count))
+        best = np.maximum(best, score**exponent * chance ** (1.0 / count))
     return best
 
 

@@ -1,0 +1,162 @@
+"""Numbering through a running server: a fixed level, a renamed segment, other series of the examination."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monailabel.client.client import MONAILabelClient
+
+from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
+from lib.corrections.predictions import PredictionStore
+from lib.corrections.store import CorrectionStore
+from lib.corrections.wire import from_wire
+from lib.volume_io import read_labels, write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+from test_server import add_image
+
+CODES = lumbar_codes()
+ENDS = [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]
+MIDDLE = np.where(np.isin(CODES, ENDS), 0, CODES).astype(np.uint8)
+"""L1 to L5 without any landmark."""
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> MONAILabelClient:
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
+
+
+def named(file: str) -> dict[str, str]:
+    """True name -> name in the result, of every structure of the phantom that is drawn."""
+    result = from_wire(read_labels(Path(file)).data)
+    found = {}
+    for code in np.unique(CODES[result > 0]).tolist():
+        found[NAME_OF[code]] = NAME_OF[int(np.bincount(result[(code == CODES) & (result > 0)]).argmax())]
+    return found
+
+
+def middle_of(name: str) -> str:
+    x, y, z = np.argwhere(CODE_OF[name] == CODES).mean(axis=0)
+    return f"{x} {y} {z}"
+
+
+def test_a_fixed_level_is_answered_without_the_networks(server: Server, client: MONAILabelClient) -> None:
+    image = add_image(server, "pinned", image_of(MIDDLE))
+    _, before = client.infer("totalspineseg", image, {"result_extension": ".nii"})
+    assert before["numbering"]["confident"] is False
+    assert "step 2 network" in before["latencies"]
+    pin = f"L3 {middle_of('L3')}"
+    file, report = client.infer("totalspineseg", image, {"result_extension": ".nii", "pin": pin})
+    assert not any("network" in stage and "wait" not in stage for stage in report["latencies"])
+    names = named(file)
+    assert names == {name: name for name in names}
+    assert names["L4-L5"] == "L4-L5"
+    assert report["numbering"]["probability"] > before["numbering"]["probability"]
+    step1 = client.infer("totalspineseg_step1", image, {"result_extension": ".nii"})[1]
+    assert "step 1 network" in step1["latencies"]
+    pin = f"L3-L4 {middle_of('L3-L4')}"
+    file, report = client.infer("totalspineseg_step1", image, {"result_extension": ".nii", "pin": pin})
+    assert "step 1 network" not in report["latencies"]
+    assert named(file)["L2-L3"] == "L2-L3"
+
+
+def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server, client: MONAILabelClient) -> None:
+    image = add_image(server, "reviewed", image_of(MIDDLE))
+    client.infer("totalspineseg", image, {})
+    _, report = client.infer("totalspineseg_review", image, {})
+    assert "step 2 network" not in report["latencies"]
+    records = PredictionStore(server.studies / ".totalspineseg").of_image(image)
+    assert [record.model for record in records] == ["totalspineseg", "totalspineseg_review"]
+    assert records[0].numbering == report["numbering"]
+
+
+def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Slicer sends two segments called L4 then; the submission was refused for it."""
+    image = add_image(server, "renamed", image_of(CODES))
+    file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
+    wire = read_labels(Path(file)).data
+    order = [name for name, value in WIRE_LABELS.items() if (wire == value).any()]
+    sent = np.zeros(wire.shape, dtype=np.uint8)
+    for value, name in enumerate(order, start=1):
+        sent[wire == WIRE_LABELS[name]] = value
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, sent, RAS)
+    names = [{"name": "L2" if name == "L3" else name} for name in order]
+    reply = client.save_label(image, str(label), params={"label_info": names, "prediction": report["prediction"]})
+    assert reply["renumbered"]["names"]["L4"] == "L3"
+    assert reply["renumbered"]["names"]["L1"] == "T12" or reply["renumbered"]["names"]["L1"] == "T13"
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    (kept,) = store.of_image(image)
+    codes = store.codes(kept)
+    assert NAME_OF[int(codes[CODE_OF["L3"] == CODES][0])] == "L2"
+    assert NAME_OF[int(codes[CODE_OF["L5"] == CODES][0])] == "L4"
+    np.testing.assert_array_equal(codes > 0, sent > 0)
+    assert kept.renumbered is not None
+    assert kept.label_info == names
+
+
+def test_a_reader_who_renames_several_levels_is_taken_at_their_word(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    image = add_image(server, "several", image_of(CODES))
+    _, report = client.infer("totalspineseg", image, {})
+    label = tmp_path / "label.nii.gz"
+    discs = ["L1-L2", "L2-L3", "L3-L4"]
+    sent = np.zeros(CODES.shape, dtype=np.uint8)
+    for value, name in enumerate(discs, start=1):
+        sent[CODE_OF[name] == CODES] = value
+    write_volume(label, sent, RAS)
+    names = [{"name": name} for name in ("L1-L2", "L3-L4", "L5-S")]
+    reply = client.save_label(image, str(label), params={"label_info": names, "prediction": report["prediction"]})
+    assert reply["renumbered"] is None
+    assert {finding["kind"] for finding in reply["findings"]} >= {"gap"}
+
+
+def test_other_series_of_the_examination_name_what_has_no_landmark(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """One patient, one numbering; a predicted series counts, one of another session does not."""
+    add_image(server, "sub-07_ses-1_T2w", image_of(CODES) + 0.5)
+    blank = add_image(server, "sub-07_ses-1_T1w", image_of(MIDDLE) + 0.125)
+    other = add_image(server, "sub-07_ses-2_T1w", image_of(MIDDLE) + 0.25)
+    alone = client.infer("totalspineseg", blank, {"result_extension": ".nii"})[1]
+    assert (alone["numbering"]["confident"], alone["numbering"]["helped_by"]) == (False, [])
+    client.infer("totalspineseg", "sub-07_ses-1_T2w", {"other_series": "ignore"})
+    file, report = client.infer("totalspineseg", blank, {"result_extension": ".nii"})
+    assert report["numbering"]["helped_by"] == ["sub-07_ses-1_T2w"]
+    assert report["numbering"]["probability"] > 0.9
+    names = named(file)
+    assert names == {name: name for name in names}
+    ignored = client.infer("totalspineseg", blank, {"other_series": "ignore"})[1]
+    assert ignored["numbering"]["probability"] == alone["numbering"]["probability"]
+    elsewhere = client.infer("totalspineseg", other, {})[1]
+    assert elsewhere["numbering"]["helped_by"] == []
+
+
+def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabelClient) -> None:
+    """Neither knows its names: what is usual must not become certain by being said twice."""
+    one = add_image(server, "sub-08_T2w", image_of(MIDDLE))
+    two = add_image(server, "sub-08_T1w", image_of(MIDDLE) + 0.25)
+    alone = client.infer("totalspineseg", one, {})[1]["numbering"]
+    beside = client.infer("totalspineseg", two, {})[1]["numbering"]
+    assert (alone["confident"], beside["confident"], beside["helped_by"]) == (False, False, [])
+    assert beside["probability"] == alone["probability"]
+
+
+def test_a_finished_label_of_another_series_is_near_certain(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    one = add_image(server, "sub-09_T2w", image_of(MIDDLE) + 0.375)
+    two = add_image(server, "sub-09_T1w", image_of(MIDDLE) + 0.25)
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, (CODE_OF["L3"] == CODES).astype(np.uint8), RAS)
+    client.save_label(one, str(label), params={"label_info": [{"name": "L4"}]})
+    file, report = client.infer("totalspineseg", two, {"result_extension": ".nii"})
+    assert report["numbering"]["helped_by"] == [one]
+    assert named(file)["L3"] == "L4"
+    assert named(file)["L1-L2"] == "L2-L3"
