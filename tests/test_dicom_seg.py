@@ -354,6 +354,7 @@ def test_a_multi_frame_sources_segmentation_is_read_by_dcmqi(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["dcmjs_bits.dcm", "dcmjs_rle.dcm"], ids=["bits", "run-length"])
 def test_a_file_of_dcmjs(name: str) -> None:
+    """Written by dcmjs 0.51.1, OHIF's library, on ``slices()``: L4-L5 on its frame 4, L4 on its frames 2 and 4."""
     submission = read_seg(WRITTEN / name, GRID, sources=slices())
     expected = np.zeros(SIZE, np.uint8)
     # dcmjs counts frames from the other end of this stack.
