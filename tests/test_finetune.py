@@ -26,7 +26,7 @@ from lib.anatomy import (
 )
 from lib.errors import GridError, LabelError, StorageError, TrainingError
 from lib.geometry import Volume
-from lib.nnunet import training_state
+from lib.nnunet import training_log, training_state
 from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
@@ -442,6 +442,35 @@ def test_a_full_disk_keeps_the_state_before(
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FinetuneSettings(**wrong)
+
+
+def test_one_report_is_seen_whatever_style_others_set(tmp_path: Path) -> None:
+    """A run of one report was an empty picture; nnU-Net's plotting left letters too large for it."""
+    from matplotlib import image, rcParams
+
+    log = TrainingLog(tmp_path)
+    log.say("first", iteration=25, loss=-0.5, dice={"disc": 0.5, "cord": 0.0, "canal": math.nan})
+    pictures = []
+    for size in (10, 40):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(rcParams, "font.size", size)
+            log.draw()
+            assert rcParams["font.size"] == size
+        pictures.append(image.imread(tmp_path / "curves.png"))
+    assert np.array_equal(*pictures)
+    inside = pictures[0][10:300, 120:800, :3]
+    assert (inside < 0.5).any()
+
+
+def test_what_was_done_again_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(training_log, "_draw_curves", lambda epochs, path: drawn.extend(epochs))
+    monkeypatch.setattr(training_log, "_write_events", lambda epochs, folder: None)
+    log = TrainingLog(tmp_path)
+    for iteration, loss in ((25, 3.0), (50, 2.0), (25, 1.0), (50, 0.5)):
+        log.say("report", iteration=iteration, loss=loss, dice={"disc": 0.5})
+    log.draw()
+    assert [(event["iteration"], event["loss"]) for event in drawn] == [(25, 1.0), (50, 0.5)]
 
 
 def test_logs_survive_a_cut_line(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ LINES_FILE: Final = "log.jsonl"
 TEXT_FILE: Final = "log.txt"
 CURVES_FILE: Final = "curves.png"
 EVENTS_DIR: Final = "tensorboard"
+MARGIN: Final = 0.03
+"""Of the Dice axis beyond 0 and 1, so that missed regions are seen."""
 NOTHING, MISSED = "-", "0.00 (missed)"
 """How the two zeros look: the region is in neither truth nor prediction, or present and not found."""
 
@@ -82,21 +84,35 @@ def _plain(value: Any) -> Any:
 
 
 def _draw_curves(epochs: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    # Whatever styles other libraries of this process have set do not reach this picture.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        _draw_figure(epochs, path)
+
+
+def _draw_figure(epochs: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     at = [event["iteration"] for event in epochs]
-    upper.plot(at, [event["loss"] for event in epochs], color="black")
+    # Dots, since a run of one report, or a region seen now and then, has no line.
+    dots: dict[str, Any] = {"marker": "o", "markersize": 3}
+    losses = [event["loss"] for event in epochs]
+    upper.plot(at, [math.nan if loss is None else loss for loss in losses], color="black", **dots)
     upper.set_ylabel("loss")
     for name in epochs[-1]["dice"]:
         values = [event["dice"].get(name) for event in epochs]
-        lower.plot(at, [math.nan if value is None else value for value in values], label=name)
-    lower.set_ylim(0, 1)
+        lower.plot(at, [math.nan if value is None else value for value in values], label=name, **dots)
+    lower.set_ylim(-MARGIN, 1 + MARGIN)
     lower.set_xlabel("iteration")
     lower.set_ylabel("pseudo Dice")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     lower.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=100)
 
@@ -111,7 +127,8 @@ def _write_events(epochs: list[dict[str, Any]], folder: Path) -> None:
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
         for event in epochs:
-            writer.add_scalar("loss", event["loss"], event["iteration"])
+            if event["loss"] is not None:
+                writer.add_scalar("loss", event["loss"], event["iteration"])
             for name, value in event["dice"].items():
                 if value is not None:
                     writer.add_scalar(f"pseudo Dice/{name}", value, event["iteration"])
