@@ -16,6 +16,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
 from lib.front.stow import Upload, received_body, take_submissions
+from lib.infers.http import NOT_FOUND
 from lib.pacs.address import Address, Service, is_uid
 from lib.pacs.configured import configured_address, configured_session
 
@@ -34,6 +35,9 @@ JSON_TYPES: Final = ("application/dicom+json", "application/json")
 OK: Final = 200
 UPSTREAM: Final = 502
 READ_ONLY: Final = 405
+ENCODED_STARS: Final = ("%2A", "%2a")
+"""Some servers take an encoded wildcard for a letter; both spellings mean the same."""
+ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Pacs:
@@ -54,6 +58,8 @@ class Pacs:
             headers: To pass on.
             body: What to send.
         """
+        for encoded in ENCODED_STARS:
+            query = query.replace(encoded, "*")
         if self._session is None:
             self._session = configured_session()
         response = self._session.request(
@@ -96,7 +102,8 @@ class Answer:
     def content(self) -> bytes:
         """The whole answer."""
         with self.response:
-            return self.response.content
+            content: bytes = self.response.content
+        return content
 
     def pieces(self) -> Iterator[bytes]:
         """The answer as it comes."""
@@ -149,6 +156,13 @@ def router() -> APIRouter:
                 return Response(content, answer.status, {**answer.headers, **PRIVATE})
 
             return await run_in_threadpool(work)
+
+    @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS))
+    def others(path: str, request: Request) -> None:
+        """Closed: the host's own routes here pass any path on."""
+        if path.split("/")[0] == "dicom" and request.method not in ("GET", "POST"):
+            raise HTTPException(READ_ONLY, "the PACS is read, and instances are stored; nothing else is passed on")
+        raise HTTPException(NOT_FOUND, f"an address below {PREFIX}/wado or {PREFIX}/qido is required; correct it")
 
     return routes
 

@@ -1,4 +1,4 @@
-"""``POST /activelearning/{strategy}``: the next image, off the event loop and without a word about patients in the log."""
+"""``POST /activelearning/{strategy}``: the next image, off the event loop; the log says nothing of patients."""
 
 import time
 from typing import Annotated, Any

@@ -116,6 +116,12 @@ class PacsDatastore(StudiesDatastore):
         with lock:
             return self._kept(image_id) or self._fetch(found)
 
+    def siblings(self, image_id: str) -> tuple[str, ...]:
+        """Series of the same study, whose coordinates can be compared with this one's."""
+        known = self.series()
+        study = known[image_id].study if image_id in known else None
+        return tuple(sorted(uid for uid, other in known.items() if other.study == study and uid != image_id))
+
     def series_folder(self, image_id: str) -> Path:
         """The DICOM files of a series, fetched when they are not here yet.
 

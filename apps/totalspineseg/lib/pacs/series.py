@@ -115,8 +115,14 @@ class Segmentations:
         key = f"{series.uid} {series.instances}"
         if key not in self._known:
             headers = self._client.retrieve_series_metadata(series.study, series.uid)
-            self._known[key] = tuple(seg_reference(Dataset.from_json(header)) for header in headers)
+            self._known[key] = tuple(
+                seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers
+            )
         return self._known[key]
+
+
+def _no_pixels(*_: object) -> None:
+    """Headers name where the pixels are; nobody needs them there."""
 
 
 def image_series(reference: SegReference) -> str:

@@ -15,7 +15,8 @@ from lib.volume_io import read_labels
 
 SERIES_FOLDER: Final = "pacs"
 """Below the history: fetched series and the labels shown to clients."""
-READER: Final = "corrected by a reader"
+NO_MODEL: Final = "none"
+"""Stands where a label was drawn without a model."""
 
 
 def pacs_datastore(root: Path) -> PacsDatastore:
@@ -31,7 +32,15 @@ def pacs_datastore(root: Path) -> PacsDatastore:
         wire = read_labels(file)
         labels = Volume(from_wire(wire.data), wire.affine)
         folder = store.series_folder(series)
-        client.store_instances([write_seg(labels, folder, model=READER, version=str(info.get("correction", "")))])
+        prediction = info.get("prediction") or {}
+        seg = write_seg(
+            labels,
+            folder,
+            model=str(prediction.get("model", NO_MODEL)),
+            version=", ".join(sorted(set(dict(prediction.get("versions", {})).values()))) or NO_MODEL,
+            corrected_by=str(info.get("user", "")),
+        )
+        client.store_instances([seg])
 
     store = PacsDatastore(
         client,

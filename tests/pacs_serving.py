@@ -1,0 +1,184 @@
+"""Starts a real Orthanc with phantoms as MR studies, and a server before it, for tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import requests
+
+from lib.dicom.mr_object import mr_slices
+from lib.geometry import Grid
+from lib.pacs.orthanc import Orthanc, fill, running_orthanc
+from phantom import PIR, image_of, lumbar_codes
+from serving import APP, ROOT, free_port, wait_until_up
+from serving import Server as FolderServer
+
+RUN = """
+import sys
+from pathlib import Path
+from lib import server
+address, port, app_dir, signals, work = sys.argv[1:6]
+server.configure(
+    address, host="127.0.0.1", port=int(port), conf={"signals": signals, "work": work}, app_dir=Path(app_dir)
+)
+import uvicorn
+uvicorn.run(
+    server.create_app(max_upload_mb=64), host="127.0.0.1", port=int(port), log_level="info", access_log=False
+)
+"""
+LOCALIZER = "Localizer 3 planes"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A phantom in the PACS.
+
+    Attributes:
+        uid: Study instance UID.
+        series: UID of its sagittal series.
+        localizer: UID of its localizer.
+        patient: Patient's name as the viewer shows it.
+        folder: The files of the sagittal series.
+    """
+
+    uid: str
+    series: str
+    localizer: str
+    patient: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class PacsServer:
+    """A running server before a running Orthanc.
+
+    Attributes:
+        url: Address of the server.
+        orthanc: The PACS.
+        work: Where the server keeps corrections and fetched series.
+        app: App folder.
+        signals: See ``serving.Server``.
+        log: What the server printed.
+        studies: What the PACS holds.
+    """
+
+    url: str
+    orthanc: Orthanc
+    work: Path
+    app: Path
+    signals: Path
+    log: Path
+    studies: tuple[Study, ...]
+
+    @property
+    def proxy(self) -> str:
+        return f"{self.url}/proxy/dicom"
+
+
+def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
+    """Pixels (column, row, slice) of the phantom as a sagittal series."""
+    data = np.ascontiguousarray(image_of(lumbar_codes()).transpose(1, 2, 0)[::-1, ::-1])
+    return data.astype(np.uint16), Grid((80, 252, 48), PIR)
+
+
+def write_study(folder: Path, number: int, name: str) -> Study:
+    """A sagittal series and a three-plane localizer of one patient."""
+    pixels, grid = phantom_slices()
+    uid = f"2.25.7000{number}"
+    tags = {
+        "PatientName": f"{name}^Phantom",
+        "PatientID": f"P{number}",
+        "PatientBirthDate": "",
+        "PatientSex": "O",
+        "StudyInstanceUID": uid,
+        "StudyDate": f"2026010{number}",
+        "StudyTime": "120000",
+        "StudyID": str(number),
+        "AccessionNumber": f"A{number}",
+        "ReferringPhysicianName": "",
+        "StudyDescription": "Spine phantom",
+        "FrameOfReferenceUID": f"{uid}.9",
+        "ImageType": ["ORIGINAL", "PRIMARY"],
+        "WindowCenter": "300",
+        "WindowWidth": "600",
+        "ScanningSequence": "SE",
+        "SequenceVariant": "NONE",
+        "MRAcquisitionType": "2D",
+    }
+    _write(folder / f"{number}-sagittal", pixels, grid, tags, f"{uid}.1", "T2 sagittal", 1)
+    middle = pixels[:, :, 23:25]
+    for plane, axes in enumerate(([0, 1, 2, 3], [2, 1, 0, 3], [0, 2, 1, 3])):
+        turned = Grid(middle.shape, PIR[:, axes])
+        _write(folder / f"{number}-localizer-{plane}", middle, turned, tags, f"{uid}.2", LOCALIZER, 2, plane)
+    return Study(uid, f"{uid}.1", f"{uid}.2", f"{name}, Phantom", folder / f"{number}-sagittal")
+
+
+def _write(
+    folder: Path,
+    pixels: npt.NDArray[np.uint16],
+    grid: Grid,
+    tags: dict[str, object],
+    uid: str,
+    description: str,
+    number: int,
+    part: int = 0,
+) -> None:
+    folder.mkdir(parents=True)
+    own = tags | {"SeriesInstanceUID": uid, "SeriesDescription": description, "SeriesNumber": number}
+    instances = [f"{uid}.{part + 1}.{k + 1}" for k in range(pixels.shape[2])]
+    for k, image in enumerate(mr_slices(pixels, grid.affine, instances, own)):
+        image.save_as(folder / f"{k:03d}.dcm", write_like_original=False)
+
+
+@contextmanager
+def pacs_server(folder: Path, names: Sequence[str]) -> Iterator[PacsServer]:
+    """Orthanc with a study for each name, and a server with predictors that read the phantoms' codes."""
+    studies = tuple(write_study(folder / "files", number, name) for number, name in enumerate(names, start=1))
+    with running_orthanc(folder / "orthanc", free_port()) as orthanc:
+        fill(orthanc, folder / "files")
+        work, signals, app = folder / "work", folder / "signals", folder / "app"
+        for path in (work, signals, app):
+            path.mkdir()
+        (app / "main.py").symlink_to(ROOT / "tests" / "serving_app" / "main.py")
+        port, log = free_port(), folder / "server.log"
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(APP), str(ROOT / "tests")]),
+            # Below the folder, so that nothing is written to the home of whoever runs the tests.
+            "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        }
+        arguments = [orthanc.dicomweb, str(port), str(app), str(signals), str(work)]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUN, *arguments], stdout=output, stderr=subprocess.STDOUT, env=env, cwd=folder
+            )
+            try:
+                running = FolderServer(f"http://127.0.0.1:{port}", work, signals, log, process)
+                wait_until_up(running)
+                yield PacsServer(running.url, orthanc, work, app, signals, log, studies)
+            finally:
+                stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, in the end without its consent."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def stored(server: PacsServer, series: str) -> list[str]:
+    """Instances a series has in the PACS."""
+    query = {"SeriesInstanceUID": series}
+    found = requests.get(f"{server.orthanc.dicomweb}/instances", params=query, timeout=60).json()
+    return [entry["00080018"]["Value"][0] for entry in found]
