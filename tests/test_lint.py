@@ -120,7 +120,10 @@ def test_findings_say_where_and_what(lumbar: Labels) -> None:
     assert labels[finding.point_vox] == 43
     assert finding.voxels == 64
     assert "L3" in finding.message
-    assert finding.as_dict()["point_vox"] == list(finding.point_vox)
+    shifted = np.diag([2.0, 2.0, 2.0, 1.0])
+    shifted[:3, 3] = 10
+    assert finding.as_dict(shifted)["point_mm"] == [2 * k + 10 for k in finding.point_vox]
+    assert finding.moved((1, 2, 3)).point_vox == tuple(np.add(finding.point_vox, (1, 2, 3)))
 
 
 def test_a_step_1_result_is_judged_by_its_discs(lumbar: Labels) -> None:

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -265,6 +265,9 @@ def rename(
     with clock("back to the scan"):
         raw = _uncrop(classes, box, grid.shape)
         labels = _uncrop(cropped, box, grid.shape)
+    if numbering is not None:
+        first = (box[0].start, box[1].start, box[2].start)
+        numbering = replace(numbering, findings=tuple(finding.moved(first) for finding in numbering.findings))
     return Segmentation(scan, raw, labels, numbering, box)
 
 

@@ -137,7 +137,9 @@ class Work:
             except TotalSpineSegError as error:
                 failure = error
         integers = loaded.image.data.dtype.kind in "iub"
-        return Found(Result(located, segmentation, doubtful_codes(numbering), integers), numbering, watch, failure)
+        labels = located.labels if segmentation is None else segmentation.labels
+        doubtful = doubtful_codes(numbering, labels)
+        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure)
 
     def write(self, case: Case, found: Found) -> Record:
         """Write all files of a scan, its record last.
@@ -156,12 +158,13 @@ class Work:
         if found.failure is not None:
             raise found.failure
         with watch("measure"):
-            spacing = result.located.scan.iso.spacing
+            iso = result.located.scan.iso
+            spacing = iso.spacing
             structures = structures_json(result.labels, spacing)
             rows = measure(result.labels, spacing, doubtful=result.doubtful) if result.segmentation else []
         record = {
             "scan": case.name,
-            **report(found.numbering, lint(result.labels, spacing)),
+            **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
             "in_view": levels_in_view(structures),
             "structures": structures,
             "warnings": _warnings(case, found.numbering),

@@ -20,9 +20,4 @@ def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
         Kind, name, message, voxels and ``point_mm`` (RAS, or None) of each; none for a sound map.
     """
     ras = to_ras(Volume(codes, grid.affine))
-    found = []
-    for finding in lint(np.ascontiguousarray(ras.data), ras.spacing):
-        point = None if finding.point_vox is None else (ras.affine @ [*finding.point_vox, 1])[:3].round(1).tolist()
-        entry = {name: value for name, value in finding.as_dict().items() if name != "point_vox"}
-        found.append({**entry, "point_mm": point})
-    return tuple(found)
+    return tuple(finding.as_dict(ras.affine) for finding in lint(np.ascontiguousarray(ras.data), ras.spacing))

@@ -91,7 +91,7 @@ class Inbox:
             raise LabelError(
                 f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
             ) from error
-        findings = self._lint(without_regions(mapped.codes), grid) if mapped.step == 2 else ()
+        findings = self._lint(without_regions(mapped.codes), grid)
         renumbered = None if followed is None else followed.report
         correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
         self._publish(correction, mapped, grid, publish)

@@ -12,7 +12,7 @@ from lib.infers.models import FullTask
 from lib.infers.services import Services
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome
-from lib.numbering.chain import CONFIDENT_PROBABILITY
+from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 
 UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level not certain", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2})
@@ -36,9 +36,15 @@ class ReviewTask(FullTask):
         """1 where a level is not certain, 2 where the checks found something."""
         uncertain: set[int] = set()
         if outcome.numbering is not None:
-            uncertain = {n.code for n in outcome.numbering.levels if n.probability < CONFIDENT_PROBABILITY}
+            uncertain = _uncertain(outcome.numbering)
         odd = {finding.code for finding in outcome.findings} - uncertain
         marks = np.zeros(outcome.labels.shape, dtype=np.uint8)
         for name, codes in ((UNCERTAIN, uncertain), (ODD, odd)):
             marks[np.isin(outcome.labels, sorted(codes & settings.codes))] = REVIEW_LABELS[name]
         return marks
+
+
+def _uncertain(numbering: Numbering) -> set[int]:
+    """Codes of the doubtful levels; where the whole is doubtful but no single one, all of them."""
+    doubtful = {level.code for level in numbering.levels if level.probability < CONFIDENT_PROBABILITY}
+    return doubtful if doubtful or numbering.confident else {level.code for level in numbering.levels}

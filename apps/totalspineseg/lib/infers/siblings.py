@@ -59,6 +59,8 @@ def _sibling(services: Services, image_id: str) -> Sibling | None:
     if file := services.label_file(image_id, READER_TAG):
         wire = read_labels(file)
         return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
+    if services.predictions.latest(image_id) is None:
+        return None  # Before its file is asked for, which may have to be fetched.
     image = services.image_file(image_id)
     kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
     if kept is None or kept.helped_by or not kept.levels:

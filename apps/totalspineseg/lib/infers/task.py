@@ -133,7 +133,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             versions=dict(outcome.versions),
             seconds=clock.as_json(),
             settings=settings.as_json(),
-            numbering=report(outcome.numbering, outcome.findings),
+            numbering=report(outcome.numbering, outcome.findings, affine=scan.iso.affine),
             client=str(request.get("client_id") or ""),
         )
         try:

@@ -1,7 +1,10 @@
 """What the linter reports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,18 @@ class Finding:
     voxels: int = 0
     point_vox: tuple[int, int, int] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON native."""
-        return {
-            "kind": self.kind,
-            "code": self.code,
-            "message": self.message,
-            "voxels": self.voxels,
-            "point_vox": None if self.point_vox is None else list(self.point_vox),
-        }
+    def as_dict(self, affine: npt.NDArray[np.float64]) -> dict[str, Any]:
+        """JSON native, with the place as ``point_mm``.
+
+        Args:
+            affine: (4, 4) voxel -> RAS mm of the map ``point_vox`` belongs to.
+        """
+        point = None if self.point_vox is None else (affine @ [*self.point_vox, 1.0])[:3].round(1).tolist()
+        return {"kind": self.kind, "code": self.code, "message": self.message, "voxels": self.voxels, "point_mm": point}
+
+    def moved(self, by_vox: tuple[int, int, int]) -> "Finding":
+        """The same on a grid whose first voxel lies so many voxels before this one's."""
+        if self.point_vox is None:
+            return self
+        x, y, z = (a + b for a, b in zip(self.point_vox, by_vox, strict=True))
+        return replace(self, point_vox=(x, y, z))

@@ -49,7 +49,7 @@ def label_map(
         ValueError: A pin does not name a level, or the method is unknown.
     """
     labels, numbering = name_map(raw, step, localizer=localizer, pins=pins, method=method)
-    return labels, report(numbering, lint(labels, raw.spacing))
+    return labels, report(numbering, lint(labels, raw.spacing), affine=raw.affine)
 
 
 def name_map(

@@ -34,7 +34,9 @@ def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     if pieces.vertebra_map is None:
         return pieces
     free = (raw == Step2.VERTEBRA.value) & (pieces.vertebra_map == 0)
-    if np.count_nonzero(free) * float(np.prod(ruler.spacing_mm)) < MIN_BODY_MM3:
+    flat = np.flatnonzero(free)
+    in_front = ruler.in_front(np.stack(np.unravel_index(flat, raw.shape), axis=1))
+    if np.count_nonzero(in_front) * float(np.prod(ruler.spacing_mm)) < MIN_BODY_MM3:
         return pieces
     voxels = find_voxels(free)
     found = []

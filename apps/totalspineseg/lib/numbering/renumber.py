@@ -22,7 +22,8 @@ RENAMED_VOXELS: Final = 20
 
 
 SLIVER: Final = 0.1
-"""What has less than this share of the structure that would get the same name is a cut-off process: it keeps its own."""
+"""What has less than this share of the structure that would get the same name is a cut-off process: it keeps its
+own."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lib.numbering.chain import Level, Numbering
 from lib.numbering.findings import Finding
 
@@ -10,26 +13,30 @@ DIGITS = 4
 """Digits of a probability: more would claim more than the model knows."""
 
 
-def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dict[str, Any]:
+def report(
+    numbering: Numbering | None, findings: Sequence[Finding], *, affine: npt.NDArray[np.float64]
+) -> dict[str, Any]:
     """A numbering and what the linter found, JSON native.
 
     Args:
         numbering: From ``number_chain``; None for the iterative method, which knows no probabilities.
         findings: From ``lint``; those of the numbering itself go before.
+        affine: (4, 4) voxel -> RAS mm of the map the findings point into.
 
     Returns:
         ``confident`` (False = abstained; None where nothing is known), ``probability``, ``levels``,
         ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece)
         and ``helped_by`` (series of the patient that counted).
     """
-    from_lint = [finding.as_dict() for finding in findings]
+    own = () if numbering is None else numbering.findings
+    found = [finding.as_dict(affine) for finding in (*own, *findings)]
     if numbering is None:
         return {
             "confident": None,
             "probability": None,
             "levels": [],
             "alternatives": [],
-            "findings": from_lint,
+            "findings": found,
             "would_settle": [],
             "missed": [],
             "helped_by": [],
@@ -42,7 +49,7 @@ def report(numbering: Numbering | None, findings: Sequence[Finding] = ()) -> dic
             {"probability": round(a.probability, DIGITS), "shift": a.shift, "codes": list(a.codes)}
             for a in numbering.alternatives
         ],
-        "findings": [*(finding.as_dict() for finding in numbering.findings), *from_lint],
+        "findings": found,
         "would_settle": list(numbering.would_settle),
         "missed": list(numbering.missed),
         "helped_by": list(numbering.helped_by),
