@@ -7,20 +7,23 @@ OHIF_STUDIES ?= studies-ohif
 DICOMWEB ?=
 WEIGHTS ?=
 RUNTIME ?=
+# A folder that `make wheelhouse` filled: packages come from there alone, without a network.
+WHEELS ?=
+FROM_WHEELS := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve serve-ohif test test-ohif fast check demo bench bench-numbering bench-cli starter lock clean
+.PHONY: setup serve serve-ohif test test-browser test-ohif fast check demo bench bench-numbering bench-cli starter lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
 $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM_WHEELS) uv==$(UV_VERSION)
+	$(BIN)/uv pip sync --quiet $(FROM_WHEELS) requirements.lock
 	@# Byte code now, so that the first start of the server takes 10 s rather than 50.
 	-@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	@touch $@
@@ -42,6 +45,10 @@ serve-ohif: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Needs Debian's package chromium.
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 # Needs Debian's packages orthanc, orthanc-dicomweb, chromium.
 test-ohif: setup
@@ -69,6 +76,11 @@ bench-starter: setup
 
 bench-retrain: setup
 	$(BIN)/python tools/bench_retrain.py
+
+# For machines without internet: every package of the lock, and what builds those that come as source.
+wheelhouse:
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse -r requirements.lock
 
 # Rewrites the lock from the pins; the tested set changes only through this.
 lock: setup

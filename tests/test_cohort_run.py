@@ -7,14 +7,16 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lib.anatomy import CODE_OF, DISC_L5_S
+from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
+from lib.cohort.levels import doubtful_codes
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS
@@ -285,6 +287,16 @@ def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarr
         do(tmp_path / "out", cases, readers, RunOptions(keep=("step2_output",)))
         found.append(len(readers.calls))
     assert found == [2, 2, 0]
+
+
+def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
+    """In an uncertain numbering the topmost vertebra, seen by its arch alone, was shown as certain."""
+    labels = np.array([0, CODE_OF["T7"], CODE_OF["T8"], CODE_OF["L1"], SACRUM], dtype=np.uint8).reshape(5, 1, 1)
+    levels = [SimpleNamespace(code=CODE_OF["T8"], probability=0.98), SimpleNamespace(code=CODE_OF["L1"], probability=1)]
+    for confident, expected in ((False, {"T7", "T8"}), (True, {"T8"})):
+        numbering: Any = SimpleNamespace(levels=levels, confident=confident)
+        assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
+    assert doubtful_codes(None, labels) == frozenset()
 
 
 def test_old_temporary_files_are_removed_and_new_ones_left(tmp_path: Path, few: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def test_confidence_sorts_failed_then_doubtful_then_certain(cells: list[list[dic
     keys = [float(row[3]["data-key"]) for row in cells]
     assert sorted(range(4), key=lambda k: keys[k]) == [2, 1, 0, 3]
     assert cells[1][3]["text"] == "not certain (0.610)"
-    assert cells[2][4]["text"] == "an image is required"
+    assert cells[2][4]["text"] == "An image is required"
     assert cells[1][4]["data-key"] == "2"
 
 

@@ -19,6 +19,7 @@ class ScanRow:
         model: Versions of the weights.
         seconds: Time it took.
         thumbnail: JPEG, base64; "" for none.
+        picture: Address of the full picture relative to the page, shown on a click where it exists; "" for none.
         failure: Why there is no result; "" when there is one.
     """
 
@@ -30,9 +31,12 @@ class ScanRow:
     model: str = ""
     seconds: float | None = None
     thumbnail: str = ""
+    picture: str = ""
     failure: str = ""
 
 
+SHOWN_WARNINGS: Final = 3
+"""More are folded: a row stays as high as its picture."""
 HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Confidence", "Warnings", "Seconds", "Model")
 
 _STYLE: Final = """
@@ -44,13 +48,15 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-bottom: 1px solid var(--line); }
 th { position: sticky; top: 0; background: Canvas; white-space: nowrap; }
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
+th button::after { content: " \\25B4\\25BE"; opacity: .35; }
+th[aria-sort] button::after { opacity: 1; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
-tbody tr:hover { background: var(--soft); } img { height: 120px; display: block; background: #000; }
-td.model { font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
+tbody tr:hover { background: var(--soft); } td img { height: 180px; display: block; background: #000; cursor: zoom-in; }
+td.model { white-space: pre-line; font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
 td.scan { font-weight: 600; }
 .bad { color: var(--bad); } .unsure { color: var(--unsure); } .good { color: var(--good); }
-ul { margin: 0; padding-left: 1.1em; }
+ul { margin: 0; padding-left: 1.1em; } summary { cursor: pointer; color: color-mix(in srgb, CanvasText 65%, Canvas); }
 dialog { padding: 0; border: 0; background: #000; } dialog img { height: 90vh; max-width: 95vw; object-fit: contain; }
 """
 
@@ -73,7 +79,10 @@ for (const head of document.querySelectorAll('th')) {
 const dialog = document.querySelector('dialog');
 body.addEventListener('click', event => {
   if (event.target.tagName !== 'IMG') return;
-  dialog.querySelector('img').src = event.target.src;
+  const large = dialog.querySelector('img');
+  // The full picture lies beside the page; without it the small one is enlarged.
+  large.onerror = () => { large.onerror = null; large.src = event.target.src; };
+  large.src = event.target.dataset.full || event.target.src;
   dialog.showModal();
 });
 dialog.addEventListener('click', () => dialog.close());
@@ -124,17 +133,27 @@ to enlarge it. Striped levels with a "?" are not certain. {html.escape(note)}</p
 
 
 def _row(row: ScanRow) -> str:
-    picture = (
-        f'<img alt="{html.escape(row.scan)}" src="data:image/jpeg;base64,{row.thumbnail}">' if row.thumbnail else ""
-    )
+    name = html.escape(row.scan)
+    full = f' data-full="{html.escape(row.picture)}"' if row.picture else ""
+    picture = f'<img alt="{name}"{full} src="data:image/jpeg;base64,{row.thumbnail}">' if row.thumbnail else ""
     sentences = [row.failure] if row.failure else list(row.warnings)
-    warnings = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)
     seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+    kind = " class=bad" if row.failure else ""
     return (
-        f"<tr><td>{picture}</td><td class=scan>{html.escape(row.scan)}</td><td>{html.escape(row.in_view)}</td>"
-        f"{_confidence(row)}<td data-key={len(sentences)}>{f'<ul>{warnings}</ul>' if warnings else ''}</td>"
+        f"<tr><td>{picture}</td><td class=scan>{name}</td><td>{html.escape(row.in_view)}</td>"
+        f"{_confidence(row)}<td{kind} data-key={len(sentences)}>{_sentences(sentences)}</td>"
         f'<td data-key="{seconds}">{seconds}</td><td class=model>{html.escape(row.model)}</td></tr>'
     )
+
+
+def _sentences(sentences: Sequence[str]) -> str:
+    """A list that starts with capitals; what does not fit is folded."""
+    items = [f"<li>{html.escape(s[:1].upper() + s[1:])}</li>" for s in sentences]
+    shown, folded = items[:SHOWN_WARNINGS], items[SHOWN_WARNINGS:]
+    if len(folded) == 1:
+        shown, folded = items, []
+    more = f"<details><summary>{len(folded)} more</summary><ul>{''.join(folded)}</ul></details>" if folded else ""
+    return f"<ul>{''.join(shown)}</ul>{more}" if shown else ""
 
 
 def _confidence(row: ScanRow) -> str:

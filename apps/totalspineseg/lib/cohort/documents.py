@@ -4,12 +4,13 @@ import base64
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from lib.cohort.inputs import Case
-from lib.cohort.outputs import REPORTS
+from lib.cohort.outputs import PREVIEW, REPORTS
 from lib.cohort.record import write_json, write_text
 from lib.cohort.run import Summary
 from lib.cohort.versions import software_versions
@@ -81,18 +82,40 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
     if record is None:
         # A scan that failed in step 2 shows what step 1 found.
-        return ScanRow(name, failure=summary.failures.get(name, "not started"), thumbnail=picture)
+        return ScanRow(
+            name,
+            failure=summary.failures.get(name, "not started"),
+            thumbnail=picture,
+            picture=_full_picture(output, name),
+        )
     models = record["made_with"]["models"]
     return ScanRow(
         name,
         in_view=record["in_view"],
         confident=record["confident"],
         probability=record["probability"],
-        warnings=(*record["warnings"], *record["would_settle"], *(_finding(f) for f in record.get("findings", []))),
-        model=", ".join(f"{step}: {version}" for step, version in models.items()),
+        warnings=tuple(_warnings(record)),
+        model="\n".join(f"{step}: {version}" for step, version in models.items()),
         seconds=sum(record["seconds"].values()),
         thumbnail=picture,
+        picture=_full_picture(output, name),
     )
+
+
+def _full_picture(output: Path, name: str) -> str:
+    """Address of the last step's picture with tags, relative to the page; "" when there is none."""
+    for kind in ("step2_output", "step1_output"):
+        file = f"{PREVIEW}/{name}_{kind}_tags.jpg"
+        if (output / file).is_file():
+            return quote(file)
+    return ""
+
+
+def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
+    yield from record["warnings"]
+    if record["would_settle"]:
+        yield f"would settle it: {'; '.join(record['would_settle'])}"
+    yield from (_finding(finding) for finding in record.get("findings", []))
 
 
 def _finding(finding: Any) -> str:
