@@ -27,7 +27,7 @@ from lib.anatomy import (
 from lib.errors import GridError, LabelError, StorageError, TrainingError
 from lib.geometry import Volume
 from lib.nnunet import training_log, training_state
-from lib.nnunet.augmentation import build_augmentation
+from lib.nnunet.augmentation import HistogramTransform, build_augmentation
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
 from lib.nnunet.finetune import Finetuned, FinetuneSettings, Progress, Stopped, _Run, fine_tune
@@ -279,6 +279,18 @@ def test_variation_keeps_shape_and_invents_no_code(cases: dict[int, TrainingCase
     assert torch.isfinite(varied["image"]).all()
     assert set(np.unique(varied["segmentation"])) <= set(np.unique(codes))
     assert np.array_equal(image, kept)
+
+
+def test_a_bent_gray_scale_keeps_bright_above_dark() -> None:
+    bend = HistogramTransform()
+    image = torch.randn(1, 6, 6, 6)
+    kept = image.clone()
+    bent = bend(image=image)["image"]
+    assert torch.equal(image, kept)
+    assert not torch.allclose(bent, image)
+    in_order = bent.flatten()[image.flatten().argsort()]
+    assert (in_order.diff() >= -1e-5).all()
+    assert torch.allclose(torch.stack(bent.aminmax()), torch.stack(image.aminmax()), atol=1e-4)
 
 
 def test_flips_exchange_left_and_right_alone() -> None:

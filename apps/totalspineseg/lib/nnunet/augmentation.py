@@ -17,6 +17,7 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from monai.transforms import RandHistogramShift
 
 from lib.anatomy import CANAL, CORD, DISCS, SACRUM, VERTEBRAE
 from lib.nnunet.finetune_settings import Strength
@@ -29,6 +30,8 @@ SCALING: Final = (0.8, 1.25)
 """Zoom: children to tall adults around what the cases show."""
 FIELD_OF_STRUCTURES: Final = ((CORD,), (CANAL,), VERTEBRAE, DISCS, (SACRUM,))
 """Tissues that get a new gray value of their own when contrast is remapped."""
+CONTROL_POINTS: Final = (4, 10)
+"""Of the bent gray scale, drawn from this range."""
 REMAP_STRENGTH: Final = 1.0
 """Standard deviation of a structure's new offset, in standard deviations of the image."""
 
@@ -75,6 +78,20 @@ class KSpaceTransform(ImageOnlyTransform):  # type: ignore[misc]
             lines[axis] = slice(1, None, every)
             spectrum[tuple(lines)] *= float(rng.uniform(0.6, 0.9))
         return torch.fft.ifftn(spectrum).real[None].to(img.dtype)
+
+
+class HistogramTransform(ImageOnlyTransform):  # type: ignore[misc]
+    """Bends the gray scale at random points, bright staying above dark, as another reconstruction does."""
+
+    def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
+        """The seed of the curve, drawn once per image."""
+        return {"seed": int(np.random.randint(1 << 31))}  # noqa: NPY002 - follows the library's seed
+
+    def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
+        shift = RandHistogramShift(num_control_points=CONTROL_POINTS, prob=1.0)
+        shift.set_random_state(params["seed"])
+        # Contiguous: a flipped image has negative strides, which the interpolation does not take.
+        return torch.as_tensor(np.asarray(shift(img.contiguous()))).to(img.dtype)
 
 
 class FirstChannelTransform(BasicTransform):  # type: ignore[misc]
@@ -139,6 +156,7 @@ def build_augmentation(patch: Shape, *, x_axis: int, strength: Strength) -> Basi
     chain: list[tuple[BasicTransform, float]] = [
         (FlipTransform(x_axis), strength.flip),
         (StructureContrastTransform(), strength.remap),
+        (HistogramTransform(), strength.remap),
         (GaussianNoiseTransform(noise_variance=(0, 0.1), **everyone), some),
         (GaussianBlurTransform(blur_sigma=(0.5, 1.0), synchronize_axes=False, **everyone), some),
         (MultiplicativeBrightnessTransform(BGContrast((0.75, 1.25)), **everyone), strength.intensity),
@@ -162,6 +180,7 @@ def scanner_variations(strength: Strength, groups: Sequence[Sequence[int]]) -> l
     field = BrightnessGradientAdditiveTransform(_field_scale, max_strength=_field_strength, p_per_channel=1)
     return [
         RandomTransform(StructureContrastTransform(groups), strength.remap),
+        RandomTransform(HistogramTransform(), strength.remap),
         RandomTransform(field, strength.artifacts),
         RandomTransform(KSpaceTransform(), strength.artifacts),
         RandomTransform(InvertImageTransform(p_invert_image=1), strength.inversion),

@@ -10,16 +10,16 @@ class Strength:
 
     Attributes:
         spatial: Rotation and zoom, each.
-        elastic: Elastic deformation (slow on a CPU).
+        elastic: Elastic deformation; seldom, since it is slow.
         intensity: Each of brightness, contrast and gamma.
-        remap: New gray values by structure.
+        remap: New gray values by structure; a bent gray scale.
         artifacts: Each of bias field, noise, blur, low resolution, ghosts, spikes.
         inversion: Dark becomes bright.
         flip: Left and right exchanged.
     """
 
     spatial: float = 0.2
-    elastic: float = 0.0
+    elastic: float = 0.03
     intensity: float = 0.15
     remap: float = 0.1
     artifacts: float = 0.1
