@@ -193,7 +193,8 @@ def fit(items: tuple[Item, ...]) -> Floats:
             table = _landmark_table(k != discs[0], k != discs[-1])
             base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
-        for overlap, count in zip(item.overlaps, touched, strict=True):
+        # C1 of step 1 comes without overlaps, whatever localizers there are.
+        for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
         if item.pin is not None:
             base = np.where(tree.code == item.pin, base, base * PIN_WEIGHT)
