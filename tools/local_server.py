@@ -32,8 +32,8 @@ RUN: Final = """
 import sys
 from pathlib import Path
 from lib import server
-studies, port, app_dir, device = sys.argv[1:5]
-conf = {"device": device} if device else {}
+studies, port, app_dir, device, runtime = sys.argv[1:6]
+conf = {name: value for name, value in {"device": device, "runtime": runtime}.items() if value}
 server.configure(studies, host="127.0.0.1", port=int(port), conf=conf, app_dir=Path(app_dir))
 import uvicorn
 uvicorn.run(server.create_app(), host="127.0.0.1", port=int(port), log_level="warning")
@@ -71,7 +71,15 @@ def own_app(folder: Path, weights: str = "") -> ModelStore:
 
 
 @contextmanager
-def serving(studies: Path, app: Path, log: Path, *, device: str = "") -> Iterator[str]:
+def serving(
+    studies: Path,
+    app: Path,
+    log: Path,
+    *,
+    device: str = "",
+    runtime: str = "",
+    started: Callable[[int], None] = lambda pid: None,
+) -> Iterator[str]:
     """The server's address; it is stopped at the end.
 
     Args:
@@ -79,15 +87,18 @@ def serving(studies: Path, app: Path, log: Path, *, device: str = "") -> Iterato
         app: From ``own_app``.
         log: Where its output goes.
         device: "" for a GPU if there is one.
+        runtime: "" for PyTorch.
+        started: Told the server's process id before it answers.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-c", RUN, str(studies), str(port), str(app), device]
+    command = [sys.executable, "-c", RUN, str(studies), str(port), str(app), device, runtime]
     env = {**os.environ, "PYTHONPATH": str(APP)}
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=app)
+        started(process.pid)
         try:
             _wait(url, process, log)
             yield url

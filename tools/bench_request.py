@@ -1,0 +1,62 @@
+"""One request as the server serves it, in this process, with the networks' own time taken apart."""
+
+import time
+from pathlib import Path
+
+import local_server  # noqa: F401  (puts lib on the path)
+import torch
+
+from lib import pipeline
+from lib.corrections.wire import to_wire
+from lib.nnunet.networks import Networks
+from lib.numbering.lint import lint
+from lib.volume_io import read_image, write_volume
+
+
+def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, float]:
+    """Seconds of the whole request and of the forward passes in it.
+
+    Args:
+        scan: The image.
+        networks: Warm.
+        result: File for the labels.
+    """
+    clock = ForwardClock()
+    step1, step2 = networks.get(1), networks.get(2)
+    handles = [hook for warm in (step1, step2) for hook in clock.attach(warm._network)]
+    start = time.perf_counter()
+    prepared = pipeline.prepare(read_image(scan))
+    located = pipeline.locate(prepared, step1)
+    found = pipeline.segment(pipeline.step2_input(prepared, located.labels), step2)
+    lint(found.labels, prepared.iso.spacing)
+    write_volume(result, prepared.labels_to_input(to_wire(found.labels)), prepared.grid)
+    seconds = time.perf_counter() - start
+    for handle in handles:
+        handle.remove()
+    return seconds, clock.seconds
+
+
+class ForwardClock:
+    """Adds up the seconds of forward passes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def attach(self, network: torch.nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        """Measure a network; the handles remove the measurement."""
+        return [network.register_forward_pre_hook(self._begin), network.register_forward_hook(self._end)]
+
+    def _begin(self, *_: object) -> None:
+        _synchronize()
+        self._start = time.perf_counter()
+
+    def _end(self, *_: object) -> None:
+        _synchronize()
+        self.seconds += time.perf_counter() - self._start
+
+
+def _synchronize() -> None:
+    """A GPU works on while the program goes on; wait for it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

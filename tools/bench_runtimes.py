@@ -1,0 +1,131 @@
+"""Seconds of one tile in PyTorch and in OpenVINO, in turns, so that other work on the machine meets both alike.
+
+    .venv/bin/python tools/bench_runtimes.py [--threads 2] [--turns 5] [--skip-large]
+
+Networks: the starter weights, and one of the official networks' shape (residual encoder, 128^3 voxels) with random
+weights. CPU seconds count what the process computed, wall seconds also what it waited for.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import local_server
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from lib.nnunet.discovery import STEP_CHANNELS
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.openvino_network import load_openvino
+
+FEATURES = [32, 64, 128, 256, 320, 320]
+BLOCKS = [1, 3, 4, 6, 6, 6]
+PATCH = [128, 128, 128]
+"""nnU-Net's ResEncL preset at 1 mm."""
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--skip-large", action="store_true", help="only the starter weights")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.threads} threads, {arguments.turns} turns; medians of one tile, seconds (CPU seconds)")
+    print(f"{'network':<22}{'PyTorch':>16}{'OpenVINO':>16}{'ratio':>14}{'other signs':>13}{'convert':>9}{'load':>7}")
+    starter = local_server.APP / "model" / "starter"
+    with tempfile.TemporaryDirectory() as name:
+        for step in (1, 2):
+            compare(f"starter, step {step}", ModelFolder.open(starter, step=step), Path(name), arguments.turns)
+        if not arguments.skip_large:
+            large = official_shape(Path(name) / "large", ModelFolder.open(starter, step=1))
+            compare("official shape, step 1", large, Path(name), arguments.turns)
+    return 0
+
+
+def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
+    """One line of the table."""
+    # A copy, so that the conversion is measured whatever lies beside the weights.
+    own = copy_of(model, folder / name.replace(", ", "-").replace(" ", "-"))
+    network = own.load_network()
+    start = time.perf_counter()
+    converted = load_openvino(own)
+    converting = time.perf_counter() - start
+    start = time.perf_counter()
+    converted = load_openvino(own)
+    loading = time.perf_counter() - start
+    tile = torch.randn(1, STEP_CHANNELS[own.step], *own.patch, generator=torch.Generator().manual_seed(1))
+    rows: dict[str, list[tuple[float, float]]] = {"torch": [], "openvino": []}
+    with torch.inference_mode():
+        different = float(((network(tile) > 0) != (converted(tile) > 0)).float().mean())
+        for _ in range(turns):
+            rows["torch"].append(timed(lambda: network(tile)))
+            rows["openvino"].append(timed(lambda: converted(tile)))
+    (wall, cpu), (faster, less) = (
+        [statistics.median(row[k] for row in measured) for k in (0, 1)] for measured in rows.values()
+    )
+    ratio = f"{wall / faster:.1f} ({cpu / less:.1f})"
+    print(f"{name:<22}{f'{wall:.2f} ({cpu:.2f})':>16}{f'{faster:.2f} ({less:.2f})':>16}{ratio:>14}", end="")
+    print(f"{different:>13.5%}{converting:>9.1f}{loading:>7.1f}")
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def copy_of(model: ModelFolder, folder: Path) -> ModelFolder:
+    """The same model without anything kept beside it."""
+    checkpoint = folder / model.checkpoint.relative_to(model.path)
+    checkpoint.parent.mkdir(parents=True)
+    for file in ("plans.json", "dataset.json"):
+        (folder / file).write_bytes((model.path / file).read_bytes())
+    checkpoint.write_bytes(model.checkpoint.read_bytes())
+    return ModelFolder.open(folder, step=model.step)
+
+
+def official_shape(folder: Path, like: ModelFolder) -> ModelFolder:
+    """A model of nnU-Net's ResEncL preset with random weights."""
+    plans = json.loads((like.path / "plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": PATCH, "spacing": [1.0, 1.0, 1.0]}
+    architecture = configuration["architecture"]
+    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+    stages = len(FEATURES)
+    kwargs = architecture["arch_kwargs"]
+    kwargs.pop("n_conv_per_stage", None)
+    kwargs |= {
+        "n_stages": stages,
+        "features_per_stage": FEATURES,
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_blocks_per_stage": BLOCKS,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+    }
+    torch.manual_seed(0)
+    network = get_network_from_plans(
+        architecture["network_class_name"],
+        kwargs,
+        architecture["_kw_requires_import"],
+        STEP_CHANNELS[1],
+        len(like.regions),
+        deep_supervision=False,
+    )
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_bytes((like.path / "dataset.json").read_bytes())
+    torch.save({"network_weights": network.state_dict()}, folder / "fold_0" / "checkpoint_final.pth")
+    return ModelFolder.open(folder, step=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
