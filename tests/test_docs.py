@@ -1,0 +1,174 @@
+"""The pages of the documentation: their commands run, in their order, in a folder with the files they name.
+
+In a page, a block of ``sh`` is run. The lines of ``sh finds`` may end with exit code 1, too. Those of ``sh no-run``
+need a network, a GPU, a cluster or a client: of them the project's own commands are parsed, and targets of make looked
+up. A block of ``yaml NAME`` is written to the file NAME. Networks are tiny and untrained, scans are noise.
+"""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import tiny_models
+from lib.cli import COMMANDS, _parser, common, main
+from lib.cohort.profile import read_profile
+from lib.geometry import Grid
+from lib.volume_io import write_volume
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "cluster", "offline-install")
+RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
+"""Pages whose commands other tests run, or that have none."""
+BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+SHAPE = (20, 24, 36)
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Kind, rest of the opening line, text."""
+    return [(kind, rest, text) for kind, rest, text in BLOCK.findall((DOCS / f"{page}.md").read_text(encoding="utf-8"))]
+
+
+def words_of(line: str) -> list[str]:
+    """A command without what follows its comment sign and without settings of variables before it."""
+    words = shlex.split(line, comments=True)
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words.pop(0)
+    return words
+
+
+def parsed(words: list[str]) -> None:
+    """Check a command of the project without running it."""
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word]
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in targets:
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make has no target {target}"
+        for name in (word.split("=")[0] for word in words[1:] if "=" in word):
+            assert re.search(rf"^{name} \?=", makefile, flags=re.MULTILINE), f"make knows no {name}"
+    elif words[0].endswith("totalspineseg"):
+        rest = words[1:]
+        command = rest.pop(0) if rest[0] in COMMANDS else "run"
+        _parser(command, import_module(f"lib.cli.{command.replace('-', '_')}")).parse_args(rest)
+    else:
+        assert words[0] in ("export", "dask"), f"a command that nothing checks: {words}"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.write_models(tmp_path_factory.mktemp("models"))
+
+
+def scan(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(1).normal(100, 30, SHAPE).astype(np.int16)
+    write_volume(path, data, Grid(SHAPE, np.diag([1.0, 1.0, 1.2, 1.0])))
+
+
+def series(folder: Path) -> None:
+    """A DICOM series of noise."""
+    folder.mkdir(parents=True)
+    image = sitk.GetImageFromArray(np.random.default_rng(1).normal(100, 30, SHAPE).astype(np.int16))
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for k in range(image.GetDepth()):
+        part = image[:, :, k]
+        place = "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k))))
+        tags = {"0020|000d": "1.2.3", "0020|000e": "1.2.4", "0008|0018": f"1.2.5.{k}", "0020|0032": place}
+        for key, value in {**tags, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(k), "0008|0060": "MR"}.items():
+            part.SetMetaData(key, value)
+        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        writer.Execute(part)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with what the pages name, and a model folder of its own."""
+    place = tmp_path / "work"
+    scan(place / "scan.nii.gz")
+    scan(place / "scan.v2.nrrd")
+    for subject in ("01", "02"):
+        for contrast in ("T1w", "T2w"):
+            scan(place / "bids" / f"sub-{subject}" / "anat" / f"sub-{subject}_{contrast}.nii.gz")
+    series(place / "dicom" / "patient 1" / "T2 sag")
+    labels = ROOT / "tests" / "golden" / "lower_lumbar_clean" / "step2_output.nii.gz"
+    (place / "localizers").mkdir()
+    shutil.copy(labels, place / "localizer.nii.gz")
+    for subject in ("01", "02"):
+        shutil.copy(labels, place / "localizers" / f"sub-{subject}_T1w.nii.gz")
+    shutil.copytree(models, tmp_path / "model" / "starter")
+    monkeypatch.setattr(common, "MODEL_DIR", tmp_path / "model")
+    for module in ("weights", "models"):
+        monkeypatch.setattr(import_module(f"lib.cli.{module}"), "MODEL_DIR", tmp_path / "model", raising=False)
+    monkeypatch.chdir(place)
+    yield place
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page(page: str, folder: Path, models: Path) -> None:
+    if page == "offline-install":
+        zips(folder, models)
+    for kind, rest, text in blocks(page):
+        if kind == "yaml":
+            (folder / rest).write_text(text)
+            read_profile(folder / rest)
+            continue
+        assert kind == "sh", f"a block of {kind or 'nothing'} in {page}"
+        for line in text.splitlines():
+            words = words_of(line)
+            if rest == "no-run":
+                parsed(words)
+            else:
+                assert words[0] == "totalspineseg"
+                assert main(words[1:]) in {"": (0,), "finds": (0, 1)}[rest], line
+
+
+def zips(folder: Path, models: Path) -> None:
+    """The zips that the page about installing names."""
+    for step in (1, 2):
+        name = tiny_models.DATASETS[step]
+        made = shutil.make_archive(str(folder / "made"), "zip", models, name)
+        Path(made).rename(folder / f"{name}_r20251124.zip")
+    assert main(["models", "export", "starter", "trained.zip"]) == 0
+
+
+def test_every_page_is_checked_and_linked() -> None:
+    """A page that nobody checks tells commands that have long changed."""
+    pages = {path.stem for path in DOCS.glob("*.md")}
+    links = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {page for page in PAGES if f"docs/{page}.md" not in links} == set()
+    unchecked = {
+        page
+        for page in pages - {*PAGES, *RUN_ELSEWHERE}
+        if "```sh" in (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    }
+    assert unchecked == set()
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\.venv/bin/totalspineseg .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+)
+def test_commands_of_the_readme(line: str, folder: Path) -> None:
+    words = words_of(line)
+    for word in words[1:]:
+        # What must exist already, such as STUDIES and RAW.nii.gz.
+        if re.fullmatch(r"[A-Z]+(\.[a-z.]+)?", word):
+            (folder / word).touch()
+    parsed(words)
+
+
+def test_links_lead_somewhere() -> None:
+    lost = []
+    for path in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+            if not (path.parent / target).exists():
+                lost.append(f"{path.name}: {target}")
+    assert lost == []
