@@ -431,6 +431,26 @@ def remnants(case: Case, rng: np.random.Generator) -> bool:
     return True
 
 
+def plain_vertebra(case: Case, rng: np.random.Generator) -> bool:
+    """A whole vertebra without an odd/even class."""
+    if case.step != 2:
+        return False
+    code = int(rng.choice(_inner(present(case, [c for c in VERTEBRAE if c > 12], 3000))))
+    case.raw[case.truth == code] = Step2.VERTEBRA.value
+    return True
+
+
+def false_sacrum(case: Case, rng: np.random.Generator) -> bool:
+    """Part of a vertebra drawn as the sacrum."""
+    if case.step != 2:
+        return False
+    code = int(rng.choice(present(case, [c for c in VERTEBRAE if c > 12], 3000)))
+    level = _level(case, code)
+    box, ball = _ball(case, level.center, rng.uniform(4, 9, 3))
+    case.raw[box][ball & (case.truth[box] == code)] = Step2.SACRUM.value
+    return True
+
+
 def ragged(case: Case, rng: np.random.Generator) -> bool:
     for axis in range(3):
         swap = rng.random(case.raw.shape) < 0.12
@@ -459,6 +479,8 @@ MISTAKES: dict[str, Mistake] = {
         lost_landmark,
         specks,
         remnants,
+        plain_vertebra,
+        false_sacrum,
         ragged,
     )
 }

@@ -8,8 +8,10 @@ import pytest
 
 import columns
 from lib.anatomy import DISC_C2_C3, DISC_L5_S, SACRUM, Kind, column
+from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
+from lib.numbering.evidence import Localizer
 from lib.numbering.label import label_map, name_map
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces
@@ -97,6 +99,9 @@ def test_clean_columns_are_right_and_as_certain_as_can_be(fov: str, step: int) -
         ("cervical", 2, "moved landmark", 18),
         ("thoracic", 2, "specks", 19),
         ("lumbar", 2, "remnants", 20),
+        ("thoracic", 2, "plain vertebra", 23),
+        ("lumbar", 2, "plain vertebra", 24),
+        ("lumbar", 2, "false sacrum", 25),
         ("lumbar", 2, "ragged", 21),
     ],
 )
@@ -186,6 +191,21 @@ def test_a_localizer_of_a_patient_who_moved_still_counts() -> None:
     assert numbering.confident
 
 
+def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
+    """A series whose names are as likely one level off must not decide."""
+    case = draw("midthoracic", 2)
+    codes = [level.code for level in case.levels]
+    sure = Localizer(case.truth, {c: {c: 0.985, c + 1: 0.0075, c - 1: 0.0075} for c in codes}, "sure")
+    torn = Localizer(case.truth, {c: {c: 0.5, c + 1: 0.5} for c in codes}, "torn")
+    _, alone = name(case)
+    labels, helped = name(case, siblings=[sure])
+    assert columns.errors(case, labels) == {}
+    assert (helped.helped_by, helped.probability > 0.97) == (("sure",), True)
+    _, mixed = name(case, siblings=[torn])
+    assert mixed.probability < 0.75
+    assert alone.helped_by == ()
+
+
 def test_pins_must_name_levels() -> None:
     with pytest.raises(ValueError, match="a pin must name a vertebra, a disc or the sacrum, got code 1"):
         name(draw("cervical", 1), pins=[Pin(1, (0.0, 0.0, 0.0))])
@@ -257,3 +277,69 @@ def test_a_false_disc_inside_a_vertebra_does_not_cut_it() -> None:
     assert sum(piece.kind is Kind.VERTEBRA for piece in numbering.pieces.vertebrae) == len(
         find_pieces(case.raw, 2).vertebrae
     )
+
+
+def test_three_discs_in_one_piece_get_three_names() -> None:
+    """Only the first waist was cut; the piece fit no level and was dropped, and the result called certain."""
+    case = draw("cervical", 2, spacing=1.5)
+    centers = {level.code: level.center for level in case.levels}
+    for upper, lower in ((65, 66), (66, 67)):
+        for t in np.linspace(0, 1, 25):
+            box, ball = columns._ball(case, centers[upper] * (1 - t) + centers[lower] * t, [4, 4, 4])
+            case.raw[box][ball & (case.raw[box] != 0)] = 1
+    labels, numbering = name(case)
+    assert columns.errors(case, labels) == {}
+    assert numbering.findings == ()
+
+
+def test_two_vertebrae_without_the_disc_between_are_two() -> None:
+    """A missed disc and a flipped class joined them; the piece, the disc below and the sacrum were all dropped."""
+    case = draw("lumbar", 2, spacing=1.5)
+    case.raw[case.truth == 95] = 0
+    case.raw[case.truth == 45] = case.raw[case.truth == 44][0]
+    xyz = np.argwhere(case.truth == 95)
+    low, high = xyz.min(axis=0), xyz.max(axis=0) + 1
+    bridge = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    inside = (case.truth[bridge] == 95) & (np.arange(low[0], high[0]) % 6 == 0)[:, None, None]
+    case.raw[bridge][inside] = case.raw[case.truth == 44][0]
+    labels, numbering = name(case)
+    assert set(columns.errors(case, labels)) <= {95}  # The bridge drawn as bone in its place.
+    assert numbering.missed == (95,)
+
+
+def test_a_piece_of_the_sacrums_class_in_the_column_is_not_painted_as_sacrum() -> None:
+    case = draw("lumbar", 2, "false sacrum", seed=25)
+    labels, numbering = name(case)
+    assert not ((labels == SACRUM) & (case.truth != SACRUM) & (case.truth != 0)).any()
+    (finding,) = numbering.findings
+    assert (finding.kind, case.raw[finding.point_vox]) == ("left_out", 9)
+    assert "the sacrum" in finding.message
+    assert numbering.confident
+
+
+def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
+    """What has the size of a vertebra is one: without a name for it the numbering is in doubt."""
+    case = draw("lumbar", 2)
+    x, y, z = np.argwhere(case.truth == 43).mean(axis=0).astype(int)
+    _, sound = name(case)
+    case.raw[np.isin(case.truth, (92, 93, 41, 43))] = 0
+    case.raw[x - 8 : x + 8, y : y + 14, z - 9 : z + 9] = 7
+    case.raw[np.isin(case.truth, (42, 44)) & (case.raw != 0)] = 8
+    _, numbering = name(case)
+    assert sound.confident
+    assert not numbering.confident
+
+
+def test_a_finished_map_is_no_raw_map() -> None:
+    """Its cord and canal were read as discs, and its names as nothing."""
+    case = draw("lumbar", 2)
+    with pytest.raises(LabelError, match=r"a raw map of step 2 with classes 0 to 11 is required, got \[30, 31"):
+        name_map(Volume(case.truth, case.affine), 2)
+
+
+def test_bone_without_discs_below_the_last_one_is_no_sacrum() -> None:
+    """A step-1 map with one disc was called L5-S with certainty: so many missed discs were thought impossible."""
+    case = draw("thoracolumbar", 1)
+    case.raw[np.isin(case.raw, (1, 2, 3, 4, 5)) & (case.truth != 92)] = 0
+    _, numbering = name(case)
+    assert not numbering.confident
