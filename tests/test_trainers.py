@@ -178,6 +178,23 @@ def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
     assert [source.steps for source in site_material(site).training] == [(1, 2)]
 
 
+def test_what_the_linter_found_is_said_and_recorded(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An odd label trains as its annotator made it; whoever looks for the reason of an odd model must find it."""
+    site = make_site(tmp_path)
+    (final,) = site.corrections.all()
+    odd = Correction(
+        **final.__dict__ | {"findings": ({"kind": "gap", "message": "L3 is missing"},), "unreviewed": (45,)}
+    )
+    monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter([odd]))
+    result = train(site, iterations=1)
+    assert "trains, though: L3 is missing" in (result.run / "log.txt").read_text()
+    (trained,) = show_version(site.models, result.version)["training"]
+    assert trained["findings"] == ["L3 is missing"]
+    assert trained["unreviewed"] == ["L5"]
+
+
 def test_nothing_to_learn_from_is_a_clear_error(tmp_path: Path) -> None:
     site = make_site(tmp_path, scans=0)
     with pytest.raises(TrainingError, match="submit a corrected label first"):
@@ -301,6 +318,9 @@ def test_a_client_starts_watches_and_stops_a_training(server: Server, tmp_path: 
     wait_for(lambda: client.info()["train_stats"]["totalspineseg_step2"]["epoch"] >= 1)
     assert {entry["status"] for entry in client.info()["train_stats"].values()} == {"running"}
     assert client.train_status(check_if_running=True) is True
+    # Others are served meanwhile.
+    _, reply = client.infer("totalspineseg", "train-me", {"result_extension": ".nrrd"})
+    assert set(reply["models"]) == {"step1", "step2"}
     client.train_stop()
     wait_for(lambda: client.info()["train_stats"]["totalspineseg"]["status"] == "interrupted")
     assert CorrectionStore(server.studies / ".totalspineseg").latest_accepted("train-me") is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.anatomy import UNREVIEWED
+from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.history import sha256_of
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
@@ -141,4 +141,6 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "annotator": correction.user,
         "client": correction.client,
         "received": correction.received,
+        "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "findings": [str(finding.get("message", "")) for finding in correction.findings],
     }

@@ -135,6 +135,9 @@ class _Retraining:
             f"{self.material.fresh} new and {len(self.material.training) - self.material.fresh} earlier corrections"
         )
         self.log.say(f"run {self.run.name}: {counts}, {len(self.material.holdout)} hold-out scans")
+        for source in self.material.training:
+            for finding in source.provenance.get("findings", ()):
+                self.log.say(f"case {source.name} trains, though: {finding}", case=source.name)
         try:
             for step in self.settings.steps:
                 self._train(step, should_stop)
