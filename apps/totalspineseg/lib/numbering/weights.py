@@ -48,13 +48,13 @@ LANDMARK_OWN: Final = 0.87
 """Chance that a landmark disc carries its own class; otherwise it is plain (0.11) or another landmark."""
 LANDMARK_LOST: Final = 0.11
 LANDMARK_OTHER: Final = 0.02 / 3
-LANDMARK_NEAR: Final = (0.08, 0.005)
+LANDMARK_NEAR: Final = (0.15, 0.01)
 """Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
-a landmark that moved by one level has a weight of 1.2 % on either side: comparable to a rare variant, and enough to
-doubt a column that hangs on a single landmark."""
+a landmark that moved by one level has a weight of 2 % on either side: as much as a rare variant, so that a column that
+hangs on one landmark alone, with nothing at its ends to confirm it, is never certain."""
 LANDMARK_NEAR_ALONE: Final = (0.005, 0.001)
-"""The same where the landmark's own disc would lie beyond the outermost disc in view: half as often as a landmark
-moves within the view (0.08 x 0.11), since here the network must invent it."""
+"""The same where the landmark's own disc would lie beyond the outermost disc in view: a third as often as a
+landmark moves within the view (0.15 x 0.11), since here the network must invent it."""
 LANDMARK_FAR: Final = 0.001
 """Chance that a plain disc farther away carries a landmark's class."""
 
