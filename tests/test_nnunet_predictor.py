@@ -10,7 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
 import lib.nnunet.predictor as predictor_module
-from lib.errors import WeightsError
+from lib.errors import MemoryShortageError, WeightsError
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.preprocessing import normalize
@@ -209,6 +209,46 @@ def test_falls_back_when_gpu_memory_is_short(model, monkeypatch, caplog, fails, 
     # The next image starts on the GPU again.
     predictor.predict(image(1, (20, 20, 20)))
     assert gpu.calls[len(tried)] == ("cuda", "cuda")
+
+
+def test_labels_are_made_on_the_cpu_when_the_gpu_has_no_room_for_them(model, monkeypatch, caplog):
+    """The network's answer fitted, the labels at 1 mm did not, and the request failed after all the work."""
+    expected = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20)), soft=("cord",))
+    original, calls, freed = predictor_module.resample_above, [], []
+
+    def short_of_memory(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(predictor_module, "sliding_logits", SmallGpu(lambda c, s: False, None))
+    monkeypatch.setattr(predictor_module, "resolve_device", lambda *_: torch.device("cuda"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    monkeypatch.setattr(predictor_module, "resample_above", short_of_memory)
+    monkeypatch.setattr(predictor_module, "_empty_cache", lambda: freed.append(1))
+    with caplog.at_level(logging.WARNING):
+        found = WarmPredictor(model, device="cuda").predict(image(1, (20, 20, 20)), soft=("cord",))
+    assert len(calls) > 3
+    assert freed == [1]
+    assert "the CPU goes on" in caplog.text
+    # The stand-in rounds its logits to half precision.
+    assert (found.labels != expected.labels).mean() < 0.01
+    np.testing.assert_allclose(found.soft["cord"], expected.soft["cord"], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 99 bytes"), id="torch"),
+        pytest.param(MemoryError("Unable to allocate 3 GiB"), id="numpy"),
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), id="gpu"),
+    ],
+)
+def test_image_that_fits_nowhere_is_one_sentence(model, monkeypatch, error):
+    monkeypatch.setattr(predictor_module, "sliding_logits", SmallGpu(lambda c, s: True, error))
+    with pytest.raises(MemoryShortageError, match="more free memory is required for an image of 20 x 21 x 22 voxels"):
+        WarmPredictor(model, device="cpu").predict(image(1, (20, 21, 22)))
 
 
 def test_other_errors_are_not_taken_for_missing_memory(model, monkeypatch):

@@ -36,6 +36,10 @@ class StorageError(TotalSpineSegError):
     """A result or a correction could not be written (disk full, no permission)."""
 
 
+class MemoryShortageError(TotalSpineSegError):
+    """A scan does not fit into this machine's memory."""
+
+
 class TrainingError(TotalSpineSegError):
     """A training cannot start or go on: nothing to learn from, another one is running, or memory does not suffice."""
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from fastapi import HTTPException
 
-from lib.errors import StorageError, TotalSpineSegError, WeightsError
+from lib.errors import MemoryShortageError, StorageError, TotalSpineSegError, WeightsError
 
 UNUSABLE: Final = 422
 """What was sent cannot be used: image, label, setting."""
@@ -31,7 +31,7 @@ def status_of(error: TotalSpineSegError) -> int:
         return NOT_FOUND
     if isinstance(error, WeightsError):
         return NOT_READY
-    return NO_ROOM if isinstance(error, StorageError) else UNUSABLE
+    return NO_ROOM if isinstance(error, (StorageError, MemoryShortageError)) else UNUSABLE
 
 
 @contextmanager

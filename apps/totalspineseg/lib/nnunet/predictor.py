@@ -4,7 +4,8 @@ Nothing is written, printed or started: arrays stay in memory, in this process.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from threading import RLock
 from typing import Final
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lib.errors import WeightsError
+from lib.errors import MemoryShortageError, WeightsError
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import FloatArray, nonzero_box, normalize
@@ -69,6 +70,7 @@ class WarmPredictor:
         Raises:
             ValueError: Wrong number of channels or axes, an empty or non-finite array, or an unknown region name.
             WeightsError: The network's answer is not finite.
+            MemoryShortageError: The image does not fit into memory, that of the CPU included.
         """
         self._check(channels, soft)
         shape = channels.shape[1:]
@@ -76,7 +78,7 @@ class WarmPredictor:
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
         box = nonzero_box(channels)
         if box is not None:
-            with self._lock:
+            with self._lock, _memory_errors(shape):
                 self._predict_box(channels[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
         return Prediction(labels=labels, soft=maps)
 
@@ -122,6 +124,21 @@ class WarmPredictor:
         working = resample(image, resampled_shape(full, IMAGE_MM, spacing))
         logits = self._logits(working.permute(0, *(axis + 1 for axis in axes)).contiguous())
         logits = logits.permute(0, *(axis + 1 for axis in back))
+        try:
+            self._decide(logits, labels, maps)
+        except RuntimeError as error:
+            if self.device.type != "cuda" or not is_out_of_memory(error):
+                raise
+            logger.warning("GPU memory does not suffice for the labels of step %d; the CPU goes on", self.folder.step)
+        else:
+            return
+        logits = logits.to(CPU)
+        self.free()
+        self._decide(logits, labels, maps)
+
+    def _decide(self, logits: torch.Tensor, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
+        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, where these lie."""
+        full: Shape = labels.shape  # type: ignore[assignment]
         found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
         # One region at a time: no full-size copy of all channels.
         for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
@@ -183,9 +200,27 @@ def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means missing GPU memory, which cuDNN and cuBLAS report in words of their own."""
-    words = ("out of memory", "ALLOC_FAILED", "unable to find an engine")
+    """Whether an error means missing memory, which cuDNN, cuBLAS and the CPU report in words of their own."""
+    words = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def _memory_errors(shape: tuple[int, ...]) -> Iterator[None]:
+    """One sentence for an image that fits nowhere.
+
+    Raises:
+        MemoryShortageError: In place of the libraries' errors.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        raise MemoryShortageError(
+            f"more free memory is required for an image of {' x '.join(map(str, shape))} voxels at 1 mm, got too "
+            "little; close other programs, or crop the scan to the spine"
+        ) from error
 
 
 def _empty_cache() -> None:
