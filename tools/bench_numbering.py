@@ -231,8 +231,8 @@ def _confidently_wrong(outcome: Outcome) -> bool:
 def calibration(outcomes: list[Outcome]) -> None:
     """Of levels given a probability, how many are right: of all, and with variants as rare as they are in people.
 
-    A third of the cases are variants, and most fields of view cannot show which: there the names that are usual are wrong
-    more often than in a clinic.
+    A third of the cases are variants, and most fields of view cannot show which: there the usual names are wrong more
+    often than in a clinic.
     """
     drawn = Counter(o.plan.variant for o in outcomes)
     share = {name: THORACIC_PRIOR[t] * LUMBAR_PRIOR[n] for name, (t, n) in columns.VARIANTS.items()}
@@ -287,9 +287,8 @@ def main() -> None:
     )
     print(f"confidently wrong in all {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")
     calibration(outcomes)
-    print(
-        f"median seconds a scan, component finding and painting included: {np.median([o.seconds for o in outcomes]):.2f}"
-    )
+    seconds = np.median([o.seconds for o in outcomes])
+    print(f"median seconds a scan, component finding and painting included: {seconds:.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], default=int))
 
