@@ -74,6 +74,7 @@ def main() -> int:
         with serving(studies, app, folder / "server.log", device=arguments.device) as url:
             client = MONAILabelClient(url, tmpdir=str(folder), client_id="bench")
             before = {kind: _predict(client, cases) for kind, cases in tests.items()}
+            print(f"{sum(map(len, tests.values()))} of them predicted", flush=True)
             _predict(client, corrected)
             for case in corrected:
                 _correct(client, case, folder)
@@ -98,13 +99,13 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=250)
+    parser.add_argument("--iterations", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replay-cases", type=int, default=6)
     parser.add_argument("--replay-share", type=float, default=0.4)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
-    parser.add_argument("--old", type=int, default=6, help="scans of the old scanner that are predicted")
+    parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
@@ -202,11 +203,11 @@ def _print(
     seconds: float,
 ) -> None:
     print(f"\n{status.get('message')}\n")
-    print(f"{'':<12} {'measure':<10} {'before':>7} {'after':>7} {'change':>7}")
+    print(f"| {'scans of the':<12} | {'measure':<10} | before |  after | change |\n|---|---|---|---|---|")
     for kind, rows in table.items():
         for measure, pair in rows.items():
             change = pair["after"] - pair["before"]
-            print(f"{kind:<12} {measure:<10} {pair['before']:7.3f} {pair['after']:7.3f} {change:+7.3f}")
+            print(f"| {kind:<12} | {measure:<10} | {pair['before']:6.3f} | {pair['after']:6.3f} | {change:+6.3f} |")
     left = {measure: _error_left(table["new scanner"], measure) for measure in ("mean Dice", LEVELS)}
     text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
     print(f"\nerror left on the new scanner: {text}; expectation {'met' if _met(table) else 'not met'}")
