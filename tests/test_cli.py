@@ -87,6 +87,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
     [
         (["nowhere", "out"], "which does not exist"),
         (["IN", "out", "--keep-only", "step3"], "--keep-only takes input, preview"),
+        (["IN", "out", "--step1", "--keep-only", "step2_output"], "--step1 writes no step2 folder"),
         (["IN", "FILE"], "OUTPUT must be a folder"),
         (["IN", "out", "--suffix", "_T9w"], "whose name ends in _T9w"),
         (["IN", "out", "--pin", "L5@1,2,3"], "--pin fixes a level of one scan, got 2 scans"),

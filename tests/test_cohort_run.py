@@ -299,6 +299,19 @@ def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
     assert doubtful_codes(None, labels) == frozenset()
 
 
+def test_a_file_name_that_is_no_text_is_a_scan_like_any_other(tmp_path: Path, few: np.ndarray) -> None:
+    """A name in another encoding than UTF-8 ended the whole run when its documents were written."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    strange = os.fsdecode(b"lat\xe9 & <b>")
+    (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / f"{strange}.nii.gz")
+    keep = ("step2_output", "preview")
+    summary = run(tmp_path / "in", tmp_path / "out", keep=keep)
+    assert summary.failures == {}
+    assert (tmp_path / "out" / "step2_output" / f"{strange}.nii.gz").is_file()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["done"] == [strange]
+    assert run(tmp_path / "in", tmp_path / "out", keep=keep).skipped == (strange,)
+
+
 def test_old_temporary_files_are_removed_and_new_ones_left(tmp_path: Path, few: np.ndarray) -> None:
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     folder = tmp_path / "out" / "step2_output"

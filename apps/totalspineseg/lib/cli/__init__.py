@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 """
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=os.environ.get("TOTALSPINESEG_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of scans that the terminal's encoding does not know must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = module.execute(arguments)
     except (TotalSpineSegError, argparse.ArgumentTypeError) as error:

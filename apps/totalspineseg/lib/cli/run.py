@@ -88,6 +88,8 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
         raise TotalSpineSegError(f"--keep-only takes {', '.join(FOLDERS)}, got {', '.join(unknown)}")
     if arguments.step1:
         keep = tuple(folder for folder in keep if not folder.startswith("step2"))
+        if not keep:
+            raise TotalSpineSegError(f"--step1 writes no step2 folder, got --keep-only {' '.join(arguments.keep_only)}")
     return RunOptions(
         iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
     )

@@ -107,7 +107,7 @@ def _full_picture(output: Path, name: str) -> str:
     for kind in ("step2_output", "step1_output"):
         file = f"{PREVIEW}/{name}_{kind}_tags.jpg"
         if (output / file).is_file():
-            return quote(file)
+            return quote(file, errors="surrogateescape")
     return ""
 
 

@@ -32,7 +32,8 @@ def write_text(path: Path, text: str) -> None:
     """
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        # File names may hold bytes that are no text; in JSON their escapes are read back as they were.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
     write_atomic(path, write)
 
