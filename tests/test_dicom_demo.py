@@ -86,8 +86,11 @@ def test_the_localizer_is_refused_and_shows_the_spine(study: DemoStudy) -> None:
     with pytest.raises(ImageError, match=r"3 orientations \(3 \w+, 3 \w+, 3 \w+; a three-plane localizer\?\)"):
         read_image(localizer.folder)
     assert localizer.truth is None
-    for path in localizer.files:
-        assert pydicom.dcmread(path).pixel_array.std() > 10
+    items = [pydicom.dcmread(path) for path in localizer.files]
+    assert all(item.pixel_array.std() > 10 for item in items)
+    for first in (0, 3, 6):
+        places = np.array([item.ImagePositionPatient for item in items[first : first + 3]], dtype=float)
+        np.testing.assert_allclose(np.linalg.norm(np.diff(places, axis=0), axis=1), 10, atol=1e-6)
 
 
 def test_a_localizer_slice_shows_what_the_t2_shows_there(study: DemoStudy) -> None:

@@ -550,6 +550,7 @@ ELSEWHERE = {
     "half a voxel aside": Grid(SIZE, OBLIQUE @ step(0.5, 0, 0)),
     "half a slice aside": Grid(SIZE, OBLIQUE @ step(0, 0, 0.5)),
     "other spacing": Grid(SIZE, OBLIQUE @ np.diag([1.1, 1, 1, 1])),
+    "twice as fine": Grid(SIZE, OBLIQUE @ np.diag([0.5, 1, 1, 1])),
     "turned": Grid(SIZE, STACKS["axial"]),
 }
 
@@ -664,6 +665,12 @@ def test_something_that_is_not_dicom() -> None:
         read_seg(b"hello", GRID)
 
 
+def test_a_segmentation_beside_the_slices_is_no_slice(tmp_path: Path, ours: bytes) -> None:
+    folder = save(tmp_path / "series", slices())
+    (folder / "seg.dcm").write_bytes(ours)
+    np.testing.assert_array_equal(read_image(folder).data, picture())
+
+
 def test_nothing_marked_is_an_empty_submission() -> None:
     submission = read_seg(another({"L4": mask()}), GRID)
     assert not submission.layers[0].any()
@@ -676,4 +683,3 @@ def test_pixels_of_the_source_are_not_needed_nor_changed(series: Path) -> None:
     before = [item.to_json() for item in items]
     written(codes(44), items)
     assert [item.to_json() for item in items] == before
-    assert picture().any()
