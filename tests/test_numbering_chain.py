@@ -176,6 +176,24 @@ def test_a_pinned_level_settles_a_scan_without_landmarks(step: int) -> None:
     assert numbering.confident
 
 
+def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
+    """Such a map has no single vertebrae, and the pin was dropped without a word."""
+    case = draw("midthoracic", 1)
+    codes = columns.present(case, columns.VERTEBRAE)
+    labels, numbering = name(case, pins=[Pin(codes[2], truth_point(case, codes[2]))])
+    assert columns.errors(case, labels) == {}
+    assert (numbering.confident, numbering.unmet) == (True, ())
+
+
+def test_a_pin_beside_the_spine_is_said() -> None:
+    """It was ignored, and the result looked as if the reader had agreed."""
+    case = draw("midthoracic", 2)
+    with pytest.raises(LabelError, match="a fixed level within 15 mm of a structure of its kind is required, got T5"):
+        label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, (999.0, 0.0, 0.0))])
+    with pytest.raises(LabelError, match="pins require the method 'chain'"):
+        label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
+
+
 def test_a_localizer_settles_a_scan_without_landmarks() -> None:
     case = draw("midthoracic", 2)
     labels, numbering = name(case, localizer=case.truth)

@@ -20,6 +20,7 @@ from lib.infers.latencies import Latencies
 from lib.infers.services import Services
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
+from lib.numbering.label import require_met
 from lib.numbering.renumber import Drawn
 from lib.pipeline import Scan
 from lib.volume_io import read_labels
@@ -80,6 +81,7 @@ class Step1Task(SpineTask):
             found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 1, options, clock=clock)
             return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
+        require_met(located.numbering)
         drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1)
         return Outcome(scan, located.labels, located.numbering, versions, drawn=drawn)
 

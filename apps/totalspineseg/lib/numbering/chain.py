@@ -16,6 +16,7 @@ from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pi
 from lib.numbering.findings import Finding
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
+from lib.numbering.pins import with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
@@ -93,6 +94,7 @@ class Numbering:
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, for a reader to look at.
         helped_by: Named series of the patient whose levels overlap.
+        unmet: Codes of pins that lie near nothing they could name.
     """
 
     pieces: Pieces
@@ -105,6 +107,7 @@ class Numbering:
     missed: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
     helped_by: tuple[str, ...] = ()
+    unmet: tuple[int, ...] = ()
 
 
 def number_chain(
@@ -134,14 +137,15 @@ def number_chain(
     """
     ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
     pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
-    evidence = gather(pieces, raw, step, affine=affine, ruler=ruler, localizers=localizers, pins=pins)
+    evidence = gather(pieces, raw, step, ruler=ruler, localizers=localizers)
+    evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
     numbering = number_evidence(pieces, evidence)
     helped = tuple(
         series.source
         for k, series in enumerate(localizers)
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
-    return replace(numbering, helped_by=helped)
+    return replace(numbering, helped_by=helped, unmet=unmet)
 
 
 def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:

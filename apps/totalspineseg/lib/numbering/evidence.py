@@ -1,7 +1,7 @@
 """What the maps say, piece by piece, as numbers the chain model can weigh."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -16,8 +16,6 @@ Labels = npt.NDArray[np.uint8]
 
 END_MM: Final = 2.0
 """A piece this near to the first or last slice is cut off by the field of view."""
-PIN_REACH_MM: Final = 15.0
-"""A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
 MIN_C1_VOLUME_MM3: Final = 100.0
 """Less of the class C1 is a speck."""
 LOCALIZER_MIN_SHARE: Final = 0.10
@@ -82,7 +80,7 @@ class Item:
         landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
         odd: Share of odd among odd and even voxels; None where the class says nothing.
         overlaps: With each localizer.
-        pin: Code a reader gave it, or None.
+        pin: Codes it can have by a reader's word; empty where none was given.
         is_c1: Whether the network says C1.
     """
 
@@ -95,7 +93,7 @@ class Item:
     landmarks: Mapping[int, float] = field(default_factory=dict)
     odd: float | None = None
     overlaps: tuple[Overlap, ...] = ()
-    pin: int | None = None
+    pin: frozenset[int] = frozenset()
     is_c1: bool = False
 
 
@@ -126,10 +124,8 @@ def gather(
     raw: Labels,
     step: Step,
     *,
-    affine: Floats,
     ruler: Ruler,
     localizers: Sequence[Localizer] = (),
-    pins: Sequence[Pin] = (),
 ) -> Evidence:
     """Measure every piece.
 
@@ -137,10 +133,8 @@ def gather(
         pieces: From ``find_pieces``.
         raw: uint8 (X, Y, Z) RAS, the step's classes. Not modified.
         step: 1 or 2.
-        affine: (4, 4) voxel -> RAS mm.
         ruler: The canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
-        pins: Levels a reader has fixed.
 
     Returns:
         The evidence; no items where there are no pieces.
@@ -159,7 +153,6 @@ def gather(
     specks = tuple(item for item in items if _is_speck(item, items))
     items = [item for item in items if item not in specks]
     items.sort(key=lambda item: item.place_mm)
-    items = _pinned(items, pieces, pins, affine, ruler.spacing_mm)
     above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
     return Evidence(step, tuple(items), specks, loose, above, below)
 
@@ -280,40 +273,3 @@ def odd_share(piece: Piece) -> float | None:
     odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
     even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
     return odd / (odd + even) if odd + even else None
-
-
-def _pinned(items: Sequence[Item], pieces: Pieces, pins: Sequence[Pin], affine: Floats, spacing: Floats) -> list[Item]:
-    """Items with the codes readers gave them; each pin goes to the nearest piece of its kind."""
-    result = list(items)
-    for pin in pins:
-        structure = BY_CODE.get(pin.code)
-        if structure is None or structure.kind in (Kind.CORD, Kind.CANAL):
-            raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
-        point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
-        found = _nearest(result, pieces, structure.kind, pin.code, point, spacing)
-        if found is not None:
-            result[found] = replace(result[found], pin=pin.code)
-    return result
-
-
-def _nearest(
-    items: Sequence[Item], pieces: Pieces, kind: Kind, code: int, point_vox: Floats, spacing: Floats
-) -> int | None:
-    best, best_mm = None, PIN_REACH_MM
-    for k, item in enumerate(items):
-        if (item.kind is Kind.DISC) != (kind is Kind.DISC):
-            continue
-        if item.index < 0:
-            continue
-        numbered = pieces.disc_map if kind is Kind.DISC else pieces.vertebra_map
-        piece = (pieces.discs if kind is Kind.DISC else pieces.vertebrae)[item.index]
-        low = np.array([s.start for s in piece.box])
-        high = np.array([s.stop - 1 for s in piece.box])
-        away = float(np.linalg.norm((point_vox - np.clip(point_vox, low, high)) * spacing))
-        if away >= best_mm or numbered is None:
-            continue
-        xyz = np.argwhere(numbered[piece.box] == item.index + 1) + low
-        away = float(np.sqrt((((xyz - point_vox) * spacing) ** 2).sum(axis=1).min()))
-        if away < best_mm:
-            best, best_mm = k, away
-    return best

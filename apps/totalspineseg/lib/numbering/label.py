@@ -6,13 +6,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import Step1, Step2
+from lib.anatomy import NAME_OF, Step1, Step2
 from lib.clock import Clock, no_clock
 from lib.errors import GridError, LabelError
 from lib.geometry import AnyArray, Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
 from lib.numbering.evidence import Localizer
 from lib.numbering.lint import lint
+from lib.numbering.pins import PIN_REACH_MM
 from lib.numbering.report import report
 from lib.transforms.canal import fill_canal
 from lib.transforms.components import Labels, largest_component
@@ -43,12 +44,14 @@ def label_map(
         uint8 codes on the grid of ``raw``, and the report (see ``report``).
 
     Raises:
-        LabelError: The map has values that are no classes of the step.
+        LabelError: The map has values that are no classes of the step, a pin lies near nothing it could name, or
+            pins come with the iterative method, which cannot follow them.
         NoSpineError: The map has no disc or no canal.
         GridError: The localizer has another shape.
         ValueError: A pin does not name a level, or the method is unknown.
     """
     labels, numbering = name_map(raw, step, localizer=localizer, pins=pins, method=method)
+    require_met(numbering)
     return labels, report(numbering, lint(labels, raw.spacing), affine=raw.affine)
 
 
@@ -68,6 +71,10 @@ def name_map(
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
+    if pins and method == "iterative":
+        raise LabelError(
+            "pins require the method 'chain', got 'iterative', which counts by its own rule; drop one"
+        )
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(localizer),)))
     for other in series:
@@ -91,6 +98,20 @@ def name_map(
         labels = paint(pieces, classes, naming, step)
     with clock(f"step {step} fill canal"):
         return fill_canal(labels), numbering
+
+
+def require_met(numbering: Numbering | None) -> None:
+    """Check that every pin named something.
+
+    Raises:
+        LabelError: One did not.
+    """
+    if numbering is not None and numbering.unmet:
+        names = ", ".join(NAME_OF[code] for code in numbering.unmet)
+        raise LabelError(
+            f"a fixed level within {PIN_REACH_MM:.0f} mm of a structure of its kind is required, got {names} beside "
+            "none; click inside the structure (RAS mm)"
+        )
 
 
 def _require_classes(raw: AnyArray, step: Step) -> None:

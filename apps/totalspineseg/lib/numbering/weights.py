@@ -196,8 +196,8 @@ def fit(items: tuple[Item, ...]) -> Floats:
         # C1 of step 1 comes without overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        if item.pin is not None:
-            base = np.where(tree.code == item.pin, base, base * PIN_WEIGHT)
+        if item.pin:
+            base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
         result[k] = base * _parity_fit(item, tree)
     return result
 
@@ -264,7 +264,7 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
     """(items,) weight of each piece being no structure of the column at all."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
-        if item.pin is not None:
+        if item.pin:
             weights[k] = PIN_WEIGHT
             continue
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]

@@ -1,0 +1,102 @@
+"""Levels a reader fixes by a name and a point."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BY_CODE, C1, SACRUM, Kind, column
+from lib.numbering.course import Ruler
+from lib.numbering.evidence import Evidence, Floats, Item, Pin
+from lib.transforms.pieces import Pieces
+
+PIN_REACH_MM: Final = 15.0
+"""A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
+BESIDE_MM: Final = 40.0
+"""A disc farther along the canal from a point in a vertebra does not border that vertebra (a lumbar level)."""
+
+
+def with_pins(
+    evidence: Evidence, pieces: Pieces, pins: Sequence[Pin], *, affine: Floats, ruler: Ruler
+) -> tuple[Evidence, tuple[int, ...]]:
+    """The evidence with the names readers gave.
+
+    Each pin goes to the nearest piece of its kind. A step-1 map has no single vertebrae: there it names the discs
+    above and below the point.
+
+    Args:
+        evidence: From ``gather``.
+        pieces: The pieces it is about.
+        pins: Levels a reader has fixed.
+        affine: (4, 4) voxel -> RAS mm.
+        ruler: The canal.
+
+    Returns:
+        The evidence, and the codes of pins that lie near nothing they could name.
+
+    Raises:
+        ValueError: A pin does not name a level.
+    """
+    items, unmet = list(evidence.items), []
+    for pin in pins:
+        structure = BY_CODE.get(pin.code)
+        if structure is None or structure.kind in (Kind.CORD, Kind.CANAL):
+            raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
+        point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
+        if evidence.step == 1 and structure.kind is not Kind.DISC:
+            named = _bordering(items, pin.code, ruler.place(point * ruler.spacing_mm))
+        else:
+            found = _nearest(items, pieces, structure.kind, point, ruler.spacing_mm)
+            named = {} if found is None else {found: frozenset({pin.code})}
+        for k, codes in named.items():
+            items[k] = replace(items[k], pin=codes)
+        if not named:
+            unmet.append(pin.code)
+    return replace(evidence, items=tuple(items)), tuple(unmet)
+
+
+def _bordering(items: Sequence[Item], code: int, place_mm: float) -> dict[int, frozenset[int]]:
+    """The discs above and below a point in a vertebra -> the codes they can have then, over all variants."""
+    above, below = _neighbors(code)
+    discs = [k for k, item in enumerate(items) if item.kind is Kind.DISC]
+    upper = [k for k in discs if 0 < place_mm - items[k].place_mm <= BESIDE_MM]
+    lower = [k for k in discs if 0 <= items[k].place_mm - place_mm <= BESIDE_MM]
+    named = {upper[-1]: above} if upper and above else {}
+    if lower and below:
+        named[lower[0]] = below
+    atlas = [k for k, item in enumerate(items) if item.is_c1] if code == C1 else []
+    return named | {k: frozenset({C1}) for k in atlas}
+
+
+def _neighbors(code: int) -> tuple[frozenset[int], frozenset[int]]:
+    """Codes of the discs above and below a vertebra or the sacrum in any variant."""
+    above, below = set[int](), set[int]()
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            row = (*spine.vertebrae, SACRUM)
+            if code in row:
+                place = row.index(code)
+                above |= {disc for disc in spine.discs[place - 1 : place] if disc is not None}
+                below |= {disc for disc in spine.discs[place : place + 1] if disc is not None}
+    return frozenset(above), frozenset(below)
+
+
+def _nearest(items: Sequence[Item], pieces: Pieces, kind: Kind, point_vox: Floats, spacing: Floats) -> int | None:
+    best, best_mm = None, PIN_REACH_MM
+    for k, item in enumerate(items):
+        if (item.kind is Kind.DISC) != (kind is Kind.DISC) or item.index < 0:
+            continue
+        numbered = pieces.disc_map if kind is Kind.DISC else pieces.vertebra_map
+        piece = (pieces.discs if kind is Kind.DISC else pieces.vertebrae)[item.index]
+        low = np.array([s.start for s in piece.box])
+        high = np.array([s.stop - 1 for s in piece.box])
+        away = float(np.linalg.norm((point_vox - np.clip(point_vox, low, high)) * spacing))
+        if away >= best_mm or numbered is None:
+            continue
+        xyz = np.argwhere(numbered[piece.box] == item.index + 1) + low
+        away = float(np.sqrt((((xyz - point_vox) * spacing) ** 2).sum(axis=1).min()))
+        if away < best_mm:
+            best, best_mm = k, away
+    return best
