@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_another_size_is_planned_without_preprocessing_again(tmp_path: Path, mon
     plans = [words for module, words, _ in asked.calls if module.startswith("plan")]
     assert [words[3] for words in plans] == ["nnUNetPlannerResEncL", "nnUNetPlannerResEncM"]
     assert ["--no_pp" in words for words in plans] == [False, True]
+
+
+def test_going_on_and_beginning_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    train_from_scratch(folders, 1, "0", TINY)
+    fold = scratch._Scratch(folders, 1, "0", TINY, print).folder
+    (fold / "checkpoint_latest.pth").touch()
+    train_from_scratch(folders, 1, "0", TINY)
+    with pytest.raises(TrainingError, match=r"epochs 2, .*required, got epochs 3"):
+        train_from_scratch(folders, 1, "0", replace(TINY, epochs=3))
+    train_from_scratch(folders, 1, "0", replace(TINY, epochs=3), restart=True)
+    assert not (fold / "checkpoint_latest.pth").exists()
+    kinds = [("plan" if "-pl" in words else "continue" if "--c" in words else "begin") for _, words, _ in asked.calls]
+    assert kinds == ["plan", "begin", "continue", "plan", "begin"]
 
 
 @pytest.mark.parametrize(
