@@ -24,7 +24,7 @@ from lib.volume_io import write_volume
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "cluster", "offline-install")
+PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "cluster", "offline-install")
 RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -125,10 +125,18 @@ def test_the_commands_of_a_page(page: str, folder: Path, models: Path) -> None:
         for line in text.splitlines():
             words = words_of(line)
             if rest == "no-run":
+                in_place(folder, words)
                 parsed(words)
             else:
                 assert words[0] == "totalspineseg"
                 assert main(words[1:]) in {"": (0,), "finds": (0, 1)}[rest], line
+
+
+def in_place(folder: Path, words: list[str]) -> None:
+    """Make what a command that is not run needs in order to be parsed, such as STUDIES and RAW.nii.gz."""
+    for word in words[1:]:
+        if re.fullmatch(r"[A-Z]+(\.[a-z.]+)?", word):
+            (folder / word).touch()
 
 
 def zips(folder: Path, models: Path) -> None:
@@ -158,10 +166,7 @@ def test_every_page_is_checked_and_linked() -> None:
 )
 def test_commands_of_the_readme(line: str, folder: Path) -> None:
     words = words_of(line)
-    for word in words[1:]:
-        # What must exist already, such as STUDIES and RAW.nii.gz.
-        if re.fullmatch(r"[A-Z]+(\.[a-z.]+)?", word):
-            (folder / word).touch()
+    in_place(folder, words)
     parsed(words)
 
 
