@@ -90,6 +90,22 @@ def test_other_region_names_are_no_obstacle(tmp_path):
     assert "cord" in ModelFolder.open(tmp_path, step=1).regions
 
 
+def test_configuration_that_builds_on_another_is_resolved(tmp_path):
+    plain = ModelFolder.open(write_model_folder(tmp_path / "plain", 1))
+    path = write_model_folder(tmp_path / "heir", 1)
+
+    def inherit(plans: dict[str, Any]) -> None:
+        plans["configurations"]["base"] = plans["configurations"]["3d_fullres"]
+        plans["configurations"]["3d_fullres"] = {"inherits_from": "base", "batch_size": 7}
+
+    edit(path / "plans.json", inherit)
+    heir = ModelFolder.open(path)
+    assert heir.configuration["batch_size"] == 7
+    assert (heir.patch, heir.spacing_mm) == (plain.patch, plain.spacing_mm)
+    assert heir.configuration["architecture"] == plain.configuration["architecture"]
+    heir.load_network()
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text())
     change(content)

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from lib.errors import WeightsError
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
@@ -68,7 +67,7 @@ class ModelFolder:
         dataset = read_json(folder / "dataset.json")
         plans = read_json(folder / "plans.json")
         try:
-            configuration = PlansManager(plans).get_configuration(_configuration_name(folder, plans)).configuration
+            configuration = _configuration(plans, _configuration_name(folder, plans))
             axes = tuple(int(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
             classes = tuple(int(value) for value in dataset["regions_class_order"])
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
@@ -148,6 +147,18 @@ def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
     if last in names:
         return last
     return str(names[0]) if len(names) == 1 else CONFIGURATION
+
+
+def _configuration(plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """nnU-Net's configuration, resolved."""
+    found = plans["configurations"][name]
+    if isinstance(found, dict) and "architecture" in found and "inherits_from" not in found:
+        return found
+    # Its own reader knows inheritance and older releases, but takes half a second to import.
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resolved: Mapping[str, Any] = PlansManager(plans).get_configuration(name).configuration
+    return resolved
 
 
 def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...], step: int, folder: Path) -> None:
