@@ -1,0 +1,206 @@
+"""The viewer's page and the way to the PACS, without a PACS: what is changed, what is refused, what is taken apart."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import requests
+
+from lib.anatomy import STRUCTURES
+from lib.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
+from lib.front import ohif
+from lib.front.bundle import CHANGES, read_bundle
+from lib.front.stow import Upload, instances
+from lib.pacs.address import Address, PathError, is_uid, resource
+from serving import Server
+
+
+def small_bundle(folder: Path, **texts: str) -> Path:
+    """A bundle with every place that is changed, each in a script of its own unless told otherwise."""
+    for number, change in enumerate(CHANGES):
+        (folder / f"{number}.js").write_text(f"before\n{change.old}after\n")
+    (folder / "index.html").write_text("<html><head></head><body><div id=root></div></body></html>")
+    for name, text in texts.items():
+        (folder / f"{name}.js").write_text(text)
+    return folder
+
+
+def test_the_installed_bundle_is_the_one_that_is_changed() -> None:
+    """Another version of MONAI Label would be served without a way to submit, and nobody would know."""
+    bundle = read_bundle(ohif.OHIF_FOLDER)
+    assert bundle.missing == ()
+    everything = b"".join(bundle.changed.values()).decode()
+    for change in CHANGES:
+        assert change.new in everything, change.purpose
+
+
+def test_each_change_is_made_once(tmp_path: Path) -> None:
+    bundle = read_bundle(small_bundle(tmp_path))
+    assert bundle.missing == ()
+    for number, change in enumerate(CHANGES):
+        assert bundle.changed[f"{number}.js"].decode() == f"before\n{change.new}after\n"
+        assert (tmp_path / f"{number}.js").read_text() == f"before\n{change.old}after\n", "the package is never edited"
+
+
+@pytest.mark.parametrize("number", range(len(CHANGES)), ids=lambda n: CHANGES[n].purpose)
+@pytest.mark.parametrize("copies", [0, 2], ids=["gone", "twice"])
+def test_another_bundle_is_not_changed_and_the_page_says_so(
+    tmp_path: Path, number: int, copies: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = small_bundle(tmp_path, **{"other": CHANGES[number].old} if copies else {})
+    if not copies:
+        (folder / f"{number}.js").write_text("another version")
+    with caplog.at_level(logging.ERROR):
+        bundle = read_bundle(folder)
+    assert bundle.missing == (CHANGES[number].purpose,)
+    assert dict(bundle.changed) == {}
+    assert CHANGES[number].purpose in caplog.text
+    page = ohif._index(bundle).decode()
+    assert "totalspineseg-missing" in page
+    assert "another version" in page
+
+
+def test_a_sound_page_has_the_script_and_no_warning(tmp_path: Path) -> None:
+    page = ohif._index(read_bundle(small_bundle(tmp_path))).decode()
+    assert page.count('<script src="/ohif/totalspineseg.js"></script></head>') == 1
+    assert "totalspineseg-missing" not in page
+
+
+def test_a_page_that_cannot_be_extended_says_so(tmp_path: Path) -> None:
+    bundle = read_bundle(small_bundle(tmp_path))
+    (tmp_path / "index.html").write_text("<html>other</html>")
+    page = ohif._index(bundle).decode()
+    assert "other version" in page or "another version" in page
+    assert "totalspineseg-missing" in page
+
+
+def test_the_script_has_the_table_s_colors() -> None:
+    """The viewer hashes names to colors, and T1 to T12 come out alike."""
+    colors = ohif.colors()
+    assert {structure.name.lower() for structure in STRUCTURES} < set(colors)
+    assert '"l4": [' in ohif._script().decode()
+
+
+def test_the_viewer_is_served_changed_and_asked_for_each_time(server: Server) -> None:
+    name = next(iter(read_bundle(ohif.OHIF_FOLDER).changed))
+    answer = requests.get(f"{server.url}/ohif/{name}", timeout=60)
+    assert answer.headers["cache-control"] == "no-cache"
+    assert "javascript" in answer.headers["content-type"]
+    assert answer.content != (ohif.OHIF_FOLDER / name).read_bytes()
+    again = requests.get(f"{server.url}/ohif/{name}", headers={"if-none-match": answer.headers["etag"]}, timeout=60)
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == answer.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "text"),
+    [
+        ("", 200, "totalspineseg.js"),
+        ("monai-label?StudyInstanceUIDs=1.2", 200, "totalspineseg.js"),
+        ("totalspineseg.js", 200, "window.totalspineseg"),
+        ("app-config.js", 200, "/proxy/dicom"),
+        ("no-such.js", 404, ""),
+        ("%2e%2e/%2e%2e/__init__.py", 400, ""),
+        ("..%2f..%2f__init__.py", 400, ""),
+    ],
+)
+def test_files_of_the_viewer_alone(server: Server, path: str, status: int, text: str) -> None:
+    request = requests.Request("GET", server.url).prepare()
+    request.url = f"{server.url}/ohif/{path}"
+    with requests.Session() as session:
+        answer = session.send(request, timeout=60)
+    assert answer.status_code == status
+    assert text in answer.text
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize("path", ["proxy/dicom/wado/studies", "proxy/dicom/studies", "proxy/x"])
+def test_a_folder_of_studies_has_no_proxy(server: Server, method: str, path: str) -> None:
+    assert requests.request(method, f"{server.url}/{path}", timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "studies",
+        "/studies/",
+        "studies/1.2.840/series/1.2.3/instances/1.2/frames/1,2,3",
+        "studies/1.2/series/1.3/metadata",
+        "instances/1.2/bulk/7fe00010/1",
+    ],
+)
+def test_resources_of_dicomweb_pass(path: str) -> None:
+    address = Address("http://pacs:1/dicom-web", wado="wado")
+    assert address.url("wado", path) == f"http://pacs:1/dicom-web/wado/{path.strip('/')}"
+    assert address.url("qido", path) == f"http://pacs:1/dicom-web/{path.strip('/')}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "system", "studies/../system", "studies/..", "studies//x", "@evil/studies", "http://evil/studies", "studies?x",
+     "studies/%2e%2e/x", "studies/a b", "studies/a#b", "studies/.hidden", "studies\\x", "studies/1\r\nHost: x",
+     "studies/a..b"],
+)  # fmt: skip
+def test_other_paths_do_not(path: str) -> None:
+    with pytest.raises(PathError, match="DICOMweb resource"):
+        resource(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"), [("1.2.3", True), ("", False), ("1..2", False), ("1.2/3", False), ("1." * 32 + "1", False)]
+)
+def test_uids(text: str, known: bool) -> None:
+    assert is_uid(text) is known
+
+
+@contextmanager
+def upload(body: bytes, content_type: str) -> Iterator[Upload]:
+    with tempfile.TemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        yield Upload(file, content_type)
+
+
+def part(content: bytes, header: bytes = b"Content-Type: application/dicom\r\n") -> bytes:
+    return b"--b\r\n" + header + b"\r\n" + content + b"\r\n"
+
+
+MULTIPART = 'multipart/related; type="application/dicom"; boundary='
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "found"),
+    [
+        (part(b"one") + part(b"two") + b"--b--", MULTIPART + "b", [b"one", b"two"]),
+        (part(b"one") + b"--b--", MULTIPART + '"b"', [b"one"]),
+        (b"preamble\r\n" + part(b"one") + b"--b--\r\nepilogue", MULTIPART + "b", [b"one"]),
+        (part(b"1\r\n\r\n2\r\n--c\r\n3") + b"--b--", MULTIPART + "b", [b"1\r\n\r\n2\r\n--c\r\n3"]),
+        (part(b"x", b"Content-Type: text/plain\r\n") + part(b"y") + b"--b--", MULTIPART + "b", [b"y"]),
+        (part(b"y", b"content-type: APPLICATION/DICOM; transfer-syntax=1.2\r\n") + b"--b--", MULTIPART + "b", [b"y"]),
+        (b"--b\r\n\r\ny\r\n--b--", MULTIPART + "b", [b"y"]),
+        (part(b"cut off")[:-2], MULTIPART + "b", []),
+        (part(b"one") + b"--b--", MULTIPART + "c", []),
+        (part(b"one") + b"--b--", "multipart/related", []),
+        (b"whole", "application/dicom", [b"whole"]),
+        (b"{}", "application/dicom+json", []),
+        (b"", MULTIPART + "b", []),
+    ],
+)
+def test_a_store_request_is_taken_apart(body: bytes, content_type: str, found: list[bytes]) -> None:
+    with upload(body, content_type) as request:
+        assert list(instances(request)) == found
+        assert request.stream().read() == body, "the PACS gets it as it came"
+
+
+def test_outcomes_are_forgotten_after_many() -> None:
+    outcomes, first = Outcomes(), Outcome("1", "refused", "no")
+    outcomes.keep(first)
+    assert outcomes.of("1") == first
+    for number in range(MAX_KEPT):
+        outcomes.keep(replace(first, instance=f"2.{number}"))
+    assert outcomes.of("1") is None
+    assert outcomes.of("2.0") is not None

@@ -1,0 +1,163 @@
+"""OHIF in a real browser, before a real Orthanc: an annotator's session from the list to the training."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import requests
+
+from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
+from lib.corrections.store import CorrectionStore
+from lib.dicom.stack import LPS_TO_RAS
+from pacs_serving import PacsServer, pacs_server
+from phantom import PIR, lumbar_codes
+from tiny_models import write_models
+from training_site import SPACING_MM
+from viewer import Picture, Rectangle, Viewer, browser
+
+pytestmark = [
+    pytest.mark.ohif,
+    pytest.mark.timeout(1500),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+CODES = lumbar_codes()
+SERIES_CODES = np.ascontiguousarray(CODES.transpose(1, 2, 0)[::-1, ::-1])
+TRAINING_SECONDS = 600
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PacsServer]:
+    with pacs_server(tmp_path_factory.mktemp("ohif"), ("Alpha", "Beta")) as running:
+        write_models(running.app / "model" / "starter", spacing=SPACING_MM)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def viewer(server: PacsServer) -> Iterator[Viewer]:
+    with browser(server.url) as window:
+        yield window
+
+
+def corner(index: npt.NDArray[np.int_], half: float) -> npt.NDArray[np.float64]:
+    """LPS mm of a voxel's outer corner."""
+    lps: npt.NDArray[np.float64] = (LPS_TO_RAS @ PIR @ [*(index + half), 1])[:3]
+    return lps
+
+
+def place(viewer: Viewer, name: str) -> Rectangle:
+    """Where a structure must lie in the sagittal view."""
+    at = np.argwhere(CODE_OF[name] == SERIES_CODES)
+    return viewer.box(corner(at.min(axis=0), -0.5), corner(at.max(axis=0), 0.5))
+
+
+def distance(picture: Picture, color: tuple[int, int, int]) -> npt.NDArray[np.float64]:
+    """How far each pixel's hue is from a color: both without their gray part, as directions."""
+    own, wanted = (values - values.mean(axis=-1, keepdims=True) for values in (picture, np.array(color, float)))
+    length = np.linalg.norm(own, axis=-1) * np.linalg.norm(wanted)
+    cosine = (own @ wanted) / np.where(length == 0, 1, length)
+    return np.where(np.linalg.norm(own, axis=-1) < 6, np.inf, np.arccos(np.clip(cosine, -1, 1)))
+
+
+def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Path) -> None:
+    """List, open, connect, run, look, export, edit, export again, next sample, train, stop."""
+    first, second = server.studies
+    patients = " ".join(viewer.list_studies())
+    assert "Alpha" in patients
+    assert "Beta" in patients
+    viewer.filter_by_patient("Beta")
+    viewer.page.get_by_text("Alpha").first.wait_for(state="detached")
+
+    viewer.open(first.uid)
+    viewer.settle()
+    plain = viewer.picture(tmp_path / "plain.png")
+    viewer.run()
+    overlaid = viewer.picture(tmp_path / "overlaid.png")
+    counts = {NAME_OF[int(code)]: int(n) for code, n in zip(*np.unique(CODES, return_counts=True), strict=True) if code}
+    assert viewer.voxels() == counts
+    the_overlay_covers_the_structures(viewer, plain, overlaid)
+
+    said = viewer.export()
+    assert "Submitted as finished label with 15 structures" in said
+    store = CorrectionStore(server.work)
+    (kept,) = store.of_image(first.series)
+    np.testing.assert_array_equal(store.codes(kept), SERIES_CODES)
+    assert kept.prediction is not None
+
+    viewer.erase("L3", place(viewer, "L3"))
+    edited = viewer.voxels()
+    viewer.picture(tmp_path / "edited.png")
+    assert 0 < edited["L3"] < counts["L3"]
+    assert {name: n for name, n in edited.items() if name != "L3"} == {n: c for n, c in counts.items() if n != "L3"}
+    viewer.export()
+    before, after = store.of_image(first.series)
+    assert before == kept
+    codes = store.codes(after)
+    changed = codes != SERIES_CODES
+    assert (SERIES_CODES[changed] == CODE_OF["L3"]).all()
+    assert int((codes == CODE_OF["L3"]).sum()) == edited["L3"]
+
+    the_next_sample_is_another(viewer, second.uid)
+    a_training_starts_and_stops(server, viewer)
+    assert viewer.errors == []
+
+
+def the_overlay_covers_the_structures(viewer: Viewer, plain: Picture, overlaid: Picture) -> None:
+    """Each structure's place in the picture has its color, and nothing outside the column has any."""
+    for name in ("L1", "L2", "L3", "L4", "L5", "L1-L2", "L4-L5", "sacrum"):
+        inside = place(viewer, name).cut(overlaid)
+        assert inside.size > 0
+        near = distance(inside, BY_CODE[CODE_OF[name]].color) < 0.35
+        assert near.mean() > 0.95, name
+    boxes = [place(viewer, NAME_OF[int(code)]) for code in np.unique(CODES) if code]
+    whole = Rectangle(
+        min(b.left for b in boxes), min(b.top for b in boxes), max(b.right for b in boxes), max(b.bottom for b in boxes)
+    )
+    # The gray phantom itself shows where the patient is: what is bright before must be what is colored after.
+    view = viewer.page.locator("[data-cy='viewport-pane']").nth(1).bounding_box()
+    assert view is not None
+    pane = Rectangle(view["x"], view["y"], view["x"] + view["width"], view["y"] + view["height"])
+    changed = np.abs(pane.cut(overlaid) - pane.cut(plain)).max(axis=-1) > 8
+    bright = pane.cut(plain).min(axis=-1) > 10
+    rows, columns = np.nonzero(changed)
+    margin = 3 + 2
+    assert whole.left - pane.left - margin <= columns.min() + 3
+    assert columns.max() + 3 <= whole.right - pane.left + margin
+    assert whole.top - pane.top - margin <= rows.min() + 3
+    assert rows.max() + 3 <= whole.bottom - pane.top + margin
+    expected = (whole.right - whole.left) * (whole.bottom - whole.top)
+    assert 0.8 * expected < changed.sum() < 1.1 * expected
+    inside = bright & changed
+    assert inside.sum() > 0.9 * changed.sum() * (CODES > CANAL).sum() / (CODES > 0).sum() * 0.8
+
+
+def the_next_sample_is_another(viewer: Viewer, study: str) -> None:
+    viewer.panel("monailabel")
+    viewer.page.get_by_text("Active Learning", exact=True).click()
+    viewer.button("Next Sample").click()
+    viewer.page.locator(".nextSampleForm").get_by_text(study, exact=True).wait_for()
+    viewer.page.on("dialog", lambda dialog: dialog.accept())
+    viewer.page.locator(".nextSampleForm").get_by_role("button", name="OK").click()
+    viewer.page.wait_for_url(f"**StudyInstanceUIDs={study}")
+    viewer.page.get_by_text("Options / Configurations").wait_for()
+
+
+def a_training_starts_and_stops(server: PacsServer, viewer: Viewer) -> None:
+    viewer.page.get_by_text("Active Learning", exact=True).click()
+    viewer.button("Update Model").click()
+    viewer.button("Stop Training").wait_for()
+    training = server.work / "training"
+    wait_for(lambda: list(training.glob("*/*")))
+    wait_for(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=300).status_code == 200)
+    viewer.button("Stop Training").click()
+    viewer.button("Update Model").wait_for()
+
+
+def wait_for(happened: Callable[[], Any], seconds: float = TRAINING_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.5)
