@@ -15,7 +15,7 @@ BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve serve-ohif test test-browser test-ohif fast check demo bench bench-numbering bench-cli starter lock wheelhouse clean
+.PHONY: setup serve serve-ohif test test-browser test-ohif fast check demo bench bench-numbering bench-cli bench-runtimes starter lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -70,6 +70,9 @@ bench-numbering: setup
 
 bench-cli: setup
 	$(BIN)/python tools/bench_cli.py
+
+bench-runtimes: setup
+	$(BIN)/python tools/bench_runtimes.py
 
 bench-starter: setup
 	$(BIN)/python tools/bench_starter.py

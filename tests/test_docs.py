@@ -24,7 +24,7 @@ from lib.volume_io import write_volume
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "cluster", "offline-install")
+PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "cluster", "offline-install", "speed")
 RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
