@@ -81,9 +81,10 @@ bench-retrain: setup
 	$(BIN)/python tools/bench_retrain.py
 
 # For machines without internet: every package of the lock, and what builds those that come as source.
-wheelhouse:
-	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
-	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse -r requirements.lock
+wheelhouse: setup
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation -d wheelhouse \
+	  -r requirements.lock
 
 # Rewrites the lock from the pins; the tested set changes only through this.
 lock: setup

@@ -19,6 +19,7 @@ from distributed import Client
 
 import tiny_models
 from lib.anatomy import CODE_OF
+from lib.cli import main
 from lib.cohort.cluster import started
 from lib.cohort.inputs import Case, find_cases
 from lib.cohort.local import LocalExecutor
@@ -178,6 +179,23 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
     assert (queue / "ended").is_file()
     # The keys of the connection are gone with it.
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_jobs_that_the_queue_refuses_are_one_sentence(
+    tmp_path: Path, store: ModelStore, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong partition was only logged, and the run waited for ever."""
+    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    (tmp_path / "slurm.yaml").write_text(SLURM)
+    words = [str(scans), str(tmp_path / "out"), "--weights", store.weights, "--executor", "dask"]
+    words += ["--profile", str(tmp_path / "slurm.yaml")]
+    assert main(words) == 2
+    assert "one without 'sbatch'" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert "jobs that sbatch accepts are required, got 'sbatch: error: invalid partition'" in told
 
 
 REFUSALS = {

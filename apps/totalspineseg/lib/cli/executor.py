@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Final
 
 from lib.cli.common import existing_path, positive
@@ -88,17 +89,21 @@ def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "
 
     profile = read_profile(arguments.profile) if arguments.profile else None
 
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr, flush=True)
+
     def executor(cases: "Sequence[Case]") -> "Stream":
         from lib.cohort.cluster import running, started
         from lib.cohort.spread import DaskExecutor
 
         if arguments.scheduler:
             job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=0)
-            return DaskExecutor(job, lambda: running(arguments.scheduler), ours=False)(cases)
+            return DaskExecutor(job, lambda: running(arguments.scheduler), ours=False, tell=tell)(cases)
         wanted = profile or _one_process_a_gpu(arguments.device)
         job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=wanted.threads)
         ours = wanted.cluster == "local"
-        return DaskExecutor(job, lambda: started(wanted, work.output), ours=ours)(cases)
+        return DaskExecutor(job, lambda: started(wanted, work.output), ours=ours, tell=tell)(cases)
 
     return executor
 

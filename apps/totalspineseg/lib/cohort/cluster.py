@@ -1,6 +1,7 @@
 """Connections to clusters: one that runs already, or one that this run starts and ends."""
 
 import logging
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ LOST_WORKERS_PER_SCAN: Final = 3
 """A scan whose worker is lost goes to another one so often; then the scan itself is likely what ends them."""
 CONNECT_S: Final = 30
 """Longest wait for a scheduler that is said to run, seconds."""
+SUBMIT: Final = {"slurm": "sbatch", "pbs": "qsub"}
+"""What hands a job to the queue."""
 QUIET: Final = logging.CRITICAL
 """Dask reports every lost and every cancelled worker; what became of a scan is told by the run."""
 CONFIGURATION: Final[dict[str, Any]] = {
@@ -68,6 +71,8 @@ def started(profile: Profile, output: Path) -> Iterator[Client]:
     with dask.config.set(CONFIGURATION):
         try:
             cluster = _local(profile) if profile.cluster == "local" else _jobs(profile, output)
+        except ClusterError:
+            raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise ClusterError(f"a {profile.cluster} cluster could not be started: {error}") from error
         with cluster, Client(cluster) as client:
@@ -97,6 +102,11 @@ def _local(profile: Profile) -> SpecCluster:
 
 def _jobs(profile: Profile, output: Path) -> SpecCluster:
     """SLURM or PBS jobs, one worker each; lost jobs are submitted again."""
+    command = SUBMIT[profile.cluster]
+    if shutil.which(command) is None:
+        raise ClusterError(
+            f"a machine from which jobs can be submitted is required, got one without {command!r}; use a login node"
+        )
     options: dict[str, Any] = dict(profile.options)
     prologue = [f"export OMP_NUM_THREADS={profile.threads}", *options.pop("job_script_prologue", [])]
     extra = [*options.pop("worker_extra_args", []), "--nthreads", str(THREADS), "--no-dashboard"]
@@ -113,8 +123,25 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
         silence_logs=QUIET,
         **options,
     )
+    try:
+        # As scale() does, but waiting: there a refused submission is only logged, and the run waits for ever.
+        for _ in range(profile.workers):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        cluster.sync(cluster._correct_state)
+    except RuntimeError as error:
+        _end(cluster)
+        said = str(error).partition("stderr:")[2].split("\n\n")[0].strip() or str(error)
+        raise ClusterError(f"jobs that {command} accepts are required, got {said!r}; correct the profile") from error
     cluster.adapt(minimum_jobs=profile.workers, maximum_jobs=profile.workers)
     return cluster
+
+
+def _end(cluster: SpecCluster) -> None:
+    """Close a cluster some of whose jobs were refused, which Dask does not expect; the others are ended."""
+    for name in [name for name, job in cluster.workers.items() if job.job_id is None]:
+        del cluster.workers[name], cluster.worker_spec[name]
+    cluster._created.clear()
+    cluster.close()
 
 
 def _job_class(name: str) -> type[SpecCluster]:

@@ -24,17 +24,25 @@ class DaskExecutor:
         job: From ``station.job_json``.
         connect: Opens the cluster for the time of the run.
         ours: The workers are processes of this machine that end with the run.
+        tell: Told when the run waits for its first worker, as it does while jobs are in a queue.
     """
 
     def __init__(
-        self, job: Mapping[str, Any], connect: Callable[[], AbstractContextManager[Client]], *, ours: bool
+        self,
+        job: Mapping[str, Any],
+        connect: Callable[[], AbstractContextManager[Client]],
+        *,
+        ours: bool,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._job, self._connect, self._ours = job, connect, ours
+        self._job, self._connect, self._ours, self._tell = job, connect, ours, tell
 
     def __call__(self, cases: Sequence[Case]) -> Stream:
         """Do the scans; see ``Executor``."""
         name = f"totalspineseg-{uuid.uuid4().hex}"
         with self._connect() as client:
+            if not client.scheduler_info()["workers"]:
+                self._tell("waiting for the first worker")
             try:
                 client.register_plugin(make_plugin(name, self._job, ignore_interrupts=self._ours))
             except Exception as error:  # whatever a worker raised while it opened its station
