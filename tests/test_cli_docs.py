@@ -42,7 +42,7 @@ def test_commands_of_the_page(line: str) -> None:
     words = line.split()[1:]
     command = words.pop(0) if words[0] in COMMANDS else "run"
     if command in ("label", "lint"):
-        # The pinned point lies anywhere: the command must still answer.
+        # The pinned point lies anywhere: the command still answers, and says that it was not used.
         assert main([command, *words]) == 0
     else:
         _parser(command, import_module(f"lib.cli.{command}")).parse_args(words)

@@ -12,7 +12,7 @@ from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from lib.numbering.evidence import Localizer
-from lib.numbering.label import label_map, name_map
+from lib.numbering.label import label_map, name_map, require_met
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces
 
@@ -188,8 +188,11 @@ def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
 def test_a_pin_beside_the_spine_is_said() -> None:
     """It was ignored, and the result looked as if the reader had agreed."""
     case = draw("midthoracic", 2)
+    _, numbering = name(case, pins=[Pin(25, (999.0, 0.0, 0.0))])
+    assert (numbering.unmet, numbering.confident) == ((25,), False)
+    assert [(f.kind, f.code) for f in numbering.findings] == [("pin_unmet", 25)]
     with pytest.raises(LabelError, match="a fixed level within 15 mm of a structure of its kind is required, got T5"):
-        label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, (999.0, 0.0, 0.0))])
+        require_met(numbering)
     with pytest.raises(LabelError, match="pins require the method 'chain'"):
         label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
 

@@ -26,7 +26,7 @@ from lib.geometry import (
 )
 from lib.numbering.chain import Numbering, Pin
 from lib.numbering.evidence import Localizer
-from lib.numbering.label import Method, name_map, require_met
+from lib.numbering.label import Method, name_map
 from lib.prediction import Predictor
 from lib.transforms.components import Box
 from lib.transforms.crop import crop_box
@@ -231,7 +231,6 @@ def segment(
 
     Raises:
         NoSpineError: The network found no disc or no canal.
-        LabelError: A pin lies near nothing it could name.
     """
     options = options or Options()
     with clock("step 2 network"):
@@ -260,11 +259,9 @@ def rename(
 
     Raises:
         NoSpineError: The map has no disc or no canal.
-        LabelError: A pin lies near nothing it could name.
     """
     grid = scan.iso.grid
     cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock)
-    require_met(numbering)
     with clock("back to the scan"):
         raw = _uncrop(classes, box, grid.shape)
         labels = _uncrop(cropped, box, grid.shape)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lib.geometry import LabelArray
     from lib.numbering.evidence import Pin
 
+PIN_UNMET: Final = "pin_unmet"
+"""Kind of the finding that a person at the command line must see at once."""
 PATTERN: Final = "*.nii.gz"
 """Files of a folder that are numbered."""
 
@@ -93,6 +95,9 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     localizer = None if request.localizer is None else labels_on_grid(read_labels(request.localizer), iso.grid)
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
+    for finding in report["findings"]:
+        if finding["kind"] == PIN_UNMET:
+            print(f"{source.name}: {finding['message']}", file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:

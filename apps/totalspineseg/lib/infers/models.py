@@ -57,6 +57,7 @@ class FullTask(SpineTask):
             located = pipeline.locate(scan, step1, options, clock=clock)
             step2_input = pipeline.step2_input(scan, located.labels, clock=clock)
             found = pipeline.segment(step2_input, step2, options, clock=clock)
+        require_met(found.numbering)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
 
@@ -79,6 +80,7 @@ class Step1Task(SpineTask):
         kept = self.kept(scan, 1, request, versions) if settings.pins else None
         if kept is not None:
             found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 1, options, clock=clock)
+            require_met(found.numbering)
             return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)

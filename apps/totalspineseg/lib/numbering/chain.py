@@ -88,8 +88,8 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece contradicts; if not,
-            this is an abstention.
+        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece or pin contradicts; if
+            not, this is an abstention.
         would_settle: What would decide between the alternatives; empty when confident.
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, for a reader to look at.
@@ -145,7 +145,9 @@ def number_chain(
         for k, series in enumerate(localizers)
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
-    return replace(numbering, helped_by=helped, unmet=unmet)
+    findings = (*map(_unmet, unmet), *numbering.findings)
+    confident = numbering.confident and not unmet
+    return replace(numbering, helped_by=helped, unmet=unmet, findings=findings, confident=confident)
 
 
 def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
@@ -268,6 +270,11 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     others[FALSE] = false
     runner_up = max(others, key=lambda c: others[c])
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
+
+
+def _unmet(code: int) -> Finding:
+    text = f"The fixed level {NAME_OF[code]} lies beside no structure of its kind and was not used; click inside it."
+    return Finding("pin_unmet", code, text)
 
 
 def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:

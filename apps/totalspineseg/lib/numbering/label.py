@@ -44,14 +44,13 @@ def label_map(
         uint8 codes on the grid of ``raw``, and the report (see ``report``).
 
     Raises:
-        LabelError: The map has values that are no classes of the step, a pin lies near nothing it could name, or
-            pins come with the iterative method, which cannot follow them.
+        LabelError: The map has values that are no classes of the step, or pins come with the iterative method, which
+            cannot follow them.
         NoSpineError: The map has no disc or no canal.
         GridError: The localizer has another shape.
         ValueError: A pin does not name a level, or the method is unknown.
     """
     labels, numbering = name_map(raw, step, localizer=localizer, pins=pins, method=method)
-    require_met(numbering)
     return labels, report(numbering, lint(labels, raw.spacing), affine=raw.affine)
 
 
@@ -72,9 +71,7 @@ def name_map(
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     if pins and method == "iterative":
-        raise LabelError(
-            "pins require the method 'chain', got 'iterative', which counts by its own rule; drop one"
-        )
+        raise LabelError("pins require the method 'chain', got 'iterative', which counts by its own rule; drop one")
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(localizer),)))
     for other in series:
