@@ -39,6 +39,7 @@ from lib.nnunet.training import region_loss
 from lib.segments import Segment, Submission
 from lib.trainers.material import judged_cases, site_material
 from lib.volume_io import read_labels
+from test_corrections_store import L4_L5, Desk
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, correct, make_site, tiny_scan
 
@@ -121,6 +122,20 @@ def test_the_record_keeps_it_and_older_records_are_read(tmp_path: Path) -> None:
     file.write_text(json.dumps(record | {"unreviewed": [L5]}))
     (found,) = site_material(site).training
     assert found.read().unreviewed == {L5}
+
+
+def test_a_submission_keeps_the_mark_and_shows_the_structures(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    named = desk.submit({**L4_L5, "unreviewed": ["L5"]})
+    assert desk.store.of_image("img")[-1].unreviewed == named.unreviewed == (L5,)
+    assert WIRE_LABELS["L5"] in desk.published[-1][1]
+    painted = desk.submit({"label_info": [{"name": "L4"}, {"name": "unreviewed"}]})
+    assert painted.present == (L4,)
+    assert set(np.unique(desk.store.codes(painted))) == {0, L4, UNREVIEWED}
+    assert set(np.unique(desk.published[-1][1])) == {0, WIRE_LABELS["L4"]}
+    with pytest.raises(LabelError, match=r"got 'L1'.*the file is kept but not used"):
+        desk.submit({**L4_L5, "unreviewed": ["L1"]})
+    assert [c.status for c in desk.store.of_image("img")] == ["accepted", "accepted", "parked"]
 
 
 # --- as it is taught
