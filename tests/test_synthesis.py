@@ -78,7 +78,8 @@ def test_column_is_one_piece_and_each_body_lies_in_front_of_the_canal(whole: Syn
             assert y > canal.mean(), f"disc {code} is not in front of the canal"
 
 
-def test_cord_is_wrapped_by_canal_and_ends_near_the_first_lumbar_vertebra(whole: SyntheticSpine) -> None:
+def test_cord_is_wrapped_by_canal_and_ends_near_the_first_lumbar_vertebra() -> None:
+    whole = make(3, thoracic=12, lumbar=5, jitter=0.0)  # stenoses may press on the cord
     cord, canal = whole.labels == anatomy.CORD, whole.labels == anatomy.CANAL
     lowest = int(np.nonzero(cord)[2].min())
     first_lumbar = np.nonzero(whole.labels == anatomy.L1)[2]
@@ -87,7 +88,18 @@ def test_cord_is_wrapped_by_canal_and_ends_near_the_first_lumbar_vertebra(whole:
     assert np.nonzero(canal)[2].min() < lowest - 60 / whole.affine[2, 2]
     rim = binary_dilation(cord, structure=np.array([[[0], [1], [0]], [[1], [1], [1]], [[0], [1], [0]]])) & ~cord
     inside = rim[:, :, lowest + 5 : int(np.nonzero(cord)[2].max()) - 5]
-    assert canal[:, :, lowest + 5 : int(np.nonzero(cord)[2].max()) - 5][inside].mean() > 0.95
+    assert canal[:, :, lowest + 5 : int(np.nonzero(cord)[2].max()) - 5][inside].mean() > 0.9
+
+
+def test_sacs_differ_between_people_and_the_cord_keeps_within() -> None:
+    """Cords of real necks were found a third too thin: every synthetic sac was wide."""
+    spines = [make(seed, field=Field.CERVICAL) for seed in range(8)]
+    areas = []
+    for spine in spines:
+        cord, sac = spine.labels == anatomy.CORD, np.isin(spine.labels, (anatomy.CORD, anatomy.CANAL))
+        middle = spine.labels.shape[2] // 2
+        areas.append(cord[:, :, middle].sum() / sac[:, :, middle].sum())
+    assert max(areas) > 0.5 > 0.4 > min(areas)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,13 @@ Floats = NDArray[np.float64]
 
 SAC_SHARE = (0.80, 0.86)
 """Dural sac against bony canal, width and depth (the rest is epidural fat and veins)."""
+_SAC_RANGE = ((0.78, 1.06), (0.74, 1.10))
+"""How much narrower or wider than usual a person's sac is, width and depth. Source: sagittal canal of 11 to 18 mm in
+healthy necks (Ulbrich et al., Radiology 271(1), 2014), of which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
+_STENOSIS_ODDS, _STENOSIS, _STENOSIS_REACH_MM = 0.3, (0.1, 0.35), 5.0
+"""Share of columns with narrow levels, depth lost at a disc, and how far along the canal that reaches."""
+_RIM_MM = 2.0
+"""Fluid around the cord, both sides together, at the least."""
 _SACRAL_CANAL_MM = ((22.0, 14.0), (17.0, 11.0), (12.0, 8.0))
 """Width and depth of the canal at S1, S2, S3."""
 EPIDURAL_REACH_MM = 2.5
@@ -94,11 +101,25 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
         curves[:, 2] * min(share[0], 0.95),
         curves[:, 3] * min(share[1], 0.97),
     )
+    habitus = rng.spawn(1)[0]  # a stream of its own: what a seed drew before stays
+    width = width * (1 + jitter * (habitus.uniform(*_SAC_RANGE[0]) - 1))
+    depth = depth * (1 + jitter * (habitus.uniform(*_SAC_RANGE[1]) - 1)) * _stenoses(habitus, column, z, jitter)
     top = float(atlas.frame.point(0, canal_center(atlas), ABOVE_ATLAS_MM + jitter * rng.uniform(-4, 6))[2])
     bottom = float(column.sacrum[1].frame.origin[2] + jitter * rng.normal(0, 9))
     taper = np.clip((z - bottom) / 25.0, 0, 1) ** 0.5
     width, depth = width * taper, depth * taper
     return CanalCurve(z, x, y, width, depth, *_cord(rng, column, z, x, y, width, depth, jitter), top, bottom)
+
+
+def _stenoses(rng: np.random.Generator, column: BentColumn, z: Floats, jitter: float) -> Floats:
+    """Share of the sac's depth that is left at each height where discs press on it."""
+    left = np.ones_like(z)
+    if rng.random() >= _STENOSIS_ODDS * jitter:
+        return left
+    discs = [v.disc_frame.origin[2] for v in column.vertebrae if v.disc is not None]
+    for height in rng.choice(discs, size=int(rng.integers(1, 5)), replace=False):
+        left *= 1 - rng.uniform(*_STENOSIS) * np.exp(-(((z - height) / _STENOSIS_REACH_MM) ** 2) / 2)
+    return left
 
 
 def _cord(
@@ -120,8 +141,8 @@ def _cord(
     grow = column.scale**0.5 * (1 + jitter * 0.07 * rng.standard_normal())
     cord_width = np.interp(along, mm.CORD_POSITIONS, mm.CORD_WIDTHS) * grow
     cord_depth = np.interp(along, mm.CORD_POSITIONS, mm.CORD_DEPTHS) * grow
-    cord_width = np.minimum(cord_width, width - 2.5) * (z >= tip)
-    cord_depth = np.minimum(cord_depth, depth - 2.5) * (z >= tip)
+    cord_width = np.minimum(cord_width, width - _RIM_MM) * (z >= tip)
+    cord_depth = np.minimum(cord_depth, depth - _RIM_MM) * (z >= tip)
     forward = np.interp(along, (0.0, 0.3, 0.6, 0.8, 1.0), (0.0, 0.1, 0.5, 0.3, -0.4))
     forward = forward + jitter * 0.15 * rng.standard_normal()
     room = np.clip((depth - cord_depth) / 2 - 0.8, 0, None)
