@@ -188,6 +188,8 @@ def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
 def test_a_pin_beside_the_spine_is_said() -> None:
     """It was ignored, and the result looked as if the reader had agreed."""
     case = draw("midthoracic", 2)
+    _, first = name(draw("midthoracic", 1), pins=[Pin(25, (999.0, 0.0, 0.0))])
+    assert first.unmet == (25,)
     _, numbering = name(case, pins=[Pin(25, (999.0, 0.0, 0.0))])
     assert (numbering.unmet, numbering.confident) == ((25,), False)
     assert [(f.kind, f.code) for f in numbering.findings] == [("pin_unmet", 25)]

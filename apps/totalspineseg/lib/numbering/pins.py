@@ -13,6 +13,8 @@ from lib.transforms.pieces import Pieces
 
 PIN_REACH_MM: Final = 15.0
 """A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
+AROUND_MM: Final = 70.0
+"""Nor does one whose center is farther from it (the tip of a lumbar spinous process)."""
 BESIDE_MM: Final = 40.0
 """A disc farther along the canal from a point in a vertebra does not border that vertebra (a lumbar level)."""
 
@@ -45,7 +47,7 @@ def with_pins(
             raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
         point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
         if evidence.step == 1 and structure.kind is not Kind.DISC:
-            named = _bordering(items, pin.code, ruler.place(point * ruler.spacing_mm))
+            named = _bordering(items, pieces, pin.code, point * ruler.spacing_mm, ruler)
         else:
             found = _nearest(items, pieces, structure.kind, point, ruler.spacing_mm)
             named = {} if found is None else {found: frozenset({pin.code})}
@@ -56,10 +58,18 @@ def with_pins(
     return replace(evidence, items=tuple(items)), tuple(unmet)
 
 
-def _bordering(items: Sequence[Item], code: int, place_mm: float) -> dict[int, frozenset[int]]:
+def _bordering(
+    items: Sequence[Item], pieces: Pieces, code: int, point: Floats, ruler: Ruler
+) -> dict[int, frozenset[int]]:
     """The discs above and below a point in a vertebra -> the codes they can have then, over all variants."""
     above, below = _neighbors(code)
-    discs = [k for k, item in enumerate(items) if item.kind is Kind.DISC]
+    place_mm = ruler.place(point)
+    discs = []
+    for k, item in enumerate(items):
+        if item.kind is Kind.DISC:
+            center = np.array(pieces.discs[item.index].centroid_vox) * ruler.spacing_mm
+            if np.linalg.norm(center - point) <= AROUND_MM:
+                discs.append(k)
     upper = [k for k in discs if 0 < place_mm - items[k].place_mm <= BESIDE_MM]
     lower = [k for k in discs if 0 <= items[k].place_mm - place_mm <= BESIDE_MM]
     named = {upper[-1]: above} if upper and above else {}

@@ -29,10 +29,10 @@ P_NEXT_MISSED: Final = 0.3
 end of the canal) hides its neighbors."""
 P_MISSED_VERTEBRA: Final = 0.02
 """Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
-LARGE_SACRUM_MM3: Final = 8000.0
-"""A sacrum drawn this large (a third of a small one) is"""
+LARGE_BONE_MM3: Final = 8000.0
+"""A vertebra or sacrum drawn this large (a whole cervical vertebra, a third of a small sacrum) is"""
 FALSE_IF_LARGE: Final = 0.1
-"""so much less likely to be false: nothing else in the class has that size."""
+"""so much less likely to be false: nothing else in the image has that size."""
 P_SPLIT: Final = 0.02
 """Chance that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
@@ -268,7 +268,7 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weights[k] = PIN_WEIGHT
             continue
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
-        if item.kind is Kind.SACRUM and item.volume_mm3 >= LARGE_SACRUM_MM3:
+        if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
         weight *= FALSE_LANDMARK ** sum(item.landmarks.values())
         weight *= 0.5 if item.odd is not None else 1.0
