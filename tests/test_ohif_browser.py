@@ -1,5 +1,6 @@
 """OHIF in a real browser, before a real Orthanc: an annotator's session from the list to the training."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     assert int((codes == CODE_OF["L3"]).sum()) == edited["L3"]
 
     the_next_sample_is_another(viewer, second.uid)
-    a_training_starts_and_stops(server, viewer)
+    a_training_starts_and_stops(server, viewer, after.id)
     assert viewer.errors == []
 
 
@@ -145,12 +146,15 @@ def the_next_sample_is_another(viewer: Viewer, study: str) -> None:
     viewer.page.get_by_text("Options / Configurations").wait_for()
 
 
-def a_training_starts_and_stops(server: PacsServer, viewer: Viewer) -> None:
+def a_training_starts_and_stops(server: PacsServer, viewer: Viewer, correction: str) -> None:
+    """What was exported last is what is trained on."""
     viewer.page.get_by_text("Active Learning", exact=True).click()
     viewer.button("Update Model").click()
     viewer.button("Stop Training").wait_for()
     training = server.work / "training"
-    wait_for(lambda: list(training.glob("*/*")))
+    wait_for(lambda: list(training.glob("*/run.json")))
+    (run,) = training.glob("*/run.json")
+    assert [case["correction"] for case in json.loads(run.read_text())["training"]] == [correction]
     wait_for(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=300).status_code == 200)
     viewer.button("Stop Training").click()
     viewer.button("Update Model").wait_for()

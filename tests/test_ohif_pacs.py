@@ -102,6 +102,14 @@ def drawn(
     return seg
 
 
+def fetched(server: PacsServer, study: Study, series: str, instance: str) -> bytes:
+    """An object of the PACS."""
+    path = f"studies/{study.uid}/series/{series}/instances/{instance}"
+    accept = {"accept": 'multipart/related; type="application/dicom"'}
+    content = requests.get(f"{server.orthanc.dicomweb}/{path}", headers=accept, timeout=SECONDS).content
+    return content[content.index(b"\r\n\r\n") + 4 : content.rindex(b"\r\n--")]
+
+
 def corrections(server: PacsServer, study: Study) -> Any:
     return CorrectionStore(server.work).of_image(study.series)
 
@@ -335,12 +343,29 @@ def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_pa
     found = search(server, "series", StudyInstanceUID=study.uid, Modality="SEG")
     uid = found[0]["0020000E"]["Value"][0]
     (instance,) = stored(server, uid)
-    path = f"studies/{study.uid}/series/{uid}/instances/{instance}"
-    accept = {"accept": 'multipart/related; type="application/dicom"'}
-    content = requests.get(f"{server.orthanc.dicomweb}/{path}", headers=accept, timeout=SECONDS).content
-    start = content.index(b"\r\n\r\n") + 4
-    seg = content[start : content.rindex(b"\r\n--")]
+    seg = fetched(server, study, uid, instance)
     np.testing.assert_array_equal(map_names(read_seg(seg, GRID), GRID).codes, SERIES_CODES)
+    next_sample(server)
+    assert len(corrections(server, study)) == 1
+
+
+def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> None:
+    """The PACS would keep the names as they were sent, and the history other ones."""
+    study = server.studies[4]
+    answer = requests.post(f"{server.url}/infer/totalspineseg", params={"image": study.series}, timeout=SECONDS)
+    assert answer.status_code == 200
+    seg = drawn(study, SERIES_CODES, rename={"L5": "L6"})
+    assert store(server, seg_bytes(seg)).status_code == 200
+    (kept,) = corrections(server, study)
+    assert kept.renumbered is not None
+    assert "follow" in outcome(server, seg.SOPInstanceUID)["message"]
+    found = {entry["0020000E"]["Value"][0] for entry in search(server, "series", StudyInstanceUID=study.uid)}
+    (ours,) = found - {study.series, study.localizer, seg.SeriesInstanceUID}
+    (instance,) = stored(server, ours)
+    content = fetched(server, study, ours, instance)
+    codes = CorrectionStore(server.work).codes(kept)
+    assert (codes == CODE_OF["L6"]).any()
+    np.testing.assert_array_equal(map_names(read_seg(content, GRID), GRID).codes, codes)
     next_sample(server)
     assert len(corrections(server, study)) == 1
 

@@ -27,6 +27,7 @@ from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
 from lib.errors import ImageError, WeightsError
+from lib.gate.holdout import subject_of
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
@@ -79,7 +80,7 @@ class App(MONAILabelApp):
             self.weights_text,
         )
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
-        self._site = Site(root, models, self._corrections, self._image_file)
+        self._site = Site(root, models, self._corrections, self._image_file, self._subject)
         super().__init__(
             app_dir,
             studies,
@@ -326,6 +327,11 @@ class App(MONAILabelApp):
         """Other images of the same patient that share its coordinates, as far as the datastore knows."""
         supplies = getattr(self._datastore, "siblings", None)
         return supplies(image_id) if supplies else ()
+
+    def _subject(self, image_id: str) -> str:
+        """Whose image it is: in a PACS the patient, whose series must not train and judge at once."""
+        subject = getattr(self._datastore, "subject", subject_of)
+        return str(subject(image_id))
 
     def _label_file(self, image_id: str, tag: str) -> Path | None:
         return label_volume_path(self._datastore, image_id, tag)

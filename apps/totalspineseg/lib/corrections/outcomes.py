@@ -44,7 +44,8 @@ def accepted(instance: str, correction: Correction) -> Outcome:
     more = f" And {len(found) - FINDINGS_SHOWN} more." if len(found) > FINDINGS_SHOWN else ""
     checks = f" Please check: {' '.join(found[:FINDINGS_SHOWN])}{more}" if found else ""
     kind = "corrected step-1 label" if correction.step == 1 else "finished label"
-    message = f"Submitted as {kind} with {len(correction.present)} structures.{checks}"
+    renumbered = f" {correction.renumbered.get('message', '')}" if correction.renumbered else ""
+    message = f"Submitted as {kind} with {len(correction.present)} structures.{renumbered}{checks}"
     return Outcome(instance, "accepted", message, correction.image, correction.id, tuple(correction.findings))
 
 

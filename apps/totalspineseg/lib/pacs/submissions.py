@@ -59,7 +59,11 @@ def submit_segmentation(
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
     try:
-        return accepted(instance, submit(series, file, FINAL_TAG, params, sender, publish))
+        kept = submit(series, file, FINAL_TAG, params, sender, publish)
+        if kept.renumbered and kept.step != 1:
+            # The PACS has the names as they were sent: whoever looks there must see those that count.
+            datastore.put_back(series)
+        return accepted(instance, kept)
     except LabelError as error:
         return Outcome(instance, "parked", f"Not counted: {error}", series)
     except TotalSpineSegError as error:

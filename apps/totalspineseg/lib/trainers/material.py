@@ -12,7 +12,7 @@ from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.history import sha256_of
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
-from lib.gate.holdout import subject_of, update_split
+from lib.gate.holdout import update_split
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
@@ -67,11 +67,11 @@ def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
             newest[correction.image, correction.step] = correction
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
-    split = update_split(site.holdout_file, [subject_of(c.image) for c in used])
+    split = update_split(site.holdout_file, [site.subject(c.image) for c in used])
     training, holdout = [], []
     for correction in used:
         source = _source(site, correction, known)
-        if not split.holds_out(subject_of(correction.image)):
+        if not split.holds_out(site.subject(correction.image)):
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
@@ -114,7 +114,7 @@ def _read(site: Site, correction: Correction, origin: Origin, name: str) -> Labe
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
     unreviewed = frozenset(correction.unreviewed)
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, subject_of(correction.image), origin, image, volume, unreviewed)
+    return LabeledScan(name, site.subject(correction.image), origin, image, volume, unreviewed)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:

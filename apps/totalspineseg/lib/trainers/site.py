@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib.corrections.history import HISTORY_DIR
 from lib.corrections.store import CorrectionStore
+from lib.gate.holdout import subject_of
 from lib.registry.store import ModelStore
 from lib.volume_io import IMAGE_SUFFIXES
 
@@ -19,12 +20,14 @@ class Site:
         models: Which weights are in use, and where new ones go.
         corrections: What annotators sent.
         image_file: ``image_file(image_id)`` is the file or folder of an image, or None when it is gone.
+        subject: ``subject(image_id)`` tells whose image it is: all images of one subject train, or all judge.
     """
 
     history: Path
     models: ModelStore
     corrections: CorrectionStore
     image_file: Callable[[str], Path | None]
+    subject: Callable[[str], str] = subject_of
 
     @property
     def training_dir(self) -> Path:
