@@ -11,7 +11,7 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others import class_utils
 
 from lib.anatomy import WIRE_LABELS
-from lib.errors import ImageError, NoSpineError, StorageError, WeightsError
+from lib.errors import ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
 from lib.infers import http
 from lib.infers.batch import SpineBatch
 from lib.infers.settings import SettingError, read_pins, read_settings
@@ -87,6 +87,7 @@ def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:
         (SettingError("x"), 422),
         (WeightsError("x"), 409),
         (StorageError("x"), 507),
+        (MemoryShortageError("x"), 507),
         (http.UnknownImageError("x"), 404),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, Exception) else str(v),
