@@ -5,8 +5,9 @@ from typing import Final
 
 from lib.nnunet.finetune_settings import FinetuneSettings
 
-REPLAY_CASES: Final = 8
-"""Synthetic scans against forgetting; each is used many times, in varied patches."""
+REPLAY_CASES: Final = 16
+"""Synthetic scans against forgetting, used many times in varied patches; with six, what they show was learned by heart
+and other old scans became worse."""
 REFERENCE_CASES: Final = 6
 """Scans of the reference set: enough for the bootstrap, few enough to score on a CPU in minutes."""
 
