@@ -2,7 +2,7 @@
 
 In a page, a block of ``sh`` is run. The lines of ``sh finds`` may end with exit code 1, too. Those of ``sh no-run``
 need a network, a GPU, a cluster or a client: of them the project's own commands are parsed, and targets of make looked
-up. A block of ``yaml NAME`` is written to the file NAME. Networks are tiny and untrained, scans are noise.
+up. A block of ``yaml NAME`` is written to the file NAME. Scans are phantoms that the networks read by brightness.
 """
 
 import re
@@ -18,9 +18,11 @@ import SimpleITK as sitk
 
 import tiny_models
 from lib.cli import COMMANDS, _parser, common, main
+from lib.cohort import warm
 from lib.cohort.profile import read_profile
 from lib.geometry import Grid
 from lib.volume_io import write_volume
+from phantom import CodeReader, image_of, lumbar_codes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -28,7 +30,7 @@ PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "c
 RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-SHAPE = (20, 24, 36)
+EXITS = {"": (0,), "finds": (0, 1)}
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
@@ -58,7 +60,7 @@ def parsed(words: list[str]) -> None:
         command = rest.pop(0) if rest[0] in COMMANDS else "run"
         _parser(command, import_module(f"lib.cli.{command.replace('-', '_')}")).parse_args(rest)
     else:
-        assert words[0] in ("export", "dask"), f"a command that nothing checks: {words}"
+        assert words[0] in ("export", "dask", "apt-get"), f"a command that nothing checks: {words}"
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +68,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.write_models(tmp_path_factory.mktemp("models"))
 
 
+def phantom_image() -> np.ndarray:
+    """A lumbar column (X, Y, Z) RAS whose brightness tells the codes."""
+    return image_of(lumbar_codes()[:, :, :125]).astype(np.int16)
+
+
 def scan(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = np.random.default_rng(1).normal(100, 30, SHAPE).astype(np.int16)
-    write_volume(path, data, Grid(SHAPE, np.diag([1.0, 1.0, 1.2, 1.0])))
+    data = phantom_image()
+    x, y, z = data.shape
+    write_volume(path, data, Grid((x, y, z), np.eye(4)))
 
 
 def series(folder: Path) -> None:
-    """A DICOM series of noise."""
+    """The same as a DICOM series."""
     folder.mkdir(parents=True)
-    image = sitk.GetImageFromArray(np.random.default_rng(1).normal(100, 30, SHAPE).astype(np.int16))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(phantom_image()[::-1, ::-1].transpose(2, 1, 0)))
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in range(image.GetDepth()):
@@ -86,6 +94,13 @@ def series(folder: Path) -> None:
             part.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{k:03d}.dcm"))
         writer.Execute(part)
+
+
+class Readers:
+    """Networks that read the codes from the brightness."""
+
+    def get(self, step: int) -> CodeReader:
+        return CodeReader(step)
 
 
 @pytest.fixture
@@ -107,6 +122,7 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(common, "MODEL_DIR", tmp_path / "model")
     for module in ("weights", "models"):
         monkeypatch.setattr(import_module(f"lib.cli.{module}"), "MODEL_DIR", tmp_path / "model", raising=False)
+    monkeypatch.setattr(warm, "warm_networks", lambda *_, runtime, **__: Readers())
     monkeypatch.chdir(place)
     yield place
 
@@ -129,7 +145,8 @@ def test_the_commands_of_a_page(page: str, folder: Path, models: Path) -> None:
                 parsed(words)
             else:
                 assert words[0] == "totalspineseg"
-                assert main(words[1:]) in {"": (0,), "finds": (0, 1)}[rest], line
+                # The workers of a cluster have the tiny networks, which find a spine or none.
+                assert main(words[1:]) in EXITS["finds" if "--executor" in words else rest], line
 
 
 def in_place(folder: Path, words: list[str]) -> None:

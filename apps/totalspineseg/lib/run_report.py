@@ -53,7 +53,7 @@ th[aria-sort] button::after { opacity: 1; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
 th[aria-sort=descending] button::after { content: " \\25BC"; }
 tbody tr:hover { background: var(--soft); } td img { height: 180px; display: block; background: #000; cursor: zoom-in; }
-td.model { white-space: pre-line; font-family: ui-monospace, monospace; font-size: 12px; overflow-wrap: anywhere; }
+td.model { white-space: pre; font-family: ui-monospace, monospace; font-size: 12px; }
 td.scan { font-weight: 600; }
 .bad { color: var(--bad); } .unsure { color: var(--unsure); } .good { color: var(--good); }
 ul { margin: 0; padding-left: 1.1em; } summary { cursor: pointer; color: color-mix(in srgb, CanvasText 65%, Canvas); }

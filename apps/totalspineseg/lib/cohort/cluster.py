@@ -150,6 +150,6 @@ def _job_class(name: str) -> type[SpecCluster]:
     from dask_jobqueue import PBSCluster, SLURMCluster
 
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        signal.signal(number, handler or signal.SIG_DFL)
     found: type[SpecCluster] = SLURMCluster if name == "slurm" else PBSCluster
     return found
