@@ -86,6 +86,8 @@ def test_the_script_has_the_table_s_colors() -> None:
 
 
 def test_the_viewer_is_served_changed_and_asked_for_each_time(server: Server) -> None:
+    page = requests.get(f"{server.url}/ohif/", timeout=60)
+    assert "default-src 'self'" in page.headers["content-security-policy"], "no study's address goes to a font server"
     name = next(iter(read_bundle(ohif.OHIF_FOLDER).changed))
     answer = requests.get(f"{server.url}/ohif/{name}", timeout=60)
     assert answer.headers["cache-control"] == "no-cache"

@@ -28,6 +28,10 @@ HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
 REVALIDATED: Final = {"cache-control": "no-cache"}
 """The bundle's names carry a hash of what was built, not of what is served: the browser must ask each time."""
+POLICY: Final = {
+    "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+}
+"""The page talks to this server alone: nobody else learns that, or where, a study is read."""
 NOT_MODIFIED: Final = 304
 UNKNOWN_VIEWER: Final = (
     "This viewer cannot {missing}: it is another version than this server was made for. Look at images only; "
@@ -53,7 +57,7 @@ def router() -> APIRouter:
             if request.headers.get("if-none-match") == tags[name]:
                 return Response(status_code=NOT_MODIFIED, headers={"etag": tags[name], **REVALIDATED})
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED})
+            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED, **POLICY})
         response = await files.get_response(name, request.scope)
         response.headers.update(REVALIDATED)
         return response

@@ -20,7 +20,9 @@ PAGE: Final = 200
 MAX_SERIES: Final = 20000
 """A server that ignores ``offset`` would be asked for ever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
-LOCALIZER: Final = re.compile(r"\b(loc|localizer|localiser|scout|survey|plan|topogram|3[- ]?plane)", re.IGNORECASE)
+LOCALIZER: Final = re.compile(
+    r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
+)
 """How scanners call series that only show where the others lie."""
 SEG_MODALITY: Final = "SEG"
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")

@@ -1,0 +1,236 @@
+"""A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults, the newest segmentation."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+
+from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
+from lib.errors import ImageError, StorageError
+from lib.geometry import Volume
+from lib.pacs.datastore import PacsDatastore
+from lib.pacs.series import PAGE, Segmentations, find_series
+from lib.volume_io import read_image
+from pacs_serving import phantom_slices, write_study
+from phantom import PIR, lumbar_codes
+
+CODES = np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1, ::-1])
+
+
+class Pacs:
+    """Answers as a DICOMweb server would."""
+
+    base_url = "http://pacs"
+
+    def __init__(self, files: Path | None = None) -> None:
+        self.series: dict[str, list[Dataset]] = {}
+        self.searches = 0
+        self.fetched: list[str] = []
+        self.pages = True
+        for file in sorted(files.rglob("*.dcm")) if files else ():
+            self.add(dcmread(file))
+
+    def add(self, instance: Dataset) -> None:
+        self.series.setdefault(str(instance.SeriesInstanceUID), []).append(instance)
+
+    def search_for_series(
+        self, *, search_filters: Mapping[str, Any], limit: int, offset: int, **_: Any
+    ) -> list[dict[str, Any]]:
+        self.searches += 1
+        found = [s[0] for s in self.series.values() if s[0].Modality == search_filters.get("Modality")]
+        entries = []
+        for header in found[offset : offset + limit] if self.pages else found[:limit]:
+            entry = Dataset()
+            for name in ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription", "PatientID"):
+                setattr(entry, name, header.get(name))
+            entry.NumberOfSeriesRelatedInstances = len(self.series[str(header.SeriesInstanceUID)])
+            entries.append(entry.to_json_dict())
+        return entries
+
+    def retrieve_series(self, study: str, series: str) -> list[Dataset]:
+        self.fetched.append(series)
+        return self.series[series]
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        headers = []
+        for instance in self.series[series]:
+            header = Dataset()
+            header.update({e.tag: e for e in instance if e.keyword != "PixelData"})
+            headers.append(header.to_json_dict())
+        return headers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for number, name in enumerate(("Alpha", "Beta"), start=1):
+        write_study(folder, number, name)
+    return folder
+
+
+def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> PacsDatastore:
+    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        (published if published is not None else []).append(series)
+
+    return PacsDatastore(pacs, folder, {"Modality": "MR"}, publisher=publisher)
+
+
+def named(uid: str, modality: str = "MR", description: str = "T2 sag", count: int = 5) -> list[Dataset]:
+    header = Dataset()
+    header.SeriesInstanceUID, header.StudyInstanceUID = uid, f"{uid}.9"
+    header.Modality, header.SeriesDescription, header.PatientID = modality, description, "P"
+    return [header] * count
+
+
+def test_series_are_listed_page_by_page() -> None:
+    pacs = Pacs()
+    pacs.series = {f"1.{k}": named(f"1.{k}") for k in range(2 * PAGE + 1)}
+    assert [series.uid for series in find_series(pacs, {"Modality": "MR"})] == list(pacs.series)
+    assert pacs.searches == 3
+
+
+def test_a_server_that_ignores_the_offset_is_asked_no_more() -> None:
+    pacs = Pacs()
+    pacs.pages = False
+    pacs.series = {f"1.{k}": named(f"1.{k}") for k in range(PAGE)}
+    assert len(find_series(pacs, {"Modality": "MR"})) == PAGE
+    assert pacs.searches == 2
+
+
+@pytest.mark.parametrize(
+    ("description", "count", "offered"),
+    [
+        ("T2 TSE sag", 15, True),
+        ("Enhanced T2", 1, True),
+        ("localizer", 9, False),
+        ("3-plane loc", 9, False),
+        ("LOC", 3, False),
+        ("Scout", 9, False),
+        ("Survey_32ch", 9, False),
+        ("T2 local shim", 15, True),
+        ("screenshots", 2, False),
+    ],
+)
+def test_what_is_offered(tmp_path: Path, description: str, count: int, offered: bool) -> None:
+    pacs = Pacs()
+    pacs.series = {"1.1": named("1.1", description=description, count=count), "1.2": named("1.2", "CT")}
+    assert datastore(pacs, tmp_path).list_images() == (["1.1"] if offered else [])
+
+
+def test_a_series_is_fetched_once_and_read_as_it_lies(tmp_path: Path, files: Path) -> None:
+    pacs = Pacs(files)
+    store = datastore(pacs, tmp_path)
+    assert pacs.fetched == []
+    paths = {store.get_image_uri("2.25.70001.1") for _ in range(3)}
+    (path,) = paths
+    assert pacs.fetched == ["2.25.70001.1"]
+    image = read_image(Path(path))
+    np.testing.assert_array_equal(image.data, phantom_slices()[0])
+    np.testing.assert_allclose(image.affine, PIR, atol=1e-6)
+    assert len(list(store.series_folder("2.25.70001.1").iterdir())) == CODES.shape[2]
+
+
+def test_a_series_fetched_again_has_the_same_bytes(tmp_path: Path, files: Path) -> None:
+    """Training takes another hash for another image, and left the correction out."""
+    contents = {
+        Path(datastore(Pacs(files), tmp_path / str(k)).get_image_uri("2.25.70001.1")).read_bytes() for k in range(2)
+    }
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("image_id", ["", "9.9", "../x", "2.25.70001.1/../x", "a"])
+def test_no_such_series(tmp_path: Path, files: Path, image_id: str) -> None:
+    pacs = Pacs(files)
+    assert datastore(pacs, tmp_path).get_image_uri(image_id) == ""
+    assert pacs.fetched == []
+
+
+def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> None:
+    """The next sample was the same unreadable series for ever."""
+    pacs = Pacs(files)
+    for instance in pacs.series["2.25.70001.2"]:
+        instance.SeriesDescription = "T2"
+    store = datastore(pacs, tmp_path)
+    assert "2.25.70001.2" in store.list_images()
+    with pytest.raises(ImageError, match="parallel slices"):
+        store.get_image_uri("2.25.70001.2")
+    assert "2.25.70001.2" not in store.list_images()
+
+
+def test_a_broken_download_leaves_nothing(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs = Pacs(files)
+    store = datastore(pacs, tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        for instance in pacs.series["2.25.70001.1"]:
+            patch.setattr(type(instance), "save_as", full)
+        with pytest.raises(StorageError, match="No space left"):
+            store.get_image_uri("2.25.70001.1")
+    assert list((tmp_path / "dicom").iterdir()) == []
+    assert store.get_image_uri("2.25.70001.1")
+
+
+def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None:
+    """One series of a patient could train and another judge."""
+    pacs = Pacs(files)
+    for instance in pacs.series["2.25.70002.1"]:
+        instance.PatientID = "P1"
+    store = datastore(pacs, tmp_path)
+    for series in ("2.25.70001.1", "2.25.70002.1"):
+        store.get_image_uri(series)
+    first, second, unknown = (store.subject(uid) for uid in ("2.25.70001.1", "2.25.70002.1", "9.9"))
+    assert first == second != unknown
+    assert "P1" not in first
+
+
+def test_images_are_stored_in_the_pacs_and_not_here(tmp_path: Path, files: Path) -> None:
+    with pytest.raises(ValueError, match="come from its PACS"):
+        datastore(Pacs(files), tmp_path).add_image("x", "x.nii.gz", {})
+
+
+@pytest.mark.parametrize(("info", "published"), [({}, 1), ({"instance": "1.2"}, 0)], ids=["slicer", "from the PACS"])
+def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
+    tmp_path: Path, files: Path, info: dict[str, Any], published: int
+) -> None:
+    sent: list[str] = []
+    store = datastore(Pacs(files), tmp_path, sent)
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(b"label")
+    assert store.get_unlabeled_images() == ["2.25.70001.1", "2.25.70002.1"]
+    store.save_label("2.25.70001.1", str(label), "original", dict(info))
+    assert sent == []
+    store.save_label("2.25.70001.1", str(label), "final", dict(info))
+    assert len(sent) == published
+    assert store.get_labeled_images() == ["2.25.70001.1"]
+    assert store.get_unlabeled_images() == ["2.25.70002.1"]
+    assert datastore(Pacs(files), tmp_path).get_labeled_images() == ["2.25.70001.1"], "after a restart"
+
+
+def test_the_newest_reader_s_segmentation(files: Path) -> None:
+    pacs = Pacs(files)
+    written = seg_bytes(write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1"))
+    segs = []
+    for month, day in (("02", "01"), ("03", "05"), ("03", "04"), ("04", "01"), ("05", "01")):
+        seg = dcmread(BytesIO(written))
+        seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
+        seg.Manufacturer = "A viewer"
+        seg.ContentDate, seg.ContentTime = f"2026{month}{day}", "120000"
+        segs.append(seg)
+        pacs.add(seg)
+    segs[3].Manufacturer = MANUFACTURER
+    for segment in segs[4].SegmentSequence:
+        segment.SegmentLabel = "tumor"
+    segmentations = Segmentations(pacs)
+    found = segmentations.newest(["2.25.70001.1"])
+    assert {series: reference.instance for series, reference in found.items()} == {
+        "2.25.70001.1": segs[1].SOPInstanceUID
+    }
+    assert segmentations.newest(["2.25.70002.1"]) == {}
