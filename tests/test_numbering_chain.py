@@ -11,8 +11,9 @@ from lib.anatomy import DISC_C2_C3, DISC_L5_S, SACRUM, Kind, column
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
-from lib.numbering.evidence import Localizer
+from lib.numbering.evidence import Evidence, Item, Localizer
 from lib.numbering.label import label_map, name_map, require_met
+from lib.numbering.left_out import contradicts
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces
 
@@ -366,3 +367,38 @@ def test_bone_without_discs_below_the_last_one_is_no_sacrum() -> None:
     case.raw[np.isin(case.raw, (1, 2, 3, 4, 5)) & (case.truth != 92)] = 0
     _, numbering = name(case)
     assert not numbering.confident
+
+
+def test_processes_at_the_upper_end_of_a_thoracic_view_are_no_atlas() -> None:
+    """They hang down beside the disc of the next level; taken for a vertebra there, they pushed that disc's name up."""
+    case = draw("thoracolumbar", 2, spacing=1.0)
+    z = np.argwhere(case.truth == 78)[:, 2].max() + 3
+    cut = columns.Case(case.raw[:, :, :z], case.truth[:, :, :z], 2, case.affine, case.levels)
+    labels, numbering = name(cut)
+    assert columns.errors(cut, labels) == {}
+    assert numbering.missed == ()
+
+
+def test_processes_of_the_other_class_belong_to_the_vertebra_that_has_none() -> None:
+    """T1 had lost its body and its class was flipped: what was left of it was called C7, which had all its parts."""
+    case = draw("cervical", 2, spacing=1.5)
+    xyz = np.argwhere(case.truth == 21)
+    canal = np.argwhere(np.isin(case.truth, (1, 2)))
+    front = np.zeros(case.truth.shape[2])
+    np.maximum.at(front, canal[:, 2], canal[:, 1])
+    body = xyz[:, 1] > front[xyz[:, 2]]
+    case.raw[tuple(xyz[body].T)] = 0
+    case.raw[tuple(xyz[~body].T)] = case.raw[case.truth == 17][0]
+    labels, numbering = name(case)
+    assert columns.errors(case, labels) == {}
+    assert numbering.missed == (21,)
+
+
+@pytest.mark.parametrize(("volume", "doubt"), [(1100.0, False), (1500.0, True)])
+def test_a_vertebra_that_swallowed_part_of_a_missed_one_is_a_doubt(volume: float, doubt: bool) -> None:
+    """The processes of a vertebra without a body had grown together with its neighbor, and the result was certain."""
+    codes = (14, 15, 16, 17, 22, 23, 24)
+    sizes = [volume if code == 17 else 1000.0 for code in codes]
+    items = tuple(Item(Kind.VERTEBRA, k, 17.0 * k, False, 45.0, size) for k, size in enumerate(sizes))
+    assert contradicts((), codes, Evidence(2, items, (), {}, 0.0, 0.0), (21,)) is doubt
+    assert not contradicts((), codes, Evidence(2, items, (), {}, 0.0, 0.0), ())

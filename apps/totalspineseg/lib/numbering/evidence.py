@@ -144,7 +144,7 @@ def gather(
     loose: dict[int, float] = {}
     highest = max((p.z_order for p in pieces.vertebrae), default=0.0)
     for k, piece in enumerate(pieces.vertebrae):
-        if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or _is_atlas(piece, highest):
+        if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or seen.is_atlas(piece, highest):
             items.append(seen.item(piece, k))
         else:
             loose[k] = seen.place(piece.centroid_vox)
@@ -157,13 +157,8 @@ def gather(
     return Evidence(step, tuple(items), specks, loose, above, below)
 
 
-ATLAS_WIDTH_VOX: Final = 40
-"""C1 is 60-80 mm wide; a piece of processes alone is narrower."""
-
-
-def _is_atlas(piece: Piece, highest: float) -> bool:
-    """Whether a topmost piece without a body is an atlas whose anterior arch is missing."""
-    return piece.z_order >= highest and piece.box[0].stop - piece.box[0].start >= ATLAS_WIDTH_VOX
+ATLAS_WIDTH_MM: Final = 55.0
+"""C1 is 60-80 mm wide; a piece of processes alone is narrower, or lies at the end of the view."""
 
 
 SPECK_SHARE: Final = 0.04
@@ -197,15 +192,23 @@ class _Seen:
     def place(self, point_vox: npt.ArrayLike) -> float:
         return self.ruler.place(np.asarray(point_vox) * self.spacing)
 
+    def is_atlas(self, piece: Piece, highest: float) -> bool:
+        """Whether a topmost piece without a body is an atlas whose anterior arch is missing."""
+        width_mm = (piece.box[0].stop - piece.box[0].start) * self.spacing[0]
+        return piece.z_order >= highest and width_mm >= ATLAS_WIDTH_MM and not self._is_cut(piece)
+
+    def _is_cut(self, piece: Piece) -> bool:
+        end = END_MM / self.spacing[2]
+        return bool(piece.box[2].start < end or piece.box[2].stop > self.raw.shape[2] - end)
+
     def item(self, piece: Piece, index: int) -> Item:
         inside = self._mask(piece, index)
         sides = [(s.stop - s.start) * mm for s, mm in zip(piece.box, self.spacing, strict=True)]
-        end = END_MM / self.spacing[2]
         return Item(
             kind=piece.kind,
             index=index,
             place_mm=self.place(piece.body_centroid_vox or piece.centroid_vox),
-            cut=piece.box[2].start < end or piece.box[2].stop > self.raw.shape[2] - end,
+            cut=self._is_cut(piece),
             width_mm=sides[0],
             volume_mm3=piece.voxels * float(np.prod(self.spacing)),
             landmarks=_landmarks(piece) if piece.kind is Kind.DISC else {},

@@ -14,6 +14,11 @@ from lib.transforms.labeling import UNNAMED, Naming
 UNEXPLAINED_SHARE: Final = 0.5
 """A piece with this share of the usual volume of its kind has the size of a structure."""
 
+SWOLLEN: Final = 1.35
+"""A vertebra this much larger than its neighbors holds more than itself (one differs by 5-10 % from the next)."""
+NEIGHBORS: Final = 6
+"""How many vertebrae around a missed one are compared."""
+
 
 def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
     """Items without a name.
@@ -56,4 +61,16 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
         below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))
         if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
             return True
-    return False
+    return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
+
+
+def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
+    """Whether a neighbor of a missed vertebra is so large that it seems to hold part of it."""
+    bones = [
+        (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
+        for item, code in zip(evidence.items, path, strict=True)
+        if code != FALSE and item.kind is Kind.VERTEBRA and not item.cut
+    ]
+    near = sorted(bones)[:NEIGHBORS]
+    usual = float(np.median([volume for _, volume in near])) if len(near) == NEIGHBORS else np.inf
+    return any(volume > SWOLLEN * usual for _, volume in near[:2])

@@ -21,8 +21,12 @@ PARITY_COST: Final = 1.5
 """A fragment of the other odd/even class than the name asks for, in levels of distance."""
 TAKEN_COST: Final = 0.5
 """A name whose vertebra has a body in view, in levels of distance."""
-MAX_COST: Final = 1.6
-"""A fragment farther than this from every name stays unnamed."""
+SWOLLEN: Final = 1.35
+"""With the fragment such a vertebra would be this much larger than the usual one (neighbors differ by 5-10 %):"""
+SWOLLEN_COST: Final = 1.5
+"""then it most probably has its own processes already, and that weighs as much as a wrong odd/even class."""
+MAX_COST: Final = 2.0
+"""A fragment farther than this from every name stays unnamed: a wrong class and half a level."""
 
 
 def name_loose(
@@ -46,12 +50,16 @@ def name_loose(
     places = _places(named, depths_mm)
     swapped = _swapped(named)
     vertebrae = list(naming.vertebrae)
-    taken = {code for code in naming.vertebrae if code != UNNAMED}
+    taken: dict[int, int] = {}
+    for piece, code in zip(pieces.vertebrae, naming.vertebrae, strict=True):
+        if code != UNNAMED and piece.kind is Kind.VERTEBRA:
+            taken[code] = taken.get(code, 0) + piece.voxels
+    usual = float(np.median(list(taken.values()))) if taken else np.inf
     for k, place in evidence.loose.items():
-        costs = {
-            code: _cost(pieces.vertebrae[k], place, code, places[code], swapped) + TAKEN_COST * (code in taken)
-            for code in places
-        }
+        piece = pieces.vertebrae[k]
+        costs = {code: _cost(piece, place, code, places[code], swapped) for code in places}
+        for code in costs.keys() & taken.keys():
+            costs[code] += TAKEN_COST + SWOLLEN_COST * (taken[code] + piece.voxels > SWOLLEN * max(usual, taken[code]))
         best = min(costs, key=lambda code: costs[code])
         vertebrae[k] = best if costs[best] <= MAX_COST else UNNAMED
     return Naming(naming.discs, tuple(vertebrae))
