@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
 
 from lib.anatomy import STRUCTURES
 from lib.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
-from lib.front import ohif
+from lib.dicom.seg_writer import seg_bytes, write_seg
+from lib.front import ohif, stow
 from lib.front.bundle import CHANGES, read_bundle
 from lib.front.stow import Upload, instances
+from lib.geometry import Volume
 from lib.pacs.address import Address, PathError, is_uid, resource
+from pacs_serving import write_study
+from phantom import PIR
 from serving import Server
 
 
@@ -206,3 +211,31 @@ def test_outcomes_are_forgotten_after_many() -> None:
         outcomes.keep(replace(first, instance=f"2.{number}"))
     assert outcomes.of("1") is None
     assert outcomes.of("2.0") is not None
+
+
+class Faulty:
+    """An app that fails at every segmentation."""
+
+    def __init__(self) -> None:
+        self.outcomes = Outcomes()
+
+    def submit_segmentation(self, *_: object) -> Outcome:
+        raise KeyError("fault")
+
+
+def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The PACS has the segmentation: "could not be stored" would be wrong, and silence, too."""
+    app, study = Faulty(), write_study(tmp_path, 1, "Alpha")
+    monkeypatch.setattr(stow, "app_instance", lambda: app)
+    codes = np.zeros((80, 252, 48), np.uint8)
+    codes[40, 100, 20] = STRUCTURES[0].code
+    seg = write_seg(Volume(codes, PIR), study.folder, model="x", version="1")
+    with upload(part(seg_bytes(seg)) + part(b"no DICOM") + b"--b--", MULTIPART + "b") as request:
+        stow.take_submissions(request, lambda _: False, "reader")
+        assert app.outcomes.of(seg.SOPInstanceUID) is None
+        stow.take_submissions(request, lambda _: True, "reader")
+    told = app.outcomes.of(seg.SOPInstanceUID)
+    assert told is not None
+    assert (told.status, told.message) == ("refused", stow.FAILED)

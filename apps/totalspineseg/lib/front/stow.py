@@ -12,8 +12,8 @@ from typing import IO, Final
 
 from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
-from pydicom.errors import InvalidDicomError
 
+from lib.corrections.outcomes import Outcome
 from lib.corrections.store import SEG_SUFFIX, Sender
 from lib.dicom.seg_object import SegReference, is_seg, seg_reference
 from lib.errors import TotalSpineSegError
@@ -24,6 +24,8 @@ DICOM_TYPE: Final = "application/dicom"
 BOUNDARY: Final = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
+FAILED: Final = "Not counted: the server failed at this segmentation, which is its own fault; its log says why."
+"""Told unless something better is known in the end."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +105,20 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
     """
     for file in instances(upload):
         try:
-            if is_seg(file):
-                reference = seg_reference(file)
-                if is_stored(reference.instance):
-                    _take(file, reference, user)
-        except (TotalSpineSegError, InvalidDicomError) as error:
+            reference = seg_reference(file) if is_seg(file) else None
+            if reference is not None and is_stored(reference.instance):
+                _take(file, reference, user)
+        except TotalSpineSegError as error:
             logger.warning("a stored segmentation was not understood: %s", error)
+        except Exception:
+            # The PACS has it: whatever fails here, the viewer must not be told otherwise.
+            logger.exception("a stored segmentation was not counted")
 
 
 def _take(file: bytes, reference: SegReference, user: str) -> None:
     app = app_instance()
     sender = Sender(user, CLIENT, f"{reference.instance}{SEG_SUFFIX}")
+    app.outcomes.keep(Outcome(reference.instance, "refused", FAILED))
     with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
         path = Path(folder) / f"label{SEG_SUFFIX}"
         path.write_bytes(file)

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from lib.anatomy import code_of_name
 from lib.dicom.seg_object import SegReference, seg_reference
 from lib.dicom.seg_writer import MANUFACTURER
+from lib.errors import LabelError
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +118,13 @@ class Segmentations:
         key = f"{series.uid} {series.instances}"
         if key not in self._known:
             headers = self._client.retrieve_series_metadata(series.study, series.uid)
-            self._known[key] = tuple(
-                seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers
-            )
+            try:
+                self._known[key] = tuple(
+                    seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers
+                )
+            except LabelError as error:
+                logger.warning("segmentations of series %s are passed over: %s", series.uid, error)
+                self._known[key] = ()
         return self._known[key]
 
 
