@@ -15,6 +15,8 @@ Image = NDArray[np.float32]
 
 SLICE_AXES = (0, 0, 0, 0, 1, 2)
 """Thick-slice direction is drawn from these: mostly sagittal acquisitions, some coronal and axial."""
+FLOW_ODDS = 0.35
+"""Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
 WEIGHTING = (0.75, 2.2)
 """Exponent on a contrast's signals. At 1 fluid is twice as bright as the cord on T2, as in short echo trains; long
 echo times reach four times (measured on public cervical and whole-spine scans)."""
@@ -93,6 +95,7 @@ def render(
     own = np.exp(0.06 * strength * rng.standard_normal(256)).astype(np.float32)
     own[0] = 1.0
     image = signals[spine.tissues] * own[spine.labels]
+    image = image * _flow(rng.spawn(1)[0], spine.tissues, strength)
     texture = smooth_noise(rng, image.shape, 40) * np.float32(0.06 * strength)
     image = image * (1 + texture + 0.03 * strength * smooth_noise(rng, image.shape, 110))
     image = _blur(rng, image, spacing, strength)
@@ -106,6 +109,14 @@ def render(
     )
     image = np.clip(image, 0, None) ** np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
     return np.asarray(image * np.float32(600.0), dtype=np.float32)
+
+
+def _flow(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image | float:
+    """Share of the fluid's signal that its pulsation leaves, in clouds."""
+    if rng.random() >= FLOW_ODDS * strength:
+        return 1.0
+    loss = np.clip(smooth_noise(rng, tissues.shape, 24), 0, 1) * np.float32(rng.uniform(0.2, 0.8))
+    return np.asarray(1 - loss * (tissues == Tissue.CSF), dtype=np.float32)
 
 
 def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], strength: float) -> Image:

@@ -21,6 +21,8 @@ _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6,
 """How often a thoracic and a lumbar count is drawn (anomalies a little more often than in people)."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
+_GRAY_SHARE = (0.62, 0.5)
+"""Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
 _COCCYX_MM = 36.0
 """Length along its curve. Source: Woon et al., Clin Anat 25(4), 2012: some 4 cm."""
 _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
@@ -264,4 +266,7 @@ def _draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: 
     roots = ellipse(curve.x, curve.y - 0.2 * curve.depth, curve.width * 0.8, curve.depth * 0.55) < 1
     tissues[inside & tail & roots & (rng.random(raster.shape) < 0.6)] = Tissue.CAUDA_EQUINA
     tissues[cord & (curve.z < curve.top + 15)[None, None, :]] = Tissue.CORD
+    wide, deep = _GRAY_SHARE
+    core = ellipse(curve.cord_x, curve.cord_y, wide * curve.cord_width, deep * curve.cord_depth) < 1
+    tissues[core & cord & (tissues == Tissue.CORD)] = Tissue.GRAY_MATTER
     labels[cord & below] = anatomy.CORD

@@ -36,6 +36,7 @@ class Tissue(IntEnum):
     VEIN = 21
     SACRAL_DISC = 22
     LESION = 23
+    GRAY_MATTER = 24
 
 
 _T1 = {
@@ -61,6 +62,7 @@ _T1 = {
     Tissue.OTHER_BONE: 0.6,
     Tissue.VEIN: 0.3,
     Tissue.SACRAL_DISC: 0.35,
+    Tissue.GRAY_MATTER: 0.4,
     Tissue.LESION: 0.4,
 }
 _T2 = {
@@ -86,6 +88,7 @@ _T2 = {
     Tissue.OTHER_BONE: 0.4,
     Tissue.VEIN: 0.6,
     Tissue.SACRAL_DISC: 0.3,
+    Tissue.GRAY_MATTER: 0.52,
     Tissue.LESION: 0.7,
 }
 _STIR = {
@@ -111,6 +114,7 @@ _STIR = {
     Tissue.OTHER_BONE: 0.18,
     Tissue.VEIN: 0.6,
     Tissue.SACRAL_DISC: 0.25,
+    Tissue.GRAY_MATTER: 0.55,
     Tissue.LESION: 0.8,
 }
 _T2STAR = _T2 | {
@@ -121,6 +125,7 @@ _T2STAR = _T2 | {
     Tissue.NUCLEUS: 0.75,
     Tissue.CSF: 0.9,
     Tissue.CORD: 0.6,
+    Tissue.GRAY_MATTER: 0.76,
     Tissue.MUSCLE: 0.35,
     Tissue.OTHER_BONE: 0.12,
     Tissue.VESSEL: 0.85,
