@@ -81,24 +81,6 @@ def test_the_commands_of_the_page_run_in_their_order(
     assert any("-num_gpus" in words for words in trained)
 
 
-RETRAINING = [
-    re.split(r" {2,}", line.strip())[0]
-    for line in (ROOT / "docs" / "retraining.md").read_text().splitlines()
-    if line.startswith("    totalspineseg")
-]
-
-
-@pytest.mark.parametrize("line", RETRAINING)
-def test_the_commands_of_the_page_on_retraining_are_taken(line: str, tmp_path: Path) -> None:
-    """They are run by the tests of the commands themselves."""
-    words = [str(tmp_path) if word == "STUDIES" else word for word in line.split()[1:]]
-    _parser(words[0], import_module(f"lib.cli.{words[0]}")).parse_args(words[1:])
-
-
-def test_the_page_on_retraining_has_commands() -> None:
-    assert len(RETRAINING) >= 9
-
-
 # --- SPIDER
 
 
