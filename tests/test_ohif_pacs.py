@@ -31,6 +31,7 @@ from phantom import PIR, lumbar_codes
 
 pytestmark = [
     pytest.mark.ohif,
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 SECONDS = 300

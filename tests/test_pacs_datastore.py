@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
@@ -160,6 +161,49 @@ def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> No
     with pytest.raises(ImageError, match="parallel slices"):
         store.get_image_uri("2.25.70001.2")
     assert "2.25.70001.2" not in store.list_images()
+
+
+def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path) -> None:
+    """The spine was cut off for good because somebody had looked too early."""
+    pacs = Pacs(files)
+    whole = pacs.series["2.25.70001.1"]
+    store = datastore(pacs, tmp_path)
+    pacs.series["2.25.70001.1"] = [i for i in whole if i.InstanceNumber <= 40]
+    assert read_image(Path(store.get_image_uri("2.25.70001.1"))).data.shape == (80, 252, 40)
+    pacs.series["2.25.70001.1"] = whole
+    store.changed()
+    assert read_image(Path(store.get_image_uri("2.25.70001.1"))).data.shape == (80, 252, 48)
+    assert len(list(store.series_folder("2.25.70001.1").iterdir())) == 48
+    assert pacs.fetched == ["2.25.70001.1"] * 2
+
+
+def test_a_series_refused_while_it_came_in_is_offered_again(tmp_path: Path, files: Path) -> None:
+    pacs = Pacs(files)
+    whole = pacs.series["2.25.70001.1"]
+    store = datastore(pacs, tmp_path)
+    pacs.series["2.25.70001.1"] = [i for i in whole if i.InstanceNumber not in (20, 21)]
+    with pytest.raises(ImageError, match="evenly spaced"):
+        store.get_image_uri("2.25.70001.1")
+    assert "2.25.70001.1" not in store.list_images()
+    pacs.series["2.25.70001.1"] = whole
+    store.changed()
+    assert "2.25.70001.1" in store.list_images()
+    assert read_image(Path(store.get_image_uri("2.25.70001.1"))).data.shape == (80, 252, 48)
+
+
+def test_what_is_here_is_used_when_the_pacs_does_not_answer(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = Pacs(files)
+    store = datastore(pacs, tmp_path)
+    path = store.get_image_uri("2.25.70001.1")
+
+    def silent(**_: object) -> None:
+        raise requests.ConnectionError("no answer")
+
+    monkeypatch.setattr(pacs, "search_for_series", silent)
+    store.changed()
+    assert store.get_image_uri("2.25.70001.1") == path
 
 
 def test_a_broken_download_leaves_nothing(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import requests
 from dicomweb_client import DICOMwebClient
 
 from lib.corrections.datastore import StudiesDatastore
@@ -65,7 +66,7 @@ class PacsDatastore(StudiesDatastore):
         self._listed: tuple[float, dict[str, Series]] | None = None
         self._listing = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
-        self._unusable: dict[str, str] = {}
+        self._unusable: dict[str, int] = {}
         self.segmentations = Segmentations(client)
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
@@ -76,7 +77,12 @@ class PacsDatastore(StudiesDatastore):
 
     def series(self) -> Mapping[str, Series]:
         """The series that are offered as images, by UID: all but localizers and what could not be read."""
-        return {uid: found for uid, found in self._all().items() if _is_volume(found) and uid not in self._unusable}
+        return {
+            uid: found
+            for uid, found in self._all().items()
+            # One that was refused while it still came in is offered again once it has more instances.
+            if _is_volume(found) and self._unusable.get(uid) != found.instances
+        }
 
     def list_images(self) -> list[str]:
         """Ids of the images."""
@@ -107,7 +113,7 @@ class PacsDatastore(StudiesDatastore):
             StorageError: It could not be written.
         """
         kept = self._kept(image_id)
-        if kept:
+        if kept and self._is_complete(image_id):
             return kept
         found = self._all().get(image_id) if is_uid(image_id) else None
         if found is None:
@@ -115,6 +121,8 @@ class PacsDatastore(StudiesDatastore):
         with self._listing:
             lock = self._fetching.setdefault(image_id, threading.Lock())
         with lock:
+            if not self._is_complete(image_id):
+                self._forget(image_id)
             return self._kept(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
@@ -195,7 +203,8 @@ class PacsDatastore(StudiesDatastore):
     def refuse(self, image_id: str, reason: str) -> None:
         """Offer a series no more, for it could not be read."""
         logger.warning("series %s is not offered: %s", image_id, reason)
-        self._unusable[image_id] = reason
+        known = self._all().get(image_id)
+        self._unusable[image_id] = known.instances if known else 0
 
     def _all(self) -> dict[str, Series]:
         with self._listing:
@@ -207,6 +216,27 @@ class PacsDatastore(StudiesDatastore):
     def _kept(self, image_id: str) -> str:
         uri: str = StudiesDatastore.get_image_uri(self, image_id)
         return uri if uri and Path(uri).is_file() else ""
+
+    def _is_complete(self, image_id: str) -> bool:
+        """Whether all the PACS has of a series is here; it may have been fetched while it still came in."""
+        folder = self._folder(image_id)
+        try:
+            known = self._all().get(image_id)
+        except requests.RequestException:
+            # A training needs what is here, whether or not the PACS answers just now.
+            return True
+        return known is None or not folder.is_dir() or known.instances <= sum(1 for _ in folder.iterdir())
+
+    def _forget(self, image_id: str) -> None:
+        """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
+        logger.warning("series %s has more images than were fetched; it is fetched anew", image_id)
+        kept = self._kept(image_id)
+        with self._guard, self._index():
+            self._datastore.objects.pop(image_id, None)
+            self._update_datastore_file(lock=False)
+        if kept:
+            Path(kept).unlink(missing_ok=True)
+        shutil.rmtree(self._folder(image_id), ignore_errors=True)
 
     def _folder(self, image_id: str) -> Path:
         return Path(self._datastore_path) / SERIES_DIR / image_id

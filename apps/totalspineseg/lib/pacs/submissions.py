@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import requests
+from pydicom.errors import InvalidDicomError
+
 from lib.corrections.inbox import Publish
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.store import SEG_SUFFIX, Correction, Sender
@@ -92,6 +95,10 @@ def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) ->
             continue
         with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
             file = Path(folder) / f"label{SEG_SUFFIX}"
-            datastore.fetch_instance(reference, file)
+            try:
+                datastore.fetch_instance(reference, file)
+            except (requests.RequestException, InvalidDicomError) as error:
+                logger.warning("a segmentation of series %s could not be fetched: %s", series, type(error).__name__)
+                continue
             outcomes.append(submit_segmentation(datastore, submit, file, reference, Sender("", ADOPTED_BY, name)))
     return tuple(outcomes)
