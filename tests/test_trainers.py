@@ -19,6 +19,7 @@ from lib.gate import holdout
 from lib.gate.compare import SubjectScores
 from lib.gate.measures import GROUPS, CaseScore
 from lib.nnunet.cases import Origin
+from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, roll_back, show_version
@@ -57,6 +58,10 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     monkeypatch.setattr(retraining, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     return change
+
+
+def weights_of(model: ModelFolder) -> dict[str, torch.Tensor]:
+    return float32_weights(load_checkpoint(model.checkpoint))
 
 
 def train(site: Site, **finetune: Any) -> Retrained:
@@ -110,6 +115,33 @@ def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, ju
     state = state_of(site.training_dir)
     assert state is not None
     assert state.status == "refused"
+
+
+def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an hour of training was thrown away because old scans lost three points of Dice."""
+    site = make_site(tmp_path)
+    parents = {step: ModelFolder.open(site.models.resolve(step).root, step=step) for step in (1, 2)}
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def score(cases: Iterable[Any], *, candidate: Any, **_: Any) -> tuple[SubjectScores, ...]:
+        if not list(cases):
+            return ()
+        seen.append(weights_of(candidate.step1.folder))
+        return scores_of(-0.2 if len(seen) == 1 else 0.01)
+
+    monkeypatch.setattr(retraining, "score_models", score)
+    result = train(site, learning_rate=1e-2)
+    assert result.report.publish and site.models.active() == {1: result.version, 2: result.version}
+    served = weights_of(ModelFolder.open(site.models.resolve(1).root, step=1))
+    old = weights_of(parents[1])
+    assert any(not torch.equal(old[name], seen[0][name]) for name in old)
+    for name in old:
+        torch.testing.assert_close(served[name], (old[name] + seen[0][name]) / 2)
+    assert show_version(site.models, result.version)["new_weights"] == 0.5
+    assert json.loads((result.run / "gate.json").read_text())["new_weights"] == 0.5
+    assert "100% of the new weights" in (result.run / "log.txt").read_text()
 
 
 def test_later_trainings_start_from_the_served_version_and_replay_its_labels(

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.volume_io import write_atomic
@@ -41,3 +41,21 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     content = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {"network_weights": dict(weights)}
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder
+
+
+def mixed_weights(parent: ModelFolder, trained: ModelFolder, share: float) -> dict[str, torch.Tensor]:
+    """Weights between those of two models of one shape.
+
+    Args:
+        parent: The model the training started from. Not modified.
+        trained: What it led to. Not modified.
+        share: Of the trained weights, 0 to 1.
+
+    Returns:
+        float32 tensors under the parent's names.
+
+    Raises:
+        WeightsError: A checkpoint cannot be read.
+    """
+    old, new = (float32_weights(load_checkpoint(model.checkpoint)) for model in (parent, trained))
+    return {name: torch.lerp(value, new[name], share) for name, value in old.items()}

@@ -40,6 +40,7 @@ class VersionRecord:
         settings: Of the training.
         gate: The gate's report; None for a version that was imported.
         run: Id of the training run.
+        new_weights: Share of the trained weights; the rest are the parents'.
         software: Package -> version.
     """
 
@@ -54,6 +55,7 @@ class VersionRecord:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] | None = None
     run: str = ""
+    new_weights: float = 1.0
     software: Mapping[str, str] = field(default_factory=lambda: software_versions())
 
 

@@ -12,7 +12,7 @@ from lib.errors import StorageError, TrainingError
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import GateReport, judge
-from lib.nnunet.candidate import write_candidate
+from lib.nnunet.candidate import mixed_weights, write_candidate
 from lib.nnunet.cases import ScanSource, Skipped, prepare_cases
 from lib.nnunet.finetune import Progress, Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 GATE_FILE: Final = "gate.json"
 CANDIDATE_DIR: Final = "candidate"
+MIXED_DIR: Final = "mixed"
+"""The candidate's weights mixed with those in use."""
 DONE_FILE: Final = "done.json"
 """In a candidate's folder once it is whole."""
 
@@ -142,8 +144,8 @@ class _Retraining:
             for step in self.settings.steps:
                 self._train(step, should_stop)
             self._tell("running", message="comparing with the model in use")
-            report = self._judge(reference())
-            version = self._publish(report)
+            report, share = self._judge(reference)
+            version = self._publish(report, share)
         except Stopped as stop:
             self._tell("stopped", message=str(stop))
             raise
@@ -153,7 +155,8 @@ class _Retraining:
             raise
         self.log.say(f"version {version}: {report.reason}")
         for step in self.settings.steps:
-            shutil.rmtree(self._work(step) / CANDIDATE_DIR, ignore_errors=True)
+            for name in (CANDIDATE_DIR, MIXED_DIR):
+                shutil.rmtree(self._work(step) / name, ignore_errors=True)
         self._tell("published" if report.publish else "refused", message=report.reason)
         return Retrained(self.run, version, report, tuple(self.skipped))
 
@@ -183,8 +186,16 @@ class _Retraining:
     def _work(self, step: int) -> Path:
         return self.run / f"step{step}"
 
-    def _candidate(self, step: int) -> ModelFolder:
-        return ModelFolder.open(self._work(step) / CANDIDATE_DIR, step=step, name="candidate")
+    def _candidate(self, step: int, share: float) -> Path:
+        """The folder of what is judged, with so much of the trained weights."""
+        whole = self._work(step) / CANDIDATE_DIR
+        if share == 1:
+            return whole
+        parent, trained = self.parents[step], ModelFolder.open(whole, step=step, name="candidate")
+        mixed = self._work(step) / MIXED_DIR
+        shutil.rmtree(mixed, ignore_errors=True)
+        write_candidate(parent, mixed_weights(parent, trained, share), mixed)
+        return mixed
 
     def _train(self, step: int, should_stop: Callable[[], bool]) -> None:
         parent = self.parents[step]
@@ -214,12 +225,26 @@ class _Retraining:
             self.skipped.append(case)
             self.log.say(f"case {case.name} left out: {case.reason}", case=case.name, reason=case.reason)
 
-    def _judge(self, reference_scans: Iterable[JudgedCase]) -> GateReport:
+    def _judge(self, reference: Callable[[], Iterable[JudgedCase]]) -> tuple[GateReport, float]:
+        """The report of the first share of new weights that passes, and the share; of the first share if none does."""
+        reports: list[tuple[GateReport, float]] = []
+        for share in self.settings.new_weights:
+            report = self._judge_share(share, reference())
+            reports.append((report, share))
+            if report.publish:
+                break
+            self.log.say(f"{share:.0%} of the new weights: {report.reason}", gate=report.as_json())
+        chosen = reports[-1] if reports[-1][0].publish else reports[0]
+        write_json(self.run / GATE_FILE, chosen[0].as_json() | {"new_weights": chosen[1]})
+        return chosen
+
+    def _judge_share(self, share: float, reference_scans: Iterable[JudgedCase]) -> GateReport:
         device = self.settings.finetune.device
         active = {step: WarmPredictor(self.parents[step], device=device) for step in (1, 2)}
         candidate = dict(active)
         for step in self.settings.steps:
-            candidate[step] = WarmPredictor(self._candidate(step), device=device)
+            folder = ModelFolder.open(self._candidate(step, share), step=step, name="candidate")
+            candidate[step] = WarmPredictor(folder, device=device)
         models = {
             "active": Model(active[1], active[2]),
             "candidate": Model(candidate[1], candidate[2]),
@@ -234,28 +259,26 @@ class _Retraining:
             self._skip(case)
         holdout = score_models(cases, **models, before_each=tell)
         served = "+".join(self.parents[step].version for step in self.settings.steps)
-        report = judge(served, self.run.name, reference=reference, holdout=holdout)
-        write_json(self.run / GATE_FILE, report.as_json())
-        return report
+        return judge(served, self.run.name, reference=reference, holdout=holdout)
 
-    def _publish(self, report: GateReport) -> str:
+    def _publish(self, report: GateReport, share: float) -> str:
         store = self.site.models
         name = f"trained-{self.run.name}"
         if name not in store.versions():
             with store.publish(name) as staging:
                 with storage_errors(staging):
                     for step in self.settings.steps:
-                        source = self._work(step) / CANDIDATE_DIR
+                        source = self._candidate(step, share)
                         shutil.copytree(source, staging, ignore=lambda *_: [DONE_FILE], dirs_exist_ok=True)
                 models = {step: ModelFolder.open(staging, step=step, name=name) for step in self.settings.steps}
-                write_record(staging, self._record(name, report, models))
+                write_record(staging, self._record(name, report, share, models))
         if report.publish:
             store.activate(name, steps=self.settings.steps)
             if store.weights:
                 self.log.say(f"this server is told to serve {store.weights!r}; start it without to serve {name}")
         return name
 
-    def _record(self, name: str, report: GateReport, models: dict[int, ModelFolder]) -> VersionRecord:
+    def _record(self, name: str, report: GateReport, share: float, models: dict[int, ModelFolder]) -> VersionRecord:
         steps = self.settings.steps
         return VersionRecord(
             name=name,
@@ -269,6 +292,7 @@ class _Retraining:
             settings=cast(dict[str, Any], _plain(asdict(self.settings))),
             gate=report.as_json(),
             run=self.run.name,
+            new_weights=share,
         )
 
     def _left_out(self, source: ScanSource) -> bool:

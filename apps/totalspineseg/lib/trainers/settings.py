@@ -10,6 +10,9 @@ REPLAY_CASES: Final = 16
 and other old scans became worse."""
 REFERENCE_CASES: Final = 6
 """Scans of the reference set: enough for the bootstrap, few enough to score on a CPU in minutes."""
+NEW_WEIGHTS: Final = (1.0, 0.5)
+"""What is judged, in order, until one passes: the trained weights, then their mean with those in use, which learns less
+and forgets less. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class RetrainSettings:
         finetune: How each is fine-tuned.
         replay_cases: Synthetic scans against forgetting.
         reference_cases: Scans of the fixed reference set that judge.
+        new_weights: Shares of the trained weights in what is judged, in order; the rest are those in use.
         resume: Go on with an unfinished run about the same material and settings.
     """
 
@@ -28,4 +32,5 @@ class RetrainSettings:
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     replay_cases: int = REPLAY_CASES
     reference_cases: int = REFERENCE_CASES
+    new_weights: tuple[float, ...] = NEW_WEIGHTS
     resume: bool = True
