@@ -20,7 +20,7 @@ CROP_MARGIN_MM = 10
 """Step 2 sees the box of step 1's result and this much around it."""
 _SWAP_LEFT_RIGHT = 0.5
 _DISC_LOST, _DISC_ROUGH = 0.03, 0.4
-_SMALL_SCAN, _SMALLEST = 0.12, 0.35
+_SMALL_SCAN, _SMALLEST = 0.2, 0.25
 """Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
 
 
