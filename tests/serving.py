@@ -26,7 +26,8 @@ from lib import server
 studies, port, app_dir, signals = sys.argv[1:5]
 server.configure(studies, host="127.0.0.1", port=int(port), conf={"signals": signals}, app_dir=Path(app_dir))
 import uvicorn
-uvicorn.run(server.create_app(max_upload_mb=8, hosts=server.LOOPBACK), host="127.0.0.1", port=int(port), log_level="info")
+app = server.create_app(max_upload_mb=8, hosts=server.LOOPBACK)
+uvicorn.run(app, host="127.0.0.1", port=int(port), log_level="info")
 """
 
 

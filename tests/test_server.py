@@ -112,7 +112,8 @@ def test_the_annotators_loop(server: Server, client: MONAILabelClient, tmp_path:
     assert reply["renumbered"]["names"]["L1"] == "L2"
     assert "other levels follow" in reply["renumbered"]["message"]
     follow = {"T12": "L1", "T12-L1": "L1-L2"}
-    follow |= {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
+    follow |= {f"L{k}": f"L{k + 1}" for k in range(1, 6)}
+    follow |= {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
     expected = CODES.copy()
     for old, new in follow.items():
         expected[CODE_OF[old] == CODES] = CODE_OF[new]
