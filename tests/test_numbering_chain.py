@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import DISC_C2_C3, DISC_L5_S, SACRUM, Kind, column
+from lib.anatomy import DISC_C2_C3, DISC_L5_S, SACRUM, Kind, Step1, column
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
@@ -202,6 +202,15 @@ def test_a_pin_beside_the_spine_is_said() -> None:
 
 def test_a_localizer_settles_a_scan_without_landmarks() -> None:
     case = draw("midthoracic", 2)
+    labels, numbering = name(case, localizer=case.truth)
+    assert columns.errors(case, labels) == {}
+    assert numbering.confident
+
+
+def test_a_localizer_of_a_step_1_map_with_the_atlas() -> None:
+    """Every step-1 scan that showed C1 failed when a localizer came with it."""
+    case = draw("cervical", 1)
+    assert (case.raw == Step1.C1.value).any()
     labels, numbering = name(case, localizer=case.truth)
     assert columns.errors(case, labels) == {}
     assert numbering.confident
