@@ -177,6 +177,38 @@ def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path
     assert pacs.fetched == ["2.25.70001.1"] * 2
 
 
+def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, files: Path) -> None:
+    """The label of the cut series stood for the whole one once the server was started again."""
+    pacs = Pacs(files)
+    whole = pacs.series["2.25.70001.1"]
+    store = datastore(pacs, tmp_path)
+    pacs.series["2.25.70001.1"] = [i for i in whole if i.InstanceNumber <= 40]
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(b"label")
+    store.save_label("2.25.70001.1", str(label), "final", {})
+    pacs.series["2.25.70001.1"] = whole
+    store.changed()
+    assert store.get_image_uri("2.25.70001.1")
+    assert datastore(pacs, tmp_path).get_labeled_images() == []
+
+
+def test_a_pacs_that_counts_more_than_it_gives_is_asked_once(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look at such a series fetched it anew and took its finished label away."""
+    pacs = Pacs(files)
+    given = pacs.series["2.25.70001.1"]
+    monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or given[:-1])
+    store = datastore(pacs, tmp_path)
+    label = tmp_path / "label.nii.gz"
+    label.write_bytes(b"label")
+    store.save_label("2.25.70001.1", str(label), "final", {})
+    assert store.get_image_uri("2.25.70001.1")
+    assert store.get_labeled_images() == ["2.25.70001.1"]
+    assert datastore(pacs, tmp_path).get_image_uri("2.25.70001.1")
+    assert pacs.fetched == ["2.25.70001.1"]
+
+
 def test_a_series_refused_while_it_came_in_is_offered_again(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
     whole = pacs.series["2.25.70001.1"]

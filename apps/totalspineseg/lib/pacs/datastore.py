@@ -29,6 +29,8 @@ FRESH_SECONDS: Final = 10.0
 SERIES_DIR: Final = "dicom"
 """Folder of the series as they came."""
 FINAL_TAG: Final = "final"
+COUNTED: Final = "instances"
+"""What is known about a fetched image: how many instances the PACS said it had then."""
 MIN_SLICES: Final = 3
 """Fewer instances are a localizer or a screenshot, unless the one instance holds many frames."""
 
@@ -225,15 +227,22 @@ class PacsDatastore(StudiesDatastore):
         except requests.RequestException:
             # A training needs what is here, whether or not the PACS answers just now.
             return True
-        return known is None or not folder.is_dir() or known.instances <= sum(1 for _ in folder.iterdir())
+        if known is None or not folder.is_dir():
+            return True
+        # A PACS may count images that it does not give; fetching anew would change nothing and cost what is shown.
+        counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
+        return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
     def _forget(self, image_id: str) -> None:
         """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
         logger.warning("series %s has more images than were fetched; it is fetched anew", image_id)
         kept = self._kept(image_id)
         with self._guard, self._index():
-            self._datastore.objects.pop(image_id, None)
+            entry = self._datastore.objects.pop(image_id, None)
             self._update_datastore_file(lock=False)
+        for tag, label in entry.labels.items() if entry else ():
+            # On the old grid; a file that stays would be shown again after a restart.
+            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
         if kept:
             Path(kept).unlink(missing_ok=True)
         shutil.rmtree(self._folder(image_id), ignore_errors=True)
@@ -255,7 +264,7 @@ class PacsDatastore(StudiesDatastore):
             # Not compressed: the same series must give the same bytes whenever it is fetched.
             file = Path(name) / f"{series.uid}.nii"
             write_volume(file, volume.data, volume.grid)
-            super().add_image(series.uid, str(file), dict(series.info))
+            super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
         return self._kept(series.uid)
 
     def _download(self, series: Series, folder: Path) -> None:
