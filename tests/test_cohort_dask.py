@@ -121,7 +121,9 @@ def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: P
 
 
 SBATCH = """#!/bin/bash
-setsid bash "$1" > /dev/null 2>&1 &
+# The script is gone once this returns, so it is read first, as the real one does.
+script=$(cat "$1")
+setsid bash -c "$script" > /dev/null 2>&1 &
 echo "Submitted batch job $!"
 """
 SCANCEL = """#!/bin/bash
