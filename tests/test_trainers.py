@@ -20,6 +20,7 @@ from lib.gate.compare import SubjectScores
 from lib.gate.measures import GROUPS, CaseScore
 from lib.nnunet.cases import Origin
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
+from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, roll_back, show_version
@@ -225,6 +226,22 @@ def test_what_the_linter_found_is_said_and_recorded(
     (trained,) = show_version(site.models, result.version)["training"]
     assert trained["findings"] == ["L3 is missing"]
     assert trained["unreviewed"] == ["L5"]
+
+
+def test_a_run_whose_labels_are_odd_goes_on_after_a_stop(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the log said of an odd label was taken for a left-out case, and no later training could begin."""
+    site = make_site(tmp_path)
+    (final,) = site.corrections.all()
+    odd = Correction(**final.__dict__ | {"findings": ({"kind": "gap", "message": "L3 is missing"},)})
+    monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter([odd]))
+    settings = tiny_settings(iterations=2)
+    with pytest.raises(Stopped):
+        retrain(site, settings, replay=tiny_replay(), reference=tiny_reference, should_stop=lambda: True)
+    result = train(site, iterations=2)
+    assert result.skipped == ()
+    assert [case["correction"] for case in show_version(site.models, result.version)["training"]] == [final.id]
 
 
 def test_nothing_to_learn_from_is_a_clear_error(tmp_path: Path) -> None:

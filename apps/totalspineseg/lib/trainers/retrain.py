@@ -123,7 +123,7 @@ class _Retraining:
         self.run = begin(site.training_dir, run_key(about), about, resume=settings.resume)
         self.log = TrainingLog(self.run)
         # A run that goes on knows what was left out before.
-        self.skipped = [Skipped(e["case"], e["reason"]) for e in self.log.events() if "case" in e]
+        self.skipped = [Skipped(e["case"], e["reason"]) for e in self.log.events() if "reason" in e]
         for case in material.skipped:
             self._skip(case)
         self.progress = ProgressFile(self.run)
