@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import requests
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
+from lib.corrections.store import Sender
+from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
 from lib.errors import ImageError, StorageError
 from lib.geometry import Volume
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import PAGE, Segmentations, find_series
+from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import phantom_slices, write_study
 from phantom import PIR, lumbar_codes
@@ -265,6 +269,7 @@ def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None
     first, second, unknown = (store.subject(uid) for uid in ("2.25.70001.1", "2.25.70002.1", "9.9"))
     assert first == second != unknown
     assert "P1" not in first
+    assert datastore(pacs, tmp_path / "cleaned").subject("2.25.70001.1") == first
 
 
 def test_images_are_stored_in_the_pacs_and_not_here(tmp_path: Path, files: Path) -> None:
@@ -288,6 +293,25 @@ def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
     assert store.get_labeled_images() == ["2.25.70001.1"]
     assert store.get_unlabeled_images() == ["2.25.70002.1"]
     assert datastore(Pacs(files), tmp_path).get_labeled_images() == ["2.25.70001.1"], "after a restart"
+
+
+def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction that was kept and counted was reported as not counted."""
+    store = datastore(Pacs(files), tmp_path)
+
+    def refused(image_id: str) -> None:
+        raise requests.HTTPError("no room")
+
+    monkeypatch.setattr(store, "put_back", refused)
+    reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), (), "20260101", "Reader", ("L4",), ())
+    kept = SimpleNamespace(
+        id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}
+    )
+    outcome = submit_segmentation(store, lambda *_: kept, tmp_path / "label.dcm", reference, Sender("", "ohif", "l"))
+    assert outcome.status == "accepted"
+    assert outcome.message.endswith(NOT_PUT_BACK)
 
 
 def test_the_newest_reader_s_segmentation(files: Path) -> None:

@@ -76,9 +76,11 @@ class Pacs:
 
     def holds(self, where: Address, instance: str) -> bool:
         """Whether the PACS has an instance; answers to a store request come in too many forms to read it there."""
+        if not is_uid(instance):
+            return False
         query = f"SOPInstanceUID={instance}&limit=1"
         answer = self.call("GET", where.url("qido", "instances"), query, {"accept": JSON_TYPES[0]})
-        return is_uid(instance) and answer.status == OK and instance.encode() in answer.content()
+        return answer.status == OK and instance.encode() in answer.content()
 
 
 class Answer:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -128,8 +129,13 @@ class PacsDatastore(StudiesDatastore):
             return self._kept(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
-        """Whose series it is, without saying who: known for every series that was needed once."""
+        """Whose series it is, without saying who: known for every series that was needed once or is in the PACS."""
         info = super().get_image_info(image_id)
+        if not info:
+            # Not here, or not any more: its patient must not count as another one.
+            with suppress(requests.RequestException):
+                found = self._all().get(image_id)
+                info = dict(found.info) if found else {}
         patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or image_id)
         return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
 

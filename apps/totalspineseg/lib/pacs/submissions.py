@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 ADOPTED_BY: Final = "pacs"
 """Client id of segmentations that came to the PACS another way."""
+
+NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent."
 
 Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correction]
 """The app's way to take a label."""
@@ -63,15 +66,21 @@ def submit_segmentation(
     params = {"label_info": [{"name": name} for name in reference.labels]}
     try:
         kept = submit(series, file, FINAL_TAG, params, sender, publish)
-        if kept.renumbered and kept.step != 1:
-            # The PACS has the names as they were sent: whoever looks there must see those that count.
-            datastore.put_back(series)
-        return accepted(instance, kept)
     except LabelError as error:
         return Outcome(instance, "parked", f"Not counted: {error}", series)
     except TotalSpineSegError as error:
         logger.warning("a segmentation of series %s was not counted: %s", series, error)
         return Outcome(instance, "refused", f"Not counted: {error}", series)
+    outcome = accepted(instance, kept)
+    if not kept.renumbered or kept.step == 1:
+        return outcome
+    try:
+        # The PACS has the names as they were sent: whoever looks there must see those that count.
+        datastore.put_back(series)
+    except (requests.RequestException, TotalSpineSegError) as error:
+        logger.warning("the names that followed in series %s are not in the PACS: %s", series, type(error).__name__)
+        return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+    return outcome
 
 
 def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) -> tuple[Outcome, ...]:
