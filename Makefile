@@ -15,7 +15,8 @@ BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve serve-ohif test test-browser test-ohif fast check demo bench bench-numbering bench-cli bench-runtimes starter lock wheelhouse clean
+.PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-cli bench-runtimes \
+  bench-starter bench-retrain lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
