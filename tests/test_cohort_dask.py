@@ -10,8 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import distributed
 import numpy as np
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from distributed import Client
 import tiny_models
 from lib.anatomy import CODE_OF
 from lib.cli import main
+from lib.cohort.carried import make_task
 from lib.cohort.cluster import started
 from lib.cohort.inputs import Case, find_cases
 from lib.cohort.local import LocalExecutor
@@ -28,7 +31,7 @@ from lib.cohort.profile import Profile, parse_profile
 from lib.cohort.record import read_record
 from lib.cohort.run import Stream, run
 from lib.cohort.spread import DaskExecutor
-from lib.cohort.station import Station, job_json
+from lib.cohort.station import REFUSAL, Station, job_json
 from lib.cohort.work import Work
 from lib.errors import ClusterError
 from lib.geometry import Grid
@@ -85,6 +88,14 @@ def local(tmp_path_factory: pytest.TempPathFactory, store: ModelStore, scans: Pa
 def worker_processes() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_worker_that_joined_later_and_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the app took scan after scan and failed each."""
+    worker = SimpleNamespace(plugins={"ours": SimpleNamespace()})
+    monkeypatch.setattr(distributed, "get_worker", lambda: worker)
+    answer = make_task("ours")({})
+    assert str(APP.resolve()) in answer[REFUSAL]
 
 
 @pytest.mark.timeout(900)

@@ -56,12 +56,19 @@ def make_task(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     Args:
         name: The plugin's name.
     """
+    app = str(APP)
 
     def segment(case: Mapping[str, Any]) -> dict[str, Any]:
         from distributed import get_worker
 
         plugin = get_worker().plugins.get(name)
-        answer: dict[str, Any] = {"stopped": True} if plugin is None else plugin.station.segment(case)
+        if plugin is None:
+            return {"stopped": True}
+        station = getattr(plugin, "station", None)
+        if station is None:
+            # Dask keeps a plugin whose setup failed on a worker that joined later; it would fail scan after scan.
+            return {"refusal": f"workers that see the app under the same path ({app}) are required, got one without"}
+        answer: dict[str, Any] = station.segment(case)
         return answer
 
     return segment
