@@ -12,14 +12,14 @@ import requests
 from pydicom import Dataset, dcmread
 from pydicom.uid import generate_uid
 
-from lib.corrections.store import Sender
+from lib.corrections.store import Correction, CorrectionStore, Received, Sender
 from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError, LabelError, StorageError
 from lib.geometry import Volume
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import PAGE, Segmentations, find_series
-from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
+from lib.pacs.submissions import NOT_PUT_BACK, adopt, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import phantom_slices, write_study
 from phantom import PIR, lumbar_codes
@@ -312,6 +312,23 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
     outcome = submit_segmentation(store, lambda *_: kept, tmp_path / "label.dcm", reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"
     assert outcome.message.endswith(NOT_PUT_BACK)
+
+
+def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, files: Path) -> None:
+    pacs = Pacs(files)
+    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1")
+    seg.Manufacturer = "A viewer"
+    pacs.add(seg)
+    store = CorrectionStore(tmp_path / "history")
+    image = tmp_path / "image.nii"
+    image.write_bytes(b"image")
+    received = Received("2.25.70001.1", image, image, "final", Sender("", "ohif", "l.nii"), None, None)
+    (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")
+
+    def submit(*_: object) -> Correction:
+        raise AssertionError("unreachable")
+
+    assert adopt(datastore(pacs, tmp_path), store, submit) == ()
 
 
 def test_the_newest_reader_s_segmentation(files: Path) -> None:

@@ -14,7 +14,7 @@ from lib.corrections.inbox import Publish
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.store import SEG_SUFFIX, Correction, Sender
 from lib.dicom.seg_object import SegReference
-from lib.errors import LabelError, TotalSpineSegError
+from lib.errors import LabelError, StorageError, TotalSpineSegError
 from lib.pacs.datastore import FINAL_TAG, PacsDatastore
 from lib.pacs.series import image_series, is_own
 
@@ -98,7 +98,13 @@ def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) ->
     for series, reference in datastore.segmentations.newest(datastore.series()).items():
         name = f"{reference.instance}{SEG_SUFFIX}"
         shown = str(datastore.get_label_info(series, FINAL_TAG).get("created", ""))
-        if any(correction.file_name == name for correction in corrections.of_image(series)):
+        try:
+            known = corrections.of_image(series)
+        except StorageError as error:
+            # One damaged record must not keep everybody from the next sample.
+            logger.warning("segmentations of series %s are passed over: %s", series, error)
+            continue
+        if any(correction.file_name == name for correction in known):
             continue
         if shown and reference.created <= shown:
             continue
