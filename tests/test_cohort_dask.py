@@ -165,8 +165,10 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
         (queue / name).chmod(0o755)
     (tmp_path / "slurm.yaml").write_text(SLURM)
     words = [source, output, "--weights", store.weights, "--device", "cpu", "--keep-only", "step2_output"]
+    # A shell's background jobs ignore Ctrl-C, and so would this one if the tests are such a job.
+    heard = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {LAUNCHER}"
     process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, *words, "--executor", "dask", "--profile", tmp_path / "slurm.yaml"],
+        [sys.executable, "-c", heard, *words, "--executor", "dask", "--profile", tmp_path / "slurm.yaml"],
         env=os.environ | {"PATH": f"{queue}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
