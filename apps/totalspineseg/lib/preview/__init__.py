@@ -7,7 +7,7 @@ sagittal picture and the patient's right on the left of the coronal one, as radi
 
 from lib.preview.course import Course, course_of
 from lib.preview.palette import CODE_PALETTE, LEVEL_CODES, POINT_PALETTE, STEP1_TAGS, STEP_PALETTE, Palette
-from lib.preview.pictures import JPEG_QUALITY, mid_coronal, mid_sagittal, save_picture
+from lib.preview.pictures import JPEG_QUALITY, mid_sagittal, save_picture
 from lib.preview.plane import OPACITY, Picture, Plane
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Picture",
     "Plane",
     "course_of",
-    "mid_coronal",
     "mid_sagittal",
     "save_picture",
 ]

@@ -95,7 +95,19 @@ class Plane:
         tags: Collection[int] = LEVEL_CODES,
         doubtful: Collection[int] = (),
     ) -> Picture:
-        """Image, paint, points and tags; the arguments and the result are those of ``mid_sagittal``."""
+        """Image, paint, points and tags.
+
+        Args:
+            labels: Codes on the grid of the volume: what the tags say. Not modified.
+            paint: What is painted over the image, in ``palette``'s values; ``labels`` when None. Not modified.
+            palette: Value -> color; values without a color stay unpainted. An empty one paints nothing.
+            points: Level points on the same grid, drawn as dots. Not modified.
+            tags: Codes that get a tag with their name; none for ().
+            doubtful: Codes whose level is not certain: striped, and "?" in the tag.
+
+        Returns:
+            (rows, columns, 3) uint8, square pixels, superior up, anterior (coronal: the patient's right) left.
+        """
         gray = self._gray
         named = None if labels is None else self.cut(labels)
         painted = named if paint is None else self.cut(paint)
