@@ -1,8 +1,5 @@
 """Starts a real Orthanc with phantoms as MR studies, and a server before it, for tests."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,27 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import requests
+from server_process import free_port
 
 from lib.dicom.mr_object import mr_slices
 from lib.geometry import Grid
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc
 from phantom import PIR, image_of, lumbar_codes
-from serving import APP, ROOT, free_port, wait_until_up
-from serving import Server as FolderServer
+from serving import phantom_server
 
-RUN = """
-import sys
-from pathlib import Path
-from lib import server
-address, port, app_dir, signals, work = sys.argv[1:6]
-server.configure(
-    address, host="127.0.0.1", port=int(port), conf={"signals": signals, "work": work}, app_dir=Path(app_dir)
-)
-import uvicorn
-uvicorn.run(
-    server.create_app(max_upload_mb=64), host="127.0.0.1", port=int(port), log_level="info", access_log=False
-)
-"""
+MAX_UPLOAD_MB = 64
 LOCALIZER = "Localizer 3 planes"
 
 
@@ -142,39 +127,12 @@ def pacs_server(folder: Path, names: Sequence[str]) -> Iterator[PacsServer]:
     studies = tuple(write_study(folder / "files", number, name) for number, name in enumerate(names, start=1))
     with running_orthanc(folder / "orthanc", free_port()) as orthanc:
         fill(orthanc, folder / "files")
-        work, signals, app = folder / "work", folder / "signals", folder / "app"
-        for path in (work, signals, app):
-            path.mkdir()
-        (app / "main.py").symlink_to(ROOT / "tests" / "serving_app" / "main.py")
-        port, log = free_port(), folder / "server.log"
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(APP), str(ROOT / "tests")]),
-            # Below the folder, so that nothing is written to the home of whoever runs the tests.
-            "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-        }
-        arguments = [orthanc.dicomweb, str(port), str(app), str(signals), str(work)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-c", RUN, *arguments], stdout=output, stderr=subprocess.STDOUT, env=env, cwd=folder
-            )
-            try:
-                running = FolderServer(f"http://127.0.0.1:{port}", work, signals, log, process)
-                wait_until_up(running)
-                yield PacsServer(running.url, orthanc, work, app, signals, log, studies)
-            finally:
-                stop(process)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process, in the end without its consent."""
-    process.terminate()
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        work = folder / "work"
+        work.mkdir()
+        # Below the folder, so that nothing is written to the home of whoever runs the tests.
+        own = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
+        with phantom_server(folder, orthanc.dicomweb, MAX_UPLOAD_MB, work=str(work), environment=own) as running:
+            yield PacsServer(running.url, orthanc, work, running.app, running.signals, running.log, studies)
 
 
 def stored(server: PacsServer, series: str) -> list[str]:

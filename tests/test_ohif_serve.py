@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from server_process import ROOT, free_port, stop
 
 from lib.anatomy import NAME_OF, VERTEBRAE
 from lib.dicom.demo import demo_pacs
 from lib.volume_io import read_labels
-from pacs_serving import stop
-from serving import ROOT, free_port
 from viewer import browser
 
 pytestmark = [

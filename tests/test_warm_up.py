@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from server_process import START_SECONDS
 
 import lib.nnunet.predictor as predictor_module
 from lib.errors import TotalSpineSegError, WeightsError
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import require
-from serving import START_SECONDS, Server
+from serving import Server
 from tiny_models import write_model_folder
 
 APP_MAIN = Path(__file__).parents[1] / "apps" / "totalspineseg" / "main.py"

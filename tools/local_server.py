@@ -1,9 +1,6 @@
-"""The real server on a free loopback port with models of its own, and waiting for it: what demo and benches share."""
+"""A server with models of its own, and a training through it: what demo and benches share."""
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,33 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import requests
+from server_process import APP, ROOT, StartError, server_process
 
-ROOT = Path(__file__).resolve().parents[1]
-APP = ROOT / "apps" / "totalspineseg"
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
-from monailabel.client.client import MONAILabelClient  # noqa: E402
+from monailabel.client.client import MONAILabelClient
 
-from lib.nnunet.model_folder import ModelFolder  # noqa: E402
-from lib.registry.store import NAME, STARTER, ModelStore  # noqa: E402
+from lib.nnunet.model_folder import ModelFolder
+from lib.registry.store import NAME, STARTER, ModelStore
 
-START_S: Final = 300
-"""The first start after an installation compiles every module."""
+__all__ = ["APP", "ROOT", "own_app", "serving", "train"]
+
 POLL_S: Final = 2.0
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
 """What the host calls a task that has not ended."""
-RUN: Final = """
-import sys
-from pathlib import Path
-from lib import server
-studies, port, app_dir, device, runtime = sys.argv[1:6]
-conf = {name: value for name, value in {"device": device, "runtime": runtime}.items() if value}
-server.configure(studies, host="127.0.0.1", port=int(port), conf=conf, app_dir=Path(app_dir))
-import uvicorn
-uvicorn.run(server.create_app(), host="127.0.0.1", port=int(port), log_level="warning")
-"""
 
 
 def own_app(folder: Path, weights: str = "") -> ModelStore:
@@ -90,21 +75,11 @@ def serving(
         runtime: "" for PyTorch.
         started: Told the server's process id before it answers.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-c", RUN, str(studies), str(port), str(app), device, runtime]
-    env = {**os.environ, "PYTHONPATH": str(APP)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, cwd=app)
-        started(process.pid)
-        try:
-            _wait(url, process, log)
+    try:
+        with server_process(studies, app, log, started=started, device=device, runtime=runtime) as (url, _):
             yield url
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    except StartError as error:
+        sys.exit(str(error))
 
 
 def train(
@@ -139,17 +114,3 @@ def train(
     if task.get("status") != "DONE":
         sys.exit(f"the training ended as {task.get('status')}: {list(task.get('details', ()))[-5:]}")
     return {**client.info()["train_stats"][model], "seconds": round(time.monotonic() - start)}
-
-
-def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            sys.exit(f"the server ended:\n{log.read_text()[-3000:]}")
-        try:
-            requests.get(f"{url}/info/", timeout=30).raise_for_status()
-        except requests.RequestException:
-            time.sleep(0.3)
-        else:
-            return
-    sys.exit(f"the server did not answer within {START_S} s:\n{log.read_text()[-3000:]}")

@@ -44,7 +44,7 @@ class MONAILabelApp(_module.App):  # type: ignore[misc,name-defined]
     """Named so that the host, which looks for a direct child of this name, finds the class below."""
 
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Readers:
-        return Readers(Path(conf["signals"]))
+        return Readers(app_dir.parent / "signals")
 
 
 class App(MONAILabelApp):

@@ -1,0 +1,113 @@
+"""The server as a process on a free loopback port: started, waited for and stopped, for tools and tests alike."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import requests
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+APP: Final = ROOT / "apps" / "totalspineseg"
+START_SECONDS: Final = 300
+"""The first start after an installation compiles every module; later ones take 4 s on a quiet machine."""
+STOP_SECONDS: Final = 60
+LOG_TAIL: Final = 3000
+RUN: Final = """
+import json, sys
+from pathlib import Path
+from lib.server import serve
+options = json.loads(sys.argv[1])
+serve(options.pop("studies"), app_dir=Path(options.pop("app")), demo=False, **options)
+"""
+
+
+class StartError(RuntimeError):
+    """The server ended or did not answer; the message holds the end of its log."""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server_process(
+    studies: str | Path,
+    app: Path,
+    log: Path,
+    *,
+    modules: Sequence[Path] = (),
+    environment: Mapping[str, str] | None = None,
+    started: Callable[[int], None] = lambda pid: None,
+    **options: object,
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A server that answers, and is stopped at the end.
+
+    Args:
+        studies: Folder of images, or a DICOMweb address.
+        app: Folder of the app; the working folder of the process.
+        log: Where its output goes.
+        modules: Folders of what the app imports besides ``lib``.
+        environment: Variables to add to this process's.
+        started: Told the server's process id before it answers.
+        options: More of ``lib.server.serve``'s.
+
+    Returns:
+        The server's address and its process.
+
+    Raises:
+        StartError: It ended, or never answered.
+    """
+    port = free_port()
+    given = json.dumps({"studies": str(studies), "app": str(app), "port": port, **options})
+    paths = os.pathsep.join(map(str, (APP, *modules)))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUN, given],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+            cwd=app,
+        )
+        try:
+            started(process.pid)
+            url = f"http://127.0.0.1:{port}"
+            _wait(url, process, log)
+            yield url, process
+        finally:
+            stop(process)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, in the end without its consent."""
+    process.terminate()
+    try:
+        process.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise StartError(f"the server ended:\n{log.read_text()[-LOG_TAIL:]}")
+        try:
+            # Any answer will do: with authentication on it is a refusal.
+            requests.get(f"{url}/info/", timeout=30)
+        except requests.RequestException:
+            time.sleep(0.1)
+        else:
+            return
+    raise StartError(f"the server did not answer within {START_SECONDS} s:\n{log.read_text()[-LOG_TAIL:]}")
