@@ -1,8 +1,9 @@
-"""A running server, driven by the client module that 3D Slicer ships, in Slicer's order; one process for all tests."""
+"""A running server, driven by the client module that 3D Slicer ships, in Slicer's order."""
 
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.geometry import Grid, Volume, to_ras
 from lib.volume_io import read_labels, write_volume
 from phantom import PIR, RAS, image_of, lumbar_codes
-from serving import Server
+from serving import Server, studies_server
 
 CODES = lumbar_codes()
 # The client leaves its sockets to the garbage collector.
@@ -30,6 +31,13 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Iterator[Server]:
+    """A server of its own, for what other tests' images would change: which image is next, how many are done."""
+    with studies_server(tmp_path / "untouched") as running:
+        yield running
 
 
 def add_image(server: Server, name: str, data: npt.NDArray[Any], grid: Grid = RAS) -> str:
@@ -73,7 +81,8 @@ def accepted(server: Server, image: str) -> Any:
     return CorrectionStore(server.studies / ".totalspineseg").latest_accepted(image)
 
 
-def test_the_annotators_loop(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+def test_the_annotators_loop(untouched: Server, tmp_path: Path) -> None:
+    server, client = untouched, MONAILabelClient(untouched.url, tmpdir=str(tmp_path), client_id="slicer-7")
     info = client.info()
     labels = info["models"]["totalspineseg"]["labels"]
     assert list(labels.values()) == list(range(1, len(labels) + 1))
@@ -261,11 +270,12 @@ def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
         pytest.param({"numbering": ["chain", "iterative"]}, lambda w, p: confident(p), id="echoed list"),
         pytest.param({"output_grid": "iso"}, lambda w, p: w.shape == (48, 80, 252), id="iso"),
         pytest.param({"pin": "L4 24 50 80"}, lambda w, p: len(p["settings"]["pins"]) == 1, id="pin"),
-        pytest.param({"localizer": "b-next"}, lambda w, p: False, id="localizer without label"),
+        pytest.param({"localizer": "unlabeled"}, lambda w, p: False, id="localizer without label"),
     ],
 )
 def test_settings(server: Server, client: MONAILabelClient, params: dict[str, Any], check: Any) -> None:
     if "localizer" in params:
+        add_image(server, params["localizer"], image_of(CODES) + 0.5)
         refused = infer(server, image="a-sagittal", params=params)
         assert (refused.status_code, "localizer with a label" in refused.json()["detail"]) == (422, True)
         return
