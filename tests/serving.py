@@ -23,7 +23,8 @@ class Server:
         url: Its address.
         studies: Its studies folder, where they lie in one.
         app: App folder.
-        signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds).
+        signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds), or ``/info/``
+            ("slow-folder").
         log: What it printed.
         process: The process.
     """

@@ -194,6 +194,20 @@ def test_inference_does_not_freeze_the_server(server: Server) -> None:
         (server.signals / "slow").unlink()
 
 
+def test_a_slow_datastore_does_not_freeze_the_server(server: Server) -> None:
+    """While a PACS took its time for one client's ``/info/``, nobody was answered."""
+    (server.signals / "slow-folder").write_text("2")
+    try:
+        waiting = threading.Thread(target=requests.get, args=(f"{server.url}/info/",), kwargs={"timeout": 60})
+        waiting.start()
+        time.sleep(0.4)
+        assert requests.get(f"{server.url}/submissions/1.2", timeout=60).status_code == 404
+        assert waiting.is_alive()
+        waiting.join()
+    finally:
+        (server.signals / "slow-folder").unlink()
+
+
 def test_step_2_starts_from_a_corrected_step_1(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
     image = add_image(server, "two-steps", image_of(CODES))
     refused = infer(server, "totalspineseg_step2", image=image)

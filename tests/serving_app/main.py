@@ -22,6 +22,7 @@ class Readers:
         self._signals = signals
 
     def folder(self, step: int) -> object:
+        self._wait("slow-folder")
         if (self._signals / "no-weights").exists():
             raise WeightsError("a model folder is required, got none; install weights")
         return type("Folder", (), {"name": "starter"})()
@@ -31,10 +32,13 @@ class Readers:
 
     def get(self, step: int) -> CodeReader:
         self.folder(step)
-        slow = self._signals / "slow"
-        if slow.exists():
-            time.sleep(float(slow.read_text()))
+        self._wait("slow")
         return CodeReader(step)
+
+    def _wait(self, name: str) -> None:
+        signal = self._signals / name
+        if signal.exists():
+            time.sleep(float(signal.read_text()))
 
     def warm_up(self) -> None:
         (self._signals / "warmed").touch()
