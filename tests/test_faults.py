@@ -16,7 +16,7 @@ import pytest
 from lib import volume_io
 from lib.errors import StorageError, TrainingError
 from lib.gate.compare import SubjectScores
-from lib.nnunet import finetune, training_state
+from lib.nnunet import finetune_run, training_state
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry import store as registry_store
@@ -92,10 +92,10 @@ def half_checkpoint() -> None:
 
 MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
     "preparing cases": (lambda: on_call(retraining, "prepare_cases", 1), False),
-    "an iteration of step 1": (lambda: on_call(finetune._Run, "_train_once", 3), True),
+    "an iteration of step 1": (lambda: on_call(finetune_run.Run, "_train_once", 3), True),
     "writing a checkpoint": (half_checkpoint, True),
     "renaming a checkpoint": (lambda: on_call(volume_io.os, "fsync", 12), True),
-    "an iteration of step 2": (lambda: on_call(finetune._Run, "_train_once", 7), True),
+    "an iteration of step 2": (lambda: on_call(finetune_run.Run, "_train_once", 7), True),
     "judging": (lambda: on_call(retraining, "judge", 1), True),
     "copying the version": (lambda: on_call(retraining.shutil, "copytree", 2), True),
     "before the version appears": (lambda: on_call(retraining, "write_record", 1), True),

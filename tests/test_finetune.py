@@ -30,8 +30,9 @@ from lib.nnunet import training_log, training_state
 from lib.nnunet.augmentation import HistogramTransform, build_augmentation
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
-from lib.nnunet.finetune import Finetuned, FinetuneSettings, Progress, Stopped, _Run, fine_tune
-from lib.nnunet.finetune_settings import NONE, Strength
+from lib.nnunet.finetune import Finetuned, Progress, Stopped, fine_tune
+from lib.nnunet.finetune_run import Run
+from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
 from lib.nnunet.raw_dataset import dataset_name, write_raw_datasets
@@ -386,7 +387,7 @@ class Memory:
 
 
 def run_with_memory(folder: ModelFolder, case: TrainingCase, work: Path, patches: int) -> Finetuned:
-    run = _Run(folder, [case], work, replace(TINY, batch_size=4, iterations=1, warmup=1, strength=NONE))
+    run = Run(folder, [case], work, replace(TINY, batch_size=4, iterations=1, warmup=1, strength=NONE))
     run.network.forward = Memory(run.network, patches)
     return run.go(lambda _: None, lambda: False)
 
@@ -414,7 +415,7 @@ def test_too_little_memory_for_one_patch_is_a_clear_stop(
 def test_a_loss_that_is_not_finite_ends_the_training(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    run = _Run(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=50, warmup=1, batch_size=1))
+    run = Run(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=50, warmup=1, batch_size=1))
     run.network.forward = lambda batch: torch.full((1, 9, 16, 16, 16), math.nan, requires_grad=True)
     with pytest.raises(TrainingError, match="finite loss"):
         run.go(lambda _: None, lambda: False)

@@ -46,6 +46,8 @@ class FinetuneSettings:
         checkpoint_every: Iterations between two stored states.
         seed: Of all random draws.
         device: "auto", "cuda", "cuda:1", "cpu".
+        gpus: How many share each batch, a process each: the first ones of the machine, or processes on the CPU. Never
+            more than asked for: other programs compute on them too.
         strength: Of the augmentation.
     """
 
@@ -59,17 +61,23 @@ class FinetuneSettings:
     checkpoint_every: int = 25
     seed: int = 0
     device: str = "auto"
+    gpus: int = 1
     strength: Strength = field(default_factory=Strength)
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: A count below 1, a share outside 0..1, or a rate that is not positive.
+            ValueError: A count below 1, more GPUs than patches, a share outside 0..1, or a rate that is not positive.
         """
-        for name in ("iterations", "batch_size", "epoch", "checkpoint_every", "validation_patches"):
+        for name in ("iterations", "batch_size", "gpus", "epoch", "checkpoint_every", "validation_patches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if self.gpus > self.batch_size:
+            raise ValueError(
+                f"gpus must be at most batch_size ({self.batch_size}), since they share each batch, got {self.gpus!r}; "
+                "raise batch_size too"
+            )
         if not 0 <= self.replay_share <= 1:
             raise ValueError(f"replay_share must be from 0 to 1, got {self.replay_share!r}")
         if not 0 < self.learning_rate <= 1:
