@@ -1,6 +1,5 @@
 """A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults, the newest segmentation."""
 
-from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from pydicom import Dataset, dcmread
+from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from lib.corrections.store import Correction, CorrectionStore, Received, Sender
@@ -17,79 +16,17 @@ from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
 from lib.errors import ImageError, LabelError, StorageError
 from lib.geometry import Volume
-from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import PAGE, Segmentations, find_series
 from lib.pacs.submissions import NOT_PUT_BACK, adopt, submit_segmentation
 from lib.volume_io import read_image
-from pacs_serving import phantom_slices, write_study
-from phantom import PIR, lumbar_codes
-
-CODES = np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1, ::-1])
-
-
-class Pacs:
-    """Answers as a DICOMweb server would."""
-
-    base_url = "http://pacs"
-
-    def __init__(self, files: Path | None = None) -> None:
-        self.series: dict[str, list[Dataset]] = {}
-        self.searches = 0
-        self.fetched: list[str] = []
-        self.pages = True
-        for file in sorted(files.rglob("*.dcm")) if files else ():
-            self.add(dcmread(file))
-
-    def add(self, instance: Dataset) -> None:
-        self.series.setdefault(str(instance.SeriesInstanceUID), []).append(instance)
-
-    def search_for_series(
-        self, *, search_filters: Mapping[str, Any], limit: int, offset: int, **_: Any
-    ) -> list[dict[str, Any]]:
-        self.searches += 1
-        found = [s[0] for s in self.series.values() if s[0].Modality == search_filters.get("Modality")]
-        entries = []
-        for header in found[offset : offset + limit] if self.pages else found[:limit]:
-            entry = Dataset()
-            for name in ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription", "PatientID"):
-                setattr(entry, name, header.get(name))
-            entry.NumberOfSeriesRelatedInstances = len(self.series[str(header.SeriesInstanceUID)])
-            entries.append(entry.to_json_dict())
-        return entries
-
-    def retrieve_series(self, study: str, series: str) -> list[Dataset]:
-        self.fetched.append(series)
-        return self.series[series]
-
-    def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
-        headers = []
-        for instance in self.series[series]:
-            header = Dataset()
-            header.update({e.tag: e for e in instance if e.keyword != "PixelData"})
-            headers.append(header.to_json_dict())
-        return headers
+from pacs_serving import phantom_slices
+from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
+from phantom import PIR
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    for number, name in enumerate(("Alpha", "Beta"), start=1):
-        write_study(folder, number, name)
-    return folder
-
-
-def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> PacsDatastore:
-    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
-        (published if published is not None else []).append(series)
-
-    return PacsDatastore(pacs, folder, {"Modality": "MR"}, publisher=publisher)
-
-
-def named(uid: str, modality: str = "MR", description: str = "T2 sag", count: int = 5) -> list[Dataset]:
-    header = Dataset()
-    header.SeriesInstanceUID, header.StudyInstanceUID = uid, f"{uid}.9"
-    header.Modality, header.SeriesDescription, header.PatientID = modality, description, "P"
-    return [header] * count
+    return two_studies(tmp_path_factory.mktemp("files"))
 
 
 def test_series_are_listed_page_by_page() -> None:
@@ -301,10 +238,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
     """A correction that was kept and counted was reported as not counted."""
     store = datastore(Pacs(files), tmp_path)
 
-    def refused(image_id: str) -> None:
-        raise requests.HTTPError("no room")
-
-    monkeypatch.setattr(store, "put_back", refused)
+    monkeypatch.setattr(store, "put_back", lambda series: False)
     reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), (), "20260101", "Reader", ("L4",), ())
     kept = SimpleNamespace(
         id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}

@@ -23,8 +23,6 @@ from lib.pacs.configured import configured_address, configured_session
 logger = logging.getLogger(__name__)
 
 PREFIX: Final = "/proxy/dicom"
-TIMEOUT_SECONDS: Final = (30.0, 300.0)
-"""To connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
 CHUNK_BYTES: Final = 1 << 18
 PASSED_ON: Final = ("accept", "accept-language", "content-type")
 """Of the browser's headers the PACS gets these alone: cookies and tokens are meant for this server."""
@@ -67,7 +65,6 @@ class Pacs:
             f"{url}?{query}" if query else url,
             headers=dict(headers),
             data=None if body is None else body.stream(),
-            timeout=TIMEOUT_SECONDS,
             stream=True,
             # Another host is none of the configured one's business to name.
             allow_redirects=False,

@@ -15,6 +15,7 @@ from lib.corrections.store import Sender
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
 from lib.infers.settings import SettingError
+from lib.pacs.datastore import UNSENT
 from lib.volume_io import read_image, stem
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,10 @@ CONFLICT = 409
 SESSIONS_OFF = 406
 ARCHIVES = (".zip",)
 """Other archives can write outside the folder they are unpacked to."""
+NOT_IN_PACS = (
+    "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "
+    "asks for the next sample."
+)
 
 
 def router() -> APIRouter:
@@ -44,6 +49,7 @@ def router() -> APIRouter:
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
             kept = app_instance().submit_label(image, file, tag or "final", fields, sender)
+        shown = app_instance().datastore().get_label_info(image, kept.tag)
         return {
             "image": image,
             "label": image,
@@ -53,6 +59,7 @@ def router() -> APIRouter:
             "renumbered": kept.renumbered,
             "overlap_voxels": kept.overlap_voxels,
             "prediction": kept.prediction,
+            "warning": NOT_IN_PACS if shown.get(UNSENT) else "",
         }
 
     @routes.put("/datastore/")

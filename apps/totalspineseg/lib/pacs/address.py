@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -15,6 +15,8 @@ Service = Literal["qido", "wado", "stow"]
 
 PARALLEL_CALLS: Final = 32
 """A viewer asks for some twenty frames at once."""
+TIMEOUT_SECONDS: Final = (30.0, 300.0)
+"""To connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
 ROOMS: Final = ("studies", "series", "instances")
 """Every DICOMweb resource starts with one of these."""
 SEGMENT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.,_-]{0,511}")
@@ -76,8 +78,15 @@ def is_uid(text: str) -> bool:
     return len(text) <= MAX_UID_CHARACTERS and UID.fullmatch(text) is not None
 
 
+class _Patience(HTTPAdapter):  # type: ignore[misc]
+    """Waits for an answer for a while; a session of its own would for ever."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        return super().send(request, **{**options, "timeout": options.get("timeout") or TIMEOUT_SECONDS})
+
+
 def make_session(base: str, user: str = "", password: str = "") -> requests.Session:
-    """An HTTP session with the server's credentials, for many calls at a time.
+    """An HTTP session with the server's credentials, for many calls at a time, none of which waits for ever.
 
     Args:
         base: The server's address.
@@ -94,16 +103,19 @@ def make_session(base: str, user: str = "", password: str = "") -> requests.Sess
     else:
         session = requests.Session()
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=PARALLEL_CALLS))
+        session.mount(scheme, _Patience(pool_maxsize=PARALLEL_CALLS))
     return session
 
 
 def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
     """The library client of a server, for searches, retrieval and storage by the server itself."""
-    return DICOMwebClient(
+    client = DICOMwebClient(
         url=address.base,
         session=session,
         qido_url_prefix=address.qido or None,
         wado_url_prefix=address.wado or None,
         stow_url_prefix=address.stow or None,
     )
+    # It would try five times, and then raise an error of its own that nobody takes for the server's.
+    client.set_http_retry_params(retry=False)
+    return client

@@ -5,12 +5,11 @@ import logging
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -18,24 +17,23 @@ from dicomweb_client import DICOMwebClient
 from lib.corrections.datastore import StudiesDatastore
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError
 from lib.pacs.address import is_uid
-from lib.pacs.series import Segmentations, Series, find_series
+from lib.pacs.download import download
+from lib.pacs.listing import Listing
+from lib.pacs.series import Segmentations, Series
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
 
-FRESH_SECONDS: Final = 10.0
-"""A client asks for the list several times in a row; what arrived in the PACS meanwhile shows this much later."""
 SERIES_DIR: Final = "dicom"
 """Folder of the series as they came."""
 FINAL_TAG: Final = "final"
 COUNTED: Final = "instances"
 """What is known about a fetched image: how many instances the PACS said it had then."""
-MIN_SLICES: Final = 3
-"""Fewer instances are a localizer or a screenshot, unless the one instance holds many frames."""
+UNSENT: Final = "unsent"
+"""What is known about a finished label: whether the PACS still has to get it."""
 
-T = TypeVar("T")
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: put a finished label (wire ids) into the PACS."""
 
@@ -64,12 +62,9 @@ class PacsDatastore(StudiesDatastore):
         read_only: bool = False,
     ) -> None:
         self._client = client
-        self._filters = dict(filters)
+        self._listing = Listing(client, filters)
         self._publisher = publisher
-        self._listed: tuple[float, dict[str, Series]] | None = None
-        self._listing = threading.Lock()
         self._fetching: dict[str, threading.Lock] = {}
-        self._unusable: dict[str, int] = {}
         self.segmentations = Segmentations(client)
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
@@ -80,12 +75,7 @@ class PacsDatastore(StudiesDatastore):
 
     def series(self) -> Mapping[str, Series]:
         """The series that are offered as images, by UID: all but localizers and what could not be read."""
-        return {
-            uid: found
-            for uid, found in self._all().items()
-            # One that was refused while it still came in is offered again once it has more instances.
-            if _is_volume(found) and self._unusable.get(uid) != found.instances
-        }
+        return self._listing.offered()
 
     def list_images(self) -> list[str]:
         """Ids of the images."""
@@ -103,7 +93,7 @@ class PacsDatastore(StudiesDatastore):
 
     def changed(self) -> None:
         """Something was stored in the PACS: the next list is read anew."""
-        self._listed = None
+        self._listing.changed()
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of a series, fetched from the PACS when it is not here yet.
@@ -114,18 +104,16 @@ class PacsDatastore(StudiesDatastore):
         Raises:
             ImageError: The series is no volume.
             StorageError: It could not be written.
+            requests.RequestException: It is not here, and the PACS does not answer.
         """
-        kept = self._kept(image_id)
-        if kept and self._is_complete(image_id):
+        if kept := self._kept(image_id):
             return kept
-        found = self._all().get(image_id) if is_uid(image_id) else None
+        found = self._listing.all().get(image_id) if is_uid(image_id) else None
         if found is None:
             return ""
-        with self._listing:
+        with self._guard:
             lock = self._fetching.setdefault(image_id, threading.Lock())
         with lock:
-            if not self._is_complete(image_id):
-                self._forget(image_id)
             return self._kept(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
@@ -134,17 +122,36 @@ class PacsDatastore(StudiesDatastore):
         if not info:
             # Not here, or not any more: its patient must not count as another one.
             with suppress(requests.RequestException):
-                found = self._all().get(image_id)
+                found = self._listing.all().get(image_id)
                 info = dict(found.info) if found else {}
         patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or image_id)
         return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
 
-    def put_back(self, image_id: str) -> None:
-        """Store the finished label that is shown in the PACS, too."""
-        file = self.get_label_uri(image_id, FINAL_TAG)
-        if file:
-            self._publisher(image_id, Path(file), self.get_label_info(image_id, FINAL_TAG))
-            self.changed()
+    def put_back(self, image_id: str) -> bool:
+        """Store the finished label that is shown in the PACS, too; one that it does not take now waits here.
+
+        Returns:
+            Whether the PACS has it.
+
+        Raises:
+            TotalSpineSegError: The label cannot be written as DICOM; it does not wait.
+        """
+        file, info = self.get_label_uri(image_id, FINAL_TAG), self.get_label_info(image_id, FINAL_TAG)
+        unsent = False
+        try:
+            self._publisher(image_id, Path(file), info)
+        except requests.RequestException as error:
+            logger.warning("the PACS does not take the label of series %s yet: %s", image_id, type(error).__name__)
+            unsent = True
+        finally:
+            self.update_label_info(image_id, FINAL_TAG, {UNSENT: unsent})
+        self.changed()
+        return not unsent
+
+    def waiting(self) -> tuple[str, ...]:
+        """Images whose finished label the PACS still has to get."""
+        finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
+        return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Series of the same study, whose coordinates can be compared with this one's."""
@@ -162,12 +169,12 @@ class PacsDatastore(StudiesDatastore):
         if not self.get_image_uri(image_id):
             raise ImageError(f"a series of the PACS is required, got {image_id!r}; ask for the list")
         if not folder.is_dir():
-            self._download(self._all()[image_id], folder)
+            download(self._client, self._listing.all()[image_id], folder.parent).rename(folder)
         return folder
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """What is known about a series."""
-        found = self._all().get(image_id)
+        found = self._listing.all().get(image_id)
         return {**super().get_image_info(image_id), **(found.info if found else {})}
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -188,12 +195,13 @@ class PacsDatastore(StudiesDatastore):
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
+        own = tag == FINAL_TAG and not label_info.get("instance")
         # As DICOM writes time, to be compared with segmentations of the PACS.
-        info = {"created": f"{datetime.now():%Y%m%d%H%M%S.%f}", **label_info}
+        info = {"created": f"{datetime.now():%Y%m%d%H%M%S.%f}", UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
-        if tag == FINAL_TAG and not label_info.get("instance"):
-            self._publisher(image_id, Path(label_filename), label_info)
         self.changed()
+        if own:
+            self.put_back(image_id)
         return saved
 
     def json(self) -> dict[str, Any]:
@@ -208,28 +216,16 @@ class PacsDatastore(StudiesDatastore):
         found = self._client.retrieve_instance(reference.study, reference.series, reference.instance)
         found.save_as(file, write_like_original=False)
 
-    def refuse(self, image_id: str, reason: str) -> None:
-        """Offer a series no more, for it could not be read."""
-        logger.warning("series %s is not offered: %s", image_id, reason)
-        known = self._all().get(image_id)
-        self._unusable[image_id] = known.instances if known else 0
-
-    def _all(self) -> dict[str, Series]:
-        with self._listing:
-            if self._listed is None or time.monotonic() - self._listed[0] > FRESH_SECONDS:
-                found = {series.uid: series for series in find_series(self._client, self._filters)}
-                self._listed = time.monotonic(), found
-            return self._listed[1]
-
     def _kept(self, image_id: str) -> str:
-        uri: str = StudiesDatastore.get_image_uri(self, image_id)
-        return uri if uri and Path(uri).is_file() else ""
+        """The file of a series that is here, whole; empty for none."""
+        uri: str = super().get_image_uri(image_id)
+        return uri if uri and Path(uri).is_file() and self._is_complete(image_id) else ""
 
     def _is_complete(self, image_id: str) -> bool:
         """Whether all the PACS has of a series is here; it may have been fetched while it still came in."""
         folder = self._folder(image_id)
         try:
-            known = self._all().get(image_id)
+            known = self._listing.all().get(image_id)
         except requests.RequestException:
             # A training needs what is here, whether or not the PACS answers just now.
             return True
@@ -239,63 +235,41 @@ class PacsDatastore(StudiesDatastore):
         counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
-    def _forget(self, image_id: str) -> None:
-        """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
-        logger.warning("series %s has more images than were fetched; it is fetched anew", image_id)
-        kept = self._kept(image_id)
-        with self._guard, self._index():
-            entry = self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file(lock=False)
-        for tag, label in entry.labels.items() if entry else ():
-            # On the old grid; a file that stays would be shown again after a restart.
-            (Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}").unlink(missing_ok=True)
-        if kept:
-            Path(kept).unlink(missing_ok=True)
-        shutil.rmtree(self._folder(image_id), ignore_errors=True)
-
     def _folder(self, image_id: str) -> Path:
         return Path(self._datastore_path) / SERIES_DIR / image_id
 
     def _fetch(self, series: Series) -> str:
-        """Download a series and keep it as a volume, too."""
+        """Download a series and keep it as a volume, too; what was here of it stays until the new one can be read."""
+        if reason := self._listing.refusal(series):
+            raise ImageError(reason)
         folder = self._folder(series.uid)
-        if not folder.is_dir():
-            self._download(series, folder)
+        fresh = download(self._client, series, folder.parent)
         try:
-            volume = read_series(folder)
+            volume = read_series(fresh)
+            with tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name:
+                # Not compressed: the same series must give the same bytes whenever it is fetched.
+                file = Path(name) / f"{series.uid}.nii"
+                write_volume(file, volume.data, volume.grid)
+                self._forget(series.uid)
+                fresh.rename(folder)
+                super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
         except ImageError as error:
-            self.refuse(series.uid, str(error))
+            self._listing.refuse(series, str(error))
             raise
-        with tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name:
-            # Not compressed: the same series must give the same bytes whenever it is fetched.
-            file = Path(name) / f"{series.uid}.nii"
-            write_volume(file, volume.data, volume.grid)
-            super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
         return self._kept(series.uid)
 
-    def _download(self, series: Series, folder: Path) -> None:
-        """All instances of a series, whole or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-        try:
-            for number, instance in enumerate(_instances(self._client, series)):
-                instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)
-            partial.chmod(0o755)
-            partial.rename(folder)
-        except OSError as error:
-            raise StorageError(
-                f"room and permission to write to {folder.parent} are required, got {error.strerror or str(error)!r}; "
-                "free disk space"
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _instances(client: DICOMwebClient, series: Series) -> Sequence[Any]:
-    found: list[Any] = client.retrieve_series(series.study, series.uid)
-    return sorted(found, key=lambda instance: str(instance.SOPInstanceUID))
-
-
-def _is_volume(series: Series) -> bool:
-    """Whether a series may be a volume; a single instance may hold many frames."""
-    return not series.localizer and (series.instances <= 1 or series.instances >= MIN_SLICES)
+    def _forget(self, image_id: str) -> None:
+        """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
+        with self._guard, self._index():
+            entry = self._datastore.objects.pop(image_id, None)
+            self._update_datastore_file(lock=False)
+        shutil.rmtree(self._folder(image_id), ignore_errors=True)
+        if entry is None:
+            return
+        logger.warning("series %s had more images than were fetched; it was fetched anew", image_id)
+        # Labels on the old grid; a file that stays would be shown again after a restart.
+        old = [Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}" for tag, label in entry.labels.items()]
+        for file in (*old, Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}"):
+            file.unlink(missing_ok=True)

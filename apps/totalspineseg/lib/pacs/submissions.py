@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 ADOPTED_BY: Final = "pacs"
 """Client id of segmentations that came to the PACS another way."""
 
-NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent."
+NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent until it does."
 
 Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correction]
 """The app's way to take a label."""
@@ -74,17 +74,29 @@ def submit_segmentation(
     outcome = accepted(instance, kept)
     if not kept.renumbered or kept.step == 1:
         return outcome
+    # The PACS has the names as they were sent: whoever looks there must see those that count.
+    return outcome if _put_back(datastore, series) else replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+
+
+def send_waiting(datastore: PacsDatastore) -> None:
+    """Store the finished labels that the PACS did not take at once, as long as it takes them now."""
+    for series in datastore.waiting():
+        if not _put_back(datastore, series):
+            return
+
+
+def _put_back(datastore: PacsDatastore, series: str) -> bool:
     try:
-        # The PACS has the names as they were sent: whoever looks there must see those that count.
-        datastore.put_back(series)
-    except (requests.RequestException, TotalSpineSegError) as error:
-        logger.warning("the names that followed in series %s are not in the PACS: %s", series, type(error).__name__)
-        return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
-    return outcome
+        return datastore.put_back(series)
+    except TotalSpineSegError as error:
+        logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
+        return False
 
 
 def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) -> tuple[Outcome, ...]:
     """Take the newest segmentation of each series that came to the PACS without passing this server.
+
+    What the PACS did not take when it was submitted is stored there first.
 
     Args:
         datastore: The PACS.
@@ -94,6 +106,7 @@ def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) ->
     Returns:
         What became of those that are new here and newer than the label that is shown.
     """
+    send_waiting(datastore)
     outcomes = []
     for series, reference in datastore.segmentations.newest(datastore.series()).items():
         name = f"{reference.instance}{SEG_SUFFIX}"

@@ -1,0 +1,47 @@
+"""A series of the PACS as files."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from dicomweb_client import DICOMwebClient
+
+from lib.errors import StorageError
+from lib.pacs.series import Series
+
+PARTIAL = ".partial-"
+
+
+def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
+    """Write all instances of a series to a new folder.
+
+    Args:
+        client: The PACS.
+        series: Which.
+        below: Folder to make the new one in; made when missing.
+
+    Returns:
+        The new folder, whole; it has a temporary name, and is the caller's to rename or remove.
+
+    Raises:
+        requests.RequestException: The PACS did not give the series.
+        StorageError: It could not be written; nothing is left.
+    """
+    instances = sorted(
+        client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.SOPInstanceUID)
+    )
+    partial: Path | None = None
+    try:
+        below.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=below))
+        for number, instance in enumerate(instances):
+            instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)
+        partial.chmod(0o755)
+    except OSError as error:
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"room and permission to write to {below} are required, got {error.strerror or str(error)!r}; "
+            "free disk space"
+        ) from error
+    return partial

@@ -1,0 +1,96 @@
+"""Stands in a PACS's place: answers as a DICOMweb client would, until it is told not to."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from pydicom import Dataset, dcmread
+
+from lib.pacs.datastore import PacsDatastore
+from pacs_serving import write_study
+from phantom import lumbar_codes
+
+CODES = np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1, ::-1])
+"""The truth in the order of the series of ``pacs_serving.write_study``."""
+
+
+class Pacs:
+    """Answers as a DICOMweb server would."""
+
+    base_url = "http://pacs"
+
+    def __init__(self, files: Path | None = None) -> None:
+        self.series: dict[str, list[Dataset]] = {}
+        self.searches = 0
+        self.fetched: list[str] = []
+        self.pages = True
+        self.down = False
+        for file in sorted(files.rglob("*.dcm")) if files else ():
+            self.add(dcmread(file))
+
+    def add(self, instance: Dataset) -> None:
+        self.series.setdefault(str(instance.SeriesInstanceUID), []).append(instance)
+
+    def answer(self) -> None:
+        """Nothing, or no answer."""
+        if self.down:
+            raise requests.ConnectionError("no answer")
+
+    def store_instances(self, datasets: list[Dataset]) -> None:
+        self.answer()
+        for dataset in datasets:
+            self.add(dataset)
+
+    def search_for_series(
+        self, *, search_filters: Mapping[str, Any], limit: int, offset: int, **_: Any
+    ) -> list[dict[str, Any]]:
+        self.searches += 1
+        self.answer()
+        found = [s[0] for s in self.series.values() if s[0].Modality == search_filters.get("Modality")]
+        entries = []
+        for header in found[offset : offset + limit] if self.pages else found[:limit]:
+            entry = Dataset()
+            for name in ("SeriesInstanceUID", "StudyInstanceUID", "Modality", "SeriesDescription", "PatientID"):
+                setattr(entry, name, header.get(name))
+            entry.NumberOfSeriesRelatedInstances = len(self.series[str(header.SeriesInstanceUID)])
+            entries.append(entry.to_json_dict())
+        return entries
+
+    def retrieve_series(self, study: str, series: str) -> list[Dataset]:
+        self.answer()
+        self.fetched.append(series)
+        return self.series[series]
+
+    def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        headers = []
+        for instance in self.series[series]:
+            header = Dataset()
+            header.update({e.tag: e for e in instance if e.keyword != "PixelData"})
+            headers.append(header.to_json_dict())
+        return headers
+
+
+def named(uid: str, modality: str = "MR", description: str = "T2 sag", count: int = 5) -> list[Dataset]:
+    header = Dataset()
+    header.SeriesInstanceUID, header.StudyInstanceUID = uid, f"{uid}.9"
+    header.Modality, header.SeriesDescription, header.PatientID = modality, description, "P"
+    return [header] * count
+
+
+def two_studies(folder: Path) -> Path:
+    """DICOM files of the series 2.25.70001.1 and 2.25.70002.1, and of their localizers."""
+    for number, name in enumerate(("Alpha", "Beta"), start=1):
+        write_study(folder, number, name)
+    return folder
+
+
+def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> PacsDatastore:
+    """A datastore on it; finished labels are noted as published while the PACS answers."""
+
+    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        pacs.answer()
+        (published if published is not None else []).append(series)
+
+    return PacsDatastore(pacs, folder, {"Modality": "MR"}, publisher=publisher)

@@ -1,0 +1,261 @@
+"""A PACS that is down, slow or still being filled costs nobody's work."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from fastapi import FastAPI
+from monailabel.config import settings
+from monailabel.utils.others import class_utils
+from starlette.testclient import TestClient
+
+from lib.anatomy import WIRE_LABELS
+from lib.corrections.names import map_names
+from lib.corrections.store import CorrectionStore
+from lib.corrections.wire import to_wire
+from lib.dicom.seg_reader import read_seg
+from lib.dicom.seg_writer import seg_bytes
+from lib.errors import EmptySegmentationError, ImageError
+from lib.front import errors, studies
+from lib.geometry import Grid
+from lib.pacs import address, store
+from lib.pacs.datastore import PacsDatastore
+from lib.pacs.listing import Listing
+from lib.pacs.series import find_series
+from lib.pacs.submissions import adopt, send_waiting
+from lib.trainers.material import site_material
+from lib.volume_io import read_image, write_volume
+from pacs_stand_in import CODES, Pacs, datastore, two_studies
+from phantom import PIR
+
+FIRST, SECOND = "2.25.70001.1", "2.25.70002.1"
+APP_DIR = Path(__file__).parents[1] / "apps" / "totalspineseg"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_studies(tmp_path_factory.mktemp("files"))
+
+
+def labeled(shown: PacsDatastore, folder: Path, *series: str) -> None:
+    """Save a finished label of a client that does not speak DICOM."""
+    label = folder / "label.nii.gz"
+    label.write_bytes(b"label")
+    for uid in series:
+        shown.save_label(uid, str(label), "final", {})
+
+
+def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
+    """Take the last images of a series away; returns all of them."""
+    whole = pacs.series[series]
+    pacs.series[series] = [image for image in whole if image.InstanceNumber <= last]
+    return whole
+
+
+def test_a_series_that_cannot_be_fetched_anew_stays(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image and its label were dropped before the PACS was asked for more, and it did not answer."""
+    pacs, sent = Pacs(files), list[str]()
+    shown = datastore(pacs, tmp_path, sent)
+    whole = cut(pacs, FIRST)
+    old = shown.get_image_uri(FIRST)
+    labeled(shown, tmp_path, FIRST)
+    pacs.series[FIRST] = whole
+    shown.changed()
+
+    def broken(study: str, series: str) -> None:
+        raise requests.ConnectionError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pacs, "retrieve_series", broken)
+        with pytest.raises(requests.ConnectionError):
+            shown.get_image_uri(FIRST)
+    assert read_image(Path(old)).data.shape[2] == 40
+    assert shown.get_labeled_images() == [FIRST]
+    assert [path.name for path in (tmp_path / "dicom").iterdir()] == [FIRST]
+    assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
+    assert shown.get_labeled_images() == []
+    assert len(list(shown.series_folder(FIRST).iterdir())) == 48
+
+
+def test_a_series_with_a_gap_replaces_nothing(tmp_path: Path, files: Path) -> None:
+    pacs = Pacs(files)
+    shown = datastore(pacs, tmp_path)
+    whole = cut(pacs, FIRST)
+    old = shown.get_image_uri(FIRST)
+    pacs.series[FIRST] = [image for image in whole if image.InstanceNumber != 44]
+    shown.changed()
+    for _ in range(2):
+        with pytest.raises(ImageError, match="evenly spaced"):
+            shown.get_image_uri(FIRST)
+    assert pacs.fetched == [FIRST] * 2, "what cannot be read is not fetched again and again"
+    assert read_image(Path(old)).data.shape[2] == 40
+    assert [path.name for path in (tmp_path / "dicom").iterdir()] == [FIRST]
+    pacs.series[FIRST] = whole
+    shown.changed()
+    assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
+
+
+def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
+    """The annotator saw an error, although the label was kept and counted."""
+    pacs, sent = Pacs(files), list[str]()
+    shown = datastore(pacs, tmp_path, sent)
+    for uid in (FIRST, SECOND):
+        shown.get_image_uri(uid)
+    pacs.down = True
+    labeled(shown, tmp_path, FIRST, SECOND)
+    again = datastore(pacs, tmp_path, sent)
+    assert (again.waiting(), sent) == ((FIRST, SECOND), []), "after a restart, too"
+    send_waiting(again)
+    assert again.waiting() == (FIRST, SECOND)
+    pacs.down = False
+    assert adopt(again, CorrectionStore(tmp_path / "history"), unreachable) == ()
+    assert (again.waiting(), sent) == ((), [FIRST, SECOND])
+    send_waiting(again)
+    assert sent == [FIRST, SECOND]
+    labeled(again, tmp_path, FIRST)
+    assert (again.waiting(), sent) == ((), [FIRST, SECOND, FIRST])
+
+
+def test_a_pacs_that_is_still_down_is_asked_once(tmp_path: Path, files: Path) -> None:
+    pacs, asked = Pacs(files), list[str]()
+
+    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        asked.append(series)
+        raise requests.ConnectionError("no answer")
+
+    shown = PacsDatastore(pacs, tmp_path, {"Modality": "MR"}, publisher=publisher)
+    labeled(shown, tmp_path, FIRST, SECOND)
+    asked.clear()
+    send_waiting(shown)
+    assert asked == [FIRST]
+
+
+def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
+    """It would keep all others from the PACS for ever."""
+
+    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        raise EmptySegmentationError("a label with voxels is required, got none; draw one")
+
+    shown = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
+    with pytest.raises(EmptySegmentationError):
+        labeled(shown, tmp_path, FIRST)
+    assert shown.waiting() == ()
+
+
+def test_who_waited_for_a_silent_pacs_does_not_ask_again(files: Path) -> None:
+    """Each of many requests waited until the connection timed out, one after the other."""
+    pacs = Pacs(files)
+    pacs.down = True
+    listing = Listing(pacs, {"Modality": "MR"})
+    for _ in range(3):
+        with pytest.raises(requests.ConnectionError):
+            listing.all()
+    assert pacs.searches == 1
+    pacs.down = False
+    listing.changed()
+    assert set(listing.offered()) == {FIRST, SECOND}
+
+
+def unreachable(*_: object) -> Any:
+    raise AssertionError("unreachable")
+
+
+def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It saw "a server behind this one did not answer", and nobody knew whether the label counted."""
+    pacs, grid = Pacs(files), Grid(CODES.shape, PIR)
+    monkeypatch.setattr(store, "configured_client", lambda: pacs)
+    monkeypatch.setattr(store, "configured_filter", lambda: {"Modality": "MR"})
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
+    found = class_utils.get_class_of_subclass_from_file("main", str(APP_DIR / "main.py"), "MONAILabelApp")
+    work = tmp_path / "work"
+    app = found(app_dir=str(APP_DIR), studies=pacs.base_url, conf={"weights": "none", "work": str(work)})
+    monkeypatch.setattr(studies, "app_instance", lambda: app)
+    front = FastAPI()
+    errors.install(front)
+    front.include_router(studies.router())
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, to_wire(CODES), grid)
+    names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
+
+    def submit() -> Any:
+        sent = {"params": json.dumps({"label_info": names})}
+        return TestClient(front, raise_server_exceptions=False).put(
+            "/datastore/label", params={"image": FIRST}, data=sent, files={"label": (label.name, label.read_bytes())}
+        )
+
+    assert app.datastore().get_image_uri(FIRST), "Slicer has loaded it"
+    pacs.down = True
+    app.datastore().changed()
+    answer = submit()
+    assert (answer.status_code, answer.json()["warning"]) == (200, studies.NOT_IN_PACS), answer.text
+    (kept,) = CorrectionStore(work).of_image(FIRST)
+    assert (kept.status, kept.id) == ("accepted", answer.json()["correction"])
+    (case,) = site_material(app._site).training
+    np.testing.assert_array_equal(case.read().codes.data, CODES)
+
+    pacs.down = False
+    app.datastore().changed()
+    app.adopt_segmentations()
+    (seg,) = [series[0] for series in pacs.series.values() if series[0].Modality == "SEG"]
+    np.testing.assert_array_equal(map_names(read_seg(seg_bytes(seg), grid), grid).codes, CODES)
+    assert len(CorrectionStore(work).of_image(FIRST)) == 1, "its own segmentation is not taken for another correction"
+    assert submit().json()["warning"] == ""
+
+
+@contextmanager
+def http_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """Address of a server that answers every GET as it is told."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def search(url: str) -> Any:
+    with address.make_session(url) as session:
+        return find_series(address.make_client(address.Address(url), session), {"Modality": "MR"})
+
+
+def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
+    """After half a minute an error came that was taken for this server's own fault."""
+    asked: list[str] = []
+
+    def overloaded(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        request.send_error(503)
+
+    with http_server(overloaded) as url, pytest.raises(requests.HTTPError, match="503"):
+        search(url)
+    assert len(asked) == 1
+
+
+def test_a_pacs_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection that hung kept everybody from the list of images."""
+    monkeypatch.setattr(address, "TIMEOUT_SECONDS", (5.0, 0.2))
+    gave_up = threading.Event()
+
+    def silent(_: BaseHTTPRequestHandler) -> None:
+        gave_up.wait(10)
+
+    with http_server(silent) as url:
+        with pytest.raises(requests.Timeout):
+            search(url)
+        gave_up.set()
