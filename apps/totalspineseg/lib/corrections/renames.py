@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -106,11 +107,11 @@ def _new_name(segment: Segment, codes: Mapping[int, int]) -> str:
 
 
 def _report(
-    change: Renamed, names: Mapping[str, str], probability: float | None, confident: bool | None
+    change: Renamed, names: dict[str, str], probability: float | None, confident: bool | None
 ) -> Mapping[str, Any]:
     was, now = NAME_OF[change.old], NAME_OF[change.new]
     if names:
-        some = ", ".join(f"{before} is now {after}" for before, after in list(names.items())[:SHOWN])
+        some = ", ".join(f"{before} is now {after}" for before, after in islice(names.items(), SHOWN))
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         message = (
             f"You renamed {was} to {now}; the other levels follow: {some}{more}. No voxel changed, and the file "
@@ -124,7 +125,7 @@ def _report(
         message = f"You renamed {was} to {now}; every other level fits that name already."
     return {
         "renamed": {"from": was, "to": now},
-        "names": dict(names),
+        "names": names,
         "probability": None if probability is None else round(probability, 4),
         "confident": confident,
         "message": message,
