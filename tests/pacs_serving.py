@@ -1,6 +1,7 @@
 """Starts a real Orthanc with phantoms as MR studies, and a server before it, for tests."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from phantom import PIR, image_of, lumbar_codes
 from serving import phantom_server
 
 MAX_UPLOAD_MB = 64
+WAIT_SECONDS = 600
+"""A training on a busy machine takes minutes to begin."""
 LOCALIZER = "Localizer 3 planes"
 
 
@@ -140,3 +143,11 @@ def stored(server: PacsServer, series: str) -> list[str]:
     query = {"SeriesInstanceUID": series}
     found = requests.get(f"{server.orthanc.dicomweb}/instances", params=query, timeout=60).json()
     return [entry["00080018"]["Value"][0] for entry in found]
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    """Ask until the answer is yes."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.5)

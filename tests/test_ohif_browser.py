@@ -1,10 +1,8 @@
 """OHIF in a real browser, before a real Orthanc: an annotator's session from the list to the training."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +12,7 @@ import requests
 from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from lib.corrections.store import CorrectionStore
 from lib.dicom.stack import LPS_TO_RAS
-from pacs_serving import PacsServer, pacs_server
+from pacs_serving import PacsServer, pacs_server, wait_for
 from phantom import PIR, lumbar_codes
 from tiny_models import write_models
 from training_site import SPACING_MM
@@ -27,7 +25,6 @@ pytestmark = [
 ]
 CODES = lumbar_codes()
 SERIES_CODES = np.ascontiguousarray(CODES.transpose(1, 2, 0)[::-1, ::-1])
-TRAINING_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -158,10 +155,3 @@ def a_training_starts_and_stops(server: PacsServer, viewer: Viewer, correction: 
     wait_for(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=300).status_code == 200)
     viewer.button("Stop Training").click()
     viewer.button("Update Model").wait_for()
-
-
-def wait_for(happened: Callable[[], Any], seconds: float = TRAINING_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.5)

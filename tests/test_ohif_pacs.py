@@ -1,8 +1,7 @@
 """The server before a real Orthanc: lists, filters, fetching, results as DICOM SEG, and what is stored back."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +25,7 @@ from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import read_labels
-from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored
+from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored, wait_for
 from phantom import PIR, lumbar_codes
 
 pytestmark = [
@@ -85,6 +84,12 @@ def outcome(server: PacsServer, instance: str) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def submitted(server: PacsServer, seg: pydicom.Dataset) -> dict[str, Any]:
+    """What became of a segmentation that a viewer stored."""
+    assert store(server, seg_bytes(seg)).status_code == 200
+    return outcome(server, seg.SOPInstanceUID)
 
 
 def drawn(
@@ -234,8 +239,7 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
     study = server.studies[0]
     assert next_sample(server)["id"] == study.series
     seg = drawn(study, EDITED, rename={"L5-S": "L5-S1"})
-    assert store(server, seg_bytes(seg)).status_code == 200
-    told = outcome(server, seg.SOPInstanceUID)
+    told = submitted(server, seg)
     assert told["status"] == "accepted"
     assert "15 structures" in told["message"]
     (kept,) = corrections(server, study)
@@ -269,8 +273,7 @@ def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
 def test_what_is_not_understood_is_parked_and_said(server: PacsServer) -> None:
     study = server.studies[1]
     seg = drawn(study, SERIES_CODES, rename={"L3": "tumor"})
-    assert store(server, seg_bytes(seg)).status_code == 200
-    told = outcome(server, seg.SOPInstanceUID)
+    told = submitted(server, seg)
     assert told["status"] == "parked"
     assert "'tumor'" in told["message"]
     (kept,) = corrections(server, study)
@@ -281,8 +284,7 @@ def test_what_is_not_understood_is_parked_and_said(server: PacsServer) -> None:
 def test_a_segmentation_of_a_series_that_is_not_offered_is_not_counted(server: PacsServer) -> None:
     seg = drawn(server.studies[1], SERIES_CODES)
     seg.ReferencedSeriesSequence[0].SeriesInstanceUID = server.studies[1].localizer
-    assert store(server, seg_bytes(seg)).status_code == 200
-    assert outcome(server, seg.SOPInstanceUID)["status"] == "refused"
+    assert submitted(server, seg)["status"] == "refused"
 
 
 def test_what_the_pacs_refuses_is_not_counted(server: PacsServer) -> None:
@@ -402,10 +404,3 @@ def test_new_series_are_offered_soon(server: PacsServer, tmp_path: Path) -> None
 def test_no_patient_in_the_log(server: PacsServer) -> None:
     text = server.log.read_text()
     assert not [name for name in (*NAMES, "Phantom", "PatientID", "'P1'") if name in text]
-
-
-def wait_for(happened: Callable[[], Any], seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.5)
