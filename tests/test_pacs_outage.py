@@ -27,10 +27,12 @@ from lib.front import errors, studies
 from lib.geometry import Grid
 from lib.pacs import address, store
 from lib.pacs.datastore import PacsDatastore
+from lib.pacs.kept import KeptSeries
 from lib.pacs.listing import Listing
 from lib.pacs.series import find_series
 from lib.pacs.submissions import adopt, send_waiting
 from lib.trainers.material import site_material
+from lib.trainers.site import Site
 from lib.volume_io import read_image, write_volume
 from pacs_stand_in import CODES, Pacs, datastore, two_studies
 from phantom import PIR
@@ -201,6 +203,10 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     (kept,) = CorrectionStore(work).of_image(FIRST)
     assert (kept.status, kept.id) == ("accepted", answer.json()["correction"])
     (case,) = site_material(app._site).training
+    series = KeptSeries(work)
+    site = Site(work, app._site.models, CorrectionStore(work), series.image_file, series.subject)
+    (alone,) = site_material(site).training
+    assert (alone.name, alone.read().subject) == (case.name, case.read().subject), "without the server, too"
     np.testing.assert_array_equal(case.read().codes.data, CODES)
 
     pacs.down = False
@@ -210,6 +216,12 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     np.testing.assert_array_equal(map_names(read_seg(seg_bytes(seg), grid), grid).codes, CODES)
     assert len(CorrectionStore(work).of_image(FIRST)) == 1, "its own segmentation is not taken for another correction"
     assert submit().json()["warning"] == ""
+
+
+def test_a_work_folder_without_series(tmp_path: Path) -> None:
+    series = KeptSeries(tmp_path)
+    assert series.image_file(FIRST) is None
+    assert series.subject(FIRST) != series.subject(SECOND)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The PACS as MONAI Label sees it: series are images, kept in a folder of this server once they were needed."""
 
-import hashlib
 import logging
 import shutil
 import tempfile
@@ -21,7 +20,7 @@ from lib.errors import ImageError
 from lib.pacs.address import is_uid
 from lib.pacs.download import download
 from lib.pacs.listing import Listing
-from lib.pacs.series import Segmentations, Series
+from lib.pacs.series import Segmentations, Series, patient_of
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
@@ -124,8 +123,7 @@ class PacsDatastore(StudiesDatastore):
             with suppress(requests.RequestException):
                 found = self._listing.all().get(image_id)
                 info = dict(found.info) if found else {}
-        patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or image_id)
-        return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
+        return patient_of(image_id, info)
 
     def put_back(self, image_id: str) -> bool:
         """Store the finished label that is shown in the PACS, too; one that it does not take now waits here.

@@ -1,5 +1,6 @@
 """The series of a PACS: which there are, and which segmentation of one is the newest."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -83,6 +84,17 @@ def _series(entry: Dataset) -> Series | None:
     description = str(entry.get("SeriesDescription") or "")
     count = entry.get("NumberOfSeriesRelatedInstances")
     return Series(uid, study, info, LOCALIZER.search(description) is not None, int(count or 0))
+
+
+def patient_of(series: str, info: Mapping[str, Any]) -> str:
+    """Whose series it is, without saying who.
+
+    Args:
+        series: Its UID; stands for its patient where nothing else is known.
+        info: What is known about it.
+    """
+    patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
+    return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
 
 
 class Segmentations:

@@ -1,0 +1,40 @@
+"""What the work folder of a PACS holds, read without the PACS: for training where no server runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from monailabel.datastore.local import LocalDatastoreModel
+
+from lib.corrections.datastore import is_safe_id
+from lib.pacs.series import patient_of
+from lib.pacs.store import SERIES_FOLDER
+
+INDEX_FILE: Final = "datastore_v2.json"
+"""The host's name for a datastore's index."""
+
+
+class KeptSeries:
+    """Series that were needed once, by UID; nothing is written.
+
+    Args:
+        work: Folder of the history, as ``serve --work`` takes it.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self._folder = work / SERIES_FOLDER
+        index = self._folder / INDEX_FILE
+        self._objects: Mapping[str, Any] = {}
+        if index.is_file():
+            self._objects = LocalDatastoreModel.model_validate_json(index.read_text(encoding="utf-8")).objects
+
+    def image_file(self, series: str) -> Path | None:
+        """The volume of a series; None when it is not here."""
+        entry = self._objects.get(series)
+        file = self._folder / f"{series}{entry.image.ext}" if entry and is_safe_id(series) else None
+        return file if file and file.is_file() else None
+
+    def subject(self, series: str) -> str:
+        """Whose series it is, as the running server tells it."""
+        entry = self._objects.get(series)
+        return patient_of(series, entry.image.info if entry else {})
