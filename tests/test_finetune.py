@@ -35,12 +35,10 @@ from lib.nnunet.finetune_run import Run
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
-from lib.nnunet.raw_dataset import dataset_name, write_raw_datasets
 from lib.nnunet.sampler import Sampler
-from lib.nnunet.targets import IGNORE_CLASS, REGIONS, mark, region_masks, step_target
+from lib.nnunet.targets import IGNORE_CLASS, mark, region_masks, step_target
 from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
 from lib.nnunet.training_log import TrainingLog, dice_text
-from lib.volume_io import read_labels
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
@@ -493,34 +491,3 @@ def test_logs_survive_a_cut_line(tmp_path: Path) -> None:
         stream.write('{"text": "tw')
     assert [event["text"] for event in log.events()] == ["one"]
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["value"] is None
-
-
-# --- nnU-Net's raw format
-
-
-def test_raw_datasets_hold_both_steps_and_both_variants(scan: LabeledScan, tmp_path: Path) -> None:
-    """Training from scratch with nnU-Net's own tools starts from these files."""
-    skipped: list[Skipped] = []
-    sources = [
-        ScanSource("case 1", Origin.CORRECTION, lambda: replace(scan, name="case 1/T2")),
-        ScanSource("bad", Origin.CORRECTION, lambda: spoiled(scan, "empty")),
-    ]
-    for _ in range(2):
-        counts = write_raw_datasets(sources, tmp_path, on_skip=skipped.append)
-    assert counts == {1: 1, 2: 2}
-    assert [case.name for case in skipped] == ["bad", "bad"]
-    first, second = (tmp_path / dataset_name(step) for step in (1, 2))
-    assert sorted(p.name for p in (second / "imagesTr").iterdir()) == [
-        f"case-1-T2{variant}_000{channel}.nii.gz" for variant in ("", "_o2e") for channel in (0, 1)
-    ]
-    labels = {name: read_labels(second / "labelsTr" / f"case-1-T2{name}.nii.gz") for name in ("", "_o2e")}
-    odd = {name: volume.data == ODD for name, volume in labels.items()}
-    assert np.array_equal(odd["_o2e"], labels[""].data == EVEN)
-    assert labels[""].spacing == pytest.approx((1, 1, 1), abs=1e-5)
-    image = read_labels(first / "labelsTr" / "case-1-T2.nii.gz")
-    assert set(np.unique(image.data)) <= set(range(10))
-    for step, folder in ((1, first), (2, second)):
-        content = json.loads((folder / "dataset.json").read_text())
-        assert content["labels"]["ignore"] == IGNORE_CLASS[step]
-        assert content["numTraining"] == counts[step]
-        assert list(content["labels"])[1:-1] == list(REGIONS[step])

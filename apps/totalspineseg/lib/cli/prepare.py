@@ -1,12 +1,13 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Writes Dataset101 and Dataset102; what is there already is kept, so it can be called again.
+Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command goes on.
 Then: totalspineseg train
 """
 
 import argparse
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 from lib.cli.common import existing_path
 
 if TYPE_CHECKING:
-    from lib.nnunet.cases import LabeledScan, ScanSource
+    from lib.nnunet.cases import LabeledScan, ScanSource, Skipped
 
 SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 DERIVATIVES: Final = "derivatives"
+ENDING: Final = ".nii.gz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-o2e", action="store_true", help="dataset 102 without the second (odd/even swapped) copies"
     )
-    parser.add_argument("--disturbed-share", type=float, default=0.5, metavar="0..1", help="cases with imperfect discs")
+    parser.add_argument(
+        "--disturbed-share", type=_share, default=0.5, metavar="0..1", help="cases with imperfect discs"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -57,45 +61,72 @@ def execute(arguments: argparse.Namespace) -> int:
         skipped.append(case)
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
-    site = (arguments.source / HISTORY_DIR).is_dir()
-    sources = _corrections(arguments.source) if site else tuple(_bids(arguments.source, arguments.label_suffix))
+    if (arguments.source / HISTORY_DIR).is_dir():
+        required = "accepted corrections of subjects that are not held out"
+        sources, unusable = _corrections(arguments.source)
+        for case in unusable:
+            skip(case)
+    else:
+        required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix}.nii.gz below {DERIVATIVES}/"
+        sources = tuple(_bids(arguments.source, arguments.label_suffix))
     if not sources:
-        raise LabelError(
-            f"images with labels named IMAGE{arguments.label_suffix}.nii.gz below {DERIVATIVES}/ are required, got "
-            f"none in {str(arguments.source)!r}; check --label-suffix"
-        )
+        raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; check the folder")
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share)
     raw = arguments.raw or NnunetFolders.at().raw
-    for step, count in write_raw_datasets(sources, raw, options, on_skip=skip).items():
-        print(f"{raw / dataset_name(step)}: {count} cases")
+    for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
+        print(f"{raw / dataset_name(step)}: {written.cases} cases")
+        if written.removed:
+            print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
     return 1 if skipped else 0
 
 
-def _corrections(studies: Path) -> "tuple[ScanSource, ...]":
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is required, got {text!r}")
+    return value
+
+
+def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     from lib.cli.common import MODEL_DIR
     from lib.registry.store import ModelStore
     from lib.trainers.material import site_material
     from lib.trainers.site import folder_site
 
-    return site_material(folder_site(studies, ModelStore(MODEL_DIR))).training
+    material = site_material(folder_site(studies, ModelStore(MODEL_DIR)))
+    return material.training, material.skipped
 
 
 def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
-    """Every image below ``sub-*`` that has a label of its name plus ``suffix`` below ``derivatives``."""
+    """Every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
     from lib.nnunet.cases import Origin, ScanSource
 
-    labels = {path.name: path for path in sorted((folder / DERIVATIVES).rglob(f"*{suffix}.nii.gz"))}
-    for image in sorted(folder.glob("sub-*/**/*.nii.gz")):
-        name = image.name.removesuffix(".nii.gz")
-        label = labels.get(f"{name}{suffix}.nii.gz")
-        if label is not None:
-            yield ScanSource(name, Origin.EARLIER, lambda i=image, b=label, n=name: _read(n, i, b))  # type: ignore[misc]
+    images, labels = defaultdict(list), defaultdict(list)
+    for image in sorted(folder.glob(f"sub-*/**/*{ENDING}")):
+        images[image.name.removesuffix(ENDING)].append(image)
+    for label in sorted((folder / DERIVATIVES).rglob(f"*{suffix}{ENDING}")):
+        labels[label.name.removesuffix(f"{suffix}{ENDING}")].append(label)
+    if not images.keys() & labels.keys():
+        return
+    for name, found in sorted(labels.items()):
+        pair = images[name], found
+        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p))  # type: ignore[misc]
 
 
-def _read(name: str, image: Path, label: Path) -> "LabeledScan":
+def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
+    from lib.errors import LabelError
     from lib.nnunet.cases import LabeledScan, Origin
     from lib.volume_io import read_image, read_labels
 
+    if len(images) != 1 or len(labels) != 1:
+        raise LabelError(
+            f"one image {name + ENDING!r} and one label of it are required, got {len(images)} and {len(labels)}; "
+            "rename or remove what does not belong together"
+        )
     subject = SUBJECT.search(name)
-    return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, read_image(image), read_labels(label))
+    image, label = read_image(images[0]), read_labels(labels[0])
+    return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, image, label)

@@ -1,7 +1,8 @@
 """Labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools."""
 
-import json
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -9,22 +10,26 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, UNREVIEWED
-from lib.errors import StorageError, TotalSpineSegError
-from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.errors import LabelError, StorageError, TotalSpineSegError
+from lib.geometry import Grid, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.cases import CROP_MARGIN_MM, LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.odd_channel import FloatArray, disturbed_channel, marked_discs
+from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
+from lib.registry.files import locked
 from lib.registry.store import DATASET_OF_STEP
 from lib.transforms.crop import crop_box
-from lib.volume_io import write_atomic, write_volume
 
 SWAPPED_SUFFIX: Final = "_o2e"
 """Second variant of a case of dataset 102: the other discs marked, odd and even exchanged."""
 DISTURBED_SHARE: Final = 0.5
 """Share of the cases of dataset 102 whose second channel has errors as step 1 makes them."""
 SEED: Final = 20_240_102
-SUBJECTS_FILE: Final = "subjects.json"
-"""Case -> subject, beside ``dataset.json``: two scans of one person must not train and validate."""
+FORMAT: Final = 1
+"""Of the cases; raised when the same scan gives other files, so that older ones are written anew."""
+CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
+MAX_NAME: Final = 150
+"""Characters of a case's name; file systems allow 255 with endings."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,11 @@ def write_raw_datasets(
     options: RawOptions | None = None,
     *,
     on_skip: Callable[[Skipped], None],
-) -> dict[int, int]:
-    """Write cases in nnU-Net's raw format; those already written are left as they are, so it can be called again.
+) -> dict[int, Written]:
+    """Make nnU-Net's raw datasets hold exactly these cases.
+
+    Cases of an earlier call that are whole and made from the same scan with the same options stay as they are, so an
+    interrupted call is gone on with by calling again; those that this call does not make are removed at its end.
 
     Args:
         sources: Labeled scans; one is held at a time.
@@ -63,61 +71,92 @@ def write_raw_datasets(
         on_skip: Told about every case that cannot be used.
 
     Returns:
-        Step -> cases of its dataset now.
+        Step -> what its dataset holds now.
 
     Raises:
-        StorageError: Disk full or no permission.
+        StorageError: Disk full, no permission, or a dataset's folder holds files that are not ours; those are left.
     """
     options = options or RawOptions()
-    folders = {step: raw / dataset_name(step) for step in options.steps}
-    subjects: dict[str, str] = {}
-    for folder in folders.values():
-        for name in ("imagesTr", "labelsTr"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    for source in sources:
-        steps = [step for step in options.steps if step in source.steps]
-        if not steps:
-            continue
-        try:
-            scan = source.read()
-            subjects[case_id(scan.name)] = scan.subject
-            require_same_grid(scan.codes.grid, scan.image.grid)
-            for step in steps:
-                _write_case(scan, step, folders[step], options)
-        except StorageError:
-            raise
-        except (TotalSpineSegError, OSError, ValueError) as error:
-            on_skip(Skipped(source.name, str(error)))
-    for folder in folders.values():
-        _note_subjects(folder, subjects)
-    return {step: _write_description(step, folder) for step, folder in folders.items()}
+    folders = {step: RawFolder(raw / dataset_name(step), len(CHANNELS[step])) for step in options.steps}
+    with ExitStack() as locks:
+        for folder in folders.values():
+            locks.enter_context(locked(folder.path))
+        for folder in folders.values():
+            folder.check()
+        for folder in folders.values():
+            folder.begin()
+        taken: set[str] = set()
+        for source in sources:
+            steps = [step for step in options.steps if step in source.steps]
+            if not steps:
+                continue
+            try:
+                scan = source.read()
+                name = _free_name(scan, taken)
+                require_same_grid(scan.codes.grid, scan.image.grid)
+                for step in steps:
+                    _write_case(scan, name, step, folders[step], options)
+            except StorageError:
+                raise
+            except (TotalSpineSegError, OSError, ValueError) as error:
+                on_skip(Skipped(source.name, str(error)))
+        return {step: folder.finish(_description(step)) for step, folder in folders.items()}
 
 
 def case_id(name: str) -> str:
-    """A case name of letters, digits, "-", "_" and "." for file names."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    """A case name for file names: letters, digits, "-", "_" and "."; other names get a "+" and a hash of their own."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
+    if plain == name and len(name) <= MAX_NAME and not name.endswith(SWAPPED_SUFFIX):
+        return name
+    return f"{plain[:MAX_NAME]}+{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
-def _write_case(scan: LabeledScan, step: Step, folder: Path, options: RawOptions) -> None:
+def _free_name(scan: LabeledScan, taken: set[str]) -> str:
+    name = case_id(scan.name)
+    if name in taken:
+        raise LabelError(f"one scan of each name is required, got another one named {scan.name!r}; rename one of them")
+    taken.add(name)
+    return name
+
+
+def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, options: RawOptions) -> None:
+    made_from = _made_from(scan, step, options)
+    variants = (False, True) if step == 2 and options.swapped else (False,)
+    missing = [v for v in variants if not folder.keep(_variant(name, v), scan.subject, made_from)]
+    if not missing:
+        return
     image, labels = image_to_iso(scan.image), labels_to_iso(scan.codes)
     check_codes(labels.data, step=step)
-    name = case_id(scan.name)
     if step == 1:
         target = step_target(labels.data, 1, unreviewed=scan.unreviewed)
-        _write(folder, name, image.grid, [image.data], target)
+        folder.write(name, scan.subject, made_from, image.grid, [image.data], target)
         return
     reviewed = np.where(labels.data == UNREVIEWED, BACKGROUND, labels.data).astype(np.uint8)
     box = crop_box(reviewed, margin=CROP_MARGIN_MM)
     codes = labels.data[box]
     grid = _crop_grid(image, [axis.start for axis in box], codes.shape)
-    for swapped in (False, True) if options.swapped else (False,):
+    for swapped in missing:
         rng = np.random.default_rng([SEED, swapped, *name.encode()])
         marked = marked_discs(codes, swapped=swapped)
         exact = rng.random() >= options.disturbed_share
         second: FloatArray = mark(codes, marked) if exact else disturbed_channel(codes, marked, rng)
-        variant = f"{name}{SWAPPED_SUFFIX}" if swapped else name
         target = step_target(codes, 2, swapped=swapped, unreviewed=scan.unreviewed)
-        _write(folder, variant, grid, [image.data[box], second], target)
+        channels = [image.data[box], second]
+        folder.write(_variant(name, swapped), scan.subject, made_from, grid, channels, target)
+
+
+def _variant(name: str, swapped: bool) -> str:
+    return f"{name}{SWAPPED_SUFFIX}" if swapped else name
+
+
+def _made_from(scan: LabeledScan, step: Step, options: RawOptions) -> str:
+    """Changes with the scan's voxels, grid and label, and with the options that change its files."""
+    share = options.disturbed_share if step == 2 else 0
+    digest = hashlib.sha256(f"{FORMAT} {share} {sorted(scan.unreviewed)}".encode())
+    for volume in (scan.image, scan.codes):
+        digest.update(f"{volume.data.dtype} {volume.data.shape} {volume.affine.tolist()}".encode())
+        digest.update(np.ascontiguousarray(volume.data).data)
+    return digest.hexdigest()
 
 
 def _crop_grid(image: Volume, start: Sequence[int], shape: tuple[int, ...]) -> Grid:
@@ -126,43 +165,14 @@ def _crop_grid(image: Volume, start: Sequence[int], shape: tuple[int, ...]) -> G
     return Grid((shape[0], shape[1], shape[2]), image.affine @ shift)
 
 
-def _write(folder: Path, name: str, grid: Grid, channels: Sequence[Any], target: LabelArray) -> None:
-    """The channels first, the label last: a case whose label is there is complete."""
-    label = folder / "labelsTr" / f"{name}.nii.gz"
-    if label.exists():
-        return
-    for number, channel in enumerate(channels):
-        write_volume(folder / "imagesTr" / f"{name}_{number:04d}.nii.gz", channel, grid)
-    write_volume(label, target, grid)
-
-
-def _write_description(step: Step, folder: Path) -> int:
-    """``dataset.json``: channels, regions in order, the ignore label; returns the number of cases."""
-    count = len(list((folder / "labelsTr").glob("*.nii.gz")))
+def _description(step: Step) -> dict[str, Any]:
+    """What ``dataset.json`` says: channels, regions in order, the ignore label."""
     labels: dict[str, Any] = {"background": 0}
     labels |= {name: classes[0] if len(classes) == 1 else list(classes) for name, classes in REGIONS[step].items()}
-    content = {
-        "channel_names": {"0": "MRI"} if step == 1 else {"0": "MRI", "1": "noNorm"},
+    return {
+        "channel_names": CHANNELS[step],
         "labels": labels | {"ignore": IGNORE_CLASS[step]},
         "regions_class_order": list(range(1, len(REGIONS[step]) + 1)),
-        "numTraining": count,
-        "file_ending": ".nii.gz",
+        "file_ending": ENDING,
         "name": dataset_name(step),
     }
-
-    _write_json(folder / "dataset.json", content)
-    return count
-
-
-def _note_subjects(folder: Path, subjects: dict[str, str]) -> None:
-    file = folder / SUBJECTS_FILE
-    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    _write_json(file, known | subjects)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, lambda temporary: _write_text(temporary, json.dumps(content, indent=1)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

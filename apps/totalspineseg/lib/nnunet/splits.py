@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from lib.errors import TrainingError
-from lib.nnunet.raw_dataset import SUBJECTS_FILE, SWAPPED_SUFFIX
+from lib.nnunet.raw_dataset import SWAPPED_SUFFIX
+from lib.nnunet.raw_folder import ENDING, LABELS, read_cases
 from lib.volume_io import write_atomic
 
 FOLDS: Final = 5
@@ -21,11 +22,14 @@ BIDS_SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def subjects_of(dataset: Path) -> dict[str, str]:
-    """Case -> subject of a raw dataset; a case nobody noted a subject for counts by its BIDS name, else alone."""
-    file = dataset / SUBJECTS_FILE
-    noted: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    cases = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
-    return {case: str(noted.get(_plain(case)) or _subject(_plain(case))) for case in cases}
+    """Case -> subject of a raw dataset; a case nobody noted a subject for counts by its BIDS name, else alone.
+
+    Raises:
+        StorageError: The record of its cases is damaged.
+    """
+    noted = read_cases(dataset)
+    cases = sorted(path.name.removesuffix(ENDING) for path in (dataset / LABELS).glob(f"*{ENDING}"))
+    return {case: noted.get(case, {}).get("subject") or _subject(case.removesuffix(SWAPPED_SUFFIX)) for case in cases}
 
 
 def split_by_subject(subjects: Mapping[str, str]) -> list[dict[str, list[str]]]:
@@ -73,10 +77,6 @@ def require_fold(fold: str, subjects: Collection[str]) -> None:
             f"{FOLDS} subjects are required to hold one fold out for validation, got {people}; "
             "train on everything with the fold 'all'"
         )
-
-
-def _plain(case: str) -> str:
-    return case.removesuffix(SWAPPED_SUFFIX)
 
 
 def _subject(case: str) -> str:

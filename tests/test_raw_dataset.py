@@ -1,0 +1,267 @@
+"""nnU-Net's raw datasets on disk: exactly the cases of the last call, whole or absent, and nobody else's files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from lib.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
+from lib.cli import main
+from lib.errors import StorageError
+from lib.geometry import Volume
+from lib.nnunet import raw_folder
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from lib.nnunet.raw_dataset import RawOptions, case_id, dataset_name, write_raw_datasets
+from lib.nnunet.splits import subjects_of
+from lib.nnunet.targets import IGNORE_CLASS, REGIONS
+from lib.volume_io import read_labels, write_volume
+from training_site import correct, make_site
+
+DISC_L4_L5 = 95
+ODD, EVEN = 7, 8
+
+
+def block_scan(number: int, name: str = "") -> LabeledScan:
+    """Two vertebrae, their disc, canal and cord as blocks, small enough for a network of nnU-Net's own size."""
+    codes = np.zeros((16, 24, 32), np.uint8)
+    for code, (low, high) in {LUMBAR[4]: (4, 12), DISC_L4_L5: (12, 16), LUMBAR[3]: (16, 24)}.items():
+        codes[4:12, 4:14, low:high] = code
+    codes[6:10, 16:20, 2:30] = CANAL
+    codes[7:9, 17:19, 2:30] = CORD
+    codes[:2] = UNREVIEWED
+    image = np.random.default_rng(number).normal(100 + 3.0 * codes, 20).astype(np.float32)
+    volumes = Volume(image, np.eye(4)), Volume(codes, np.eye(4))
+    return LabeledScan(name or f"sub-{number}_T2w", f"sub-{number}", Origin.EARLIER, *volumes)
+
+
+def source(scan: LabeledScan) -> ScanSource:
+    return ScanSource(scan.name, scan.origin, lambda: scan)
+
+
+def write(raw: Path, scans: Sequence[LabeledScan], options: RawOptions | None = None) -> dict[int, Any]:
+    return write_raw_datasets(map(source, scans), raw, options, on_skip=pytest.fail)
+
+
+def files(raw: Path, step: int) -> dict[str, int]:
+    """Name -> time of every file that nnU-Net reads, hidden ones too."""
+    folder = raw / dataset_name(step)
+    found = [path for name in ("imagesTr", "labelsTr") for path in (folder / name).iterdir()]
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def names(*cases: str, channels: int) -> set[str]:
+    images = {f"{case}_{channel:04d}.nii.gz" for case in cases for channel in range(channels)}
+    return images | {f"{case}.nii.gz" for case in cases}
+
+
+def test_both_steps_and_both_variants(tmp_path: Path) -> None:
+    """Training from scratch with nnU-Net's own tools starts from these files."""
+    written = write(tmp_path, [block_scan(1)])
+    assert {step: entry.cases for step, entry in written.items()} == {1: 1, 2: 2}
+    assert files(tmp_path, 1).keys() == names("sub-1_T2w", channels=1)
+    assert files(tmp_path, 2).keys() == names("sub-1_T2w", "sub-1_T2w_o2e", channels=2)
+    folder = tmp_path / dataset_name(2) / "labelsTr"
+    plain, swapped = (read_labels(folder / f"sub-1_T2w{ending}.nii.gz") for ending in ("", "_o2e"))
+    assert (plain.data == ODD).any()
+    assert np.array_equal(swapped.data == ODD, plain.data == EVEN)
+    assert plain.spacing == pytest.approx((1, 1, 1), abs=1e-5)
+    for step, entry in written.items():
+        content = json.loads((tmp_path / dataset_name(step) / "dataset.json").read_text())
+        assert content["labels"]["ignore"] == IGNORE_CLASS[step]
+        assert content["numTraining"] == entry.cases
+        assert list(content["labels"])[1:-1] == list(REGIONS[step])
+
+
+# --- called again
+
+
+def test_the_same_call_changes_no_file(tmp_path: Path) -> None:
+    """nnU-Net's plan is kept as long as the files are the same."""
+    write(tmp_path, [block_scan(1), block_scan(2)])
+    before = files(tmp_path, 2)
+    assert write(tmp_path, [block_scan(1), block_scan(2)])[2].removed == ()
+    assert files(tmp_path, 2) == before
+
+
+@pytest.mark.parametrize(
+    ("second", "options", "removed"),
+    [
+        ([block_scan(1)], RawOptions(), {"sub-2_T2w", "sub-2_T2w_o2e"}),
+        ([block_scan(1), block_scan(2, "new")], RawOptions(), {"sub-2_T2w", "sub-2_T2w_o2e"}),
+        ([block_scan(1), block_scan(2)], RawOptions(swapped=False), {"sub-1_T2w_o2e", "sub-2_T2w_o2e"}),
+    ],
+    ids=["source gone", "source renamed", "without the second variants"],
+)
+def test_nothing_of_an_earlier_call_stays(
+    tmp_path: Path, second: list[LabeledScan], options: RawOptions, removed: set[str]
+) -> None:
+    """Cases of the call before lay beside the new ones and were trained on."""
+    write(tmp_path / "again", [block_scan(1), block_scan(2)])
+    write(tmp_path / "fresh", second, options)
+    written = write(tmp_path / "again", second, options)
+    assert set(written[2].removed) == removed
+    for step in (1, 2):
+        again, fresh = tmp_path / "again" / dataset_name(step), tmp_path / "fresh" / dataset_name(step)
+        assert files(tmp_path / "again", step).keys() == files(tmp_path / "fresh", step).keys()
+        assert subjects_of(again) == subjects_of(fresh)
+        assert (again / "dataset.json").read_bytes() == (fresh / "dataset.json").read_bytes()
+
+
+def test_a_case_follows_its_label_its_image_and_the_options(tmp_path: Path) -> None:
+    """A label that was corrected since stayed as it was written first."""
+    first = block_scan(1)
+    codes = np.where(first.codes.data == LUMBAR[3], 0, first.codes.data).astype(np.uint8)
+    corrected = replace(first, codes=Volume(codes, first.codes.affine))
+    changes: list[tuple[LabeledScan, RawOptions]] = [
+        (first, RawOptions(disturbed_share=0)),
+        (first, RawOptions(disturbed_share=1)),
+        (corrected, RawOptions()),
+        (replace(first, image=block_scan(2).image), RawOptions()),
+        (first, RawOptions()),
+        (replace(first, unreviewed=frozenset({LUMBAR[3]})), RawOptions()),
+    ]
+    for number, (scan, options) in enumerate(changes):
+        write(tmp_path / "again", [scan], options)
+        write(tmp_path / str(number), [scan], options)
+        for path in sorted((tmp_path / str(number)).rglob("*.nii.gz")):
+            other = tmp_path / "again" / path.relative_to(tmp_path / str(number))
+            assert other.read_bytes() == path.read_bytes(), (number, path.name)
+
+
+class PowerCut(BaseException):
+    """Ends a call wherever it is, as a kill does."""
+
+
+@pytest.mark.parametrize("files_written", range(8))
+def test_an_interrupted_call_is_gone_on_with(
+    tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there under a final name is whole; half a dataset is not trained on; the next call ends it."""
+    scans = [block_scan(1), block_scan(2)]
+    write(tmp_path, [block_scan(1), block_scan(3)], RawOptions(disturbed_share=0))
+    written: list[Path] = []
+
+    def cut(path: Path, *rest: Any) -> None:
+        if len(written) == files_written:
+            (path.parent / ".partial-abc.nii.gz").write_bytes(b"half")
+            raise PowerCut
+        written.append(path)
+        write_volume(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(raw_folder, "write_volume", cut)
+        with pytest.raises(PowerCut):
+            write(tmp_path, scans, RawOptions((2,), disturbed_share=1))
+    folder = tmp_path / dataset_name(2)
+    assert not (folder / "dataset.json").exists()
+    for path in folder.rglob("sub-*.nii.gz"):
+        assert np.isfinite(nib.load(path).get_fdata()).all()
+    times = {path: path.stat().st_mtime_ns for path in written}
+    write(tmp_path, scans, RawOptions((2,), disturbed_share=1))
+    assert files(tmp_path, 2).keys() == names(*(f"sub-{k}_T2w{v}" for k in (1, 2) for v in ("", "_o2e")), channels=2)
+    whole = written[: files_written - files_written % 3]
+    assert {path: path.stat().st_mtime_ns for path in whole} == {path: times[path] for path in whole}
+    write(tmp_path / "fresh", scans, RawOptions((2,), disturbed_share=1))
+    for path in folder.rglob("sub-*.nii.gz"):
+        assert path.read_bytes() == (tmp_path / "fresh" / path.relative_to(tmp_path)).read_bytes()
+
+
+@pytest.mark.parametrize("file", ["imagesTr/knee_0000.nii.gz", "labelsTr/sub-1_T2w.nii.gz", "dataset.json"])
+def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None:
+    stranger = tmp_path / dataset_name(2) / file
+    stranger.parent.mkdir(parents=True)
+    stranger.write_text("mine")
+    with pytest.raises(StorageError, match=f"got 1 other files in .*, such as '{stranger.name}'; move them away"):
+        write(tmp_path, [block_scan(1)])
+    assert stranger.read_text() == "mine"
+    assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
+
+
+def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
+    write(tmp_path, [block_scan(1)])
+    (tmp_path / dataset_name(1) / "cases.json").write_text("{")
+    with pytest.raises(StorageError, match=r"a readable 'cases.json' is required"):
+        write(tmp_path, [])
+    assert files(tmp_path, 1).keys() == names("sub-1_T2w", channels=1)
+
+
+# --- names
+
+
+def test_no_two_names_are_one_case() -> None:
+    """ "a b" overwrote "a-b"."""
+    different = ["a-b", "a b", "a/b", "a+b", "a–b", "ä-b", "x", "x_o2e", "x" * 200, "x" * 201]  # noqa: RUF001
+    different += [case_id(name) for name in ("a b", "x_o2e")]
+    ids = [case_id(name) for name in different]
+    assert ids[0] == "a-b"
+    assert len({*ids, *(f"{case}_o2e" for case in ids)}) == 2 * len(different)
+    assert all(len(case) < 200 and case.isascii() and "/" not in case for case in ids)
+    assert case_id("a b") == "a-b+c8687a08aa5d"
+
+
+def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
+    skipped: list[Skipped] = []
+    scans = [block_scan(1, "same"), block_scan(2, "same"), block_scan(3, "sa me"), block_scan(4, "sa-me")]
+    options = RawOptions((1,))
+    written = write_raw_datasets(map(source, scans), tmp_path, options, on_skip=skipped.append)
+    assert written[1].cases == 3
+    assert [case.reason for case in skipped] == [
+        "one scan of each name is required, got another one named 'same'; rename one of them"
+    ]
+    write(tmp_path / "first", scans[:1], options)
+    image = Path(dataset_name(1)) / "imagesTr" / "same_0000.nii.gz"
+    assert (tmp_path / image).read_bytes() == (tmp_path / "first" / image).read_bytes()
+
+
+# --- the command
+
+
+def bids(folder: Path, *scans: LabeledScan) -> None:
+    for scan in scans:
+        for part, ending, volume in (("", "", scan.image), ("derivatives/x", "_label-spine_dseg", scan.codes)):
+            path = folder / part / scan.subject / "anat" / f"{scan.name}{ending}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_volume(path, volume.data, volume.grid)
+
+
+def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, raw = tmp_path / "bids", tmp_path / "raw"
+    words = ["prepare", str(folder), str(raw), "--step", "1"]
+    bids(folder, *(block_scan(k) for k in (1, 2, 3)))
+    assert main(words) == 0
+    assert "3 cases" in capsys.readouterr().out
+    (folder / "sub-2" / "anat" / "sub-2_T2w.nii.gz").unlink()
+    label = folder / "derivatives" / "x" / "sub-3" / "anat" / "sub-3_T2w_label-spine_dseg.nii.gz"
+    (folder / "derivatives" / label.name).write_bytes(label.read_bytes())
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "1 cases" in said.out
+    assert "removed 2 cases of an earlier call: sub-2_T2w, sub-3_T2w" in said.out
+    assert "left out sub-2_T2w: one image 'sub-2_T2w.nii.gz' and one label of it are required, got 0 and 1" in said.err
+    assert "left out sub-3_T2w: one image 'sub-3_T2w.nii.gz' and one label of it are required, got 1 and 2" in said.err
+    assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
+    assert main(["prepare", str(tmp_path), str(raw)]) == 2
+    assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
+
+
+def test_a_share_is_from_0_to_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", str(tmp_path), "--disturbed-share", "30"])
+    assert "a number from 0 to 1 is required, got '30'" in capsys.readouterr().err
+
+
+def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A correction whose record cannot be read was left out without a word."""
+    site = make_site(tmp_path, scans=0)
+    words = ["prepare", str(tmp_path / "studies"), str(tmp_path / "raw"), "--step", "1"]
+    kept, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
+    (site.corrections.path(damaged) / "record.json").write_text("{")
+    assert main(words) == 1
+    assert "left out sub-1: " in capsys.readouterr().err
+    (case,) = subjects_of(tmp_path / "raw" / dataset_name(1))
+    assert case.startswith(f"sub-0--{kept.id}-+")
