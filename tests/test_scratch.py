@@ -17,12 +17,11 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from lib.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
+from lib.anatomy import LUMBAR, UNREVIEWED
 from lib.cli import main
 from lib.errors import TrainingError
-from lib.geometry import Volume
 from lib.nnunet.augmentation import FirstChannelTransform
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource
+from lib.nnunet.cases import Origin, ScanSource
 from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.plugin.spine_trainer import with_scanners
@@ -34,22 +33,9 @@ from lib.registry.store import ModelStore
 from lib.trainers import scratch
 from lib.trainers.runs import only_one
 from lib.trainers.scratch import ScratchSettings, train_from_scratch
+from test_raw_dataset import block_scan
 
 TINY = ScratchSettings(epochs=2, iterations=1, device="cpu", workers=0)
-DISC_L4_L5 = 95
-
-
-def block_scan(number: int) -> LabeledScan:
-    """Two vertebrae, their disc, canal and cord as blocks, small enough for a network of nnU-Net's own size."""
-    codes = np.zeros((16, 24, 32), np.uint8)
-    for code, (low, high) in {LUMBAR[4]: (4, 12), DISC_L4_L5: (12, 16), LUMBAR[3]: (16, 24)}.items():
-        codes[4:12, 4:14, low:high] = code
-    codes[6:10, 16:20, 2:30] = CANAL
-    codes[7:9, 17:19, 2:30] = CORD
-    codes[:2] = UNREVIEWED
-    image = np.random.default_rng(number).normal(100 + 3.0 * codes, 20).astype(np.float32)
-    volumes = Volume(image, np.eye(4)), Volume(codes, np.eye(4))
-    return LabeledScan(f"sub-{number}_T2w", f"sub-{number}", Origin.EARLIER, *volumes)
 
 
 def write_cases(base: Path, count: int, steps: tuple[Any, ...] = (1,)) -> NnunetFolders:
@@ -106,7 +92,7 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert main(["models", "import", str(folders.results), "--name", "ours", "--data-dir", str(store.model_dir)]) == 0
     assert ModelFolder.open(store.versions_dir / "ours", step=1).digest == opened.digest
     more = write_cases(tmp_path, 6)
-    with pytest.raises(TrainingError, match="was trained on so far are required, got others"):
+    with pytest.raises(TrainingError, match=r"/fold_0 of .* were trained on so far are required, got others"):
         train_from_scratch(more, 1, "1", TINY)
 
 
@@ -174,8 +160,78 @@ def test_going_on_and_beginning_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
         train_from_scratch(folders, 1, "0", replace(TINY, epochs=3))
     train_from_scratch(folders, 1, "0", replace(TINY, epochs=3), restart=True)
     assert not (fold / "checkpoint_latest.pth").exists()
-    kinds = [("plan" if "-pl" in words else "continue" if "--c" in words else "begin") for _, words, _ in asked.calls]
-    assert kinds == ["plan", "begin", "continue", "plan", "begin"]
+    assert kinds(asked) == ["plan", "begin", "continue", "plan", "begin"]
+
+
+def kinds(asked: Asked) -> list[str]:
+    return [("plan" if "-pl" in words else "continue" if "--c" in words else "begin") for _, words, _ in asked.calls]
+
+
+def test_a_fold_begun_anew_leaves_the_others_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart of one fold planned anew, under the feet of the others, and forgot which cases they had."""
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    states = [scratch._Scratch(folders, 1, fold, TINY, print).folder / "checkpoint_latest.pth" for fold in "01"]
+    for fold, state in zip("01", states, strict=True):
+        train_from_scratch(folders, 1, fold, TINY)
+        state.touch()
+    train_from_scratch(folders, 1, "0", TINY, restart=True)
+    assert not states[0].exists()
+    train_from_scratch(folders, 1, "1", TINY)
+    assert kinds(asked) == ["plan", "begin", "begin", "begin", "continue"]
+    states[0].touch()
+    write_cases(tmp_path, 6)
+    for fold in "02":
+        with pytest.raises(TrainingError, match=r"/fold_1 of .* were trained on so far are required, got others"):
+            train_from_scratch(folders, 1, fold, TINY, restart=True)
+    assert states[0].exists()
+    states[1].unlink()
+    train_from_scratch(folders, 1, "0", TINY, restart=True)
+    assert kinds(asked)[5:] == ["plan", "begin"]
+
+
+def test_a_training_without_a_state_yet_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first epochs there is no checkpoint that would tell of another fold's training."""
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    for fold in "01":
+        train_from_scratch(folders, 1, fold, TINY)
+    with only_one(scratch._Scratch(folders, 1, "1", TINY, print).folder):
+        train_from_scratch(folders, 1, "0", TINY, restart=True)
+    assert kinds(asked) == ["plan", "begin", "begin", "begin"]
+    train_from_scratch(folders, 1, "0", TINY, restart=True)
+    assert kinds(asked)[4:] == ["plan", "begin"]
+
+
+def test_an_interrupted_plan_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After cases came and went, half a plan of the other cases was taken for the plan of these."""
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    train_from_scratch(folders, 1, "0", TINY)
+    write_cases(tmp_path, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(scratch, "write_splits", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_from_scratch(folders, 1, "0", TINY)
+    write_cases(tmp_path, 5)
+    train_from_scratch(folders, 1, "0", TINY)
+    assert kinds(asked) == ["plan", "begin", "plan", "plan", "begin"]
+
+
+def test_cases_that_change_while_they_are_planned_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_cases(tmp_path, 5)
+    monkeypatch.setattr(scratch._Scratch, "_run", lambda *_: write_cases(tmp_path, 6))
+    with pytest.raises(TrainingError, match="got changes; train again"):
+        train_from_scratch(folders, 1, "0", TINY)
+
+
+def test_half_a_dataset_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    (folders.raw / dataset_name(1) / "dataset.json").unlink()
+    with pytest.raises(TrainingError, match=r"without 'dataset.json'.*let 'totalspineseg prepare' end"):
+        train_from_scratch(folders, 1, "0", TINY)
+    assert asked.calls == []
 
 
 @pytest.mark.parametrize(

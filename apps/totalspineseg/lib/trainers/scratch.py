@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -18,12 +18,13 @@ from lib.errors import TrainingError
 from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
 from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.raw_folder import DATASET_FILE
 from lib.nnunet.runtimes import resolve_device
 from lib.nnunet.splits import require_fold, subjects_of, write_splits
 from lib.nnunet.training_log import TEXT_FILE
 from lib.registry.files import locked, storage_errors, write_json
 from lib.registry.store import DATASET_OF_STEP
-from lib.trainers.runs import only_one
+from lib.trainers.runs import is_running, only_one
 
 APP_DIR: Final = Path(__file__).resolve().parents[2]
 PLUGIN_DIR: Final = APP_DIR / "lib" / "nnunet" / "plugin"
@@ -89,7 +90,7 @@ def train_from_scratch(
         step: 1 or 2.
         fold: One of ``FOLDS``; "all" trains on every case.
         settings: How; those of an unfinished run must be the same.
-        restart: Forget an unfinished or finished run of this fold, and plan anew.
+        restart: Forget an unfinished or finished run of this fold; plan anew unless other folds rely on the plan.
         tell: Told what happens, a line at a time.
 
     Returns:
@@ -104,9 +105,7 @@ def train_from_scratch(
     run.check()
     with only_one(run.folder) as lock:
         run.lock = lock
-        if restart:
-            run.forget()
-        run.plan()
+        run.plan(restart=restart)
         return run.train()
 
 
@@ -141,51 +140,74 @@ class _Scratch:
             raise TrainingError(f"{self.settings.gpus} GPUs are required by --gpus, got {gpus}; ask for fewer")
         self.cases = len(subjects)
 
-    def forget(self) -> None:
-        """Remove this fold's run and the dataset's plan."""
+    def plan(self, *, restart: bool) -> None:
+        """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
+        with locked(self.preprocessed):
+            digest = _digest(self.raw)
+            known = _read(self.preprocessed / PLANNED_FILE)
+            others = self._others_begun()
+            if others and any(value != digest for value in known.values()):
+                raise TrainingError(
+                    f"the cases that {', '.join(others)} of {self.dataset} were trained on so far are required, got "
+                    f"others; remove those folders below {str(self.folders.results / self.dataset)!r} to plan anew, "
+                    "or write the new cases to another folder"
+                )
+            if restart:
+                self._forget()
+                known = known if others else {}
+            elif self._begun and any(value != digest for value in known.values()):
+                raise TrainingError(
+                    f"the cases that {self.dataset} was trained on so far are required, got others; train it anew with "
+                    "--restart, or write the new cases to another folder"
+                )
+            if known.get(self.settings.plans) != digest:
+                self._plan(digest, {plans: value for plans, value in known.items() if value == digest})
+
+    def _plan(self, digest: str, known: dict[str, str]) -> None:
+        self.tell(f"{self.dataset}: planning and preprocessing {self.cases} cases")
+        words = ["-d", DATASET_OF_STEP[self.step], "-pl", f"nnUNetPlannerResEnc{self.settings.size}"]
+        words += ["-c", CONFIGURATION, "--clean", "--verify_dataset_integrity", "--no_pbar"]
+        if known:
+            # Planned for another size: the cases are the same, and another training may be reading them.
+            words += ["--no_pp"]
+        if self.settings.workers is not None:
+            # The planner does not take 0, which means "in this process" when training.
+            count = str(max(1, self.settings.workers))
+            words += ["-np", count, "-npfp", count]
+        # Interrupted, it is planned again: what lies there is then made from these cases only in part.
+        write_json(self.preprocessed / PLANNED_FILE, known)
+        self._run(PLAN_MODULE, words, {})
+        write_splits(self.raw, self.preprocessed)
+        if _digest(self.raw) != digest:
+            raise TrainingError(
+                f"cases that stay as they are while {self.dataset} is planned are required, got changes; train again "
+                "when 'totalspineseg prepare' has ended"
+            )
+        write_json(self.preprocessed / PLANNED_FILE, {**known, self.settings.plans: digest})
+
+    def _forget(self) -> None:
+        """Remove this fold's run."""
         with storage_errors(self.folder):
             for entry in self.folder.iterdir():
                 if self.lock is not None and entry.name == Path(self.lock.name).name:
                     continue
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-            (self.preprocessed / PLANNED_FILE).unlink(missing_ok=True)
 
-    def plan(self) -> None:
-        """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
-        with locked(self.preprocessed):
-            digest = _digest(self.raw)
-            known = _read(self.preprocessed / PLANNED_FILE)
-            if known.get(self.settings.plans) == digest:
-                return
-            others = [value for value in known.values() if value != digest]
-            if others and any((fold / name).is_file() for fold in self._folds() for name in STARTED):
-                raise TrainingError(
-                    f"the cases that {self.dataset} was trained on so far are required, got others; train it anew with "
-                    "--restart, or write the new cases to another folder"
-                )
-            self.tell(f"{self.dataset}: planning and preprocessing {self.cases} cases")
-            words = ["-d", DATASET_OF_STEP[self.step], "-pl", f"nnUNetPlannerResEnc{self.settings.size}"]
-            words += ["-c", CONFIGURATION, "--clean", "--verify_dataset_integrity", "--no_pbar"]
-            if digest in known.values():
-                # Planned for another size: the cases are the same, and another training may be reading them.
-                words += ["--no_pp"]
-            if self.settings.workers is not None:
-                # The planner does not take 0, which means "in this process" when training.
-                count = str(max(1, self.settings.workers))
-                words += ["-np", count, "-npfp", count]
-            self._run(PLAN_MODULE, words, {})
-            write_splits(self.raw, self.preprocessed)
-            write_json(self.preprocessed / PLANNED_FILE, {**(known if not others else {}), self.settings.plans: digest})
+    @property
+    def _begun(self) -> bool:
+        return any((self.folder / name).is_file() for name in STARTED)
 
-    def _folds(self) -> Iterator[Path]:
-        return (self.folders.results / self.dataset).glob(f"*__{CONFIGURATION}/fold_*")
+    def _others_begun(self) -> list[str]:
+        """The other folds, of any size, that rely on the plan: those with a state, and those that train now."""
+        folds = sorted((self.folders.results / self.dataset).glob(f"{SpineTrainer.__name__}__*/fold_*"))
+        return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold != self.folder and _relies_on_plan(fold)]
 
     def train(self) -> Path:
         """nnU-Net's training, begun or continued, and its validation."""
         if (self.folder / DONE_FILE).is_file():
             self.tell(f"{self.dataset}, fold {self.fold}: trained already; --restart trains it anew")
             return self.model
-        begun = any((self.folder / name).is_file() for name in STARTED)
+        begun = self._begun
         self._require_same_settings(begun)
         words = [DATASET_OF_STEP[self.step], CONFIGURATION, self.fold, "-p", self.settings.plans]
         words += ["-tr", SpineTrainer.__name__, "-device", self.device]
@@ -277,9 +299,23 @@ class _Scratch:
         return f"nnU-Net must end well, got exit code {code} ({reason[:200]}); {cure}; the next call goes on"
 
 
+def _relies_on_plan(fold: Path) -> bool:
+    if any((fold / name).is_file() for name in STARTED):
+        return True
+    # In its first epochs a training has no state yet; one that waits for the plan has no settings either.
+    return (fold / SETTINGS_FILE).is_file() and is_running(fold)
+
+
 def _digest(dataset: Path) -> str:
-    """Changes with the cases, their sizes or times."""
-    digest = hashlib.sha256((dataset / "dataset.json").read_bytes())
+    """Changes with the cases, their sizes or times, and with whose they are."""
+    try:
+        digest = hashlib.sha256((dataset / DATASET_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise TrainingError(
+            f"a finished dataset is required, got one without {DATASET_FILE!r} in {str(dataset)!r}; let "
+            "'totalspineseg prepare' end"
+        ) from error
+    digest.update(json.dumps(subjects_of(dataset)).encode())
     for file in sorted((*(dataset / "imagesTr").iterdir(), *(dataset / "labelsTr").iterdir())):
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
