@@ -1,15 +1,16 @@
-"""Which corrections teach and which judge: the newest accepted label of each image, whole subjects apart."""
+"""Which corrections teach and which judge: the newest finished label of each image, whole subjects apart."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.history import sha256_of
+from lib.corrections.inbox import STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
 from lib.gate.holdout import update_split
@@ -20,6 +21,11 @@ from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
+
+FINAL_TAG: Final = "final"
+"""Datastore tag of finished labels; clients that name no tag mean it."""
+TAUGHT_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
+"""Step of a correction -> tags under which its author calls it finished; any other tag is work in progress."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,10 @@ class Material:
 
 
 def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
-    """Collect the newest accepted corrections of all images and split them by subject.
+    """Collect the newest finished corrections of all images and split them by subject.
+
+    Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
+    reason until a finished label follows it.
 
     Args:
         site: Where they are.
@@ -62,9 +71,16 @@ def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
         skipped.append(Skipped(name, str(error)))
 
     newest: dict[tuple[str, int], Correction] = {}
+    drafts: dict[tuple[str, int], Correction] = {}
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
-        if correction.status == "accepted" and correction.step in (1, 2):
+        if correction.status != "accepted" or correction.step not in TAUGHT_TAGS:
+            continue
+        if correction.tag in TAUGHT_TAGS[correction.step]:
             newest[correction.image, correction.step] = correction
+            drafts.pop((correction.image, correction.step), None)
+        else:
+            drafts[correction.image, correction.step] = correction
+    skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
     split = update_split(site.holdout_file, [site.subject(c.image) for c in used])
@@ -92,14 +108,22 @@ def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...
     return tuple(cases), tuple(skipped)
 
 
-def _has_newer_final(newest: Mapping[tuple[str, int], Correction], step1: Correction) -> bool:
+def _name(correction: Correction) -> str:
+    return f"{correction.image} ({correction.id})"
+
+
+def _reason(draft: Correction) -> str:
+    return f"a label submitted as {FINAL_TAG!r} is required, got one submitted as {draft.tag!r}; submit it as final"
+
+
+def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
     """A finished label teaches step 1 too, so an older corrected step-1 map adds nothing."""
-    final = newest.get((step1.image, 2))
-    return final is not None and final.id > step1.id
+    final = newest.get((earlier.image, 2))
+    return final is not None and final.id > earlier.id
 
 
 def _source(site: Site, correction: Correction, known: frozenset[str]) -> ScanSource:
-    name = f"{correction.image} ({correction.id})"
+    name = _name(correction)
     steps = (1, 2) if correction.step == 2 else (1,)
     origin = Origin.EARLIER if correction.id in known else Origin.CORRECTION
     return ScanSource(name, origin, lambda: _read(site, correction, origin, name), _provenance(correction), steps)

@@ -1,0 +1,64 @@
+"""Which labels train: finished ones, by the tag under which their author submitted them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.corrections.store import Correction, CorrectionStore
+from lib.trainers.material import site_material
+from training_site import correct, make_site
+
+FINAL, STEP1 = (2, "final"), (1, "step1")
+
+
+def corrections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *submitted: tuple[Any, ...]) -> Any:
+    """The material of one image with corrections (step, tag, further fields), the oldest first."""
+    site = make_site(tmp_path, scans=0)
+    one = correct(site, tmp_path, "sub-0", 0)
+    listed = [
+        Correction(**one.__dict__ | {"id": f"0{number}", "step": step, "tag": tag} | dict(*rest))
+        for number, (step, tag, *rest) in enumerate(submitted)
+    ]
+    monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter(listed))
+    return site_material(site)
+
+
+@pytest.mark.parametrize(
+    ("submitted", "trained", "left_out"),
+    [
+        ([FINAL], [("00", (1, 2))], []),
+        ([(2, "draft")], [], ["00"]),
+        ([(2, "original")], [], ["00"]),
+        ([(2, "step1")], [], ["00"]),
+        ([FINAL, (2, "draft")], [("00", (1, 2))], ["01"]),
+        ([(2, "draft"), FINAL], [("01", (1, 2))], []),
+        ([STEP1], [("00", (1,))], []),
+        ([(1, "final")], [("00", (1,))], []),
+        ([(1, "draft")], [], ["00"]),
+        ([(1, "draft"), STEP1], [("01", (1,))], []),
+        ([STEP1, (1, "draft"), FINAL], [("02", (1, 2))], []),
+        ([STEP1, (2, "draft")], [("00", (1,))], ["01"]),
+        ([FINAL, STEP1], [("00", (1, 2)), ("01", (1,))], []),
+        ([FINAL, (None, "final", {"status": "parked", "reason": "who knows"})], [("00", (1, 2))], []),
+    ],
+    ids=str,
+)
+def test_finished_labels_train(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    submitted: list[tuple[Any, ...]],
+    trained: list[tuple[str, tuple[int, ...]]],
+    left_out: list[str],
+) -> None:
+    """Work in progress was learned from as if it were finished, and hid the finished label before it."""
+    found = corrections(tmp_path, monkeypatch, *submitted)
+    assert [(source.provenance["correction"], source.steps) for source in found.training] == trained
+    assert [case.name for case in found.skipped] == [f"sub-0 ({number})" for number in left_out]
+    for case in found.skipped:
+        assert "a label submitted as 'final' is required, got one submitted as" in case.reason
+
+
+def test_work_in_progress_decides_nothing_about_who_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrections(tmp_path, monkeypatch, (2, "draft"))
+    assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text()
