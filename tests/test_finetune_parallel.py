@@ -80,8 +80,9 @@ def kill(process: psutil.Process | BaseProcess) -> None:
 
 
 def test_one_then_two_of_which_one_is_killed_then_one_give_the_weights_of_one(
-    folder: ModelFolder, case: TrainingCase, tmp_path: Path
+    folder: ModelFolder, case: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "not-the-loopback")
     straight = alone(folder, case, tmp_path / "straight", 2)
     assert differences(straight, folder.load_network().state_dict()).max() > 0.01
     work = tmp_path / "changing"
@@ -91,6 +92,9 @@ def test_one_then_two_of_which_one_is_killed_then_one_give_the_weights_of_one(
 
     def kill_the_second(progress: Progress) -> None:
         told.append(progress.iteration)
+        assert not list(work.rglob("*.npy"))
+        ends = [end for child in psutil.Process().children() for end in child.net_connections("inet")]
+        assert {end.laddr.ip for end in ends} == {"127.0.0.1"}
         if progress.iteration == 4:
             kill(psutil.Process().children()[1])
 
@@ -242,6 +246,19 @@ def test_too_few_gpus_are_told(device: str, found: int, message: str, monkeypatc
     with pytest.raises(ValueError, match=message):
         resolve_devices(device, 2)
     assert len({resolve_devices("cpu", 2)}) == 1
+
+
+def test_the_patches_of_a_batch_are_those_of_one_process_and_differ(
+    folder: ModelFolder, case: TrainingCase, tmp_path: Path
+) -> None:
+    whole = Run(folder, [case], tmp_path, TWO)._batch()
+    parts = [Run(folder, [case], tmp_path, TWO, Forgetful(rank, 2))._batch() for rank in range(2)]
+    assert torch.equal(torch.cat([part.channels for part in parts]), whole.channels)
+    assert torch.equal(torch.cat([part.target for part in parts]), whole.target)
+    assert len(whole.channels[:, 0].flatten(1).unique(dim=0)) == 4
+    later = Run(folder, [case], tmp_path, TWO)
+    later.iteration = 1
+    assert len(torch.cat([whole.target, later._batch().target]).flatten(1).unique(dim=0)) == 8
 
 
 def test_several_gpus_are_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> None:

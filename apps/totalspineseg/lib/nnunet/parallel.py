@@ -228,6 +228,9 @@ def work() -> None:
     try:
         run = _joined(shared, rank)
         if rank == 0:
+            # All have mapped them by now: a kill leaves nothing large behind.
+            for file in shared.glob("*.npy"):
+                file.unlink()
             tell({"ended": run.go(tell_progress, lambda: answers.get() == STOP).resumed_at})
         else:
             run.go(lambda _: None, lambda: False)
