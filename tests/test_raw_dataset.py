@@ -259,6 +259,9 @@ def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys:
     """A correction whose record cannot be read was left out without a word."""
     site = make_site(tmp_path, scans=0)
     words = ["prepare", str(tmp_path / "studies"), str(tmp_path / "raw"), "--step", "1"]
+    site.history.mkdir(parents=True)
+    assert main(words) == 2
+    assert "finished corrections of subjects that are not held out are required, got none" in capsys.readouterr().err
     kept, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
     (site.corrections.path(damaged) / "record.json").write_text("{")
     assert main(words) == 1

@@ -62,15 +62,16 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
     if (arguments.source / HISTORY_DIR).is_dir():
-        required = "accepted corrections of subjects that are not held out"
+        required, cure = "finished corrections of subjects that are not held out", "submit some first"
         sources, unusable = _corrections(arguments.source)
         for case in unusable:
             skip(case)
     else:
         required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix}.nii.gz below {DERIVATIVES}/"
+        cure = "check --label-suffix"
         sources = tuple(_bids(arguments.source, arguments.label_suffix))
     if not sources:
-        raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; check the folder")
+        raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; {cure}")
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share)
     raw = arguments.raw or NnunetFolders.at().raw
