@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import requests
+from pydicom import dcmread
 from server_process import free_port
 
+from dicom_series import enhanced
 from lib.dicom.mr_object import mr_slices
 from lib.geometry import Grid
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc
@@ -122,6 +124,15 @@ def _write(
     instances = [f"{uid}.{part + 1}.{k + 1}" for k in range(pixels.shape[2])]
     for k, image in enumerate(mr_slices(pixels, grid.affine, instances, own)):
         image.save_as(folder / f"{k:03d}.dcm", write_like_original=False)
+
+
+def make_enhanced(study: Study) -> None:
+    """Put one enhanced multi-frame object in the place of a sagittal series' slices."""
+    files = sorted(study.folder.glob("*.dcm"))
+    whole = enhanced([dcmread(file) for file in files], f"{study.series}.99")
+    for file in files:
+        file.unlink()
+    whole.save_as(study.folder / "000.dcm", write_like_original=False)
 
 
 @contextmanager

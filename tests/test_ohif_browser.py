@@ -12,7 +12,8 @@ import requests
 from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from lib.corrections.store import CorrectionStore
 from lib.dicom.stack import LPS_TO_RAS
-from pacs_serving import PacsServer, pacs_server, wait_for
+from lib.pacs.orthanc import fill
+from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
 from phantom import PIR, lumbar_codes
 from tiny_models import write_models
 from training_site import SPACING_MM
@@ -101,6 +102,20 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     the_next_sample_is_another(viewer, second.uid)
     a_training_starts_and_stops(server, viewer, after.id)
     assert viewer.errors == []
+
+
+def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewer: Viewer, tmp_path: Path) -> None:
+    """The viewer took the first frame for the last: one slice of every correction lay at the other end."""
+    study = write_study(tmp_path, 3, "Gamma")
+    make_enhanced(study)
+    fill(server.orthanc, tmp_path)
+    wait_for(lambda: study.series in requests.get(f"{server.url}/datastore/?output=all", timeout=300).text)
+    viewer.open(study.uid)
+    viewer.settle()
+    viewer.run()
+    viewer.export()
+    (kept,) = CorrectionStore(server.work).of_image(study.series)
+    np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), SERIES_CODES)
 
 
 def the_overlay_covers_the_structures(viewer: Viewer, plain: Picture, overlaid: Picture) -> None:

@@ -66,6 +66,12 @@ CHANGES: Final = (
         "  if (own) {\n    return own;\n  }\n",
     ),
     Change(
+        # Asked about the first frame, it answers with what was read last: that slice lies behind all others.
+        "place the first frame of a multi-frame image",
+        "return frameNumber && utils_combineFrameInstance(frameNumber, instance) || instance;",
+        "return utils_combineFrameInstance(frameNumber, instance) || instance;",
+    ),
+    Change(
         "say why a model could not run",
         "          message: 'Failed to Run Segmentation',\n",
         "          message: window.totalspineseg.reason(response) || 'Failed to Run Segmentation',\n",
