@@ -36,7 +36,7 @@ from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
 from lib.nnunet.sampler import Sampler
-from lib.nnunet.targets import IGNORE_CLASS, mark, region_masks, step_target
+from lib.nnunet.targets import IGNORE_CLASS, REGIONS, mark, region_masks, region_shares, step_target
 from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
 from lib.nnunet.training_log import TrainingLog, dice_text
 from tiny_models import write_model_folder
@@ -134,26 +134,51 @@ def test_regions_overlap_as_the_table_says() -> None:
 
 
 def test_the_loss_falls_with_the_error_and_ignores_what_nobody_reviewed() -> None:
-    target = torch.zeros((1, 4, 4, 4), dtype=torch.uint8)
-    target[0, :2] = 1
-    target[0, 3] = IGNORE_CLASS[1]
-    truth = region_masks(target, 1).float() * 20 - 10
+    classes = torch.zeros((4, 4, 4), dtype=torch.uint8)
+    classes[:2] = 1
+    classes[3] = IGNORE_CLASS[1]
+    target = region_shares(classes, 1)[None]
+    truth = target[:, :-1].float() * 20 - 10
     wrong = -truth
-    assert region_loss(truth, target, 1) < -0.99
-    assert region_loss(wrong, target, 1) > 5
+    assert region_loss(truth, target) < -0.99
+    assert region_loss(wrong, target) > 5
     changed = truth.clone()
     changed[:, :, 3] *= -1
-    assert region_loss(changed, target, 1) == region_loss(truth, target, 1)
+    assert region_loss(changed, target) == region_loss(truth, target)
+
+
+def test_shares_are_counted_and_a_voxel_hidden_in_part_does_not_count() -> None:
+    classes = torch.zeros((4, 2, 2), dtype=torch.uint8)
+    classes[0] = 1
+    classes[2, 0, 0] = IGNORE_CLASS[1]
+    shares = region_shares(classes, 1, (2, 2, 2))
+    assert shares.shape == (10, 2, 1, 1)
+    assert shares[0].flatten().tolist() == [0.5, 0]
+    assert shares[-1].flatten().tolist() == [0, 0.125]
+    logits = torch.zeros(1, 9, 2, 1, 1)
+    changed = logits.clone()
+    changed[:, :, 1] = 9
+    assert region_loss(logits, shares[None]) == region_loss(changed, shares[None])
+    changed[:, :, 0] = 9
+    assert region_loss(logits, shares[None]) < region_loss(changed, shares[None])
+
+
+def test_the_loss_is_least_at_the_true_share() -> None:
+    """The usual Dice is best at 0 or 1 whatever the share, so that thin structures came out thinner."""
+    target = torch.full((1, 1, 4, 4, 4), 0.4)
+    guesses = torch.linspace(0.05, 0.95, 19)
+    losses = [float(region_loss(torch.full_like(target, float(torch.logit(g))), target)) for g in guesses]
+    assert abs(float(guesses[int(np.argmin(losses))]) - 0.4) < 0.06
 
 
 def test_absent_and_missed_regions_are_told_apart() -> None:
     """A log of zeros could not say whether a disc was missed or simply not there."""
     counts = RegionCounts(1)
-    target = torch.zeros((1, 2, 2, 2), dtype=torch.uint8)
-    target[0, 0] = 9
+    classes = torch.zeros((2, 2, 2), dtype=torch.uint8)
+    classes[0] = 9
     logits = torch.full((1, 9, 2, 2, 2), -1.0)
     logits[:, 7, 0] = 1
-    counts.add(logits, target)
+    counts.add(logits, region_shares(classes, 1)[None])
     dice = counts.dice()
     assert dice["canal"] == 1.0
     assert dice["cord"] == 0.0
@@ -247,7 +272,7 @@ def test_batches_are_the_same_for_the_same_iteration_only(
     before, state = np.random.get_state()[1].copy(), torch.random.get_rng_state()  # noqa: NPY002
     first, again, other = sampler.batch(3, 2), sampler.batch(3, 2), sampler.batch(4, 2)
     assert first.channels.shape == (2, 2, 16, 16, 16)
-    assert first.target.dtype == torch.uint8
+    assert first.target.shape == (2, len(REGIONS[2]) + 1, 16, 16, 16)
     assert torch.equal(first.channels, again.channels)
     assert torch.equal(first.target, again.target)
     assert not torch.equal(first.channels, other.channels)

@@ -12,7 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from lib import anatomy
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
-from lib.nnunet.starter_model import build_network, region_loss, warm_start
+from lib.nnunet.starter_model import build_network, deep_loss, warm_start
 from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
@@ -132,7 +132,7 @@ def test_a_few_iterations_on_one_patch_lower_the_loss() -> None:
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
-        loss = region_loss(network(sample.channels[None]), sample.regions[None])
+        loss = deep_loss(network(sample.channels[None]), sample.regions[None])
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -142,8 +142,8 @@ def test_a_few_iterations_on_one_patch_lower_the_loss() -> None:
 def test_loss_is_lowest_for_the_truth() -> None:
     truth = (torch.rand(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     right, wrong = (20 * truth - 10), (10 - 20 * truth)
-    assert region_loss([right], truth) < -0.99
-    assert region_loss([wrong], truth) > 5
+    assert deep_loss([right], truth) < -0.99
+    assert deep_loss([wrong], truth) > 5
 
 
 def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
@@ -156,7 +156,7 @@ def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
     def loss(share: float) -> float:
         guess = truth.clone().clamp(1e-6, 1 - 1e-6)
         guess[border] = share
-        return float(region_loss([torch.logit(guess)], truth))
+        return float(deep_loss([torch.logit(guess)], truth))
 
     shares = [0.01, 0.2, 0.3, 0.4, 0.5, 0.6, 0.99]
     assert min(shares, key=loss) == 0.4
@@ -169,7 +169,7 @@ def test_a_landmark_out_of_view_hardly_weighs() -> None:
     logits = 20 * truth - 10
     timid = logits.clone()
     timid[:, 1] = -4.0
-    assert region_loss([timid], truth) - region_loss([logits], truth) < 0.02
+    assert deep_loss([timid], truth) - deep_loss([logits], truth) < 0.02
 
 
 def test_step2_takes_over_what_fits_and_hears_the_marked_discs() -> None:

@@ -122,8 +122,9 @@ class FlipTransform(BasicTransform):  # type: ignore[misc]
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Image and segmentation mirrored along the axis."""
-        for key in ("image", "segmentation"):
-            data_dict[key] = torch.flip(data_dict[key], [self.axis + 1])
+        for key in ("image", "segmentation", "regression_target"):
+            if data_dict.get(key) is not None:
+                data_dict[key] = torch.flip(data_dict[key], [self.axis + 1])
         return data_dict
 
 

@@ -1,9 +1,9 @@
 """From a labeled scan to what a network is trained on: plan spacing, network axes, normalized, in memory."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,12 @@ import torch
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, TotalSpineSegError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import resample, resampled_shape
-from lib.nnunet.targets import present_codes
+from lib.nnunet.targets import Step, present_codes, region_shares, step_target
+from lib.prediction import Predictor
 from lib.transforms.crop import crop_box
 
 FloatArray = npt.NDArray[np.float32]
@@ -86,6 +88,9 @@ class TrainingCase:
         image: (A, B, C) float32, normalized, network's axes and spacing.
         codes: uint8 output codes, the same shape.
         unreviewed: See ``LabeledScan``.
+        shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for all of a voxel; None on a grid as fine as
+            labels are. On a coarser one a thin structure fills its voxels in part.
+        found: uint8, the discs that a step-1 network found, under the codes of the true ones; the same shape.
     """
 
     name: str
@@ -93,6 +98,8 @@ class TrainingCase:
     image: FloatArray
     codes: LabelArray
     unreviewed: frozenset[int] = frozenset()
+    shares: LabelArray | None = None
+    found: LabelArray | None = None
 
 
 @dataclass(frozen=True)
@@ -103,12 +110,13 @@ class Skipped:
     reason: str
 
 
-def prepare_case(scan: LabeledScan, folder: ModelFolder) -> TrainingCase:
+def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | None = None) -> TrainingCase:
     """Bring a labeled scan to what one step's network sees.
 
     Args:
         scan: Image and codes. Not modified.
         folder: The model whose plans apply; step 2 sees the crop around the spine.
+        finder: The step-1 network that finds the discs of a step-2 case.
 
     Returns:
         The case, its arrays its own.
@@ -121,8 +129,11 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder) -> TrainingCase:
     require_same_grid(scan.codes.grid, scan.image.grid)
     image, codes = image_to_iso(scan.image).data, labels_to_iso(scan.codes).data
     check_codes(codes, step=folder.step)
+    found = None
     if folder.step == 2:
         box = crop_box(np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8), margin=CROP_MARGIN_MM)
+        if finder is not None:
+            found = found_discs(image, codes, finder)[box]
         image, codes = image[box], codes[box]
     # (X, Y, Z) -> (Z, Y, X), then the plans' own order: as the predictor turns its input.
     axes = [2 - axis for axis in folder.transpose]
@@ -136,9 +147,37 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder) -> TrainingCase:
     channel = normalize(image[np.newaxis], configuration["normalization_schemes"][:1], inside_only[:1])
     shape = resampled_shape(image.shape, ISO_MM, folder.spacing_mm)
     resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
-    labels = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
-    nearest = torch.nn.functional.interpolate(labels, size=shape, mode="nearest-exact")[0, 0]
-    return TrainingCase(scan.name, scan.origin, resampled, nearest.to(torch.uint8).numpy(), scan.unreviewed)
+    return TrainingCase(
+        scan.name,
+        scan.origin,
+        resampled,
+        _nearest(codes, shape),
+        scan.unreviewed,
+        _shares(codes, shape, folder, scan.unreviewed),
+        None if found is None else _nearest(found.transpose(axes)[inner], shape),
+    )
+
+
+def _shares(
+    codes: LabelArray, shape: Sequence[int], folder: ModelFolder, unreviewed: frozenset[int]
+) -> LabelArray | None:
+    a, b, c = (max(1, round(mm / iso)) for mm, iso in zip(folder.spacing_mm, ISO_MM, strict=True))
+    if max(a, b, c) == 1:
+        return None
+    step = cast(Step, folder.step)
+    finely = _nearest(codes, [n * f for n, f in zip(shape, (a, b, c), strict=True)])
+    classes = torch.from_numpy(step_target(finely, step, unreviewed=unreviewed))
+    shares: LabelArray = (region_shares(classes, step, (a, b, c)) * 255).round().to(torch.uint8).numpy()
+    return shares
+
+
+def _nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
+    """Another number of voxels over the same box."""
+    values = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
+    nearest: LabelArray = (
+        torch.nn.functional.interpolate(values, size=list(shape), mode="nearest-exact")[0, 0].to(torch.uint8).numpy()
+    )
+    return nearest
 
 
 def check_codes(codes: LabelArray, *, step: int) -> None:
@@ -164,7 +203,11 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
 
 
 def prepare_cases(
-    sources: Iterable[ScanSource], folder: ModelFolder, *, on_skip: Callable[[Skipped], None]
+    sources: Iterable[ScanSource],
+    folder: ModelFolder,
+    *,
+    on_skip: Callable[[Skipped], None],
+    finder: Predictor | None = None,
 ) -> tuple[TrainingCase, ...]:
     """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
 
@@ -172,6 +215,7 @@ def prepare_cases(
         sources: Where the scans come from; one image at a time is held at full size.
         folder: The model whose plans apply.
         on_skip: Told about every case that is left out.
+        finder: See ``prepare_case``.
 
     Returns:
         The usable cases, in order; empty when there is none.
@@ -181,7 +225,7 @@ def prepare_cases(
         if folder.step not in source.steps:
             continue
         try:
-            cases.append(prepare_case(source.read(), folder))
+            cases.append(prepare_case(source.read(), folder, finder=finder))
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
     return tuple(cases)

@@ -223,7 +223,7 @@ class Run:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                 logits = self.network(channels)
             share = len(target) / self.settings.batch_size
-            loss = region_loss(logits.float(), target, self.step) * share
+            loss = region_loss(logits.float(), target) * share
             loss.backward()
             total += float(loss.detach())
         return total

@@ -10,12 +10,13 @@ import numpy.typing as npt
 import torch
 
 from lib.errors import LabelError
+from lib.geometry import LabelArray
 from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.cases import Origin, TrainingCase
 from lib.nnunet.finetune_settings import NONE, Strength
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
-from lib.nnunet.targets import Step, mark, present_codes, step_target, thoracic_is_uneven
+from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
 
 Shape = tuple[int, int, int]
 
@@ -26,7 +27,10 @@ CONTEXT: Final = 1.5
 PLACES: Final = 2000
 """Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
 EXACT_CHANNEL_SHARE: Final = 0.5
-"""Share of step-2 patches whose second channel comes from truth; the others carry errors as step 1 makes them."""
+"""Share of step-2 patches whose second channel comes from truth; the others carry step 1's own errors or such as it
+makes them."""
+FOUND_CHANNEL_SHARE: Final = 0.5
+"""Of the others: share whose second channel is what a step-1 network found in this very scan."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Batch:
 
     Attributes:
         channels: (N, C, ...) float32.
-        target: (N, ...) uint8 classes, the ignore class where nobody has looked.
+        target: (N, R + 1, ...) float16, see ``targets.region_shares``.
     """
 
     channels: torch.Tensor
@@ -119,25 +123,26 @@ class Sampler:
     def _patch_of(
         self, known: _Known, rng: np.random.Generator, vary: Any, *, foreground: float, exact: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        image, codes = _crop(known.case, _center(known, rng, foreground), self._patch)
-        varied = vary(image=torch.from_numpy(image)[None], segmentation=torch.from_numpy(codes).short()[None])
-        part = varied["segmentation"][0].numpy().astype(np.uint8)
+        case = known.case
+        maps = [case.codes] if case.found is None else [case.codes, case.found]
+        stacked = {"image": [case.image], "segmentation": maps, "regression_target": case.shares}
+        center = _center(known, rng, foreground)
+        parts = {name: _crop(arrays, center, self._patch) for name, arrays in stacked.items() if arrays is not None}
         swapped = bool(self._step == 2 and rng.random() < 0.5)
+        varied = vary(**parts)
+        codes, *found = varied["segmentation"].numpy().astype(np.uint8)
         channels = [varied["image"].float()]
         if self._step == 2:
-            marked = known.marked[swapped]
-            exactly = rng.random() < exact
-            second = mark(part, marked) if exactly else disturbed_channel(part, marked, rng)
+            second = _second_channel(codes, found, known.marked[swapped], exact, rng)
             channels.append(torch.from_numpy(second)[None])
+        if "regression_target" in varied:
+            target = (varied["regression_target"] / 255).half()
+            return torch.cat(channels), target[exchanged(self._step)] if swapped else target
         # Parity of the lumbar spine depends on vertebrae outside the patch.
-        target = step_target(
-            part,
-            self._step,
-            swapped=swapped,
-            uneven_thoracic=known.uneven_thoracic,
-            unreviewed=known.case.unreviewed,
+        classes = step_target(
+            codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
         )
-        return torch.cat(channels), torch.from_numpy(target)
+        return torch.cat(channels), region_shares(torch.from_numpy(classes), self._step)
 
 
 def _know(case: TrainingCase) -> _Known:
@@ -162,13 +167,11 @@ def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape
     return a, b, c
 
 
-def _crop(case: TrainingCase, center: Shape, patch: Shape) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+def _crop(arrays: Sequence[npt.NDArray[Any]], center: Shape, patch: Shape) -> torch.Tensor:
     """A region ``CONTEXT`` times the patch around a center, filled up with zeros; the patch stays inside the case."""
     size = [2 * int(np.ceil(n * CONTEXT / 2)) + n % 2 for n in patch]
-    image = np.zeros(size, dtype=np.float32)
-    codes = np.zeros(size, dtype=np.uint8)
     source, target = [], []
-    for middle, length, edge, tile in zip(center, case.codes.shape, size, patch, strict=True):
+    for middle, length, edge, tile in zip(center, arrays[0].shape, size, patch, strict=True):
         # As at inference, a tile hangs over the edge only where the image is smaller than the tile.
         low, high = tile // 2, length - (tile - tile // 2)
         middle = length // 2 if high < low else min(max(middle, low), high)
@@ -176,9 +179,21 @@ def _crop(case: TrainingCase, center: Shape, patch: Shape) -> tuple[npt.NDArray[
         first, last = max(start, 0), min(start + edge, length)
         source.append(slice(first, last))
         target.append(slice(first - start, last - start))
-    image[tuple(target)] = case.image[tuple(source)]
-    codes[tuple(target)] = case.codes[tuple(source)]
-    return image, codes
+    crop = torch.zeros((len(arrays), *size))
+    for part, array in zip(crop, arrays, strict=True):
+        part[tuple(target)] = torch.from_numpy(array[tuple(source)]).float()
+    return crop
+
+
+def _second_channel(
+    codes: LabelArray, found: Sequence[LabelArray], marked: tuple[int, ...], exact: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """The marked discs as truth has them, as a step-1 network found them, or with errors as it makes them."""
+    if rng.random() < exact:
+        return mark(codes, marked)
+    if found and rng.random() < FOUND_CHANNEL_SHARE:
+        return mark(found[0], marked)
+    return disturbed_channel(codes, marked, rng)
 
 
 def _stack(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:

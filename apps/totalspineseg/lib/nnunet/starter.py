@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lib.nnunet.starter_batches import samples
-from lib.nnunet.starter_model import build_network, export_model, region_loss, warm_start, write_checkpoint
+from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
 from lib.nnunet.starter_plans import STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 
@@ -64,7 +64,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(inputs)
-        loss = region_loss([level.float() for level in logits], target)
+        loss = deep_loss([level.float() for level in logits], target)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
         self.optimizer.step()

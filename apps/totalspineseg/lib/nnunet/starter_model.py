@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
-from torch.nn.functional import avg_pool3d, binary_cross_entropy_with_logits
+from torch.nn.functional import avg_pool3d
 
 from lib.nnunet.starter_plans import FEATURES, dataset_json, plans_json, regions_of
+from lib.nnunet.training import region_loss
 
 HEAD_BIAS = -2.5
 """Logit the heads start at: most voxels belong to no region."""
-_DICE_SMOOTH = 1.0
-"""Voxels; keeps the Dice of a region cut to a few voxels from jumping."""
 
 
 def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_supervision: bool) -> nn.Module:
@@ -35,7 +34,7 @@ def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_super
     return network
 
 
-def region_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+def deep_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
     """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
 
     Args:
@@ -45,23 +44,14 @@ def region_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tenso
     Returns:
         Scalar loss.
 
-    Source: nnU-Net's region loss with deep supervision; here targets are shares, averaged for coarser levels, and the
-    Dice is that for soft labels of Wang et al., Dice Semimetric Losses, MICCAI 2023: the usual one is best at 0 and 1
-    whatever the share, so that a cord of 3.7 voxels comes out as 3.
+    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels.
     """
     weights = [0.5**k for k in range(max(1, len(logits) - 1))]
     total = logits[0].new_zeros(())
     for level, weight in zip(logits, weights, strict=False):
         factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
         truth = avg_pool3d(target, factor) if max(factor) > 1 else target
-        probability = torch.sigmoid(level)
-        axes = (0, 2, 3, 4)
-        size, error = (probability + truth).sum(axes), (probability - truth).abs().sum(axes)
-        dice = (size - error + _DICE_SMOOTH) / (size + _DICE_SMOOTH)
-        # A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing.
-        shown = (truth.sum(axes) > 0).to(dice.dtype)
-        overlap = (dice * shown).sum() / shown.sum().clamp(min=1.0)
-        total = total + weight * (binary_cross_entropy_with_logits(level, truth) - overlap)
+        total = total + weight * region_loss(level, truth)
     return total / sum(weights)
 
 

@@ -116,6 +116,31 @@ def region_masks(target: torch.Tensor, step: Step) -> torch.Tensor:
     return rows[:, target.long()].transpose(0, 1)
 
 
+def region_shares(classes: torch.Tensor, step: Step, fine: tuple[int, int, int] = (1, 1, 1)) -> torch.Tensor:
+    """What a network is held to: the share of each region in each of its voxels.
+
+    Args:
+        classes: (A, B, C) uint8 of a step, ``fine`` of them a voxel along each axis. Not modified.
+        step: 1 or 2.
+        fine: Classes a voxel, along each axis; the sides of ``classes`` are multiples of it.
+
+    Returns:
+        (R + 1, A / fine, ..) float16: shares in the order of the network's channels, then the share that
+        nobody has looked at.
+    """
+    masks = torch.cat([region_masks(classes[None], step)[0], (classes == IGNORE_CLASS[step])[None]])
+    if max(fine) == 1:
+        return masks.half()
+    return torch.nn.functional.avg_pool3d(masks.float()[None], fine)[0].half()
+
+
+def exchanged(step: Step) -> list[int]:
+    """Which of ``region_shares``' channels holds each region when odd and even vertebrae are exchanged."""
+    places = {frozenset(classes): place for place, classes in enumerate(REGIONS[step].values())}
+    other = [places[frozenset(map(_other_parity, classes))] for classes in REGIONS[step].values()]
+    return [*other, len(other)]
+
+
 def _other_parity(value: int) -> int:
     pair = {
         Step2.VERTEBRA_ODD.value: Step2.VERTEBRA_EVEN.value,

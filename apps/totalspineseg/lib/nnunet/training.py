@@ -7,39 +7,50 @@ from typing import Final
 
 import torch
 
-from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, region_masks
+from lib.nnunet.targets import REGIONS, Step
 
 SMOOTH: Final = 1.0
 """Voxels; a region that is in neither truth nor prediction then has Dice 1, and a stray voxel costs half of it."""
+HALF: Final = 0.5
+"""Share of a voxel above which it is given to a region, as a logit above 0 gives it."""
 GRADIENT_NORM: Final = 12.0
 """Largest norm of the gradient (nnU-Net's value); one odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02
 """Rate at the end relative to its peak."""
 
 
-def region_loss(logits: torch.Tensor, target: torch.Tensor, step: Step) -> torch.Tensor:
-    """Cross-entropy plus soft Dice over all regions; voxels of the ignore class count for nothing.
+def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy plus soft Dice over the regions in view.
 
     Args:
         logits: (N, R, ...) of the network.
-        target: (N, ...) uint8 classes.
-        step: 1 or 2.
+        target: (N, R or R + 1, ...) share of each region in each voxel, then the share that nobody has looked at: a
+            voxel where it is not 0 counts for nothing.
 
     Returns:
         A scalar, at best -1: cross-entropy 0 less a mean Dice of 1.
 
     Source:
-        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution only; ``SMOOTH`` differs.
+        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution. ``SMOOTH`` differs, and the
+        Dice is that for soft labels of Wang et al., Dice Semimetric Losses, MICCAI 2023, equal to the usual one where
+        a share is 0 or 1: the usual one is best at 0 and 1 whatever the share, so that a cord of 3.7 voxels comes out
+        as 3. A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing.
     """
-    truth = region_masks(target, step).to(logits.dtype)
-    known = (target != IGNORE_CLASS[step]).unsqueeze(1).to(logits.dtype)
+    truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     entropy = (entropy * known).sum() / (known.sum() * logits.shape[1]).clamp(min=1)
-    share = torch.sigmoid(logits) * known
+    share, truth = torch.sigmoid(logits) * known, truth * known
     axes = (0, *range(2, logits.ndim))
-    both = 2 * (share * truth).sum(axes) + SMOOTH
-    dice = both / (share.sum(axes) + (truth * known).sum(axes) + SMOOTH).clamp(min=1e-8)
-    return entropy - dice.mean()
+    size, error = (share + truth).sum(axes), (share - truth).abs().sum(axes)
+    dice = (size - error + SMOOTH) / (size + SMOOTH)
+    shown = (truth.sum(axes) > 0).to(dice.dtype)
+    return entropy - (dice * shown).sum() / shown.sum().clamp(min=1)
+
+
+def truth_and_known(target: torch.Tensor, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Region shares (N, R, ...), and (N, 1, ...) whether a voxel counts; see ``region_loss``."""
+    truth, hidden = target[:, :regions], target[:, regions:]
+    return truth, (hidden == 0).all(1, keepdim=True)
 
 
 @dataclass
@@ -61,9 +72,9 @@ class RegionCounts:
         self.either = self.either or [0] * len(REGIONS[self.step])
 
     def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Count a batch; the ignore class is left out."""
-        truth = region_masks(target, self.step)
-        found = (logits > 0) & (target != IGNORE_CLASS[self.step]).unsqueeze(1)
+        """Count a batch; see ``region_loss``. A voxel is of a region that fills half of it."""
+        shares, known = truth_and_known(target, logits.shape[1])
+        truth, found = (shares >= HALF) & known, (logits > 0) & known
         axes = (0, *range(2, logits.ndim))
         for k, (b, t, f) in enumerate(zip((truth & found).sum(axes), truth.sum(axes), found.sum(axes), strict=True)):
             self.both[k] += int(b)
