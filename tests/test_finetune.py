@@ -25,7 +25,7 @@ from lib.anatomy import (
     column,
 )
 from lib.errors import GridError, LabelError, StorageError, TrainingError
-from lib.geometry import Volume
+from lib.geometry import Volume, image_to_iso, labels_to_iso
 from lib.nnunet import training_log, training_state
 from lib.nnunet.augmentation import HistogramTransform, build_augmentation
 from lib.nnunet.candidate import write_candidate
@@ -33,12 +33,23 @@ from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingC
 from lib.nnunet.finetune import Finetuned, Progress, Stopped, fine_tune
 from lib.nnunet.finetune_run import Run
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
+from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import disturbed_channel, marked_discs
-from lib.nnunet.sampler import Sampler
-from lib.nnunet.targets import IGNORE_CLASS, REGIONS, mark, region_masks, region_shares, step_target
+from lib.nnunet.sampler import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, Sampler
+from lib.nnunet.targets import (
+    IGNORE_CLASS,
+    REGIONS,
+    exchanged,
+    mark,
+    present_codes,
+    region_masks,
+    region_shares,
+    step_target,
+)
 from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
 from lib.nnunet.training_log import TrainingLog, dice_text
+from lib.prediction import Prediction
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
@@ -210,6 +221,74 @@ def test_cases_have_the_plans_axes_spacing_and_normalization(scan: LabeledScan, 
     assert len(present) > 5
     heights = [np.argwhere(cases[1].codes == code)[:, 0].mean() for code in LUMBAR if code in present]
     assert heights == sorted(heights, reverse=True)
+
+
+def test_a_coarse_grid_is_taught_how_much_of_a_voxel_each_structure_fills(
+    scan: LabeledScan, cases: dict[int, TrainingCase]
+) -> None:
+    """At the nearest voxel a thin structure is all or nothing, and networks trained so draw it too thin."""
+    shares = cases[1].shares
+    assert shares is not None and shares.shape == (len(REGIONS[1]) + 1, *cases[1].codes.shape)
+    voxel_ml = math.prod(SPACING_MM) / 1000
+    for place, name in enumerate(REGIONS[1]):
+        classes = step_target(scan.codes.data, 1)
+        true_ml = np.isin(classes, REGIONS[1][name]).sum() * math.prod(scan.codes.spacing) / 1000
+        assert shares[place].sum() / 255 * voxel_ml == pytest.approx(true_ml, rel=0.1, abs=0.3)
+    assert ((shares > 0) & (shares < 255)).any()
+    assert not shares[-1].any()
+
+
+def test_exchanging_odd_and_even_of_shares_is_as_of_classes() -> None:
+    codes = np.array([*column().vertebrae, *(d for d in column().discs if d), SACRUM, UNREVIEWED], np.uint8)
+    plain, swapped = (
+        region_shares(torch.from_numpy(step_target(codes, 2, swapped=value)[None, None]), 2) for value in (False, True)
+    )
+    assert torch.equal(plain[exchanged()], swapped)
+    assert not torch.equal(plain, swapped)
+
+
+def test_a_fine_grid_has_no_shares(tmp_path: Path, scan: LabeledScan) -> None:
+    folder = ModelFolder.open(write_model_folder(tmp_path, 1, spacing=(1.0, 1.0, 1.0)))
+    assert prepare_case(scan, folder).shares is None
+
+
+class Shifted:
+    """A step-1 network that finds every disc 2 mm too far back, and one that is far from any."""
+
+    version = "shifted"
+
+    def __init__(self, codes: np.ndarray) -> None:
+        self.codes = codes
+
+    def predict(self, channels: np.ndarray, *, soft: object = ()) -> Prediction:
+        labels = np.roll(np.isin(self.codes, DISCS), -2, axis=1).astype(np.uint8)
+        labels[0, 0, 0] = 1
+        return Prediction(labels, {})
+
+
+def test_found_discs_bear_the_names_of_the_true_ones(scan: LabeledScan) -> None:
+    codes = labels_to_iso(scan.codes).data
+    found = found_discs(image_to_iso(scan.image).data, codes, Shifted(codes))
+    assert present_codes(found) == present_codes(codes) & set(DISCS)
+    assert found[0, 0, 0] == 0
+    shifted = np.roll(np.where(np.isin(codes, DISCS), codes, 0), -2, axis=1)
+    assert (found == shifted).mean() > 0.99
+    assert not found_discs(image_to_iso(scan.image).data, np.zeros_like(codes), Shifted(codes)).any()
+
+
+def test_a_stated_share_of_second_channels_is_what_step_one_found(
+    folders: dict[int, ModelFolder], scan: LabeledScan
+) -> None:
+    """Perfect discs alone are what inference never sees."""
+    codes = labels_to_iso(scan.codes).data
+    case = prepare_case(scan, folders[2], finder=Shifted(codes))
+    assert case.found is not None and case.found.shape == case.codes.shape
+    one_disc = np.where(case.codes == DISCS[-1], DISCS[-1], 0).astype(np.uint8)
+    everywhere = replace(case, codes=one_disc, found=np.full_like(one_disc, DISCS[-1]))
+    sampler = Sampler([everywhere], folders[2], replay_share=0, strength=NONE)
+    drawn = torch.cat([sampler.batch(k, 4).channels[:, 1] for k in range(50)])
+    share = float((drawn.flatten(1).mean(1) > 0.2).float().mean())
+    assert abs(share - (1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE) < 0.07
 
 
 def test_step_two_sees_the_crop_around_the_spine(cases: dict[int, TrainingCase]) -> None:

@@ -210,6 +210,17 @@ def test_both_models_see_every_scan() -> None:
     assert not predict_codes(image, blind).any()
 
 
+def test_a_second_candidate_costs_its_own_scans_alone() -> None:
+    codes = lumbar_codes()
+    case = JudgedCase("a", "sub-1", Volume(image_of(codes), RAS.affine), Volume(codes, RAS.affine))
+    good, blind = Model(CodeReader(1), CodeReader(2)), Model(Blind(), Blind())
+    known: dict[str, CaseScore] = {}
+    (first,) = score_models([case], active=good, candidate=blind, known=known)
+    (second,) = score_models([case], active=blind, candidate=good, known=known)
+    assert second.active == first.active
+    assert second.candidate[0].value("discs") > 0.9
+
+
 def test_the_reference_set_is_the_same_every_time() -> None:
     first = next(iter(reference_cases(1, spacing_mm=4.0)))
     again = next(iter(reference_cases(3, spacing_mm=4.0)))

@@ -3,9 +3,11 @@
 import json
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 import torch
@@ -18,6 +20,7 @@ from lib.errors import TrainingError, WeightsError
 from lib.gate import holdout
 from lib.gate.compare import SubjectScores
 from lib.gate.measures import GROUPS, CaseScore
+from lib.nnunet import cases as training_cases
 from lib.nnunet.cases import Origin
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.finetune import Stopped
@@ -98,6 +101,26 @@ def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Pa
     state = state_of(site.training_dir)
     assert state is not None
     assert (state.status, state.epoch, state.total_epochs) == ("published", 4, 4)
+
+
+@pytest.mark.parametrize("steps", [(1, 2), (2,)])
+def test_step_two_learns_from_the_discs_its_own_step_one_finds(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+) -> None:
+    site = make_site(tmp_path)
+    finders: list[dict[str, torch.Tensor]] = []
+
+    def note(image: Any, codes: Any, finder: Any) -> Any:
+        finders.append(weights_of(finder.folder))
+        return np.zeros_like(codes)
+
+    monkeypatch.setattr(training_cases, "found_discs", note)
+    settings = replace(tiny_settings(learning_rate=1e-2), steps=steps)
+    result = retrain(site, settings, replay=tiny_replay(), reference=tiny_reference)
+    assert len(finders) == 2
+    used = site.models.versions_dir / result.version if 1 in steps else site.models.resolve(1).root
+    expected = weights_of(ModelFolder.open(used, step=1))
+    assert all(torch.equal(expected[name], finders[0][name]) for name in expected)
 
 
 def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, judged: dict[str, float]) -> None:

@@ -59,7 +59,12 @@ def predict_codes(image: Volume, model: Model) -> LabelArray:
 
 
 def score_models(
-    cases: Iterable[JudgedCase], *, active: Model, candidate: Model, before_each: Callable[[str], None] | None = None
+    cases: Iterable[JudgedCase],
+    *,
+    active: Model,
+    candidate: Model,
+    known: dict[str, CaseScore] | None = None,
+    before_each: Callable[[str], None] | None = None,
 ) -> tuple[SubjectScores, ...]:
     """Score two models on the same scans.
 
@@ -67,6 +72,7 @@ def score_models(
         cases: Scans with their truth.
         active: The model that is served.
         candidate: The model that asks.
+        known: Scores of the active model by case name; added to, so that the next candidate costs its own alone.
         before_each: Called with each case's name, for progress.
 
     Returns:
@@ -75,14 +81,20 @@ def score_models(
     Raises:
         GridError: A truth is not on the grid of its image.
     """
+    known = {} if known is None else known
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
     for case in cases:
         if before_each is not None:
             before_each(case.name)
         require_same_grid(case.truth.grid, case.image.grid)
-        pair = tuple(score_case(case.truth.data, predict_codes(case.image, model)) for model in (active, candidate))
-        scores.setdefault(case.subject, []).append((pair[0], pair[1]))
+        if case.name not in known:
+            known[case.name] = _score(case, active)
+        scores.setdefault(case.subject, []).append((known[case.name], _score(case, candidate)))
     return tuple(
         SubjectScores(subject, tuple(a for a, _ in pairs), tuple(c for _, c in pairs))
         for subject, pairs in scores.items()
     )
+
+
+def _score(case: JudgedCase, model: Model) -> CaseScore:
+    return score_case(case.truth.data, predict_codes(case.image, model))

@@ -125,9 +125,10 @@ class Sampler:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         case = known.case
         maps = [case.codes] if case.found is None else [case.codes, case.found]
-        stacked = {"image": [case.image], "segmentation": maps, "regression_target": case.shares}
         center = _center(known, rng, foreground)
-        parts = {name: _crop(arrays, center, self._patch) for name, arrays in stacked.items() if arrays is not None}
+        parts = {"image": _crop([case.image], center, self._patch), "segmentation": _crop(maps, center, self._patch)}
+        if case.shares is not None:
+            parts["regression_target"] = _crop(list(case.shares), center, self._patch)
         swapped = bool(self._step == 2 and rng.random() < 0.5)
         varied = vary(**parts)
         codes, *found = varied["segmentation"].numpy().astype(np.uint8)
@@ -137,7 +138,7 @@ class Sampler:
             channels.append(torch.from_numpy(second)[None])
         if "regression_target" in varied:
             target = (varied["regression_target"] / 255).half()
-            return torch.cat(channels), target[exchanged(self._step)] if swapped else target
+            return torch.cat(channels), target[exchanged()] if swapped else target
         # Parity of the lumbar spine depends on vertebrae outside the patch.
         classes = step_target(
             codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed

@@ -134,10 +134,10 @@ def region_shares(classes: torch.Tensor, step: Step, fine: tuple[int, int, int] 
     return torch.nn.functional.avg_pool3d(masks.float()[None], fine)[0].half()
 
 
-def exchanged(step: Step) -> list[int]:
-    """Which of ``region_shares``' channels holds each region when odd and even vertebrae are exchanged."""
-    places = {frozenset(classes): place for place, classes in enumerate(REGIONS[step].values())}
-    other = [places[frozenset(map(_other_parity, classes))] for classes in REGIONS[step].values()]
+def exchanged() -> list[int]:
+    """Which of step 2's ``region_shares`` holds each region when odd and even vertebrae are exchanged."""
+    places = {frozenset(classes): place for place, classes in enumerate(STEP2_REGIONS.values())}
+    other = [places[frozenset(map(_other_parity, classes))] for classes in STEP2_REGIONS.values()]
     return [*other, len(other)]
 
 

@@ -2,13 +2,14 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
 
 from lib.errors import StorageError, TrainingError
+from lib.gate.measures import CaseScore
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import GateReport, judge
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 GATE_FILE: Final = "gate.json"
 CANDIDATE_DIR: Final = "candidate"
-MIXED_DIR: Final = "mixed"
-"""The candidate's weights mixed with those in use."""
+MIXED_DIR: Final = "mixed-"
+"""The candidate's weights mixed with those in use; their share follows."""
 DONE_FILE: Final = "done.json"
 """In a candidate's folder once it is whole."""
 
@@ -155,8 +156,8 @@ class _Retraining:
             raise
         self.log.say(f"version {version}: {report.reason}")
         for step in self.settings.steps:
-            for name in (CANDIDATE_DIR, MIXED_DIR):
-                shutil.rmtree(self._work(step) / name, ignore_errors=True)
+            for share in {1.0, *self.settings.new_weights}:
+                shutil.rmtree(self._candidate(step, share), ignore_errors=True)
         self._tell("published" if report.publish else "refused", message=report.reason)
         return Retrained(self.run, version, report, tuple(self.skipped))
 
@@ -187,15 +188,14 @@ class _Retraining:
         return self.run / f"step{step}"
 
     def _candidate(self, step: int, share: float) -> Path:
-        """The folder of what is judged, with so much of the trained weights."""
-        whole = self._work(step) / CANDIDATE_DIR
-        if share == 1:
-            return whole
-        parent, trained = self.parents[step], ModelFolder.open(whole, step=step, name="candidate")
-        mixed = self._work(step) / MIXED_DIR
-        shutil.rmtree(mixed, ignore_errors=True)
-        write_candidate(parent, mixed_weights(parent, trained, share), mixed)
-        return mixed
+        """Folder of what is judged, with so much of the trained weights."""
+        return self._work(step) / (CANDIDATE_DIR if share == 1 else f"{MIXED_DIR}{share:g}")
+
+    def _mix(self, step: int, share: float) -> None:
+        parent, folder = self.parents[step], self._candidate(step, share)
+        trained = ModelFolder.open(self._candidate(step, 1), step=step, name="candidate")
+        shutil.rmtree(folder, ignore_errors=True)
+        write_candidate(parent, mixed_weights(parent, trained, share), folder)
 
     def _train(self, step: int, should_stop: Callable[[], bool]) -> None:
         parent = self.parents[step]
@@ -203,7 +203,7 @@ class _Retraining:
             self.epochs_done = (self.settings.steps.index(step) + 1) * self.epochs
             return
         sources: tuple[ScanSource, ...] = (*self.material.training, *self.replay)
-        cases = prepare_cases(sources, parent, on_skip=self._skip)
+        cases = prepare_cases(sources, parent, on_skip=self._skip, finder=self._finder() if step == 2 else None)
         if not any(case.name in {source.name for source in self.material.training} for case in cases):
             raise TrainingError(
                 f"at least one usable correction for step {step} is required, got none; the log says why each was "
@@ -220,6 +220,13 @@ class _Retraining:
         write_json(self._work(step) / CANDIDATE_DIR / DONE_FILE, {"best": _plain(trained.best)})
         (self._work(step) / STATE_FILE).unlink(missing_ok=True)
 
+    def _finder(self) -> WarmPredictor:
+        """The step-1 network that will guide step 2: just trained, or the one in use."""
+        folder = self.parents[1]
+        if 1 in self.settings.steps:
+            folder = ModelFolder.open(self._candidate(1, 1), step=1, name="candidate")
+        return WarmPredictor(folder, device=self.settings.finetune.device)
+
     def _skip(self, case: Skipped) -> None:
         if case not in self.skipped:
             self.skipped.append(case)
@@ -227,9 +234,20 @@ class _Retraining:
 
     def _judge(self, reference: Callable[[], Iterable[JudgedCase]]) -> tuple[GateReport, float]:
         """The report of the first share of new weights that passes, and the share; of the first share if none does."""
+        active = self._model(self.parents)
+        known: tuple[dict[str, CaseScore], dict[str, CaseScore]] = ({}, {})
+        holdout, skipped = judged_cases(self.material.holdout)
+        for case in skipped:
+            self._skip(case)
+        served = "+".join(self.parents[step].version for step in self.settings.steps)
         reports: list[tuple[GateReport, float]] = []
         for share in self.settings.new_weights:
-            report = self._judge_share(share, reference())
+            candidate = self._trained_model(share)
+            scores = [
+                score_models(cases, active=active, candidate=candidate, known=rated, before_each=self._tell_of_judging)
+                for cases, rated in zip((reference(), holdout), known, strict=True)
+            ]
+            report = judge(served, self.run.name, reference=scores[0], holdout=scores[1])
             reports.append((report, share))
             if report.publish:
                 break
@@ -238,28 +256,21 @@ class _Retraining:
         write_json(self.run / GATE_FILE, chosen[0].as_json() | {"new_weights": chosen[1]})
         return chosen
 
-    def _judge_share(self, share: float, reference_scans: Iterable[JudgedCase]) -> GateReport:
-        device = self.settings.finetune.device
-        active = {step: WarmPredictor(self.parents[step], device=device) for step in (1, 2)}
-        candidate = dict(active)
+    def _model(self, folders: Mapping[int, ModelFolder]) -> Model:
+        step1, step2 = (WarmPredictor(folders[step], device=self.settings.finetune.device) for step in (1, 2))
+        return Model(step1, step2)
+
+    def _trained_model(self, share: float) -> Model:
+        """What was trained with so much of its weights, beside the network in use of a step that was not."""
+        folders = dict(self.parents)
         for step in self.settings.steps:
-            folder = ModelFolder.open(self._candidate(step, share), step=step, name="candidate")
-            candidate[step] = WarmPredictor(folder, device=device)
-        models = {
-            "active": Model(active[1], active[2]),
-            "candidate": Model(candidate[1], candidate[2]),
-        }
+            if share != 1:
+                self._mix(step, share)
+            folders[step] = ModelFolder.open(self._candidate(step, share), step=step, name="candidate")
+        return self._model(folders)
 
-        def tell(name: str) -> None:
-            self._tell("running", message=f"judging on {name}")
-
-        reference = score_models(reference_scans, **models, before_each=tell)
-        cases, skipped = judged_cases(self.material.holdout)
-        for case in skipped:
-            self._skip(case)
-        holdout = score_models(cases, **models, before_each=tell)
-        served = "+".join(self.parents[step].version for step in self.settings.steps)
-        return judge(served, self.run.name, reference=reference, holdout=holdout)
+    def _tell_of_judging(self, name: str) -> None:
+        self._tell("running", message=f"judging on {name}")
 
     def _publish(self, report: GateReport, share: float) -> str:
         store = self.site.models
