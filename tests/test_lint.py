@@ -74,6 +74,13 @@ def fragment(labels: Labels) -> None:
     labels[2:6, 2:6, z : z + 4] = 43
 
 
+def mixed(labels: Labels) -> None:
+    """The arch of L1 runs into that of L3."""
+    first, third = (np.argwhere(labels == code) for code in (41, 43))
+    x, y, z = first[first[:, 1].argmin()]
+    labels[x - 4 : x + 4, y : y + 6, third[:, 2].min() : z] = 41
+
+
 def cord_outside(labels: Labels) -> None:
     z = np.argwhere(labels == CORD)[:, 2]
     labels[2:8, 2:8, z.max() - 12 : z.max()] = CORD
@@ -97,6 +104,7 @@ def unknown_code(labels: Labels) -> None:
         (swapped, ("order", 43)),
         (wrong_disc, ("disc_between", 94)),
         (fragment, ("fragment", 43)),
+        (mixed, ("reach", 41)),
         (cord_outside, ("cord_outside_canal", CORD)),
         (step_code, ("step_code", 8)),
         (unknown_code, ("unknown_code", 197)),

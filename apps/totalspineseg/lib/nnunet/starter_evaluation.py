@@ -14,6 +14,7 @@ from lib.geometry import Volume
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.starter_plans import STARTER_FOLDERS
+from lib.numbering.lint import lint
 from lib.prediction import Predictor
 from lib.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render, step1_classes
 
@@ -28,6 +29,8 @@ MIN_VOXELS: Final = 300
 """Structures cut to fewer voxels (1 mm) at the border of the scan are not counted, mm^3."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
 """Extent of the evaluated scans, that of a usual sagittal series; whole columns are as tall as they are."""
+LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach")
+"""What the linter says of names and levels; a loose fragment is a ragged border."""
 GROUPS: Final[Mapping[str, tuple[int, ...]]] = {
     "vertebrae": anatomy.VERTEBRAE,
     "discs": anatomy.DISCS,
@@ -50,7 +53,7 @@ class CaseScore:
         levels: Vertebrae and discs in view.
         found: Of these, labeled as some level.
         named: Of the found ones, named right.
-        abstained: The chain model said that it does not know.
+        abstained: The chain model said that it does not know, or the linter that a level cannot be right.
     """
 
     field: str
@@ -159,6 +162,7 @@ def score(
         result = pipeline.segment(pipeline.step2_input(scan, located.labels), step2)
         found2 = result.labels
         abstained = result.numbering is not None and not result.numbering.confident
+        abstained |= any(finding.kind in LEVEL_FINDINGS for finding in lint(found2, scan.iso.spacing))
     except NoSpineError:
         abstained = True
     scores1 = region_dice(truth1, found1, anatomy.STEP1_REGIONS)

@@ -68,8 +68,12 @@ class Ruler:
 
     def place(self, point_mm: npt.ArrayLike) -> float:
         """Distance of one point along the canal, mm, rising to inferior; without canal its depth."""
-        point = np.asarray(point_mm, dtype=np.float64)
-        return float(self.course.locate(point)[0]) if self.course is not None else -float(point[2])
+        return float(self.places(point_mm)[0])
+
+    def places(self, points_mm: npt.ArrayLike) -> Floats:
+        """``place`` of (m, 3) points."""
+        points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
+        return self.course.locate(points) if self.course is not None else -points[:, 2]
 
     def in_front(self, xyz: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Voxels anterior to the canal and within its width, at the nearest height with canal.

@@ -12,7 +12,7 @@ class Finding:
     """One thing that cannot be right.
 
     Attributes:
-        kind: "gap", "duplicate", "fragment", "order", "disc_between", "cord_outside_canal", "unknown_code",
+        kind: "gap", "duplicate", "fragment", "order", "disc_between", "reach", "cord_outside_canal", "unknown_code",
             "step_code", or of a numbering "left_out" and "pin_unmet".
         code: The code concerned; 0 for a piece that was left out.
         message: One sentence for the reader.

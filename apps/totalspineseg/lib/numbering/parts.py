@@ -24,6 +24,11 @@ DUPLICATE_MM: Final = 8.0
 BODY_VOXELS: Final = 50
 """Fewer voxels in front of the canal are the tip of a process, not a body."""
 
+SPAN_REST: Final = 0.05
+"""Share of a part's voxels that may lie beyond its span at either end."""
+SPAN_SAMPLE: Final = 1000
+"""So many of its voxels measure it."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -35,6 +40,7 @@ class Part:
         volume_mm3: Its size.
         center_vox: Its center of mass; of a vertebra that of its body where there is one.
         place_mm: Distance along the canal, rising to inferior.
+        span_mm: Distances along the canal between which nearly all of it lies.
         has_body: Whether it has a body (discs and the sacrum always).
         at_end: Whether the first or last slice cuts it off.
         box: Smallest box around it.
@@ -46,6 +52,7 @@ class Part:
     volume_mm3: float
     center_vox: tuple[float, float, float]
     place_mm: float
+    span_mm: tuple[float, float]
     has_body: bool
     at_end: bool
     box: Box
@@ -112,11 +119,18 @@ def _part(code: int, number: int, xyz: npt.NDArray[np.intp], shape: tuple[int, .
         volume_mm3=len(xyz) * float(np.prod(ruler.spacing_mm)),
         center_vox=(x, y, z),
         place_mm=ruler.place(center * ruler.spacing_mm),
+        span_mm=_span(xyz, ruler),
         has_body=has_body,
         at_end=low[2] == 0 or high[2] == shape[2],
         box=(slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])),
         number=number,
     )
+
+
+def _span(xyz: npt.NDArray[np.intp], ruler: Ruler) -> tuple[float, float]:
+    some = xyz[:: -(-len(xyz) // SPAN_SAMPLE)]
+    first, last = np.quantile(ruler.places(some * ruler.spacing_mm), (SPAN_REST, 1 - SPAN_REST))
+    return float(first), float(last)
 
 
 def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> list[npt.NDArray[np.intp]]:

@@ -16,6 +16,8 @@ MIN_STRUCTURE_MM3: Final = 30.0
 """Less of a code is a speck, not a level (a disc has over 1000 mm3)."""
 WIDE_STEP: Final = 1.6
 """A step from vertebra to vertebra this much longer than its neighbors hides one."""
+APART: Final = 2
+"""A vertebra has nothing to do with the next but one."""
 NEAR_STEPS: Final = 3
 """How many steps on either side are compared."""
 
@@ -33,7 +35,12 @@ def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.i
     levels = [found[0] for found in parts.values() if found[0].volume_mm3 >= MIN_STRUCTURE_MM3]
     levels = sorted((part for part in levels if part.has_body or part.code == C1), key=lambda part: part.place_mm)
     seen = {code for code, found in parts.items() if sum(p.volume_mm3 for p in found) >= MIN_STRUCTURE_MM3}
-    return [*_gaps(levels, seen, origin), *_order(levels, origin), *_between(levels, origin)]
+    return [
+        *_gaps(levels, seen, origin),
+        *_order(levels, origin),
+        *_between(levels, origin),
+        *_reaching(levels, origin),
+    ]
 
 
 def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
@@ -116,6 +123,23 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
             above = NAME_OF[levels[k - 1].code] if k else "the top"
             text = f"{NAME_OF[part.code]} is out of order: it comes after {above}."
             found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Vertebrae that reach past the middle of the next but one: not even a spinous process does, so two are mixed."""
+    column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
+    found = []
+    for k, part in enumerate(column_parts):
+        for other in (
+            *column_parts[max(0, k - APART) : max(0, k - APART + 1)],
+            *column_parts[k + APART : k + APART + 1],
+        ):
+            below = other.place_mm > part.place_mm
+            if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
+                where = "down" if below else "up"
+                text = f"{NAME_OF[part.code]} reaches {where} to {NAME_OF[other.code]}: their outlines are mixed."
+                found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
     return found
 
 
