@@ -10,6 +10,7 @@ from lib import pipeline
 from lib.corrections.wire import to_wire
 from lib.nnunet.networks import Networks
 from lib.numbering.lint import lint
+from lib.prediction import Predictor
 from lib.volume_io import read_image, write_volume
 
 
@@ -25,15 +26,20 @@ def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, f
     step1, step2 = networks.get(1), networks.get(2)
     handles = [hook for warm in (step1, step2) for hook in clock.attach(warm._network)]
     start = time.perf_counter()
+    serve(scan, step1, step2, result)
+    seconds = time.perf_counter() - start
+    for handle in handles:
+        handle.remove()
+    return seconds, clock.seconds
+
+
+def serve(scan: Path, step1: Predictor, step2: Predictor, result: Path) -> None:
+    """What the server does for one request, from the image's file to the labels' file."""
     prepared = pipeline.prepare(read_image(scan))
     located = pipeline.locate(prepared, step1)
     found = pipeline.segment(pipeline.step2_input(prepared, located.labels), step2)
     lint(found.labels, prepared.iso.spacing)
     write_volume(result, prepared.labels_to_input(to_wire(found.labels)), prepared.grid)
-    seconds = time.perf_counter() - start
-    for handle in handles:
-        handle.remove()
-    return seconds, clock.seconds
 
 
 class ForwardClock:

@@ -117,7 +117,7 @@ def official_shape(folder: Path, like: ModelFolder, side: int) -> ModelFolder:
         architecture["network_class_name"],
         kwargs,
         architecture["_kw_requires_import"],
-        STEP_CHANNELS[1],
+        STEP_CHANNELS[like.step],
         len(like.regions),
         deep_supervision=False,
     )
@@ -125,7 +125,7 @@ def official_shape(folder: Path, like: ModelFolder, side: int) -> ModelFolder:
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_bytes((like.path / "dataset.json").read_bytes())
     torch.save({"network_weights": network.state_dict()}, folder / "fold_0" / "checkpoint_final.pth")
-    return ModelFolder.open(folder, step=1)
+    return ModelFolder.open(folder, step=like.step)
 
 
 if __name__ == "__main__":
