@@ -39,6 +39,8 @@ PROGRAM: Final = "from lib.nnunet.parallel import work; work()"
 """What a process runs. Not multiprocessing's spawn: it would run the caller's main program, the host's, again."""
 SHARED_DIR: Final = "parallel"
 JOB_FILE, STORE_FILE = "job.json", "store"
+ARRAYS: Final = ("image", "codes", "shares", "found")
+"""Of a case, those it has."""
 OUTPUT_FILE: Final = "processes.txt"
 """What the processes print, for the rare case that one ends without a word."""
 POLL_S: Final = 0.5
@@ -91,8 +93,9 @@ def fine_tune_together(
 
 def _hand_over(shared: Path, folder: ModelFolder, cases: Sequence[TrainingCase], settings: FinetuneSettings) -> None:
     for number, case in enumerate(cases):
-        np.save(shared / f"{number}-image.npy", case.image, allow_pickle=False)
-        np.save(shared / f"{number}-codes.npy", case.codes, allow_pickle=False)
+        for name in ARRAYS:
+            if (array := getattr(case, name)) is not None:
+                np.save(shared / f"{number}-{name}.npy", array, allow_pickle=False)
     known = [{"name": c.name, "origin": c.origin.value, "unreviewed": sorted(c.unreviewed)} for c in cases]
     model = {"path": str(folder.path.resolve()), "step": folder.step, "name": folder.name}
     job = {"model": model, "settings": asdict(settings), "cases": known}
@@ -267,7 +270,6 @@ def _joined(shared: Path, rank: int) -> Run:
 
 def _case(shared: Path, number: int, known: Message) -> TrainingCase:
     """A case whose arrays stay in the files: the processes share them in the machine's memory."""
-    image, codes = (
-        np.load(shared / f"{number}-{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("image", "codes")
-    )
-    return TrainingCase(known["name"], Origin(known["origin"]), image, codes, frozenset(known["unreviewed"]))
+    files = {name: shared / f"{number}-{name}.npy" for name in ARRAYS}
+    arrays = {n: np.load(f, mmap_mode="r", allow_pickle=False) for n, f in files.items() if f.exists()}
+    return TrainingCase(known["name"], Origin(known["origin"]), unreviewed=frozenset(known["unreviewed"]), **arrays)
