@@ -309,16 +309,30 @@ def test_settings_come_as_text() -> None:
     assert settings.finetune.learning_rate == 1e-4
     assert settings.finetune.device == "cpu"
     assert settings.resume is False
+    together = read_settings({"gpu_count": "4", "batch_size": "8"}, (1, 2)).finetune
+    assert (together.gpus, together.batch_size) == (4, 8)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"iterations": "many"}, {"iterations": "2.5"}, {"batch_size": "0"}, {"learning_rate": "nan"}, {"device": "tpu"}],
+    [
+        {"iterations": "many"},
+        {"iterations": "2.5"},
+        {"batch_size": "0"},
+        {"learning_rate": "nan"},
+        {"device": "tpu"},
+        {"gpu_count": "all"},
+    ],
     ids=lambda value: str(next(iter(value.items()))),
 )
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, str]) -> None:
     with pytest.raises(TrainingError, match=next(iter(wrong))):
         read_settings(wrong, (1,))
+
+
+def test_more_gpus_than_patches_are_refused() -> None:
+    with pytest.raises(TrainingError, match="gpus must be at most batch_size"):
+        read_settings({"gpu_count": "8"}, (1,))
 
 
 def test_tasks_are_cheap_and_all_report_the_run_in_progress(tmp_path: Path, judged: dict[str, float]) -> None:

@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
     parser.add_argument("--replay-share", type=float, metavar="0..1")
     parser.add_argument("--device", default="auto", metavar="cuda|cpu")
+    parser.add_argument(
+        "--gpus", type=positive, dest="gpu_count", metavar="N", help="share each batch among so many (default: 1)"
+    )
     parser.add_argument("--restart", action="store_true", help="forget an unfinished run")
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
@@ -29,7 +32,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from lib.trainers.retrain import retrain
     from lib.trainers.site import folder_site
 
-    names = ("iterations", "batch_size", "learning_rate", "replay_share", "device")
+    names = ("iterations", "batch_size", "learning_rate", "replay_share", "device", "gpu_count")
     request = {name: getattr(arguments, name) for name in names} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     site = folder_site(arguments.studies, ModelStore(arguments.data_dir))

@@ -10,6 +10,8 @@ from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
+GPU_COUNT: Final = "gpu_count"
+"""Not "gpus": the host puts its own "all" under that name."""
 MAX_ITERATIONS: Final = 250_000
 """What nnU-Net trains from scratch; more is a typing error."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
@@ -19,9 +21,10 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "replay_share": (0, 1),
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
+    GPU_COUNT: (1, 64),
 }
 """Setting -> least and largest value."""
-WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
+WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed", GPU_COUNT)
 
 
 def client_config() -> dict[str, Any]:
@@ -35,6 +38,7 @@ def client_config() -> dict[str, Any]:
         "replay_share": finetune.replay_share,
         "replay_cases": settings.replay_cases,
         "seed": finetune.seed,
+        GPU_COUNT: finetune.gpus,
     }
     return {**{name: f"{value:g}" for name, value in shown.items()}, "device": list(DEVICES), "resume": True}
 
@@ -52,7 +56,11 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     given = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in (None, "")}
     replay_cases = given.pop("replay_cases", RetrainSettings().replay_cases)
     values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in given.items()}
-    finetune = replace(FinetuneSettings(), **values, device=_device(request.get("device")))
+    values["gpus"] = values.pop(GPU_COUNT, 1)
+    try:
+        finetune = replace(FinetuneSettings(), **values, device=_device(request.get("device")))
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
     if finetune.iterations < finetune.warmup * 2:
         finetune = replace(finetune, warmup=max(1, finetune.iterations // 2))
     resume = request.get("resume", True) not in (False, "false", "False", 0)

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
@@ -18,7 +18,7 @@ from lib.nnunet.cases import ScanSource, Skipped, prepare_cases
 from lib.nnunet.finetune import Progress, Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.runtimes import resolve_device
+from lib.nnunet.runtimes import resolve_devices
 from lib.nnunet.training_log import TrainingLog
 from lib.nnunet.training_state import STATE_FILE, run_key
 from lib.registry.files import storage_errors, write_json
@@ -85,7 +85,7 @@ def retrain(
     """
     settings = settings or RetrainSettings()
     try:
-        resolve_device(settings.finetune.device)
+        resolve_devices(settings.finetune.device, settings.finetune.gpus)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     with only_one(site.training_dir):
@@ -121,7 +121,10 @@ class _Retraining:
             "settings": _plain(asdict(settings)),
             "training": [dict(source.provenance) for source in material.training],
         }
-        self.run = begin(site.training_dir, run_key(about), about, resume=settings.resume)
+        # A run goes on wherever there is a device for it.
+        anywhere = replace(settings, finetune=replace(settings.finetune, device="", gpus=1))
+        key = run_key(about | {"settings": _plain(asdict(anywhere))})
+        self.run = begin(site.training_dir, key, about, resume=settings.resume)
         self.log = TrainingLog(self.run)
         # A run that goes on knows what was left out before.
         self.skipped = [Skipped(e["case"], e["reason"]) for e in self.log.events() if "reason" in e]
