@@ -152,7 +152,7 @@ def test_patches_and_files_ignore_it_and_the_loss_heeds_that(tmp_path: Path, sca
     folder = ModelFolder.open(write_model_folder(tmp_path / "model", step, spacing=SPACING_MM))
     case = prepare_case(scan, folder)
     sampler = Sampler([case], folder, replay_share=0, strength=NONE)
-    batches = [sampler.batch(k, 2) for k in range(6)]
+    batches = [sampler.batch([2 * k, 2 * k + 1]) for k in range(6)]
     batch = next(batch for batch in batches if batch.target[:, -1].any())
     logits = torch.randn(2, len(folder.regions), *folder.patch)
     hidden = (batch.target[:, -1:] > 0).expand_as(logits)

@@ -210,8 +210,7 @@ class Run:
     def _batch(self) -> Batch:
         """This process's part of the batch: each patch is drawn by its own number, and by one process alone."""
         size = self.settings.batch_size
-        drawn = [self.sampler.batch(self.iteration * size + k, 1) for k in self.team.share(size)]
-        return Batch(torch.cat([one.channels for one in drawn]), torch.cat([one.target for one in drawn]))
+        return self.sampler.batch(self.iteration * size + k for k in self.team.share(size))
 
     def _gradient(self, batch: Batch) -> float:
         """Sum the gradient of this process's part; returns that part of the loss."""

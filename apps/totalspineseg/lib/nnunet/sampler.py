@@ -1,6 +1,7 @@
 """Batches for fine-tuning: cases drawn by origin, patches around structures, channels and targets made on them."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -57,14 +58,14 @@ class _Known:
 
 
 class Sampler:
-    """Draws batches from prepared cases, the same ones for the same seed and iteration.
+    """Draws patches from prepared cases, the same one for the same seed and number.
 
     Args:
         cases: From ``cases.prepare_cases``; corrections and replay together.
         folder: The model whose plans give patch and axes.
         replay_share: Share of patches from cases that are not fresh corrections.
         strength: How much is varied.
-        seed: First part of each batch's seed, so that a resumed training goes on with the batches it would have had.
+        seed: First part of each patch's seed, so that a resumed training goes on with the patches it would have had.
         exact_share: See ``EXACT_CHANNEL_SHARE``.
 
     Raises:
@@ -95,16 +96,13 @@ class Sampler:
         self._vary = build_augmentation(self._patch, x_axis=x_axis, strength=strength)
         self._plain = build_augmentation(self._patch, x_axis=x_axis, strength=NONE)
 
-    def batch(self, iteration: int, size: int) -> Batch:
-        """The batch of an iteration.
+    def batch(self, numbers: Iterable[int]) -> Batch:
+        """Patches by their numbers, counted through the whole training.
 
         Args:
-            iteration: Any number; the same number gives the same batch.
-            size: Patches in it.
+            numbers: From 0; the same number gives the same patch, whatever the others.
         """
-        rng = np.random.default_rng((self._seed, iteration))
-        with _seeded(rng):
-            return _stack([self._draw(rng, self._vary) for _ in range(size)])
+        return _stack([self._draw(number) for number in numbers])
 
     def validation(self, number: int) -> Batch:
         """One unvaried patch with an exact channel, around a structure; ``number`` chooses it for good."""
@@ -114,11 +112,14 @@ class Sampler:
         with _seeded(rng):
             return _stack([self._patch_of(known, rng, self._plain, foreground=1, exact=1)])
 
-    def _draw(self, rng: np.random.Generator, vary: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        replay = bool(self._replay) and (not self._fresh or rng.random() < self._replay_share)
-        pool = self._replay if replay else self._fresh
+    def _draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng((self._seed, number))
+        # Evenly spread, so that no batch is of one kind by chance.
+        turn = math.floor((number + 1) * self._replay_share) > math.floor(number * self._replay_share)
+        pool = self._replay if self._replay and (turn or not self._fresh) else self._fresh
         known = pool[int(rng.integers(len(pool)))]
-        return self._patch_of(known, rng, vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
+        with _seeded(rng):
+            return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
 
     def _patch_of(
         self, known: _Known, rng: np.random.Generator, vary: Any, *, foreground: float, exact: float
