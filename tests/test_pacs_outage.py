@@ -17,6 +17,7 @@ from monailabel.utils.others import class_utils
 from starlette.testclient import TestClient
 
 from lib.anatomy import WIRE_LABELS
+from lib.cli.site import has_corrections, site_of
 from lib.corrections.names import map_names
 from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import to_wire
@@ -32,7 +33,6 @@ from lib.pacs.listing import Listing
 from lib.pacs.series import find_series
 from lib.pacs.submissions import adopt, send_waiting
 from lib.trainers.material import site_material
-from lib.trainers.site import Site
 from lib.volume_io import read_image, write_volume
 from pacs_stand_in import CODES, Pacs, datastore, two_studies
 from phantom import PIR
@@ -203,9 +203,8 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     (kept,) = CorrectionStore(work).of_image(FIRST)
     assert (kept.status, kept.id) == ("accepted", answer.json()["correction"])
     (case,) = site_material(app._site).training
-    series = KeptSeries(work)
-    site = Site(work, app._site.models, CorrectionStore(work), series.image_file, series.subject)
-    (alone,) = site_material(site).training
+    assert has_corrections(work) and not has_corrections(work / "pacs")
+    (alone,) = site_material(site_of(work, app._site.models)).training
     assert (alone.name, alone.read().subject) == (case.name, case.read().subject), "without the server, too"
     np.testing.assert_array_equal(case.read().codes.data, CODES)
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 when a case had to be left out."""
-    from lib.corrections.history import HISTORY_DIR
+    from lib.cli.site import has_corrections
     from lib.errors import LabelError
     from lib.nnunet.cases import Skipped
     from lib.nnunet.folders import NnunetFolders
@@ -61,7 +61,7 @@ def execute(arguments: argparse.Namespace) -> int:
         skipped.append(case)
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
-    if (arguments.source / HISTORY_DIR).is_dir():
+    if has_corrections(arguments.source):
         required, cure = "finished corrections of subjects that are not held out", "submit some first"
         sources, unusable = _corrections(arguments.source)
         for case in unusable:
@@ -94,11 +94,11 @@ def _share(text: str) -> float:
 
 def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     from lib.cli.common import MODEL_DIR
+    from lib.cli.site import site_of
     from lib.registry.store import ModelStore
     from lib.trainers.material import site_material
-    from lib.trainers.site import folder_site
 
-    material = site_material(folder_site(studies, ModelStore(MODEL_DIR)))
+    material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
     return material.training, material.skipped
 
 

@@ -11,7 +11,12 @@ from lib.cli.common import MODEL_DIR, existing_path, positive
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("studies", type=existing_path, metavar="STUDIES", help="folder of images the server serves")
+    parser.add_argument(
+        "studies",
+        type=existing_path,
+        metavar="STUDIES",
+        help="images a server serves; of a PACS its --work folder",
+    )
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
     parser.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, metavar="N")
@@ -27,15 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 when the new model was not published."""
+    from lib.cli.site import site_of
     from lib.registry.store import ModelStore
     from lib.trainers.request import read_settings
     from lib.trainers.retrain import retrain
-    from lib.trainers.site import folder_site
 
     names = ("iterations", "batch_size", "learning_rate", "replay_share", "device", "gpu_count")
     request = {name: getattr(arguments, name) for name in names} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))
-    site = folder_site(arguments.studies, ModelStore(arguments.data_dir))
+    site = site_of(arguments.studies, ModelStore(arguments.data_dir))
     result = retrain(site, read_settings(request, steps))
     for case in result.skipped:
         print(f"left out {case.name}: {case.reason}")

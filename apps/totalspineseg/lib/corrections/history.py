@@ -16,6 +16,8 @@ from lib.errors import StorageError
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
+SERIES_DIR: Final = "pacs"
+"""Of a PACS, below the history: fetched series and the labels shown to clients."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Entries being written, or left by a crash; never read."""
 MAX_FOLDER_NAME: Final = 200

@@ -7,8 +7,8 @@ from typing import Any, Final
 from monailabel.datastore.local import LocalDatastoreModel
 
 from lib.corrections.datastore import is_safe_id
+from lib.corrections.history import SERIES_DIR
 from lib.pacs.series import patient_of
-from lib.pacs.store import SERIES_FOLDER
 
 INDEX_FILE: Final = "datastore_v2.json"
 """The host's name for a datastore's index."""
@@ -22,7 +22,7 @@ class KeptSeries:
     """
 
     def __init__(self, work: Path) -> None:
-        self._folder = work / SERIES_FOLDER
+        self._folder = work / SERIES_DIR
         index = self._folder / INDEX_FILE
         self._objects: Mapping[str, Any] = {}
         if index.is_file():

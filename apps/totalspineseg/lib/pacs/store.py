@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from monailabel.config import settings
 
+from lib.corrections.history import SERIES_DIR
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_writer import write_seg
 from lib.geometry import Volume
@@ -13,8 +14,6 @@ from lib.pacs.configured import configured_client, configured_filter
 from lib.pacs.datastore import PacsDatastore
 from lib.volume_io import read_labels
 
-SERIES_FOLDER: Final = "pacs"
-"""Below the history: fetched series and the labels shown to clients."""
 NO_MODEL: Final = "none"
 """Stands where a label was drawn without a model."""
 
@@ -44,7 +43,7 @@ def pacs_datastore(root: Path) -> PacsDatastore:
 
     store = PacsDatastore(
         client,
-        root / SERIES_FOLDER,
+        root / SERIES_DIR,
         configured_filter(),
         publisher=publish,
         read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,

@@ -1,0 +1,34 @@
+"""The place that a command learns from: a folder of studies, or the work folder of a server on a PACS."""
+
+from pathlib import Path
+
+from lib.corrections.history import HISTORY_DIR, SERIES_DIR
+from lib.corrections.store import CorrectionStore
+from lib.registry.store import ModelStore
+from lib.trainers.site import Site, folder_site
+
+
+def has_corrections(folder: Path) -> bool:
+    """Whether a server kept corrections in or for this folder."""
+    return (folder / HISTORY_DIR).is_dir() or _is_work_folder(folder)
+
+
+def site_of(folder: Path, models: ModelStore) -> Site:
+    """The site of a folder.
+
+    Args:
+        folder: As ``serve`` was given it: the studies, or ``--work`` where these are a PACS; of it, the series that
+            were needed once are there.
+        models: Which weights are in use.
+    """
+    if not _is_work_folder(folder):
+        return folder_site(folder, models)
+    # Here, because the host's datastore is slow to import.
+    from lib.pacs.kept import KeptSeries
+
+    kept = KeptSeries(folder)
+    return Site(folder, models, CorrectionStore(folder), kept.image_file, kept.subject)
+
+
+def _is_work_folder(folder: Path) -> bool:
+    return (folder / SERIES_DIR).is_dir() and not (folder / HISTORY_DIR).is_dir()
