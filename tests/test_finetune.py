@@ -515,6 +515,17 @@ def test_too_little_memory_for_one_patch_is_a_clear_stop(
         run_with_memory(folders[1], cases[1], tmp_path, 0)
 
 
+def test_too_little_memory_for_the_optimizer_is_a_clear_stop(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(self: torch.optim.AdamW) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", short)
+    with pytest.raises(TrainingError, match="memory for the optimizer of step 1"):
+        fine_tune(folders[1], [cases[1]], tmp_path, TINY)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:

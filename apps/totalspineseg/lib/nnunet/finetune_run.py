@@ -185,13 +185,10 @@ class Run:
             try:
                 total = self._gradient(batch)
             except (RuntimeError, MemoryError) as error:
-                if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+                if not _lacks_memory(error):
                     raise
                 if self._pass_size == 1:
-                    raise TrainingError(
-                        f"memory for one patch of step {self.step} is required on {self.device}, got too little; "
-                        "stop other programs on the device or train on another one"
-                    ) from error
+                    raise self._too_little(f"one patch of step {self.step}") from error
                 short = True
             # Outside the handler: its traceback would keep the tensors alive. All devices keep the same passes.
             if not self.team.any(short):
@@ -234,8 +231,20 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             return math.nan
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except (RuntimeError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+            # Some weights may have moved: the last stored state is what to go on from.
+            raise self._too_little(f"the optimizer of step {self.step}") from error
         return total
+
+    def _too_little(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"memory for {what} is required on {self.device}, got too little; stop other programs on the device or "
+            "train on another one"
+        )
 
     def _report(self, losses: list[float]) -> None:
         if not self.team.leads:
@@ -272,6 +281,10 @@ class Run:
     def _say(self, text: str, **values: Any) -> None:
         if self.team.leads:
             self.log.say(f"step {self.step}: {text}", **values)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))
 
 
 def _epoch_values(iteration: int, loss: float, dice: Any) -> dict[str, Any]:
