@@ -182,6 +182,23 @@ def test_the_loss_is_least_at_the_true_share() -> None:
     assert abs(float(guesses[int(np.argmin(losses))]) - 0.4) < 0.06
 
 
+@pytest.mark.parametrize(
+    ("step", "wrong", "right"), [(1, "disc_T12_L1", "disc_C2_C3"), (2, "vertebrae_E", "vertebrae_O")]
+)
+def test_a_structure_taken_for_another_costs_more_than_one_drawn_into_air(step: Any, wrong: str, right: str) -> None:
+    """The networks called C2-C3 also T12-L1, and in a patch without T12-L1 that cost a thousandth."""
+    names = list(REGIONS[step])
+    classes = torch.zeros((16, 16, 16), dtype=torch.uint8)
+    classes[:4, :4, :4] = REGIONS[step][right][0]
+    target = region_shares(classes, step)[None]
+    truth = target[:, :-1].float() * 10 - 5
+    taken, drawn = truth.clone(), truth.clone()
+    taken[0, names.index(wrong), :4, :4, :4] = 5
+    drawn[0, names.index(wrong), 8:12, 8:12, 8:12] = 5
+    assert region_loss(taken, target) - region_loss(truth, target) > 0.3
+    assert region_loss(drawn, target) - region_loss(truth, target) < 0.02
+
+
 def test_absent_and_missed_regions_are_told_apart() -> None:
     """A log of zeros could not say whether a disc was missed or simply not there."""
     counts = RegionCounts(1)
@@ -421,13 +438,13 @@ def test_training_starts_from_the_weights_head_included(
 def test_training_learns_its_case_and_logs_by_name(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    settings = replace(TINY, iterations=30, epoch=10, learning_rate=0.01, strength=NONE)
+    settings = replace(TINY, iterations=120, epoch=40, learning_rate=0.02, strength=NONE)
     told: list[Progress] = []
     trained = fine_tune(folders[1], [cases[1]], tmp_path / "run", settings, on_progress=told.append)
     events = [e for e in TrainingLog(tmp_path / "run").events() if "dice" in e]
-    assert [e["iteration"] for e in events] == [10, 20, 30]
+    assert [e["iteration"] for e in events] == [40, 80, 120]
     assert events[-1]["loss"] < events[0]["loss"] - 0.1
-    assert told[-1].iteration == told[-1].iterations == 30
+    assert told[-1].iteration == told[-1].iterations == 120
     assert trained.best > 0
     assert set(events[0]["dice"]) == set(folders[1].regions)
     assert events[0]["dice"]["disc_C2_C3"] in (None, 0.0)

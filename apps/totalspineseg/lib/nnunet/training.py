@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 import torch
@@ -34,17 +35,32 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution. ``SMOOTH`` differs, and the
         Dice is that for soft labels of Wang et al., Dice Semimetric Losses, MICCAI 2023, equal to the usual one where
         a share is 0 or 1: the usual one is best at 0 and 1 whatever the share, so that a cord of 3.7 voxels comes out
-        as 3. A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing.
+        as 3. A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing. Of
+        parts of other regions (landmark discs, odd and even vertebrae) the cross-entropy counts once more within
+        structures alone: spread over the whole patch, a landmark that was taken for another one cost next to nothing.
     """
     truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
-    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    entropy = (entropy * known).sum() / (known.sum() * logits.shape[1]).clamp(min=1)
+    every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known
+    entropy = every.sum() / (known.sum() * logits.shape[1]).clamp(min=1)
+    if parts := inner_regions(logits.shape[1]):
+        within = (truth.amax(1, keepdim=True) > 0) * known
+        entropy = entropy + (every[:, parts] * within).sum() / (within.sum() * len(parts)).clamp(min=1)
     share, truth = torch.sigmoid(logits) * known, truth * known
     axes = (0, *range(2, logits.ndim))
     size, error = (share + truth).sum(axes), (share - truth).abs().sum(axes)
     dice = (size - error + SMOOTH) / (size + SMOOTH)
     shown = (truth.sum(axes) > 0).to(dice.dtype)
     return entropy - (dice * shown).sum() / shown.sum().clamp(min=1)
+
+
+@cache
+def inner_regions(count: int) -> list[int]:
+    """Channels of the regions that are part of another region, of the step that has ``count`` regions."""
+    for regions in REGIONS.values():
+        if len(regions) == count:
+            classes = [set(values) for values in regions.values()]
+            return [k for k, part in enumerate(classes) if any(part < whole for whole in classes)]
+    return []
 
 
 def truth_and_known(target: torch.Tensor, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
