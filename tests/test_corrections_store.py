@@ -264,3 +264,15 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     assert fresh.get_label_info("one", "final")["who"] == "ada"
     assert fresh.get_label_info("two", "original")["who"] == "batch"
     assert fresh.status()["completed"] == 1
+
+
+@pytest.mark.parametrize("read", ["json", "status", "get_labeled_images", "get_unlabeled_images"])
+def test_nobody_reads_while_an_image_is_added(studies: StudiesDatastore, read: str) -> None:
+    """A list read at that moment broke off: its size changed on the way."""
+    reader = threading.Thread(target=getattr(studies, read))
+    with studies._guard:
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive()
+    reader.join(10)
+    assert not reader.is_alive()

@@ -155,6 +155,28 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         with self._guard:
             super().update_label_info(label_id, label_tag, info)
 
+    # The host answers from several threads; none may read while another adds an image.
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images with a finished label."""
+        with self._guard:
+            return list(super().get_labeled_images(label_tag, labels))
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Images without one."""
+        with self._guard:
+            return list(super().get_unlabeled_images(label_tag, labels))
+
+    def status(self) -> dict[str, Any]:
+        """How many images and labels there are."""
+        with self._guard:
+            return dict(super().status())
+
+    def json(self) -> dict[str, Any]:
+        """The index."""
+        with self._guard:
+            return dict(super().json())
+
     def _reconcile_datastore(self) -> None:
         with self._guard:
             super()._reconcile_datastore()

@@ -82,7 +82,8 @@ class PacsDatastore(StudiesDatastore):
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images with a finished label."""
-        finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
+        with self._guard:
+            finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
         return [uid for uid in self.series() if uid in finished]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
