@@ -99,11 +99,11 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=240)
+    parser.add_argument("--iterations", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--replay-cases", type=int, default=16)
-    parser.add_argument("--replay-share", type=float, default=0.5)
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--replay-cases", type=int, default=24)
+    parser.add_argument("--replay-share", type=float, default=0.6)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
