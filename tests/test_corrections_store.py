@@ -19,7 +19,7 @@ from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import CorrectionStore, Sender
 from lib.errors import LabelError, StorageError
 from lib.geometry import Grid
-from lib.volume_io import read_labels, write_volume
+from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
 
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 SENDER = Sender(user="ada", client="slicer-7", file_name="my label.nii.gz")
@@ -114,7 +114,7 @@ def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
         thread.join()
     assert len(desk.store.of_image("img")) == 12
     assert len(list(desk.store.all())) == 12
-    assert not list(desk.root.rglob(f"{history.PARTIAL_PREFIX}*"))
+    assert not list(desk.root.rglob(f"{PARTIAL_PREFIX}*"))
 
 
 @pytest.mark.parametrize("call", [0, 1, 2], ids=["raw", "codes", "record"])
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, mo
         desk.submit()
     monkeypatch.undo()
     assert desk.store.of_image("img") == ()
-    assert not [p for p in desk.root.rglob("*") if p.name.startswith(history.PARTIAL_PREFIX)]
+    assert not [p for p in desk.root.rglob("*") if p.name.startswith(PARTIAL_PREFIX)]
     assert desk.published == []
     assert desk.submit().status == "accepted"
 

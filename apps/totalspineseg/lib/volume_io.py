@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,8 @@ from lib.geometry import AnyArray, Grid, Volume
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
+PARTIAL_PREFIX: Final = ".partial-"
+"""Files and folders being written, or left by a crash; never read."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -247,7 +250,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=".partial-", suffix=suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)

@@ -21,7 +21,7 @@ from lib.numbering.lint import lint
 from lib.numbering.report import report
 from lib.pipeline import Options
 from lib.prediction import Predictor
-from lib.volume_io import read_image, read_labels
+from lib.volume_io import PARTIAL_PREFIX, read_image, read_labels
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""
@@ -210,6 +210,6 @@ def _warnings(case: Case, numbering: Numbering | None) -> list[str]:
 def _remove_stale(output: Path, folders: Collection[str]) -> None:
     limit = time.time() - STALE_PARTIAL_S
     for folder in folders:
-        for path in (output / folder).glob(".partial-*"):
+        for path in (output / folder).glob(f"{PARTIAL_PREFIX}*"):
             if path.stat().st_mtime < limit:
                 path.unlink(missing_ok=True)

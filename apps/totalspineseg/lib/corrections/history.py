@@ -13,13 +13,12 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from lib.errors import StorageError
+from lib.volume_io import PARTIAL_PREFIX
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
 SERIES_DIR: Final = "pacs"
 """Of a PACS, below the history: fetched series and the labels shown to clients."""
-PARTIAL_PREFIX: Final = ".partial-"
-"""Entries being written, or left by a crash; never read."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""
 CHUNK_BYTES: Final = 1 << 20

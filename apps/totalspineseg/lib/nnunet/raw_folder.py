@@ -9,7 +9,7 @@ from typing import Any, Final
 from lib.errors import StorageError
 from lib.geometry import Grid, LabelArray
 from lib.registry.files import STAGING_PREFIX, storage_errors, write_json
-from lib.volume_io import write_atomic, write_volume
+from lib.volume_io import PARTIAL_PREFIX, write_atomic, write_volume
 
 CASES_FILE: Final = "cases.json"
 """Beside ``dataset.json``: case -> its subject and what it was made from."""
@@ -17,8 +17,6 @@ DATASET_FILE: Final = "dataset.json"
 """nnU-Net's description; written last, so a dataset without it is unfinished."""
 ENDING: Final = ".nii.gz"
 IMAGES, LABELS = "imagesTr", "labelsTr"
-PARTIAL_PREFIX: Final = ".partial-"
-"""Files being written, or left by a killed call."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dicomweb_client import DICOMwebClient
 
 from lib.errors import StorageError
 from lib.pacs.series import Series
-
-PARTIAL = ".partial-"
+from lib.volume_io import PARTIAL_PREFIX
 
 
 def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
@@ -33,7 +32,7 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
     partial: Path | None = None
     try:
         below.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=below))
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
         for number, instance in enumerate(instances):
             instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)
         partial.chmod(0o755)

@@ -20,6 +20,7 @@ from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune_settings import Strength
 from lib.nnunet.targets import REGIONS, Step
 from lib.nnunet.training_log import TrainingLog, dice_text
+from lib.volume_io import PARTIAL_PREFIX
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
@@ -89,7 +90,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
     def save_checkpoint(self, filename: str) -> None:
         """Replace a checkpoint in one step; nnU-Net writes into the old one."""
         target = Path(filename)
-        partial = target.with_name(f".partial-{target.name}")
+        partial = target.with_name(f"{PARTIAL_PREFIX}{target.name}")
         super().save_checkpoint(str(partial))
         if self.local_rank == 0 and partial.exists():
             with partial.open("rb") as stream:
