@@ -21,6 +21,9 @@ _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6,
 """How often a thoracic and a lumbar count is drawn (anomalies a little more often than in people)."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
+_DENS_LINE_ODDS = 0.5
+"""How often the joint between dens and body of C2 shows as a line. Source: it persists in most adults, over a quarter of
+the depth (Gebauer et al., Eur Spine J 15, 2006); how often MRI shows it is ours. To a network it looks like a disc."""
 _GRAY_SHARE = (0.62, 0.5)
 """Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
 _COCCYX_MM = 36.0
@@ -80,7 +83,7 @@ def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) 
     _draw_sacrum(labels, tissues, column, raster)
     for vertebra in column.vertebrae:
         _draw_vertebra(rng, labels, tissues, vertebra, raster)
-    _draw_dens(labels, tissues, column, raster)
+    _draw_dens(rng.spawn(1)[0], labels, tissues, column, raster)
     for vertebra in column.vertebrae:
         _draw_disc(rng, labels, tissues, vertebra, raster, options.jitter)
     _cortical_shell(labels, tissues)
@@ -194,7 +197,7 @@ def _draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vert
         tissue[solid & spot] = Tissue.LESION
 
 
-def _draw_dens(labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
+def _draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
     axis = column.vertebrae[1]
     half, scale = axis.size.height / 2, column.scale
     tip = half + _DENS_HEIGHT_MM * scale
@@ -206,6 +209,12 @@ def _draw_dens(labels: Codes, tissues: Codes, column: BentColumn, raster: Raster
     dens = capsule(local, (0, 0, half - 3), (0, lean, tip - _DENS_RADIUS_MM), _DENS_RADIUS_MM * scale)
     dens &= (labels[box] == 0) | (labels[box] == anatomy.C1)
     labels[box][dens], tissues[box][dens] = axis.code, Tissue.MARROW
+    if rng.random() < _DENS_LINE_ODDS:
+        line = np.abs(local.superior - half + rng.uniform(-1, 2)) < rng.uniform(0.6, 1.6)
+        wide = local.right**2 + (local.anterior - lean / 2) ** 2 < (_DENS_RADIUS_MM * scale) ** 2
+        tissues[box][line & wide & (labels[box] == axis.code)] = (
+            Tissue.ANNULUS if rng.random() < 0.6 else Tissue.CORTICAL
+        )
 
 
 def _draw_disc(

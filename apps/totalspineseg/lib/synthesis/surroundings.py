@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from lib.synthesis.canal import CanalCurve
 from lib.synthesis.column import BentColumn
+from lib.synthesis.head import LOWEST_MM, HeadSpace, draw_head
 from lib.synthesis.raster import Raster
 from lib.synthesis.shapes import Local, capsule
 from lib.synthesis.tissues import Tissue
@@ -96,7 +97,9 @@ def draw_surroundings(
     front = y > _slices(spine_y + 24 * column.scale)
     _belly(rng, out, noise, inner & front, z, at)
     _chest(rng, out, inner, x, y - _slices(spine_y), z, at, column.scale)
-    _neck_and_head(rng, out, noise, inner, x, y - _slices(spine_y), z, at, column.scale)
+    ahead = y - _slices(spine_y)
+    # A stream of its own: what else is drawn does not depend on the head.
+    _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
     _ribs(rng, out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)
@@ -148,33 +151,21 @@ def _chest(
     out[windpipe & (z > at.first_rib - 60)[None, None, :] & (z < at.atlas - 15)[None, None, :] & inner] = Tissue.AIR
 
 
-def _neck_and_head(
+def _head(
     rng: np.random.Generator,
     out: Tissues,
     noise: NDArray[np.float32],
     inner: NDArray[np.bool_],
-    x: NDArray[np.float32],
-    ahead: NDArray[np.float32],
-    z: Floats,
-    at: Heights,
+    local: Local,
     scale: float,
 ) -> None:
-    """Pharynx and face in front, skull base, brainstem and cerebellum above."""
-    height = (z - at.atlas).astype(np.float32)[None, None, :]
-    throat = (np.abs(x) < 14) & (ahead > 24 * scale) & (ahead < 34 * scale) & (height < 25) & (height > -45)
-    out[inner & throat] = Tissue.AIR if rng.random() < 0.8 else Tissue.MUSCLE
-    face = inner & (ahead > 36 * scale) & (height > -25)
-    for tissue, low, high in ((Tissue.OTHER_BONE, 0.7, 9.0), (Tissue.FAT, 0.2, 0.7), (Tissue.AIR, -9.0, -1.3)):
-        out[face & (noise > low) & (noise < high)] = tissue
-    skull = (x / 70) ** 2 + ((ahead + 8) / 88) ** 2 + ((height - 76) / 66) ** 2
-    out[inner & (skull < 1)] = Tissue.OTHER_BONE
-    out[inner & (skull < 0.86)] = Tissue.CSF
-    brain = (skull < 0.80) & ((np.abs(ahead) > 14) | (height > 40))
-    out[inner & brain] = Tissue.BRAIN
-    stem = (x / 13) ** 2 + ((ahead - 2) / (8 + 0.08 * np.clip(height, 0, 60))) ** 2 < 1
-    out[inner & stem & (height > 2) & (height < 60)] = Tissue.BRAIN
-    clivus = (np.abs(x) < 14) & (np.abs(ahead - 16 * scale - 0.45 * (height - 22)) < 5) & (height > 18) & (height < 55)
-    out[inner & clivus] = Tissue.OTHER_BONE
+    """The head, in the part of the scan that it reaches."""
+    where = np.flatnonzero(local.superior[0, 0] > LOWEST_MM)
+    if not where.size:
+        return
+    part = slice(int(where[0]), None)
+    cut = Local(local.right, local.anterior[..., part], local.superior[..., part])
+    draw_head(rng, out[..., part], HeadSpace(cut, noise[..., part], inner[..., part], scale))
 
 
 def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
