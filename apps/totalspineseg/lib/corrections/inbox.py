@@ -21,6 +21,8 @@ from lib.geometry import Grid, LabelArray
 from lib.segments import Submission
 from lib.volume_io import read_image, write_volume
 
+FINAL_TAG = "final"
+"""Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
 STEP1_TAG = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 

@@ -11,6 +11,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.corrections.datastore import is_safe_id
+from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
@@ -41,14 +42,14 @@ def router() -> APIRouter:
         label: Annotated[UploadFile, File()],
         user: Annotated[User, annotator],
         params: Annotated[str, Form()] = "{}",
-        tag: str = "final",
+        tag: str = FINAL_TAG,
     ) -> dict[str, Any]:
         """Submit a corrected label."""
         fields = read_params(params)
         sender = Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(label))
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
-            kept = app_instance().submit_label(image, file, tag or "final", fields, sender)
+            kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender)
         shown = app_instance().datastore().get_label_info(image, kept.tag)
         return {
             "image": image,

@@ -9,7 +9,7 @@ import numpy as np
 
 from lib import pipeline
 from lib.anatomy import BACKGROUND, DISCS
-from lib.corrections.inbox import STEP1_TAG
+from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import without_regions
@@ -25,7 +25,7 @@ from lib.numbering.renumber import Drawn
 from lib.pipeline import Scan
 from lib.volume_io import read_labels
 
-STEP2_TAGS = (STEP1_TAG, "final", "original")
+STEP2_TAGS = (STEP1_TAG, FINAL_TAG, "original")
 """Where step 2 looks for the label to start from when none is sent."""
 
 

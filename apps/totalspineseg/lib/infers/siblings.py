@@ -4,15 +4,13 @@ from collections.abc import Mapping
 
 from lib.anatomy import DISCS, SACRUM, VERTEBRAE, Kind
 from lib.corrections import history
+from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.wire import from_wire
 from lib.geometry import Volume
 from lib.infers.services import Services
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 from lib.pipeline import Sibling
 from lib.volume_io import read_labels
-
-READER_TAG = "final"
-"""Datastore tag of what a reader finished: its names are certain."""
 
 
 def level_chances(numbering: Numbering | None) -> Mapping[str, Mapping[str, float]]:
@@ -56,7 +54,7 @@ def siblings_of(services: Services, image_id: str, localizer: str) -> tuple[Sibl
 
 
 def _sibling(services: Services, image_id: str) -> Sibling | None:
-    if file := services.label_file(image_id, READER_TAG):
+    if file := services.label_file(image_id, FINAL_TAG):
         wire = read_labels(file)
         return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
     if services.predictions.latest(image_id) is None:

@@ -16,6 +16,7 @@ from lib import pipeline
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import StorageError
@@ -35,7 +36,7 @@ from lib.volume_io import read_image, read_labels, write_volume
 
 logger = logging.getLogger(__name__)
 
-LABEL_TAGS = ("final", "original")
+LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
 
 

@@ -14,6 +14,7 @@ import requests
 from dicomweb_client import DICOMwebClient
 
 from lib.corrections.datastore import StudiesDatastore
+from lib.corrections.inbox import FINAL_TAG
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
 """Folder of the series as they came."""
-FINAL_TAG: Final = "final"
 COUNTED: Final = "instances"
 """What is known about a fetched image: how many instances the PACS said it had then."""
 UNSENT: Final = "unsent"

@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol
 import requests
 from pydicom.errors import InvalidDicomError
 
-from lib.corrections.inbox import Publish
+from lib.corrections.inbox import FINAL_TAG, Publish
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.store import SEG_SUFFIX, Correction, Sender
 from lib.dicom.seg_object import SegReference
 from lib.errors import LabelError, StorageError, TotalSpineSegError
-from lib.pacs.datastore import FINAL_TAG, PacsDatastore
+from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import image_series, is_own
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.history import sha256_of
-from lib.corrections.inbox import STEP1_TAG
+from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
 from lib.gate.holdout import update_split
@@ -22,8 +22,6 @@ from lib.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
 
-FINAL_TAG: Final = "final"
-"""Datastore tag of finished labels; clients that name no tag mean it."""
 TAUGHT_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 """Step of a correction -> tags under which its author calls it finished; any other tag is work in progress."""
 
