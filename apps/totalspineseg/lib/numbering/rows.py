@@ -131,10 +131,10 @@ def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Find
     column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
     found = []
     for k, part in enumerate(column_parts):
-        for other in (
-            *column_parts[max(0, k - APART) : max(0, k - APART + 1)],
-            *column_parts[k + APART : k + APART + 1],
-        ):
+        for at in (k - APART, k + APART):
+            if not 0 <= at < len(column_parts):
+                continue
+            other = column_parts[at]
             below = other.place_mm > part.place_mm
             if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
                 where = "down" if below else "up"
