@@ -12,6 +12,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from lib import anatomy
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
+from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, warm_start
 from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
@@ -228,6 +229,44 @@ def test_marked_discs_lie_on_discs() -> None:
     marked = torch.stack([s.channels[1] > 0.9 for s in drawn])
     assert marked.any()
     assert torch.stack([s.regions[discs] for s in drawn])[marked].mean() > 0.6
+
+
+def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
+    rng, spine = np.random.default_rng(3), lumbar()
+    discs = list(anatomy.STEP2_REGIONS).index("disc")
+    drawn = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
+    near, region, marks = (
+        torch.stack([s.near_marked[0] for s in drawn]),
+        torch.stack([s.regions[discs] > 0.5 for s in drawn]),
+        torch.stack([s.channels[1] > 0.9 for s in drawn]),
+    )
+    assert (near & marks).sum() > 0.8 * marks.sum()  # some marks are drawn shifted or thicker
+    assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
+    assert near.sum() > 1.2 * (near & region).sum()  # and what a network draws around one
+    assert not draw_sample(rng, spine, 1, PATCH).near_marked.any()
+
+
+def test_finder_marks_what_step_1_finds_of_the_marked_set_and_leaves_the_rest(trained: Path) -> None:
+    finder = StarterFinder(trained / STARTER_FOLDERS[1], torch.device("cpu"))
+    channels = torch.randn(2, 2, *PATCH, generator=torch.Generator().manual_seed(0))
+    near = torch.zeros(2, 1, *PATCH, dtype=torch.bool)
+    near[0, :, :16] = True
+    finder._network = lambda image: 9 * image.expand(-1, 9, -1, -1, -1)  # a disc wherever it is bright
+    marked = finder.mark(channels, near)
+    assert torch.equal(marked[:, 0], channels[:, 0])
+    assert torch.equal(marked[0, 1] > 0, (channels[0, 0] > 0) & near[0, 0])
+    assert torch.equal(marked[1], channels[1]), "without a marked disc in view nothing would tell odd from even"
+
+
+def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(StarterFinder, "mark", lambda _, channels, near: seen.append(near.shape) or channels)
+    folder = train_starter(2, tmp_path, tiny(iterations=5), discs_by=trained / STARTER_FOLDERS[1])
+    assert seen == [(1, 1, *PATCH)] * 2  # patches 0 and 4
+    weights = (trained / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_final.pth").read_bytes()
+    assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_dataset_lists_regions_in_channel_order() -> None:

@@ -40,6 +40,11 @@ def execute(arguments: argparse.Namespace) -> int:
     source = arguments.start_from
     for step in sorted(set(arguments.step or (1, 2))):
         start = source / STARTER_FOLDERS[step] if source is not None else None
-        folder = train_starter(step, arguments.out, settings, resume=not arguments.restart, start_from=start)
+        # Step 1 as it stands in the same folder, from this call or an earlier one, shows step 2 its mistakes.
+        one = arguments.out / STARTER_FOLDERS[1]
+        finder = one if step == 2 and (one / "plans.json").is_file() else None
+        folder = train_starter(
+            step, arguments.out, settings, resume=not arguments.restart, start_from=start, discs_by=finder
+        )
         print(f"step {step}: {folder}")
     return 0

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lib.nnunet.starter_batches import samples
+from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
 from lib.nnunet.starter_plans import STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
@@ -24,7 +25,9 @@ from lib.nnunet.starter_settings import StarterSettings
 logger = logging.getLogger(__name__)
 
 Batch: TypeAlias = list[torch.Tensor]
-"""Channels (B, C, Z, Y, X) and region shares (B, R, Z, Y, X)."""
+"""Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked ones (B, 1, Z, Y, X)."""
+FOUND_EVERY = 4
+"""Every so many patches of step 2 are marked with the discs that step 1 finds in them."""
 WEIGHT_DECAY = 1e-4
 POLY_POWER = 0.9
 MAX_GRADIENT_NORM = 12.0
@@ -46,6 +49,7 @@ class _Run:
         rate = settings.learning_rate
         self.optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=WEIGHT_DECAY)
         self.origin: str | None = None
+        self.finder: StarterFinder | None = None
         self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
 
     def begin_from(self, folder: Path) -> None:
@@ -60,7 +64,12 @@ class _Run:
         rate = self.settings.learning_rate * max(1 - progress, 1e-3) ** POLY_POWER
         for group in self.optimizer.param_groups:
             group["lr"] = rate * min(1.0, (self.iteration + 1) / self.settings.warm_up)
-        inputs, target = (part.to(self.device, non_blocking=True) for part in batch)
+        inputs, target, near = (part.to(self.device, non_blocking=True) for part in batch)
+        if self.finder is not None:
+            number = self.iteration * len(inputs)
+            chosen = [k for k in range(len(inputs)) if (number + k) % FOUND_EVERY == 0]
+            if chosen:
+                inputs[chosen] = self.finder.mark(inputs[chosen], near[chosen])
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(inputs)
@@ -100,18 +109,18 @@ def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(-(-EARLY_PATCH_SHARE * n // (4 * f)) * f) for n, f in zip(patch, factors, strict=True))
 
 
-class _Stream(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):  # type: ignore[misc]  # untyped in torch
+class _Stream(IterableDataset[tuple[torch.Tensor, ...]]):  # type: ignore[misc]  # untyped in torch
     """Training examples without end, another stream in every worker."""
 
     def __init__(self, step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> None:
         self.step, self.seed, self.patch, self.settings = step, seed, patch, settings
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         worker = get_worker_info()
         seed = self.seed + _WORKERS_APART * (worker.id if worker is not None else 0)
         pool, uses = self.settings.pool_size, self.settings.uses_per_spine
         for sample in samples(self.step, seed, self.patch, pool_size=pool, uses_per_spine=uses):
-            yield sample.channels, sample.regions
+            yield sample.channels, sample.regions, sample.near_marked
 
 
 def _batches(step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> Iterator[Batch]:
@@ -127,6 +136,7 @@ def train_starter(
     *,
     resume: bool = True,
     start_from: Path | None = None,
+    discs_by: Path | None = None,
 ) -> Path:
     """Train one step's starter model; may be stopped at any moment and called again.
 
@@ -136,12 +146,14 @@ def train_starter(
         settings: How to train; None: the defaults.
         resume: Go on from the state a former call left.
         start_from: Starter model whose weights to begin with when there is no state; step 2 may begin with a step 1.
+        discs_by: Step-1 starter model whose discs mark every fourth patch of step 2; None: all marks are drawn.
 
     Returns:
         The model folder.
 
     Raises:
         ValueError: The step is neither 1 nor 2.
+        WeightsError: There is no model at ``discs_by``.
     """
     regions_of(step)
     settings = settings or StarterSettings()
@@ -154,6 +166,8 @@ def train_starter(
         run.restore(torch.load(latest, map_location=settings.device, weights_only=True))
     elif start_from is not None:
         run.begin_from(start_from)
+    if discs_by is not None and step == 2:
+        run.finder = StarterFinder(discs_by, run.device)
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
     early = _batches(step, start, _early_patch(settings.patch), settings)
     stream = _batches(step, start + 1, settings.patch, settings)
@@ -184,7 +198,12 @@ def _progress(run: _Run, settings: StarterSettings) -> float:
 def _save(run: _Run, folder: Path, latest: Path) -> None:
     write_checkpoint(latest, run.state())
     export_model(folder, run.step, run.mean, run.settings.features)
-    done = {"iterations_done": run.iteration, "seconds": round(run.seconds), "begun_from_sha256": run.origin}
+    done: dict[str, Any] = {
+        "iterations_done": run.iteration,
+        "seconds": round(run.seconds),
+        "begun_from_sha256": run.origin,
+    }
+    done |= {"discs_by_sha256": run.finder.sha256} if run.finder is not None else {}
     (folder / "training.json").write_text(
         json.dumps({"step": run.step, **run.settings.record(), **done}, indent=2) + "\n"
     )

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
 from torch.nn.functional import avg_pool3d
 
 from lib import anatomy
+from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.synthesis.classes import mark_discs
@@ -31,10 +32,13 @@ class Sample:
     Attributes:
         channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
         regions: Share of each region in each voxel, float32 (R, Z, Y, X).
+        near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to one of them than to any other
+            disc, and not far from it; bool (1, Z, Y, X), nowhere in step 1.
     """
 
     channels: torch.Tensor
     regions: torch.Tensor
+    near_marked: torch.Tensor
 
 
 def position_parity(spine: SyntheticSpine) -> dict[int, bool]:
@@ -130,10 +134,21 @@ def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patc
         channels.append(_roughen(rng, mark_discs(part.labels, kept)).astype(np.float32))
     classes = class_table(step, spine, swapped=swapped)[part.labels]
     regions = [np.isin(classes, values) for values in regions_of(step).values()]
-    stacked = _pool(np.stack([*channels, *regions]).astype(np.float32), patch, mirror=rng.random() < _SWAP_LEFT_RIGHT)
+    discs = [np.isin(part.labels, marked), np.isin(part.labels, [d for d in spine.discs if d not in marked])]
+    maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
+    stacked = _pool(maps, patch, mirror=rng.random() < _SWAP_LEFT_RIGHT)
     inputs = stacked[: len(channels)].clone()
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
-    return Sample(inputs, stacked[len(channels) :])
+    near = _near_marked(*(part.numpy() > 0 for part in stacked[-2:])) if marked else np.zeros(patch, bool)
+    return Sample(inputs, stacked[len(channels) : -2], torch.from_numpy(near)[None])
+
+
+def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if not marked.any():
+        return np.zeros_like(marked)
+    reach = distance_transform_edt(~marked, sampling=SPACING_MM)
+    rival = distance_transform_edt(~others, sampling=SPACING_MM) if others.any() else np.inf
+    return np.asarray((reach <= NEAR_MM) & (reach < rival))
 
 
 def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) -> torch.Tensor:

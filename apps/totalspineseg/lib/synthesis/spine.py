@@ -22,8 +22,8 @@ _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6,
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
 _DENS_LINE_ODDS = 0.5
-"""How often the joint between dens and body of C2 shows as a line. Source: it persists in most adults, over a quarter of
-the depth (Gebauer et al., Eur Spine J 15, 2006); how often MRI shows it is ours. To a network it looks like a disc."""
+"""How often the joint between dens and body of C2 shows as a line. Source: it persists in most adults, over a quarter
+of the depth (Gebauer et al., Eur Spine J 15, 2006); how often it shows is ours. To a network it is a disc."""
 _GRAY_SHARE = (0.62, 0.5)
 """Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
 _COCCYX_MM = 36.0

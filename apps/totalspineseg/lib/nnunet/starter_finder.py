@@ -1,0 +1,46 @@
+"""Step 2's marked discs as a trained step 1 finds them, while the starter weights are trained."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from lib.nnunet.model_folder import ModelFolder
+
+LIKELY = 0.5
+_DISC = "disc"
+
+
+class StarterFinder:
+    """A step-1 network that marks discs in training patches.
+
+    Args:
+        folder: A step-1 starter model.
+        device: Where the training runs.
+
+    Raises:
+        WeightsError: There is no such model.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        model = ModelFolder.open(folder, step=1)
+        self.sha256 = hashlib.sha256(model.checkpoint.read_bytes()).hexdigest()
+        self._network = model.load_network().to(device)
+        self._channel = model.regions.index(_DISC)
+
+    def mark(self, channels: torch.Tensor, near_marked: torch.Tensor) -> torch.Tensor:
+        """Put found discs in place of drawn ones.
+
+        Args:
+            channels: Image and marked discs, float32 (B, 2, Z, Y, X). Not modified.
+            near_marked: Where a found disc is one of the marked set, bool (B, 1, Z, Y, X).
+
+        Returns:
+            Channels with the found discs of the marked set; as they came where none was found, for then nothing would
+            tell odd from even.
+        """
+        with torch.no_grad():
+            chance = torch.sigmoid(self._network(channels[:, :1])[:, self._channel : self._channel + 1])
+        found = (chance > LIKELY) & near_marked
+        seen = found.flatten(1).any(1).view(-1, 1, 1, 1, 1)
+        return torch.cat([channels[:, :1], torch.where(seen, found.to(channels.dtype), channels[:, 1:])], 1)
