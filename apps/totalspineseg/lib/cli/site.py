@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lib.corrections.history import HISTORY_DIR, SERIES_DIR
+from lib.corrections.history import HISTORY_DIR, PACS_DIR
 from lib.corrections.store import CorrectionStore
 from lib.registry.store import ModelStore
 from lib.trainers.site import Site, folder_site
@@ -31,4 +31,4 @@ def site_of(folder: Path, models: ModelStore) -> Site:
 
 
 def _is_work_folder(folder: Path) -> bool:
-    return (folder / SERIES_DIR).is_dir() and not (folder / HISTORY_DIR).is_dir()
+    return (folder / PACS_DIR).is_dir() and not (folder / HISTORY_DIR).is_dir()

@@ -17,7 +17,7 @@ from lib.volume_io import PARTIAL_PREFIX
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
-SERIES_DIR: Final = "pacs"
+PACS_DIR: Final = "pacs"
 """Of a PACS, below the history: fetched series and the labels shown to clients."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""

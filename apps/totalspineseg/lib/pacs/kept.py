@@ -7,7 +7,7 @@ from typing import Any, Final
 from monailabel.datastore.local import LocalDatastoreModel
 
 from lib.corrections.datastore import is_safe_id
-from lib.corrections.history import SERIES_DIR
+from lib.corrections.history import PACS_DIR
 from lib.pacs.series import patient_of
 
 INDEX_FILE: Final = "datastore_v2.json"
@@ -22,7 +22,7 @@ class KeptSeries:
     """
 
     def __init__(self, work: Path) -> None:
-        self._folder = work / SERIES_DIR
+        self._folder = work / PACS_DIR
         index = self._folder / INDEX_FILE
         self._objects: Mapping[str, Any] = {}
         if index.is_file():

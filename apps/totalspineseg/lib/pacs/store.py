@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from monailabel.config import settings
 
-from lib.corrections.history import SERIES_DIR
+from lib.corrections.history import PACS_DIR
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_writer import write_seg
 from lib.geometry import Volume
@@ -43,7 +43,7 @@ def pacs_datastore(root: Path) -> PacsDatastore:
 
     store = PacsDatastore(
         client,
-        root / SERIES_DIR,
+        root / PACS_DIR,
         configured_filter(),
         publisher=publish,
         read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
