@@ -1,5 +1,6 @@
 """A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults, the newest segmentation."""
 
+import threading
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,19 @@ def test_a_series_fetched_again_has_the_same_bytes(tmp_path: Path, files: Path) 
         Path(datastore(Pacs(files), tmp_path / str(k)).get_image_uri("2.25.70001.1")).read_bytes() for k in range(2)
     }
     assert len(contents) == 1
+
+
+@pytest.mark.parametrize("read", ["get_labeled_images", "waiting"])
+def test_nobody_reads_while_a_series_is_added(tmp_path: Path, read: str) -> None:
+    """Labels that waited for the PACS stayed behind: the list of series grew while it was read."""
+    store = datastore(Pacs(), tmp_path)
+    reader = threading.Thread(target=getattr(store, read))
+    with store._guard:
+        reader.start()
+        reader.join(0.2)
+        assert reader.is_alive()
+    reader.join(10)
+    assert not reader.is_alive()
 
 
 @pytest.mark.parametrize("image_id", ["", "9.9", "../x", "2.25.70001.1/../x", "a"])

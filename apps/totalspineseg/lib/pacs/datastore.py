@@ -149,7 +149,8 @@ class PacsDatastore(StudiesDatastore):
 
     def waiting(self) -> tuple[str, ...]:
         """Images whose finished label the PACS still has to get."""
-        finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
+        with self._guard:
+            finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
         return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
