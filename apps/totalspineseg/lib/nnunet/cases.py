@@ -148,13 +148,13 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
     shape = resampled_shape(image.shape, ISO_MM, folder.spacing_mm)
     resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
     return TrainingCase(
-        scan.name,
-        scan.origin,
-        resampled,
-        _nearest(codes, shape),
-        scan.unreviewed,
-        _shares(codes, shape, folder, scan.unreviewed),
-        None if found is None else _nearest(found.transpose(axes)[inner], shape),
+        name=scan.name,
+        origin=scan.origin,
+        image=resampled,
+        codes=_nearest(codes, shape),
+        unreviewed=scan.unreviewed,
+        shares=_shares(codes, shape, folder, scan.unreviewed),
+        found=None if found is None else _nearest(found.transpose(axes)[inner], shape),
     )
 
 
