@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import requests
 from pydicom import dcmread
-from server_process import free_port
 
 from dicom_series import enhanced
 from lib.dicom.mr_object import mr_slices
 from lib.geometry import Grid
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc
+from lib.processes import free_port
 from phantom import PIR, image_of, lumbar_codes
 from serving import phantom_server
 

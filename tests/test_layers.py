@@ -9,6 +9,7 @@ LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
     "clock": -2,
+    "processes": -2,
     "anatomy": -1,
     "geometry": 0,
     "tags": 0,

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from server_process import ROOT, free_port, stop
+from server_process import ROOT
 
 from lib.anatomy import NAME_OF, VERTEBRAE
 from lib.dicom.demo import demo_pacs
+from lib.processes import free_port, stop
 from lib.volume_io import read_labels
 from viewer import browser
 

@@ -8,12 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from server_process import APP, ROOT, StartError, server_process
-
-if str(APP) not in sys.path:
-    sys.path.insert(0, str(APP))
-
 from monailabel.client.client import MONAILabelClient
+from server_process import APP, ROOT, StartError, server_process
 
 from lib.nnunet.model_folder import ModelFolder
 from lib.registry.store import NAME, STARTER, ModelStore

@@ -5,7 +5,6 @@ Ctrl-C ends both. With --dicomweb the PACS is yours, and nothing is written to i
 
 import argparse
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.errors import TotalSpineSegError  # noqa: E402
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
+from lib.processes import free_port  # noqa: E402
 from lib.server import DEFAULT_HOST, DEFAULT_PORT, serve  # noqa: E402
 
 DEMO_STUDIES, DEMO_SEED = 3, 7
@@ -55,14 +55,6 @@ def main() -> int:
     except KeyboardInterrupt:
         return STOPPED
     return 0
-
-
-def free_port() -> int:
-    """A port for Orthanc; only this program needs to know it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def prepare(orthanc: Orthanc) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,14 @@ import requests
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "apps" / "totalspineseg"
+# For those, too, who import this.
+if str(APP) not in sys.path:
+    sys.path.insert(0, str(APP))
+
+from lib.processes import free_port, stop  # noqa: E402
+
 START_SECONDS: Final = 300
 """The first start after an installation compiles every module; later ones take 4 s on a quiet machine."""
-STOP_SECONDS: Final = 60
 LOG_TAIL: Final = 3000
 RUN: Final = """
 import json, sys
@@ -30,14 +34,6 @@ serve(options.pop("studies"), app_dir=Path(options.pop("app")), demo=False, **op
 
 class StartError(RuntimeError):
     """The server ended or did not answer; the message holds the end of its log."""
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -86,16 +82,6 @@ def server_process(
             yield url, process
         finally:
             stop(process)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End a process, in the end without its consent."""
-    process.terminate()
-    try:
-        process.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 import requests
 
 from lib.errors import StorageError
+from lib.processes import stop
 
 PROGRAM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 """Debian installs Orthanc where an ordinary user's PATH does not look."""
@@ -23,8 +24,6 @@ PLUGINS: Final = (
 DICOMWEB_ROOT: Final = "/dicom-web/"
 START_SECONDS: Final = 180
 """An Orthanc that answers in a second on a quiet machine may take a minute on a busy one."""
-STOP_SECONDS: Final = 60
-"""Orthanc writes its index before it ends."""
 PROBE_SECONDS: Final = 10
 STORE_SECONDS: Final = 120
 
@@ -64,7 +63,7 @@ def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
             _wait(orthanc, process)
             yield orthanc
         finally:
-            _stop(process)
+            stop(process)
 
 
 def fill(orthanc: Orthanc, folder: Path) -> int:
@@ -127,12 +126,3 @@ def _wait(orthanc: Orthanc, process: "subprocess.Popen[bytes]") -> None:
         else:
             return
     raise StorageError(f"an answer of Orthanc within {START_SECONDS} s is required, got none; see {orthanc.log}")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
