@@ -78,6 +78,33 @@ def test_a_series_is_fetched_once_and_read_as_it_lies(tmp_path: Path, files: Pat
     assert len(list(store.series_folder("2.25.70001.1").iterdir())) == CODES.shape[2]
 
 
+def test_two_who_need_a_series_fetch_it_once_and_leave_no_lock(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that runs for months kept a lock of every series that was ever asked for."""
+    pacs = Pacs(files)
+    store = datastore(pacs, tmp_path)
+    retrieve, begun, go_on = pacs.retrieve_series, threading.Event(), threading.Event()
+
+    def slow(study: str, series: str) -> list[Any]:
+        begun.set()
+        go_on.wait(10)
+        return retrieve(study, series)
+
+    monkeypatch.setattr(pacs, "retrieve_series", slow)
+    readers = [threading.Thread(target=store.get_image_uri, args=("2.25.70001.1",)) for _ in range(2)]
+    readers[0].start()
+    assert begun.wait(10)
+    readers[1].start()
+    readers[1].join(0.3)
+    assert list(store._fetching) == ["2.25.70001.1"]
+    go_on.set()
+    for reader in readers:
+        reader.join(60)
+    assert pacs.fetched == ["2.25.70001.1"]
+    assert not store._fetching
+
+
 def test_a_series_fetched_again_has_the_same_bytes(tmp_path: Path, files: Path) -> None:
     """Training takes another hash for another image, and left the correction out."""
     contents = {

@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -63,7 +64,8 @@ class PacsDatastore(StudiesDatastore):
         self._client = client
         self._listing = Listing(client, filters)
         self._publisher = publisher
-        self._fetching: dict[str, threading.Lock] = {}
+        # A lock is gone with the last one who fetches that series.
+        self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         self.segmentations = Segmentations(client)
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
