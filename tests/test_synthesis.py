@@ -120,6 +120,30 @@ def test_head_shows_what_networks_take_for_column_and_names_none_of_it() -> None
     assert set(lines) == {False, True}  # the line below the dens: in some spines, and never a disc
 
 
+def test_belly_has_a_kidney_and_a_psoas_on_either_side_and_the_liver_on_the_right() -> None:
+    spine = make(2, field=Field.LUMBAR, width_mm=260.0, depth_mm=260.0, spacing_mm=(2.0, 2.0, 2.0))
+    column = np.isin(spine.labels, anatomy.LUMBAR)
+    middle = int(np.median(np.nonzero(column)[0]))
+    high = spine.tissues[:, :, int(np.nonzero(spine.labels == anatomy.LUMBAR[2])[2].min()) :]
+    right, left = high[middle + 30 :], high[: middle - 30]
+    assert (right == Tissue.ORGAN_A).sum() > 1.3 * (left == Tissue.ORGAN_A).sum()
+    assert min((half == Tissue.ORGAN_B).sum() for half in (right, left)) > 1000
+    l3 = np.nonzero(spine.labels == anatomy.LUMBAR[2])
+    height, front = int(np.median(l3[2])), int(np.median(l3[1][l3[1] > np.median(l3[1])]))
+    beside = spine.tissues[:, front - 4 : front + 4, height]
+    assert (beside[middle - 24 : middle - 10] == Tissue.MUSCLE).mean() > 0.4
+    assert (beside[middle + 10 : middle + 24] == Tissue.MUSCLE).mean() > 0.4
+
+
+def test_ligaments_run_before_the_bodies_and_behind_the_spinous_processes(whole: SyntheticSpine) -> None:
+    ligament = (whole.tissues == Tissue.LIGAMENT) & (whole.labels == 0)
+    for code in anatomy.column().vertebrae[2:-1]:
+        places = np.nonzero(whole.labels == code)
+        near = np.nonzero(ligament[:, :, places[2].min() : places[2].max()])[1]
+        assert near.max(initial=0) >= np.quantile(places[1], 0.9), "none before the body"
+        assert near.min(initial=999) <= np.quantile(places[1], 0.4), "none at the spinous process"
+
+
 @pytest.mark.parametrize(
     ("thoracic", "lumbar", "has", "lacks"),
     [

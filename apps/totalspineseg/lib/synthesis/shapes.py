@@ -15,6 +15,9 @@ EPIDURAL_MM = 1.6
 _BODY_POWER = 2.6
 """Exponent of the body's outline: between an ellipse (2) and a box."""
 
+_SPINOUS_RISE = {"cervical": -0.25, "thoracic": -0.35, "lumbar": -0.22}
+"""Where the spinous process begins, against the body's middle and in its height."""
+
 
 @dataclass(frozen=True)
 class Local:
@@ -119,12 +122,19 @@ def _transverse(mirrored: Local, vertebra: Vertebra, half_w: float, center: floa
     return capsule(mirrored, (root, center, raised), (tip - 3.5, center - 4, raised + 2), 3.6)
 
 
+def spinous_tip(vertebra: Vertebra) -> tuple[float, float, float]:
+    """Where the spinous process ends in the vertebra's frame, mm."""
+    size = vertebra.size
+    back = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM - size.spinous_length
+    return 0.0, back, _SPINOUS_RISE[vertebra.region] * size.height - size.spinous_length * size.spinous_slope
+
+
 def spinous(local: Local, vertebra: Vertebra) -> Mask:
     """Spinous process: a slab that falls by the level's slope and grows taller toward a lumbar tip."""
     size = vertebra.size
     start = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM
     along = (start - local.anterior) / np.float32(size.spinous_length)
-    rise = {"cervical": -0.25, "thoracic": -0.35, "lumbar": -0.22}[vertebra.region] * size.height
+    rise = _SPINOUS_RISE[vertebra.region] * size.height
     middle = rise - along * np.float32(size.spinous_length * size.spinous_slope)
     grows = {"cervical": 0.25, "thoracic": -0.35, "lumbar": 0.15}[vertebra.region]
     half_height = size.spinous_height / 2 * (1 + grows * along)

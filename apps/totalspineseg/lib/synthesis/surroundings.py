@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lib.synthesis.belly import BellySpace, draw_belly
 from lib.synthesis.canal import CanalCurve
 from lib.synthesis.column import BentColumn
 from lib.synthesis.head import LOWEST_MM, HeadSpace, draw_head
+from lib.synthesis.ligaments import draw_ligaments
 from lib.synthesis.raster import Raster
 from lib.synthesis.shapes import Local, capsule
 from lib.synthesis.tissues import Tissue
@@ -94,35 +96,34 @@ def draw_surroundings(
     noise = smooth_noise(rng, raster.shape, 14)
     streaks = smooth_noise(rng, raster.shape, 60)
     out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
-    front = y > _slices(spine_y + 24 * column.scale)
-    _belly(rng, out, noise, inner & front, z, at)
-    _chest(rng, out, inner, x, y - _slices(spine_y), z, at, column.scale)
     ahead = y - _slices(spine_y)
+    _belly(rng, out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
+    _chest(rng, out, inner, x, ahead, z, at, column.scale)
     # A stream of its own: what else is drawn does not depend on the head.
     _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
     _ribs(rng, out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)
+    draw_ligaments(rng.spawn(1)[0], out, column, raster)
     return out
 
 
 def _belly(
-    rng: np.random.Generator, out: Tissues, noise: NDArray[np.float32], room: NDArray[np.bool_], z: Floats, at: Heights
+    rng: np.random.Generator,
+    out: Tissues,
+    noise: NDArray[np.float32],
+    inner: NDArray[np.bool_],
+    local: Local,
+    diaphragm: float,
+    scale: float,
 ) -> None:
-    """Fat, bowel, liver-like and kidney-like lumps in front of the lumbar column."""
-    where = np.flatnonzero(z < at.diaphragm)
+    """The belly, in the part of the scan that it reaches."""
+    where = np.flatnonzero(local.superior[0, 0] < diaphragm)
     if not where.size:
         return
-    part = slice(int(where[0]), int(where[-1]) + 1)
-    lumps, view, inside = noise[..., part], out[..., part], room[..., part]
-    view[inside] = Tissue.FAT
-    for tissue, low, high in (
-        (Tissue.ORGAN_A, 0.3, 0.9),
-        (Tissue.ORGAN_B, 0.9, 9.0),
-        (Tissue.ORGAN_C, -0.9, -0.3),
-        (Tissue.AIR, -9.0, -1.5 - rng.random()),
-    ):
-        view[inside & (lumps > low) & (lumps < high)] = tissue
+    part = slice(None, int(where[-1]) + 1)
+    cut = Local(local.right, local.anterior[..., part], local.superior[..., part])
+    draw_belly(rng, out[..., part], BellySpace(cut, noise[..., part], inner[..., part], diaphragm, scale))
 
 
 def _chest(
@@ -135,8 +136,14 @@ def _chest(
     at: Heights,
     scale: float,
 ) -> None:
-    """Lungs beside and in front of the thoracic column, the heart between them."""
+    """Lungs beside and in front of the thoracic column, the heart between them, the windpipe."""
     top, bottom = at.first_rib + 5, at.diaphragm
+    heart_z = bottom + 0.35 * (top - bottom)
+    where = np.flatnonzero((z > min(bottom, heart_z - 60)) & (z < at.atlas - 15))
+    if not where.size:
+        return
+    part = slice(int(where[0]), int(where[-1]) + 1)
+    out, inner, ahead, z = out[..., part], inner[..., part], ahead[..., part], z[part]
     middle, half = (top + bottom) / 2, (top - bottom) / 2
     rise = np.clip(1 - np.abs((z - middle) / half) ** 3, 0, 1).astype(np.float32)[None, None, :]
     reach = np.sqrt(rise)
@@ -144,11 +151,10 @@ def _chest(
         center_x = side * (72 + 6 * rng.random()) * scale
         lung = ((x - center_x) / (62 * scale * reach + 1e-3)) ** 2 + ((ahead - 45) / (78 * scale * reach + 1e-3)) ** 2
         out[inner & (lung < 1)] = Tissue.LUNG
-    heart_z = bottom + 0.35 * (top - bottom)
-    heart = (x / 55) ** 2 + ((ahead - 85 * scale) / 42) ** 2 + ((z[None, None, :] - heart_z) / 60) ** 2
+    heart = (x / 55) ** 2 + ((ahead - 85 * scale) / 42) ** 2 + ((_slices(z) - heart_z) / 60) ** 2
     out[inner & (heart < 1)] = Tissue.ORGAN_C
     windpipe = ((x + 2) / 8) ** 2 + ((ahead - (45 if scale > 0.9 else 38)) / 7) ** 2 < 1
-    out[windpipe & (z > at.first_rib - 60)[None, None, :] & (z < at.atlas - 15)[None, None, :] & inner] = Tissue.AIR
+    out[windpipe & (z > at.first_rib - 60)[None, None, :] & inner] = Tissue.AIR
 
 
 def _head(

@@ -1,0 +1,56 @@
+"""The long ligaments of the column: before the bodies, and between and behind the spinous processes."""
+
+import itertools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lib.synthesis.column import BentColumn, Frame, Vertebra
+from lib.synthesis.raster import Raster
+from lib.synthesis.shapes import capsule, spinous_tip
+from lib.synthesis.tissues import Tissue
+
+Tissues = NDArray[np.uint8]
+Point = tuple[float, float, float]
+
+_FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_RADIUS_MM = 2.5, 2.5, 1.8
+_WORLD = Frame(np.zeros(3), np.eye(3))
+
+
+def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
+    """Paint the ligaments; bone and discs are painted over them.
+
+    Args:
+        rng: Source of randomness.
+        out: Tissue numbers, (X, Y, Z); painted over.
+        column: The bent column.
+        raster: Its grid.
+    """
+    between = Tissue.FAT if rng.random() < 0.5 else Tissue.LIGAMENT  # with age fat takes the sheet's place
+    for upper, lower in itertools.pairwise(column.vertebrae[1:]):
+        _cord(out, raster, _front(upper), _front(lower), _FRONT_RADIUS_MM, Tissue.LIGAMENT)
+        tips = [_world(v, spinous_tip(v)) for v in (upper, lower)]
+        roots = [_world(v, (0.0, 0.4 * spinous_tip(v)[1] - 0.6 * v.size.depth, 0.0)) for v in (upper, lower)]
+        for share in (0.2, 0.4, 0.6, 0.8):
+            ends = [r + share * (t - r) for r, t in zip(roots, tips, strict=True)]
+            _cord(out, raster, ends[0], ends[1], _SHEET_RADIUS_MM, between)
+        _cord(out, raster, tips[0], tips[1], _TIP_RADIUS_MM, Tissue.LIGAMENT)
+
+
+def _world(vertebra: Vertebra, point: Point) -> NDArray[np.float64]:
+    return vertebra.frame.origin + vertebra.frame.axes @ np.asarray(point)
+
+
+def _front(vertebra: Vertebra) -> NDArray[np.float64]:
+    return _world(vertebra, (0.0, vertebra.size.depth / 2, 0.0))
+
+
+def _cord(
+    out: Tissues, raster: Raster, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, tissue: Tissue
+) -> None:
+    low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
+    box = raster.box(_WORLD, (low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    if box is None:
+        return
+    ends = [(float(p[0]), float(p[1]), float(p[2])) for p in (start, end)]
+    out[box][capsule(raster.local(_WORLD, box), ends[0], ends[1], radius)] = tissue
