@@ -12,12 +12,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
 from lib.errors import TotalSpineSegError
+from lib.front.statuses import OURS, UPSTREAM
 from lib.infers.http import NO_ROOM, NOT_FOUND, UNUSABLE, status_of
 
 logger = logging.getLogger(__name__)
 
-OURS: Final = 500
-UPSTREAM: Final = 502
 UNAUTHORIZED: Final = (400, 401, 403)
 """Answers of an identity server that concern the user, not the server."""
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -12,12 +12,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.corrections.datastore import is_safe_id, is_safe_tag
+from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
+from lib.infers.http import NOT_FOUND
 
 SESSION_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 """Sessions are UUIDs."""
 ID_PARAMETERS: Final = ("image", "label", "id")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
-BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE = 400, 403, 404, 413
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from lib.anatomy import BY_CODE, SACRUM, STRUCTURES
 from lib.corrections.wire import VERTEBRAE_NAME
 from lib.front.bundle import Bundle, read_bundle
+from lib.front.statuses import NOT_MODIFIED
 from lib.infers.http import NOT_FOUND
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
@@ -32,7 +33,6 @@ POLICY: Final = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
 }
 """The page talks to this server alone: nobody else learns that, or where, a study is read."""
-NOT_MODIFIED: Final = 304
 UNKNOWN_VIEWER: Final = (
     "This viewer cannot {missing}: it is another version than this server was made for. Look at images only; "
     "install the pinned requirements."

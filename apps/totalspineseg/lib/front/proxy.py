@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
+from lib.front.statuses import NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
 from lib.front.stow import Upload, received_body, take_submissions
 from lib.infers.http import NOT_FOUND
 from lib.pacs.address import Address, Service, is_uid
@@ -30,9 +31,6 @@ PASSED_BACK: Final = ("content-type", "warning")
 PRIVATE: Final = {"cache-control": "no-store"}
 """Patients' data stay out of the browser's cache, and a list is never older than the PACS."""
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
-OK: Final = 200
-UPSTREAM: Final = 502
-READ_ONLY: Final = 405
 ENCODED_STARS: Final = ("%2A", "%2a")
 """Some servers take an encoded wildcard for a letter; both spellings mean the same."""
 ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -87,7 +85,7 @@ class Answer:
         self.response = response
         self.status = response.status_code
         self.headers = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
-        if 300 <= self.status < 400 and self.status != 304:
+        if 300 <= self.status < 400 and self.status != NOT_MODIFIED:
             response.close()
             raise HTTPException(
                 UPSTREAM, "an answer of the PACS itself is required, got a redirection; check its address"
@@ -142,7 +140,7 @@ def router() -> APIRouter:
         parts = path.strip("/").split("/")
         if parts[0] != "studies" or len(parts) > 2:
             raise HTTPException(
-                405, "instances are stored at 'studies'; other resources cannot be changed", {"allow": "GET"}
+                READ_ONLY, "instances are stored at 'studies'; other resources cannot be changed", {"allow": "GET"}
             )
         url = configured_address().url("stow", path)
         async with received_body(request) as upload:

@@ -13,6 +13,7 @@ from monailabel.interfaces.utils.app import app_instance
 from lib.corrections.datastore import is_safe_id
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
+from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
 from lib.infers.settings import SettingError
@@ -21,8 +22,6 @@ from lib.volume_io import read_image, stem
 
 logger = logging.getLogger(__name__)
 
-CONFLICT = 409
-SESSIONS_OFF = 406
 ARCHIVES = (".zip",)
 """Other archives can write outside the folder they are unpacked to."""
 NOT_IN_PACS = (

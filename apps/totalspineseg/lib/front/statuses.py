@@ -1,0 +1,16 @@
+"""HTTP statuses of the front, besides those that errors of the tasks have (``lib.infers.http``)."""
+
+from typing import Final
+
+OK: Final = 200
+NOT_MODIFIED: Final = 304
+BAD_REQUEST: Final = 400
+FORBIDDEN: Final = 403
+READ_ONLY: Final = 405
+SESSIONS_OFF: Final = 406
+CONFLICT: Final = 409
+TOO_LARGE: Final = 413
+OURS: Final = 500
+"""The server's own fault."""
+UPSTREAM: Final = 502
+"""A server behind this one did not answer, or not as it should."""
