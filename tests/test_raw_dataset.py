@@ -1,6 +1,7 @@
 """nnU-Net's raw datasets on disk: exactly the cases of the last call, whole or absent, and nobody else's files."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from lib.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
@@ -16,10 +18,15 @@ from lib.errors import StorageError
 from lib.geometry import Volume
 from lib.nnunet import raw_folder
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.nnunet.raw_dataset import RawOptions, case_id, dataset_name, write_raw_datasets
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.raw_dataset import FOUND_BY, SIMULATED, TRUE, RawOptions, case_id, dataset_name, write_raw_datasets
+from lib.nnunet.raw_folder import read_cases
+from lib.nnunet.sampler import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.splits import subjects_of
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS
+from lib.prediction import Prediction
 from lib.volume_io import read_labels, write_volume
+from tiny_models import write_model_folder
 from training_site import correct, make_site
 
 DISC_L4_L5 = 95
@@ -190,6 +197,88 @@ def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
     assert files(tmp_path, 1).keys() == names("sub-1_T2w", channels=1)
 
 
+# --- discs that a network found
+
+
+def reviewed_scan(number: int) -> LabeledScan:
+    """``block_scan`` without the strip nobody reviewed: its one disc is then marked in both variants."""
+    scan = block_scan(number)
+    codes = np.where(scan.codes.data == UNREVIEWED, 0, scan.codes.data).astype(np.uint8)
+    return replace(scan, codes=Volume(codes, scan.codes.affine))
+
+
+class Finder:
+    """A step-1 network that finds the disc of ``block_scan`` a voxel too far back, if it finds any."""
+
+    def __init__(self, version: str = "finder-1", *, finds: bool = True) -> None:
+        self.version = version
+        self.finds = finds
+        self.images: list[bytes] = []
+
+    def predict(self, channels: npt.NDArray[np.float32], *, soft: object = ()) -> Prediction:
+        self.images.append(channels.tobytes())
+        disc = np.roll(block_scan(0).codes.data == DISC_L4_L5, -1, axis=1)
+        return Prediction((disc & self.finds).astype(np.uint8), {})
+
+
+def discs_of(raw: Path) -> dict[str, str]:
+    return {case: entry["discs"] for case, entry in read_cases(raw / dataset_name(2)).items()}
+
+
+def second_channel(raw: Path, case: str) -> Any:
+    return read_labels(raw / dataset_name(2) / "imagesTr" / f"{case}_0001.nii.gz").data
+
+
+def test_a_stated_share_shows_what_step_one_found(tmp_path: Path) -> None:
+    """From-scratch training saw true discs and simulated errors alone, and never what its own step 1 finds."""
+    scans = [reviewed_scan(k) for k in range(40)]
+    write(tmp_path, scans, RawOptions((2,), finder=Finder()))
+    discs = discs_of(tmp_path)
+    assert len(discs) == 80
+    counted = {kind: list(discs.values()).count(kind) / 80 for kind in (TRUE, f"{FOUND_BY}finder-1", SIMULATED)}
+    assert sum(counted.values()) == 1
+    assert counted[TRUE] == pytest.approx(EXACT_CHANNEL_SHARE, abs=0.1)
+    assert counted[f"{FOUND_BY}finder-1"] == pytest.approx((1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE, abs=0.1)
+    for case, kind in discs.items():
+        channel = second_channel(tmp_path, case)
+        target = read_labels(tmp_path / dataset_name(2) / "labelsTr" / f"{case}.nii.gz").data
+        true = np.isin(target, REGIONS[2]["disc"])
+        expected = {TRUE: true, f"{FOUND_BY}finder-1": np.roll(true, -1, axis=1)}
+        if kind in expected:
+            assert np.array_equal(channel > 0, expected[kind]), case
+
+
+def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None:
+    scans = [reviewed_scan(k) for k in range(12)]
+    first, again, other = Finder(), Finder(), Finder("finder-2")
+    write(tmp_path, scans, RawOptions(finder=first))
+    shown = list(discs_of(tmp_path).values()).count(f"{FOUND_BY}finder-1")
+    assert len(first.images) == shown
+    assert 0 < shown < 12
+    before = files(tmp_path, 2), files(tmp_path, 1)
+    write(tmp_path, scans, RawOptions(finder=again))
+    assert (files(tmp_path, 2), files(tmp_path, 1)) == before
+    assert again.images == []
+    write(tmp_path, scans, RawOptions(finder=other))
+    assert other.images == first.images
+    assert f"{FOUND_BY}finder-2" in discs_of(tmp_path).values()
+    assert f"{FOUND_BY}finder-1" not in discs_of(tmp_path).values()
+    assert files(tmp_path, 1) == before[1]
+
+
+def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty channel would teach step 2 a guide that inference never gives it."""
+    options = RawOptions((2,), disturbed_share=1, finder=Finder(finds=False))
+    write(tmp_path, [reviewed_scan(k) for k in range(6)], options)
+    assert set(discs_of(tmp_path).values()) == {SIMULATED}
+    said = [record.getMessage().partition(": ") for record in caplog.records]
+    assert {reason for _, _, reason in said} == {"step 1 finds none of its discs; errors are simulated"}
+    assert 0 < len(said) < 12
+    assert {case for case, _, _ in said} < set(discs_of(tmp_path))
+
+
 # --- names
 
 
@@ -247,6 +336,42 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
+
+
+def test_the_command_takes_the_discs_of_a_trained_step_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """prepare 101, train 101, prepare 102 with what that finds: here nnU-Net's results are a random network."""
+    bids(tmp_path / "bids", *(reviewed_scan(k) for k in range(4)))
+    model = ModelFolder.open(write_model_folder(tmp_path / "results", 1), step=1)
+    words = ["prepare", str(tmp_path / "bids"), str(tmp_path / "raw"), "--step", "2", "--disturbed-share", "1"]
+    assert main([*words, "--discs-by", str(tmp_path / "results")]) == 0
+    found = f"{FOUND_BY}results-{model.digest[:8]}"
+    discs = discs_of(tmp_path / "raw")
+    count = list(discs.values()).count(found)
+    assert 0 < count < 8 and set(discs.values()) == {found, SIMULATED}
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert f"{count} {found}" in said and f"{8 - count} {SIMULATED}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--discs-by", "nobody"], "weights must be 'starter', 'official', an installed version .* got 'nobody'"),
+        (["--discs-by", "."], "a model folder of step 1 .* is required, got none in '.'"),
+        (["--discs-by", "starter", "--device", "abacus"], "device must be .* got 'abacus'"),
+        (["--discs-by", "starter", "--step", "1"], "--discs-by requires step 2 .* got step 1 and a share of 0.5"),
+        (["--discs-by", "starter", "--disturbed-share", "0"], "got step 1 and 2 and a share of 0; leave it out"),
+    ],
+    ids=["no such weights", "no step 1", "no such device", "step 1 alone", "no share"],
+)
+def test_discs_by_nobody_are_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    bids(tmp_path / "bids", block_scan(1))
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", "bids", "raw", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert not (tmp_path / "raw").exists()
 
 
 def test_a_share_is_from_0_to_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,13 +15,14 @@ import SimpleITK as sitk
 from lib.anatomy import CANAL, CODE_OF, LUMBAR, UNREVIEWED
 from lib.cli import COMMANDS, _parser, main
 from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.raw_dataset import FOUND_BY, dataset_name
+from lib.nnunet.raw_folder import read_cases
 from lib.nnunet.targets import IGNORE_CLASS
 from lib.registry.store import ModelStore
 from lib.trainers import scratch
 from lib.volume_io import read_labels, write_volume
-from tiny_models import write_models
-from training_site import tiny_scan
+from tiny_models import write_model_folder
+from training_site import SPACING_MM, tiny_scan
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-scratch.md").read_text()
@@ -69,13 +70,19 @@ def test_the_commands_of_the_page_run_in_their_order(
             continue
         if words[1] == "models":
             words += ["--data-dir", str(store.model_dir)]
-        if words[2:3] == ["import"]:
-            write_models(NnunetFolders.at().results)
+        if "nnUNet/results" in words:
+            # Step 1 is there when step 2 is prepared, step 2 when both are imported.
+            write_model_folder(NnunetFolders.at().results, 2 if words[2:3] == ["import"] else 1, spacing=SPACING_MM)
+        if "--discs-by" in words:
+            words += ["--device", "cpu"]
         assert words[1] in COMMANDS
         assert main(words[1:]) == 0, (line, capsys.readouterr().err)
-        if words[1] == "prepare":
+        if words[1] == "prepare" and words[3:] != ["--step", "1"]:
             copies = lab.glob(f"nnUNet/raw/{dataset_name(2)}/labelsTr/sub-4_T2w_o2e.nii.gz")
             assert len(list(copies)) == ("--no-o2e" not in words)
+        if "nnUNet/results" in words and words[1] == "prepare":
+            cases = read_cases(NnunetFolders.at().raw / dataset_name(2)).values()
+            assert any(case["discs"].startswith(f"{FOUND_BY}results-") for case in cases)
     assert store.active() == {1: "ours", 2: "ours"}
     trained = [words for words in asked if "-tr" in words]
     assert [words[:3] for words in trained[:2]] == [["101", "3d_fullres", "0"], ["102", "3d_fullres", "0"]]

@@ -1,21 +1,22 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
 Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command goes on.
-Then: totalspineseg train
+Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
 """
 
 import argparse
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lib.cli.common import existing_path
+from lib.cli.common import existing_path, model_store
 
 if TYPE_CHECKING:
     from lib.nnunet.cases import LabeledScan, ScanSource, Skipped
+    from lib.prediction import Predictor
 
 SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 DERIVATIVES: Final = "derivatives"
@@ -45,6 +46,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--disturbed-share", type=_share, default=0.5, metavar="0..1", help="cases with imperfect discs"
     )
+    parser.add_argument(
+        "--discs-by",
+        metavar="NAME",
+        help="the step-1 network whose own discs half of the imperfect cases show: starter, official, an installed "
+        "version, or a folder such as nnU-Net's results (default: all errors are simulated)",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="cuda|cpu", help="of that network (default: a GPU if there is one)"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -54,7 +64,16 @@ def execute(arguments: argparse.Namespace) -> int:
     from lib.nnunet.cases import Skipped
     from lib.nnunet.folders import NnunetFolders
     from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
+    from lib.nnunet.raw_folder import read_cases
 
+    steps = tuple(sorted(set(arguments.step or (1, 2))))
+    if arguments.discs_by is not None and (2 not in steps or not arguments.disturbed_share):
+        raise argparse.ArgumentTypeError(
+            f"--discs-by requires step 2 and a --disturbed-share above 0, got step {' and '.join(map(str, steps))} and "
+            f"a share of {arguments.disturbed_share:g}; leave it out"
+        )
+    finder = None if arguments.discs_by is None else _finder(arguments.discs_by, arguments.device)
+    options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share, finder)
     skipped: list[Skipped] = []
 
     def skip(case: Skipped) -> None:
@@ -72,14 +91,25 @@ def execute(arguments: argparse.Namespace) -> int:
         sources = tuple(_bids(arguments.source, arguments.label_suffix))
     if not sources:
         raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; {cure}")
-    steps = tuple(sorted(set(arguments.step or (1, 2))))
-    options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share)
     raw = arguments.raw or NnunetFolders.at().raw
     for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
         print(f"{raw / dataset_name(step)}: {written.cases} cases")
+        channels = Counter(case["discs"] for case in read_cases(raw / dataset_name(step)).values() if "discs" in case)
+        if channels:
+            print(f"discs of the second channel: {', '.join(f'{n} {discs}' for discs, n in channels.most_common())}")
         if written.removed:
             print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
     return 1 if skipped else 0
+
+
+def _finder(name: str, device: str) -> "Predictor":
+    from lib.nnunet.model_folder import ModelFolder
+    from lib.nnunet.predictor import WarmPredictor
+    from lib.nnunet.runtimes import require
+
+    require(device, "torch")
+    choice = model_store(None, name).resolve(1)
+    return WarmPredictor(ModelFolder.open(choice.root, step=1, name=choice.name), device=device)
 
 
 def _share(text: str) -> float:

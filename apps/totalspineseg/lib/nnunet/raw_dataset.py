@@ -1,6 +1,7 @@
 """Labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,19 +12,25 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, UNREVIEWED
 from lib.errors import LabelError, StorageError, TotalSpineSegError
-from lib.geometry import Grid, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.cases import CROP_MARGIN_MM, LabeledScan, ScanSource, Skipped, check_codes
+from lib.nnunet.found_discs import found_discs
 from lib.nnunet.odd_channel import FloatArray, disturbed_channel, marked_discs
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
+from lib.prediction import Predictor
 from lib.registry.files import locked
 from lib.registry.store import DATASET_OF_STEP
 from lib.transforms.crop import crop_box
 
+logger = logging.getLogger(__name__)
+
 SWAPPED_SUFFIX: Final = "_o2e"
 """Second variant of a case of dataset 102: the other discs marked, odd and even exchanged."""
 DISTURBED_SHARE: Final = 0.5
-"""Share of the cases of dataset 102 whose second channel has errors as step 1 makes them."""
+"""Share of the cases of dataset 102 whose second channel has errors: those of step 1, or such as it makes them."""
+TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
+"""Whose discs a second channel shows, in the record of the cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
 FORMAT: Final = 1
 """Of the cases; raised when the same scan gives other files, so that older ones are written anew."""
@@ -40,11 +47,14 @@ class RawOptions:
         steps: Which datasets.
         swapped: Also the second variant of each case of dataset 102.
         disturbed_share: See ``DISTURBED_SHARE``.
+        finder: The warm step-1 network whose own discs ``sampler.FOUND_CHANNEL_SHARE`` of the disturbed ones show;
+            None simulates all errors.
     """
 
     steps: tuple[Step, ...] = (1, 2)
     swapped: bool = True
     disturbed_share: float = DISTURBED_SHARE
+    finder: Predictor | None = None
 
 
 def dataset_name(step: int) -> str:
@@ -135,14 +145,41 @@ def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, opt
     box = crop_box(reviewed, margin=CROP_MARGIN_MM)
     codes = labels.data[box]
     grid = _crop_grid(image, [axis.start for axis in box], codes.shape)
+
+    def find(finder: Predictor) -> LabelArray:
+        """In the whole scan, as at inference; few variants ask for it."""
+        return found_discs(image.data, labels.data, finder)[box]
+
     for swapped in missing:
-        rng = np.random.default_rng([SEED, swapped, *name.encode()])
-        marked = marked_discs(codes, swapped=swapped)
-        exact = rng.random() >= options.disturbed_share
-        second: FloatArray = mark(codes, marked) if exact else disturbed_channel(codes, marked, rng)
+        second, discs = _second_channel(codes, find, name, options, swapped=swapped)
         target = step_target(codes, 2, swapped=swapped, unreviewed=scan.unreviewed)
         channels = [image.data[box], second]
-        folder.write(_variant(name, swapped), scan.subject, made_from, grid, channels, target)
+        folder.write(_variant(name, swapped), scan.subject, made_from, grid, channels, target, discs=discs)
+
+
+def _second_channel(
+    codes: LabelArray,
+    find: Callable[[Predictor], LabelArray],
+    name: str,
+    options: RawOptions,
+    *,
+    swapped: bool,
+) -> tuple[FloatArray, str]:
+    """The channel, and whose discs it shows."""
+    rng = np.random.default_rng([SEED, swapped, *name.encode()])
+    marked = marked_discs(codes, swapped=swapped)
+    if rng.random() >= options.disturbed_share:
+        return mark(codes, marked), TRUE
+    if options.finder is not None and marked:
+        # Here, because the augmentation beside it is slow to import.
+        from lib.nnunet.sampler import FOUND_CHANNEL_SHARE
+
+        if rng.random() < FOUND_CHANNEL_SHARE:
+            channel = mark(find(options.finder), marked)
+            if channel.any():
+                return channel, f"{FOUND_BY}{options.finder.version}"
+            logger.warning("%s: step 1 finds none of its discs; errors are simulated", _variant(name, swapped))
+    return disturbed_channel(codes, marked, rng), SIMULATED
 
 
 def _variant(name: str, swapped: bool) -> str:
@@ -152,7 +189,8 @@ def _variant(name: str, swapped: bool) -> str:
 def _made_from(scan: LabeledScan, step: Step, options: RawOptions) -> str:
     """Changes with the scan's voxels, grid and label, and with the options that change its files."""
     share = options.disturbed_share if step == 2 else 0
-    digest = hashlib.sha256(f"{FORMAT} {share} {sorted(scan.unreviewed)}".encode())
+    finder = f" {options.finder.version}" if step == 2 and options.finder is not None else ""
+    digest = hashlib.sha256(f"{FORMAT} {share} {sorted(scan.unreviewed)}{finder}".encode())
     for volume in (scan.image, scan.codes):
         digest.update(f"{volume.data.dtype} {volume.data.shape} {volume.affine.tolist()}".encode())
         digest.update(np.ascontiguousarray(volume.data).data)

@@ -12,7 +12,7 @@ from lib.registry.files import STAGING_PREFIX, storage_errors, write_json
 from lib.volume_io import PARTIAL_PREFIX, write_atomic, write_volume
 
 CASES_FILE: Final = "cases.json"
-"""Beside ``dataset.json``: case -> its subject and what it was made from."""
+"""Beside ``dataset.json``: case -> its subject, what it was made from, and in step 2 whose discs mark it."""
 DATASET_FILE: Final = "dataset.json"
 """nnU-Net's description; written last, so a dataset without it is unfinished."""
 ENDING: Final = ".nii.gz"
@@ -107,7 +107,15 @@ class RawFolder:
         return True
 
     def write(
-        self, case: str, subject: str, made_from: str, grid: Grid, channels: Sequence[Any], target: LabelArray
+        self,
+        case: str,
+        subject: str,
+        made_from: str,
+        grid: Grid,
+        channels: Sequence[Any],
+        target: LabelArray,
+        *,
+        discs: str = "",
     ) -> None:
         """Write a case: known as ours before its first file is there, whole once its label is.
 
@@ -118,6 +126,7 @@ class RawFolder:
             grid: Of all arrays.
             channels: (X, Y, Z) each. Not modified.
             target: The step's classes. Not modified.
+            discs: Where the discs of the second channel come from; empty without such a channel.
 
         Raises:
             StorageError: Disk full or no permission.
@@ -125,7 +134,7 @@ class RawFolder:
         *images, label = self._files(case)
         with storage_errors(self.path):
             label.unlink(missing_ok=True)
-        self._cases[case] = {"subject": subject, "made_from": made_from}
+        self._cases[case] = {"subject": subject, "made_from": made_from} | ({"discs": discs} if discs else {})
         write_json(self.path / CASES_FILE, self._cases)
         for file, channel in zip(images, channels, strict=True):
             write_volume(file, channel, grid)
