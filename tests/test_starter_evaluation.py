@@ -43,9 +43,16 @@ def test_level_covered_by_no_vertebra_is_not_found(truth: Codes, instead: int) -
     assert (levels, found, named) == (3, 2, 2)
 
 
-def test_table_counts_scans_right_and_the_rest_flagged() -> None:
-    def case(found: int, named: int, abstained: bool) -> CaseScore:
-        return CaseScore("lumbar", "T2", "normal", {}, {}, 10, found, named, abstained)
+def test_table_counts_scans_right_and_the_rest_flagged_by_field_and_contrast() -> None:
+    def case(found: int, named: int, abstained: bool, contrast: str = "T2", discs: float = 0.8) -> CaseScore:
+        dice = {"discs": discs, "canal": 0.6}
+        return CaseScore("lumbar", contrast, "normal", {}, dice, 10, found, named, abstained)
 
-    last = Report((case(9, 9, False), case(8, 7, True), case(8, 7, False), case(0, 0, True))).table().splitlines()[-1]
-    assert last == "| all | 4 | 40 | 62 % | 92 % | 1 | 2 |"
+    cases = (case(9, 9, False), case(8, 7, True), case(8, 7, False, "T1", discs=0.4), case(0, 0, True))
+    rows = Report(cases).table().splitlines()[-4:]
+    assert rows == [
+        "| lumbar | 4 | 0.65 | 40 | 62 % | 92 % | 1 | 2 |",
+        "| T2 | 3 | 0.70 | 30 | 57 % | 94 % | 1 | 2 |",
+        "| T1 | 1 | 0.50 | 10 | 80 % | 88 % | 0 | 0 |",
+        "| all | 4 | 0.65 | 40 | 62 % | 92 % | 1 | 2 |",
+    ]

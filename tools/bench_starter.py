@@ -1,13 +1,14 @@
 """Measure the starter weights: unseen synthetic spines, and real scans with labels if a folder is given.
 
     python tools/bench_starter.py --cases 14
-    python tools/bench_starter.py --cases 0 --real FOLDER
+    python tools/bench_starter.py --cases 0 --real FOLDER --pictures PICTURES
 
 Real scans only report: they never choose or train weights.
 """
 
 import argparse
 import sys
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -25,6 +26,7 @@ from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.nnunet.predictor import WarmPredictor  # noqa: E402
 from lib.nnunet.starter_evaluation import EVALUATION_SEED, CaseScore, dice, evaluate_starter  # noqa: E402
 from lib.nnunet.starter_plans import STARTER_FOLDERS  # noqa: E402
+from lib.preview.pictures import mid_sagittal, save_picture  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 CORDS = {
@@ -42,6 +44,10 @@ POINTS = {
 """Discs marked by a voxel at their back edge, SCT's numbers."""
 CENTERS = {"cervicothoracic_t2_b": ("t2.nii.gz", "t2_landmarks_C2_T2_center.nii.gz")}
 """Vertebrae marked by a voxel in the middle, counted from C1 = 1."""
+IMAGES = {name: files[0] for sets in (CORDS, DISCS, POINTS, CENTERS) for name, files in sets.items()} | {
+    "thoracolumbar_t2": "t2_lumbar.nii.gz"
+}
+"""All scans, those without labels too."""
 REACH_MM = 10.0
 """A marked level counts as found when some level of its kind is labeled this near; a disc is 5 to 12 mm high."""
 
@@ -55,6 +61,7 @@ def show(case: CaseScore) -> None:
     )
 
 
+@cache
 def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndarray, np.ndarray, bool]:
     """Step-1 codes and final codes on the grid of the file, and whether the names are flagged."""
     image = nib.load(path)
@@ -102,6 +109,18 @@ def real(folder: Path, one: WarmPredictor, two: WarmPredictor) -> None:
             print(f"| {name} | {what} | | | {row} |", flush=True)
 
 
+def pictures(folder: Path, out: Path, one: WarmPredictor, two: WarmPredictor) -> None:
+    """Save each real scan beside its result, along the canal."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, file in IMAGES.items():
+        image = nib.load(folder / name / file)
+        volume = Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine)
+        _, labels, _ = segment(folder / name / file, one, two)
+        pair = [mid_sagittal(volume, found) for found in (None, labels if labels.any() else None)]
+        low = min(len(picture) for picture in pair)
+        save_picture(out / f"{name}.png", np.concatenate([picture[:low] for picture in pair], axis=1))
+
+
 def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
     """Levels marked by points, how many of them are found and how many named right by the nearest label."""
     image = nib.load(path)
@@ -126,6 +145,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=14, help="synthetic spines")
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--real", type=Path, help="folder of real scans with labels")
+    parser.add_argument("--pictures", type=Path, help="where to save a picture of each real scan with its result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -141,6 +161,8 @@ def main() -> None:
             for s in (1, 2)
         )
         real(options.real, one, two)
+        if options.pictures:
+            pictures(options.real, options.pictures, one, two)
 
 
 if __name__ == "__main__":

@@ -88,17 +88,24 @@ class Report:
                 lines.append(f"| {step} | {name} | {self.mean(step, name):.2f} | {count} |")
         lines += [
             "",
-            "| field of view | cases | levels in view | found | named right | scans named right | the rest, flagged |",
+            "| part | cases | mean Dice | levels in view | found | named right | scans all right | the rest, flagged |",
+            "|---|---|---|---|---|---|---|---|",
         ]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for view in [*dict.fromkeys(c.field for c in self.cases), "all"]:
-            part = [c for c in self.cases if view in ("all", c.field)]
-            levels, found, named = (sum(getattr(c, what) for c in part) for what in ("levels", "found", "named"))
-            right = sum(c.named == c.found > 0 for c in part)
-            flagged = sum(c.abstained and not c.named == c.found > 0 for c in part)
-            shares = f"{100 * found / max(levels, 1):.0f} % | {100 * named / max(found, 1):.0f} %"
-            lines.append(f"| {view} | {len(part)} | {levels} | {shares} | {right} | {flagged} |")
+        for part in [*dict.fromkeys(c.field for c in self.cases), *dict.fromkeys(c.contrast for c in self.cases)]:
+            lines.append(_row(part, Report(tuple(c for c in self.cases if part in (c.field, c.contrast)))))
+        lines.append(_row("all", self))
         return "\n".join(lines)
+
+
+def _row(name: str, report: Report) -> str:
+    """One part of the cases: mean Dice over the groups of the result, levels, and scans named right."""
+    cases = report.cases
+    levels, found, named = (sum(getattr(c, what) for c in cases) for what in ("levels", "found", "named"))
+    right = sum(c.named == c.found > 0 for c in cases)
+    flagged = sum(c.abstained and not c.named == c.found > 0 for c in cases)
+    shares = f"{100 * found / max(levels, 1):.0f} % | {100 * named / max(found, 1):.0f} %"
+    mean = np.nanmean([report.mean(2, group) for group in GROUPS])
+    return f"| {name} | {len(cases)} | {mean:.2f} | {levels} | {shares} | {right} | {flagged} |"
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
