@@ -38,7 +38,7 @@ def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, r
 
 
 def _world(vertebra: Vertebra, point: Point) -> NDArray[np.float64]:
-    return vertebra.frame.origin + vertebra.frame.axes @ np.asarray(point)
+    return np.asarray(vertebra.frame.origin + vertebra.frame.axes @ np.asarray(point))
 
 
 def _front(vertebra: Vertebra) -> NDArray[np.float64]:
