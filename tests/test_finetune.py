@@ -35,8 +35,8 @@ from lib.nnunet.finetune_run import Run
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import disturbed_channel, marked_discs
-from lib.nnunet.sampler import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, Sampler
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
+from lib.nnunet.sampler import Sampler
 from lib.nnunet.targets import (
     IGNORE_CLASS,
     REGIONS,

@@ -19,9 +19,9 @@ from lib.geometry import Volume
 from lib.nnunet import raw_folder
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.raw_dataset import FOUND_BY, SIMULATED, TRUE, RawOptions, case_id, dataset_name, write_raw_datasets
 from lib.nnunet.raw_folder import read_cases
-from lib.nnunet.sampler import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.splits import subjects_of
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS
 from lib.prediction import Prediction

@@ -15,7 +15,13 @@ from lib.errors import LabelError, StorageError, TotalSpineSegError
 from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.cases import CROP_MARGIN_MM, LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.found_discs import found_discs
-from lib.nnunet.odd_channel import FloatArray, disturbed_channel, marked_discs
+from lib.nnunet.odd_channel import (
+    EXACT_CHANNEL_SHARE,
+    FOUND_CHANNEL_SHARE,
+    FloatArray,
+    disturbed_channel,
+    marked_discs,
+)
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 from lib.prediction import Predictor
@@ -27,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 SWAPPED_SUFFIX: Final = "_o2e"
 """Second variant of a case of dataset 102: the other discs marked, odd and even exchanged."""
-DISTURBED_SHARE: Final = 0.5
+DISTURBED_SHARE: Final = 1 - EXACT_CHANNEL_SHARE
 """Share of the cases of dataset 102 whose second channel has errors: those of step 1, or such as it makes them."""
 TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 """Whose discs a second channel shows, in the record of the cases; the network's version follows ``FOUND_BY``."""
@@ -47,7 +53,7 @@ class RawOptions:
         steps: Which datasets.
         swapped: Also the second variant of each case of dataset 102.
         disturbed_share: See ``DISTURBED_SHARE``.
-        finder: The warm step-1 network whose own discs ``sampler.FOUND_CHANNEL_SHARE`` of the disturbed ones show;
+        finder: The warm step-1 network whose own discs ``FOUND_CHANNEL_SHARE`` of the disturbed ones show;
             None simulates all errors.
     """
 
@@ -170,15 +176,11 @@ def _second_channel(
     marked = marked_discs(codes, swapped=swapped)
     if rng.random() >= options.disturbed_share:
         return mark(codes, marked), TRUE
-    if options.finder is not None and marked:
-        # Here, because the augmentation beside it is slow to import.
-        from lib.nnunet.sampler import FOUND_CHANNEL_SHARE
-
-        if rng.random() < FOUND_CHANNEL_SHARE:
-            channel = mark(find(options.finder), marked)
-            if channel.any():
-                return channel, f"{FOUND_BY}{options.finder.version}"
-            logger.warning("%s: step 1 finds none of its discs; errors are simulated", _variant(name, swapped))
+    if options.finder is not None and marked and rng.random() < FOUND_CHANNEL_SHARE:
+        channel = mark(find(options.finder), marked)
+        if channel.any():
+            return channel, f"{FOUND_BY}{options.finder.version}"
+        logger.warning("%s: step 1 finds none of its discs; errors are simulated", _variant(name, swapped))
     return disturbed_channel(codes, marked, rng), SIMULATED
 
 

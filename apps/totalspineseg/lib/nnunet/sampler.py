@@ -16,7 +16,7 @@ from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.cases import Origin, TrainingCase
 from lib.nnunet.finetune_settings import NONE, Strength
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import disturbed_channel, marked_discs
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
 from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
 
 Shape = tuple[int, int, int]
@@ -27,11 +27,6 @@ CONTEXT: Final = 1.5
 """The crop handed to the spatial augmentation is larger than the patch by this factor, so that turning finds voxels."""
 PLACES: Final = 2000
 """Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
-EXACT_CHANNEL_SHARE: Final = 0.5
-"""Share of step-2 patches whose second channel comes from truth; the others carry step 1's own errors or such as it
-makes them."""
-FOUND_CHANNEL_SHARE: Final = 0.5
-"""Of the others: share whose second channel is what a step-1 network found in this very scan."""
 
 
 @dataclass(frozen=True)
