@@ -47,6 +47,7 @@ from lib.nnunet.targets import (
     region_shares,
     step_target,
 )
+from lib.nnunet.teacher import Teacher
 from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
 from lib.nnunet.training_log import TrainingLog, dice_text
 from lib.prediction import Prediction
@@ -383,6 +384,9 @@ def test_the_share_of_replay_is_kept(folders: dict[int, ModelFolder], cases: dic
     drawn = torch.cat([sampler.batch(range(4 * k, 4 * k + 4)).channels[:, 0].amin((1, 2, 3)) for k in range(50)])
     turns = (drawn < 0).float().reshape(-1, 10).sum(1)
     assert turns.tolist() == [3] * 20
+    batch = sampler.batch(range(20))
+    assert torch.equal(batch.synthetic, batch.channels[:, 0].amin((1, 2, 3)) < 0)
+    assert not sampler.validation(0).synthetic.any()
 
 
 def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder]) -> None:
@@ -457,6 +461,39 @@ def test_training_learns_its_case_and_logs_by_name(
     assert reopened.digest != folders[1].digest
     state = reopened.load_network().state_dict()
     assert all(torch.equal(state[name], value) for name, value in trained.weights.items())
+
+
+def test_the_teacher_answers_for_synthetic_patches_alone() -> None:
+    channels = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.zeros(3, 3, 4, 4, 4, dtype=torch.float16)
+    target[:, 0] = 1
+    target[:, 2, 0] = 0.5  # hidden in part
+    mixed = Teacher(torch.nn.Conv3d(1, 2, 1), 0.75).mix(channels, target, torch.tensor([False, True, False]))
+    assert torch.equal(mixed[[0, 2]], target[[0, 2]])
+    assert torch.equal(mixed[1, 2], target[1, 2])
+    assert (mixed[1, 0] >= 0.25).all()
+    assert 0 < mixed[1, 1].max() <= 0.75
+    assert torch.equal(target[:, 0], torch.ones_like(target[:, 0])), "the batch itself was changed"
+    assert not mixed.requires_grad
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    settings = replace(TINY, iterations=30, epoch=30, learning_rate=0.01, strength=NONE)
+
+    def moved(origin: Origin, share: float) -> float:
+        work = tmp_path / f"{origin.value}{share}"
+        case = replace(cases[1], origin=origin)
+        network = folders[1].load_network()
+        before = network(image := torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)))
+        network.load_state_dict(fine_tune(folders[1], [case], work, replace(settings, teacher_share=share)).weights)
+        return float((network(image) - before).abs().mean())
+
+    taught, untaught = moved(Origin.SYNTHETIC, 1.0), moved(Origin.SYNTHETIC, 0.0)
+    assert taught < 0.3 * untaught
+    assert moved(Origin.CORRECTION, 1.0) == pytest.approx(untaught), "what a person corrected is the truth"
 
 
 @pytest.fixture
@@ -580,7 +617,14 @@ def test_a_full_disk_keeps_the_state_before(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"iterations": 0}, {"batch_size": 0}, {"replay_share": 1.5}, {"learning_rate": 0}, {"epoch": 0}],
+    [
+        {"iterations": 0},
+        {"batch_size": 0},
+        {"replay_share": 1.5},
+        {"teacher_share": -1},
+        {"learning_rate": 0},
+        {"epoch": 0},
+    ],
     ids=lambda value: next(iter(value)),
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from lib.nnunet.predictor import is_out_of_memory
 from lib.nnunet.runtimes import resolve_devices
 from lib.nnunet.sampler import Batch, Sampler
 from lib.nnunet.targets import Step
+from lib.nnunet.teacher import Teacher
 from lib.nnunet.team import ALONE, Team
 from lib.nnunet.training import GRADIENT_NORM, RegionCounts, learning_rate, mean_dice, region_loss
 from lib.nnunet.training_log import TrainingLog, dice_text
@@ -110,6 +111,7 @@ class Run:
         self.device = self.devices[team.rank]
         self.batch_size = settings.batch_size
         self.key = finetuning_key(folder, cases, settings)
+        self.teacher = Teacher(folder.load_network().to(self.device), settings.teacher_share)
         self.network = folder.load_network().requires_grad_(True).train().to(self.device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
         # Half precision where the GPU computes in it itself; float16 would need its gradients scaled.
@@ -216,7 +218,9 @@ class Run:
         for first in range(0, len(batch.target), size):
             channels = batch.channels[first : first + size].to(self.device)
             target = batch.target[first : first + size].to(self.device)
+            synthetic = batch.synthetic[first : first + size].to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+                target = self.teacher.mix(channels, target, synthetic)
                 logits = self.network(channels)
             share = len(target) / self.settings.batch_size
             loss = region_loss(logits.float(), target) * share

@@ -41,6 +41,8 @@ class FinetuneSettings:
         learning_rate: Peak; low, since the weights are good already.
         warmup: Iterations from nothing to the peak.
         replay_share: Share of patches from earlier and synthetic cases, against forgetting.
+        teacher_share: Of the targets of synthetic replay, how much is what the weights answered before the training;
+            the rest is the truth.
         epoch: Iterations between two reports.
         validation_patches: Unvaried patches a report is measured on.
         checkpoint_every: Iterations between two stored states.
@@ -56,6 +58,7 @@ class FinetuneSettings:
     learning_rate: float = 5e-4
     warmup: int = 25
     replay_share: float = 0.5
+    teacher_share: float = 0.7
     epoch: int = 25
     validation_patches: int = 8
     checkpoint_every: int = 25
@@ -78,7 +81,8 @@ class FinetuneSettings:
                 f"gpus must be at most batch_size ({self.batch_size}), since they share each batch, got {self.gpus!r}; "
                 "raise batch_size too"
             )
-        if not 0 <= self.replay_share <= 1:
-            raise ValueError(f"replay_share must be from 0 to 1, got {self.replay_share!r}")
+        for name in ("replay_share", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}")
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")

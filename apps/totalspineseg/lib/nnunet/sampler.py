@@ -36,10 +36,12 @@ class Batch:
     Attributes:
         channels: (N, C, ...) float32.
         target: (N, R + 1, ...) float16, see ``targets.region_shares``.
+        synthetic: Which patches nobody has corrected, bool (N,).
     """
 
     channels: torch.Tensor
     target: torch.Tensor
+    synthetic: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,9 @@ class Sampler:
         cases = self._fresh or self._replay
         known = cases[number % len(cases)]
         with _seeded(rng):
-            return _stack([self._patch_of(known, rng, self._plain, foreground=1, exact=1)])
+            return self._patch_of(known, rng, self._plain, foreground=1, exact=1)
 
-    def _draw(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, number: int) -> Batch:
         rng = np.random.default_rng((self._seed, number))
         # Evenly spread, so that no batch is of one kind by chance.
         turn = math.floor((number + 1) * self._replay_share) > math.floor(number * self._replay_share)
@@ -118,7 +120,8 @@ class Sampler:
 
     def _patch_of(
         self, known: _Known, rng: np.random.Generator, vary: Any, *, foreground: float, exact: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Batch:
+        """A batch of one patch."""
         case = known.case
         maps = [case.codes] if case.found is None else [case.codes, case.found]
         center = _center(known, rng, foreground)
@@ -133,13 +136,15 @@ class Sampler:
             second = _second_channel(codes, found, known.marked[swapped], exact, rng)
             channels.append(torch.from_numpy(second)[None])
         if "regression_target" in varied:
-            target = (varied["regression_target"] / 255).half()
-            return torch.cat(channels), target[exchanged()] if swapped else target
-        # Parity of the lumbar spine depends on vertebrae outside the patch.
-        classes = step_target(
-            codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
-        )
-        return torch.cat(channels), region_shares(torch.from_numpy(classes), self._step)
+            shares = (varied["regression_target"] / 255).half()
+            target = shares[exchanged()] if swapped else shares
+        else:
+            # Parity of the lumbar spine depends on vertebrae outside the patch.
+            classes = step_target(
+                codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
+            )
+            target = region_shares(torch.from_numpy(classes), self._step)
+        return Batch(torch.cat(channels)[None], target[None], torch.tensor([case.origin is Origin.SYNTHETIC]))
 
 
 def _know(case: TrainingCase) -> _Known:
@@ -193,8 +198,10 @@ def _second_channel(
     return disturbed_channel(codes, marked, rng)
 
 
-def _stack(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> Batch:
-    return Batch(torch.stack([channels for channels, _ in samples]), torch.stack([target for _, target in samples]))
+def _stack(patches: Sequence[Batch]) -> Batch:
+    parts = zip(*((p.channels, p.target, p.synthetic) for p in patches), strict=True)
+    channels, target, synthetic = (torch.cat(part) for part in parts)
+    return Batch(channels, target, synthetic)
 
 
 def _seeded(rng: np.random.Generator) -> AbstractContextManager[None]:
