@@ -3,7 +3,6 @@
 Importable with PyTorch, nnU-Net, numpy and scipy alone.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from lib.nnunet.hashing import sha256_of
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
@@ -58,7 +58,7 @@ class _Run:
         known = torch.load(file, map_location=self.device, weights_only=True)["network_weights"]
         self.network.load_state_dict(warm_start(self.network.state_dict(), known))
         self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
-        self.origin = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.origin = sha256_of(file)
 
     def train_on(self, batch: Batch, progress: float) -> float:
         rate = self.settings.learning_rate * max(1 - progress, 1e-3) ** POLY_POWER

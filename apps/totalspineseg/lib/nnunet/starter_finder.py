@@ -1,10 +1,10 @@
 """Step 2's marked discs as a trained step 1 finds them, while the starter weights are trained."""
 
-import hashlib
 from pathlib import Path
 
 import torch
 
+from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 
 LIKELY = 0.5
@@ -24,7 +24,7 @@ class StarterFinder:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         model = ModelFolder.open(folder, step=1)
-        self.sha256 = hashlib.sha256(model.checkpoint.read_bytes()).hexdigest()
+        self.sha256 = sha256_of(model.checkpoint)
         self._network = model.load_network().to(device)
         self._channel = model.regions.index(_DISC)
 

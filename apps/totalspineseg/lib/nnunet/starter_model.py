@@ -1,6 +1,5 @@
 """The starter networks: built as nnU-Net builds them, their loss, and the folder nnU-Net loads."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 from torch.nn.functional import avg_pool3d
 
+from lib.nnunet.hashing import sha256_of
 from lib.nnunet.starter_plans import FEATURES, dataset_json, plans_json, regions_of
 from lib.nnunet.training import region_loss
 
@@ -115,5 +115,5 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
     }
     write_checkpoint(folder / "fold_0" / "checkpoint_final.pth", checkpoint)
     names = ("dataset.json", "fold_0/checkpoint_final.pth", "plans.json")
-    lines = [f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    lines = [f"{sha256_of(folder / n)}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(lines))
