@@ -14,7 +14,7 @@ import requests
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "apps" / "totalspineseg"
-# For those, too, who import this.
+# Importers need lib, too.
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
