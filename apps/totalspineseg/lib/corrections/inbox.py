@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lib.anatomy import WIRE_LABELS
 from lib.corrections import history
@@ -21,9 +21,9 @@ from lib.geometry import Grid, LabelArray
 from lib.segments import Submission
 from lib.volume_io import read_image, write_volume
 
-FINAL_TAG = "final"
+FINAL_TAG: Final = "final"
 """Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
-STEP1_TAG = "step1"
+STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
