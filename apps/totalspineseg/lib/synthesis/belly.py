@@ -16,7 +16,7 @@ class BellySpace:
     """The part of the scan below the diaphragm.
 
     Attributes:
-        local: mm right of the middle, before the canal, above S1's upper endplate.
+        local: mm to the right of the middle, in front of the canal, above S1's upper endplate.
         noise: Smooth random field of the same shape.
         inner: Where the body is under its skin and fat, the same shape.
         diaphragm: Its height, mm.
@@ -60,8 +60,8 @@ def _bowel(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mask
 def _psoas(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:
     """A muscle on either side of the bodies, from T12 down, growing and drifting outward."""
     side, ahead, height = np.abs(space.local.right), space.local.anterior, space.local.superior
-    top = space.diaphragm - 20
-    down = np.clip((top - height) / 180, 0, 1)
+    top = space.diaphragm - 50 * space.scale
+    down = np.clip((top - height) / 150, 0, 1)
     middle = (30 + 14 * down) * space.scale
     thick = (4 + 15 * down * rng.uniform(0.6, 1.1)) * space.scale
     muscle = ((side - middle) / thick) ** 2 + ((ahead - 22 * space.scale) / (1.15 * thick)) ** 2 < 1
@@ -69,7 +69,11 @@ def _psoas(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:
 
 
 def _organs(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mask) -> None:
-    """Kidneys beside L1 to L3 in their fat, the liver on the right and the spleen on the left below the diaphragm."""
+    """Kidneys beside T12 to L3 in their fat, the liver on the right and the spleen on the left below the diaphragm.
+
+    Source of the kidneys' height: renal arteries at L1 and L1-L2 (Tokgoz et al., Korean J Radiol 15(2), 2014, 258-266);
+    sizes: ours.
+    """
 
     def lump(center: tuple[float, float, float], half: tuple[float, float, float]) -> Mask:
         at = [c * space.scale + rng.normal(0, 4) for c in center[:2]]
@@ -77,9 +81,9 @@ def _organs(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mas
         return np.asarray(sum((p / (h * space.scale)) ** 2 for p, h in zip(parts, half, strict=True)) < 1)
 
     under = space.diaphragm
-    out[room & lump((85, 70, under - 45), (62, 72, 72))] = Tissue.ORGAN_A
-    out[room & lump((-105, 25, under - 35), (28, 38, 50))] = Tissue.ORGAN_C
-    for side, low in ((1, 68.0), (-1, 58.0)):
-        center = (side * 62.0, 12.0, under - low + rng.normal(0, 8))
+    out[room & lump((85, 70, under - 45 * space.scale), (62, 72, 72))] = Tissue.ORGAN_A
+    out[room & lump((-105, 25, under - 35 * space.scale), (28, 38, 50))] = Tissue.ORGAN_C
+    for side, low in ((1, 105.0), (-1, 95.0)):
+        center = (side * 62.0, 12.0, under - low * space.scale + rng.normal(0, 8))
         out[room & lump(center, (36, 32, 64))] = Tissue.FAT
         out[room & lump(center, (27, 23, 54))] = Tissue.ORGAN_B

@@ -135,7 +135,8 @@ def _cord(
     """Cord middle and size by slice; it ends near L1 and hugs the inside of the curves."""
     first_lumbar = next(v for v in column.vertebrae if v.region == "lumbar")
     step = first_lumbar.size.height + first_lumbar.size.disc_height
-    tip = float(first_lumbar.frame.origin[2] + jitter * rng.normal(0, 0.5) * step)
+    middle = first_lumbar.frame.origin[2] - first_lumbar.size.height / 4  # the lower third of L1
+    tip = float(middle + jitter * rng.normal(0, 0.5) * step)
     start = float(column.vertebrae[0].frame.origin[2])
     along = np.clip((start - z) / (start - tip), -0.3, 1.0)
     grow = column.scale**0.5 * (1 + jitter * 0.07 * rng.standard_normal())

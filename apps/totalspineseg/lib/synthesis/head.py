@@ -22,7 +22,7 @@ class HeadSpace:
     """The part of the scan around the head.
 
     Attributes:
-        local: mm right of the middle, before the canal, above the atlas.
+        local: mm to the right of the middle, in front of the canal, above the atlas.
         noise: Smooth random field of the same shape.
         inner: Where the body is under its skin and fat, the same shape.
         scale: Size of this body against the average.
@@ -43,17 +43,27 @@ def draw_head(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
         space: Where it is.
     """
     bone = Tissue.MARROW if rng.random() < 0.6 else Tissue.OTHER_BONE
-    _throat_and_face(rng, out, space)
+    _face(out, space)
     _jaw(rng, out, space, bone)
+    _throat(rng, out, space)
     _skull(out, space, bone)
     _clivus(rng, out, space, bone)
 
 
-def _throat_and_face(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
+def _throat(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
+    """Air from the nose down to C3, some 8 mm of soft tissue before the bone.
+
+    Source: Rojas et al., AJNR 30, 2009, 136-141: upper limits of 8.5, 6 and 7 mm at C1, C2 and C3.
+    """
     side, ahead, height, scale = np.abs(space.local.right), space.local.anterior, space.local.superior, space.scale
-    throat = (side < 14) & (ahead > 24 * scale) & (ahead < 34 * scale) & (height < 25) & (height > -45)
+    back = np.where(height > -8, 38, 32) * scale  # the arch of C1 stands out
+    throat = (side < 12) & (ahead > back) & (ahead < back + 9 * scale) & (height < 25) & (height > -48)
     out[space.inner & throat] = Tissue.AIR if rng.random() < 0.8 else Tissue.MUSCLE
-    face = space.inner & (ahead > 36 * scale) & (height > -25)
+
+
+def _face(out: Tissues, space: HeadSpace) -> None:
+    """Bone, fat and air in lumps."""
+    face = space.inner & (space.local.anterior > 36 * space.scale) & (space.local.superior > -25)
     for tissue, low, high in ((Tissue.OTHER_BONE, 0.7, 9.0), (Tissue.FAT, 0.2, 0.7), (Tissue.AIR, -9.0, -1.3)):
         out[face & (space.noise > low) & (space.noise < high)] = tissue
 
@@ -63,12 +73,12 @@ def _jaw(rng: np.random.Generator, out: Tissues, space: HeadSpace, bone: Tissue)
     scale, tip = space.scale, float(rng.normal(0, 6))
     shifted = space.local.anterior + rng.normal(0, 4), space.local.superior - tip
     local = Local(np.abs(space.local.right) / scale, shifted[0] / scale, shifted[1] / scale)
-    tongue = (local.right / 20) ** 2 + ((local.anterior - 50) / 27) ** 2 + ((local.superior + 6) / 16) ** 2 < 1
+    tongue = (local.right / 20) ** 2 + ((local.anterior - 64) / 20) ** 2 + ((local.superior + 6) / 16) ** 2 < 1
     out[space.inner & tongue] = Tissue.MUSCLE
     out[space.inner & tongue & (space.noise > 0.6)] = Tissue.FAT
-    nose = (local.right < 12) & (local.anterior > 36) & (local.superior > 14) & (local.superior < 36)
+    nose = (local.right < 12) & (local.anterior > 44) & (local.superior > 14) & (local.superior < 36)
     out[space.inner & nose] = Tissue.AIR if rng.random() < 0.7 else Tissue.ORGAN_A
-    palate = (local.right < 18) & (local.anterior > 36) & (np.abs(local.superior - 12.5) < 1.8)
+    palate = (local.right < 18) & (local.anterior > 46) & (np.abs(local.superior - 12.5) < 1.8)
     out[space.inner & palate] = Tissue.CORTICAL
     for start, end, radius in (
         ((47.0, 14.0, 24.0), (43.0, 22.0, -8.0), 5.0),  # ramus

@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 
 from lib.synthesis.column import BentColumn, Frame, Vertebra
 from lib.synthesis.raster import Raster
-from lib.synthesis.shapes import capsule, spinous_tip
+from lib.synthesis.shapes import capsule, spinous_ends
 from lib.synthesis.tissues import Tissue
 
 Tissues = NDArray[np.uint8]
 Point = tuple[float, float, float]
 
-_FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_RADIUS_MM = 2.5, 2.5, 1.8
+_FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_RADIUS_MM, _SHEET_STEP_MM = 2.5, 2.5, 1.8, 2.5
 _WORLD = Frame(np.zeros(3), np.eye(3))
 
 
@@ -29,12 +29,11 @@ def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, r
     between = Tissue.FAT if rng.random() < 0.5 else Tissue.LIGAMENT  # with age fat takes the sheet's place
     for upper, lower in itertools.pairwise(column.vertebrae[1:]):
         _cord(out, raster, _front(upper), _front(lower), _FRONT_RADIUS_MM, Tissue.LIGAMENT)
-        tips = [_world(v, spinous_tip(v)) for v in (upper, lower)]
-        roots = [_world(v, (0.0, 0.4 * spinous_tip(v)[1] - 0.6 * v.size.depth, 0.0)) for v in (upper, lower)]
-        for share in (0.2, 0.4, 0.6, 0.8):
-            ends = [r + share * (t - r) for r, t in zip(roots, tips, strict=True)]
-            _cord(out, raster, ends[0], ends[1], _SHEET_RADIUS_MM, between)
-        _cord(out, raster, tips[0], tips[1], _TIP_RADIUS_MM, Tissue.LIGAMENT)
+        (above, above_tip), (below, below_tip) = ([_world(v, p) for p in spinous_ends(v)] for v in (upper, lower))
+        for share in np.arange(0, 1, _SHEET_STEP_MM / np.linalg.norm(above_tip - above)):
+            ends = above + share * (above_tip - above), below + share * (below_tip - below)
+            _cord(out, raster, *ends, _SHEET_RADIUS_MM, between)
+        _cord(out, raster, above_tip, below_tip, _TIP_RADIUS_MM, Tissue.LIGAMENT)
 
 
 def _world(vertebra: Vertebra, point: Point) -> NDArray[np.float64]:

@@ -131,7 +131,7 @@ def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], st
 def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], options: RenderOptions) -> Image:
     """Average over slices of up to 7 mm and interpolate back, as resampling a thick-slice scan does."""
     axis = int(rng.choice(SLICE_AXES))
-    drawn = rng.uniform(0.8, 0.8 + 6.2 * options.strength)
+    drawn = rng.uniform(0.8, 0.8 + 6.2 * min(options.strength, 1.0))
     thickness = options.slice_mm if options.slice_mm is not None else float(drawn)
     step = round(thickness / spacing[axis])
     length = image.shape[axis]

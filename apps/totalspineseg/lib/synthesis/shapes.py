@@ -79,7 +79,7 @@ def arch(local: Local, vertebra: Vertebra) -> Mask:
     tilt = 0.25 * (flat_a + half_d)  # laminae slope down toward the back
     level = local.superior - tilt
     parts = (inner > 1) & (outer < 1) & (flat_a < 0) & (level > lamina_low) & (level < lamina_high)
-    pedicle_w = {"cervical": 5.5, "thoracic": 6.5, "lumbar": 10.0}[region]
+    pedicle_w = size.pedicle_width
     pedicle_h = {"cervical": 6.5, "thoracic": 11.0, "lumbar": 14.0}[region] / 2
     side = np.abs(local.right)
     middle = min(half_w + pedicle_w / 2 - 1, size.width / 2 - 1 if region != "cervical" else size.width / 2 + 2)
@@ -122,11 +122,13 @@ def _transverse(mirrored: Local, vertebra: Vertebra, half_w: float, center: floa
     return capsule(mirrored, (root, center, raised), (tip - 3.5, center - 4, raised + 2), 3.6)
 
 
-def spinous_tip(vertebra: Vertebra) -> tuple[float, float, float]:
-    """Where the spinous process ends in the vertebra's frame, mm."""
+def spinous_ends(vertebra: Vertebra) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Where the spinous process begins and ends in the vertebra's frame, mm."""
     size = vertebra.size
-    back = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM - size.spinous_length
-    return 0.0, back, _SPINOUS_RISE[vertebra.region] * size.height - size.spinous_length * size.spinous_slope
+    back = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM
+    rise = _SPINOUS_RISE[vertebra.region] * size.height
+    fall = size.spinous_length * size.spinous_slope
+    return (0.0, back, rise), (0.0, back - size.spinous_length, rise - fall)
 
 
 def spinous(local: Local, vertebra: Vertebra) -> Mask:

@@ -18,16 +18,23 @@ from lib.synthesis.tissues import Tissue
 Codes = NDArray[np.uint8]
 
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
-"""How often a thoracic and a lumbar count is drawn (anomalies a little more often than in people)."""
+"""How often a thoracic and a lumbar count is drawn: anomalies twice as often as in people (7.7 %: Tins and Balain,
+Insights Imaging 7(2), 2016, 199-203), so that networks see them."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
+"""Source: Kulkarni et al., Indian J Orthop 47(3), 2013, 250-254 (diameter 11.5 x 9.9 mm); Vasilopoulos et al., Cureus
+12(3), 2020 (height 17 to 19 mm)."""
 _DENS_LINE_ODDS = 0.5
 """How often the joint between dens and body of C2 shows as a line. Source: it persists in most adults, over a quarter
 of the depth (Gebauer et al., Eur Spine J 15, 2006); how often it shows is ours. To a network it is a disc."""
+_DENS_LINE_MM = (9.0, 13.0)
+"""Its height above the base of C2. Source: Tubbs et al., World Neurosurg 96, 2016, 80-84 (MRI)."""
 _GRAY_SHARE = (0.62, 0.5)
 """Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
-_COCCYX_MM = 36.0
-"""Length along its curve. Source: Woon et al., Clin Anat 25(4), 2012: some 4 cm."""
+_COCCYX_MM = 42.0
+"""Length along its curve. Source: Woon et al., Eur Spine J 22(4), 2013, 863-870: 44 mm in men, 40 mm in women."""
+_BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
+"""How much discs of a region bulge, against their common spread; ours, from where they usually do."""
 _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
     Field.WHOLE: (None, None),
     Field.CERVICAL: (None, (8, 11)),
@@ -210,7 +217,7 @@ def _draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: 
     dens &= (labels[box] == 0) | (labels[box] == anatomy.C1)
     labels[box][dens], tissues[box][dens] = axis.code, Tissue.MARROW
     if rng.random() < _DENS_LINE_ODDS:
-        line = np.abs(local.superior - half + rng.uniform(-1, 2)) < rng.uniform(0.6, 1.6)
+        line = np.abs(local.superior + half - scale * rng.uniform(*_DENS_LINE_MM)) < rng.uniform(0.6, 1.6)
         wide = local.right**2 + (local.anterior - lean / 2) ** 2 < (_DENS_RADIUS_MM * scale) ** 2
         tissues[box][line & wide & (labels[box] == axis.code)] = (
             Tissue.ANNULUS if rng.random() < 0.6 else Tissue.CORTICAL
@@ -223,7 +230,7 @@ def _draw_disc(
     if vertebra.disc is None:
         return
     size = vertebra.size
-    bulge = 1 + jitter * float(np.clip(rng.normal(0.02, 0.04), -0.06, 0.15))
+    bulge = 1 + jitter * _BULGE[vertebra.region] * float(np.clip(rng.normal(0.02, 0.04), -0.06, 0.15))
     width, depth = size.width * bulge, size.depth * bulge
     half = size.disc_height / 2 + 0.06 * size.height + 0.8
     box = raster.box(vertebra.disc_frame, (-width / 2, -depth / 2, -half), (width / 2, depth / 2, half))

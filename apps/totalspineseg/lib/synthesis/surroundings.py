@@ -17,6 +17,12 @@ from lib.synthesis.tissues import Tissue
 Tissues = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
+_RIB, _NEXT_RIB, _LAST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0)
+"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free: ours."""
+_AORTA_MM = ((12.0, 9.0), 50.0)
+"""Radius of aorta and vena cava above and below the diaphragm (Rogers et al., Am J Cardiol 111(10), 2013, 1510-1516),
+and how far above the sacrum the aorta divides: at L4."""
+
 
 @dataclass(frozen=True)
 class Heights:
@@ -80,7 +86,9 @@ def draw_surroundings(
     back = np.interp(z, knots, [34, 42, 50, 52, 55, 50, 75]) * size + fat
     depth = np.interp(z, knots, [190, 200, 205, 150, 115, 150, 190]) * size + 2 * fat
     half_width = np.interp(z, knots, [165, 165, 150, 170, 62, 75, 85]) * size + fat
-    spine_y = np.convolve(np.pad(curve.y, 20, mode="edge"), np.ones(41) / 41, mode="valid")
+    spine_x, spine_y = (
+        np.convolve(np.pad(c, 20, mode="edge"), np.ones(41) / 41, mode="valid") for c in (curve.x, curve.y)
+    )
     middle_y = spine_y - back + depth / 2
 
     def trunk(inset: float) -> NDArray[np.float32]:
@@ -100,7 +108,7 @@ def draw_surroundings(
     _belly(rng, out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
     _chest(rng, out, inner, x, ahead, z, at, column.scale)
     # A stream of its own: what else is drawn does not depend on the head.
-    _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
+    _head(rng.spawn(1)[0], out, noise, inner, Local(x - _slices(spine_x), ahead, _slices(z - at.atlas)), column.scale)
     _ribs(rng, out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)
@@ -139,7 +147,7 @@ def _chest(
     """Lungs beside and in front of the thoracic column, the heart between them, the windpipe."""
     top, bottom = at.first_rib + 5, at.diaphragm
     heart_z = bottom + 0.35 * (top - bottom)
-    where = np.flatnonzero((z > min(bottom, heart_z - 60)) & (z < at.atlas - 15))
+    where = np.flatnonzero((z > min(bottom, heart_z - 60)) & (z < at.atlas - 45))
     if not where.size:
         return
     part = slice(int(where[0]), int(where[-1]) + 1)
@@ -151,9 +159,9 @@ def _chest(
         center_x = side * (72 + 6 * rng.random()) * scale
         lung = ((x - center_x) / (62 * scale * reach + 1e-3)) ** 2 + ((ahead - 45) / (78 * scale * reach + 1e-3)) ** 2
         out[inner & (lung < 1)] = Tissue.LUNG
-    heart = (x / 55) ** 2 + ((ahead - 85 * scale) / 42) ** 2 + ((_slices(z) - heart_z) / 60) ** 2
+    heart = ((x + 15) / 55) ** 2 + ((ahead - 85 * scale) / 42) ** 2 + ((_slices(z) - heart_z) / 60) ** 2
     out[inner & (heart < 1)] = Tissue.ORGAN_C
-    windpipe = ((x + 2) / 8) ** 2 + ((ahead - (45 if scale > 0.9 else 38)) / 7) ** 2 < 1
+    windpipe = (x / 8) ** 2 + ((ahead - 48 * scale) / 7) ** 2 < 1
     out[windpipe & (z > at.first_rib - 60)[None, None, :] & inner] = Tissue.AIR
 
 
@@ -170,16 +178,17 @@ def _head(
     if not where.size:
         return
     part = slice(int(where[0]), None)
-    cut = Local(local.right, local.anterior[..., part], local.superior[..., part])
+    cut = Local(local.right[..., part], local.anterior[..., part], local.superior[..., part])
     draw_head(rng, out[..., part], HeadSpace(cut, noise[..., part], inner[..., part], scale))
 
 
 def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
-    """The back ends of the ribs: from the side of the body out, back and down."""
-    for vertebra in column.vertebrae:
-        if vertebra.region != "thoracic":
-            continue
-        box = raster.box(vertebra.frame, (-95.0, -60.0, -35.0), (95.0, 15.0, 15.0))
+    """The back ends of the ribs: from the side of the body out, back and down; the last two are short and steep."""
+    thoracic = [v for v in column.vertebrae if v.region == "thoracic"]
+    for vertebra, (reach, fall) in zip(
+        reversed(thoracic), [_LAST_RIB, _NEXT_RIB, *[_RIB] * len(thoracic)], strict=False
+    ):
+        box = raster.box(vertebra.frame, (-95.0, -60.0, -60.0), (95.0, 15.0, 15.0))
         if box is None:
             continue
         local = raster.local(vertebra.frame, box)
@@ -188,7 +197,7 @@ def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Ra
         up = size.height * 0.42
         head = (size.width / 2, -size.depth * 0.35, up)
         bend = (size.transverse_width / 2 + 6, -size.depth / 2 - 22.0, up - 6)
-        end = (90.0, -size.depth / 2 - 18.0, up - 26)
+        end = (reach * float(rng.uniform(0.9, 1.1)), -size.depth / 2 - 18.0, up - fall)
         rib = capsule(mirrored, head, bend, 4.5) | capsule(mirrored, bend, end, 5.0)
         view[rib & (view != Tissue.AIR)] = Tissue.OTHER_BONE
 
@@ -205,10 +214,14 @@ def _vessels(
 ) -> None:
     """Aorta on the left, vena cava on the right, in front of the bodies."""
     ahead = np.interp(z, [at.sacrum, at.diaphragm, at.first_rib], [60, 50, 45]) * scale
-    for side, low, high in ((-1, at.sacrum + 30, at.first_rib - 40), (1, at.sacrum + 20, at.diaphragm + 20)):
-        tube = ((x - side * (11 + 4 * rng.random())) / (9 * scale)) ** 2 + (
-            (y - (spine_y + ahead).astype(np.float32)[None, None, :]) / (9 * scale)
-        ) ** 2
+    (wide, narrow), divides = _AORTA_MM
+    radius = _slices(np.where(z > at.diaphragm, wide, narrow) * scale)
+    for side, low, high in (
+        (-1, at.sacrum + divides * scale, at.first_rib - 40),
+        (1, at.sacrum + 20, at.diaphragm + 20),
+    ):
+        center = side * (11 + 4 * rng.random()), _slices(spine_y + ahead)
+        tube = ((x - center[0]) / radius) ** 2 + ((y - center[1]) / radius) ** 2
         out[(tube < 1) & ((z > low) & (z < high))[None, None, :] & (out != Tissue.AIR)] = Tissue.VESSEL
 
 
