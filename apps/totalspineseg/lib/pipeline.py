@@ -29,13 +29,10 @@ from lib.numbering.evidence import Localizer
 from lib.numbering.label import Method, name_map
 from lib.prediction import Predictor
 from lib.transforms.components import Box
-from lib.transforms.crop import crop_box
+from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 from lib.transforms.discs import odd_discs
 from lib.transforms.levels import level_points
 from lib.transforms.soft import soft_structure
-
-CROP_MARGIN_MM = 10
-"""Margin around the step-1 result for step 2: what the step-2 network was trained with."""
 
 
 @dataclass(frozen=True)

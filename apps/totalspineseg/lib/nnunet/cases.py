@@ -18,14 +18,12 @@ from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import resample, resampled_shape
 from lib.nnunet.targets import Step, present_codes, region_shares, step_target
 from lib.prediction import Predictor
-from lib.transforms.crop import crop_box
+from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 
 FloatArray = npt.NDArray[np.float32]
 
 ISO_MM: Final = (1.0, 1.0, 1.0)
 """Spacing at which cases are cut, mm: that of the pipeline."""
-CROP_MARGIN_MM: Final = 10
-"""Margin of step 2's crop: what inference cuts."""
 MIN_LABELED_VOXELS: Final = 100
 """A label with fewer voxels at 1 mm (a tenth of a milliliter) is a slip of the mouse, not a spine."""
 

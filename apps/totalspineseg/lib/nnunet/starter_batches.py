@@ -14,11 +14,10 @@ from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.synthesis.classes import mark_discs
+from lib.transforms.crop import CROP_MARGIN_MM
 
 FINE = (2, 2, 2)
 """Drawn voxels per network voxel, (Z, Y, X): a voxel of the cord's edge holds part of it, and its target says so."""
-CROP_MARGIN_MM = 10
-"""Step 2 sees the box of step 1's result and this much around it."""
 _SWAP_LEFT_RIGHT = 0.5
 _DISC_LOST, _DISC_ROUGH = 0.03, 0.4
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25

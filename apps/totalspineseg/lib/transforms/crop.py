@@ -1,7 +1,12 @@
 """Where step 2 looks: the box of the step-1 result."""
 
+from typing import Final
+
 from lib.errors import NoSpineError
 from lib.transforms.components import Box, Labels, foreground_box
+
+CROP_MARGIN_MM: Final = 10
+"""Margin around the step-1 result for step 2, at inference and in training: what its networks were trained with."""
 
 
 def crop_box(labels: Labels, *, margin: int) -> Box:
