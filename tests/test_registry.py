@@ -13,7 +13,9 @@ import pytest
 
 import lib.registry.files as files
 from lib.errors import StorageError, WeightsError
+from lib.registry.activations import changes
 from lib.registry.files import write_json
+from lib.registry.manage import roll_back
 from lib.registry.store import ModelStore
 
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
@@ -141,6 +143,18 @@ def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
     assert store.active() == {1: "site-2", 2: "site-2"}
     store.activate("official-r20251124")
     assert store.resolve(1).name == "official-r20251124"
+
+
+def test_a_half_written_change_does_not_swallow_the_next(model_dir):
+    """After a power cut while the list of changes was written, going back went back too far."""
+    store = ModelStore(model_dir)
+    store.activate("site-2")
+    with (model_dir / "activations.jsonl").open("a") as stream:
+        stream.write('{"time": "2026')
+    store.activate("official-r20251124")
+    store.activate("starter")
+    assert [change.after[1] for change in changes(model_dir)] == ["site-2", "official-r20251124", "starter"]
+    assert roll_back(store)[1] == "official-r20251124"
 
 
 def test_two_publishers_lose_nothing(model_dir):

@@ -39,8 +39,12 @@ def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str]) -
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": now, "before": _keys(before), "after": _keys(after)}
-    with storage_errors(model_dir), (model_dir / FILE).open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    with storage_errors(model_dir), (model_dir / FILE).open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            # A line that a power cut left half-written must not take this one with it.
+            stream.write(b"" if stream.read(1) == b"\n" else b"\n")
+        stream.write(json.dumps(line).encode() + b"\n")
         stream.flush()
         os.fsync(stream.fileno())
 
