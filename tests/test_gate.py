@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,22 @@ def test_a_subject_keeps_its_role_for_good(tmp_path: Path) -> None:
     again = holdout.update_split(path, [*reversed(names), "sub-new"])
     assert {name: again.role[name] for name in names} == dict(first.role)
     assert holdout.read_split(path).role == again.role
+
+
+def test_two_that_ask_at_once_lose_no_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subject's role was forgotten when ``prepare`` and a training looked at the same moment."""
+    path = tmp_path / "holdout.json"
+    read = holdout.read_split
+
+    def slowly(where: Path) -> holdout.Split:
+        split = read(where)
+        time.sleep(0.1)
+        return split
+
+    monkeypatch.setattr(holdout, "read_split", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: holdout.update_split(path, [name]), ("a", "b")))
+    assert set(read(path).role) == {"a", "b"}
 
 
 def test_all_scans_of_a_subject_share_its_role() -> None:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from lib.errors import StorageError
+from lib.registry.files import locked
 from lib.volume_io import write_atomic
 
 FIRST_TO_TRAINING: Final = 5
@@ -100,16 +101,18 @@ def read_split(path: Path) -> Split:
 def update_split(path: Path, subjects: Iterable[str]) -> Split:
     """Read the split, give new subjects their role, and store it atomically before it is used.
 
+    A training and ``prepare`` may do so at once: each sees what the other stored.
+
     Raises:
         StorageError: It is damaged, or cannot be written.
     """
-    before = read_split(path)
-    after = assign(before, subjects)
-    if after.role != before.role or not path.exists():
-        content = {"salt": SALT, "first_to_training": FIRST_TO_TRAINING, "percent": HOLDOUT_PERCENT}
-        text = json.dumps(content | {"role": dict(after.role)}, indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, lambda temporary: _write(temporary, text))
+    with locked(path.parent):
+        before = read_split(path)
+        after = assign(before, subjects)
+        if after.role != before.role or not path.exists():
+            content = {"salt": SALT, "first_to_training": FIRST_TO_TRAINING, "percent": HOLDOUT_PERCENT}
+            text = json.dumps(content | {"role": dict(after.role)}, indent=1)
+            write_atomic(path, lambda temporary: _write(temporary, text))
     return after
 
 
