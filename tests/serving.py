@@ -39,7 +39,7 @@ class Server:
 
 @contextmanager
 def running_server(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server with the real app and predictors that read the phantom's codes."""
+    """A server with the real app and predictors that read the phantom's codes; the folder may be one of a former."""
     (folder / "studies").mkdir(parents=True, exist_ok=True)
     with phantom_server(folder, folder / "studies", MAX_UPLOAD_MB, environment=environment) as running:
         yield running
@@ -56,9 +56,10 @@ def phantom_server(
 ) -> Iterator[Server]:
     """The real app with predictors that read the phantom's codes, below a folder that exists."""
     signals, app, log = folder / "signals", folder / "app", folder / "server.log"
-    signals.mkdir()
-    app.mkdir()
-    (app / "main.py").symlink_to(ROOT / "tests" / "serving_app" / "main.py")
+    signals.mkdir(exist_ok=True)
+    app.mkdir(exist_ok=True)
+    if not (app / "main.py").is_symlink():
+        (app / "main.py").symlink_to(ROOT / "tests" / "serving_app" / "main.py")
     own = {"OMP_NUM_THREADS": "1", **(environment or {})}
     options = {"work": work, "max_upload_mb": max_upload_mb}
     with server_process(studies, app, log, modules=[ROOT / "tests"], environment=own, **options) as (url, process):

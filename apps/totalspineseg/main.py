@@ -33,6 +33,7 @@ from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
+from lib.processes import end_with_parent
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers.site import Site
 
@@ -61,6 +62,8 @@ class App(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        # The host builds an app for each training and batch inference, in a process that outlived a killed server.
+        end_with_parent()
         self._settings = dict(conf or {})
         root = history_root(studies, self._settings)
         self._networks = self.make_networks(Path(app_dir), self._settings)

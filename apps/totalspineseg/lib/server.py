@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.nnunet.runtimes import RUNTIMES
+from lib.processes import become_parent
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
 
 def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path = APP_DIR) -> None:
     """Put the host's settings in place, in this process and in those it starts."""
+    become_parent()
     # The app must share the front's classes: the host would import a second copy of ``lib``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
     # Background tasks import ``lib`` from there; dcmqi's programs lie beside the interpreter.

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from monailabel.interfaces.tasks.train import TrainTask
 
+from lib.processes import parent_is_gone
 from lib.trainers.request import client_config, read_settings
 from lib.trainers.runs import state_of
 from lib.trainers.site import Site
@@ -54,7 +55,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
-        """Train; the host runs this in a process of its own and kills it to stop.
+        """Train; the host runs this in a process of its own and kills it to stop. Without its server it stops, too.
 
         Args:
             request: Settings, see ``config``.
@@ -66,12 +67,13 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         Raises:
             TrainingError: Nothing to learn from, another training runs, or a setting is wrong.
             StorageError: Disk full or no permission.
+            Stopped: The server is gone; the state is stored.
         """
         from lib.trainers.retrain import retrain  # PyTorch and nnU-Net: not for a server that only lists its tasks
 
         # Printed at once: clients cannot show or stop a task that has said nothing.
         logger.info("training of step %s starts", " and ".join(map(str, self._steps)))
-        result = retrain(self._site, read_settings(request, self._steps))
+        result = retrain(self._site, read_settings(request, self._steps), should_stop=parent_is_gone)
         logger.info("version %s: %s", result.version, result.report.reason)
         return {
             "run": result.run.name,

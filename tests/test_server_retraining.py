@@ -1,0 +1,80 @@
+"""Trainings through a running server that is killed, or asked twice at once; driven by the client's own module."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+from monailabel.client.client import MONAILabelClient
+
+from lib.anatomy import WIRE_LABELS
+from lib.corrections.store import CorrectionStore
+from lib.corrections.wire import to_wire
+from lib.trainers.runs import is_running, newest_run, state_of
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server, running_server
+from test_trainers import wait_for
+from tiny_models import write_models
+from training_site import SPACING_MM
+
+IMAGE = "sub-1"
+ENDLESS = {"iterations": "100000", "batch_size": "1", "replay_cases": "0", "device": "cpu"}
+# The client leaves its sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a server can train: an image to correct, and tiny networks."""
+    (tmp_path / "studies").mkdir()
+    write_volume(tmp_path / "studies" / f"{IMAGE}.nii.gz", image_of(lumbar_codes()), RAS)
+    write_models(tmp_path / "app" / "model" / "starter", spacing=SPACING_MM)
+    return tmp_path
+
+
+def client_of(server: Server) -> MONAILabelClient:
+    return MONAILabelClient(server.url, tmpdir=str(server.studies.parent), client_id="trainer")
+
+
+def correct(server: Server) -> None:
+    label = server.studies.parent / "label.nii.gz"
+    write_volume(label, to_wire(lumbar_codes()), RAS)
+    names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
+    client_of(server).save_label(IMAGE, str(label), params={"label_info": names})
+
+
+def trainers(server: Server) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def training_dir(server: Server) -> Path:
+    return server.studies / ".totalspineseg" / "training"
+
+
+def text_of_log(server: Server, step: int) -> str:
+    run = newest_run(training_dir(server))
+    file = run / f"step{step}" / "log.txt" if run else Path("none")
+    return file.read_text() if file.exists() else ""
+
+
+def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path) -> None:
+    """After kill -9 of the server its training held the lock until somebody found the process by hand."""
+    with running_server(folder) as server:
+        correct(server)
+        client_of(server).train_start("totalspineseg", ENDLESS)
+        wait_for(lambda: "epoch" in text_of_log(server, 1) or list(training_dir(server).glob("*/step1/state.pth")))
+        assert is_running(training_dir(server))
+        server.process.kill()
+        wait_for(lambda: not is_running(training_dir(server)), 30)
+        state = state_of(training_dir(server))
+        assert state is not None
+        assert (state.status, state.message[:20]) == ("stopped", "stopped at iteration")
+        run = newest_run(training_dir(server))
+    with running_server(folder) as server:
+        client_of(server).train_start("totalspineseg", ENDLESS)
+        wait_for(lambda: "resumed at iteration" in text_of_log(server, 1))
+        assert newest_run(training_dir(server)) == run
+        client_of(server).train_stop()
+    assert CorrectionStore(folder / "studies" / ".totalspineseg").latest_accepted(IMAGE) is not None
