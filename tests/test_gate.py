@@ -16,7 +16,7 @@ from lib.gate.compare import MARGINS, SubjectScores, compare
 from lib.gate.measures import GROUPS, LEVELS, MEASURES, CaseScore, score_case
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
-from lib.gate.verdict import HOLDOUT, REFERENCE, Verdict, judge
+from lib.gate.verdict import HOLDOUT, REFERENCE, GateReport, Verdict, judge
 from lib.geometry import Volume
 from lib.prediction import Prediction
 from phantom import RAS, CodeReader, image_of, lumbar_codes
@@ -147,6 +147,9 @@ def test_verdicts(name: str) -> None:
     assert content["publish"] is publish
     assert [entry["name"] for entry in content["sets"]] == [REFERENCE, HOLDOUT]
     assert set(content["sets"][0]["measures"]) == set(MARGINS)
+    # Sorted keys, as files have them.
+    stored = GateReport.from_json(json.loads(json.dumps(content, sort_keys=True)))
+    assert stored.as_json() == content
 
 
 def test_a_failure_names_what_fell_and_by_how_much() -> None:
@@ -237,6 +240,23 @@ def test_a_second_candidate_costs_its_own_scans_alone() -> None:
     (second,) = score_models([case], active=blind, candidate=good, known=known)
     assert second.active == first.active
     assert second.candidate[0].value("discs") > 0.9
+
+
+def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
+    """One hold-out scan of too large a grid failed every training at the gate."""
+    codes = lumbar_codes()
+    whole = JudgedCase("a", "sub-1", Volume(image_of(codes), RAS.affine), Volume(codes, RAS.affine))
+    huge = np.diag([1000.0, 1000.0, 1000.0, 1.0])
+    refused = JudgedCase("b", "sub-2", Volume(whole.image.data, huge), Volume(codes, huge))
+    elsewhere = JudgedCase("c", "sub-3", whole.image, Volume(codes[1:], RAS.affine))
+    model, left_out = Model(CodeReader(1), CodeReader(2)), dict[str, str]()
+    scored = score_models([refused, elsewhere, whole], active=model, candidate=model, on_left_out=left_out.__setitem__)
+    assert [entry.subject for entry in scored] == ["sub-1"]
+    assert set(left_out) == {"b", "c"}
+    report = judge("a", "c", reference=many(0.0), holdout=many(0.0), left_out=[f"b: {left_out['b']}"])
+    assert report.publish
+    assert "could not judge: 1 of the scans" in report.reason
+    assert report.as_json()["left_out"] == [f"b: {left_out['b']}"]
 
 
 def test_the_reference_set_is_the_same_every_time() -> None:

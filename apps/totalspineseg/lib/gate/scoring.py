@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.errors import NoSpineError
+from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
 from lib.gate.measures import CaseScore, score_case
 from lib.geometry import LabelArray, Volume, require_same_grid
@@ -65,8 +65,9 @@ def score_models(
     candidate: Model,
     known: dict[str, CaseScore] | None = None,
     before_each: Callable[[str], None] | None = None,
+    on_left_out: Callable[[str, str], None] = lambda *_: None,
 ) -> tuple[SubjectScores, ...]:
-    """Score two models on the same scans.
+    """Score two models on the same scans; one that no model can be asked about counts for neither.
 
     Args:
         cases: Scans with their truth.
@@ -74,22 +75,30 @@ def score_models(
         candidate: The model that asks.
         known: Scores of the active model by case name; added to, so that the next candidate costs its own alone.
         before_each: Called with each case's name, for progress.
+        on_left_out: Told the name and the reason of a scan that the pipeline refuses, or whose truth is not on its
+            grid.
 
     Returns:
         One entry per subject, in order of first appearance; empty for no cases.
 
     Raises:
-        GridError: A truth is not on the grid of its image.
+        WeightsError: A model cannot be loaded.
+        MemoryShortageError: A scan does not fit into memory; left out, a busy machine would decide who judges.
     """
     known = {} if known is None else known
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
     for case in cases:
         if before_each is not None:
             before_each(case.name)
-        require_same_grid(case.truth.grid, case.image.grid)
-        if case.name not in known:
-            known[case.name] = _score(case, active)
-        scores.setdefault(case.subject, []).append((known[case.name], _score(case, candidate)))
+        try:
+            require_same_grid(case.truth.grid, case.image.grid)
+            if case.name not in known:
+                known[case.name] = _score(case, active)
+            pair = known[case.name], _score(case, candidate)
+        except (ImageError, GridError) as error:
+            on_left_out(case.name, str(error))
+            continue
+        scores.setdefault(case.subject, []).append(pair)
     return tuple(
         SubjectScores(subject, tuple(a for a, _ in pairs), tuple(c for _, c in pairs))
         for subject, pairs in scores.items()

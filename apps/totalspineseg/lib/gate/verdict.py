@@ -15,6 +15,9 @@ TOO_FEW_DEFAULT: Final = (
     "with too few reference subjects nothing is published"
 )
 
+NUMBERS: Final = ("active", "candidate", "change", "lower", "margin")
+"""Of a comparison, as the report lists them."""
+
 
 class Verdict(Enum):
     """What the comparison on one set, or on both, says."""
@@ -53,6 +56,7 @@ class GateReport:
         publish: Whether it may be served.
         sets: The reports of the reference set and of the hold-out.
         reason: One sentence for the log and the model list.
+        left_out: Scans that could not judge, each with the reason.
     """
 
     active: str
@@ -60,6 +64,7 @@ class GateReport:
     publish: bool
     sets: tuple[SetReport, ...]
     reason: str
+    left_out: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON values (nan as null)."""
@@ -75,11 +80,29 @@ class GateReport:
                 "too_few": TOO_FEW_DEFAULT,
             },
             "sets": [_set_json(entry) for entry in self.sets],
+            "left_out": list(self.left_out),
         }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "GateReport":
+        """The report that ``as_json`` wrote; its numbers are rounded, its decision is the same.
+
+        Raises:
+            KeyError: It is not such a report.
+            ValueError: A value is none of a report's.
+        """
+        sets = tuple(_set_from(entry) for entry in content["sets"])
+        words = (str(content[key]) for key in ("active", "candidate"))
+        return cls(*words, bool(content["publish"]), sets, str(content["reason"]), tuple(content.get("left_out", ())))
 
 
 def judge(
-    active: str, candidate: str, *, reference: Sequence[SubjectScores], holdout: Sequence[SubjectScores]
+    active: str,
+    candidate: str,
+    *,
+    reference: Sequence[SubjectScores],
+    holdout: Sequence[SubjectScores],
+    left_out: Sequence[str] = (),
 ) -> GateReport:
     """Decide whether a candidate may be served.
 
@@ -88,21 +111,28 @@ def judge(
         candidate: Version that asks.
         reference: Scores on the fixed reference set.
         holdout: Scores on the site's own subjects that are never trained on.
+        left_out: Scans that could not judge, each with the reason; the report names them.
 
     Returns:
         The decision. Nothing may fall beyond its margin on either set; too few hold-out subjects leave the
         decision to the reference set, too few reference subjects publish nothing.
     """
     sets = (_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout))
-    failed = [entry for entry in sets if entry.verdict is Verdict.FAIL]
+    publish, reason = _decide(*sets)
+    if left_out:
+        reason = f"{reason}; could not judge: {len(left_out)} of the scans"
+    return GateReport(active, candidate, publish, sets, reason, tuple(left_out))
+
+
+def _decide(reference: SetReport, holdout: SetReport) -> tuple[bool, str]:
+    failed = [entry for entry in (reference, holdout) if entry.verdict is Verdict.FAIL]
     if failed:
-        return GateReport(active, candidate, False, sets, "not served: " + "; ".join(e.reason for e in failed))
-    if sets[0].verdict is Verdict.TOO_FEW:
-        return GateReport(active, candidate, False, sets, f"not served: {sets[0].reason}")
-    if sets[1].verdict is Verdict.TOO_FEW:
-        reason = f"served on the reference set alone: {sets[1].reason}"
-        return GateReport(active, candidate, True, sets, reason)
-    return GateReport(active, candidate, True, sets, "served: nothing fell beyond its margin on either set")
+        return False, "not served: " + "; ".join(e.reason for e in failed)
+    if reference.verdict is Verdict.TOO_FEW:
+        return False, f"not served: {reference.reason}"
+    if holdout.verdict is Verdict.TOO_FEW:
+        return True, f"served on the reference set alone: {holdout.reason}"
+    return True, "served: nothing fell beyond its margin on either set"
 
 
 def _judge_set(name: str, subjects: Sequence[SubjectScores]) -> SetReport:
@@ -129,6 +159,17 @@ def _set_json(entry: SetReport) -> dict[str, Any]:
 
 
 def _comparison_json(comparison: Comparison) -> Mapping[str, Any]:
-    numbers = {key: getattr(comparison, key) for key in ("active", "candidate", "change", "lower", "margin")}
+    numbers = {key: getattr(comparison, key) for key in NUMBERS}
     rounded = {key: None if math.isnan(value) else round(value, 4) for key, value in numbers.items()}
     return rounded | {"subjects": comparison.subjects, "allowed": comparison.allowed}
+
+
+def _set_from(content: Mapping[str, Any]) -> SetReport:
+    comparisons = tuple(_comparison_from(name, values) for name, values in content["measures"].items())
+    verdict = Verdict(content["verdict"])
+    return SetReport(str(content["name"]), verdict, int(content["subjects"]), comparisons, str(content["reason"]))
+
+
+def _comparison_from(measure: str, content: Mapping[str, Any]) -> Comparison:
+    numbers = {key: math.nan if content[key] is None else float(content[key]) for key in NUMBERS}
+    return Comparison(measure=measure, subjects=int(content["subjects"]), **numbers)
