@@ -10,6 +10,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
+from lib.nnunet import starter_batches
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_finder import StarterFinder
@@ -234,7 +235,7 @@ def test_marked_discs_lie_on_discs() -> None:
 def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     rng, spine = np.random.default_rng(3), lumbar()
     discs = list(anatomy.STEP2_REGIONS).index("disc")
-    drawn = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
+    drawn = [draw_sample(rng, spine, 2, (64, 48, 16), near_marked=True) for _ in range(6)]
     near, region, marks = (
         torch.stack([s.near_marked[0] for s in drawn]),
         torch.stack([s.regions[discs] > 0.5 for s in drawn]),
@@ -243,7 +244,25 @@ def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     assert (near & marks).sum() > 0.8 * marks.sum()  # some marks are drawn shifted or thicker
     assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
     assert near.sum() > 1.2 * (near & region).sum()  # and what a network draws around one
-    assert not draw_sample(rng, spine, 1, PATCH).near_marked.any()
+    assert not draw_sample(rng, spine, 1, PATCH, near_marked=True).near_marked.any()
+
+
+def test_near_marked_is_computed_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every patch of step 2 took two distance maps; one in four used them, and none without a finder."""
+    computed = []
+    real = starter_batches._near_marked
+    monkeypatch.setattr(starter_batches, "_near_marked", lambda *discs: computed.append(1) or real(*discs))
+    spine = lumbar()
+    monkeypatch.setattr(starter_batches, "random_spine", lambda rng, options: spine)
+    for every, expected in ((None, []), (4, [0, 4])):
+        stream = samples(2, 0, (64, 48, 16), pool_size=1, near_every=every)
+        counts = [(next(stream).near_marked.any(), len(computed)) for _ in range(6)]
+        assert [k for k in range(6) if counts[k][1] > (counts[k - 1][1] if k else 0)] == expected
+        assert {k for k in range(6) if counts[k][0]} <= set(expected)
+    with_near = draw_sample(np.random.default_rng(0), spine, 2, PATCH, near_marked=True)
+    without = draw_sample(np.random.default_rng(0), spine, 2, PATCH)
+    assert torch.equal(with_near.channels, without.channels)
+    assert torch.equal(with_near.regions, without.regions)
 
 
 def test_finder_marks_what_step_1_finds_of_the_marked_set_and_leaves_the_rest(trained: Path) -> None:
@@ -263,7 +282,8 @@ def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
 ) -> None:
     seen = []
     monkeypatch.setattr(StarterFinder, "mark", lambda _, channels, near: seen.append(near.shape) or channels)
-    folder = train_starter(2, tmp_path, tiny(iterations=5), discs_by=trained / STARTER_FOLDERS[1])
+    monkeypatch.setattr(starter_batches, "_near_marked", lambda marked, others: np.ones_like(marked))
+    folder = train_starter(2, tmp_path, tiny(iterations=5, early_phase=0), discs_by=trained / STARTER_FOLDERS[1])
     assert seen == [(1, 1, *PATCH)] * 2  # patches 0 and 4
     weights = (trained / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_final.pth").read_bytes()
     assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == hashlib.sha256(weights).hexdigest()

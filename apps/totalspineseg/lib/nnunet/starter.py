@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lib.nnunet.hashing import sha256_of
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
@@ -25,8 +26,9 @@ from lib.nnunet.starter_settings import StarterSettings
 logger = logging.getLogger(__name__)
 
 Batch: TypeAlias = list[torch.Tensor]
-"""Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked ones (B, 1, Z, Y, X)."""
-FOUND_EVERY = 4
+"""Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked ones (B, 1, Z, Y, X):
+nowhere in the patches whose discs stay as they were drawn."""
+FOUND_EVERY = round(1 / ((1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE))
 """Every so many patches of step 2 are marked with the discs that step 1 finds in them."""
 WEIGHT_DECAY = 1e-4
 POLY_POWER = 0.9
@@ -66,9 +68,8 @@ class _Run:
             group["lr"] = rate * min(1.0, (self.iteration + 1) / self.settings.warm_up)
         inputs, target, near = (part.to(self.device, non_blocking=True) for part in batch)
         if self.finder is not None:
-            number = self.iteration * len(inputs)
-            chosen = [k for k in range(len(inputs)) if (number + k) % FOUND_EVERY == 0]
-            if chosen:
+            chosen = near.flatten(1).any(1)
+            if chosen.any():
                 inputs[chosen] = self.finder.mark(inputs[chosen], near[chosen])
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -112,21 +113,26 @@ def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
 class _Stream(IterableDataset[tuple[torch.Tensor, ...]]):  # type: ignore[misc]  # untyped in torch
     """Training examples without end, another stream in every worker."""
 
-    def __init__(self, step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> None:
-        self.step, self.seed, self.patch, self.settings = step, seed, patch, settings
+    def __init__(
+        self, step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings, near_every: int | None
+    ) -> None:
+        self.step, self.seed, self.patch, self.settings, self.near_every = step, seed, patch, settings, near_every
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         worker = get_worker_info()
         seed = self.seed + _WORKERS_APART * (worker.id if worker is not None else 0)
         pool, uses = self.settings.pool_size, self.settings.uses_per_spine
-        for sample in samples(self.step, seed, self.patch, pool_size=pool, uses_per_spine=uses):
+        for sample in samples(
+            self.step, seed, self.patch, pool_size=pool, uses_per_spine=uses, near_every=self.near_every
+        ):
             yield sample.channels, sample.regions, sample.near_marked
 
 
-def _batches(step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings) -> Iterator[Batch]:
-    yield from DataLoader(
-        _Stream(step, seed, patch, settings), batch_size=settings.batch_size, num_workers=settings.workers
-    )
+def _batches(
+    step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings, *, near_every: int | None = None
+) -> Iterator[Batch]:
+    stream = _Stream(step, seed, patch, settings, near_every)
+    yield from DataLoader(stream, batch_size=settings.batch_size, num_workers=settings.workers)
 
 
 def train_starter(
@@ -169,8 +175,9 @@ def train_starter(
     if discs_by is not None and step == 2:
         run.finder = StarterFinder(discs_by, run.device)
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
-    early = _batches(step, start, _early_patch(settings.patch), settings)
-    stream = _batches(step, start + 1, settings.patch, settings)
+    near_every = FOUND_EVERY if run.finder is not None else None
+    early = _batches(step, start, _early_patch(settings.patch), settings, near_every=near_every)
+    stream = _batches(step, start + 1, settings.patch, settings, near_every=near_every)
     saved = began = time.monotonic()
     before = run.seconds
     while True:

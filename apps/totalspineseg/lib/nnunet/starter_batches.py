@@ -32,7 +32,7 @@ class Sample:
         channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
         regions: Share of each region in each voxel, float32 (R, Z, Y, X).
         near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to one of them than to any other
-            disc, and not far from it; bool (1, Z, Y, X), nowhere in step 1.
+            disc, and not far from it; bool (1, Z, Y, X), nowhere when not asked for and in step 1.
     """
 
     channels: torch.Tensor
@@ -105,7 +105,14 @@ def _window(rng: np.random.Generator, spine: SyntheticSpine, size: tuple[int, ..
     return tuple(window)
 
 
-def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patch: tuple[int, ...] = PATCH) -> Sample:
+def draw_sample(
+    rng: np.random.Generator,
+    spine: SyntheticSpine,
+    step: int,
+    patch: tuple[int, ...] = PATCH,
+    *,
+    near_marked: bool = False,
+) -> Sample:
     """One patch of one spine in a fresh contrast.
 
     Args:
@@ -113,6 +120,7 @@ def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patc
         spine: Drawn at ``SPACING_MM / FINE``. Not modified.
         step: 1 or 2.
         patch: Size on the network's grid, (Z, Y, X).
+        near_marked: Say where found discs are marked ones, which takes two distance maps; the rest stays the same.
 
     Returns:
         Channels and region shares, zero-padded to the patch.
@@ -133,13 +141,15 @@ def draw_sample(rng: np.random.Generator, spine: SyntheticSpine, step: int, patc
         channels.append(_roughen(rng, mark_discs(part.labels, kept)).astype(np.float32))
     classes = class_table(step, spine, swapped=swapped)[part.labels]
     regions = [np.isin(classes, values) for values in regions_of(step).values()]
-    discs = [np.isin(part.labels, marked), np.isin(part.labels, [d for d in spine.discs if d not in marked])]
+    others = [code for code in spine.discs if code not in marked]
+    discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
     maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
     stacked = _pool(maps, patch, mirror=rng.random() < _SWAP_LEFT_RIGHT)
     inputs = stacked[: len(channels)].clone()
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
-    near = _near_marked(*(part.numpy() > 0 for part in stacked[-2:])) if marked else np.zeros(patch, bool)
-    return Sample(inputs, stacked[len(channels) : -2], torch.from_numpy(near)[None])
+    shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
+    near = _near_marked(*(disc.numpy() > 0 for disc in rest)) if discs else np.zeros(patch, bool)
+    return Sample(inputs, shares, torch.from_numpy(near)[None])
 
 
 def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -165,7 +175,13 @@ def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) 
 
 
 def samples(
-    step: int, seed: int, patch: tuple[int, ...] = PATCH, *, pool_size: int = 8, uses_per_spine: int = 20
+    step: int,
+    seed: int,
+    patch: tuple[int, ...] = PATCH,
+    *,
+    pool_size: int = 8,
+    uses_per_spine: int = 20,
+    near_every: int | None = None,
 ) -> Iterator[Sample]:
     """Training examples without end; the seed fixes them.
 
@@ -175,6 +191,7 @@ def samples(
         patch: Size on the network's grid, (Z, Y, X).
         pool_size: Spines at hand at a time.
         uses_per_spine: Patches taken of one drawn spine, on average.
+        near_every: The first and then every so many say where found discs are marked ones; None: none does.
 
     Yields:
         One example after the other.
@@ -182,6 +199,7 @@ def samples(
     rng = np.random.default_rng(seed)
     spacing = [s / f for s, f in zip(SPACING_MM, FINE, strict=True)][::-1]
     pool: list[SyntheticSpine] = []
+    number = 0
     while True:
         if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
@@ -190,4 +208,6 @@ def samples(
             if np.isin(spine.labels, anatomy.DISCS).any():
                 pool = [*pool, spine][-pool_size:]
             continue
-        yield draw_sample(rng, pool[int(rng.integers(len(pool)))], step, patch)
+        near = near_every is not None and number % near_every == 0
+        yield draw_sample(rng, pool[int(rng.integers(len(pool)))], step, patch, near_marked=near)
+        number += 1
