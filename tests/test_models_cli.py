@@ -95,6 +95,22 @@ def test_a_version_survives_the_way_out_and_in(
     assert run(other, capsys, "import", str(archive), "--name", "again")[0] == 0
 
 
+def test_a_refused_version_stays_refused_on_the_way_out_and_in(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the gate had refused was served after an export and an import, without a word."""
+    archive = tmp_path / "out.zip"
+    run(store, capsys, "export", "trained-2", str(archive))
+    other = ModelStore(tmp_path / "elsewhere")
+    for name in ("again", "once-more"):
+        assert run(other, capsys, "import", str(archive), "--name", name)[0] == 0
+        code, _, error = run(other, capsys, "activate", name)
+        assert (code, other.active()) == (2, {})
+        assert "not served: discs fell" in error
+        assert run(other, capsys, "export", name, str(archive))[0] == 0
+    assert "not served: discs fell" in run(other, capsys, "list")[1]
+
+
 @pytest.mark.parametrize("kind", ["no zip", "no model"])
 def test_other_files_are_refused(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str

@@ -131,7 +131,7 @@ def _configuration_folder(model: ModelFolder) -> str:
 
 
 def _record_in(archive: Path) -> dict[str, Any]:
-    """The record an exported version carries, as a claim: nothing is decided by it but the name."""
+    """The record an exported version carries, as a claim: it gives the name, and a refusal stays one."""
     try:
         with zipfile.ZipFile(archive) as content:
             if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:
@@ -150,4 +150,11 @@ def _imported(name: str, record: dict[str, Any], models: dict[int, ModelFolder],
         parents={},
         models={str(step): f"{name}-{model.digest[:8]}" for step, model in models.items()},
         settings={"imported": {"zip_sha256": digest, "record": record}},
+        gate=_refusal(record),
     )
+
+
+def _refusal(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of the gate that refused a version where it came from; having passed there means nothing here."""
+    gate = record.get("gate")
+    return gate if isinstance(gate, dict) and gate and not gate.get("publish", False) else None
