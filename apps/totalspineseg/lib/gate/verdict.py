@@ -92,8 +92,9 @@ class GateReport:
             ValueError: A value is none of a report's.
         """
         sets = tuple(_set_from(entry) for entry in content["sets"])
-        words = (str(content[key]) for key in ("active", "candidate"))
-        return cls(*words, bool(content["publish"]), sets, str(content["reason"]), tuple(content.get("left_out", ())))
+        active, candidate, reason = (str(content[key]) for key in ("active", "candidate", "reason"))
+        left_out = tuple(map(str, content.get("left_out", ())))
+        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out)
 
 
 def judge(
