@@ -20,7 +20,7 @@ class Listed:
         created: UTC, ISO 8601; empty where unknown.
         parent: Name of the version it was trained from; empty for others.
         corrections: How many corrections it was trained on.
-        verdict: The gate's sentence; empty for versions that never met the gate.
+        verdict: The gate's sentence, or why it was not served though it passed; empty for versions that never met it.
     """
 
     name: str
@@ -46,7 +46,7 @@ def list_versions(store: ModelStore) -> tuple[Listed, ...]:
                 str(record.get("created", "")),
                 ", ".join(sorted(parents)),
                 len(record.get("training", ())),
-                str((record.get("gate") or {}).get("reason", "")),
+                str(record.get("not_served") or (record.get("gate") or {}).get("reason", "")),
             )
         )
     return tuple(listed)

@@ -134,10 +134,43 @@ class ModelStore:
         for name in names.values():
             self._named(name)
         with locked(self.model_dir):
-            before = self.active()
-            after = {**before, **names}
-            note(self.model_dir, before, after)
-            write_json(self.pointer, {DATASET_OF_STEP[step]: value for step, value in after.items()})
+            self._point(names)
+
+    def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
+        """``activate_each``, if what a version was compared with is still in use.
+
+        Args:
+            compared: Step -> weights that others were found no worse than.
+            names: Step -> version's name; steps left out keep what they have.
+
+        Returns:
+            Empty when it was done, or had been before. Else nothing was changed: step -> what is in use instead.
+
+        Raises:
+            WeightsError: There is no such version.
+            StorageError: The pointer cannot be written.
+        """
+        for name in names.values():
+            self._named(name)
+        with locked(self.model_dir):
+            if names.items() <= self.active().items():
+                return {}
+            others = self.in_use_instead(compared)
+            if not others:
+                self._point(names)
+            return others
+
+    def in_use_instead(self, compared: Mapping[int, Choice]) -> Mapping[int, str]:
+        """Step -> what the pointer names, where that is not what is given; ``weights`` plays no part."""
+        active = self.active()
+        named = {step: active.get(step, STARTER) for step in compared}
+        return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
+
+    def _point(self, names: Mapping[int, str]) -> None:
+        before = self.active()
+        after = {**before, **names}
+        note(self.model_dir, before, after)
+        write_json(self.pointer, {DATASET_OF_STEP[step]: value for step, value in after.items()})
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
@@ -158,13 +191,16 @@ class ModelStore:
             yield staging
 
     def _named(self, name: str) -> Choice:
-        root = self.model_dir / STARTER if name == STARTER else self.versions_dir / name
+        root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(
                 f"an installed version is required, got {name!r} which is not in {str(self.model_dir)!r}; "
                 "run 'totalspineseg weights install' or choose WEIGHTS=starter"
             )
         return Choice(name, root)
+
+    def _root(self, name: str) -> Path:
+        return self.model_dir / STARTER if name == STARTER else self.versions_dir / name
 
     def _newest_official(self) -> str:
         releases = [name for name in self.versions() if name.startswith(f"{OFFICIAL}-")]
