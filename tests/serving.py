@@ -23,8 +23,8 @@ class Server:
         url: Its address.
         studies: Its studies folder, where they lie in one.
         app: App folder.
-        signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds), or ``/info/``
-            ("slow-folder").
+        signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds; "slow-free" when
+            they are freed), or ``/info/`` ("slow-folder"). "freed" has a line for each time they were.
         log: What it printed.
         process: The process.
     """

@@ -1,15 +1,16 @@
 """Trainings through a running server that is killed, or asked twice at once; driven by the client's own module."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import pytest
+import requests
 from monailabel.client.client import MONAILabelClient
 
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import to_wire
-from lib.trainers.runs import is_running, newest_run, state_of
+from lib.trainers.runs import is_running, newest_run, only_one, state_of
 from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
@@ -45,10 +46,6 @@ def correct(server: Server) -> None:
     client_of(server).save_label(IMAGE, str(label), params={"label_info": names})
 
 
-def trainers(server: Server) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children(recursive=True)
-
-
 def training_dir(server: Server) -> Path:
     return server.studies / ".totalspineseg" / "training"
 
@@ -78,3 +75,33 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
         assert newest_run(training_dir(server)) == run
         client_of(server).train_stop()
     assert CorrectionStore(folder / "studies" / ".totalspineseg").latest_accepted(IMAGE) is not None
+
+
+def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder: Path) -> None:
+    """Two that came at once both started; and one that was refused had thrown the networks out of memory."""
+    with running_server(folder) as server:
+        correct(server)
+
+        def post(model: str) -> requests.Response:
+            return requests.post(f"{server.url}/train/{model}", json=ENDLESS, timeout=60)
+
+        def times_freed() -> int:
+            freed = server.signals / "freed"
+            return len(freed.read_text().splitlines()) if freed.exists() else 0
+
+        # Another program trains on the same studies.
+        with only_one(training_dir(server)):
+            refused = post("totalspineseg")
+        assert (refused.status_code, times_freed()) == (429, 0)
+        assert "no other training may run" in refused.json()["detail"]
+        (server.signals / "slow-free").write_text("1")
+        with ThreadPoolExecutor(2) as pool:
+            answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))
+        assert sorted(answer.status_code for answer in answers) == [200, 429]
+        assert post("totalspineseg_step2").status_code == 429
+        assert times_freed() == 1
+        every = requests.get(f"{server.url}/train/?all=true", timeout=60).json()
+        started = next(answer.json() for answer in answers if answer.status_code == 200)
+        assert [(task["id"], task["status"]) for task in every] == [(started["id"], "RUNNING")]
+        client_of(server).train_stop()
+        assert post("totalspineseg").status_code == 200, "after a stop the next one starts"

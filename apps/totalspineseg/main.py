@@ -35,6 +35,7 @@ from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
 from lib.registry.store import STARTER, ModelStore
+from lib.trainers.runs import is_running
 from lib.trainers.site import Site
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class App(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        # The host builds an app for each training and batch inference, in a process that outlived a killed server.
+        # The host builds another app for each training and batch inference, in a process that would outlive a server
+        # that is killed.
         end_with_parent()
         self._settings = dict(conf or {})
         root = history_root(studies, self._settings)
@@ -114,6 +116,10 @@ class App(MONAILabelApp):
     def free_networks(self) -> None:
         """Give back the networks' memory, for a training that starts; the next request loads them again."""
         self._networks.free()
+
+    def is_training(self) -> bool:
+        """Whether a process trains on these studies, whoever started it."""
+        return is_running(self._site.training_dir)
 
     def info(self) -> dict[str, Any]:
         """What clients show about the app and its models; never "config", which would override requests."""

@@ -28,7 +28,9 @@ class Readers:
         return type("Folder", (), {"name": "starter"})()
 
     def free(self) -> None:
-        (self._signals / "freed").touch()
+        with (self._signals / "freed").open("a") as calls:
+            calls.write("freed\n")
+        self._wait("slow-free")
 
     def get(self, step: int) -> CodeReader:
         self.folder(step)
