@@ -11,6 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
 from lib.nnunet import starter_batches
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_finder import StarterFinder
@@ -221,6 +222,15 @@ def test_patch_holds_image_marked_discs_and_shares() -> None:
         assert 0 <= sample.regions.min() <= sample.regions.max() <= 1
     again = samples(2, 0, PATCH, pool_size=1)
     assert torch.equal(next(again).channels, drawn[0].channels)
+
+
+def test_a_stated_share_of_patches_shows_the_marked_discs_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The starter weights learned from other errors of step 1, in other shares, than every later training."""
+    monkeypatch.setattr(starter_batches, "disturbed_channel", lambda codes, marked, rng: np.full(codes.shape, 0.5, "f"))
+    rng, spine = np.random.default_rng(0), lumbar()
+    drawn = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
+    disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in drawn)
+    assert disturbed / 40 == pytest.approx(1 - EXACT_CHANNEL_SHARE, abs=0.15)
 
 
 def test_marked_discs_lie_on_discs() -> None:

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import avg_pool3d
 
 from lib import anatomy
 from lib.nnunet.found_discs import NEAR_MM
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, disturbed_channel
 from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
+from lib.nnunet.targets import mark
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
-from lib.synthesis.classes import mark_discs
 from lib.transforms.crop import CROP_MARGIN_MM
 
 FINE = (2, 2, 2)
 """Drawn voxels per network voxel, (Z, Y, X): a voxel of the cord's edge holds part of it, and its target says so."""
 _SWAP_LEFT_RIGHT = 0.5
-_DISC_LOST, _DISC_ROUGH = 0.03, 0.4
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
 """Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
 
@@ -70,18 +70,6 @@ def class_table(step: int, spine: SyntheticSpine, *, swapped: bool = False) -> N
         for code, odd in position_parity(spine).items():
             table[code] = (anatomy.Step2.VERTEBRA_ODD if odd != swapped else anatomy.Step2.VERTEBRA_EVEN).value
     return table
-
-
-def _roughen(rng: np.random.Generator, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Marked discs as a network would have found them: some lost, thicker, thinner or shifted."""
-    kind = rng.random()
-    if kind > _DISC_ROUGH:
-        return mask
-    if kind < _DISC_ROUGH / 3:
-        return np.asarray(binary_dilation(mask), np.uint8)
-    if kind < 2 * _DISC_ROUGH / 3:
-        return np.asarray(binary_erosion(mask), np.uint8)
-    return np.roll(mask, tuple(int(v) for v in rng.integers(-1, 2, 3)), (0, 1, 2))
 
 
 def _window(rng: np.random.Generator, spine: SyntheticSpine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
@@ -137,8 +125,8 @@ def draw_sample(
     marked, swapped = odd_discs(rng, spine) if step == 2 else ((), False)
     channels = [image]
     if step == 2:
-        kept = [code for code in marked if rng.random() > _DISC_LOST]
-        channels.append(_roughen(rng, mark_discs(part.labels, kept)).astype(np.float32))
+        exact = rng.random() < EXACT_CHANNEL_SHARE
+        channels.append(mark(part.labels, marked) if exact else disturbed_channel(part.labels, marked, rng))
     classes = class_table(step, spine, swapped=swapped)[part.labels]
     regions = [np.isin(classes, values) for values in regions_of(step).values()]
     others = [code for code in spine.discs if code not in marked]
