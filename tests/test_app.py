@@ -12,9 +12,15 @@ from monailabel.utils.others import class_utils
 
 from lib.anatomy import WIRE_LABELS
 from lib.errors import ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
+from lib.geometry import Volume
 from lib.infers import http
 from lib.infers.batch import SpineBatch
+from lib.infers.latencies import Latencies
+from lib.infers.models import FullTask
+from lib.infers.services import Services
 from lib.infers.settings import SettingError, read_pins, read_settings
+from lib.pipeline import prepare
+from phantom import RAS, CodeReader, image_of, lumbar_codes
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
 MODELS = {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2", "totalspineseg_review"}
@@ -136,3 +142,38 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path) -> None:
     assert results["b"] == {"error": "not a spine"}
     assert not list(tmp_path.iterdir())
     assert list(SpineBatch()({**request, "max_batch_size": 1}, Studies(), infer)) == ["a"]
+
+
+class Versions:
+    """Networks of which other versions come into use while they are asked for."""
+
+    def __init__(self, *moments: tuple[str, str]) -> None:
+        self._moments = list(moments)
+
+    def get(self, step: int) -> CodeReader:
+        pair = self._moments.pop(0) if len(self._moments) > 1 else self._moments[0]
+        reader = CodeReader(step)
+        reader.version = pair[step - 1]
+        return reader
+
+
+@pytest.mark.parametrize(
+    ("moments", "pair"),
+    [
+        ([("old-1", "old-2")], ("old-1", "old-2")),
+        ([("old-1", "old-2"), ("new-1", "new-2")], ("new-1", "new-2")),
+        ([("old-1", "old-2"), ("old-1", "old-2"), ("new-1", "new-2")], ("new-1", "new-2")),
+        ([("old-1", "old-2"), ("mid-1", "mid-2"), ("mid-1", "mid-2"), ("new-1", "new-2")], ("new-1", "new-2")),
+        # Of a version of step 2 alone, the old step 1 is a part.
+        ([("old-1", "old-2"), ("old-1", "new-2")], ("old-1", "new-2")),
+    ],
+    ids=["quiet", "between the two", "after both", "twice", "step 2 alone"],
+)
+def test_a_version_activated_meanwhile_makes_no_mixed_pair(
+    moments: list[tuple[str, str]], pair: tuple[str, str]
+) -> None:
+    """Step 1 of the old version and step 2 of the new one, which nobody had judged together, answered a request."""
+    services = Services(Versions(*moments), *[None] * 6)  # type: ignore[arg-type]
+    scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
+    outcome = FullTask(services).run(scan, read_settings({}), {}, Latencies())
+    assert outcome.versions == {"step1": pair[0], "step2": pair[1]}

@@ -17,7 +17,7 @@ from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
 from lib.geometry import LabelArray, Volume, labels_to_iso, require_same_grid
 from lib.infers.latencies import Latencies
-from lib.infers.services import Services
+from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
 from lib.numbering.label import require_met
@@ -47,7 +47,7 @@ class FullTask(SpineTask):
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """Locate, then segment."""
-        step1, step2 = self.services.networks.get(1), self.services.networks.get(2)
+        step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None

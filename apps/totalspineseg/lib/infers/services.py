@@ -55,3 +55,18 @@ class Services:
     image_file: Callable[[str], Path | None]
     weights_text: Callable[[], str]
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def pair_in_use(networks: Networks) -> tuple[Predictor, Predictor]:
+    """The predictors of step 1 and 2 that were in use together.
+
+    A version may be activated between the two: then the first is of the old pair and the second of the new one, and
+    nobody judged how they do together.
+
+    Raises:
+        WeightsError: There are no usable weights.
+    """
+    step1, step2 = networks.get(1), networks.get(2)
+    while (again := networks.get(1)).version != step1.version:
+        step1, step2 = again, networks.get(2)
+    return step1, step2
