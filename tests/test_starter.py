@@ -16,7 +16,7 @@ from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, warm_start
-from lib.nnunet.starter_plans import SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
+from lib.nnunet.starter_plans import CHECKPOINT, SPACING_MM, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 
@@ -295,8 +295,29 @@ def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
     monkeypatch.setattr(starter_batches, "_near_marked", lambda marked, others: np.ones_like(marked))
     folder = train_starter(2, tmp_path, tiny(iterations=5, early_phase=0), discs_by=trained / STARTER_FOLDERS[1])
     assert seen == [(1, 1, *PATCH)] * 2  # patches 0 and 4
-    weights = (trained / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_final.pth").read_bytes()
-    assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == [digest_of(trained)]
+
+
+def digest_of(starter: Path) -> str:
+    """Of the step-1 weights of a starter folder."""
+    return hashlib.sha256((starter / STARTER_FOLDERS[1] / CHECKPOINT).read_bytes()).hexdigest()
+
+
+def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_path: Path) -> None:
+    """A training in pieces told only of the last piece's step 1, and of none when the last had none."""
+    other, out = tmp_path / "other", tmp_path / "out"
+    piece = tiny(piece_minutes=1e-12)  # ends before a spine is drawn
+    train_starter(1, other, tiny(piece_minutes=1e-12, seed=2))
+    for starter in (trained, other, trained, None):
+        folder = train_starter(2, out, piece, discs_by=starter and starter / STARTER_FOLDERS[1])
+    told = json.loads((folder / "training.json").read_text())["discs_by_sha256"]
+    assert told == [digest_of(trained), digest_of(other)]
+    latest = folder / "fold_0" / "checkpoint_latest.pth"
+    older = torch.load(latest, weights_only=True)
+    del older["finders"]
+    torch.save(older, latest)
+    train_starter(2, out, piece)
+    assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text())
 
 
 def test_dataset_lists_regions_in_channel_order() -> None:

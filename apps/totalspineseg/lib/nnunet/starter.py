@@ -20,7 +20,7 @@ from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
-from lib.nnunet.starter_plans import STARTER_FOLDERS, STRIDES, regions_of
+from lib.nnunet.starter_plans import CHECKPOINT, STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 
 logger = logging.getLogger(__name__)
@@ -52,15 +52,22 @@ class _Run:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=WEIGHT_DECAY)
         self.origin: str | None = None
         self.finder: StarterFinder | None = None
+        self.finders: list[str] = []
         self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
 
     def begin_from(self, folder: Path) -> None:
         """Take over the weights of a starter model; a step-2 network takes from step 1 what fits."""
-        file = folder / "fold_0" / "checkpoint_final.pth"
+        file = folder / CHECKPOINT
         known = torch.load(file, map_location=self.device, weights_only=True)["network_weights"]
         self.network.load_state_dict(warm_start(self.network.state_dict(), known))
         self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         self.origin = sha256_of(file)
+
+    def mark_by(self, finder: StarterFinder) -> None:
+        """Let a step-1 network mark patches from here on, and remember it beside those of earlier calls."""
+        self.finder = finder
+        if finder.sha256 not in self.finders:
+            self.finders.append(finder.sha256)
 
     def train_on(self, batch: Batch, progress: float) -> float:
         rate = self.settings.learning_rate * max(1 - progress, 1e-3) ** POLY_POWER
@@ -95,6 +102,7 @@ class _Run:
             "seconds": self.seconds,
             "losses": self.losses,
             "origin": self.origin or "",
+            "finders": self.finders,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -103,6 +111,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
         self.origin = state.get("origin") or None
+        self.finders = list(state.get("finders", ()))  # older states have none
 
 
 def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -173,7 +182,7 @@ def train_starter(
     elif start_from is not None:
         run.begin_from(start_from)
     if discs_by is not None and step == 2:
-        run.finder = StarterFinder(discs_by, run.device)
+        run.mark_by(StarterFinder(discs_by, run.device))
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
     near_every = FOUND_EVERY if run.finder is not None else None
     early = _batches(step, start, _early_patch(settings.patch), settings, near_every=near_every)
@@ -210,7 +219,7 @@ def _save(run: _Run, folder: Path, latest: Path) -> None:
         "seconds": round(run.seconds),
         "begun_from_sha256": run.origin,
     }
-    done |= {"discs_by_sha256": run.finder.sha256} if run.finder is not None else {}
+    done |= {"discs_by_sha256": run.finders} if run.finders else {}
     (folder / "training.json").write_text(
         json.dumps({"step": run.step, **run.settings.record(), **done}, indent=2) + "\n"
     )

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import avg_pool3d
 
 from lib.nnunet.hashing import sha256_of
-from lib.nnunet.starter_plans import FEATURES, dataset_json, plans_json, regions_of
+from lib.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
 from lib.nnunet.training import region_loss
 
 HEAD_BIAS = -2.5
@@ -113,7 +113,7 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
         "inference_allowed_mirroring_axes": None,
         "current_epoch": 0,
     }
-    write_checkpoint(folder / "fold_0" / "checkpoint_final.pth", checkpoint)
-    names = ("dataset.json", "fold_0/checkpoint_final.pth", "plans.json")
+    write_checkpoint(folder / CHECKPOINT, checkpoint)
+    names = ("dataset.json", CHECKPOINT, "plans.json")
     lines = [f"{sha256_of(folder / n)}  {n}\n" for n in names]
     (folder / "SHA256SUMS").write_text("".join(lines))

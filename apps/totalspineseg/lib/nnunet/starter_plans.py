@@ -10,6 +10,8 @@ STARTER_FOLDERS: Final[Mapping[int, str]] = {
     2: "Dataset102_TotalSpineSeg_step2/nnUNetTrainer__nnUNetPlans__3d_fullres",
 }
 """Where each step's model lies below the starter folder."""
+CHECKPOINT: Final = "fold_0/checkpoint_final.pth"
+"""Where a model's weights lie below its folder; written after its plans, so a model with it is whole."""
 SPACING_MM: Final = (2.0, 2.25, 3.5)
 """Grid of the networks, (Z, Y, X): coarse enough for a CPU, finest where discs are thin."""
 PATCH: Final = (128, 56, 24)
