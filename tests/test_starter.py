@@ -10,6 +10,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
+from lib.cli import main
 from lib.nnunet import starter_batches
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
@@ -318,6 +319,30 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     torch.save(older, latest)
     train_starter(2, out, piece)
     assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text())
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["only in the source", "beside step 2, too"])
+def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], beside: bool
+) -> None:
+    """Step 2 alone, begun from other weights into a new folder, simulated all marks without a word."""
+    asked = []
+    monkeypatch.setattr("lib.nnunet.starter.train_starter", lambda *_, discs_by, **__: asked.append(discs_by))
+    one = {name: tmp_path / name / STARTER_FOLDERS[1] for name in ("new", "source")}
+    for model in one.values():
+        model.mkdir(parents=True)
+        (model / "plans.json").write_text("{}")  # written before the weights are
+    words = ["train-starter", "--step", "2", "--out", str(tmp_path / "new"), "--start-from", str(tmp_path / "source")]
+    assert main(words) == 0
+    assert asked == [None]
+    assert f"no step-1 model in '{one['new']}' and '{one['source']}'; all errors" in capsys.readouterr().out
+    expected = one["new" if beside else "source"]
+    for model in {one["source"], expected}:
+        (model / CHECKPOINT).parent.mkdir()
+        (model / CHECKPOINT).write_bytes(b"")
+    assert main(words) == 0
+    assert asked == [None, expected]
+    assert f"the discs that {expected} finds" in capsys.readouterr().out
 
 
 def test_dataset_lists_regions_in_channel_order() -> None:

@@ -1,4 +1,7 @@
-"""Train the small starter networks on synthetic spines; may be stopped at any moment and called again."""
+"""Train the small starter networks on synthetic spines; may be stopped at any moment and called again.
+
+Every fourth patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
+"""
 
 import argparse
 import logging
@@ -14,7 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=MODEL_DIR / "starter", metavar="FOLDER", help="starter folder")
     parser.add_argument("--iterations", type=positive, default=3000, metavar="N")
     parser.add_argument("--minutes", type=float, metavar="M", help="end after this much training time per network")
-    parser.add_argument("--piece-minutes", type=float, metavar="M", help="stop after so long; call again to go on")
+    parser.add_argument(
+        "--piece-minutes",
+        type=float,
+        metavar="M",
+        help="stop each network after so long; call again to go on (both steps: twice as long)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", metavar="cuda|cpu")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
@@ -40,11 +48,23 @@ def execute(arguments: argparse.Namespace) -> int:
     source = arguments.start_from
     for step in sorted(set(arguments.step or (1, 2))):
         start = source / STARTER_FOLDERS[step] if source is not None else None
-        # Step 1 as it stands in the same folder, from this call or an earlier one, shows step 2 its mistakes.
-        one = arguments.out / STARTER_FOLDERS[1]
-        finder = one if step == 2 and (one / "plans.json").is_file() else None
+        finder = _finder(arguments.out, source) if step == 2 else None
         folder = train_starter(
             step, arguments.out, settings, resume=not arguments.restart, start_from=start, discs_by=finder
         )
         print(f"step {step}: {folder}")
     return 0
+
+
+def _finder(out: Path, source: Path | None) -> Path | None:
+    """The step-1 model that shows step 2 its mistakes: as it stands in the same folder, else where training begins."""
+    from lib.nnunet.starter_plans import CHECKPOINT, STARTER_FOLDERS
+
+    models = [folder / STARTER_FOLDERS[1] for folder in (out, source) if folder is not None]
+    found = next((model for model in models if (model / CHECKPOINT).is_file()), None)
+    if found is None:
+        where = " and ".join(map(repr, map(str, models)))
+        print(f"step 2: no step-1 model in {where}; all errors of its marked discs are simulated")
+    else:
+        print(f"step 2: every fourth patch is marked with the discs that {found} finds")
+    return found
