@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -10,7 +11,7 @@ from typing import Any, Final, cast
 import torch
 
 from lib.errors import TrainingError
-from lib.nnunet.cases import TrainingCase
+from lib.nnunet.cases import Origin, TrainingCase
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import is_out_of_memory
@@ -111,8 +112,11 @@ class Run:
         self.device = self.devices[team.rank]
         self.batch_size = settings.batch_size
         self.key = finetuning_key(folder, cases, settings)
-        self.teacher = Teacher(folder.load_network().to(self.device), settings.teacher_share)
-        self.network = folder.load_network().requires_grad_(True).train().to(self.device)
+        self.teacher: Teacher | None = None
+        with self._memory_for(f"the network of step {self.step}"):
+            self.network = folder.load_network().requires_grad_(True).train().to(self.device)
+            if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in cases):
+                self.teacher = Teacher(folder.load_network().to(self.device), settings.teacher_share)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
         # Half precision where the GPU computes in it itself; float16 would need its gradients scaled.
         self.half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -168,8 +172,6 @@ class Run:
                 self._store()
                 self._say(f"stopped at iteration {self.iteration}", iteration=self.iteration)
                 raise Stopped(f"stopped at iteration {self.iteration} of {settings.iterations}")
-        if self.team.leads:
-            self.log.draw()
         weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
         return Finetuned(weights, self.best, self.batch_size, first)
 
@@ -220,7 +222,8 @@ class Run:
             target = batch.target[first : first + size].to(self.device)
             synthetic = batch.synthetic[first : first + size].to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-                target = self.teacher.mix(channels, target, synthetic)
+                if self.teacher is not None:
+                    target = self.teacher.mix(channels, target, synthetic)
                 logits = self.network(channels)
             share = len(target) / self.settings.batch_size
             loss = region_loss(logits.float(), target) * share
@@ -235,14 +238,20 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             return math.nan
-        try:
+        # Some weights may have moved when memory runs out: the last stored state is what to go on from.
+        with self._memory_for(f"the optimizer of step {self.step}"):
             self.optimizer.step()
+        return total
+
+    @contextmanager
+    def _memory_for(self, what: str) -> Iterator[None]:
+        """Too little memory within becomes one sentence."""
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not _lacks_memory(error):
                 raise
-            # Some weights may have moved: the last stored state is what to go on from.
-            raise self._too_little(f"the optimizer of step {self.step}") from error
-        return total
+            raise self._too_little(what) from error
 
     def _too_little(self, what: str) -> TrainingError:
         return TrainingError(
@@ -255,7 +264,7 @@ class Run:
             return
         counts = RegionCounts(self.step)
         self.network.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._memory_for(f"a report on step {self.step}"):
             for number in range(self.settings.validation_patches):
                 batch = self.sampler.validation(number)
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
@@ -272,6 +281,7 @@ class Run:
             f"pseudo Dice: {dice_text(dice)}",
             **_epoch_values(self.iteration, loss, dice),
         )
+        self.log.draw()
 
     def _store(self) -> None:
         if not self.team.leads:

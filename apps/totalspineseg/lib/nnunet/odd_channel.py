@@ -74,7 +74,7 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
         rng: Source of the errors.
 
     Returns:
-        float32 0/1, same shape; equal to the perfect channel where no marked disc is in view.
+        float32 0/1, same shape.
     """
     shown = present_codes(codes)
     visible = [code for code in marked if code in shown]

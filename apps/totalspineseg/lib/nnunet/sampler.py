@@ -194,7 +194,9 @@ def _second_channel(
     if rng.random() < exact:
         return mark(codes, marked)
     if found and rng.random() < FOUND_CHANNEL_SHARE:
-        return mark(found[0], marked)
+        channel = mark(found[0], marked)
+        if channel.any():  # without one nothing would tell odd from even
+            return channel
     return disturbed_channel(codes, marked, rng)
 
 

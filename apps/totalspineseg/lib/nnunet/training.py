@@ -38,18 +38,19 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         as 3. A region out of view is left to the cross-entropy: its Dice would drive a rare landmark to nothing. Of
         parts of other regions (landmark discs, odd and even vertebrae) the cross-entropy counts once more within
         structures alone: spread over the whole patch, a landmark that was taken for another one cost next to nothing.
+        In view is what fills half of a voxel somewhere: a ``Teacher``'s faint doubt everywhere is no structure.
     """
     truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
     every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known
     entropy = every.sum() / (known.sum() * logits.shape[1]).clamp(min=1)
     if parts := inner_regions(logits.shape[1]):
-        within = (truth.amax(1, keepdim=True) > 0) * known
+        within = (truth.amax(1, keepdim=True) >= HALF) * known
         entropy = entropy + (every[:, parts] * within).sum() / (within.sum() * len(parts)).clamp(min=1)
     share, truth = torch.sigmoid(logits) * known, truth * known
     axes = (0, *range(2, logits.ndim))
     size, error = (share + truth).sum(axes), (share - truth).abs().sum(axes)
     dice = (size - error + SMOOTH) / (size + SMOOTH)
-    shown = (truth.sum(axes) > 0).to(dice.dtype)
+    shown = (truth.amax(axes) >= HALF).to(dice.dtype)
     return entropy - (dice * shown).sum() / shown.sum().clamp(min=1)
 
 
