@@ -98,7 +98,9 @@ def _vary(rng: np.random.Generator, size: LevelSize, scale: float, jitter: float
     fields = {
         name: value * (scale if name != "spinous_slope" else 1.0) * (1 + jitter * 0.05 * rng.standard_normal())
         for name, value in vars(size).items()
+        if name != "pedicle_width"
     }
+    fields["pedicle_width"] = size.pedicle_width * fields["width"] / size.width
     fields["disc_height"] *= 1.0 - degenerate
     fields["spinous_length"] *= 1 + jitter * 0.1 * rng.standard_normal()
     return replace(size, **fields)

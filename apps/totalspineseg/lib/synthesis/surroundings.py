@@ -78,8 +78,6 @@ def draw_surroundings(
     """
     at = landmark_heights(rng, column, jitter)
     z = curve.z
-    x = raster.axis(0)[:, None, None]
-    y = raster.axis(1)[None, :, None]
     knots = [at.tail, at.sacrum, at.last_thoracic, at.first_rib, at.neck, at.atlas, at.atlas + 60]
     size = 1 + jitter * 0.12 * rng.standard_normal()
     fat = (3 + 14 * rng.random() ** 1.5) * min(1.0, 0.3 + jitter)
@@ -89,6 +87,8 @@ def draw_surroundings(
     spine_x, spine_y = (
         np.convolve(np.pad(c, 20, mode="edge"), np.ones(41) / 41, mode="valid") for c in (curve.x, curve.y)
     )
+    x = raster.axis(0)[:, None, None] - _slices(spine_x)  # the body follows its spine
+    y = raster.axis(1)[None, :, None]
     middle_y = spine_y - back + depth / 2
 
     def trunk(inset: float) -> NDArray[np.float32]:
@@ -105,11 +105,11 @@ def draw_surroundings(
     streaks = smooth_noise(rng, raster.shape, 60)
     out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
     ahead = y - _slices(spine_y)
-    _belly(rng, out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
+    # Streams of their own: what else is drawn does not depend on belly, head, ribs and ligaments.
+    _belly(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
     _chest(rng, out, inner, x, ahead, z, at, column.scale)
-    # A stream of its own: what else is drawn does not depend on the head.
-    _head(rng.spawn(1)[0], out, noise, inner, Local(x - _slices(spine_x), ahead, _slices(z - at.atlas)), column.scale)
-    _ribs(rng, out, column, raster)
+    _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
+    _ribs(rng.spawn(1)[0], out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)
     draw_ligaments(rng.spawn(1)[0], out, column, raster)
@@ -130,7 +130,7 @@ def _belly(
     if not where.size:
         return
     part = slice(None, int(where[-1]) + 1)
-    cut = Local(local.right, local.anterior[..., part], local.superior[..., part])
+    cut = Local(local.right[..., part], local.anterior[..., part], local.superior[..., part])
     draw_belly(rng, out[..., part], BellySpace(cut, noise[..., part], inner[..., part], diaphragm, scale))
 
 
@@ -151,7 +151,7 @@ def _chest(
     if not where.size:
         return
     part = slice(int(where[0]), int(where[-1]) + 1)
-    out, inner, ahead, z = out[..., part], inner[..., part], ahead[..., part], z[part]
+    out, inner, x, ahead, z = out[..., part], inner[..., part], x[..., part], ahead[..., part], z[part]
     middle, half = (top + bottom) / 2, (top - bottom) / 2
     rise = np.clip(1 - np.abs((z - middle) / half) ** 3, 0, 1).astype(np.float32)[None, None, :]
     reach = np.sqrt(rise)
