@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from lib.cli import main
+from lib.cli.retrain import SETTINGS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.store import ModelStore
 from lib.trainers import retrain as retraining
+from lib.trainers.request import client_config
 from lib.volume_io import write_volume
 from test_trainers import scores_of
 from tiny_models import write_models
@@ -139,10 +141,18 @@ def test_retrain_learns_from_a_studies_folder(
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     site = make_site(tmp_path)
     words = ["retrain", str(tmp_path / "studies"), "--step", "1", "--iterations", "1", "--device", "cpu"]
+    words += ["--replay-cases", "3", "--seed", "5"]
     assert main([*words, "--data-dir", str(site.models.model_dir)]) == 0
     (version,) = site.models.versions()
     assert site.models.active() == {1: version}
     assert version in capsys.readouterr().out
+    settings = json.loads((site.models.versions_dir / version / "version.json").read_text())["settings"]
+    assert (settings["replay_cases"], settings["finetune"]["seed"], settings["finetune"]["iterations"]) == (3, 5, 1)
+
+
+def test_retrain_has_every_setting_that_clients_have() -> None:
+    """Somebody who trains without a server could not choose the replay scans and the seed."""
+    assert set(SETTINGS) == set(client_config()) - {"resume"}
 
 
 def test_prepare_writes_datasets_from_bids_and_from_corrections(

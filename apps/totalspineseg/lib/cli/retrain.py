@@ -5,8 +5,21 @@ Interrupt it at any moment; the next call with the same corrections and settings
 
 import argparse
 from pathlib import Path
+from typing import Final
 
 from lib.cli.common import MODEL_DIR, existing_path, positive
+
+SETTINGS: Final = (
+    "iterations",
+    "batch_size",
+    "learning_rate",
+    "replay_share",
+    "replay_cases",
+    "seed",
+    "device",
+    "gpu_count",
+)
+"""Those that clients have, under their names; ``resume`` is ``--restart`` here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
     parser.add_argument("--replay-share", type=float, metavar="0..1")
+    parser.add_argument("--replay-cases", type=int, metavar="N", help="synthetic scans against forgetting")
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
     parser.add_argument("--device", default="auto", metavar="cuda|cpu")
     parser.add_argument(
         "--gpus", type=positive, dest="gpu_count", metavar="N", help="share each batch among so many (default: 1)"
@@ -31,19 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 when the new model was not published."""
+    """Run the command; returns the exit code: 1 when the new model is not served."""
     from lib.cli.site import site_of
     from lib.registry.store import ModelStore
     from lib.trainers.request import read_settings
     from lib.trainers.retrain import retrain
 
-    names = ("iterations", "batch_size", "learning_rate", "replay_share", "device", "gpu_count")
-    request = {name: getattr(arguments, name) for name in names} | {"resume": not arguments.restart}
+    request = {name: getattr(arguments, name) for name in SETTINGS} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     site = site_of(arguments.studies, ModelStore(arguments.data_dir))
     result = retrain(site, read_settings(request, steps))
     for case in result.skipped:
         print(f"left out {case.name}: {case.reason}")
-    print(f"{result.version}: {result.report.reason}")
+    print(f"{result.version}: {result.message}")
     print(f"logs and curves: {result.run}")
-    return 0 if result.report.publish else 1
+    return 0 if result.served else 1
