@@ -2,10 +2,11 @@
 
 Starts the real server on a copy of the starter weights, predicts unseen scans of a new and of the old scanner,
 submits corrections of other scans of the new one as 3D Slicer does, retrains through the train endpoint, and
-predicts again with what the gate published. Prints one table.
+predicts again with what the gate published. Prints one table, and whether half of the error on the new scanner is
+gone. Exit code 0: it ran, and nothing became worse by more than 0.01; 1: something did, or the training failed.
 
     python tools/bench_retrain.py
-    python tools/bench_retrain.py --device cuda --iterations 1500 --batch-size 8
+    python tools/bench_retrain.py --iterations 1500 --batch-size 8
 """
 
 import argparse
@@ -24,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
-from local_server import own_app, serving, train  # noqa: E402
+from local_server import TrainingFailedError, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
@@ -44,8 +45,12 @@ HALVED: Final = 0.5
 REFUSED: Final = "Status: 422"
 """How the client tells that the server answered, and found no spine."""
 SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
-OLD_MARGIN: Final = 0.01
-"""What the old scanner may lose at most."""
+Table = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Scanner -> measure -> "before" and "after"."""
+MEASURES: Final = ("mean Dice", LEVELS)
+"""Those that decide."""
+MARGIN: Final = 0.01
+"""What either scanner may lose at most, of the mean Dice and of the share of levels under their name."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Case:
 
 
 def main() -> int:
-    """Run it; 0 when the new scanner gained and the old one did not lose beyond its margin."""
-    arguments = _arguments()
+    """Run it; 0 when nothing became worse beyond the margin."""
+    arguments = arguments_of()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="totalspineseg-retrain-") as name:
         folder = Path(name)
@@ -80,7 +85,10 @@ def main() -> int:
                 _correct(client, case, folder)
             print(f"{len(corrected)} corrections submitted; training", flush=True)
             settings = {name: str(getattr(arguments, name)) for name in SETTINGS}
-            status = train(client, "totalspineseg", settings, show=_show)
+            try:
+                status = train(client, "totalspineseg", settings, show=_show)
+            except TrainingFailedError as error:
+                sys.exit(str(error))
             after = {kind: _predict(client, cases) for kind, cases in tests.items()}
         pair = {"before": before, "after": after}
         report = _report(store)
@@ -94,10 +102,11 @@ def main() -> int:
     _print(table, status, served, time.monotonic() - start)
     content = {"table": table, "train": status, "served": served, "gate": report, "settings": settings}
     (kept / "bench_retrain.json").write_text(json.dumps(content, indent=1))
-    return 0 if _met(table) else 1
+    return 1 if worse(table) else 0
 
 
-def _arguments() -> argparse.Namespace:
+def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -107,10 +116,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
     parser.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
     parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for logs, curves and figures")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def _draw(
@@ -190,14 +199,26 @@ def _error_left(rows: Mapping[str, Mapping[str, float]], measure: str) -> float:
     return after / before if before else 0.0
 
 
-def _met(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> bool:
-    new, old = table["new scanner"], table["old scanner"]
-    lost = [old[measure]["before"] - old[measure]["after"] for measure in ("mean Dice", LEVELS)]
-    return _error_left(new, "mean Dice") <= HALVED and max(lost) <= OLD_MARGIN
+def sentence(table: Table) -> str:
+    """How much of the error on the new scanner is left, and whether half of it is gone."""
+    left = {measure: _error_left(table["new scanner"], measure) for measure in MEASURES}
+    text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
+    half = "half of it is gone" if left["mean Dice"] <= HALVED else "half of it is not gone yet"
+    return f"error left on the new scanner: {text}; {half}"
+
+
+def worse(table: Table) -> list[str]:
+    """What fell by more than the margin; empty when nothing did."""
+    return [
+        f"{measure} of the {kind}: {rows[measure]['before']:.3f} -> {rows[measure]['after']:.3f}"
+        for kind, rows in table.items()
+        for measure in MEASURES
+        if rows[measure]["before"] - rows[measure]["after"] > MARGIN
+    ]
 
 
 def _print(
-    table: Mapping[str, Mapping[str, Mapping[str, float]]],
+    table: Table,
     status: Mapping[str, Any],
     served: Mapping[str, Sequence[str]],
     seconds: float,
@@ -208,9 +229,8 @@ def _print(
         for measure, pair in rows.items():
             change = pair["after"] - pair["before"]
             print(f"| {kind:<12} | {measure:<10} | {pair['before']:6.3f} | {pair['after']:6.3f} | {change:+6.3f} |")
-    left = {measure: _error_left(table["new scanner"], measure) for measure in ("mean Dice", LEVELS)}
-    text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
-    print(f"\nerror left on the new scanner: {text}; expectation {'met' if _met(table) else 'not met'}")
+    print(f"\n{sentence(table)}")
+    print(f"worse by more than {MARGIN}: {'; '.join(worse(table)) or 'nothing'}")
     for when, versions in served.items():
         print(f"served {when}: {', '.join(versions)}")
     print(f"training and gate {status.get('seconds')} s, all {seconds:.0f} s")

@@ -20,7 +20,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
-from local_server import own_app, serving, train  # noqa: E402
+from local_server import TrainingFailedError, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
 from lib.corrections.store import CorrectionStore  # noqa: E402
@@ -31,6 +31,9 @@ from lib.synthesis import demo_studies  # noqa: E402
 from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 SEED = 7
+PUBLISHED = "published"
+KEPT = ("refused", "kept")
+"""What a training is called whose version is there, but not served, for a reason."""
 MIN_VOXELS = 50
 """A structure of the truth with fewer voxels is a sliver at the edge; it does not count."""
 TRAINING = {"iterations": "4", "batch_size": "1", "learning_rate": "1e-5", "replay_cases": "1"}
@@ -51,8 +54,16 @@ class Row:
     models: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """How the training went: whether well, and what to say of it."""
+
+    well: bool
+    text: str
+
+
 def main() -> int:
-    """Run the loop; 0 when every study went through and came back as it was sent."""
+    """Run the loop; 0 when every study went through, came back as it was sent, and the training got its verdict."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
     parser.add_argument("--studies", type=int, default=3, help="how many synthetic studies")
@@ -73,12 +84,13 @@ def main() -> int:
             client = MONAILabelClient(url, tmpdir=str(folder), client_id="demo")
             rows = loop(client, url, studies, folder, arguments.out)
             refusal = refused(client, studies, folder)
-            trained = retrained(client, rows)
+            trained = retrained(client, rows) if rows else Trained(False, "NOT TRAINED: there is no finished study")
     print_table(rows)
     print(f"\nA label with an unknown name is kept, not used: {refusal}")
-    print(trained)
+    print(trained.text)
     print(f"Pictures and the server's log: {arguments.out}")
-    return 0 if len(rows) == arguments.studies and all(row.back == "same" for row in rows) else 1
+    whole = len(rows) == arguments.studies and all(row.back == "same" for row in rows)
+    return 0 if whole and trained.well else 1
 
 
 def loop(client: MONAILabelClient, url: str, studies: Path, folder: Path, out: Path) -> list[Row]:
@@ -167,13 +179,39 @@ def refused(client: MONAILabelClient, studies: Path, folder: Path) -> str:
     return "it was accepted, which is wrong"
 
 
-def retrained(client: MONAILabelClient, rows: list[Row]) -> str:
+def retrained(client: MONAILabelClient, rows: list[Row]) -> Trained:
     """Train on what was submitted, as Slicer's Train button does, and ask for the first study again."""
     print(f"training on the {len(rows)} submitted labels:")
-    stats = train(client, "totalspineseg", TRAINING, show=lambda line: print(f"  {line}", flush=True))
-    _, report = client.infer("totalspineseg", rows[0].study, {"result_extension": ".nrrd"})
-    before, after = (", ".join(models.values()) for models in (rows[0].models, report["models"]))
-    return f"Trained in {stats['seconds']} s; {stats['message']}\nMade by before: {before}\nMade by now:    {after}"
+    try:
+        stats = train(client, "totalspineseg", TRAINING, show=lambda line: print(f"  {line}", flush=True))
+        _, report = client.infer("totalspineseg", rows[0].study, {"result_extension": ".nrrd"})
+    except TrainingFailedError as error:
+        return Trained(False, f"THE TRAINING FAILED: {error}")
+    except MONAILabelClientException as error:
+        return Trained(False, f"THE TRAINING FAILED: {error.msg}")
+    return verdict(stats, rows[0].models, report["models"])
+
+
+def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[str, str]) -> Trained:
+    """Whether the training did what it says: a published version answers, a refused one does not.
+
+    Args:
+        stats: What the trainers report at its end.
+        before: Step -> version that made a result before.
+        after: The same after it.
+    """
+    status, reason = stats.get("status"), stats.get("message") or "no reason given"
+    served = f"Made by before: {', '.join(before.values())}\nMade by now:    {', '.join(after.values())}"
+    text = f"Trained in {stats.get('seconds')} s; {reason}\n{served}"
+    if status == PUBLISHED:
+        if all(after[step] != before[step] for step in before):
+            return Trained(True, text)
+        return Trained(False, f"THE TRAINING FAILED: a version was published, but the ones before still answer. {text}")
+    if status in KEPT:
+        if dict(after) == dict(before):
+            return Trained(True, f"The new version is kept, but not served. {text}")
+        return Trained(False, f"THE TRAINING FAILED: the new version must not be served, but others answer. {text}")
+    return Trained(False, f"THE TRAINING FAILED: it ended as {status!r} instead of published or refused. {text}")
 
 
 def print_table(rows: list[Row]) -> None:

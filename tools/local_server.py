@@ -14,11 +14,16 @@ from server_process import APP, ROOT, StartError, server_process
 from lib.nnunet.model_folder import ModelFolder
 from lib.registry.store import NAME, STARTER, ModelStore
 
-__all__ = ["APP", "ROOT", "own_app", "serving", "train"]
+__all__ = ["APP", "ROOT", "TrainingFailedError", "own_app", "serving", "train"]
 
 POLL_S: Final = 2.0
+LAST_LINES: Final = 5
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
 """What the host calls a task that has not ended."""
+
+
+class TrainingFailedError(RuntimeError):
+    """A training ended without a verdict; the message holds what the server said last."""
 
 
 def own_app(folder: Path, weights: str = "") -> ModelStore:
@@ -91,6 +96,9 @@ def train(
 
     Returns:
         What the trainers report at the end, and ``seconds``.
+
+    Raises:
+        TrainingFailedError: It ended in an error, or was stopped.
     """
     start, shown = time.monotonic(), ""
     client.train_start(model, dict(settings))
@@ -108,5 +116,6 @@ def train(
                 break
         time.sleep(POLL_S)
     if task.get("status") != "DONE":
-        sys.exit(f"the training ended as {task.get('status')}: {list(task.get('details', ()))[-5:]}")
+        last = "\n".join(map(str, list(task.get("details", ()))[-LAST_LINES:]))
+        raise TrainingFailedError(f"the training ended as {task.get('status')}:\n{last}")
     return {**client.info()["train_stats"][model], "seconds": round(time.monotonic() - start)}

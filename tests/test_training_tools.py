@@ -1,0 +1,138 @@
+"""What `make demo` and `make bench-retrain` say of a training, and their exit codes."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bench_retrain
+import demo
+import pytest
+from local_server import TrainingFailedError
+
+from lib.gate.measures import LEVELS
+
+BEFORE = {"step1": "old-1", "step2": "old-2"}
+AFTER = {"step1": "new-1", "step2": "new-2"}
+HALF = {"step1": "new-1", "step2": "old-2"}
+ROW = demo.Row("sub-1", 1.0, "9 of 9", 0.9, True, "9 segments", "same", BEFORE)
+
+
+class Server:
+    """Answers as a server whose training has ended, and tells by whom it is served now."""
+
+    def __init__(self, task: str, stats: dict[str, Any], models: dict[str, str]) -> None:
+        self._task, self._stats, self._models = task, stats, models
+
+    def train_start(self, model: str, params: dict[str, str]) -> None:
+        pass
+
+    def train_status(self, check_if_running: bool = False) -> Any:
+        return False if check_if_running else {"status": self._task, "details": ["no room on the disk"]}
+
+    def info(self) -> dict[str, Any]:
+        return {"train_stats": {"totalspineseg": self._stats}}
+
+    def infer(self, model: str, image: str, params: dict[str, str]) -> tuple[str, dict[str, Any]]:
+        return "", {"models": self._models}
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """The demo with everything but its training done."""
+
+    @contextmanager
+    def serving(*_: Any) -> Iterator[str]:
+        yield "http://127.0.0.1"
+
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--studies", "1", "--out", str(tmp_path)])
+    for name in ("demo_studies", "own_app"):
+        monkeypatch.setattr(demo, name, lambda *_, **__: None)
+    monkeypatch.setattr(demo, "serving", serving)
+    monkeypatch.setattr(demo, "loop", lambda *_: [ROW])
+    monkeypatch.setattr(demo, "refused", lambda *_: "refused")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("task", "status", "models", "code", "said"),
+    [
+        ("DONE", "published", AFTER, 0, "Made by now:    new-1, new-2"),
+        ("DONE", "refused", BEFORE, 0, "kept, but not served. Trained in 0 s; discs fell"),
+        ("DONE", "published", BEFORE, 1, "THE TRAINING FAILED: a version was published, but"),
+        ("DONE", "published", HALF, 1, "THE TRAINING FAILED: a version was published, but"),
+        ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be served"),
+        ("DONE", "interrupted", BEFORE, 1, "THE TRAINING FAILED: it ended as 'interrupted'"),
+        ("DONE", None, BEFORE, 1, "THE TRAINING FAILED: it ended as None"),
+        ("ERROR", "failed", BEFORE, 1, "THE TRAINING FAILED: the training ended as ERROR:\nno room on the disk"),
+        ("STOPPED", "interrupted", BEFORE, 1, "THE TRAINING FAILED: the training ended as STOPPED"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
+)
+def test_the_demo_fails_with_its_training(
+    prepared: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    status: str | None,
+    models: dict[str, str],
+    code: int,
+    said: str,
+) -> None:
+    """The demo ended well whatever had become of its training."""
+    stats = {"status": status, "message": "discs fell"} if status else {}
+    prepared.setattr(demo, "MONAILabelClient", lambda *_, **__: Server(task, stats, models))
+    assert demo.main() == code
+    assert said in capsys.readouterr().out
+
+
+def test_a_demo_without_a_finished_study_fails(
+    prepared: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.setattr(demo, "loop", lambda *_: [])
+    prepared.setattr(demo, "MONAILabelClient", lambda *_, **__: None)
+    assert demo.main() == 1
+    assert "NOT TRAINED" in capsys.readouterr().out
+
+
+def table(new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float]) -> bench_retrain.Table:
+    """Mean Dice before and after of both scanners, and the levels of the old one."""
+
+    def pair(values: tuple[float, float]) -> dict[str, float]:
+        return {"before": values[0], "after": values[1]}
+
+    same = {LEVELS: pair((0.5, 0.5))}
+    return {
+        "new scanner": {"mean Dice": pair(new), **same},
+        "old scanner": {"mean Dice": pair(old), LEVELS: pair(levels)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "levels", "half", "worse"),
+    [
+        ((0.6, 0.8), (0.8, 0.8), (1, 1), "half of it is gone", []),
+        ((0.6, 0.7), (0.8, 0.795), (1, 1), "half of it is not gone yet", []),
+        ((0.6, 0.8), (0.8, 0.785), (1, 1), "half of it is gone", ["mean Dice of the old scanner: 0.800 -> 0.785"]),
+        ((0.6, 0.8), (0.8, 0.8), (1, 0.9), "half of it is gone", ["levels of the old scanner: 1.000 -> 0.900"]),
+        ((0.6, 0.5), (0.8, 0.8), (1, 1), "not gone yet", ["mean Dice of the new scanner: 0.600 -> 0.500"]),
+    ],
+    ids=["gained much", "gained less", "old scanner fell", "old levels fell", "new scanner fell"],
+)
+def test_the_benchmark_fails_when_something_became_worse(
+    new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float], half: str, worse: list[str]
+) -> None:
+    """It ended in an error as well when all was better, only not by half."""
+    found = table(new, old, levels)
+    assert half in bench_retrain.sentence(found)
+    assert bench_retrain.worse(found) == worse
+
+
+def test_the_benchmark_takes_a_gpu_if_there_is_one() -> None:
+    """It computed on the CPU beside a GPU that was idle."""
+    assert bench_retrain.arguments_of([]).device == "auto"
+
+
+def test_a_training_without_a_verdict_is_an_error() -> None:
+    with pytest.raises(TrainingFailedError, match="no room on the disk"):
+        bench_retrain.train(Server("ERROR", {}, BEFORE), "totalspineseg", {}, show=print)
