@@ -16,6 +16,7 @@ from lib.errors import StorageError, WeightsError
 from lib.registry.activations import changes
 from lib.registry.files import write_json
 from lib.registry.manage import roll_back
+from lib.registry.records import VersionRecord, lineage, trained_on, write_record
 from lib.registry.store import ModelStore
 
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
@@ -155,6 +156,44 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
     store.activate("starter")
     assert [change.after[1] for change in changes(model_dir)] == ["site-2", "official-r20251124", "starter"]
     assert roll_back(store)[1] == "official-r20251124"
+
+
+def test_a_version_takes_the_place_of_what_it_was_compared_with_alone(model_dir):
+    """What an operator had put into use during a training was replaced by a model nobody had compared it with."""
+    store = ModelStore(model_dir)
+    compared = {step: store.resolve(step) for step in (1, 2)}
+    store.activate("official-r20251124", steps=[2])
+    assert store.activate_in_place_of(compared, {1: "site-2"}) == {2: "official-r20251124"}
+    assert store.active() == {2: "official-r20251124"}
+    store.activate("starter")
+    assert store.activate_in_place_of(compared, {1: "site-2", 2: "site-2"}) == {}
+    assert store.active() == {1: "site-2", 2: "site-2"}
+    assert store.activate_in_place_of(compared, {1: "site-2"}) == {}, "it is in use already"
+    assert len(changes(model_dir)) == 3
+
+
+def test_weights_of_a_folder_are_not_the_version_of_the_same_name(model_dir, tmp_path):
+    folder = tmp_path / "elsewhere" / "starter"
+    folder.mkdir(parents=True)
+    compared = {1: ModelStore(model_dir, weights=str(folder)).resolve(1)}
+    assert ModelStore(model_dir).activate_in_place_of(compared, {1: "site-2"}) == {1: "starter"}
+
+
+def test_a_network_has_seen_what_its_own_ancestors_learned_from(model_dir):
+    """After a training of step 1 alone, step 2 took for known what it had never seen."""
+    store = ModelStore(model_dir)
+
+    def trained(name: str, steps: list[int], parents: dict[int, str], **training: list[int]) -> None:
+        with store.publish(name) as staging:
+            cases = [{"correction": key, "taught": taught} for key, taught in training.items()]
+            origin = {str(step): {"name": parent, "version": parent} for step, parent in parents.items()}
+            write_record(staging, VersionRecord(name, "2026", steps, origin, {}, cases))
+
+    trained("t1", [1], {1: "starter"}, a=[1])
+    trained("t2", [1, 2], {1: "t1", 2: "starter"}, b=[1, 2], c=[1])
+    assert trained_on(store, "t2", 1) == {"a", "b", "c"}
+    assert trained_on(store, "t2", 2) == {"b"}
+    assert lineage(store, "t2") == ("t2", "t1", "starter")
 
 
 def test_two_publishers_lose_nothing(model_dir):

@@ -90,7 +90,8 @@ def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Pa
     assert trained["correction"] == correction.id
     assert (trained["image_sha256"], trained["label_sha256"]) == (correction.image_sha256, correction.raw_sha256)
     assert trained["annotator"] == "reader"
-    assert record["replay"] == [{"synthetic": "replay-1"}]
+    assert trained["taught"] == [1, 2]
+    assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
     assert record["parents"]["1"]["name"] == STARTER
     assert record["lineage"] == [result.version, STARTER]
     assert record["settings"]["finetune"]["iterations"] == 4
@@ -174,9 +175,10 @@ def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
     site = make_site(tmp_path)
     first = train(site, iterations=2)
     correct(site, tmp_path, "sub-9", 9)
-    known = trained_on(site.models, first.version)
-    origins = {source.provenance["image"]: source.origin for source in site_material(site, known).training}
-    assert origins == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
+    known = {2: trained_on(site.models, first.version, 2)}
+    taught = site_material(site, known).taught(2)
+    assert {s.provenance["image"]: s.origin for s in taught} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
+    assert [s.read().origin for s in taught] == [s.origin for s in taught]
     second = train(site, iterations=2)
     record = show_version(site.models, second.version)
     assert record["parents"]["2"]["name"] == first.version

@@ -34,11 +34,13 @@ class VersionRecord:
         steps: Which steps it holds.
         parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from.
         models: Step -> version as predictions state it.
-        training: One entry per correction it was trained on: image, hashes of image and label, annotator, time.
-        replay: One entry per replayed case.
-        skipped: Corrections that could not be used, with the reason.
+        training: One entry per correction it was trained on: image, hashes of image and label, annotator, time;
+            "taught" are the steps that learned from it.
+        replay: One entry per replayed case, with "taught" too.
+        skipped: What could not be used: "case", "reason" and under "left_out_of" the steps, or the gate.
         settings: Of the training.
-        gate: The gate's report; None for a version that was imported.
+        gate: The gate's report; None for a version that was imported, unless the gate had refused it.
+        not_served: Why a version that passed was not put into use when it was made; empty when it was.
         run: Id of the training run.
         new_weights: Share of the trained weights; the rest are the parents'.
         software: Package -> version.
@@ -54,6 +56,7 @@ class VersionRecord:
     skipped: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     gate: Mapping[str, Any] | None = None
+    not_served: str = ""
     run: str = ""
     new_weights: float = 1.0
     software: Mapping[str, str] = field(default_factory=lambda: software_versions())
@@ -89,20 +92,26 @@ def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def lineage(store: ModelStore, name: str) -> tuple[str, ...]:
-    """The version and its ancestors, newest first, as far as they are recorded."""
+def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
+    """The version and its ancestors, newest first, as far as they are recorded; of one step, or of both."""
     found: list[str] = []
     waiting = [name]
     while waiting:
         here = waiting.pop(0)
         if here not in found:
             found.append(here)
-            record = read_record(store, here) or {}
-            waiting += [str(parent["name"]) for parent in record.get("parents", {}).values()]
+            parents = (read_record(store, here) or {}).get("parents", {})
+            waiting += [str(parent["name"]) for key, parent in parents.items() if step is None or key == str(step)]
     return tuple(found)
 
 
-def trained_on(store: ModelStore, name: str) -> frozenset[str]:
-    """Ids of the corrections a version or one of its ancestors was trained on."""
-    records = [read_record(store, entry) or {} for entry in lineage(store, name)]
-    return frozenset(str(case["correction"]) for record in records for case in record.get("training", ()))
+def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
+    """Ids of the corrections that one network of a version, or of its ancestors, has learned from."""
+    records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
+    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
+
+
+def _taught(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
+    """Steps that learned from a case; older records do not say so of each."""
+    steps: Sequence[int] = case.get("taught", record.get("steps", ()))
+    return steps

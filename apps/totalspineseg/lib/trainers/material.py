@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,19 +34,25 @@ class Material:
         training: Scans to learn from, not read yet.
         holdout: Scans that judge, not read yet.
         skipped: Corrections left out, with the reason.
+        known: Step -> ids of corrections that its network in use has learned from.
     """
 
     training: tuple[ScanSource, ...]
     holdout: tuple[ScanSource, ...]
     skipped: tuple[Skipped, ...]
+    known: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
-    @property
-    def fresh(self) -> int:
-        """How many of the training scans the model in use has not learned from."""
-        return sum(source.origin is Origin.CORRECTION for source in self.training)
+    def taught(self, step: int) -> tuple[ScanSource, ...]:
+        """The training scans a step can learn from; those its network has learned from before are replay."""
+        known = self.known.get(step, frozenset())
+        return tuple(
+            _as_earlier(source) if source.provenance["correction"] in known else source
+            for source in self.training
+            if step in source.steps
+        )
 
 
-def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
+def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None) -> Material:
     """Collect the newest finished corrections of all images and split them by subject.
 
     Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
@@ -54,7 +60,7 @@ def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
 
     Args:
         site: Where they are.
-        known: Ids of corrections the model in use was trained on; they become replay.
+        known: Step -> ids of corrections that its network in use has learned from; they become replay.
 
     Returns:
         Training and hold-out scans; empty tuples when nobody corrected anything.
@@ -84,12 +90,12 @@ def site_material(site: Site, known: frozenset[str] = frozenset()) -> Material:
     split = update_split(site.holdout_file, [site.subject(c.image) for c in used])
     training, holdout = [], []
     for correction in used:
-        source = _source(site, correction, known)
+        source = _source(site, correction)
         if not split.holds_out(site.subject(correction.image)):
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
-    return Material(tuple(training), tuple(holdout), tuple(skipped))
+    return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
@@ -120,14 +126,21 @@ def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Corr
     return final is not None and final.id > earlier.id
 
 
-def _source(site: Site, correction: Correction, known: frozenset[str]) -> ScanSource:
+def _source(site: Site, correction: Correction) -> ScanSource:
     name = _name(correction)
     steps = (1, 2) if correction.step == 2 else (1,)
-    origin = Origin.EARLIER if correction.id in known else Origin.CORRECTION
-    return ScanSource(name, origin, lambda: _read(site, correction, origin, name), _provenance(correction), steps)
+    provenance = _provenance(correction)
+    return ScanSource(name, Origin.CORRECTION, lambda: _read(site, correction, name), provenance, steps)
 
 
-def _read(site: Site, correction: Correction, origin: Origin, name: str) -> LabeledScan:
+def _as_earlier(source: ScanSource) -> ScanSource:
+    def read() -> LabeledScan:
+        return replace(source.read(), origin=Origin.EARLIER)
+
+    return replace(source, origin=Origin.EARLIER, read=read)
+
+
+def _read(site: Site, correction: Correction, name: str) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
         raise ImageError(f"the image of a correction is required, got none named {correction.image!r}; restore it")
@@ -136,7 +149,7 @@ def _read(site: Site, correction: Correction, origin: Origin, name: str) -> Labe
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
     unreviewed = frozenset(correction.unreviewed)
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, site.subject(correction.image), origin, image, volume, unreviewed)
+    return LabeledScan(name, site.subject(correction.image), Origin.CORRECTION, image, volume, unreviewed)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -11,8 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from lib.errors import TrainingError
+from lib.errors import StorageError, TrainingError
 from lib.registry.files import storage_errors, write_json
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
 LOCK_WAIT_S: Final = 0.5
@@ -20,7 +23,8 @@ LOCK_WAIT_S: Final = 0.5
 PROGRESS_EVERY_S: Final = 1.0
 """Progress is written at most this often, seconds: clients ask every few seconds."""
 
-Status = Literal["running", "stopped", "failed", "interrupted", "published", "refused"]
+Status = Literal["running", "stopped", "failed", "interrupted", "published", "kept", "refused"]
+"""The last three are for good: in use; passed, but not compared with what is in use by now; failed the gate."""
 RESUMABLE: Final = ("running", "stopped", "failed", "interrupted")
 """A run in one of these states goes on where it was; "running" without its lock was killed."""
 
@@ -35,8 +39,8 @@ class RunState:
         step: Step in training; 0 before and after.
         epoch: Reports done, of all steps.
         total_epochs: Reports of the whole run.
-        seconds: Training time in the present process.
-        best_metric: Best mean pseudo Dice of the step in training; None before the first report.
+        seconds: Time the present process has spent on the run.
+        best_metric: Best mean pseudo Dice of the step in training, later of the last one; None before its first report.
         message: One sentence.
     """
 
@@ -169,6 +173,21 @@ class ProgressFile:
         if now or time.monotonic() - self._written >= PROGRESS_EVERY_S:
             write_json(self._path, asdict(state))
             self._written = time.monotonic()
+
+    def write_last(self, state: RunState) -> None:
+        """Store the state a run ends in; on a full disk in place of the one before, which takes no new room.
+
+        Killed within, half a state may be left: the run then shows as interrupted.
+        """
+        try:
+            write_json(self._path, asdict(state))
+        except StorageError:
+            try:
+                with self._path.open("r+", encoding="utf-8") as stream:
+                    stream.write(json.dumps(asdict(state)))
+                    stream.truncate()
+            except OSError:
+                logger.warning("the state of run %s could not be written: %s", state.run, state.message)
 
 
 def _read(path: Path) -> dict[str, Any]:

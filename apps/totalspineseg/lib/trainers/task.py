@@ -74,11 +74,12 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         # Printed at once: clients cannot show or stop a task that has said nothing.
         logger.info("training of step %s starts", " and ".join(map(str, self._steps)))
         result = retrain(self._site, read_settings(request, self._steps), should_stop=parent_is_gone)
-        logger.info("version %s: %s", result.version, result.report.reason)
+        logger.info("version %s: %s", result.version, result.message)
         return {
             "run": result.run.name,
             "version": result.version,
             "published": result.report.publish,
-            "reason": result.report.reason,
+            "served": result.served,
+            "reason": result.message,
             "skipped": [{"case": case.name, "reason": case.reason} for case in result.skipped],
         }

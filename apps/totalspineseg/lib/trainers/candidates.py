@@ -1,0 +1,103 @@
+"""The networks a run has trained, in its own folder, until the gate has judged them."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from lib.errors import WeightsError
+from lib.nnunet.candidate import mixed_weights, write_candidate
+from lib.nnunet.cases import Skipped
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.training_state import STATE_FILE
+from lib.registry.files import write_json
+
+CANDIDATE_DIR: Final = "candidate"
+MIXED_DIR: Final = "mixed-"
+"""The candidate's weights mixed with those in use; their share follows."""
+DONE_FILE: Final = "done.json"
+"""In a candidate's folder once it is whole."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one network has learned from.
+
+    Attributes:
+        cases: Names of the cases.
+        skipped: Those that could not be used.
+        best: Best mean pseudo Dice; None when there was no report.
+    """
+
+    cases: frozenset[str]
+    skipped: tuple[Skipped, ...]
+    best: float | None
+
+
+class Candidates:
+    """The trained networks of one run.
+
+    Args:
+        run: The run's folder.
+        parents: Step -> the model in use that its training started from.
+    """
+
+    def __init__(self, run: Path, parents: Mapping[int, ModelFolder]) -> None:
+        self._run, self._parents = run, parents
+
+    def work(self, step: int) -> Path:
+        """Folder of a step's training: its state and logs."""
+        return self._run / f"step{step}"
+
+    def folder(self, step: int, share: float) -> Path:
+        """Folder of what is judged, with so much of the trained weights."""
+        return self.work(step) / (CANDIDATE_DIR if share == 1 else f"{MIXED_DIR}{share:g}")
+
+    def open(self, step: int, share: float = 1) -> ModelFolder:
+        """A trained network, its weights mixed with the parent's where ``share`` is below 1.
+
+        Raises:
+            WeightsError: It is not there.
+            StorageError: The mean cannot be written.
+        """
+        if share != 1:
+            parent, folder = self._parents[step], self.folder(step, share)
+            shutil.rmtree(folder, ignore_errors=True)
+            write_candidate(parent, mixed_weights(parent, self.open(step), share), folder)
+        return ModelFolder.open(self.folder(step, share), step=step, name="candidate")
+
+    def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson) -> None:
+        """Write a trained network; once this returns, its training is not repeated.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        folder = self.folder(step, 1)
+        (folder / DONE_FILE).unlink(missing_ok=True)
+        write_candidate(self._parents[step], weights, folder)
+        skipped = [[case.name, case.reason] for case in lesson.skipped]
+        write_json(folder / DONE_FILE, {"best": lesson.best, "cases": sorted(lesson.cases), "skipped": skipped})
+        (self.work(step) / STATE_FILE).unlink(missing_ok=True)
+
+    def lesson(self, step: int) -> Lesson | None:
+        """What a step that is trained has learned from; None while it is not, or its network is gone."""
+        try:
+            self.open(step)
+            content = json.loads((self.folder(step, 1) / DONE_FILE).read_text(encoding="utf-8"))
+            skipped = tuple(Skipped(str(name), str(reason)) for name, reason in content["skipped"])
+            return Lesson(frozenset(content["cases"]), skipped, content["best"])
+        except (WeightsError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def clear(run: Path) -> None:
+    """Remove what a run that has ended was judged on; logs and reports stay."""
+    for name in (CANDIDATE_DIR, f"{MIXED_DIR}*"):
+        for folder in run.glob(f"step[12]/{name}"):
+            # First, so that half a folder is never taken for a whole one.
+            (folder / DONE_FILE).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""What a retraining says of itself: lines in the run's log, and the state that clients show."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from lib.nnunet.finetune import Progress
+from lib.nnunet.training_log import TrainingLog
+from lib.trainers.runs import ProgressFile, RunState, Status
+from lib.trainers.settings import RetrainSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes the log and the state of one run.
+
+    Args:
+        run: The run's folder.
+        settings: What is done there.
+    """
+
+    def __init__(self, run: Path, settings: RetrainSettings) -> None:
+        self._run = run
+        self._log = TrainingLog(run)
+        self._progress = ProgressFile(run)
+        self._steps, self._finetune = settings.steps, settings.finetune
+        self._epochs = -(-settings.finetune.iterations // settings.finetune.epoch)
+        self._epochs_done = 0
+        self._best: float | None = None
+        self._begun = time.monotonic()
+
+    def say(self, text: str, **values: Any) -> None:
+        """One line of the log, see ``TrainingLog.say``; a disk that takes no line ends no training."""
+        try:
+            self._log.say(text, **values)
+        except OSError as error:
+            logger.warning("%s (not in the log of run %s: %s)", text, self._run.name, error)
+
+    def tell(self, message: str) -> None:
+        """What the run does before and after training.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        self._progress.write(self._state("running", message=message), now=True)
+
+    def trained(self, progress: Progress) -> None:
+        """One more iteration is done.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        done = progress.iteration == self._finetune.iterations
+        epoch = self._epochs if done else progress.iteration // self._finetune.epoch
+        self._epochs_done = self._steps.index(progress.step) * self._epochs + epoch
+        self._best = None if progress.best != progress.best else round(progress.best, 4)
+        self._progress.write(self._state("running", step=progress.step))
+
+    def finished(self, step: int, best: float | None) -> None:
+        """A step is trained, perhaps by an earlier process."""
+        self._epochs_done = (self._steps.index(step) + 1) * self._epochs
+        self._best = None if best is None else round(best, 4)
+
+    def end(self, status: Status, message: str) -> None:
+        """How the run ended, for now or for good; a full disk does not hide it."""
+        self._progress.write_last(self._state(status, message=message))
+
+    def _state(self, status: Status, *, step: int = 0, message: str = "") -> RunState:
+        return RunState(
+            run=self._run.name,
+            status=status,
+            step=step,
+            epoch=self._epochs_done,
+            total_epochs=len(self._steps) * self._epochs,
+            seconds=round(time.monotonic() - self._begun, 1),
+            best_metric=self._best,
+            message=message,
+        )

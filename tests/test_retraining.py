@@ -1,0 +1,196 @@
+"""What a retraining serves, and what it records of itself: per network, per version, for clients."""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import training_site
+from lib.anatomy import DISCS
+from lib.corrections.store import Correction, CorrectionStore
+from lib.errors import ImageError
+from lib.gate.compare import SubjectScores
+from lib.geometry import Volume
+from lib.nnunet import finetune_run
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource
+from lib.nnunet.finetune import Stopped
+from lib.nnunet.training_log import TrainingLog
+from lib.registry.manage import list_versions, require_served, show_version
+from lib.registry.store import STARTER, ModelStore
+from lib.trainers import retrain as retraining
+from lib.trainers.retrain import Retrained, retrain
+from lib.trainers.runs import RunState, state_of
+from lib.trainers.site import Site
+from lib.trainers.task import SpineTrainTask
+from test_trainers import scores_of
+from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
+
+
+@pytest.fixture(autouse=True)
+def changes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the gate sees of the next candidates, 0.1 for all others; no curves are drawn."""
+    queue: list[float] = []
+
+    def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
+        return scores_of(queue.pop(0) if queue else 0.1) if list(cases) else ()
+
+    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
+    return queue
+
+
+def train(site: Site, *, steps: tuple[int, ...] = (1, 2), iterations: int = 1, **options: Any) -> Retrained:
+    settings = replace(tiny_settings(iterations=iterations, learning_rate=1e-2), steps=steps)
+    return retrain(site, settings, **{"replay": tiny_replay(), "reference": tiny_reference} | options)
+
+
+def present_state(site: Site) -> RunState:
+    state = state_of(site.training_dir)
+    assert state is not None
+    return state
+
+
+# --- what is served
+
+
+def test_a_version_is_served_by_its_own_verdict(
+    tmp_path: Path, changes: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before activation and judged again, weights that had failed went live by the verdict on others."""
+    site = make_site(tmp_path)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ModelStore, "activate_in_place_of", killed)
+        train(site)
+    changes += [-0.2, 0.01]
+    result = train(site)
+    assert changes == [-0.2, 0.01], "what is published is not judged again"
+    assert result.served and site.models.active() == {1: result.version, 2: result.version}
+    assert site.models.versions() == (result.version,)
+    record = show_version(site.models, result.version)
+    assert (record["new_weights"], record["gate"]) == (1.0, result.report.as_json())
+    state = present_state(site)
+    assert (state.status, state.epoch, state.total_epochs) == ("published", 2, 2)
+
+
+@pytest.mark.parametrize("who", ["an operator goes back meanwhile", "a server of other weights trains"])
+def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, who: str) -> None:
+    """A model nobody had compared with the one in use took its place."""
+    site = make_site(tmp_path)
+    first = train(site)
+    correct(site, tmp_path, "sub-7", 7)
+    models, stop = site.models, lambda: False
+    if who.startswith("an operator"):
+        in_use, compared = STARTER, first.version
+        stop = lambda: bool(site.models.activate(STARTER))  # noqa: E731
+    else:
+        in_use, compared = first.version, STARTER
+        models = ModelStore(site.models.model_dir, weights=STARTER)
+    result = train(replace(site, models=models), should_stop=stop)
+    assert result.report.publish and not result.served
+    assert site.models.active() == {1: in_use, 2: in_use}
+    state = present_state(site)
+    record = show_version(site.models, result.version)
+    assert (state.status, state.message) == ("kept", result.message) == ("kept", record["not_served"])
+    assert f"compared with ({compared} for step 1, {compared} for step 2)" in result.message
+    assert f"got {in_use} for step 1" in result.message
+    assert result.message.endswith(f"totalspineseg models activate {result.version}")
+    assert result.message in (result.run / "log.txt").read_text()
+    assert result.message in {entry.verdict for entry in list_versions(site.models)}
+    require_served(site.models, result.version)
+
+
+# --- what is recorded
+
+
+def taught(site: Site, result: Retrained) -> dict[str, list[int]]:
+    record = show_version(site.models, result.version)
+    return {entry["image"]: entry["taught"] for entry in record["training"]}
+
+
+def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) -> None:
+    """What trained after a stop was listed among what had been left out before it."""
+    site = make_site(tmp_path, scans=2)
+    image, away = tmp_path / "studies" / "sub-1.nii.gz", tmp_path / "away.nii.gz"
+    image.rename(away)
+    with pytest.raises(Stopped):
+        train(site, iterations=2, should_stop=lambda: True)
+    away.rename(image)
+    result = train(site, iterations=2)
+    assert (result.run,) == tuple(path for path in site.training_dir.iterdir() if path.is_dir())
+    assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1, 2]}
+    assert result.skipped == ()
+    assert show_version(site.models, result.version)["skipped"] == []
+
+
+def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label without a disc trained step 1 and was not recorded; a step-1 map was recorded for step 2."""
+    site = make_site(tmp_path, scans=2)
+
+    def without_discs(seed: int) -> tuple[Volume, Volume]:
+        image, codes = tiny_scan(seed)
+        return image, Volume(np.where(np.isin(codes.data, DISCS), 0, codes.data).astype(np.uint8), codes.affine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_site, "tiny_scan", without_discs)
+        correct(site, tmp_path, "sub-x", 3)
+    stored = list(site.corrections.all())
+    maps = [Correction(**c.__dict__ | {"step": 1}) if c.image == "sub-1" else c for c in stored]
+    monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter(maps))
+
+    def gone() -> LabeledScan:
+        raise ImageError("gone")
+
+    replay = (*tiny_replay(), ScanSource("replay-2", Origin.SYNTHETIC, gone, {"synthetic": "replay-2"}))
+    result = train(site, replay=replay)
+    assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
+    record = show_version(site.models, result.version)
+    assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
+    left_out = {entry["case"].split()[0]: entry["left_out_of"] for entry in record["skipped"]}
+    assert left_out == {"replay-2": ["step 1", "step 2"], "sub-x": ["step 2"]}
+    alone = train(site, steps=(2,))
+    assert taught(site, alone) == {"sub-0": [2]}
+    listed = json.loads((alone.run / "run.json").read_text())["training"]
+    assert {entry["image"] for entry in listed} == {"sub-0", "sub-x"}
+
+
+def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
+    """After a training of step 1 alone its labels counted as known to step 2, which had never seen them."""
+    site = make_site(tmp_path)
+    train(site, steps=(1,))
+    result = train(site)
+    expected = "step 1 from 0 new and 1 earlier corrections, step 2 from 1 new and 0 earlier corrections"
+    assert expected in (result.run / "log.txt").read_text()
+
+
+# --- what clients see
+
+
+def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the gate judged, and for ever after, clients showed no time and a Dice of 0."""
+    site = make_site(tmp_path)
+    judging: list[RunState] = []
+
+    def score(cases: Iterable[Any], *, before_each: Callable[[str], None], **_: Any) -> tuple[SubjectScores, ...]:
+        if not list(cases):
+            return ()
+        before_each("reference-0")
+        judging.append(present_state(site))
+        return scores_of(0.1)
+
+    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(finetune_run, "mean_dice", lambda dice: 0.25)
+    train(site)
+    (during,), after = judging, present_state(site)
+    assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)
+    assert (after.status, after.best_metric) == ("published", 0.25)
+    assert 0 < during.seconds <= after.seconds
+    stats = SpineTrainTask(site, (1,)).stats()
+    assert stats["best_metric"] == 0.25
