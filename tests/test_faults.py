@@ -7,13 +7,16 @@ import errno
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lib import volume_io
+from lib.corrections.store import Correction
 from lib.errors import StorageError, TrainingError
 from lib.gate.compare import SubjectScores
 from lib.nnunet import finetune_run, training_state
@@ -21,12 +24,13 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry import store as registry_store
 from lib.registry.store import STARTER
+from lib.trainers import candidates, publication
 from lib.trainers import retrain as retraining
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import is_running, only_one, state_of
 from lib.trainers.site import Site
 from test_trainers import scores_of
-from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
+from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,32 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(site: Site) -> Retrained:
     return retrain(site, tiny_settings(), replay=tiny_replay(), reference=tiny_reference)
+
+
+def survived(site: Site, corrections: list[Correction], served: str = STARTER) -> Retrained:
+    """Check what is promised after a fault; returns how the next training ended."""
+    assert list(site.corrections.all()) == corrections
+    assert not is_running(site.training_dir)
+    for step in (1, 2):
+        choice = site.models.resolve(step)
+        assert choice.name == served
+        ModelFolder.open(choice.root, step=step).load_network()
+    result = train(site)
+    assert result.served
+    assert site.models.active() == {1: result.version, 2: result.version}
+    return result
+
+
+def failed_with(site: Site) -> str:
+    """What clients are told of a training that failed."""
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert state.status == "failed"
+    return state.message
+
+
+def full_disk(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def killed(site: Site, arrange: Callable[[], None]) -> None:
@@ -97,8 +127,8 @@ MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
     "renaming a checkpoint": (lambda: on_call(volume_io.os, "fsync", 12), True),
     "an iteration of step 2": (lambda: on_call(finetune_run.Run, "_train_once", 7), True),
     "judging": (lambda: on_call(retraining, "judge", 1), True),
-    "copying the version": (lambda: on_call(retraining.shutil, "copytree", 2), True),
-    "before the version appears": (lambda: on_call(retraining, "write_record", 1), True),
+    "copying the version": (lambda: on_call(publication.shutil, "copytree", 2), True),
+    "before the version appears": (lambda: on_call(publication, "write_record", 1), True),
     "between publishing and activating": (lambda: on_call(registry_store, "note", 1), True),
     "writing the pointer": (lambda: on_call(registry_store, "write_json", 1), True),
 }
@@ -112,18 +142,10 @@ def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
     corrections = list(site.corrections.all())
     arrange, resumes = MOMENTS[moment]
     killed(site, arrange)
-    assert list(site.corrections.all()) == corrections
-    assert not is_running(site.training_dir)
     state = state_of(site.training_dir)
     assert state is None or state.status == "interrupted"
-    for step in (1, 2):
-        choice = site.models.resolve(step)
-        assert choice.name == STARTER
-        ModelFolder.open(choice.root, step=step).load_network()
     begun = sorted(path.name for path in site.training_dir.iterdir() if path.is_dir())
-    result = train(site)
-    assert result.report.publish
-    assert site.models.active() == {1: result.version, 2: result.version}
+    result = survived(site, corrections)
     if resumes:
         assert [result.run.name] == begun
     if moment == "an iteration of step 2":
@@ -132,33 +154,71 @@ def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
     assert not list(site.models.versions_dir.glob("*.partial*"))
 
 
+def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a refused candidate was left, and no later training on the same corrections could begin."""
+    site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
+
+    remove = candidates.shutil.rmtree
+
+    def half(folder: Path, **options: Any) -> None:
+        if folder.name != candidates.CANDIDATE_DIR:
+            remove(folder, **options)
+            return
+        next(folder.rglob("checkpoint_final.pth")).unlink()
+        kill_now()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retraining, "score_models", lambda cases, **_: scores_of(-0.2) if list(cases) else ())
+        killed(site, lambda: setattr(candidates.shutil, "rmtree", half))
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert state.status == "refused"
+    (refused,) = site.models.versions()
+    result = survived(site, corrections)
+    assert result.version != refused
+    assert not list(site.training_dir.glob("*/step*/candidate"))
+
+
+def test_a_candidate_that_is_gone_is_trained_again(tmp_path: Path) -> None:
+    """A run whose first network was lost after it was finished ended in the same error for ever."""
+    site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
+    killed(site, lambda: on_call(retraining, "judge", 1))
+    (lost,) = site.training_dir.glob("*/step1/candidate/**/checkpoint_final.pth")
+    lost.unlink()
+    survived(site, corrections)
+
+
 def test_bad_labels_and_missing_images_are_left_out_by_name(tmp_path: Path) -> None:
     site = make_site(tmp_path, scans=4)
-    by_image = {c.image: c for c in site.corrections.all()}
+    corrections = list(site.corrections.all())
+    by_image = {c.image: c for c in corrections}
     (site.corrections.path(by_image["sub-0"]) / "codes.nii.gz").write_bytes(b"\x1f\x8b half a file")
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()
     image = tmp_path / "studies" / "sub-2.nii.gz"
     image.write_bytes((tmp_path / "studies" / "sub-3.nii.gz").read_bytes())
-    result = train(site)
-    assert result.report.publish
+    result = survived(site, corrections)
     reasons = {case.name.split()[0]: case.reason for case in result.skipped}
     assert set(reasons) == {"sub-0", "sub-1", "sub-2"}
     assert "got none named 'sub-1'" in reasons["sub-1"]
     assert "another file under the name 'sub-2'" in reasons["sub-2"]
     assert "sub-0" in (result.run / "log.txt").read_text()
-    assert len(list(site.corrections.all())) == 4
 
 
-def test_only_bad_labels_stop_the_training_and_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["half a label", "no image"])
+def test_only_bad_labels_stop_the_training_and_change_nothing(tmp_path: Path, fault: str) -> None:
     site = make_site(tmp_path)
     (correction,) = site.corrections.all()
-    (site.corrections.path(correction) / "codes.nii.gz").write_bytes(b"\x1f\x8b half a file")
+    if fault == "no image":
+        (tmp_path / "studies" / "sub-0.nii.gz").unlink()
+    else:
+        (site.corrections.path(correction) / "codes.nii.gz").write_bytes(b"\x1f\x8b half a file")
     with pytest.raises(TrainingError, match="at least one usable correction"):
         train(site)
-    assert site.models.active() == {}
-    state = state_of(site.training_dir)
-    assert state is not None
-    assert state.status == "failed"
+    assert "at least one usable correction" in failed_with(site)
+    another = correct(site, tmp_path, "sub-1", 1)
+    survived(site, [correction, another])
 
 
 def test_two_trainings_at_once_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
@@ -167,30 +227,24 @@ def test_two_trainings_at_once_are_refused_and_the_first_goes_on(tmp_path: Path)
         assert is_running(site.training_dir)
         with pytest.raises(TrainingError, match="no other training"):
             train(site)
-    assert not is_running(site.training_dir)
-    assert train(site).report.publish
+    survived(site, list(site.corrections.all()))
 
 
 def test_a_disk_that_fills_while_publishing_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path)
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    corrections = list(site.corrections.all())
     with monkeypatch.context() as patch:
-        patch.setattr(retraining.shutil, "copytree", full)
+        patch.setattr(publication.shutil, "copytree", full_disk)
         with pytest.raises(StorageError, match="full disk"):
             train(site)
     assert site.models.versions() == ()
-    assert site.models.resolve(1).name == STARTER
-    state = state_of(site.training_dir)
-    assert state is not None
-    assert (state.status, "full disk" in state.message) == ("failed", True)
-    assert train(site).report.publish
+    assert "full disk" in failed_with(site)
+    survived(site, corrections)
 
 
 def test_a_disk_that_fills_while_training_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
     original = training_state.torch.save
     left = [2]
 
@@ -198,13 +252,61 @@ def test_a_disk_that_fills_while_training_keeps_the_last_state(tmp_path: Path, m
         left[0] -= 1
         if left[0] < 0:
             path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
+            full_disk()
         original(content, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_state.torch, "save", fills)
         with pytest.raises(StorageError, match="No space left"):
             train(site)
-    result = train(site)
-    assert result.report.publish
+    result = survived(site, corrections)
     assert "resumed at iteration 2" in (result.run / "step1" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("first", ["a state", "a line of the log"])
+def test_a_disk_without_any_room_still_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: str
+) -> None:
+    """The error of the line that told of the full disk hid the reason from clients and the command line."""
+    site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
+    once, iterations = finetune_run.Run._train_once, [0]
+
+    with monkeypatch.context() as patch:
+
+        def fills(run: finetune_run.Run) -> float:
+            iterations[0] += 1
+            # A report, and so a line of the log, follows every second iteration.
+            if iterations[0] == (3 if first == "a state" else 2):
+                patch.setattr(tempfile, "mkstemp", full_disk)
+                patch.setattr(TrainingLog, "say", full_disk)
+            return once(run)
+
+        patch.setattr(finetune_run.Run, "_train_once", fills)
+        with pytest.raises(StorageError, match="disk space"):
+            train(site)
+    assert "disk space" in failed_with(site)
+    assert "not in the log of run" in caplog.text
+    survived(site, corrections)
+
+
+def test_too_little_gpu_memory_ends_the_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site(tmp_path)
+    first = train(site)
+    correct(site, tmp_path, "sub-1", 1)
+    corrections = list(site.corrections.all())
+    gradient, left = finetune_run.Run._gradient, [3]
+
+    def short(run: finetune_run.Run, batch: Any) -> float:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return gradient(run, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_run.Run, "_gradient", short)
+        with pytest.raises(TrainingError, match="stop other programs on the device"):
+            train(site)
+    assert "memory for one patch of step 1 is required" in failed_with(site)
+    result = survived(site, corrections, served=first.version)
+    assert "resumed at iteration 3" in (result.run / "step1" / "log.txt").read_text()
