@@ -1,11 +1,16 @@
 """What the starter's report counts: levels in view, found, and named right."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import columns
 from lib import anatomy
-from lib.nnunet.starter_evaluation import CaseScore, Report, levels_in_view
+from lib.nnunet.starter_evaluation import CaseScore, Report, is_flagged, levels_in_view
+from lib.synthesis import Field
 
 Codes = NDArray[np.uint8]
 L3, L4, L4_L5 = 43, 44, 95
@@ -43,16 +48,55 @@ def test_level_covered_by_no_vertebra_is_not_found(truth: Codes, instead: int) -
     assert (levels, found, named) == (3, 2, 2)
 
 
-def test_table_counts_scans_right_and_the_rest_flagged_by_field_and_contrast() -> None:
-    def case(found: int, named: int, abstained: bool, contrast: str = "T2", discs: float = 0.8) -> CaseScore:
-        dice = {"discs": discs, "canal": 0.6}
-        return CaseScore("lumbar", contrast, "normal", {}, dice, 10, found, named, abstained)
+def case(
+    found: int, named: int, flagged: bool, contrast: str = "T2", *, discs: float = 0.8, seconds: float = 10.0
+) -> CaseScore:
+    dice = {"discs": discs, "canal": 0.6}
+    return CaseScore("lumbar", contrast, "normal", {}, dice, 10, found, named, flagged, seconds)
 
-    cases = (case(9, 9, False), case(8, 7, True), case(8, 7, False, "T1", discs=0.4), case(0, 0, True))
+
+def test_table_counts_scans_right_and_the_others_flagged_by_field_and_contrast() -> None:
+    """ "Scans all right" were those whose found levels are named right, however many were not found."""
+    cases = (
+        case(10, 10, False),
+        case(9, 9, False),
+        case(8, 7, True),
+        case(8, 7, False, "T1", discs=0.4, seconds=20.0),
+        case(0, 0, True),
+    )
     rows = Report(cases).table().splitlines()[-4:]
     assert rows == [
-        "| lumbar | 4 | 0.65 | 40 | 62 % | 92 % | 1 | 2 |",
-        "| T2 | 3 | 0.70 | 30 | 57 % | 94 % | 1 | 2 |",
-        "| T1 | 1 | 0.50 | 10 | 80 % | 88 % | 0 | 0 |",
-        "| all | 4 | 0.65 | 40 | 62 % | 92 % | 1 | 2 |",
+        "| lumbar | 5 | 0.66 | 50 | 70 % | 94 % | 1 | 2 | 2 of 3 | 12.0 |",
+        "| T2 | 4 | 0.70 | 40 | 68 % | 96 % | 1 | 2 | 2 of 2 | 10.0 |",
+        "| T1 | 1 | 0.50 | 10 | 80 % | 88 % | 0 | 0 | 0 of 1 | 20.0 |",
+        "| all | 5 | 0.66 | 50 | 70 % | 94 % | 1 | 2 | 2 of 3 | 12.0 |",
     ]
+
+
+def test_a_report_of_nothing_is_a_table_without_figures() -> None:
+    """The mean of nothing warned."""
+    rows = Report().table().splitlines()
+    assert rows[2] == "| 1 | disc | - | 0 |"
+    assert rows[-1] == "| all | 0 | - | 0 | 0 % | 0 % | 0 | 0 | 0 of 0 | - |"
+    assert np.isnan(Report().seconds())
+
+
+def test_seconds_are_told_by_field_of_view() -> None:
+    cases = case(9, 9, False, seconds=10.0), replace(case(9, 9, False, seconds=40.0), field=Field.WHOLE.value)
+    assert Report(cases).seconds() == 25.0
+    assert Report(cases).seconds(Field.WHOLE) == 40.0
+
+
+@pytest.mark.parametrize(
+    ("confident", "missing", "flagged"),
+    [(True, 0, False), (False, 0, True), (None, 0, False), (True, L4, True), (None, L4, True)],
+    ids=["sure and sound", "abstains", "no chain model", "a level is missing", "missing without chain model"],
+)
+def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
+    confident: bool | None, missing: int, flagged: bool
+) -> None:
+    """Real scans were flagged by the chain model alone, synthetic ones by the linter, too."""
+    labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    numbering = None if confident is None else SimpleNamespace(confident=confident)
+    result = SimpleNamespace(labels=renamed(labels, missing, 0), numbering=numbering)
+    assert is_flagged(result, (2.0, 2.0, 2.0)) is flagged  # type: ignore[arg-type]

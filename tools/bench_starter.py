@@ -8,6 +8,7 @@ Real scans only report: they never choose or train weights.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from lib.errors import NoSpineError  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.nnunet.predictor import WarmPredictor  # noqa: E402
-from lib.nnunet.starter_evaluation import EVALUATION_SEED, CaseScore, dice, evaluate_starter  # noqa: E402
+from lib.nnunet.starter_evaluation import EVALUATION_SEED, CaseScore, dice, evaluate_starter, is_flagged  # noqa: E402
 from lib.nnunet.starter_plans import STARTER_FOLDERS  # noqa: E402
-from lib.preview.pictures import mid_sagittal, save_picture  # noqa: E402
+from lib.preview import Plane, course_of, save_picture  # noqa: E402
+from lib.synthesis import Field  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 CORDS = {
@@ -53,10 +55,10 @@ REACH_MM = 10.0
 
 
 def show(case: CaseScore) -> None:
-    flag = " (flagged)" if case.abstained else ""
+    flag = " (flagged)" if case.flagged else ""
     print(
         f"{case.field}, {case.contrast}, {case.column}: {case.found} of {case.levels} levels found, "
-        f"{case.named} named right{flag}",
+        f"{case.named} named right{flag}, {case.seconds:.1f} s",
         flush=True,
     )
 
@@ -77,8 +79,7 @@ def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndar
         result = pipeline.segment(pipeline.step2_input(scan, located.labels), two)
     except NoSpineError:
         return first, empty, True
-    flagged = result.numbering is not None and not result.numbering.confident
-    return first, scan.labels_to_input(result.labels), flagged
+    return first, scan.labels_to_input(result.labels), is_flagged(result, scan.iso.spacing)
 
 
 def real(folder: Path, one: WarmPredictor, two: WarmPredictor) -> None:
@@ -116,9 +117,15 @@ def pictures(folder: Path, out: Path, one: WarmPredictor, two: WarmPredictor) ->
         image = nib.load(folder / name / file)
         volume = Volume(np.asarray(image.dataobj, dtype=np.float32), image.affine)
         _, labels, _ = segment(folder / name / file, one, two)
-        pair = [mid_sagittal(volume, found) for found in (None, labels if labels.any() else None)]
-        low = min(len(picture) for picture in pair)
-        save_picture(out / f"{name}.png", np.concatenate([picture[:low] for picture in pair], axis=1))
+        save_picture(out / f"{name}.png", beside(volume, labels))
+
+
+def beside(volume: Volume, labels: np.ndarray) -> np.ndarray:
+    """The bare image, and beside it the same plane with the labels; without any, in the middle."""
+    plane = Plane(volume, course_of(labels, volume.grid), sagittal=True)
+    pair = plane.picture(None), plane.picture(labels)
+    high = max(map(len, pair))  # tags may need room below
+    return np.concatenate([np.pad(rgb, ((0, high - len(rgb)), (0, 0), (0, 0))) for rgb in pair], axis=1)
 
 
 def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
@@ -139,7 +146,7 @@ def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int
     return len(marks), int(seen.sum()), sum(right)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the starter weights.")
     parser.add_argument("--weights", type=Path, default=STARTER, help="starter folder")
     parser.add_argument("--cases", type=int, default=14, help="synthetic spines")
@@ -148,13 +155,19 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="where to save a picture of each real scan with its result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.pictures and not options.real:
+        parser.error("--pictures requires real scans, got none; give their folder with --real")
     torch.set_num_threads(options.threads)
     if options.cases:
         report = evaluate_starter(
             options.weights, n=options.cases, seed=options.seed, device=options.device, progress=show
         )
         print("\n" + report.table())
+        print(
+            f"\nThe whole pipeline, {options.device}, {options.threads} threads: {report.seconds():.1f} s a scan, "
+            f"{report.seconds(Field.WHOLE):.1f} s a whole spine (mean)"
+        )
     if options.real:
         one, two = (
             WarmPredictor(ModelFolder.open(options.weights / STARTER_FOLDERS[s], step=s), device=options.device)

@@ -1,6 +1,8 @@
 """How well two models segment and name synthetic spines they have never seen."""
 
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -53,7 +55,8 @@ class CaseScore:
         levels: Vertebrae and discs in view.
         found: Of these, labeled as some level.
         named: Of the found ones, named right.
-        abstained: The chain model said that it does not know, or the linter that a level cannot be right.
+        flagged: See ``is_flagged``; a scan without a spine is.
+        seconds: From the image to the named segmentation.
     """
 
     field: str
@@ -64,7 +67,18 @@ class CaseScore:
     levels: int
     found: int
     named: int
-    abstained: bool
+    flagged: bool
+    seconds: float
+
+    @property
+    def found_right(self) -> bool:
+        """Some level is found, and every found one is named right; others may be missing."""
+        return self.named == self.found > 0
+
+    @property
+    def all_right(self) -> bool:
+        """Every level in view is found and named right."""
+        return self.named == self.found == self.levels > 0
 
 
 @dataclass(frozen=True)
@@ -75,9 +89,12 @@ class Report:
 
     def mean(self, step: int, name: str) -> float:
         """Mean Dice of a region (step 1) or group (step 2) over the cases that show it; NaN when none does."""
-        scores = [(c.step1 if step == 1 else c.step2).get(name) for c in self.cases]
-        seen = [s for s in scores if s is not None]
-        return float(np.mean(seen)) if seen else float("nan")
+        scores = ((c.step1 if step == 1 else c.step2).get(name) for c in self.cases)
+        return _mean(s for s in scores if s is not None)
+
+    def seconds(self, view: Field | None = None) -> float:
+        """Mean time a scan, s, of one field of view or of all; NaN without such a scan."""
+        return _mean(c.seconds for c in self.cases if view is None or c.field == view.value)
 
     def table(self) -> str:
         """The report as Markdown."""
@@ -85,11 +102,12 @@ class Report:
         for step, names in ((1, tuple(anatomy.STEP1_REGIONS)), (2, tuple(GROUPS))):
             for name in names:
                 count = sum(name in (c.step1 if step == 1 else c.step2) for c in self.cases)
-                lines.append(f"| {step} | {name} | {self.mean(step, name):.2f} | {count} |")
+                lines.append(f"| {step} | {name} | {_figure(self.mean(step, name), 2)} | {count} |")
         lines += [
             "",
-            "| part | cases | mean Dice | levels in view | found | named right | scans all right | the rest, flagged |",
-            "|---|---|---|---|---|---|---|---|",
+            "| part | scans | mean Dice | levels in view | found | of these named right | "
+            "scans with every level found and right | with every found level right | the others, flagged | s a scan |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for part in [*dict.fromkeys(c.field for c in self.cases), *dict.fromkeys(c.contrast for c in self.cases)]:
             lines.append(_row(part, Report(tuple(c for c in self.cases if part in (c.field, c.contrast)))))
@@ -98,14 +116,25 @@ class Report:
 
 
 def _row(name: str, report: Report) -> str:
-    """One part of the cases: mean Dice over the groups of the result, levels, and scans named right."""
+    """One part of the cases: mean Dice over the groups of the result, levels, scans by their names, time."""
     cases = report.cases
     levels, found, named = (sum(getattr(c, what) for c in cases) for what in ("levels", "found", "named"))
-    right = sum(c.named == c.found > 0 for c in cases)
-    flagged = sum(c.abstained and not c.named == c.found > 0 for c in cases)
+    whole, right = sum(c.all_right for c in cases), sum(c.found_right for c in cases)
+    flagged = sum(c.flagged for c in cases if not c.found_right)
     shares = f"{100 * found / max(levels, 1):.0f} % | {100 * named / max(found, 1):.0f} %"
-    mean = np.nanmean([report.mean(2, group) for group in GROUPS])
-    return f"| {name} | {len(cases)} | {mean:.2f} | {levels} | {shares} | {right} | {flagged} |"
+    mean = _figure(_mean(m for m in (report.mean(2, group) for group in GROUPS) if not math.isnan(m)), 2)
+    scans = f"{whole} | {right} | {flagged} of {len(cases) - right}"
+    return f"| {name} | {len(cases)} | {mean} | {levels} | {shares} | {scans} | {_figure(report.seconds(), 1)} |"
+
+
+def _mean(values: Iterable[float]) -> float:
+    """NaN of nothing, without numpy's warning."""
+    seen = list(values)
+    return float(np.mean(seen)) if seen else math.nan
+
+
+def _figure(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -150,6 +179,20 @@ def levels_in_view(truth: Codes, found: Codes) -> tuple[int, int, int]:
     return levels, seen, named
 
 
+def is_flagged(result: pipeline.Segmentation, spacing: Sequence[float]) -> bool:
+    """Whether a reader is told not to trust the names: the same for every scan, synthetic or real.
+
+    Args:
+        result: Of the whole pipeline. Not modified.
+        spacing: Of its labels, mm.
+
+    Returns:
+        True when the chain model abstains, or the linter finds levels that cannot be right.
+    """
+    unsure = result.numbering is not None and not result.numbering.confident
+    return unsure or any(finding.kind in LEVEL_FINDINGS for finding in lint(result.labels, spacing))
+
+
 def score(
     spine: SyntheticSpine,
     image: NDArray[np.float32],
@@ -159,23 +202,24 @@ def score(
     contrast: str,
 ) -> CaseScore:
     """Run the whole pipeline on one image and compare it with the truth; a spine not found scores 0."""
+    began = time.monotonic()
     scan = pipeline.prepare(Volume(image, spine.affine))
     truth1 = step1_classes(spine.labels)
     found1 = found2 = np.zeros(truth1.shape, np.uint8)
-    abstained = False
+    result = None
     try:
         located = pipeline.locate(scan, step1)
         found1 = located.raw
         result = pipeline.segment(pipeline.step2_input(scan, located.labels), step2)
-        found2 = result.labels
-        abstained = result.numbering is not None and not result.numbering.confident
-        abstained |= any(finding.kind in LEVEL_FINDINGS for finding in lint(found2, scan.iso.spacing))
+        found2 = scan.labels_to_input(result.labels)
     except NoSpineError:
-        abstained = True
+        pass
+    seconds = time.monotonic() - began
+    flagged = result is None or is_flagged(result, scan.iso.spacing)
     scores1 = region_dice(truth1, found1, anatomy.STEP1_REGIONS)
     scores2 = region_dice(spine.labels, found2, GROUPS)
     levels, seen, named = levels_in_view(spine.labels, found2)
-    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, seen, named, abstained)
+    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, seen, named, flagged, seconds)
 
 
 def evaluate_starter(
@@ -203,6 +247,8 @@ def evaluate_starter(
     """
     step1 = WarmPredictor(ModelFolder.open(folder / STARTER_FOLDERS[1], step=1, name="starter"), device=device)
     step2 = WarmPredictor(ModelFolder.open(folder / STARTER_FOLDERS[2], step=2, name="starter"), device=device)
+    for predictor in (step1, step2):
+        predictor.warm_up()
     contrasts = ("T2", "T1", "STIR", "T2star")
     fields = tuple(Field)
     cases = []

@@ -1,0 +1,60 @@
+"""The bench of the starter weights: what it asks for, and the pictures it makes."""
+
+from pathlib import Path
+
+import bench_starter
+import numpy as np
+import pytest
+
+import columns
+from lib.geometry import Volume
+from lib.preview import Plane, course_of
+from lib.preview.plane import Picture
+
+SPACING = 2.0
+
+
+@pytest.fixture(scope="module")
+def scan() -> tuple[Volume, np.ndarray]:
+    """A spine that runs beside the middle of its image, and its labels."""
+    labels = np.pad(
+        columns.build(np.random.default_rng(1), fov="lumbar", spacing=SPACING).truth, ((0, 30), (0, 0), (0, 0))
+    )
+    image = np.random.default_rng(0).normal(10.0 * (labels > 0), 1.0).astype(np.float32)
+    return Volume(image, np.diag([SPACING] * 3 + [1.0])), labels
+
+
+def test_pictures_without_real_scans_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The option was taken and nothing came of it."""
+    with pytest.raises(SystemExit):
+        bench_starter.main(["--cases", "0", "--pictures", str(tmp_path)])
+    assert "--pictures requires real scans, got none; give their folder with --real" in capsys.readouterr().err
+
+
+def test_the_bare_image_beside_a_result_is_the_same_plane_whole(scan: tuple[Volume, np.ndarray]) -> None:
+    """The bare image was the flat middle slice, the other followed the canal, and the taller one was cut."""
+    volume, labels = scan
+    plane = Plane(volume, course_of(labels, volume.grid), sagittal=True)
+    bare, named = plane.picture(None), plane.picture(labels)
+    both = bench_starter.beside(volume, labels)
+    assert both.shape == (max(len(bare), len(named)), bare.shape[1] + named.shape[1], 3)
+    np.testing.assert_array_equal(both[: len(bare), : bare.shape[1]], bare)
+    np.testing.assert_array_equal(both[: len(named), bare.shape[1] :], named)
+
+
+def test_the_taller_picture_is_not_cut(scan: tuple[Volume, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(self: Plane, labels: np.ndarray | None = None) -> Picture:
+        return np.full((4 if labels is None else 6, 3, 3), 9, np.uint8)
+
+    monkeypatch.setattr(Plane, "picture", picture)
+    both = bench_starter.beside(*scan)
+    assert both.shape == (6, 6, 3)
+    assert not both[4:, :3].any()
+    assert (both[:, 3:] == 9).all()
+
+
+def test_a_scan_in_which_nothing_is_found_is_pictured_in_its_middle(scan: tuple[Volume, np.ndarray]) -> None:
+    volume, labels = scan
+    both = bench_starter.beside(volume, np.zeros_like(labels))
+    bare = Plane(volume, course_of(None, volume.grid), sagittal=True).picture(None)
+    np.testing.assert_array_equal(both[: len(bare), : bare.shape[1]], bare)
