@@ -77,8 +77,10 @@ bench-cli: setup
 bench-runtimes: setup
 	$(BIN)/python tools/bench_runtimes.py
 
+# CASES=synthetic spines, REAL=folder of real scans with labels, PICTURES=folder for their results; each may be left out.
 bench-starter: setup
-	$(BIN)/python tools/bench_starter.py
+	$(BIN)/python tools/bench_starter.py $(if $(CASES),--cases "$(CASES)") $(if $(REAL),--real "$(REAL)") \
+	  $(if $(PICTURES),--pictures "$(PICTURES)")
 
 bench-retrain: setup
 	$(BIN)/python tools/bench_retrain.py
