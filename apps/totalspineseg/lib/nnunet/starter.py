@@ -20,7 +20,7 @@ from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
-from lib.nnunet.starter_plans import CHECKPOINT, STARTER_FOLDERS, STRIDES, regions_of
+from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 
 logger = logging.getLogger(__name__)
@@ -185,8 +185,9 @@ def train_starter(
         run.mark_by(StarterFinder(discs_by, run.device))
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
     near_every = FOUND_EVERY if run.finder is not None else None
-    early = _batches(step, start, _early_patch(settings.patch), settings, near_every=near_every)
-    stream = _batches(step, start + 1, settings.patch, settings, near_every=near_every)
+    patch = settings.patch or GRIDS[step].patch
+    early = _batches(step, start, _early_patch(patch), settings, near_every=near_every)
+    stream = _batches(step, start + 1, patch, settings, near_every=near_every)
     saved = began = time.monotonic()
     before = run.seconds
     while True:
@@ -218,6 +219,7 @@ def _save(run: _Run, folder: Path, latest: Path) -> None:
         "iterations_done": run.iteration,
         "seconds": round(run.seconds),
         "begun_from_sha256": run.origin,
+        "patch": list(run.settings.patch or GRIDS[run.step].patch),
     }
     done |= {"discs_by_sha256": run.finders} if run.finders else {}
     (folder / "training.json").write_text(

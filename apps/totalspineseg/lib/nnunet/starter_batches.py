@@ -12,13 +12,11 @@ from torch.nn.functional import avg_pool3d
 from lib import anatomy
 from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, disturbed_channel
-from lib.nnunet.starter_plans import PATCH, SPACING_MM, regions_of
+from lib.nnunet.starter_plans import GRIDS, Grid, regions_of
 from lib.nnunet.targets import mark
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.transforms.crop import CROP_MARGIN_MM
 
-FINE = (2, 2, 2)
-"""Drawn voxels per network voxel, (Z, Y, X): a voxel of the cord's edge holds part of it, and its target says so."""
 _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
 """Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
@@ -97,7 +95,7 @@ def draw_sample(
     rng: np.random.Generator,
     spine: SyntheticSpine,
     step: int,
-    patch: tuple[int, ...] = PATCH,
+    patch: tuple[int, ...] | None = None,
     *,
     near_marked: bool = False,
 ) -> Sample:
@@ -105,15 +103,17 @@ def draw_sample(
 
     Args:
         rng: Source of all randomness.
-        spine: Drawn at ``SPACING_MM / FINE``. Not modified.
+        spine: Drawn for the step's grid. Not modified.
         step: 1 or 2.
-        patch: Size on the network's grid, (Z, Y, X).
+        patch: Size on the network's grid, (Z, Y, X); None: the step's own.
         near_marked: Say where found discs are marked ones, which takes two distance maps; the rest stays the same.
 
     Returns:
         Channels and region shares, zero-padded to the patch.
     """
-    fine = [p * f for p, f in zip(patch, FINE, strict=True)]
+    grid = GRIDS[step]
+    patch = patch or grid.patch
+    fine = [p * f for p, f in zip(patch, grid.drawn, strict=True)]
     if rng.random() < _SMALL_SCAN:
         fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
     window = _window(rng, spine, tuple(fine[::-1]), step)
@@ -132,29 +132,29 @@ def draw_sample(
     others = [code for code in spine.discs if code not in marked]
     discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
     maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
-    stacked = _pool(maps, patch, mirror=rng.random() < _SWAP_LEFT_RIGHT)
+    stacked = _pool(maps, patch, grid.drawn, mirror=rng.random() < _SWAP_LEFT_RIGHT)
     inputs = stacked[: len(channels)].clone()
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
     shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
-    near = _near_marked(*(disc.numpy() > 0 for disc in rest)) if discs else np.zeros(patch, bool)
+    near = _near_marked(*(disc.numpy() > 0 for disc in rest), grid) if discs else np.zeros(patch, bool)
     return Sample(inputs, shares, torch.from_numpy(near)[None])
 
 
-def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
     if not marked.any():
         return np.zeros_like(marked)
-    reach = distance_transform_edt(~marked, sampling=SPACING_MM)
-    rival = distance_transform_edt(~others, sampling=SPACING_MM) if others.any() else np.inf
+    reach = distance_transform_edt(~marked, sampling=grid.spacing_mm)
+    rival = distance_transform_edt(~others, sampling=grid.spacing_mm) if others.any() else np.inf
     return np.asarray((reach <= NEAR_MM) & (reach < rival))
 
 
-def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) -> torch.Tensor:
+def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], drawn: tuple[int, ...], *, mirror: bool) -> torch.Tensor:
     """(N, X, Y, Z) on the drawn grid -> (N, Z, Y, X) on the network's, zero-padded to the patch."""
     if mirror:
         arrays = arrays[:, ::-1]
     volume = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 2, 1)))
-    even = [n - n % f for n, f in zip(volume.shape[1:], FINE, strict=True)]
-    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], FINE)[0]
+    even = [n - n % f for n, f in zip(volume.shape[1:], drawn, strict=True)]
+    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], drawn)[0]
     out = torch.zeros((volume.shape[0], *patch))
     starts = [(p - n) // 2 for p, n in zip(patch, pooled.shape[1:], strict=True)]
     box = tuple(slice(s, s + n) for s, n in zip(starts, pooled.shape[1:], strict=True))
@@ -165,7 +165,7 @@ def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], *, mirror: bool) 
 def samples(
     step: int,
     seed: int,
-    patch: tuple[int, ...] = PATCH,
+    patch: tuple[int, ...] | None = None,
     *,
     pool_size: int = 8,
     uses_per_spine: int = 20,
@@ -176,7 +176,7 @@ def samples(
     Args:
         step: 1 or 2.
         seed: Starts the stream.
-        patch: Size on the network's grid, (Z, Y, X).
+        patch: Size on the network's grid, (Z, Y, X); None: the step's own.
         pool_size: Spines at hand at a time.
         uses_per_spine: Patches taken of one drawn spine, on average.
         near_every: The first and then every so many say where found discs are marked ones; None: none does.
@@ -185,7 +185,7 @@ def samples(
         One example after the other.
     """
     rng = np.random.default_rng(seed)
-    spacing = [s / f for s, f in zip(SPACING_MM, FINE, strict=True)][::-1]
+    spacing = [s / n for s, n in zip(GRIDS[step].spacing_mm, GRIDS[step].drawn, strict=True)][::-1]
     pool: list[SyntheticSpine] = []
     number = 0
     while True:

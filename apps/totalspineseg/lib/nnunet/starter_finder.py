@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.nn.functional import interpolate, pad
 
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.starter_plans import GRIDS, STRIDES
 
 LIKELY = 0.5
 _DISC = "disc"
@@ -39,8 +42,17 @@ class StarterFinder:
             Channels with the found discs of the marked set; as they came where none was found, for then nothing would
             tell odd from even.
         """
-        with torch.no_grad():
-            chance = torch.sigmoid(self._network(channels[:, :1])[:, self._channel : self._channel + 1])
-        found = (chance > LIKELY) & near_marked
+        found = (self._chance(channels[:, :1]) > LIKELY) & near_marked
         seen = found.flatten(1).any(1).view(-1, 1, 1, 1, 1)
         return torch.cat([channels[:, :1], torch.where(seen, found.to(channels.dtype), channels[:, 1:])], 1)
+
+    def _chance(self, image: torch.Tensor) -> torch.Tensor:
+        """Probability of a disc on step 2's grid, seen on step 1's; image and result (B, 1, Z, Y, X)."""
+        fine, coarse = GRIDS[2].spacing_mm, GRIDS[1].spacing_mm
+        size = [max(1, round(n * a / b)) for n, a, b in zip(image.shape[2:], fine, coarse, strict=True)]
+        missing = [-n % int(f) for n, f in zip(size, np.prod(STRIDES, axis=0), strict=True)]
+        seen = interpolate(image, size, mode="trilinear")
+        with torch.no_grad():
+            logits = self._network(pad(seen, [n for lost in reversed(missing) for n in (0, lost)]))
+        discs = logits[:, self._channel : self._channel + 1, : size[0], : size[1], : size[2]]
+        return torch.sigmoid(interpolate(discs.float(), image.shape[2:], mode="trilinear"))

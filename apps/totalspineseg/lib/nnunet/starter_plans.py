@@ -1,6 +1,7 @@
 """nnU-Net's description of the starter models: plans and dataset, as its own planner would write them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from lib import anatomy
@@ -12,14 +13,36 @@ STARTER_FOLDERS: Final[Mapping[int, str]] = {
 """Where each step's model lies below the starter folder."""
 CHECKPOINT: Final = "fold_0/checkpoint_final.pth"
 """Where a model's weights lie below its folder; written after its plans, so a model with it is whole."""
-SPACING_MM: Final = (2.0, 2.25, 3.5)
-"""Grid of the networks, (Z, Y, X): coarse enough for a CPU, finest where discs are thin."""
-PATCH: Final = (128, 56, 24)
-"""Tile in voxels, (Z, Y, X): 256 x 126 x 84 mm, so that some ten levels are seen at once."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a network sees, axes (Z, Y, X).
+
+    Attributes:
+        spacing_mm: Size of a voxel.
+        patch: Tile in voxels.
+        drawn: Voxels that training spines are drawn with per network voxel: one of the cord's edge holds part of it,
+            and its target says so.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    drawn: tuple[int, int, int]
+
+
+GRIDS: Final[Mapping[int, Grid]] = {
+    1: Grid((2.0, 2.25, 3.5), (128, 56, 24), (2, 2, 2)),
+    2: Grid((1.5, 1.5, 2.5), (112, 64, 32), (1, 2, 2)),
+}
+"""Grid of each step, coarse enough for a CPU. Step 1 tells levels: its tile of 256 x 126 x 84 mm sees some ten at once.
+Step 2 is told them and draws borders: its tile is 168 x 96 x 80 mm, its voxels a third as large."""
 STRIDES: Final = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 1))
 """Steps between the resolution stages; a patch's sides are multiples of their product."""
 FEATURES: Final = (16, 32, 64, 128, 160)
 """Features by resolution stage: 3.6 million weights, 7 MB in half precision."""
+_USUAL_MM: Final = (560, 200, 105)
+"""Extent of a usual scan, (Z, Y, X)."""
 _CONFIGURATION = "3d_fullres"
 
 
@@ -75,17 +98,17 @@ def architecture(features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
     }
 
 
-def plans_json(step: int, features: tuple[int, ...] = FEATURES, patch: tuple[int, ...] = PATCH) -> dict[str, Any]:
+def plans_json(step: int, features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
     """nnU-Net's ``plans.json`` of a step."""
-    inputs = len(dataset_json(step)["channel_names"])
+    inputs, grid = len(dataset_json(step)["channel_names"]), GRIDS[step]
     resample = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
     configuration = {
         "data_identifier": f"nnUNetPlans_{_CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": list(patch),
-        "median_image_size_in_voxels": [280.0, 100.0, 35.0],
-        "spacing": list(SPACING_MM),
+        "patch_size": list(grid.patch),
+        "median_image_size_in_voxels": [n / mm for n, mm in zip(_USUAL_MM, grid.spacing_mm, strict=True)],
+        "spacing": list(grid.spacing_mm),
         "normalization_schemes": ["ZScoreNormalization", "NoNormalization"][:inputs],
         "use_mask_for_norm": [False] * inputs,
         "resampling_fn_data": "resample_torch_fornnunet",
@@ -101,7 +124,7 @@ def plans_json(step: int, features: tuple[int, ...] = FEATURES, patch: tuple[int
         "dataset_name": STARTER_FOLDERS[step].split("/", maxsplit=1)[0],
         "plans_name": "nnUNetPlans",
         "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
-        "original_median_shape_after_transp": [560, 200, 105],
+        "original_median_shape_after_transp": list(_USUAL_MM),
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],

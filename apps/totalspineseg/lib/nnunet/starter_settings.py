@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lib.nnunet.starter_plans import FEATURES, PATCH
+from lib.nnunet.starter_plans import FEATURES
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class StarterSettings:
         uses_per_spine: Patches taken of one drawn spine; drawing costs about as much as three patches.
         pool_size: Spines at hand at a time: neighbors in the stream should differ; each holds some 20 MB.
         features: Features by stage.
-        patch: Patch on the network's grid, (Z, Y, X).
+        patch: Patch on the network's grid, (Z, Y, X); None: the step's own.
     """
 
     iterations: int = 3000
@@ -44,7 +44,7 @@ class StarterSettings:
     uses_per_spine: int = 20
     pool_size: int = 8
     features: tuple[int, ...] = FEATURES
-    patch: tuple[int, ...] = PATCH
+    patch: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
