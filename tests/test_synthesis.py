@@ -1,6 +1,7 @@
 """Synthetic spines: anatomy in order, variants, fields of view, contrast, determinism."""
 
 import itertools
+from collections.abc import Callable
 
 import nibabel as nib
 import numpy as np
@@ -22,12 +23,23 @@ from lib.synthesis import (
     step1_classes,
     step2_classes,
 )
-from lib.synthesis.column import bend_column
+from lib.synthesis.column import Vertebra, bend_column
 from lib.synthesis.ligaments import draw_ligaments
 from lib.synthesis.morphometry import level_sizes
 from lib.synthesis.raster import Raster
 from lib.synthesis.render import _coil, _flow
-from lib.synthesis.shapes import spinous_ends
+from lib.synthesis.shapes import (
+    Local,
+    Mask,
+    Reach,
+    arch,
+    arch_reach,
+    body,
+    body_reach,
+    spinous,
+    spinous_ends,
+    spinous_reach,
+)
 from lib.synthesis.tissues import Tissue
 
 COARSE = (3.5, 1.75, 1.75)
@@ -170,6 +182,29 @@ def test_ribs_leave_every_thoracic_vertebra_and_the_last_ones_are_short() -> Non
     assert all(ribbed[code] > 70 for code in anatomy.THORACIC[1:9])
     assert 40 < ribbed[anatomy.LUMBAR[0]] < 75, "the last rib falls beside L1"
     assert max(ribbed[code] for code in anatomy.LUMBAR[2:4]) < 40
+
+
+@pytest.mark.parametrize(
+    ("part", "reach"),
+    [
+        pytest.param(body, body_reach, id="body"),
+        pytest.param(arch, arch_reach, id="arch"),
+        pytest.param(spinous, spinous_reach, id="spinous"),
+    ],
+)
+def test_the_box_a_part_is_drawn_in_holds_all_of_it(
+    part: Callable[[Local, Vertebra], Mask], reach: Callable[[Vertebra], Reach]
+) -> None:
+    right, anterior, superior = np.ogrid[-70:71:1.5, -95:40:1.5, -80:50:1.5]
+    for seed in range(3):
+        for vertebra in bend_column(np.random.default_rng(seed), 12, 5, 1.5).vertebrae[1::2]:
+            local = Local(*(axis.astype(np.float32) for axis in (right, anterior, superior)))
+            bone = part(local, vertebra)
+            low, high = reach(vertebra)
+            for axis, least, most in zip((right, anterior, superior), low, high, strict=True):
+                inside = np.broadcast_to((axis >= least) & (axis <= most), bone.shape)
+                assert not bone[~inside].any(), f"vertebra {vertebra.index} of seed {seed}"
+            assert bone.any()
 
 
 def test_ligaments_run_before_the_bodies_between_and_behind_the_spinous_processes() -> None:

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.synthesis.column import BentColumn, Frame, Vertebra
-from lib.synthesis.raster import Raster
+from lib.synthesis.column import BentColumn, Vertebra
+from lib.synthesis.raster import WORLD, Raster
 from lib.synthesis.shapes import capsule, spinous_ends
 from lib.synthesis.tissues import Tissue
 
@@ -14,7 +14,6 @@ Tissues = NDArray[np.uint8]
 Point = tuple[float, float, float]
 
 _FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_RADIUS_MM, _SHEET_STEP_MM = 2.5, 2.5, 1.8, 2.5
-_WORLD = Frame(np.zeros(3), np.eye(3))
 
 
 def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
@@ -48,8 +47,8 @@ def _cord(
     out: Tissues, raster: Raster, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, tissue: Tissue
 ) -> None:
     low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
-    box = raster.box(_WORLD, (low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    box = raster.box(WORLD, low, high)
     if box is None:
         return
     ends = [(float(p[0]), float(p[1]), float(p[2])) for p in (start, end)]
-    out[box][capsule(raster.local(_WORLD, box), ends[0], ends[1], radius)] = tissue
+    out[box][capsule(raster.local(WORLD, box), ends[0], ends[1], radius)] = tissue

@@ -1,5 +1,6 @@
 """From frames to voxels: the grid of a scan, boxes around parts, local coordinates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,9 @@ from lib.synthesis.column import Frame
 from lib.synthesis.shapes import Local
 
 Box = tuple[slice, slice, slice]
+Corner = Sequence[float] | NDArray[np.float64]
+WORLD = Frame(np.zeros(3), np.eye(3))
+"""The scanner's own axes."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Raster:
         """RAS mm of the voxel centers along one axis."""
         return (self.origin[number] + self.spacing[number] * np.arange(self.shape[number])).astype(np.float32)
 
-    def box(self, frame: Frame, low: tuple[float, float, float], high: tuple[float, float, float]) -> Box | None:
+    def box(self, frame: Frame, low: Corner, high: Corner) -> Box | None:
         """The part of the grid that holds a frame's box from ``low`` to ``high`` (mm); None outside."""
         corners = np.array([[(low, high)[(n >> k) & 1][k] for k in range(3)] for n in range(8)])
         world = frame.origin + corners @ frame.axes.T
@@ -58,3 +62,10 @@ class Raster:
             (offsets[0] * axes[0, k] + offsets[1] * axes[1, k]) + offsets[2] * axes[2, k] for k in range(3)
         )
         return Local(right, anterior, superior)
+
+
+def overlap(one: Box, other: Box) -> Box:
+    """What two boxes share; empty where they do not meet."""
+    pairs = zip(one, other, strict=True)
+    x, y, z = (slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))) for a, b in pairs)
+    return x, y, z

@@ -94,21 +94,38 @@ def render(
     signals = tissue_signals(rng, contrast)
     own = np.exp(0.06 * strength * rng.standard_normal(256)).astype(np.float32)
     own[0] = 1.0
-    image = signals[spine.tissues] * own[spine.labels]
-    image = image * _flow(rng.spawn(1)[0], spine.tissues, strength)
-    texture = smooth_noise(rng, image.shape, 40) * np.float32(0.06 * strength)
-    image = image * (1 + texture + 0.03 * strength * smooth_noise(rng, image.shape, 110))
+    image = signals.take(spine.tissues)
+    image *= own.take(spine.labels)
+    image *= _flow(rng.spawn(1)[0], spine.tissues, strength)
+    image *= _texture(rng, image.shape, strength)
     image = _blur(rng, image, spacing, strength)
     image = _thick_slices(rng, image, spacing, options)
-    image = image * _coil(rng, image.shape, spacing, strength)
-    image = add_artefacts(rng.spawn(1)[0], image, spacing, strength)
-    noise = np.float32(0.07 * strength * rng.random() ** 1.5)
-    shape = image.shape
-    image = np.hypot(
-        image + noise * rng.standard_normal(shape, np.float32), noise * rng.standard_normal(shape, np.float32)
-    )
-    image = np.clip(image, 0, None) ** np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
-    return np.asarray(image * np.float32(600.0), dtype=np.float32)
+    image *= _coil(rng, image.shape, spacing, strength)
+    image = _receive(rng, add_artefacts(rng.spawn(1)[0], image, spacing, strength), strength)
+    image **= np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
+    image *= np.float32(600.0)
+    return image
+
+
+def _texture(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Image:
+    """Factors near 1 that make no tissue even: coarse clouds and finer ones."""
+    texture = smooth_noise(rng, shape, 40)
+    texture *= np.float32(0.06 * strength)
+    texture += 1
+    fine = smooth_noise(rng, shape, 110)
+    fine *= 0.03 * strength
+    texture += fine
+    return texture
+
+
+def _receive(rng: np.random.Generator, image: Image, strength: float) -> Image:
+    """Magnitude of the signal with noise in both channels of the receiver."""
+    level = np.float32(0.07 * strength * rng.random() ** 1.5)
+    real, imaginary = (rng.standard_normal(image.shape, np.float32) for _ in range(2))
+    real *= level
+    real += image
+    imaginary *= level
+    return np.asarray(np.hypot(real, imaginary, out=real))
 
 
 def _flow(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image | float:

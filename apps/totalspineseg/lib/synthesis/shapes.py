@@ -9,6 +9,8 @@ from lib.synthesis.column import Vertebra
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Reach = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Lowest and highest corner of a box in a frame, mm."""
 
 EPIDURAL_MM = 1.6
 """Room between the dural sac and the bone of the arch."""
@@ -66,8 +68,16 @@ def canal_center(vertebra: Vertebra) -> float:
     return -(vertebra.size.depth / 2 + vertebra.size.canal_depth / 2 + 0.5)
 
 
+def body_reach(vertebra: Vertebra) -> Reach:
+    """A box in the vertebra's frame that holds its body."""
+    size = vertebra.size
+    side, front = (1.2 * v / 2 for v in (size.width, size.depth))
+    up = size.height / 2 + abs(vertebra.wedge) * front + 2.5
+    return (-side, -front, -up), (side, front, up)
+
+
 def arch(local: Local, vertebra: Vertebra) -> Mask:
-    """Pedicles, laminae, articular pillars, transverse and spinous processes."""
+    """Pedicles, laminae, articular pillars and transverse processes."""
     size, region, center = vertebra.size, vertebra.region, canal_center(vertebra)
     half_w, half_d, h = size.canal_width / 2 + 0.5, size.canal_depth / 2 + EPIDURAL_MM, size.height
     thick = {"cervical": 3.2, "thoracic": 5.0, "lumbar": 6.0}[region]
@@ -92,7 +102,16 @@ def arch(local: Local, vertebra: Vertebra) -> Mask:
     mirrored = Local(side, local.anterior, local.superior)
     parts |= _articular(mirrored, vertebra, half_w, half_d, center)
     parts |= _transverse(mirrored, vertebra, half_w, center, raised)
-    return np.asarray((parts & (inner > 1)) | spinous(local, vertebra))
+    return np.asarray(parts & (inner > 1))
+
+
+def arch_reach(vertebra: Vertebra) -> Reach:
+    """A box in the vertebra's frame that holds its arch."""
+    size = vertebra.size
+    side = max(size.transverse_width, size.canal_width + 28.0) / 2 + 2.0
+    back = canal_center(vertebra) - max(size.canal_depth / 2 + 8.0, 22.0)
+    up = max(0.7 * (size.height + size.disc_height) + 6.0, 0.75 * size.height + 8.0)
+    return (-side, back, -up), (side, 8.0 - size.depth / 2, up)
 
 
 def _articular(mirrored: Local, vertebra: Vertebra, half_w: float, half_d: float, center: float) -> Mask:
@@ -145,6 +164,13 @@ def spinous(local: Local, vertebra: Vertebra) -> Mask:
         half_width = half_width + 3.5 * np.clip(along - 0.75, 0, 1)  # forked tip
     inside = (along > -0.15) & (along < 1) & (np.abs(local.right) < half_width)
     return np.asarray(inside & (np.abs(local.superior - middle) < half_height))
+
+
+def spinous_reach(vertebra: Vertebra) -> Reach:
+    """A box in the vertebra's frame that holds its spinous process."""
+    (_, root, high), (_, tip, low) = spinous_ends(vertebra)
+    more = 0.15 * (root - tip), 0.15 * (high - low) + 0.7 * vertebra.size.spinous_height
+    return (-6.0, tip, low - more[1]), (6.0, root + more[0], high + more[1])
 
 
 def atlas(local: Local, vertebra: Vertebra, dens_radius: float) -> Mask:

@@ -1,7 +1,8 @@
 """A random spine as a label map and a map of tissues."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +11,21 @@ from lib import anatomy
 from lib.synthesis.canal import EPIDURAL_REACH_MM, CanalCurve, trace_canal
 from lib.synthesis.column import BentColumn, Segment, Vertebra, bend_column
 from lib.synthesis.options import Field, SpineOptions
-from lib.synthesis.raster import Raster
-from lib.synthesis.shapes import Local, arch, atlas, body, capsule, outline
+from lib.synthesis.raster import WORLD, Box, Raster
+from lib.synthesis.shapes import (
+    Local,
+    Mask,
+    Reach,
+    arch,
+    arch_reach,
+    atlas,
+    body,
+    body_reach,
+    capsule,
+    outline,
+    spinous,
+    spinous_reach,
+)
 from lib.synthesis.surroundings import draw_surroundings
 from lib.synthesis.tissues import Tissue
 
@@ -182,26 +196,46 @@ def _draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vert
     reach = size.transverse_width / 2 + 4
     back = size.depth / 2 + size.canal_depth + size.spinous_length + 8
     low = size.height + size.spinous_length * size.spinous_slope + 8
-    box = raster.box(vertebra.frame, (-reach, -back, -low), (reach, size.depth / 2 + 6, size.height + 8))
-    if box is None:
+    whole = (-reach, -back, -low), (reach, size.depth / 2 + 6, size.height + 8)
+    if raster.box(vertebra.frame, *whole) is None:
         return
-    local = raster.local(vertebra.frame, box)
-    here, tissue = labels[box], tissues[box]
-    free = here == 0
     if vertebra.index == 0:
-        ring = atlas(local, vertebra, _DENS_RADIUS_MM) & free
-        here[ring], tissue[ring] = vertebra.code, Tissue.ARCH_MARROW
+        ring = partial(atlas, dens_radius=_DENS_RADIUS_MM)
+        _draw_bone(labels, tissues, vertebra, raster, ring, whole, Tissue.ARCH_MARROW)
         return
-    solid = body(local, vertebra) & free
-    rear = arch(local, vertebra) & free & ~solid
-    here[solid | rear] = vertebra.code
-    tissue[rear], tissue[solid] = Tissue.ARCH_MARROW, Tissue.MARROW
-    vein = (np.abs(local.superior) < 1.5) & (np.abs(local.right) < 4) & (local.anterior < -size.depth * 0.15)
-    tissue[solid & vein] = Tissue.VEIN
+    centrum = _draw_bone(labels, tissues, vertebra, raster, body, body_reach(vertebra), Tissue.MARROW)
+    _draw_bone(labels, tissues, vertebra, raster, arch, arch_reach(vertebra), Tissue.ARCH_MARROW)
+    _draw_bone(labels, tissues, vertebra, raster, spinous, spinous_reach(vertebra), Tissue.ARCH_MARROW)
+    spot = None
     if rng.random() < 0.06:  # hemangioma, metastasis or Schmorl-like spot
         at = rng.uniform(-0.35, 0.35, 3) * (size.width, size.depth, size.height)
-        spot = capsule(local, tuple(at), tuple(at), float(rng.uniform(0.15, 0.4)) * size.height)
-        tissue[solid & spot] = Tissue.LESION
+        spot = tuple(at), float(rng.uniform(0.15, 0.4)) * size.height
+    if centrum is None:
+        return
+    box, local, solid = centrum
+    vein = (np.abs(local.superior) < 1.5) & (np.abs(local.right) < 4) & (local.anterior < -size.depth * 0.15)
+    tissues[box][solid & vein] = Tissue.VEIN
+    if spot is not None:
+        tissues[box][solid & capsule(local, spot[0], *spot)] = Tissue.LESION
+
+
+def _draw_bone(
+    labels: Codes,
+    tissues: Codes,
+    vertebra: Vertebra,
+    raster: Raster,
+    shape: Callable[[Local, Vertebra], Mask],
+    reach: Reach,
+    tissue: Tissue,
+) -> tuple[Box, Local, Mask] | None:
+    """Draw a part of a vertebra where nothing is labeled yet; returns where, None where it is out of view."""
+    box = raster.box(vertebra.frame, *reach)
+    if box is None:
+        return None
+    local = raster.local(vertebra.frame, box)
+    bone = shape(local, vertebra) & (labels[box] == 0)
+    labels[box][bone], tissues[box][bone] = vertebra.code, tissue
+    return box, local, bone
 
 
 def _draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
@@ -260,8 +294,16 @@ def _cortical_shell(labels: Codes, tissues: Codes) -> None:
 
 def _draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
     """Epidural fat, dural sac, cauda equina and cord, over whatever bone reached in."""
-    x = raster.axis(0)[:, None, None]
-    y = raster.axis(1)[None, :, None]
+    filling = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
+    scattered = rng.random(raster.shape) < 0.6
+    middle = np.stack([curve.x, curve.y, curve.z])
+    reach_mm = np.stack([curve.width, curve.depth, np.zeros_like(curve.z)]) / 2 + EPIDURAL_REACH_MM
+    box = raster.box(WORLD, (middle - reach_mm).min(1), (middle + reach_mm).max(1))
+    if box is None:
+        return
+    labels, tissues, scattered = labels[box], tissues[box], scattered[box]
+    x = raster.axis(0)[box[0], None, None]
+    y = raster.axis(1)[None, box[1], None]
 
     def ellipse(
         cx: NDArray[np.float64], cy: NDArray[np.float64], w: NDArray[np.float64], d: NDArray[np.float64]
@@ -272,7 +314,7 @@ def _draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: 
     below = (curve.z < curve.top)[None, None, :]
     reach = 2 * EPIDURAL_REACH_MM
     around = (ellipse(curve.x, curve.y, curve.width + reach, curve.depth + reach) < 1) & below & (labels == 0)
-    tissues[around] = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
+    tissues[around] = filling
     inside = ellipse(curve.x, curve.y, curve.width, curve.depth) < 1
     cord = (ellipse(curve.cord_x, curve.cord_y, curve.cord_width, curve.cord_depth) < 1) & inside
     fluid = inside & (curve.z < curve.top + 15)[None, None, :]
@@ -280,7 +322,7 @@ def _draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: 
     labels[inside & below] = anatomy.CANAL
     tail = (curve.cord_width < 5)[None, None, :] & below
     roots = ellipse(curve.x, curve.y - 0.2 * curve.depth, curve.width * 0.8, curve.depth * 0.55) < 1
-    tissues[inside & tail & roots & (rng.random(raster.shape) < 0.6)] = Tissue.CAUDA_EQUINA
+    tissues[inside & tail & roots & scattered] = Tissue.CAUDA_EQUINA
     tissues[cord & (curve.z < curve.top + 15)[None, None, :]] = Tissue.CORD
     wide, deep = _GRAY_SHARE
     core = ellipse(curve.cord_x, curve.cord_y, wide * curve.cord_width, deep * curve.cord_depth) < 1

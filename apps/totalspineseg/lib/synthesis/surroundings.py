@@ -7,15 +7,16 @@ from numpy.typing import NDArray
 
 from lib.synthesis.belly import BellySpace, draw_belly
 from lib.synthesis.canal import CanalCurve
-from lib.synthesis.column import BentColumn
+from lib.synthesis.column import BentColumn, Frame
 from lib.synthesis.head import LOWEST_MM, HeadSpace, draw_head
 from lib.synthesis.ligaments import draw_ligaments
-from lib.synthesis.raster import Raster
+from lib.synthesis.raster import Box, Raster, overlap
 from lib.synthesis.shapes import Local, capsule
 from lib.synthesis.tissues import Tissue
 
 Tissues = NDArray[np.uint8]
 Floats = NDArray[np.float64]
+Point = tuple[float, float, float]
 
 _RIB, _NEXT_RIB, _LAST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0)
 """Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free: ours."""
@@ -50,11 +51,15 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], coarse: int) 
     longest = max(shape)
     small = [max(2, round(coarse * n / longest)) for n in shape]
     field = rng.standard_normal(small).astype(np.float32)
-    for axis, (have, want) in enumerate(zip(small, shape, strict=True)):  # linear interpolation, axis by axis
-        place = np.linspace(0, have - 1, want)
-        weights = np.clip(1 - np.abs(place[:, None] - np.arange(have)[None, :]), 0, 1).astype(np.float32)
-        field = np.moveaxis(np.tensordot(weights, field, axes=(1, axis)), 0, axis)
-    return np.ascontiguousarray(field, dtype=np.float32)
+    across, along, up = (_interpolation(have, want) for have, want in zip(small, shape, strict=True))
+    field = along @ (across @ field.reshape(small[0], -1)).reshape(shape[0], small[1], small[2])
+    return np.asarray(field @ up.T, dtype=np.float32)
+
+
+def _interpolation(have: int, want: int) -> NDArray[np.float32]:
+    """Weights of linear interpolation from ``have`` evenly spaced values to ``want``, (want, have)."""
+    place = np.linspace(0, have - 1, want)
+    return np.clip(1 - np.abs(place[:, None] - np.arange(have)[None, :]), 0, 1).astype(np.float32)
 
 
 def _slices(values: Floats) -> NDArray[np.float32]:
@@ -191,15 +196,26 @@ def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Ra
         box = raster.box(vertebra.frame, (-95.0, -60.0, -60.0), (95.0, 15.0, 15.0))
         if box is None:
             continue
-        local = raster.local(vertebra.frame, box)
-        size, view = vertebra.size, out[box]
-        mirrored = Local(np.abs(local.right), local.anterior, local.superior)
+        size = vertebra.size
         up = size.height * 0.42
         head = (size.width / 2, -size.depth * 0.35, up)
         bend = (size.transverse_width / 2 + 6, -size.depth / 2 - 22.0, up - 6)
         end = (reach * float(rng.uniform(0.9, 1.1)), -size.depth / 2 - 18.0, up - fall)
-        rib = capsule(mirrored, head, bend, 4.5) | capsule(mirrored, bend, end, 5.0)
-        view[rib & (view != Tissue.AIR)] = Tissue.OTHER_BONE
+        for start, stop, radius in ((head, bend, 4.5), (bend, end, 5.0)):
+            _rib(out, raster, vertebra.frame, (start, stop), radius, box)
+
+
+def _rib(out: Tissues, raster: Raster, frame: Frame, line: tuple[Point, Point], radius: float, within: Box) -> None:
+    """A straight piece of rib on either side; each is drawn in a small box of its own."""
+    for side in (-1, 1):
+        ends = [(side * right, front, up) for right, front, up in line]
+        low, high = np.min(ends, axis=0) - radius - 1, np.max(ends, axis=0) + radius + 1
+        box = raster.box(frame, low, high)
+        if box is None:
+            continue
+        box = overlap(box, within)
+        rib = capsule(raster.local(frame, box), ends[0], ends[1], radius)
+        out[box][rib & (out[box] != Tissue.AIR)] = Tissue.OTHER_BONE
 
 
 def _vessels(
