@@ -53,13 +53,15 @@ def phantom_server(
     *,
     work: str = "",
     environment: Mapping[str, str] | None = None,
+    main: str = "serving_app",
 ) -> Iterator[Server]:
-    """The real app with predictors that read the phantom's codes, below a folder that exists."""
+    """The real app with predictors that read the phantom's codes (or another one of these tests), below a folder that
+    exists."""
     signals, app, log = folder / "signals", folder / "app", folder / "server.log"
     signals.mkdir(exist_ok=True)
     app.mkdir(exist_ok=True)
     if not (app / "main.py").is_symlink():
-        (app / "main.py").symlink_to(ROOT / "tests" / "serving_app" / "main.py")
+        (app / "main.py").symlink_to(ROOT / "tests" / main / "main.py")
     own = {"OMP_NUM_THREADS": "1", **(environment or {})}
     options = {"work": work, "max_upload_mb": max_upload_mb}
     with server_process(studies, app, log, modules=[ROOT / "tests"], environment=own, **options) as (url, process):

@@ -1,24 +1,31 @@
 """Trainings through a running server that is killed, or asked twice at once; driven by the client's own module."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
+from local_server import own_app
 from monailabel.client.client import MONAILabelClient
 
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import to_wire
+from lib.geometry import Volume
+from lib.nnunet.networks import Networks
+from lib.registry.store import STARTER
 from lib.trainers.runs import is_running, newest_run, only_one, state_of
 from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
-from serving import Server, running_server
+from serving import MAX_UPLOAD_MB, Server, phantom_server, running_server
 from test_trainers import wait_for
 from tiny_models import write_models
-from training_site import SPACING_MM
+from training_site import SPACING_MM, tiny_scan
 
 IMAGE = "sub-1"
+PHANTOM = Volume(lumbar_codes(), RAS.affine)
 ENDLESS = {"iterations": "100000", "batch_size": "1", "replay_cases": "0", "device": "cpu"}
 # The client leaves its sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -39,9 +46,9 @@ def client_of(server: Server) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(server.studies.parent), client_id="trainer")
 
 
-def correct(server: Server) -> None:
+def correct(server: Server, codes: Volume = PHANTOM) -> None:
     label = server.studies.parent / "label.nii.gz"
-    write_volume(label, to_wire(lumbar_codes()), RAS)
+    write_volume(label, to_wire(codes.data), codes.grid)
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
     client_of(server).save_label(IMAGE, str(label), params={"label_info": names})
 
@@ -105,3 +112,45 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
         assert [(task["id"], task["status"]) for task in every] == [(started["id"], "RUNNING")]
         client_of(server).train_stop()
         assert post("totalspineseg").status_code == 200, "after a stop the next one starts"
+
+
+MOMENT = {"iterations": "1", "batch_size": "1", "replay_cases": "0", "device": "cpu"}
+
+
+def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_path: Path) -> None:
+    """Neither half a version nor halves of different ones, whether the training dies with its server or outlives it."""
+    (tmp_path / "studies").mkdir()
+    store = own_app(tmp_path / "app", STARTER)
+    (tmp_path / "app" / "main.py").unlink()
+    image, codes = tiny_scan(0)
+    write_volume(tmp_path / "studies" / f"{IMAGE}.nii.gz", image.data, image.grid)
+
+    def start() -> AbstractContextManager[Server]:
+        return phantom_server(tmp_path, tmp_path / "studies", MAX_UPLOAD_MB, main="publishing_app")
+
+    def served() -> dict[str, str]:
+        return {f"step{step}": Networks(store).version(step) for step in (1, 2)}
+
+    def train_until(server: Server, moment: str) -> list[psutil.Process]:
+        """The processes of a training that waits at a moment of its publication."""
+        (server.signals / "hold").write_text(moment)
+        client_of(server).train_start("totalspineseg", MOMENT)
+        wait_for((server.signals / f"held {moment}").exists)
+        return psutil.Process(server.process.pid).children(recursive=True)
+
+    before = served()
+    with start() as server:
+        correct(server, codes)
+        for process in (*train_until(server, "copying"), server.process):
+            process.kill()
+    assert (store.versions(), served()) == ((), before)
+    with start() as server:
+        train_until(server, "activating")
+        (version,) = store.versions()
+        _, reply = client_of(server).infer("totalspineseg", IMAGE, {"result_extension": ".nrrd"})
+        assert reply["models"] == served() == before
+        server.process.kill()
+        wait_for(lambda: not is_running(training_dir(server)), 30)
+    assert (store.versions(), store.active()) == ((version,), {1: version, 2: version})
+    assert all(name.startswith(version) for name in served().values())
+    assert len(list(CorrectionStore(server.studies / ".totalspineseg").all())) == 1
