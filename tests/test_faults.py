@@ -19,7 +19,7 @@ from lib import volume_io
 from lib.corrections.store import Correction
 from lib.errors import StorageError, TrainingError
 from lib.gate.compare import SubjectScores
-from lib.nnunet import finetune_run, training_state
+from lib.nnunet import finetune_run, predictor, training_state
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry import store as registry_store
@@ -310,3 +310,26 @@ def test_too_little_gpu_memory_ends_the_training_alone(tmp_path: Path, monkeypat
     assert "memory for one patch of step 1 is required" in failed_with(site)
     result = survived(site, corrections, served=first.version)
     assert "resumed at iteration 3" in (result.run / "step1" / "log.txt").read_text()
+
+
+def test_too_little_memory_to_find_discs_leaves_no_correction_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction was skipped as if its label were bad because another program held the GPU for a moment."""
+    site = make_site(tmp_path, scans=2)
+    corrections = list(site.corrections.all())
+    tiles, left = predictor.sliding_logits, [1]
+
+    def short(*arguments: Any, **options: Any) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return tiles(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "sliding_logits", short)
+        with pytest.raises(TrainingError, match=r"case sub-1 .* more free memory is required"):
+            train(site)
+    assert "more free memory is required" in failed_with(site)
+    result = survived(site, corrections)
+    assert result.skipped == ()

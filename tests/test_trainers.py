@@ -115,10 +115,20 @@ def test_step_two_learns_from_the_discs_its_own_step_one_finds(
         finders.append(weights_of(finder.folder))
         return np.zeros_like(codes)
 
+    events: list[str] = []
+    teach = retraining.fine_tune
+
+    def trains(parent: ModelFolder, *arguments: Any, **options: Any) -> Any:
+        events.append(f"step {parent.step} trains")
+        return teach(parent, *arguments, **options)
+
     monkeypatch.setattr(training_cases, "found_discs", note)
+    monkeypatch.setattr(retraining, "fine_tune", trains)
+    monkeypatch.setattr(retraining.WarmPredictor, "free", lambda self: events.append(f"step {self.folder.step} freed"))
     settings = replace(tiny_settings(learning_rate=1e-2), steps=steps)
     result = retrain(site, settings, replay=tiny_replay(), reference=tiny_reference)
     assert len(finders) == 2
+    assert events[-2:] == ["step 1 freed", "step 2 trains"], "else it keeps memory that the training needs"
     used = site.models.versions_dir / result.version if 1 in steps else site.models.resolve(1).root
     expected = weights_of(ModelFolder.open(used, step=1))
     assert all(torch.equal(expected[name], finders[0][name]) for name in expected)

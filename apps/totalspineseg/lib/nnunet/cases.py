@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
-from lib.errors import ImageError, LabelError, TotalSpineSegError
+from lib.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
@@ -209,6 +209,8 @@ def prepare_cases(
 ) -> tuple[TrainingCase, ...]:
     """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
 
+    A machine that is short of memory is no fault of the scan, and leaves none out.
+
     Args:
         sources: Where the scans come from; one image at a time is held at full size.
         folder: The model whose plans apply.
@@ -217,6 +219,9 @@ def prepare_cases(
 
     Returns:
         The usable cases, in order; empty when there is none.
+
+    Raises:
+        TrainingError: The memory does not suffice, neither the GPU's nor the CPU's.
     """
     cases = []
     for source in sources:
@@ -224,6 +229,8 @@ def prepare_cases(
             continue
         try:
             cases.append(prepare_case(source.read(), folder, finder=finder))
+        except MemoryShortageError as error:
+            raise TrainingError(f"case {source.name} cannot be prepared: {error}; then train again") from error
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
     return tuple(cases)

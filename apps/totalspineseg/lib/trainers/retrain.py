@@ -189,6 +189,8 @@ class _Retraining:
 
         finder = self._finder() if step == 2 else None
         cases = prepare_cases((*taught, *self.replay), parent, on_skip=skip, finder=finder)
+        if finder is not None:
+            finder.free()
         names = frozenset(case.name for case in cases)
         if names.isdisjoint(source.name for source in taught):
             raise TrainingError(
