@@ -715,10 +715,21 @@ def test_what_was_done_again_is_drawn_once(tmp_path: Path, monkeypatch: pytest.M
     assert [(event["iteration"], event["loss"]) for event in drawn] == [(25, 1.0), (50, 0.5)]
 
 
-def test_logs_survive_a_cut_line(tmp_path: Path) -> None:
+def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path) -> None:
+    """After kill -9 or a full disk the first report of the training that went on was missing from its curves."""
     log = TrainingLog(tmp_path)
     log.say("one", value=math.nan)
-    with (tmp_path / "log.jsonl").open("a") as stream:
-        stream.write('{"text": "tw')
+    for file, half in (("log.jsonl", b'{"text": "tw'), ("log.txt", b"2026-01-01 00:00:00 tw\xc3")):
+        with (tmp_path / file).open("ab") as stream:
+            stream.write(half)
     assert [event["text"] for event in log.events()] == ["one"]
+    TrainingLog(tmp_path).say("three")
+    log.say("four")
+    assert [event["text"] for event in log.events()] == ["one", "three", "four"]
+    assert [line[20:] for line in (tmp_path / "log.txt").read_bytes().splitlines()] == [
+        b"one",
+        b"tw\xc3",
+        b"three",
+        b"four",
+    ]
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["value"] is None

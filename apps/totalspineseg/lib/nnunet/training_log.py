@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -48,17 +49,15 @@ class TrainingLog:
             **values: Plain values for the JSON line; nan is written as null.
         """
         now = datetime.now(timezone.utc)
-        with (self._folder / TEXT_FILE).open("a", encoding="utf-8") as stream:
-            stream.write(f"{now:%Y-%m-%d %H:%M:%S} {text}\n")
+        _append(self._folder / TEXT_FILE, f"{now:%Y-%m-%d %H:%M:%S} {text}")
         line = {"time": now.isoformat(timespec="milliseconds"), "text": text} | values
-        with (self._folder / LINES_FILE).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_plain(line)) + "\n")
+        _append(self._folder / LINES_FILE, json.dumps(_plain(line)))
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far; a half-written last line (power cut) is left out."""
+        """All events so far; a line that a kill or a full disk left half-written is left out."""
         path = self._folder / LINES_FILE
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             with suppress(ValueError):
                 found.append(json.loads(line))
         return found
@@ -71,6 +70,16 @@ class TrainingLog:
         if epochs:
             _draw_curves(epochs, self._folder / CURVES_FILE)
             _write_events(epochs, self._folder / EVENTS_DIR)
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line, on a line of its own even if the last one was cut short."""
+    with path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":
+                stream.write(b"\n")
+        stream.write(line.encode() + b"\n")
 
 
 def _plain(value: Any) -> Any:
