@@ -43,10 +43,12 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         if state is None:
             return {}
         hours, rest = divmod(round(state.seconds), 3600)
+        # As MONAI Label's own trainers name it: 3D Slicer takes a run that has a total time for one without progress.
+        time = "current_time" if state.status == "running" else "total_time"
         return {
             "epoch": state.epoch,
             "total_epochs": state.total_epochs,
-            "total_time": f"{hours}:{rest // 60:02d}:{rest % 60:02d}",
+            time: f"{hours}:{rest // 60:02d}:{rest % 60:02d}",
             "best_metric": state.best_metric or 0.0,
             "status": state.status,
             "step": state.step,
