@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import DISC_C2_C3, DISC_L5_S, SACRUM, Kind, Step1, column
+from lib.anatomy import DISC_C2_C3, DISC_L5_S, DISCS, SACRUM, Kind, Step1, column
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
-from lib.numbering.evidence import Evidence, Item, Localizer
+from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from lib.numbering.label import label_map, name_map, require_met
 from lib.numbering.left_out import contradicts
+from lib.numbering.step1_names import step1_names
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces
 
@@ -237,6 +238,79 @@ def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
     _, mixed = name(case, siblings=[torn])
     assert mixed.probability < 0.75
     assert alone.helped_by == ()
+
+
+def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1Names:
+    """Discs named as in truth, or so many levels off; what is left is for the truth, or the level below it."""
+    codes = np.zeros_like(case.truth)
+    names = {}
+    for k, code in enumerate(DISCS[: len(DISCS) - 3]):
+        told = DISCS[k + shift]
+        codes[case.truth == code] = told
+        names[told] = {told: probability, DISCS[k if shift else k + 1]: 1 - probability}
+    return Step1Names(Localizer(codes, names), probability, probability >= CONFIDENT_PROBABILITY)
+
+
+def test_step_2_is_named_by_what_step_1_saw() -> None:
+    """In a neck whose landmark step 2 missed, the names that step 1 was sure of were lost."""
+    case = draw("midthoracic", 2)
+    _, alone = name(case)
+    labels, both = name(case, step1=step1_of(case, 0.99))
+    assert (alone.confident, both.confident) == (False, True)
+    assert columns.errors(case, labels) == {}
+    assert both.helped_by == (), "its own scan is no other series"
+
+
+def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one() -> None:
+    case = draw("midthoracic", 2)
+    _, alone = name(case)
+    labels, both = name(case, step1=step1_of(case, 0.9))
+    assert columns.errors(case, labels) == {}
+    assert not both.confident
+    assert alone.probability < both.probability <= 0.9
+    assert max(level.probability for level in both.levels) <= 0.9
+    assert both.would_settle
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_where_both_steps_are_certain_of_different_names_nobody_is(shift: int) -> None:
+    case = draw("cervical", 2)
+    _, alone = name(case)
+    _, both = name(case, step1=step1_of(case, 0.99, shift=shift))
+    assert (alone.confident, both.confident) == (True, False)
+    labels, agreed = name(case, step1=step1_of(case, 0.99))
+    assert (agreed.confident, agreed.probability) == (True, alone.probability)
+    assert columns.errors(case, labels) == {}
+
+
+def test_a_doubtful_step_1_does_not_overrule_a_certain_step_2() -> None:
+    case = draw("cervical", 2)
+    labels, _ = name(case, step1=step1_of(case, 0.6, shift=1))
+    assert columns.errors(case, labels) == {}
+
+
+def test_a_readers_pin_outweighs_step_1() -> None:
+    case = draw("midthoracic", 2)
+    code = next(c for c in np.unique(case.truth).tolist() if c in DISCS)
+    labels, numbering = name(case, step1=step1_of(case, 0.99, shift=1), pins=[Pin(code, truth_point(case, code))])
+    assert columns.errors(case, labels) == {}
+    assert numbering.confident
+
+
+def test_names_of_step_1_carry_its_doubts() -> None:
+    case = draw("lumbar", 1)
+    labels, numbering = name(case)
+    step1 = step1_names(labels, numbering)
+    assert step1 is not None
+    assert (step1.probability, step1.confident) == (numbering.probability, False)
+    assert set(np.unique(step1.discs.codes)) <= {0, *DISCS}
+    other = numbering.alternatives[0]
+    k = next(k for k, level in enumerate(numbering.levels) if level.code != other.codes[k] and level.code in DISCS)
+    level = numbering.levels[k]
+    chances = step1.discs.names[level.code]
+    assert sum(chances.values()) == pytest.approx(1)
+    assert chances[level.code] > chances[other.codes[k]] > min(chances.values()) > 0
+    assert step1_names(labels, None) is None
 
 
 def test_pins_must_name_levels() -> None:

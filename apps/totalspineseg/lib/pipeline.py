@@ -25,8 +25,9 @@ from lib.geometry import (
     soft_from_iso,
 )
 from lib.numbering.chain import Numbering, Pin
-from lib.numbering.evidence import Localizer
+from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.label import Method, name_map
+from lib.numbering.step1_names import step1_names
 from lib.prediction import Predictor
 from lib.transforms.components import Box
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
@@ -126,11 +127,13 @@ class Step2Input:
         scan: The scan.
         box: Where the crop lies in the scan.
         channels: (2, X, Y, Z) float32 crop: image, odd discs (0 / 1).
+        step1: What step 1 named, on the crop; None where its names carry no doubts.
     """
 
     scan: Scan
     box: Box
     channels: FloatArray
+    step1: Step1Names | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Segmentation:
         labels: Codes.
         numbering: What the chain model knows about the levels; None with the iterative method.
         box: The part of the scan the network looked at.
+        step1: What step 1 had named there, as far as it was known.
     """
 
     scan: Scan
@@ -150,6 +154,7 @@ class Segmentation:
     labels: LabelArray
     numbering: Numbering | None
     box: Box
+    step1: Step1Names | None = None
 
 
 def prepare(image: Volume, *, clock: Clock = no_clock) -> Scan:
@@ -190,12 +195,15 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
     return Located(scan, prediction.labels, labels, numbering, cord, canal, levels)
 
 
-def step2_input(scan: Scan, labels: LabelArray, *, clock: Clock = no_clock) -> Step2Input:
+def step2_input(
+    scan: Scan, labels: LabelArray, numbering: Numbering | None = None, *, clock: Clock = no_clock
+) -> Step2Input:
     """The crop around the step-1 result with its odd discs.
 
     Args:
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
+        numbering: How sure its names are, as predicted: evidence for those of step 2.
         clock: Measures the stage.
 
     Raises:
@@ -212,7 +220,7 @@ def step2_input(scan: Scan, labels: LabelArray, *, clock: Clock = no_clock) -> S
             )
         box = crop_box(labels, margin=round(CROP_MARGIN_MM / scan.iso.spacing[0]))
         channels = np.stack([scan.iso.data[box], odd[box].astype(np.float32)])
-    return Step2Input(scan, box, channels)
+    return Step2Input(scan, box, channels, step1_names(labels[box], numbering))
 
 
 def segment(
@@ -232,7 +240,7 @@ def segment(
     options = options or Options()
     with clock("step 2 network"):
         prediction = predictor.predict(step2.channels)
-    return rename(step2.scan, prediction.labels, step2.box, 2, options, clock=clock)
+    return rename(step2.scan, prediction.labels, step2.box, 2, options, step1=step2.step1, clock=clock)
 
 
 def rename(
@@ -242,6 +250,7 @@ def rename(
     step: Literal[1, 2],
     options: Options | None = None,
     *,
+    step1: Step1Names | None = None,
     clock: Clock = no_clock,
 ) -> Segmentation:
     """Name what a network drew: the end of ``segment``, also for a map drawn before.
@@ -252,24 +261,30 @@ def rename(
         box: That part.
         step: 1 or 2.
         options: How levels get their names.
+        step1: For a step-2 map, what step 1 named there.
         clock: Measures the stages.
 
     Raises:
         NoSpineError: The map has no disc or no canal.
     """
     grid = scan.iso.grid
-    cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock)
+    cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock, step1)
     with clock("back to the scan"):
         raw = _uncrop(classes, box, grid.shape)
         labels = _uncrop(cropped, box, grid.shape)
     if numbering is not None:
         first = (box[0].start, box[1].start, box[2].start)
         numbering = replace(numbering, findings=tuple(finding.moved(first) for finding in numbering.findings))
-    return Segmentation(scan, raw, labels, numbering, box)
+    return Segmentation(scan, raw, labels, numbering, box, step1)
 
 
 def _name(
-    classes: LabelArray, step: Literal[1, 2], grid: Grid, options: Options, clock: Clock
+    classes: LabelArray,
+    step: Literal[1, 2],
+    grid: Grid,
+    options: Options,
+    clock: Clock,
+    step1: Step1Names | None = None,
 ) -> tuple[LabelArray, Numbering | None]:
     """``name_map`` with the pipeline's options."""
     localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
@@ -280,6 +295,7 @@ def _name(
         localizer=localizer,
         siblings=[sibling for sibling in siblings if sibling.codes.any()],
         pins=options.pins,
+        step1=step1,
         method=options.method,
         clock=clock,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from lib.corrections import history
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid, LabelArray, Volume
+from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.renumber import Drawn
 from lib.transforms.components import Box
 from lib.volume_io import read_labels, write_volume
@@ -19,6 +20,7 @@ KEPT_PER_IMAGE: Final = 4
 """Of each image the maps of this many latest predictions are kept: they can be made again, and take half a megabyte."""
 RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
+STEP1_FILE: Final = "step1.nii.gz"
 RECORD_FILE: Final = "record.json"
 
 
@@ -75,7 +77,7 @@ class DrawnMaps:
             drawn = kept.drawn
             write_volume(folder / RAW_FILE, drawn.raw.data, drawn.raw.grid)
             write_volume(folder / LABELS_FILE, drawn.labels, drawn.raw.grid)
-            record = {
+            record: dict[str, Any] = {
                 "prediction": kept.prediction,
                 "step": drawn.step,
                 "affine": drawn.raw.affine.tolist(),
@@ -85,6 +87,9 @@ class DrawnMaps:
                 "levels": {code: dict(names) for code, names in kept.levels.items()},
                 "helped_by": list(kept.helped_by),
             }
+            if drawn.step1 is not None:
+                write_volume(folder / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
+                record["step1"] = _step1_record(drawn.step1)
             history.write_json(folder / RECORD_FILE, record)
 
         folder = self._root / image_sha256
@@ -124,7 +129,7 @@ def _read(entry: Path) -> KeptMaps | None:
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=Drawn(Volume(raw, affine), labels, 1 if record["step"] == 1 else 2),
+            drawn=Drawn(Volume(raw, affine), labels, 1 if record["step"] == 1 else 2, _step1(entry, record)),
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
             levels=record["levels"],
@@ -132,3 +137,18 @@ def _read(entry: Path) -> KeptMaps | None:
         )
     except (StorageError, ImageError, KeyError, ValueError):
         return None
+
+
+def _step1_record(step1: Step1Names) -> Mapping[str, Any]:
+    names = {str(code): {str(c): p for c, p in chances.items()} for code, chances in step1.discs.names.items()}
+    return {"names": names, "probability": step1.probability, "confident": step1.confident}
+
+
+def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
+    """What step 1 had named; None where it was not kept (a step-1 map, an older entry)."""
+    known = record.get("step1")
+    if known is None:
+        return None
+    names = {int(code): {int(c): float(p) for c, p in chances.items()} for code, chances in known["names"].items()}
+    codes = read_labels(entry / STEP1_FILE).data
+    return Step1Names(Localizer(codes, names), float(known["probability"]), bool(known["confident"]))

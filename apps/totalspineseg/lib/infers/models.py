@@ -52,10 +52,11 @@ class FullTask(SpineTask):
         options = self.options(settings, request)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         if kept is not None:
-            found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 2, options, clock=clock)
+            drawn = kept.drawn
+            found = pipeline.rename(scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, clock=clock)
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
-            step2_input = pipeline.step2_input(scan, located.labels, clock=clock)
+            step2_input = pipeline.step2_input(scan, located.labels, located.numbering, clock=clock)
             found = pipeline.segment(step2_input, step2, options, clock=clock)
         require_met(found.numbering)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
@@ -140,4 +141,4 @@ class Step2Task(SpineTask):
 
 def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
     part = pipeline.sub_grid(found.scan.iso.grid, found.box)
-    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step)
+    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1)

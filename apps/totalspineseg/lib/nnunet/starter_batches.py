@@ -136,7 +136,7 @@ def draw_sample(
     inputs = stacked[: len(channels)].clone()
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
     shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
-    near = _near_marked(*(disc.numpy() > 0 for disc in rest), grid) if discs else np.zeros(patch, bool)
+    near = _near_marked(rest[0].numpy() > 0, rest[1].numpy() > 0, grid) if discs else np.zeros(patch, bool)
     return Sample(inputs, shares, torch.from_numpy(near)[None])
 
 

@@ -12,7 +12,7 @@ from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
-from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, gather
+from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, Step1Names, gather
 from lib.numbering.findings import Finding
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
@@ -118,6 +118,7 @@ def number_chain(
     affine: Floats,
     localizers: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
+    step1: Step1Names | None = None,
 ) -> Numbering:
     """Name the pieces of one map.
 
@@ -128,6 +129,7 @@ def number_chain(
         affine: (4, 4) voxel -> RAS mm.
         localizers: Other series of the patient on the same grid. Not modified.
         pins: Levels a reader has fixed.
+        step1: What step 1 named in this scan, on the same grid; a reader's pins make it void. Not modified.
 
     Returns:
         The best numbering. Without pieces an empty one that is not confident.
@@ -137,9 +139,11 @@ def number_chain(
     """
     ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
     pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
-    evidence = gather(pieces, raw, step, ruler=ruler, localizers=localizers)
+    step1 = None if pins else step1
+    others = (*localizers, *(() if step1 is None else (step1.discs,)))
+    evidence = gather(pieces, raw, step, ruler=ruler, localizers=others)
     evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
-    numbering = number_evidence(pieces, evidence)
+    numbering = number_evidence(pieces, evidence) if step1 is None else _number_twice(pieces, evidence, step1)
     helped = tuple(
         series.source
         for k, series in enumerate(localizers)
@@ -189,6 +193,41 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     codes = tuple(level.code for level in levels)
     settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
     return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings)
+
+
+def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
+    """By the map alone, and if that is not certain or contradicts step 1, with what step 1 named.
+
+    Both maps were drawn from one scan, by networks that learned from the same examples: where neither is certain alone,
+    their agreement is no second witness, and where both are certain of different names, nobody is.
+
+    Args:
+        pieces: The pieces.
+        evidence: From ``gather``, step 1 the last of the localizers.
+        step1: What it says.
+    """
+    alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
+    if alone.confident and _names_as(alone, evidence):
+        return alone
+    both = number_evidence(pieces, evidence)
+    if alone.confident != step1.confident:
+        return both
+    surest = max(alone.probability, step1.probability)
+    levels = tuple(replace(level, probability=min(level.probability, surest)) for level in both.levels)
+    settle = would_settle(tuple(level.code for level in levels), tuple(a.codes for a in both.alternatives))
+    probability = min(both.probability, surest)
+    return replace(both, probability=probability, levels=levels, confident=False, would_settle=settle)
+
+
+def _without_last_series(item: Item) -> Item:
+    return replace(item, overlaps=item.overlaps[:-1])
+
+
+def _names_as(numbering: Numbering, evidence: Evidence) -> bool:
+    """Whether discs that lie on discs of the last localizer have their names."""
+    named = numbering.naming.discs
+    on = [(named[item.index], item.overlaps[-1].shares) for item in evidence.items if item.kind is Kind.DISC]
+    return all(code == max(shares, key=lambda c: shares[c]) for code, shares in on if shares and code != UNNAMED)
 
 
 def _ranked(

@@ -54,6 +54,21 @@ class Localizer:
 
 
 @dataclass(frozen=True)
+class Step1Names:
+    """What step 1 named in the very scan whose step-2 map is numbered.
+
+    Attributes:
+        discs: Its discs, with the chance of every name; no series of its own, so without a source.
+        probability: Chance that all its names are right.
+        confident: Whether it was certain by itself.
+    """
+
+    discs: Localizer
+    probability: float
+    confident: bool
+
+
+@dataclass(frozen=True)
 class Overlap:
     """How a piece lies on the levels of a localizer.
 

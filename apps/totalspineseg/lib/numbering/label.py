@@ -11,7 +11,7 @@ from lib.clock import Clock, no_clock
 from lib.errors import GridError, LabelError
 from lib.geometry import AnyArray, Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
-from lib.numbering.evidence import Localizer
+from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.lint import lint
 from lib.numbering.pins import PIN_REACH_MM
 from lib.numbering.report import report
@@ -61,12 +61,14 @@ def name_map(
     localizer: npt.NDArray[np.integer[Any]] | None = None,
     siblings: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
+    step1: Step1Names | None = None,
     method: Method = "chain",
     clock: Clock = no_clock,
 ) -> tuple[Labels, Numbering | None]:
     """``label_map`` with the numbering itself instead of its report (None for the iterative method).
 
-    ``siblings`` are further series of the patient, with their doubts (chain only); ``clock`` measures the stages.
+    ``siblings`` are further series of the patient, with their doubts, ``step1`` what step 1 named in this scan (chain
+    only); ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
@@ -74,7 +76,7 @@ def name_map(
         raise LabelError("pins require the method 'chain', got 'iterative', which counts by its own rule; drop one")
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(localizer),)))
-    for other in series:
+    for other in (*series, *(() if step1 is None else (step1.discs,))):
         if other.codes.shape != raw.data.shape:
             raise GridError(
                 f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {other.codes.shape}; "
@@ -88,7 +90,9 @@ def name_map(
         numbering: Numbering | None = None
         naming: Naming
         if method == "chain":
-            numbering = number_chain(pieces, classes, step, affine=raw.affine, localizers=series, pins=pins)
+            numbering = number_chain(
+                pieces, classes, step, affine=raw.affine, localizers=series, pins=pins, step1=step1
+            )
             pieces, naming = numbering.pieces, numbering.naming
         else:
             naming = name_iteratively(pieces, localizer=localizer)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
 from lib.geometry import LabelArray, Volume
 from lib.numbering.chain import Numbering
-from lib.numbering.evidence import Pin
+from lib.numbering.evidence import Pin, Step1Names
 from lib.numbering.label import name_map
 from lib.transforms.pieces import Step
 
@@ -34,11 +34,13 @@ class Drawn:
         raw: Classes of the step's network, uint8 nearest RAS.
         labels: Codes it was given, on the same grid.
         step: 1 or 2.
+        step1: Of a step-2 map, what step 1 had named there.
     """
 
     raw: Volume
     labels: LabelArray
     step: Step
+    step1: Step1Names | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""What step 1 says of the levels that step 2 is going to name."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, DISCS, Kind
+from lib.geometry import LabelArray
+from lib.numbering.chain import Numbering
+from lib.numbering.evidence import Localizer, Step1Names
+
+OTHER_SHARE: Final = 0.01
+"""Chance, at least, that a name is another one than those step 1 knew of: whatever it took for a landmark."""
+
+
+def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names | None:
+    """Names of a step-1 result with their doubts.
+
+    Args:
+        labels: Its codes (X, Y, Z). Not modified.
+        numbering: How they came about.
+
+    Returns:
+        The names of its discs; None without a numbering (the iterative method knows no doubts) or without a disc.
+    """
+    if numbering is None:
+        return None
+    names = {level.code: _chances(numbering, k) for k, level in enumerate(numbering.levels) if level.kind is Kind.DISC}
+    if not names:
+        return None
+    codes = np.where(np.isin(labels, list(names)), labels, np.uint8(BACKGROUND))
+    return Step1Names(Localizer(codes, names), numbering.probability, numbering.confident)
+
+
+def _chances(numbering: Numbering, k: int) -> Mapping[int, float]:
+    """Disc code -> chance that it is the name of the k-th level; every disc has some."""
+    chances = dict.fromkeys(DISCS, OTHER_SHARE / len(DISCS))
+    chances[numbering.levels[k].code] += numbering.levels[k].probability
+    for alternative in numbering.alternatives:
+        if alternative.codes[k] in chances and alternative.codes[k] != numbering.levels[k].code:
+            chances[alternative.codes[k]] += alternative.probability
+    total = sum(chances.values())
+    return {code: chance / total for code, chance in chances.items()}
