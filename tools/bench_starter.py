@@ -39,13 +39,15 @@ CORDS = {
 }
 DISCS = {"lumbar_t2_discs": ("image.nii.gz", "gt_tss_values.nii.gz")}
 POINTS = {
-    "cervicothoracic_t2_a": ("t2.nii.gz", "labels.nii.gz"),
-    "cervical_t2_crop": ("t2.nii.gz", "labels.nii.gz"),
     "whole_spine_template_t2": ("PAM50_small_t2.nii.gz", "PAM50_small_label_disc.nii.gz"),
 }
 """Discs marked by a voxel at their back edge, SCT's numbers."""
-CENTERS = {"cervicothoracic_t2_b": ("t2.nii.gz", "t2_landmarks_C2_T2_center.nii.gz")}
-"""Vertebrae marked by a voxel in the middle, counted from C1 = 1."""
+CENTERS = {
+    "cervicothoracic_t2_a": ("t2.nii.gz", "labels.nii.gz"),
+    "cervical_t2_crop": ("t2.nii.gz", "labels.nii.gz"),
+    "cervicothoracic_t2_b": ("t2.nii.gz", "t2_landmarks_C2_T2_center.nii.gz"),
+}
+"""Vertebrae marked by a voxel in their middle or in the cord behind it, counted from C1 = 1."""
 IMAGES = {name: files[0] for sets in (CORDS, DISCS, POINTS, CENTERS) for name, files in sets.items()} | {
     "thoracolumbar_t2": "t2_lumbar.nii.gz"
 }
@@ -76,7 +78,7 @@ def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndar
         return empty, empty, True
     first = scan.labels_to_input(located.labels)
     try:
-        result = pipeline.segment(pipeline.step2_input(scan, located.labels), two)
+        result = pipeline.segment(pipeline.step2_input(scan, located.labels, located.numbering), two)
     except NoSpineError:
         return first, empty, True
     return first, scan.labels_to_input(result.labels), is_flagged(result, scan.iso.spacing)
