@@ -1,10 +1,11 @@
 """Stress the numbering: synthetic columns over fields of view, mistakes and variants, truth known.
 
-Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose]
+Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose] [--pairs]
 
 Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans abstained,
 abstained or right where the evidence identifies the numbering, scans confidently wrong, and the iterative method on
-the same cases; then the calibration of the levels' probabilities.
+the same cases; then the calibration of the levels' probabilities. With --pairs every column has a map of each step,
+with mistakes of its own or of the same kinds, and step 2 is named by itself and with what step 1 named.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,8 +27,10 @@ import columns  # noqa: E402
 from lib.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
+from lib.numbering.evidence import Step1Names  # noqa: E402
 from lib.numbering.label import name_map  # noqa: E402
 from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR  # noqa: E402
+from lib.numbering.step1_names import step1_names  # noqa: E402
 
 BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.001)
 
@@ -118,6 +121,23 @@ def draw(plan: Plan) -> columns.Case | None:
     return case
 
 
+SHARED_MISTAKES = 0.5
+"""Share of pairs whose networks err in the same ways."""
+
+
+def named_before(plan: Plan) -> Step1Names | None:
+    """What step 1 names in the same column, its map with mistakes of its own; None where there is nothing to name."""
+    rng = np.random.default_rng([plan.seed, 1])
+    others = rng.choice(list(columns.MISTAKES), int(rng.integers(0, 3)), replace=False).tolist()
+    mistakes = plan.mistakes if rng.random() < SHARED_MISTAKES else tuple(others)
+    case = draw(replace(plan, step=1, mistakes=()))
+    if case is None:
+        return None
+    for name in mistakes:
+        columns.MISTAKES[name](case, rng)
+    return step1_names(*name_map(Volume(case.raw, case.affine), 1))
+
+
 def identified(case: columns.Case, plan: Plan) -> bool:
     """Whether the classes in the map leave no doubt about the numbering for someone who sees them perfectly.
 
@@ -142,11 +162,11 @@ def identified(case: columns.Case, plan: Plan) -> bool:
     return len(true) >= (3 if misled else 1)
 
 
-def judge(plan: Plan, case: columns.Case) -> Outcome:
+def judge(plan: Plan, case: columns.Case, step1: Step1Names | None = None) -> Outcome:
     """Name the case both ways and compare with the truth."""
     volume = Volume(case.raw, case.affine)
     start = time.perf_counter()
-    labels, numbering = name_map(volume, plan.step)  # type: ignore[arg-type]
+    labels, numbering = name_map(volume, plan.step, step1=step1)  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
     assert numbering is not None
     errors = columns.errors(case, labels)
@@ -256,9 +276,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only this many cases, drawn at random")
     parser.add_argument("--json", type=Path, help="write every outcome")
     parser.add_argument("--verbose", action="store_true", help="print what went wrong")
+    parser.add_argument("--pairs", action="store_true", help="step 2 alone, and with what step 1 named")
     arguments = parser.parse_args()
-    outcomes = []
-    todo = list(plans(arguments.seed, quick=arguments.quick))
+    outcomes, alone = [], []
+    todo = [p for p in plans(arguments.seed, quick=arguments.quick) if p.step == 2 or not arguments.pairs]
     if arguments.limit:
         chosen = np.random.default_rng(arguments.seed).permutation(len(todo))[: arguments.limit]
         todo = [todo[k] for k in chosen]
@@ -266,7 +287,9 @@ def main() -> None:
         case = draw(plan)
         if case is None:
             continue
-        outcome = judge(plan, case)
+        if arguments.pairs:
+            alone.append(judge(plan, case))
+        outcome = judge(plan, case, named_before(plan) if arguments.pairs else None)
         outcomes.append(outcome)
         if arguments.verbose and (outcome.wrong or (outcome.identified and not outcome.confident)):
             state = "CONFIDENT" if outcome.confident else "abstained"
@@ -276,6 +299,10 @@ def main() -> None:
                 f"{head}: {state} {outcome.probability:.3f} {mark} runner-up {outcome.runner_up} {outcome.errors}",
                 flush=True,
             )
+    if alone:
+        print("step 2 by itself:")
+        table(alone, "fov")
+        print("with what step 1 named:")
     table(outcomes, "kind")
     table(outcomes, "fov")
     table(outcomes, "variant")
