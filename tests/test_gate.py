@@ -69,6 +69,15 @@ def test_nothing_to_find_is_not_a_number_and_missed_is_zero() -> None:
     assert score.value(LEVELS) == 0.0
 
 
+def test_a_sliver_at_the_edge_of_the_scan_has_no_dice_but_a_structure_invented_there_has() -> None:
+    """29 voxels of a cord cost a scan as much as all its cord."""
+    truth = column(L5, SACRUM)
+    truth[0, 0, 0] = CORD
+    assert math.isnan(score_case(truth, column(L5, SACRUM)).value("cord"))
+    assert score_case(truth, column(CORD, SACRUM)).value("cord") < 0.01
+    assert math.isnan(score_case(column(L5, SACRUM), truth).value("cord"))
+
+
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(GridError, match="shape"):
         score_case(column(L5), column(L4, L5))

@@ -21,6 +21,9 @@ MEASURES: Final = (*GROUPS, LEVELS)
 """Every measure, in the order of tables."""
 MIN_LEVEL_VOXELS: Final = 50
 """A vertebra or disc with fewer voxels at 1 mm is cut by the edge of the scan: naming it is luck, not skill."""
+MIN_GROUP_VOXELS: Final = 300
+"""A group with fewer voxels at 1 mm in truth and prediction is a sliver at the edge of the scan: its Dice is 0 or 1 by
+luck, and would outweigh every outline."""
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found when this share of its true voxels carries a name of its kind: less is a chance touch."""
 
@@ -30,7 +33,7 @@ class CaseScore:
     """Agreement of one prediction with its truth.
 
     Attributes:
-        dice: Group -> Dice, 0..1; nan when the group is in neither map (there was nothing to find).
+        dice: Group -> Dice, 0..1; nan when neither map has ``MIN_GROUP_VOXELS`` of it (there was nothing to find).
         levels_right: Vertebrae and discs of the truth that were found under their own name.
         levels: Vertebrae and discs of the truth.
     """
@@ -80,7 +83,7 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> np.ndarray[tuple[
 def _dice(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], codes: tuple[int, ...]) -> float:
     rows = list(codes)
     true, found = int(counts[rows].sum()), int(counts[:, rows].sum())
-    if not true + found:
+    if max(true, found) < MIN_GROUP_VOXELS:
         return float("nan")
     return 2 * int(counts[np.ix_(rows, rows)].sum()) / (true + found)
 
