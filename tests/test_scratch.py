@@ -315,7 +315,7 @@ def test_gray_values_change_in_the_image_alone(step: int) -> None:
     )
     chain = with_scanners(stock.transforms, len(regions))
     assert chain[0] is stock.transforms[0]
-    assert len(chain) == len(stock.transforms) + 5
+    assert len(chain) == len(stock.transforms) + 6
     marks = (torch.rand(1, 8, 8, 8) > 0.5).float()
     data = {"image": torch.cat([torch.rand(1, 8, 8, 8), marks]), "segmentation": torch.ones(1, 8, 8, 8).short()}
     data["segmentation"][0, 0] = -1

@@ -9,11 +9,11 @@ class Strength:
     """How much is varied: probabilities of the groups, 0..1.
 
     Attributes:
-        spatial: Rotation and zoom, each.
+        spatial: Rotation and zoom, each; half of what they move is sheared and shifted, too.
         elastic: Elastic deformation; seldom, since it is slow.
         intensity: Each of brightness, contrast and gamma.
         remap: New gray values by structure; a bent gray scale.
-        artifacts: Each of bias field, noise, blur, low resolution, ghosts, spikes.
+        artifacts: Each of bias field, noise, blur, low resolution, motion, spikes.
         inversion: Dark becomes bright.
         flip: Left and right exchanged.
     """
