@@ -10,8 +10,14 @@ import bench_retrain
 import demo
 import pytest
 from local_server import TrainingFailedError
+from monailabel.client.client import MONAILabelClientException
 
-from lib.gate.measures import LEVELS
+from lib.corrections.wire import to_wire
+from lib.gate.measures import LEVELS, MEASURES
+from lib.geometry import Volume
+from lib.trainers.request import read_settings
+from lib.volume_io import write_volume
+from phantom import RAS, lumbar_codes
 
 BEFORE = {"step1": "old-1", "step2": "old-2"}
 AFTER = {"step1": "new-1", "step2": "new-2"}
@@ -126,6 +132,49 @@ def test_the_benchmark_fails_when_something_became_worse(
     found = table(new, old, levels)
     assert half in bench_retrain.sentence(found)
     assert bench_retrain.worse(found) == worse
+
+
+class Scans:
+    """Answers as a server that finds no spine in scans of that name, fails on others, and is right on the rest."""
+
+    def __init__(self, folder: Path, truth: Volume) -> None:
+        self._folder, self._truth = folder, truth
+
+    def infer(self, model: str, image: str, params: dict[str, str]) -> tuple[str, dict[str, Any]]:
+        for name, status in (("no spine", 422), ("full disk", 507)):
+            if name in image:
+                raise MONAILabelClientException(3, f"Status: {status}; Response: {name}")
+        file = self._folder / "answer.nii.gz"
+        write_volume(file, to_wire(self._truth.data), self._truth.grid)
+        return str(file), {"models": AFTER}
+
+
+def test_the_benchmark_counts_a_refused_scan_as_one_without_a_structure(tmp_path: Path) -> None:
+    """Left out of the mean, a model that finds no spine at all would look as good as one that finds each."""
+    truth = Volume(lumbar_codes(), RAS.affine)
+    cases = [bench_retrain.Case(name, truth) for name in ("sub-1", "sub-2 no spine")]
+    scores, versions = bench_retrain._predict(Scans(tmp_path, truth), cases)
+    assert [score.value(measure) for score in scores for measure in MEASURES] == [1] * 6 + [0] * 6
+    assert versions == set(AFTER.values())
+    assert list(tmp_path.iterdir()) == []
+    rows = bench_retrain._rows([scores[1], scores[1]], scores)
+    assert rows["mean Dice"] == rows[LEVELS] == {"before": 0, "after": 0.5}
+    assert "mean Dice 50%, levels 50%; half of it is gone" in bench_retrain.sentence({"new scanner": rows})
+
+
+def test_the_benchmark_ends_with_the_name_of_a_scan_that_could_not_be_asked_about(tmp_path: Path) -> None:
+    truth = Volume(lumbar_codes(), RAS.affine)
+    with pytest.raises(SystemExit, match=r"sub-3 full disk: Status: 507"):
+        bench_retrain._predict(Scans(tmp_path, truth), [bench_retrain.Case("sub-3 full disk", truth)])
+
+
+def test_the_benchmark_trains_with_what_its_command_line_says() -> None:
+    arguments = bench_retrain.arguments_of(["--iterations", "7", "--batch-size", "3", "--replay-share", "0.25"])
+    sent = {name: str(getattr(arguments, name)) for name in bench_retrain.SETTINGS}
+    settings = read_settings(sent, (1, 2))
+    assert (settings.finetune.iterations, settings.finetune.batch_size) == (7, 3)
+    assert (settings.finetune.replay_share, settings.replay_cases) == (0.25, arguments.replay_cases)
+    assert (settings.finetune.learning_rate, settings.finetune.device) == (arguments.learning_rate, "auto")
 
 
 def test_the_benchmark_takes_a_gpu_if_there_is_one() -> None:
