@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,10 @@ MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
 """Moment -> how to be killed then, and whether the next training goes on with the same run."""
 
 
+LONGEST_S = 2.0
+"""About as long as one of these trainings takes on a quiet machine."""
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
     """A trainer that was killed left half a model in service, or began again from nothing."""
@@ -148,10 +153,29 @@ def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
     result = survived(site, corrections)
     if resumes:
         assert [result.run.name] == begun
+    if moment in ("an iteration of step 1", "writing a checkpoint", "renaming a checkpoint"):
+        assert "resumed at iteration" in (result.run / "step1" / "log.txt").read_text()
     if moment == "an iteration of step 2":
         assert "resumed at iteration" in (result.run / "step2" / "log.txt").read_text()
         assert "resumed" not in (result.run / "step1" / "log.txt").read_text()
     assert not list(site.models.versions_dir.glob("*.partial*"))
+
+
+def test_kill_9_at_a_random_moment_costs_nothing(tmp_path: Path) -> None:
+    """Whatever nobody thought of above; the seconds are printed when it fails."""
+    site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
+    process = multiprocessing.get_context("fork").Process(target=train, args=(site,))
+    seconds = float(np.random.default_rng().uniform(0, LONGEST_S))
+    print(f"killed after {seconds:.3f} s")
+    process.start()
+    process.join(seconds)
+    process.kill()
+    process.join()
+    # It may have ended before.
+    (served,) = {site.models.resolve(step).name for step in (1, 2)}
+    assert served == STARTER or (served,) == site.models.versions()
+    survived(site, corrections, served)
 
 
 def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
