@@ -1,6 +1,7 @@
 """The dural sac and the cord in it, drawn slice by slice."""
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ Floats = NDArray[np.float64]
 
 SAC_SHARE = (0.80, 0.86)
 """Dural sac against bony canal, width and depth (the rest is epidural fat and veins)."""
+_NECK_SAC = (1.0, 0.92, 0.83, 0.83, 0.83, 0.83, 0.83, 0.92)
+"""How much narrower and flatter it is from C1 to T1: the cord fills 58 % (7) of its area at C5 (Kato et al., Eur Spine
+J 21, 2012, 1499-1507); roots and veins fill the rest of the bony canal."""
 _SAC_RANGE = ((0.78, 1.06), (0.74, 1.10))
 """How much narrower or wider than usual a person's sac is, width and depth. Source: sagittal canal of 11 to 18 mm in
 healthy necks (Ulbrich et al., Radiology 271(1), 2014), of which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
@@ -74,13 +78,12 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
         The curve at each slice of the grid.
     """
     knots = []
-    for vertebra in column.vertebrae:
-        size = vertebra.size
-        offset = canal_center(vertebra)
+    for vertebra, neck in zip(column.vertebrae, chain(_NECK_SAC, repeat(1.0)), strict=False):
+        size, offset = vertebra.size, canal_center(vertebra)
         tilt = max(float(vertebra.frame.axes[2, 2]), 0.6)
         for rise in (-0.45, 0.45):
             point = vertebra.frame.point(0, offset, rise * size.height)
-            knots.append((*point, size.canal_width, size.canal_depth / tilt))
+            knots.append((*point, neck * size.canal_width, neck * size.canal_depth / tilt))
     for segment, (width, depth) in zip(column.sacrum[:3], _SACRAL_CANAL_MM, strict=True):
         tilt = max(float(segment.frame.axes[2, 2]), 0.6)
         point = segment.frame.point(0, -(segment.depth / 2 + depth / 2), 0)
