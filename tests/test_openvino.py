@@ -78,7 +78,7 @@ def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
     for runtime in ("torch", "openvino"):
         networks = Networks(ModelStore(MODEL_DIR, weights="starter"), device="cpu", runtime=runtime)
         located = pipeline.locate(scan, networks.get(1))
-        result = pipeline.segment(pipeline.step2_input(scan, located.labels), networks.get(2))
+        result = pipeline.finish(located, networks.get(2))
         found[runtime] = located, result
         assert networks.get(1).version == networks.version(1)
     assert re.fullmatch(r"starter-[0-9a-f]{8}@openvino-\d+\.\d+\.\d+", networks.version(1))

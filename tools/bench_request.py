@@ -37,7 +37,7 @@ def serve(scan: Path, step1: Predictor, step2: Predictor, result: Path) -> None:
     """What the server does for one request, from the image's file to the labels' file."""
     prepared = pipeline.prepare(read_image(scan))
     located = pipeline.locate(prepared, step1)
-    found = pipeline.segment(pipeline.step2_input(prepared, located.labels, located.numbering), step2)
+    found = pipeline.finish(located, step2)
     lint(found.labels, prepared.iso.spacing)
     write_volume(result, prepared.labels_to_input(to_wire(found.labels)), prepared.grid)
 

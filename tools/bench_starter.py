@@ -78,7 +78,7 @@ def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndar
         return empty, empty, True
     first = scan.labels_to_input(located.labels)
     try:
-        result = pipeline.segment(pipeline.step2_input(scan, located.labels, located.numbering), two)
+        result = pipeline.finish(located, two)
     except NoSpineError:
         return first, empty, True
     return first, scan.labels_to_input(result.labels), is_flagged(result, scan.iso.spacing)

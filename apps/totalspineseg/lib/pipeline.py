@@ -243,6 +243,24 @@ def segment(
     return rename(step2.scan, prediction.labels, step2.box, 2, options, step1=step2.step1, clock=clock)
 
 
+def finish(
+    located: Located, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
+) -> Segmentation:
+    """Step 2 on what step 1 found, whose names count with their doubts: ``step2_input``, then ``segment``.
+
+    Args:
+        located: From ``locate``.
+        predictor: The warm step-2 network.
+        options: How levels get their names.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: Step 1 named no disc, or the network found no disc or no canal.
+    """
+    step2 = step2_input(located.scan, located.labels, located.numbering, clock=clock)
+    return segment(step2, predictor, options, clock=clock)
+
+
 def rename(
     scan: Scan,
     classes: LabelArray,

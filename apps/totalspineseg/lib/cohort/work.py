@@ -131,8 +131,7 @@ class Work:
         segmentation, numbering, failure = None, located.numbering, None
         if not self.options.step1:
             try:
-                step2 = pipeline.step2_input(scan, located.labels, located.numbering, clock=watch)
-                segmentation = pipeline.segment(step2, networks.get(2), options, clock=watch)
+                segmentation = pipeline.finish(located, networks.get(2), options, clock=watch)
                 numbering = segmentation.numbering
             except TotalSpineSegError as error:
                 failure = error

@@ -9,7 +9,7 @@ from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
 from lib.gate.measures import CaseScore, score_case
 from lib.geometry import LabelArray, Volume, require_same_grid
-from lib.pipeline import Options, locate, prepare, segment, step2_input
+from lib.pipeline import Options, finish, locate, prepare
 from lib.prediction import Predictor
 
 
@@ -52,7 +52,7 @@ def predict_codes(image: Volume, model: Model) -> LabelArray:
     options = Options()
     try:
         located = locate(scan, model.step1, options)
-        result = segment(step2_input(scan, located.labels), model.step2, options)
+        result = finish(located, model.step2, options)
     except NoSpineError:
         return np.zeros(image.data.shape, dtype=np.uint8)
     return scan.labels_to_input(result.labels)

@@ -56,8 +56,7 @@ class FullTask(SpineTask):
             found = pipeline.rename(scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, clock=clock)
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
-            step2_input = pipeline.step2_input(scan, located.labels, located.numbering, clock=clock)
-            found = pipeline.segment(step2_input, step2, options, clock=clock)
+            found = pipeline.finish(located, step2, options, clock=clock)
         require_met(found.numbering)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 

@@ -210,7 +210,7 @@ def score(
     try:
         located = pipeline.locate(scan, step1)
         found1 = located.raw
-        result = pipeline.segment(pipeline.step2_input(scan, located.labels, located.numbering), step2)
+        result = pipeline.finish(located, step2)
         found2 = scan.labels_to_input(result.labels)
     except NoSpineError:
         pass
