@@ -100,7 +100,7 @@ def run(path: Path, out: Path, networks: tuple[Prepared, Prepared], memory: bool
     step1, step2 = networks
     scan = prepare(image, clock=table.clock)
     located = locate(scan, step1, clock=table.clock)
-    part = step2_input(scan, located.labels, clock=table.clock)
+    part = step2_input(scan, located.labels, located.numbering, clock=table.clock)
     whole = step2.classes
     result = segment(part, Prepared(whole[part.box], {}), clock=table.clock)
     with table.clock("labels to the input grid"):
