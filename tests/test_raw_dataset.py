@@ -14,7 +14,7 @@ import pytest
 
 from lib.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
 from lib.cli import main
-from lib.errors import StorageError
+from lib.errors import MemoryShortageError, StorageError
 from lib.geometry import Volume
 from lib.nnunet import raw_folder
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
@@ -277,6 +277,16 @@ def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
     assert {reason for _, _, reason in said} == {"step 1 finds none of its discs; errors are simulated"}
     assert 0 < len(said) < 12
     assert {case for case, _, _ in said} < set(discs_of(tmp_path))
+
+
+def test_too_little_memory_to_find_discs_leaves_no_case_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder, scans = Finder(), [reviewed_scan(k) for k in range(6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(finder, "predict", lambda *_, **__: (_ for _ in ()).throw(MemoryShortageError("more memory")))
+        with pytest.raises(MemoryShortageError, match="more memory"):
+            write(tmp_path, scans, RawOptions((2,), disturbed_share=1, finder=finder))
+    write(tmp_path, scans, RawOptions((2,), disturbed_share=1, finder=finder))
+    assert len(discs_of(tmp_path)) == 12
 
 
 # --- names

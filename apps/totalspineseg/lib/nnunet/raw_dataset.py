@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, UNREVIEWED
-from lib.errors import LabelError, StorageError, TotalSpineSegError
+from lib.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
 from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.found_discs import found_discs
@@ -91,6 +91,7 @@ def write_raw_datasets(
 
     Raises:
         StorageError: Disk full, no permission, or a dataset's folder holds files that are not ours; those are left.
+        MemoryShortageError: The network that finds discs does not fit into the memory; no case is left out for it.
     """
     options = options or RawOptions()
     folders = {step: RawFolder(raw / dataset_name(step), len(CHANNELS[step])) for step in options.steps}
@@ -112,7 +113,7 @@ def write_raw_datasets(
                 require_same_grid(scan.codes.grid, scan.image.grid)
                 for step in steps:
                     _write_case(scan, name, step, folders[step], options)
-            except StorageError:
+            except (StorageError, MemoryShortageError):
                 raise
             except (TotalSpineSegError, OSError, ValueError) as error:
                 on_skip(Skipped(source.name, str(error)))
