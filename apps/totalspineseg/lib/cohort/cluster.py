@@ -96,7 +96,9 @@ def _local(profile: Profile) -> SpecCluster:
             environment["CUDA_VISIBLE_DEVICES"] = profile.gpus[k % len(profile.gpus)]
         options = {**common, "nthreads": THREADS, "memory_limit": 0, "env": environment, "silence_logs": QUIET}
         workers[k] = {"cls": Nanny, "options": options}
-    scheduler = {"cls": Scheduler, "options": {**common, "dashboard": False, "port": 0}}
+    # The scheduler answers over HTTP even without a dashboard, at a fixed port if nobody names another.
+    options = {**common, "dashboard": False, "dashboard_address": "127.0.0.1:0", "port": 0}
+    scheduler = {"cls": Scheduler, "options": options}
     return SpecCluster(scheduler=scheduler, workers=workers, security=security, silence_logs=QUIET)
 
 
