@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import DISC_C2_C3, DISC_L5_S, DISCS, SACRUM, Kind, Step1, column
+from lib.anatomy import DISC_C2_C3, DISC_L5_S, DISCS, NAME_OF, SACRUM, Kind, Step1, column
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
@@ -261,28 +261,41 @@ def test_step_2_is_named_by_what_step_1_saw() -> None:
     assert both.helped_by == (), "its own scan is no other series"
 
 
-@pytest.mark.parametrize(("fov", "sure"), [("midthoracic", 0.9), ("lower lumbar", 0.95)])
-def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one(fov: str, sure: float) -> None:
+def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one() -> None:
     """Both count five lumbar vertebrae because that is usual: saying so twice proves nothing."""
-    case = draw(fov, 2)
+    case = draw("lower lumbar", 2)
     _, alone = name(case)
-    labels, both = name(case, step1=step1_of(case, sure))
-    assert columns.errors(case, labels) == {}
+    _, both = name(case, step1=step1_of(case, 0.95))
     assert not alone.confident
+    assert (both.probability, both.levels, both.alternatives) == (alone.probability, alone.levels, alone.alternatives)
+
+
+def test_a_doubtful_step_1_that_names_otherwise_is_weighed_but_proves_nothing() -> None:
+    case = draw("midthoracic", 2)
+    _, alone = name(case)
+    labels, both = name(case, step1=step1_of(case, 0.9))
+    assert columns.errors(case, labels) == {}
     assert not both.confident
-    assert alone.probability < both.probability <= sure
-    assert max(level.probability for level in both.levels) <= sure
+    assert alone.probability < both.probability <= 0.9
+    assert max(level.probability for level in both.levels) <= 0.9
     assert both.would_settle
+    assert both.findings == (), "it ends with the names of step 1"
 
 
 @pytest.mark.parametrize("shift", [1, 2])
 def test_where_both_steps_are_certain_of_different_names_nobody_is(shift: int) -> None:
     case = draw("cervical", 2)
-    _, alone = name(case)
+    before, alone = name(case)
     _, both = name(case, step1=step1_of(case, 0.99, shift=shift))
     assert (alone.confident, both.confident) == (True, False)
+    assert both.probability <= 0.5
+    assert max(level.probability for level in both.levels) <= 0.5
+    assert [f.kind for f in both.findings] == ["steps_differ"]
+    found = both.findings[0]
+    assert found.point_vox is not None
+    assert NAME_OF[int(before[found.point_vox])] in found.message
     labels, agreed = name(case, step1=step1_of(case, 0.99))
-    assert (agreed.confident, agreed.probability) == (True, alone.probability)
+    assert (agreed.confident, agreed.probability, agreed.findings) == (True, alone.probability, ())
     assert columns.errors(case, labels) == {}
 
 

@@ -2,16 +2,20 @@
 
 from collections.abc import Collection
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from lib.anatomy import DISCS, LUMBAR
 from lib.errors import GridError, NoSpineError
 from lib.geometry import Grid, Volume, labels_on_grid
-from lib.pipeline import Options, locate, prepare, segment, step2_input
+from lib.numbering.chain import Pin
+from lib.pipeline import Options, Sibling, finish, locate, prepare, segment, step2_input
 from lib.prediction import Prediction
+from phantom import CodeReader, image_of, lumbar_codes
 
 GOLDEN = Path(__file__).parent / "golden"
 CLEAN = ["cervicothoracic_clean", "lower_lumbar_clean", "thoracolumbar_clean", "whole_clean"]
@@ -131,6 +135,35 @@ def test_a_scan_without_a_spine_is_an_error_and_no_empty_success(missing: str) -
     scan = prepare(Volume(np.random.default_rng(0).random(raw.shape, np.float32), np.eye(4)))
     with pytest.raises(NoSpineError, match=r"disc|canal"):
         locate(scan, Knows(raw))
+
+
+@pytest.mark.parametrize("given", ["localizer", "sibling", "pin"])
+def test_what_came_from_elsewhere_is_weighed_once(given: str) -> None:
+    """Step 1 named by a localizer one level off, and step 2 by both, was certain of wrong names."""
+    codes, (l3, l4) = lumbar_codes(), LUMBAR[2:4]
+    scan = prepare(Volume(image_of(codes), np.eye(4)))
+    one, two = CodeReader(1), CodeReader(2)
+    below = dict(pairwise(DISCS))
+    off = np.zeros_like(codes)
+    for code in DISCS[-6:-1]:
+        off[codes == code] = below[code]
+    x, y, z = np.argwhere(codes == l3)[0].tolist()
+    options = {
+        "localizer": Options(localizer=Volume(off, np.eye(4))),
+        "sibling": Options(siblings=(Sibling(Volume(off, np.eye(4)), {}, "T1"),)),
+        "pin": Options(pins=(Pin(l4, (x, y, z)),)),
+    }[given]
+    misled = locate(scan, one, options)
+    bare, helped = finish(locate(scan, one), two).step1, finish(misled, two, options).step1
+    assert bare is not None
+    assert helped is not None
+    assert (helped.probability, helped.confident, helped.discs.names) == (
+        bare.probability,
+        bare.confident,
+        bare.discs.names,
+    )
+    np.testing.assert_array_equal(helped.discs.codes, bare.discs.codes)
+    assert (misled.labels != locate(scan, one).labels).any(), "the crop and the odd discs are as they were named"
 
 
 def test_every_stage_is_measured() -> None:

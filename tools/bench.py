@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.geometry import Grid  # noqa: E402
+from lib.numbering.step1_names import step1_names  # noqa: E402
 from lib.pipeline import locate, prepare, segment, step2_input  # noqa: E402
 from lib.prediction import Prediction  # noqa: E402
 from lib.preview import mid_sagittal, save_picture  # noqa: E402
@@ -100,7 +101,7 @@ def run(path: Path, out: Path, networks: tuple[Prepared, Prepared], memory: bool
     step1, step2 = networks
     scan = prepare(image, clock=table.clock)
     located = locate(scan, step1, clock=table.clock)
-    part = step2_input(scan, located.labels, located.numbering, clock=table.clock)
+    part = step2_input(scan, located.labels, step1_names(located.labels, located.numbering), clock=table.clock)
     whole = step2.classes
     result = segment(part, Prepared(whole[part.box], {}), clock=table.clock)
     with table.clock("labels to the input grid"):

@@ -196,14 +196,14 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
 
 
 def step2_input(
-    scan: Scan, labels: LabelArray, numbering: Numbering | None = None, *, clock: Clock = no_clock
+    scan: Scan, labels: LabelArray, step1: Step1Names | None = None, *, clock: Clock = no_clock
 ) -> Step2Input:
     """The crop around the step-1 result with its odd discs.
 
     Args:
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
-        numbering: How sure its names are, as predicted: evidence for those of step 2.
+        step1: What step 1 named on that grid: evidence for the names of step 2.
         clock: Measures the stage.
 
     Raises:
@@ -220,7 +220,7 @@ def step2_input(
             )
         box = crop_box(labels, margin=round(CROP_MARGIN_MM / scan.iso.spacing[0]))
         channels = np.stack([scan.iso.data[box], odd[box].astype(np.float32)])
-    return Step2Input(scan, box, channels, step1_names(labels[box], numbering))
+    return Step2Input(scan, box, channels, None if step1 is None else step1.part(box))
 
 
 def segment(
@@ -257,8 +257,18 @@ def finish(
     Raises:
         NoSpineError: Step 1 named no disc, or the network found no disc or no canal.
     """
-    step2 = step2_input(located.scan, located.labels, located.numbering, clock=clock)
+    options = options or Options()
+    step2 = step2_input(located.scan, located.labels, _own_names(located, options, clock), clock=clock)
     return segment(step2, predictor, options, clock=clock)
+
+
+def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names | None:
+    """What step 1 named from its map alone: other series and a reader's word are weighed with step 2's map, once."""
+    labels, numbering = located.labels, located.numbering
+    if options.localizer is not None or options.siblings or options.pins:
+        bare = Options(options.method)
+        labels, numbering = _name(located.raw, 1, located.scan.iso.grid, bare, clock)
+    return step1_names(labels, numbering)
 
 
 def rename(

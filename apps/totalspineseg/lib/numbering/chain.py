@@ -34,6 +34,8 @@ WORTH_TRYING: Final = 0.002
 WORTH_NAMING: Final = 0.005
 """A competing numbering below this chance is not reported."""
 MAX_ALTERNATIVES: Final = 5
+CONTRADICTED: Final = 0.5
+"""What a numbering is worth at most that another map of the same scan contradicts, each certain by itself."""
 CLEAR: Final = 1 - WORTH_NAMING
 """With every name above this chance nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -88,8 +90,8 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece or pin contradicts; if
-            not, this is an abstention.
+        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece, pin or certain step 1
+            contradicts; if not, this is an abstention.
         would_settle: What would decide between the alternatives; empty when confident.
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, for a reader to look at.
@@ -207,27 +209,50 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
         step1: What it says.
     """
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
-    if alone.confident and _names_as(alone, evidence):
+    if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
         return alone
     both = number_evidence(pieces, evidence)
+    findings = (*both.findings, *(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1]))
     if alone.confident != step1.confident:
-        return both
-    surest = max(alone.probability, step1.probability)
-    levels = tuple(replace(level, probability=min(level.probability, surest)) for level in both.levels)
+        return replace(both, findings=findings)
+    most = CONTRADICTED if alone.confident else max(alone.probability, step1.probability)
+    before = {} if alone.confident else {level.code: level.probability for level in alone.levels}
+    levels = tuple(
+        replace(level, probability=min(level.probability, max(most, before.get(level.code, 0.0))))
+        for level in both.levels
+    )
     settle = would_settle(tuple(level.code for level in levels), tuple(a.codes for a in both.alternatives))
-    probability = min(both.probability, surest)
-    return replace(both, probability=probability, levels=levels, confident=False, would_settle=settle)
+    return replace(
+        both,
+        probability=min(both.probability, most),
+        levels=levels,
+        confident=False,
+        would_settle=settle,
+        findings=findings,
+    )
 
 
 def _without_last_series(item: Item) -> Item:
     return replace(item, overlaps=item.overlaps[:-1])
 
 
-def _names_as(numbering: Numbering, evidence: Evidence) -> bool:
-    """Whether discs that lie on discs of the last localizer have their names."""
-    named = numbering.naming.discs
-    on = [(named[item.index], item.overlaps[-1].shares) for item in evidence.items if item.kind is Kind.DISC]
-    return all(code == max(shares, key=lambda c: shares[c]) for code, shares in on if shares and code != UNNAMED)
+def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]]:
+    """Discs that the last localizer names otherwise: which item, and its code there."""
+    found = []
+    for k, item in enumerate(evidence.items):
+        shares = item.overlaps[-1].shares if item.kind is Kind.DISC and item.overlaps else {}
+        named = numbering.naming.discs[item.index] if shares else UNNAMED
+        if named != UNNAMED and (code := max(shares, key=lambda c: shares[c])) != named:
+            found.append((k, code))
+    return found
+
+
+def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
+    index = evidence.items[k].index
+    named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
+    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
+    text = f"The first network named this disc {NAME_OF[code]}, and the others to match; here it is {NAME_OF[named]}."
+    return Finding("steps_differ", named, text, piece.voxels, (x, y, z))
 
 
 def _ranked(

@@ -1,7 +1,7 @@
 """What the maps say, piece by piece, as numbers the chain model can weigh."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
 from lib.numbering.course import Ruler
+from lib.transforms.components import Box
 from lib.transforms.pieces import Piece, Pieces, Step
 
 Floats = npt.NDArray[np.float64]
@@ -66,6 +67,10 @@ class Step1Names:
     discs: Localizer
     probability: float
     confident: bool
+
+    def part(self, box: Box) -> "Step1Names":
+        """The same on a part of the grid."""
+        return replace(self, discs=replace(self.discs, codes=self.discs.codes[box]))
 
 
 @dataclass(frozen=True)
