@@ -71,11 +71,22 @@ def test_nothing_to_find_is_not_a_number_and_missed_is_zero() -> None:
 
 def test_a_sliver_at_the_edge_of_the_scan_has_no_dice_but_a_structure_invented_there_has() -> None:
     """29 voxels of a cord cost a scan as much as all its cord."""
-    truth = column(L5, SACRUM)
+    truth = column(L5, SACRUM, SACRUM)
     truth[0, 0, 0] = CORD
-    assert math.isnan(score_case(truth, column(L5, SACRUM)).value("cord"))
-    assert score_case(truth, column(CORD, SACRUM)).value("cord") < 0.01
-    assert math.isnan(score_case(column(L5, SACRUM), truth).value("cord"))
+    assert math.isnan(score_case(truth, column(L5, SACRUM, SACRUM)).value("cord"))
+    assert score_case(truth, column(CORD, CORD, SACRUM)).value("cord") < 0.01
+    assert math.isnan(score_case(column(L5, SACRUM, SACRUM), truth).value("cord"))
+    assert score_case(truth, truth, voxel_mm3=300.0).value("cord") == 1.0
+
+
+def test_finding_a_sliver_never_speaks_against_a_model() -> None:
+    """Who finds nothing counts as right where the other invents, and 305 voxels for 290 were such an invention."""
+    truth = column(L5, SACRUM)
+    truth[:, :, :CUBE] = 0
+    truth.reshape(-1)[np.flatnonzero(truth == 0)[:290]] = CORD
+    found = truth.copy()
+    found.reshape(-1)[np.flatnonzero(truth == 0)[:15]] = CORD
+    assert [math.isnan(score_case(truth, map_).value("cord")) for map_ in (column(L5, L5), found)] == [True, True]
 
 
 def test_other_shapes_are_refused() -> None:

@@ -114,8 +114,8 @@ def _compare_measure(subjects: Sequence[SubjectScores], measure: str) -> Compari
 def _subject_means(entry: SubjectScores, measure: str) -> tuple[float, float] | None:
     """Mean over the scans where the measure applies to both models; None where it applies to no scan.
 
-    A group in neither the truth nor one prediction, but invented by the other model, counts as 1 for the one
-    that rightly left it out: its nan means "nothing to find, nothing found".
+    A group that the truth does not show, or a sliver of it, but that one model invented, counts as 1 for the one that
+    rightly left it out: its nan means "nothing to find, nothing found".
     """
     values = []
     for active, candidate in zip(entry.active, entry.candidate, strict=True):

@@ -19,11 +19,11 @@ LEVELS: Final = "levels"
 """Name of the measure that counts rightly named levels."""
 MEASURES: Final = (*GROUPS, LEVELS)
 """Every measure, in the order of tables."""
-MIN_LEVEL_VOXELS: Final = 50
-"""A vertebra or disc with fewer voxels at 1 mm is cut by the edge of the scan: naming it is luck, not skill."""
-MIN_GROUP_VOXELS: Final = 300
-"""A group with fewer voxels at 1 mm in truth and prediction is a sliver at the edge of the scan: its Dice is 0 or 1 by
-luck, and would outweigh every outline."""
+MIN_LEVEL_MM3: Final = 50.0
+"""A vertebra or disc with less is cut by the edge of the scan: naming it is luck, not skill."""
+MIN_GROUP_MM3: Final = 300.0
+"""A group with less in truth is a sliver at the edge of the scan: its Dice is 0 or 1 by luck, and would outweigh every
+outline. It counts only where a prediction has twice as much."""
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found when this share of its true voxels carries a name of its kind: less is a chance touch."""
 
@@ -33,7 +33,7 @@ class CaseScore:
     """Agreement of one prediction with its truth.
 
     Attributes:
-        dice: Group -> Dice, 0..1; nan when neither map has ``MIN_GROUP_VOXELS`` of it (there was nothing to find).
+        dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_GROUP_MM3``) and nothing was.
         levels_right: Vertebrae and discs of the truth that were found under their own name.
         levels: Vertebrae and discs of the truth.
     """
@@ -49,12 +49,13 @@ class CaseScore:
         return self.dice[measure]
 
 
-def score_case(truth: LabelArray, predicted: LabelArray) -> CaseScore:
+def score_case(truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1.0) -> CaseScore:
     """Compare two label maps of codes.
 
     Args:
         truth: (X, Y, Z) uint8 codes, ``UNREVIEWED`` where nobody has looked. Not modified.
         predicted: The same shape; all 0 when the model found no spine. Not modified.
+        voxel_mm3: Volume of a voxel.
 
     Returns:
         The score; an empty truth gives nan, or 0 for groups that were predicted into it.
@@ -65,8 +66,8 @@ def score_case(truth: LabelArray, predicted: LabelArray) -> CaseScore:
     if truth.shape != predicted.shape:
         raise GridError(f"a prediction of shape {truth.shape} is required, got {predicted.shape}; compare on one grid")
     counts = _joint_counts(truth, predicted)
-    dice = {name: _dice(counts, codes) for name, codes in GROUPS.items()}
-    right, total = _levels(counts)
+    dice = {name: _dice(counts, codes, MIN_GROUP_MM3 / voxel_mm3) for name, codes in GROUPS.items()}
+    right, total = _levels(counts, MIN_LEVEL_MM3 / voxel_mm3)
     return CaseScore(dice, right, total)
 
 
@@ -80,21 +81,21 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> np.ndarray[tuple[
     return counts
 
 
-def _dice(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], codes: tuple[int, ...]) -> float:
+def _dice(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], codes: tuple[int, ...], least: float) -> float:
     rows = list(codes)
     true, found = int(counts[rows].sum()), int(counts[:, rows].sum())
-    if max(true, found) < MIN_GROUP_VOXELS:
+    if true < least and found < 2 * least:
         return float("nan")
     return 2 * int(counts[np.ix_(rows, rows)].sum()) / (true + found)
 
 
-def _levels(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> tuple[int, int]:
+def _levels(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], least: float) -> tuple[int, int]:
     """Levels under their own name, and levels of the truth."""
     right = total = 0
     for kind in (VERTEBRAE, DISCS):
         for code in kind:
             voxels = int(counts[code].sum())
-            if voxels < MIN_LEVEL_VOXELS:
+            if voxels < least:
                 continue
             total += 1
             names = counts[code, list(kind)]

@@ -1,5 +1,6 @@
 """Both models over the same scans: the only part of the gate that runs networks."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -106,4 +107,5 @@ def score_models(
 
 
 def _score(case: JudgedCase, model: Model) -> CaseScore:
-    return score_case(case.truth.data, predict_codes(case.image, model))
+    voxel_mm3 = math.prod(case.truth.spacing)
+    return score_case(case.truth.data, predict_codes(case.image, model), voxel_mm3=voxel_mm3)
