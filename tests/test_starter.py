@@ -11,6 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib import anatomy
 from lib.cli import main
+from lib.errors import WeightsError
 from lib.nnunet import starter_batches
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
@@ -325,6 +326,17 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     torch.save(older, latest)
     train_starter(2, out, piece)
     assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text())
+
+
+def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
+    piece = tiny(piece_minutes=1e-12)  # ends before a spine is drawn
+    latest = train_starter(2, tmp_path, piece) / "fold_0" / "checkpoint_latest.pth"
+    train_starter(2, tmp_path, piece)
+    older = torch.load(latest, weights_only=True)
+    del older["spacing_mm"]  # when both steps shared the grid of step 1
+    torch.save(older, latest)
+    with pytest.raises(WeightsError, match=r"on the grid \(1\.5, .* got a state on \(2\.0, .* --start-from"):
+        train_starter(2, tmp_path, piece)
 
 
 @pytest.mark.parametrize("beside", [False, True], ids=["only in the source", "beside step 2, too"])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.starter_batches import samples
@@ -103,9 +104,21 @@ class _Run:
             "losses": self.losses,
             "origin": self.origin or "",
             "finders": self.finders,
+            "spacing_mm": GRIDS[self.step].spacing_mm,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            WeightsError: Its network was trained on another grid.
+        """
+        grid, was = GRIDS[self.step].spacing_mm, tuple(state.get("spacing_mm", GRIDS[1].spacing_mm))  # older: one grid
+        if was != grid:
+            raise WeightsError(
+                f"a training on the grid {grid} mm is required, got a state on {was} mm; begin anew in another folder, "
+                "with --start-from this one to keep its weights"
+            )
         self.network.load_state_dict(state["network"])
         self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}
         self.optimizer.load_state_dict(state["optimizer"])
@@ -168,7 +181,7 @@ def train_starter(
 
     Raises:
         ValueError: The step is neither 1 nor 2.
-        WeightsError: There is no model at ``discs_by``.
+        WeightsError: There is no model at ``discs_by``, or the state was trained on another grid.
     """
     regions_of(step)
     settings = settings or StarterSettings()

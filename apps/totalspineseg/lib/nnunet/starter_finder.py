@@ -29,6 +29,7 @@ class StarterFinder:
         model = ModelFolder.open(folder, step=1)
         self.sha256 = sha256_of(model.checkpoint)
         self._network = model.load_network().to(device)
+        self._spacing = model.spacing_mm
         self._channel = model.regions.index(_DISC)
 
     def mark(self, channels: torch.Tensor, near_marked: torch.Tensor) -> torch.Tensor:
@@ -48,8 +49,8 @@ class StarterFinder:
 
     def _chance(self, image: torch.Tensor) -> torch.Tensor:
         """Probability of a disc on step 2's grid, seen on step 1's; image and result (B, 1, Z, Y, X)."""
-        fine, coarse = GRIDS[2].spacing_mm, GRIDS[1].spacing_mm
-        size = [max(1, round(n * a / b)) for n, a, b in zip(image.shape[2:], fine, coarse, strict=True)]
+        shape = zip(image.shape[2:], GRIDS[2].spacing_mm, self._spacing, strict=True)
+        size = [max(1, round(n * fine / coarse)) for n, fine, coarse in shape]
         missing = [-n % int(f) for n, f in zip(size, np.prod(STRIDES, axis=0), strict=True)]
         seen = interpolate(image, size, mode="trilinear")
         with torch.no_grad():
