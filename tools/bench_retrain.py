@@ -108,9 +108,9 @@ def main() -> int:
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=320)
+    parser.add_argument("--iterations", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replay-cases", type=int, default=24)
     parser.add_argument("--replay-share", type=float, default=0.6)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
