@@ -29,8 +29,9 @@ def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names |
     names = {level.code: _chances(numbering, k) for k, level in enumerate(numbering.levels) if level.kind is Kind.DISC}
     if not names:
         return None
-    codes = np.where(np.isin(labels, list(names)), labels, np.uint8(BACKGROUND))
-    return Step1Names(Localizer(codes, names), numbering.probability, numbering.confident)
+    own = np.full(256, BACKGROUND, dtype=np.uint8)
+    own[list(names)] = list(names)
+    return Step1Names(Localizer(own[labels], names), numbering.probability, numbering.confident)
 
 
 def _chances(numbering: Numbering, k: int) -> Mapping[int, float]:
