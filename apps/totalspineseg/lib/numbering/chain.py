@@ -20,7 +20,7 @@ from lib.numbering.pins import with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
-from lib.transforms.pieces import Pieces, Step, canal_mask
+from lib.transforms.pieces import Piece, Pieces, Step, canal_mask
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
@@ -192,9 +192,12 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     out = left_out(best, evidence, naming)
     confident = probability >= CONFIDENT_PROBABILITY and not contradicts(out, best, evidence, missed)
     findings = tuple(_finding(k, evidence, pieces) for k in out)
-    codes = tuple(level.code for level in levels)
-    settle = () if confident else would_settle(codes, tuple(a.codes for a in alternatives))
+    settle = () if confident else _settling(levels, alternatives)
     return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings)
+
+
+def _settling(levels: Sequence[Level], alternatives: Sequence[Alternative]) -> tuple[str, ...]:
+    return would_settle(tuple(level.code for level in levels), tuple(a.codes for a in alternatives))
 
 
 def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
@@ -212,24 +215,18 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
         return alone
     both = number_evidence(pieces, evidence)
-    findings = (*both.findings, *(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1]))
+    differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
+    both = replace(both, findings=both.findings + differing)
     if alone.confident != step1.confident:
-        return replace(both, findings=findings)
+        return both
     most = CONTRADICTED if alone.confident else max(alone.probability, step1.probability)
     before = {} if alone.confident else {level.code: level.probability for level in alone.levels}
     levels = tuple(
         replace(level, probability=min(level.probability, max(most, before.get(level.code, 0.0))))
         for level in both.levels
     )
-    settle = would_settle(tuple(level.code for level in levels), tuple(a.codes for a in both.alternatives))
-    return replace(
-        both,
-        probability=min(both.probability, most),
-        levels=levels,
-        confident=False,
-        would_settle=settle,
-        findings=findings,
-    )
+    probability, settle = min(both.probability, most), _settling(levels, both.alternatives)
+    return replace(both, probability=probability, levels=levels, confident=False, would_settle=settle)
 
 
 def _without_last_series(item: Item) -> Item:
@@ -250,9 +247,8 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
     index = evidence.items[k].index
     named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
-    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
     text = f"The first network named this disc {NAME_OF[code]}, and the others to match; here it is {NAME_OF[named]}."
-    return Finding("steps_differ", named, text, piece.voxels, (x, y, z))
+    return _found_at(piece, "steps_differ", named, text)
 
 
 def _ranked(
@@ -344,9 +340,13 @@ def _unmet(code: int) -> Finding:
 def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
-    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
     text = f"A piece drawn as {WHAT[item.kind]} ({piece.voxels} voxels) fits no level and was left out."
-    return Finding("left_out", UNNAMED, text, piece.voxels, (x, y, z))
+    return _found_at(piece, "left_out", UNNAMED, text)
+
+
+def _found_at(piece: Piece, kind: str, code: int, text: str) -> Finding:
+    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
+    return Finding(kind, code, text, piece.voxels, (x, y, z))
 
 
 WHAT: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
