@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,8 @@ RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
 STEP1_FILE: Final = "step1.nii.gz"
 RECORD_FILE: Final = "record.json"
+Chances: TypeAlias = Mapping[int, Mapping[int, float]]
+"""Code -> how probable each code is for what carries it."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class KeptMaps:
         drawn: What the network drew, on the part of the 1 mm grid it looked at.
         iso: The whole 1 mm grid of the scan.
         versions: Weights by step.
-        levels: Code -> how probable each name is for it, for other series of the patient ("44" -> {"44": 0.97,
-            "45": 0.02}); empty where they should not count it.
+        levels: Code -> how probable each name is for it, for other series of the patient (44 -> {44: 0.97, 45: 0.02});
+            empty where they should not count it.
         helped_by: Images whose numbering helped to name this one.
     """
 
@@ -42,7 +44,7 @@ class KeptMaps:
     drawn: Drawn
     iso: Grid
     versions: Mapping[str, str]
-    levels: Mapping[str, Mapping[str, float]]
+    levels: Chances
     helped_by: tuple[str, ...]
 
     @property
@@ -84,12 +86,16 @@ class DrawnMaps:
                 "iso_shape": list(kept.iso.shape),
                 "iso_affine": kept.iso.affine.tolist(),
                 "versions": dict(kept.versions),
-                "levels": {code: dict(names) for code, names in kept.levels.items()},
+                "levels": _plain(kept.levels),
                 "helped_by": list(kept.helped_by),
             }
             if drawn.step1 is not None:
                 write_volume(folder / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
-                record["step1"] = _step1_record(drawn.step1)
+                record["step1"] = {
+                    "names": _plain(drawn.step1.discs.names),
+                    "probability": drawn.step1.probability,
+                    "confident": drawn.step1.confident,
+                }
             history.write_json(folder / RECORD_FILE, record)
 
         folder = self._root / image_sha256
@@ -132,16 +138,20 @@ def _read(entry: Path) -> KeptMaps | None:
             drawn=Drawn(Volume(raw, affine), labels, 1 if record["step"] == 1 else 2, _step1(entry, record)),
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
-            levels=record["levels"],
+            levels=_chances(record["levels"]),
             helped_by=tuple(record["helped_by"]),
         )
     except (StorageError, ImageError, KeyError, ValueError):
         return None
 
 
-def _step1_record(step1: Step1Names) -> Mapping[str, Any]:
-    names = {str(code): {str(c): p for c, p in chances.items()} for code, chances in step1.discs.names.items()}
-    return {"names": names, "probability": step1.probability, "confident": step1.confident}
+def _plain(chances: Chances) -> dict[str, dict[str, float]]:
+    """As JSON holds it; ``_chances`` reads it back."""
+    return {str(code): {str(name): p for name, p in names.items()} for code, names in chances.items()}
+
+
+def _chances(record: Mapping[str, Mapping[str, float]]) -> Chances:
+    return {int(code): {int(name): float(p) for name, p in names.items()} for code, names in record.items()}
 
 
 def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
@@ -149,6 +159,5 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
     known = record.get("step1")
     if known is None:
         return None
-    names = {int(code): {int(c): float(p) for c, p in chances.items()} for code, chances in known["names"].items()}
-    codes = read_labels(entry / STEP1_FILE).data
-    return Step1Names(Localizer(codes, names), float(known["probability"]), bool(known["confident"]))
+    discs = Localizer(read_labels(entry / STEP1_FILE).data, _chances(known["names"]))
+    return Step1Names(discs, float(known["probability"]), bool(known["confident"]))

@@ -13,8 +13,8 @@ from lib.pipeline import Sibling
 from lib.volume_io import read_labels
 
 
-def level_chances(numbering: Numbering | None) -> Mapping[str, Mapping[str, float]]:
-    """How much each name of a prediction counts for other series, JSON native: code -> {code: probability}.
+def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, float]]:
+    """How much each name of a prediction counts for other series: code -> {code: probability}.
 
     Returns:
         Each name with ``CONFIDENT_PROBABILITY`` at most and the levels beside it with what is left; empty unless the
@@ -23,13 +23,13 @@ def level_chances(numbering: Numbering | None) -> Mapping[str, Mapping[str, floa
     """
     if numbering is None or not numbering.confident:
         return {}
-    result = {}
+    result: dict[int, Mapping[int, float]] = {}
     for level in numbering.levels:
         row = DISCS if level.kind is Kind.DISC else (*VERTEBRAE, SACRUM)
         place = row.index(level.code)
         beside = [row[k] for k in (place - 1, place + 1) if 0 <= k < len(row)]
         sure = min(level.probability, CONFIDENT_PROBABILITY)
-        result[str(level.code)] = {str(level.code): sure} | {str(c): (1 - sure) / len(beside) for c in beside}
+        result[level.code] = {level.code: sure} | {code: (1 - sure) / len(beside) for code in beside}
     return result
 
 
@@ -63,5 +63,4 @@ def _sibling(services: Services, image_id: str) -> Sibling | None:
     kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
     if kept is None or kept.helped_by or not kept.levels:
         return None
-    names = {int(code): {int(name): p for name, p in chances.items()} for code, chances in kept.levels.items()}
-    return Sibling(Volume(kept.drawn.labels, kept.drawn.raw.affine), names, image_id)
+    return Sibling(Volume(kept.drawn.labels, kept.drawn.raw.affine), kept.levels, image_id)
