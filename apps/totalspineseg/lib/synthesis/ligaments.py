@@ -46,8 +46,7 @@ def _front(vertebra: Vertebra) -> NDArray[np.float64]:
 def _cord(
     out: Tissues, raster: Raster, start: NDArray[np.float64], end: NDArray[np.float64], radius: float, tissue: Tissue
 ) -> None:
-    low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
-    box = raster.box(WORLD, low, high)
+    box = raster.around(WORLD, start, end, radius)
     if box is None:
         return
     ends = [(float(p[0]), float(p[1]), float(p[2])) for p in (start, end)]

@@ -51,6 +51,11 @@ class Raster:
             return None
         return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
 
+    def around(self, frame: Frame, start: Corner, end: Corner, radius: float) -> Box | None:
+        """The part of the grid that holds a frame's capsule (mm), and a millimeter about it; None outside."""
+        low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
+        return self.box(frame, low, high)
+
     def local(self, frame: Frame, box: Box) -> Local:
         """Coordinates of the box's voxels in the frame, mm."""
         offsets = [

@@ -209,8 +209,7 @@ def _rib(out: Tissues, raster: Raster, frame: Frame, line: tuple[Point, Point], 
     """A straight piece of rib on either side; each is drawn in a small box of its own."""
     for side in (-1, 1):
         ends = [(side * right, front, up) for right, front, up in line]
-        low, high = np.min(ends, axis=0) - radius - 1, np.max(ends, axis=0) + radius + 1
-        box = raster.box(frame, low, high)
+        box = raster.around(frame, ends[0], ends[1], radius)
         if box is None:
             continue
         box = overlap(box, within)
