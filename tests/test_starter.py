@@ -31,9 +31,9 @@ def tiny(**settings: object) -> StarterSettings:
 
 
 def lumbar(seed: int = 0, step: int = 2, **options: int) -> SyntheticSpine:
-    grid = GRIDS[step]
-    z, y, x = (mm / n for mm, n in zip(grid.spacing_mm, grid.drawn, strict=True))
-    settings = SpineOptions(field=Field.LUMBAR, spacing_mm=(x, y, z), width_mm=80.0, depth_mm=150.0, **options)
+    settings = SpineOptions(
+        field=Field.LUMBAR, spacing_mm=GRIDS[step].drawn_mm, width_mm=80.0, depth_mm=150.0, **options
+    )
     return random_spine(np.random.default_rng(seed), settings)
 
 

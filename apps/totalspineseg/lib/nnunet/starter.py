@@ -198,7 +198,7 @@ def train_starter(
         run.mark_by(StarterFinder(discs_by, run.device))
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
     near_every = FOUND_EVERY if run.finder is not None else None
-    patch = settings.patch or GRIDS[step].patch
+    patch = settings.patch_of(step)
     early = _batches(step, start, _early_patch(patch), settings, near_every=near_every)
     stream = _batches(step, start + 1, patch, settings, near_every=near_every)
     saved = began = time.monotonic()
@@ -232,9 +232,8 @@ def _save(run: _Run, folder: Path, latest: Path) -> None:
         "iterations_done": run.iteration,
         "seconds": round(run.seconds),
         "begun_from_sha256": run.origin,
-        "patch": list(run.settings.patch or GRIDS[run.step].patch),
     }
     done |= {"discs_by_sha256": run.finders} if run.finders else {}
     (folder / "training.json").write_text(
-        json.dumps({"step": run.step, **run.settings.record(), **done}, indent=2) + "\n"
+        json.dumps({"step": run.step, **run.settings.record(run.step), **done}, indent=2) + "\n"
     )

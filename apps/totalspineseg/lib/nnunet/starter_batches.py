@@ -95,7 +95,7 @@ def draw_sample(
     rng: np.random.Generator,
     spine: SyntheticSpine,
     step: int,
-    patch: tuple[int, ...] | None = None,
+    patch: tuple[int, ...],
     *,
     near_marked: bool = False,
 ) -> Sample:
@@ -105,14 +105,13 @@ def draw_sample(
         rng: Source of all randomness.
         spine: Drawn for the step's grid. Not modified.
         step: 1 or 2.
-        patch: Size on the network's grid, (Z, Y, X); None: the step's own.
+        patch: Size on the network's grid, (Z, Y, X).
         near_marked: Say where found discs are marked ones, which takes two distance maps; the rest stays the same.
 
     Returns:
         Channels and region shares, zero-padded to the patch.
     """
     grid = GRIDS[step]
-    patch = patch or grid.patch
     fine = [p * f for p, f in zip(patch, grid.drawn, strict=True)]
     if rng.random() < _SMALL_SCAN:
         fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
@@ -165,7 +164,7 @@ def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], drawn: tuple[int,
 def samples(
     step: int,
     seed: int,
-    patch: tuple[int, ...] | None = None,
+    patch: tuple[int, ...],
     *,
     pool_size: int = 8,
     uses_per_spine: int = 20,
@@ -176,7 +175,7 @@ def samples(
     Args:
         step: 1 or 2.
         seed: Starts the stream.
-        patch: Size on the network's grid, (Z, Y, X); None: the step's own.
+        patch: Size on the network's grid, (Z, Y, X).
         pool_size: Spines at hand at a time.
         uses_per_spine: Patches taken of one drawn spine, on average.
         near_every: The first and then every so many say where found discs are marked ones; None: none does.
@@ -185,7 +184,7 @@ def samples(
         One example after the other.
     """
     rng = np.random.default_rng(seed)
-    spacing = [s / n for s, n in zip(GRIDS[step].spacing_mm, GRIDS[step].drawn, strict=True)][::-1]
+    spacing = GRIDS[step].drawn_mm
     pool: list[SyntheticSpine] = []
     number = 0
     while True:

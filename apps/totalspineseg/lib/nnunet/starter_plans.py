@@ -30,6 +30,12 @@ class Grid:
     patch: tuple[int, int, int]
     drawn: tuple[int, int, int]
 
+    @property
+    def drawn_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel that spines are drawn with, axes (X, Y, Z) as theirs."""
+        z, y, x = (mm / n for mm, n in zip(self.spacing_mm, self.drawn, strict=True))
+        return x, y, z
+
 
 GRIDS: Final[Mapping[int, Grid]] = {
     1: Grid((2.0, 2.25, 3.5), (128, 56, 24), (2, 2, 2)),

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lib.nnunet.starter_plans import FEATURES
+from lib.nnunet.starter_plans import FEATURES, GRIDS
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class StarterSettings:
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}; 0.0015 is usual")
 
-    def record(self) -> dict[str, Any]:
-        """The settings as JSON holds them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+    def patch_of(self, step: int) -> tuple[int, ...]:
+        """The patch a step is trained on."""
+        return self.patch or GRIDS[step].patch
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The settings of a step's training as JSON holds them."""
+        used = asdict(self) | {"patch": self.patch_of(step)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in used.items()}
