@@ -1,4 +1,4 @@
-"""The gate: measures, the comparison over subjects, the verdict, the hold-out."""
+"""The gate: the comparison over subjects, the verdict, the hold-out."""
 
 import json
 import math
@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.anatomy import CANAL, CORD, DISC_L5_S, L1, L4, L5, SACRUM
-from lib.errors import GridError, StorageError
+from lib.agreement import GROUPS, CaseScore
+from lib.errors import StorageError
 from lib.gate import holdout
 from lib.gate.compare import MARGINS, SubjectScores, compare
-from lib.gate.measures import GROUPS, LEVELS, MEASURES, CaseScore, score_case
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
 from lib.gate.verdict import HOLDOUT, REFERENCE, GateReport, Verdict, judge
@@ -21,82 +20,10 @@ from lib.geometry import Volume
 from lib.prediction import Prediction
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 
-CUBE = 8
-"""Edge of a test structure, voxels: well above the least size of a level."""
-
-
-def column(*codes: int) -> np.ndarray:
-    """A stack of cubes, one per code, superior first."""
-    labels = np.zeros((CUBE, CUBE, CUBE * len(codes)), np.uint8)
-    for k, code in enumerate(reversed(codes)):
-        labels[:, :, k * CUBE : (k + 1) * CUBE] = code
-    return labels
-
-
-def test_a_perfect_prediction_scores_one_everywhere() -> None:
-    truth = column(L4, L5, DISC_L5_S, SACRUM, CANAL, CORD)
-    score = score_case(truth, truth)
-    assert [score.value(m) for m in MEASURES] == [1.0] * len(MEASURES)
-    assert score.levels == 3
-
-
-def test_wrong_names_cost_levels_but_not_outlines() -> None:
-    """A segmentation shifted by one level looked perfect to a Dice over all vertebrae."""
-    score = score_case(column(L4, L5, DISC_L5_S), column(L1, L4, DISC_L5_S))
-    assert score.value("vertebrae") == 1.0
-    assert (score.levels_right, score.levels) == (1, 3)
-
-
-def test_dice_is_twice_the_overlap_over_the_sum() -> None:
-    truth = column(L5, SACRUM)
-    predicted = truth.copy()
-    predicted[: CUBE // 2][truth[: CUBE // 2] == L5] = 0
-    assert score_case(truth, predicted).value("vertebrae") == pytest.approx(2 * 0.5 / 1.5)
-    assert score_case(truth, predicted).value("sacrum") == 1.0
-
-
-def test_a_level_barely_touched_does_not_count_as_found() -> None:
-    truth = column(L5)
-    predicted = np.zeros_like(truth)
-    predicted[0, :, :] = L5
-    assert score_case(truth, predicted).levels_right == 0
-
-
-def test_nothing_to_find_is_not_a_number_and_missed_is_zero() -> None:
-    score = score_case(column(L5), np.zeros_like(column(L5)))
-    assert math.isnan(score.value("cord"))
-    assert score.value("vertebrae") == 0.0
-    assert score.value(LEVELS) == 0.0
-
-
-def test_a_sliver_at_the_edge_of_the_scan_has_no_dice_but_a_structure_invented_there_has() -> None:
-    """29 voxels of a cord cost a scan as much as all its cord."""
-    truth = column(L5, SACRUM, SACRUM)
-    truth[0, 0, 0] = CORD
-    assert math.isnan(score_case(truth, column(L5, SACRUM, SACRUM)).value("cord"))
-    assert score_case(truth, column(CORD, CORD, SACRUM)).value("cord") < 0.01
-    assert math.isnan(score_case(column(L5, SACRUM, SACRUM), truth).value("cord"))
-    assert score_case(truth, truth, voxel_mm3=300.0).value("cord") == 1.0
-
-
-def test_finding_a_sliver_never_speaks_against_a_model() -> None:
-    """Who finds nothing counts as right where the other invents, and 305 voxels for 290 were such an invention."""
-    truth = column(L5, SACRUM)
-    truth[:, :, :CUBE] = 0
-    truth.reshape(-1)[np.flatnonzero(truth == 0)[:290]] = CORD
-    found = truth.copy()
-    found.reshape(-1)[np.flatnonzero(truth == 0)[:15]] = CORD
-    assert [math.isnan(score_case(truth, map_).value("cord")) for map_ in (column(L5, L5), found)] == [True, True]
-
-
-def test_other_shapes_are_refused() -> None:
-    with pytest.raises(GridError, match="shape"):
-        score_case(column(L5), column(L4, L5))
-
 
 def scores(value: float, levels: int = 10) -> CaseScore:
     """Every Dice the same, and that share of ten levels."""
-    return CaseScore(dict.fromkeys(GROUPS, value), levels, 10)
+    return CaseScore(dict.fromkeys(GROUPS, value), 10, levels, levels)
 
 
 def subject(name: str, change: float, levels: tuple[int, int] = (10, 10)) -> SubjectScores:
@@ -124,8 +51,8 @@ def test_subjects_count_once_however_many_scans_they_have() -> None:
 
 
 def test_a_group_only_one_model_invents_counts_against_it() -> None:
-    clean = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0)
-    inventing = CaseScore(dict.fromkeys(GROUPS, math.nan) | {"cord": 0.0}, 0, 0)
+    clean = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0, 0)
+    inventing = CaseScore(dict.fromkeys(GROUPS, math.nan) | {"cord": 0.0}, 0, 0, 0)
     found = {c.measure: c for c in compare([SubjectScores("a", (clean,), (inventing,))])}
     assert found["cord"].change == -1.0
     assert found["discs"].subjects == 0

@@ -13,13 +13,13 @@ import requests
 import torch
 from monailabel.client.client import MONAILabelClient
 
+from lib.agreement import GROUPS, CaseScore
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.wire import to_wire
 from lib.errors import TrainingError, WeightsError
 from lib.gate import holdout
 from lib.gate.compare import SubjectScores
-from lib.gate.measures import GROUPS, CaseScore
 from lib.nnunet import cases as training_cases
 from lib.nnunet.cases import Origin
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
@@ -47,7 +47,7 @@ from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_r
 
 def scores_of(change: float) -> tuple[SubjectScores, ...]:
     """Five subjects on which the candidate differs by so much."""
-    before, after = (CaseScore(dict.fromkeys(GROUPS, value), 9, 10) for value in (0.8, 0.8 + change))
+    before, after = (CaseScore(dict.fromkeys(GROUPS, value), 10, 9, 9) for value in (0.8, 0.8 + change))
     return tuple(SubjectScores(f"s{k}", (before,), (after,)) for k in range(5))
 
 

@@ -12,8 +12,8 @@ import pytest
 from local_server import TrainingFailedError
 from monailabel.client.client import MONAILabelClientException
 
+from lib.agreement import LEVELS, MEASURES
 from lib.corrections.wire import to_wire
-from lib.gate.measures import LEVELS, MEASURES
 from lib.geometry import Volume
 from lib.trainers.request import read_settings
 from lib.volume_io import write_volume

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.agreement import score_case
 from lib.anatomy import (
     CANAL,
     CODE_OF,
@@ -26,7 +27,6 @@ from lib.corrections.names import Mapped, map_names
 from lib.corrections.store import RECORD_FILE
 from lib.corrections.unreviewed import with_unreviewed, without_regions
 from lib.errors import LabelError
-from lib.gate.measures import score_case
 from lib.geometry import Grid
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
 from lib.nnunet.finetune_settings import NONE

@@ -29,9 +29,9 @@ from local_server import TrainingFailedError, own_app, serving, train  # noqa: E
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
+from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.anatomy import WIRE_LABELS  # noqa: E402
 from lib.corrections.wire import from_wire, to_wire  # noqa: E402
-from lib.gate.measures import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.registry.store import ModelStore  # noqa: E402
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lib.agreement import GROUPS, CaseScore
 from lib.gate.compare import SubjectScores
-from lib.gate.measures import GROUPS, CaseScore
 from lib.processes import parent_is_gone
 from real_app import RealApp
 
 
 def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
     """Five subjects on which nothing has changed."""
-    score = CaseScore(dict.fromkeys(GROUPS, 0.8), 9, 10)
+    score = CaseScore(dict.fromkeys(GROUPS, 0.8), 10, 9, 9)
     return tuple(SubjectScores(f"s{k}", (score,), (score,)) for k in range(5)) if list(cases) else ()
 
 

@@ -1,1 +1,1 @@
-"""Whether a newly trained model may be served: measures, comparison, hold-out, verdict."""
+"""Whether a newly trained model may be served: comparison, hold-out, verdict."""

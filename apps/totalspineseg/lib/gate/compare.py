@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.gate.measures import LEVELS, MEASURES, CaseScore
+from lib.agreement import LEVELS, MEASURES, CaseScore
 
 DICE_MARGIN: Final = 0.02
 """A group's Dice may fall by no more than this: about what two careful readers differ by."""

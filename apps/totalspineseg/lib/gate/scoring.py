@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.agreement import CaseScore, score_case
 from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
-from lib.gate.measures import CaseScore, score_case
 from lib.geometry import LabelArray, Volume, require_same_grid
 from lib.pipeline import Options, finish, locate, prepare
 from lib.prediction import Predictor

@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
 
+from lib.agreement import CaseScore
 from lib.errors import TrainingError
-from lib.gate.measures import CaseScore
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import GateReport, judge

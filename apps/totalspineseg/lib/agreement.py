@@ -11,6 +11,9 @@ from lib.anatomy import CANAL, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
 from lib.errors import GridError
 from lib.geometry import LabelArray
 
+Counts = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+"""Voxels by (true value, predicted value)."""
+
 GROUPS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {"vertebrae": VERTEBRAE, "discs": DISCS, "sacrum": (SACRUM,), "canal": (CANAL, CORD), "cord": (CORD,)}
 )
@@ -34,13 +37,15 @@ class CaseScore:
 
     Attributes:
         dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_GROUP_MM3``) and nothing was.
-        levels_right: Vertebrae and discs of the truth that were found under their own name.
-        levels: Vertebrae and discs of the truth.
+        levels: Vertebrae and discs of the truth in view (see ``MIN_LEVEL_MM3``).
+        levels_found: Of these, named as some level of their kind (see ``LEVEL_OVERLAP``).
+        levels_right: Of the found ones, those that carry their own name more than any other of their kind.
     """
 
     dice: Mapping[str, float]
-    levels_right: int
     levels: int
+    levels_found: int
+    levels_right: int
 
     def value(self, measure: str) -> float:
         """One of ``MEASURES`` as a number 0..1, nan when it does not apply."""
@@ -63,16 +68,38 @@ def score_case(truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1
     Raises:
         GridError: The shapes differ.
     """
+    counts = _joint_counts(truth, predicted)
+    return CaseScore(_dice(counts, GROUPS, voxel_mm3), *_levels(counts, MIN_LEVEL_MM3 / voxel_mm3))
+
+
+def dice_by_group(
+    truth: LabelArray,
+    predicted: LabelArray,
+    groups: Mapping[str, tuple[int, ...]] = GROUPS,
+    *,
+    voxel_mm3: float = 1.0,
+) -> dict[str, float]:
+    """The Dice of ``score_case`` for other groups, such as a network's regions.
+
+    Args:
+        truth: (X, Y, Z) uint8 values, ``UNREVIEWED`` where nobody has looked. Not modified.
+        predicted: The same shape. Not modified.
+        groups: Name -> values.
+        voxel_mm3: Volume of a voxel.
+
+    Returns:
+        Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_GROUP_MM3``) and nothing was.
+
+    Raises:
+        GridError: The shapes differ.
+    """
+    return _dice(_joint_counts(truth, predicted), groups, voxel_mm3)
+
+
+def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
+    """The one pass over the voxels."""
     if truth.shape != predicted.shape:
         raise GridError(f"a prediction of shape {truth.shape} is required, got {predicted.shape}; compare on one grid")
-    counts = _joint_counts(truth, predicted)
-    dice = {name: _dice(counts, codes, MIN_GROUP_MM3 / voxel_mm3) for name, codes in GROUPS.items()}
-    right, total = _levels(counts, MIN_LEVEL_MM3 / voxel_mm3)
-    return CaseScore(dice, right, total)
-
-
-def _joint_counts(truth: LabelArray, predicted: LabelArray) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Voxels by (true code, predicted code), the one pass over the voxels."""
     size = np.iinfo(np.uint8).max + 1
     pairs = truth.ravel().astype(np.int32) * size + predicted.ravel()
     counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
@@ -81,17 +108,21 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> np.ndarray[tuple[
     return counts
 
 
-def _dice(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], codes: tuple[int, ...], least: float) -> float:
-    rows = list(codes)
+def _dice(counts: Counts, groups: Mapping[str, tuple[int, ...]], voxel_mm3: float) -> dict[str, float]:
+    least = MIN_GROUP_MM3 / voxel_mm3
+    return {name: _dice_of(counts, list(values), least) for name, values in groups.items()}
+
+
+def _dice_of(counts: Counts, rows: list[int], least: float) -> float:
     true, found = int(counts[rows].sum()), int(counts[:, rows].sum())
     if true < least and found < 2 * least:
         return float("nan")
     return 2 * int(counts[np.ix_(rows, rows)].sum()) / (true + found)
 
 
-def _levels(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], least: float) -> tuple[int, int]:
-    """Levels under their own name, and levels of the truth."""
-    right = total = 0
+def _levels(counts: Counts, least: float) -> tuple[int, int, int]:
+    """Levels in view, found, and under their own name."""
+    total = found = right = 0
     for kind in (VERTEBRAE, DISCS):
         for code in kind:
             voxels = int(counts[code].sum())
@@ -99,6 +130,7 @@ def _levels(counts: np.ndarray[tuple[int, int], np.dtype[np.int64]], least: floa
                 continue
             total += 1
             names = counts[code, list(kind)]
-            enough = names.sum() >= LEVEL_OVERLAP * voxels
-            right += bool(enough and kind[int(names.argmax())] == code)
-    return right, total
+            if names.sum() >= LEVEL_OVERLAP * voxels:
+                found += 1
+                right += kind[int(names.argmax())] == code
+    return total, found, right
