@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import DISC_C2_C3, DISC_L5_S, DISCS, NAME_OF, SACRUM, Kind, Step1, column
+from block_spines import block_spine, classes_of, step1_answer
+from lib.anatomy import DISC_C2_C3, DISC_CLASSES, DISC_L5_S, DISCS, NAME_OF, SACRUM, Kind, Step1, Step2, column
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
@@ -215,6 +216,15 @@ def test_a_localizer_of_a_step_1_map_with_the_atlas() -> None:
     labels, numbering = name(case, localizer=case.truth)
     assert columns.errors(case, labels) == {}
     assert numbering.confident
+
+
+def test_a_step_1_map_as_localizer_does_not_call_every_vertebra_the_sacrum() -> None:
+    """A localizer done with --step1 named a lumbar scan from T6 on, where its discs alone named it rightly."""
+    truth = block_spine("L1")
+    raw = classes_of(truth, 2)
+    raw[np.isin(raw, DISC_CLASSES)] = Step2.DISC.value
+    labels, _ = name_map(Volume(raw, np.eye(4)), 2, localizer=step1_answer(truth))
+    np.testing.assert_array_equal(labels, truth)
 
 
 def test_a_localizer_of_a_patient_who_moved_still_counts() -> None:

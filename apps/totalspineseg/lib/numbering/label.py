@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import NAME_OF, Step1, Step2
+from lib.anatomy import BACKGROUND, C1, NAME_OF, SACRUM, VERTEBRAE, Step1, Step2
 from lib.clock import Clock, no_clock
 from lib.errors import GridError, LabelError
 from lib.geometry import AnyArray, Volume
@@ -75,7 +75,7 @@ def name_map(
     if pins and method == "iterative":
         raise LabelError("pins require the method 'chain', got 'iterative', which counts by its own rule; drop one")
     _require_classes(raw.data, step)
-    series = (*siblings, *(() if localizer is None else (Localizer(localizer),)))
+    series = (*siblings, *(() if localizer is None else (Localizer(_named(localizer)),)))
     for other in (*series, *(() if step1 is None else (step1.discs,))):
         if other.codes.shape != raw.data.shape:
             raise GridError(
@@ -113,6 +113,13 @@ def require_met(numbering: Numbering | None) -> None:
             f"a fixed level within {PIN_REACH_MM:.0f} mm of a structure of its kind is required, got {names} beside "
             "none; click inside the structure (RAS mm)"
         )
+
+
+def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+    """What a localizer names: of a step-1 map discs and C1 alone, since there the sacrum's code is every vertebra's."""
+    if np.isin(localizer, [code for code in VERTEBRAE if code != C1]).any():
+        return localizer
+    return np.where(localizer == SACRUM, BACKGROUND, localizer)
 
 
 def _require_classes(raw: AnyArray, step: Step) -> None:
