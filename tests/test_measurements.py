@@ -159,6 +159,32 @@ def test_cut_off_bodies_are_not_measured() -> None:
     assert row(rows, "L4")["body_middle_mm"] is not None
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_the_side_of_the_image_cuts_is_not_measured(side: str) -> None:
+    """In a narrow image beside the midline discs came out as thin as 7 of 9 mm, and the canal as half its area."""
+    labels = draw()
+    cut = row(measure(np.ascontiguousarray(labels[18:] if side == "left" else labels[:19]), (1, 1, 1)), "L2-L3")
+    assert {cut["disc_height_mm"], cut["canal_ap_mm"], cut["canal_area_mm2"], cut["cord_area_mm2"]} == {None}
+
+
+def test_a_canal_cut_off_behind_is_not_measured() -> None:
+    """Half a canal was measured as a canal of 10.8 mm instead of 15.8."""
+    cut = row(measure(np.ascontiguousarray(draw()[:, 44:]), (1, 1, 1)), "L2-L3")
+    assert (cut["canal_ap_mm"], cut["canal_area_mm2"], cut["cord_area_mm2"]) == (None, None, None)
+    assert cut["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
+@pytest.mark.parametrize("gap", [(120, 142), (122, 126), (110, 119)])
+def test_a_canal_that_was_missed_at_a_level_has_no_size_there(gap: tuple[int, int]) -> None:
+    """Beside a stretch without canal, 81 of 202 mm2 were measured."""
+    labels = draw()
+    part = labels[:, :, slice(*gap)]
+    part[np.isin(part, (CANAL, CORD))] = 0
+    there = row(measure(labels, (1, 1, 1)), "L2-L3")
+    assert (there["canal_ap_mm"], there["canal_area_mm2"], there["cord_area_mm2"]) == (None, None, None)
+    assert there["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
 def test_a_body_without_a_disc_above_is_not_measured() -> None:
     """A vertebra whose upper half the network missed was reported with half its height."""
     labels = draw()

@@ -24,7 +24,7 @@ def across(spine: Spine, code: int) -> dict[str, float | None]:
 
     Returns:
         Sagittal diameter of the canal (mm), area of canal and of cord (mm2); None where the level's piece is a
-        remnant, where the canal ends, and for a cord that is not there.
+        remnant, where the canal ends, was missed or is cut off, and for a cord that is not there.
     """
     points, _ = spine.band(code)
     empty: dict[str, float | None] = dict.fromkeys(("canal_ap_mm", "canal_area_mm2", "cord_area_mm2"))
@@ -40,6 +40,9 @@ def across(spine: Spine, code: int) -> dict[str, float | None]:
     offset = spine.canal_mm - spine.line[at]
     direction = direction / length
     slab = share(offset @ direction, float(np.abs(direction) @ spine.mm), -SLAB_MM, SLAB_MM)
+    here = spine.canal[slab > 0]
+    if not spine.has_canal(float(spine.line[at, 2]), SLAB_MM) or not len(here) or not spine.in_view(here):
+        return empty
     chord = slab * share(offset[:, 0], float(spine.mm[0]), -CHORD_MM, CHORD_MM)
     area = spine.voxel_mm3 / (2 * SLAB_MM)
     return {

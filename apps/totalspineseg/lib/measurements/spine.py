@@ -45,11 +45,16 @@ class Spine:
         return self._at[self._start[code] : self._start[code + 1]]
 
     def in_view(self, voxels: npt.NDArray[np.intp]) -> bool:
-        """Whether the structure ends inside the image, above, below, in front and behind."""
-        margin = EDGE_MM / self.mm[1:]
-        last = np.array(self.labels.shape)[1:] - 1
-        low, high = voxels[:, 1:].min(axis=0), voxels[:, 1:].max(axis=0)
+        """Whether these voxels of a structure end inside the image, on every side."""
+        margin = EDGE_MM / self.mm
+        last = np.array(self.labels.shape) - 1
+        low, high = voxels.min(axis=0), voxels.max(axis=0)
         return bool((low >= margin).all() and (high <= last - margin).all())
+
+    def has_canal(self, z_mm: float, reach_mm: float) -> bool:
+        """Whether every slice from so far below a height to so far above it shows the canal."""
+        first, last = (round((z_mm + side * reach_mm) / self.mm[2]) for side in (-1, 1))
+        return bool(np.isin(np.arange(first, last + 1), self.canal[:, 2]).all())
 
     def line_at(self, z_mm: Points) -> tuple[Points, Points]:
         """x and y of the centerline at given heights, mm."""
