@@ -81,6 +81,31 @@ def test_a_process_ends_soon_after_a_parent_that_was_killed(tmp_path: Path, need
     assert told.exists() == stores
 
 
+TYING = """
+import subprocess, sys, time
+from lib.processes import tied
+child = subprocess.Popen(tied(sys.argv[1:]), stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_a_tied_program_ends_with_whoever_started_it() -> None:
+    """After kill -9 of `make serve-ohif` its Orthanc held the folder, and the next one could not start."""
+    command = [sys.executable, "-c", TYING, sys.executable, "-c", WILLING]
+    lib = str(Path(processes.__file__).parents[1])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": lib}) as mother:
+        assert mother.stdout is not None
+        pid = int(mother.stdout.readline())
+        assert is_alive(pid)
+        mother.kill()
+    deadline = time.monotonic() + 20
+    while is_alive(pid):
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.05)
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits for somebody to notice does not."""
     with suppress(psutil.NoSuchProcess):

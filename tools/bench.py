@@ -26,6 +26,7 @@ from lib.numbering.step1_names import step1_names  # noqa: E402
 from lib.pipeline import locate, prepare, segment, step2_input  # noqa: E402
 from lib.prediction import Prediction  # noqa: E402
 from lib.preview import mid_sagittal, save_picture  # noqa: E402
+from lib.processes import unwind_on_signals  # noqa: E402
 from lib.synthesis.classes import step1_classes, step2_classes  # noqa: E402
 from lib.synthesis.options import Field, SpineOptions  # noqa: E402
 from lib.synthesis.spine import random_spine  # noqa: E402
@@ -157,4 +158,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -25,6 +25,7 @@ from monailabel.client.client import MONAILabelClient
 
 from lib.nnunet.networks import Networks
 from lib.nnunet.runtimes import RUNTIMES, Runtime
+from lib.processes import unwind_on_signals
 from lib.registry.store import ModelStore
 from lib.synthesis import demo_studies
 
@@ -171,4 +172,5 @@ def line(name: str, cold: float | None, warm: float | None, *, digits: int = 2) 
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

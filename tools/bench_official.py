@@ -24,6 +24,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import RUNTIMES
 from lib.prediction import Prediction
+from lib.processes import unwind_on_signals
 from lib.synthesis import demo_studies
 
 SEED = 11
@@ -86,4 +87,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

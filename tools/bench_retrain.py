@@ -33,6 +33,7 @@ from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.anatomy import WIRE_LABELS  # noqa: E402
 from lib.corrections.wire import from_wire, to_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
+from lib.processes import unwind_on_signals  # noqa: E402
 from lib.registry.store import ModelStore  # noqa: E402
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
 from lib.volume_io import read_labels, write_volume  # noqa: E402
@@ -237,4 +238,5 @@ def _print(
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -24,6 +24,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.openvino_network import load_openvino
+from lib.processes import unwind_on_signals
 
 FEATURES = [32, 64, 128, 256, 320, 320]
 BLOCKS = [1, 3, 4, 6, 6, 6]
@@ -129,4 +130,5 @@ def official_shape(folder: Path, like: ModelFolder, side: int) -> ModelFolder:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -27,6 +27,7 @@ from lib.corrections.store import CorrectionStore  # noqa: E402
 from lib.corrections.wire import from_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.preview import mid_sagittal, save_picture  # noqa: E402
+from lib.processes import unwind_on_signals  # noqa: E402
 from lib.synthesis import demo_studies  # noqa: E402
 from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
@@ -228,4 +229,5 @@ def print_table(rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

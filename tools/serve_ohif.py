@@ -4,7 +4,6 @@ Ctrl-C ends both. With --dicomweb the PACS is yours, and nothing is written to i
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 import threading
@@ -19,12 +18,11 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.errors import TotalSpineSegError  # noqa: E402
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
-from lib.processes import free_port  # noqa: E402
+from lib.processes import free_port, unwind_on_signals  # noqa: E402
 from lib.server import DEFAULT_HOST, DEFAULT_PORT, serve  # noqa: E402
 
 DEMO_STUDIES, DEMO_SEED = 3, 7
 ASK_SECONDS = 0.5
-STOPPED = 130
 
 
 def main() -> int:
@@ -36,8 +34,6 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
     arguments = parser.parse_args()
-    # So that Orthanc is ended, too, however this program is.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     folder = arguments.folder.resolve()
     pacs: AbstractContextManager[Orthanc | None] = nullcontext()
     if not arguments.dicomweb:
@@ -52,8 +48,6 @@ def main() -> int:
             serve(address, host=arguments.host, port=arguments.port, weights=arguments.weights, work=work)
     except TotalSpineSegError as error:
         sys.exit(f"serve-ohif: {error}")
-    except KeyboardInterrupt:
-        return STOPPED
     return 0
 
 
@@ -82,4 +76,5 @@ def announce(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -18,7 +18,7 @@ APP: Final = ROOT / "apps" / "totalspineseg"
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
-from lib.processes import free_port, stop  # noqa: E402
+from lib.processes import free_port, stop, tied  # noqa: E402
 
 START_SECONDS: Final = 300
 """The first start after an installation compiles every module; later ones take 4 s on a quiet machine."""
@@ -47,7 +47,9 @@ def server_process(
     started: Callable[[int], None] = lambda pid: None,
     **options: object,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A server that answers, and is stopped at the end.
+    """A server that answers, and is stopped at the end, with what it started.
+
+    A program that uses it calls ``lib.processes.unwind_on_signals`` first: a signal would end it before this one's end.
 
     Args:
         studies: Folder of images, or a DICOMweb address.
@@ -69,7 +71,7 @@ def server_process(
     paths = os.pathsep.join(map(str, (APP, *modules)))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", RUN, given],
+            tied([sys.executable, "-c", RUN, given]),
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},

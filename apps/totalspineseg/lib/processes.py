@@ -1,10 +1,13 @@
 """What it takes to run another program beside this one: a port for it, its end, and no life of its own after ours."""
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 STOP_SECONDS: Final = 60
@@ -15,6 +18,20 @@ LOOK_SECONDS: Final = 1.0
 """How often a background process looks for its parent."""
 GRACE_SECONDS: Final = 20.0
 """For what a background process has to store once its parent is gone, such as a training its state."""
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end."""
+SIGNALED: Final = 128
+"""A shell adds the signal's number to it for the exit status."""
+TIED: Final = """
+import ctypes, os, signal, sys
+kernel = ctypes.CDLL(None)
+if hasattr(kernel, "prctl"):
+    kernel.prctl(1, ctypes.c_ulong(signal.SIGTERM))
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Has Linux send SIGTERM when the parent is gone (1: PR_SET_PDEATHSIG), and becomes the program."""
 
 
 def free_port() -> int:
@@ -38,6 +55,33 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """A command that gets SIGTERM when this process is gone, even by SIGKILL; on systems other than Linux as it was.
+
+    Args:
+        command: A program's path and its arguments, to be started by a thread that lasts as long as it shall: Linux
+            takes the thread for the parent.
+    """
+    return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
+
+
+def unwind_on_signals() -> None:
+    """Let signals that end this process raise ``SystemExit``: what it started is stopped, its folders are removed.
+
+    A second one changes nothing, for that must not be left half done. One that is ignored already, as by nohup, stays
+    so.
+    """
+
+    def leave(number: int, _: object) -> None:
+        for other in ENDING:
+            signal.signal(other, lambda *_: None)
+        sys.exit(SIGNALED + number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, leave)
 
 
 def become_parent() -> None:

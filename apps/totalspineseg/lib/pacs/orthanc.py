@@ -13,7 +13,7 @@ from typing import Final
 import requests
 
 from lib.errors import StorageError
-from lib.processes import stop
+from lib.processes import stop, tied
 
 PROGRAM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 """Debian installs Orthanc where an ordinary user's PATH does not look."""
@@ -54,7 +54,7 @@ def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
     Raises:
         StorageError: Orthanc or its DICOMweb plugin is not installed, or it did not start.
     """
-    command = [_program(), str(_configuration(folder, port))]
+    command = tied([_program(), str(_configuration(folder, port))])
     log = folder / "orthanc.log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
