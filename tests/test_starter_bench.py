@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 import columns
+from lib.anatomy import CORD, DISC_L5_S, DISC_T12_L1
 from lib.geometry import Volume
 from lib.preview import Plane, course_of
 from lib.preview.plane import Picture
+from lib.volume_io import write_volume
+from phantom import RAS, lumbar_codes
 
 SPACING = 2.0
 
@@ -58,3 +61,29 @@ def test_a_scan_in_which_nothing_is_found_is_pictured_in_its_middle(scan: tuple[
     both = bench_starter.beside(volume, np.zeros_like(labels))
     bare = Plane(volume, course_of(None, volume.grid), sagittal=True).picture(None)
     np.testing.assert_array_equal(both[: len(bare), : bare.shape[1]], bare)
+
+
+def test_real_scans_with_labels_are_scored_as_the_gate_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A level of which a quarter was labeled was found by the gate's rule and not by the bench's."""
+    truth = lumbar_codes()
+    found = truth.copy()
+    where = np.flatnonzero(truth == DISC_T12_L1)
+    found.reshape(-1)[where[where.size // 4 + 1 :]] = 0
+    found[found == DISC_L5_S] = DISC_T12_L1
+    (tmp_path / "scan").mkdir()
+    write_volume(tmp_path / "scan" / "cord.nii.gz", (truth == CORD).astype(np.uint8), RAS)
+    write_volume(tmp_path / "scan" / "codes.nii.gz", truth, RAS)
+    files = {
+        "CORDS": {"scan": ("", "cord.nii.gz")},
+        "DISCS": {"scan": ("", "codes.nii.gz")},
+        "POINTS": {},
+        "CENTERS": {},
+    }
+    for name, content in files.items():
+        monkeypatch.setattr(bench_starter, name, content)
+    monkeypatch.setattr(bench_starter, "segment", lambda *_: (truth, found, True))
+    bench_starter.real(tmp_path, None, None)
+    rows = capsys.readouterr().out.splitlines()[3:]
+    assert rows == ["| scan | cord | 1.00 | 1.00 | | | yes |", "| scan | discs | 1.00 | 0.93 | 6 of 6 | 5 of 6 | yes |"]

@@ -1,58 +1,28 @@
-"""What the starter's report counts: levels in view, found, and named right."""
+"""What the starter's report says: Dice by structure, levels and scans by field of view and contrast, the flagged."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import columns
-from lib import anatomy
-from lib.nnunet.starter_evaluation import CaseScore, Report, is_flagged, levels_in_view
-from lib.synthesis import Field
+from lib.agreement import GROUPS, CaseScore
+from lib.anatomy import L4, STEP1_REGIONS
+from lib.nnunet.starter_evaluation import Report, SpineScore, is_flagged, score
+from lib.synthesis import Field, SyntheticSpine
+from phantom import RAS, CodeReader, image_of, lumbar_codes
 
-Codes = NDArray[np.uint8]
-L3, L4, L4_L5 = 43, 44, 95
-
-
-@pytest.fixture
-def truth() -> Codes:
-    codes = np.zeros((10, 10, 40), np.uint8)
-    codes[:, :, 20:30], codes[:, :, 8:16], codes[:, :, 16:20] = L3, L4, L4_L5
-    codes[0, 0, 39] = anatomy.L5  # a corner of a few voxels is no level in view
-    return codes
-
-
-def renamed(codes: Codes, old: int, new: int) -> Codes:
-    return np.where(codes == old, new, codes).astype(np.uint8)
-
-
-def test_all_found_and_named(truth: Codes) -> None:
-    assert levels_in_view(truth, truth) == (3, 3, 3)
-
-
-def test_wrong_name_is_found_but_not_named(truth: Codes) -> None:
-    assert levels_in_view(truth, renamed(truth, L4, anatomy.L5)) == (3, 3, 2)
-
-
-def test_thin_result_of_the_right_name_counts(truth: Codes) -> None:
-    found = truth.copy()
-    found[:, :, 13:16] = 0  # 5 of 8 slices left
-    assert levels_in_view(truth, found) == (3, 3, 3)
-
-
-@pytest.mark.parametrize("instead", [0, L4_L5, anatomy.SACRUM], ids=["nothing", "disc", "sacrum"])
-def test_level_covered_by_no_vertebra_is_not_found(truth: Codes, instead: int) -> None:
-    levels, found, named = levels_in_view(truth, renamed(truth, L4, instead))
-    assert (levels, found, named) == (3, 2, 2)
+NO_DICE = dict.fromkeys(STEP1_REGIONS, math.nan)
 
 
 def case(
     found: int, named: int, flagged: bool, contrast: str = "T2", *, discs: float = 0.8, seconds: float = 10.0
-) -> CaseScore:
-    dice = {"discs": discs, "canal": 0.6}
-    return CaseScore("lumbar", contrast, "normal", {}, dice, 10, found, named, flagged, seconds)
+) -> SpineScore:
+    dice = dict.fromkeys(GROUPS, math.nan) | {"discs": discs, "canal": 0.6}
+    result = CaseScore(dice, 10, found, named)
+    return SpineScore("lumbar", contrast, "normal", NO_DICE, result, flagged, seconds)
 
 
 def test_table_counts_scans_right_and_the_others_flagged_by_field_and_contrast() -> None:
@@ -71,6 +41,26 @@ def test_table_counts_scans_right_and_the_others_flagged_by_field_and_contrast()
         "| T1 | 1 | 0.50 | 10 | 80 % | 88 % | 0 | 0 | 0 of 1 | 20.0 |",
         "| all | 5 | 0.66 | 50 | 70 % | 94 % | 1 | 2 | 2 of 3 | 12.0 |",
     ]
+
+
+def test_a_dice_counts_the_cases_to_which_it_applies() -> None:
+    rows = Report((case(1, 1, False), case(1, 1, False, discs=math.nan))).table().splitlines()
+    assert "| 2 | discs | 0.80 | 1 |" in rows
+    assert "| 2 | canal | 0.60 | 2 |" in rows
+    assert "| 2 | cord | - | 0 |" in rows
+    assert "| 1 | disc | - | 0 |" in rows
+
+
+def test_a_spine_is_scored_by_what_either_step_finds() -> None:
+    codes = lumbar_codes()
+    spine = SyntheticSpine(codes, codes, RAS.affine, "normal", (), ())
+    seen = score(spine, image_of(codes), CodeReader(1), CodeReader(2), "lumbar", "T2")
+    assert min(seen.step1["disc"], seen.step1["canal"], seen.result.dice["discs"]) > 0.99
+    assert (seen.all_right, seen.found_right) == (True, True)
+    blind = score(spine, np.zeros_like(image_of(codes)), CodeReader(1), CodeReader(2), "lumbar", "T2")
+    assert max(blind.step1["disc"], blind.result.dice["discs"]) == 0.0
+    assert (blind.result.levels, blind.result.levels_found) == (seen.result.levels, 0)
+    assert (blind.all_right, blind.found_right, blind.flagged) == (False, False, True)
 
 
 def test_a_report_of_nothing_is_a_table_without_figures() -> None:
@@ -98,5 +88,5 @@ def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
     """Real scans were flagged by the chain model alone, synthetic ones by the linter, too."""
     labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
     numbering = None if confident is None else SimpleNamespace(confident=confident)
-    result = SimpleNamespace(labels=renamed(labels, missing, 0), numbering=numbering)
+    result = SimpleNamespace(labels=np.where(labels == missing, 0, labels), numbering=numbering)
     assert is_flagged(result, (2.0, 2.0, 2.0)) is flagged  # type: ignore[arg-type]

@@ -21,11 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib import anatomy, pipeline  # noqa: E402
+from lib.agreement import dice_by_group, score_case  # noqa: E402
 from lib.errors import NoSpineError  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.nnunet.predictor import WarmPredictor  # noqa: E402
-from lib.nnunet.starter_evaluation import EVALUATION_SEED, CaseScore, dice, evaluate_starter, is_flagged  # noqa: E402
+from lib.nnunet.starter_evaluation import EVALUATION_SEED, SpineScore, evaluate_starter, is_flagged  # noqa: E402
 from lib.nnunet.starter_plans import STARTER_FOLDERS  # noqa: E402
 from lib.preview import Plane, course_of, save_picture  # noqa: E402
 from lib.synthesis import Field  # noqa: E402
@@ -56,11 +57,11 @@ REACH_MM = 10.0
 """A marked level counts as found when some level of its kind is labeled this near; a disc is 5 to 12 mm high."""
 
 
-def show(case: CaseScore) -> None:
-    flag = " (flagged)" if case.flagged else ""
+def show(case: SpineScore) -> None:
+    result, flag = case.result, " (flagged)" if case.flagged else ""
     print(
-        f"{case.field}, {case.contrast}, {case.column}: {case.found} of {case.levels} levels found, "
-        f"{case.named} named right{flag}, {case.seconds:.1f} s",
+        f"{case.field}, {case.contrast}, {case.column}: {result.levels_found} of {result.levels} levels found, "
+        f"{result.levels_right} named right{flag}, {case.seconds:.1f} s",
         flush=True,
     )
 
@@ -84,23 +85,29 @@ def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndar
     return first, scan.labels_to_input(result.labels), is_flagged(result, scan.iso.spacing)
 
 
+def annotation(path: Path) -> tuple[np.ndarray, float]:
+    """What an annotator drew, and the volume of a voxel, mm^3."""
+    image = nib.load(path)
+    return np.asarray(image.dataobj), float(np.prod(image.header.get_zooms()[:3]))
+
+
 def real(folder: Path, one: WarmPredictor, two: WarmPredictor) -> None:
     print("\n| real scan | structure | Dice, step 1 | Dice, result | found | named right | flagged |")
     print("|---|---|---|---|---|---|---|")
     for name, (image, mask) in CORDS.items():
         first, last, flagged = segment(folder / name / image, one, two)
-        truth = np.asarray(nib.load(folder / name / mask).dataobj) > 0
-        scores = [dice(truth, found == anatomy.CORD) for found in (first, last)]
+        truth, voxel_mm3 = annotation(folder / name / mask)
+        cord = np.where(truth > 0, anatomy.CORD, anatomy.BACKGROUND).astype(np.uint8)
+        scores = [dice_by_group(cord, found, voxel_mm3=voxel_mm3)["cord"] for found in (first, last)]
         print(f"| {name} | cord | {scores[0]:.2f} | {scores[1]:.2f} | | | {'yes' if flagged else 'no'} |", flush=True)
     for name, (image, mask) in DISCS.items():
         first, last, flagged = segment(folder / name / image, one, two)
-        truth = np.asarray(nib.load(folder / name / mask).dataobj)
-        codes = [int(c) for c in np.unique(truth) if c in anatomy.DISCS]
-        scores = [dice(np.isin(truth, codes), np.isin(found, anatomy.DISCS)) for found in (first, last)]
-        covered = [np.isin(last[truth == c], anatomy.DISCS).mean() > 0.3 for c in codes]
-        named = [(last[truth == c] == c).mean() > 0.3 for c in codes]
-        row = f"{sum(covered)} of {len(codes)} | {sum(named)} of {len(codes)} | {'yes' if flagged else 'no'}"
-        print(f"| {name} | discs | {scores[0]:.2f} | {scores[1]:.2f} | {row} |", flush=True)
+        truth, voxel_mm3 = annotation(folder / name / mask)
+        discs = np.where(np.isin(truth, anatomy.DISCS), truth, anatomy.BACKGROUND).astype(np.uint8)
+        before, after = (score_case(discs, found, voxel_mm3=voxel_mm3) for found in (first, last))
+        found, right = (f"{count} of {after.levels}" for count in (after.levels_found, after.levels_right))
+        dice = f"{before.dice['discs']:.2f} | {after.dice['discs']:.2f}"
+        print(f"| {name} | discs | {dice} | {found} | {right} | {'yes' if flagged else 'no'} |", flush=True)
     sct = {value: code for code, value in anatomy.LEVEL_POINT.items()}
     centers = dict(enumerate(anatomy.column().vertebrae, start=1))
     for sets, names, kind in ((POINTS, sct, anatomy.DISCS), (CENTERS, centers, anatomy.VERTEBRAE)):

@@ -1,4 +1,8 @@
-"""How well two models segment and name synthetic spines they have never seen."""
+"""How well two models segment and name synthetic spines they have never seen.
+
+What has a Dice, and when a level is in view, found and named right, is the gate's rule: ``lib.agreement``. A structure
+that is invented where the truth shows none, or a sliver, is a case of its Dice, too.
+"""
 
 import math
 import time
@@ -10,7 +14,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lib import anatomy, pipeline
+from lib import pipeline
+from lib.agreement import GROUPS, CaseScore, dice_by_group, score_case
+from lib.anatomy import STEP1_REGIONS
 from lib.errors import NoSpineError
 from lib.geometry import Volume
 from lib.nnunet.model_folder import ModelFolder
@@ -20,41 +26,24 @@ from lib.numbering.lint import lint
 from lib.prediction import Predictor
 from lib.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render, step1_classes
 
-Codes = NDArray[np.uint8]
-
 EVALUATION_SEED: Final = 1_000_003
 """Far from every training seed: these spines are unseen."""
-FOUND_SHARE: Final = 0.3
-"""A level counts as found when this much of it is labeled as some level of its kind; named right when most of that
-carries its own name. How well the borders fit is the Dice's business."""
-MIN_VOXELS: Final = 300
-"""Structures cut to fewer voxels (1 mm) at the border of the scan are not counted, mm^3."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
 """Extent of the evaluated scans, that of a usual sagittal series; whole columns are as tall as they are."""
 LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach")
 """What the linter says of names and levels; a loose fragment is a ragged border."""
-GROUPS: Final[Mapping[str, tuple[int, ...]]] = {
-    "vertebrae": anatomy.VERTEBRAE,
-    "discs": anatomy.DISCS,
-    "sacrum": (anatomy.SACRUM,),
-    "canal": (anatomy.CANAL, anatomy.CORD),
-    "cord": (anatomy.CORD,),
-}
 
 
 @dataclass(frozen=True)
-class CaseScore:
+class SpineScore:
     """One spine's score.
 
     Attributes:
         field: Part of the column in view.
         contrast: What it was rendered as.
         column: "normal" or its variant.
-        step1: Dice by step-1 region.
-        step2: Dice by group of the final result, names aside.
-        levels: Vertebrae and discs in view.
-        found: Of these, labeled as some level.
-        named: Of the found ones, named right.
+        step1: Dice by step-1 region of the raw network; nan as in ``CaseScore``.
+        result: Of the finished labels.
         flagged: See ``is_flagged``; a scan without a spine is.
         seconds: From the image to the named segmentation.
     """
@@ -63,34 +52,31 @@ class CaseScore:
     contrast: str
     column: str
     step1: Mapping[str, float]
-    step2: Mapping[str, float]
-    levels: int
-    found: int
-    named: int
+    result: CaseScore
     flagged: bool
     seconds: float
 
     @property
     def found_right(self) -> bool:
         """Some level is found, and every found one is named right; others may be missing."""
-        return self.named == self.found > 0
+        return self.result.levels_right == self.result.levels_found > 0
 
     @property
     def all_right(self) -> bool:
         """Every level in view is found and named right."""
-        return self.named == self.found == self.levels > 0
+        return self.result.levels_right == self.result.levels > 0
 
 
 @dataclass(frozen=True)
 class Report:
     """Scores of all cases."""
 
-    cases: tuple[CaseScore, ...] = field(default_factory=tuple)
+    cases: tuple[SpineScore, ...] = field(default_factory=tuple)
 
-    def mean(self, step: int, name: str) -> float:
-        """Mean Dice of a region (step 1) or group (step 2) over the cases that show it; NaN when none does."""
-        scores = ((c.step1 if step == 1 else c.step2).get(name) for c in self.cases)
-        return _mean(s for s in scores if s is not None)
+    def dice(self, step: int, name: str) -> tuple[float, ...]:
+        """Dice of a region (step 1) or group (step 2), case by case, where it applies."""
+        scores = ((c.step1 if step == 1 else c.result.dice)[name] for c in self.cases)
+        return tuple(s for s in scores if not math.isnan(s))
 
     def seconds(self, view: Field | None = None) -> float:
         """Mean time a scan, s, of one field of view or of all; NaN without such a scan."""
@@ -99,10 +85,10 @@ class Report:
     def table(self) -> str:
         """The report as Markdown."""
         lines = ["| step | structure | mean Dice | cases |", "|---|---|---|---|"]
-        for step, names in ((1, tuple(anatomy.STEP1_REGIONS)), (2, tuple(GROUPS))):
+        for step, names in ((1, tuple(STEP1_REGIONS)), (2, tuple(GROUPS))):
             for name in names:
-                count = sum(name in (c.step1 if step == 1 else c.step2) for c in self.cases)
-                lines.append(f"| {step} | {name} | {_figure(self.mean(step, name), 2)} | {count} |")
+                scores = self.dice(step, name)
+                lines.append(f"| {step} | {name} | {_figure(_mean(scores), 2)} | {len(scores)} |")
         lines += [
             "",
             "| part | scans | mean Dice | levels in view | found | of these named right | "
@@ -118,11 +104,12 @@ class Report:
 def _row(name: str, report: Report) -> str:
     """One part of the cases: mean Dice over the groups of the result, levels, scans by their names, time."""
     cases = report.cases
-    levels, found, named = (sum(getattr(c, what) for c in cases) for what in ("levels", "found", "named"))
+    levels = sum(c.result.levels for c in cases)
+    found, named = sum(c.result.levels_found for c in cases), sum(c.result.levels_right for c in cases)
     whole, right = sum(c.all_right for c in cases), sum(c.found_right for c in cases)
     flagged = sum(c.flagged for c in cases if not c.found_right)
     shares = f"{100 * found / max(levels, 1):.0f} % | {100 * named / max(found, 1):.0f} %"
-    mean = _figure(_mean(m for m in (report.mean(2, group) for group in GROUPS) if not math.isnan(m)), 2)
+    mean = _figure(_mean(_mean(scores) for group in GROUPS if (scores := report.dice(2, group))), 2)
     scans = f"{whole} | {right} | {flagged} of {len(cases) - right}"
     return f"| {name} | {len(cases)} | {mean} | {levels} | {shares} | {scans} | {_figure(report.seconds(), 1)} |"
 
@@ -135,48 +122,6 @@ def _mean(values: Iterable[float]) -> float:
 
 def _figure(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Dice overlap of two masks; 1 when both are empty."""
-    total = int(first.sum()) + int(second.sum())
-    return 2 * int((first & second).sum()) / total if total else 1.0
-
-
-def region_dice(truth: Codes, found: Codes, groups: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    """Dice by group of values, for the groups the truth shows with at least ``MIN_VOXELS``."""
-    scores = {}
-    for name, values in groups.items():
-        mask = np.isin(truth, values)
-        if int(mask.sum()) >= MIN_VOXELS:
-            scores[name] = dice(mask, np.isin(found, values))
-    return scores
-
-
-def levels_in_view(truth: Codes, found: Codes) -> tuple[int, int, int]:
-    """How many vertebrae and discs a scan shows, how many are found, and how many of those are named right.
-
-    Args:
-        truth: Output codes, uint8 (X, Y, Z).
-        found: Output codes of a result on the same grid.
-
-    Returns:
-        Levels in view, found, named right; structures of fewer than ``MIN_VOXELS`` voxels are not counted.
-    """
-    levels = seen = named = 0
-    for kind in (anatomy.VERTEBRAE, anatomy.DISCS):
-        same_kind = np.isin(found, kind)
-        for code in kind:
-            mask = truth == code
-            size = int(mask.sum())
-            if size < MIN_VOXELS:
-                continue
-            levels += 1
-            names = found[mask & same_kind]
-            if names.size >= FOUND_SHARE * size:
-                seen += 1
-                named += 2 * int((names == code).sum()) > names.size
-    return levels, seen, named
 
 
 def is_flagged(result: pipeline.Segmentation, spacing: Sequence[float]) -> bool:
@@ -200,8 +145,8 @@ def score(
     step2: Predictor,
     view: str,
     contrast: str,
-) -> CaseScore:
-    """Run the whole pipeline on one image and compare it with the truth; a spine not found scores 0."""
+) -> SpineScore:
+    """Run the whole pipeline on one image of 1 mm and compare it with the truth; a spine not found scores 0."""
     began = time.monotonic()
     scan = pipeline.prepare(Volume(image, spine.affine))
     truth1 = step1_classes(spine.labels)
@@ -216,10 +161,8 @@ def score(
         pass
     seconds = time.monotonic() - began
     flagged = result is None or is_flagged(result, scan.iso.spacing)
-    scores1 = region_dice(truth1, found1, anatomy.STEP1_REGIONS)
-    scores2 = region_dice(spine.labels, found2, GROUPS)
-    levels, seen, named = levels_in_view(spine.labels, found2)
-    return CaseScore(view, contrast, spine.column, scores1, scores2, levels, seen, named, flagged, seconds)
+    dice1 = dice_by_group(truth1, found1, STEP1_REGIONS)
+    return SpineScore(view, contrast, spine.column, dice1, score_case(spine.labels, found2), flagged, seconds)
 
 
 def evaluate_starter(
@@ -228,7 +171,7 @@ def evaluate_starter(
     n: int = 12,
     seed: int = EVALUATION_SEED,
     device: str = "cpu",
-    progress: Callable[[CaseScore], None] | None = None,
+    progress: Callable[[SpineScore], None] | None = None,
 ) -> Report:
     """Score the starter models on unseen synthetic spines, fields of view and contrasts in turn.
 
