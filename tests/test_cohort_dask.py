@@ -243,7 +243,7 @@ def test_a_stopped_worker_writes_nothing(tmp_path: Path, store: ModelStore, scan
 
 
 def test_what_is_sent_to_workers_comes_back() -> None:
-    case = Case("a b", Path("/in/a b.nii"), Path("sub-01/anat"), Path("/loc/a.nii.gz"), localizer_missing=False)
+    case = Case("a b", Path("/in/a b.nii"), Path("sub-01/anat"), Path("/loc/a.nii.gz"), "why")
     assert Case.from_json(json.loads(json.dumps(case.as_json()))) == case
     options = RunOptions(iso=True, keep=("input",), method="iterative", pins=(Pin(CODE_OF["L5"], (1.0, 2.0, 3.0)),))
     assert RunOptions.from_json(json.loads(json.dumps(options.as_json()))) == options

@@ -1,10 +1,12 @@
 """Which scans a folder holds."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lib.cohort.inputs import Case, find_cases, pair_localizers
+from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers
 from lib.errors import ImageError
 
 DICOM = b"\0" * 128 + b"DICM rest"
@@ -93,7 +95,7 @@ def test_localizer_pairs(
     case = Case(name, tmp_path / f"{name}.nii.gz", Path("sub-01/anat"))
     paired = pair_localizers([case], folder, suffixes=suffixes, localizer_suffix=localizer_suffix)
     assert paired[0].localizer == folder / file
-    assert not paired[0].localizer_missing
+    assert not paired[0].no_localizer
 
 
 def test_one_localizer_file_serves_all_scans(tmp_path: Path) -> None:
@@ -102,16 +104,32 @@ def test_one_localizer_file_serves_all_scans(tmp_path: Path) -> None:
     assert [case.localizer for case in pair_localizers(cases, file)] == [file, file]
 
 
-def test_earlier_results_serve_as_localizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "by_earlier", "by_folder"),
+    [
+        ({"confident": True}, "", ""),
+        ({"confident": None}, "", ""),
+        ({"confident": False}, DOUBTFUL, DOUBTFUL),
+        (None, DOUBTFUL, ""),
+    ],
+    ids=["certain", "iterative", "not certain", "unfinished"],
+)
+def test_results_serve_as_localizers_if_certain(tmp_path: Path, record: Any, by_earlier: str, by_folder: str) -> None:
+    """A scan numbered by a guess (probability 0.3) made the next one certain of the same wrong names."""
     folder = make(tmp_path / "step2_output", "s_T1w.nii.gz")
-    case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
-    paired = pair_localizers([case], None, suffixes=["_T2w"], localizer_suffix="_T1w", earlier=[folder])
-    assert paired[0].localizer == folder / "s_T1w.nii.gz"
+    if record is not None:
+        make(tmp_path / "reports", "s_T1w.json", content=json.dumps(record).encode())
+    cases = [Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())]
+    given = {"suffixes": ["_T2w"], "localizer_suffix": "_T1w"}
+    expected = [by_earlier, by_folder, by_folder]
+    for localizer, why in zip((None, folder, folder / "s_T1w.nii.gz"), expected, strict=True):
+        (paired,) = pair_localizers(cases, localizer, earlier=[folder], **given)
+        assert (paired.localizer, paired.no_localizer) == (None if why else folder / "s_T1w.nii.gz", why)
 
 
 def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
     case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
-    assert pair_localizers([case], tmp_path)[0].localizer_missing
-    assert not pair_localizers([case], None)[0].localizer_missing
+    assert pair_localizers([case], tmp_path)[0].no_localizer == MISSING
+    assert not pair_localizers([case], None)[0].no_localizer
     with pytest.raises(ImageError, match="as localizer"):
         pair_localizers([case], tmp_path / "nowhere")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
 
@@ -15,6 +16,8 @@ DICOM_DEPTH: Final = 3
 DICOM_MAGIC: Final = (128, b"DICM")
 """Where a DICOM file says that it is one (PS3.10)."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+MISSING: Final = "no localizer was found for this scan"
+DOUBTFUL: Final = "the localizer of this scan is not certain of its own levels, or unfinished, and was not used"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Case:
         path: Image file, or folder of a DICOM series.
         folder: Its folder below INPUT ("sub-01/anat" in BIDS), "." for INPUT itself.
         localizer: Label map of another series of the patient, or None.
-        localizer_missing: A localizer was asked for, but there is none for this scan.
+        no_localizer: Why there is none although one was asked for; empty otherwise.
     """
 
     name: str
     path: Path
     folder: Path
     localizer: Path | None = None
-    localizer_missing: bool = False
+    no_localizer: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values with absolute paths, for other machines."""
@@ -42,7 +45,7 @@ class Case:
             "path": str(self.path.absolute()),
             "folder": str(self.folder),
             "localizer": None if self.localizer is None else str(self.localizer.absolute()),
-            "localizer_missing": self.localizer_missing,
+            "no_localizer": self.no_localizer,
         }
 
     @classmethod
@@ -54,7 +57,7 @@ class Case:
             Path(content["path"]),
             Path(content["folder"]),
             None if localizer is None else Path(localizer),
-            content["localizer_missing"],
+            content["no_localizer"],
         )
 
 
@@ -156,6 +159,7 @@ def pair_localizers(
 
     "sub-01_T2w" with suffixes ("_T2w",) and localizer suffix "_T1w" gets "sub-01_T1w", looked for in the
     localizer folder, in the scan's own folder below it, and (without a localizer folder) among earlier results.
+    A result of ours that is not certain of its own levels is no localizer: it would pass its guess on as knowledge.
 
     Args:
         cases: From ``find_cases``.
@@ -165,7 +169,7 @@ def pair_localizers(
         earlier: Folders of label maps from an earlier run, used when there is no ``localizer``.
 
     Returns:
-        The scans; ``localizer_missing`` where one was asked for in vain.
+        The scans; ``no_localizer`` says why where one was asked for in vain.
 
     Raises:
         ImageError: ``localizer`` does not exist.
@@ -175,14 +179,23 @@ def pair_localizers(
     if localizer is not None and not localizer.exists():
         raise ImageError(f"a label map or a folder of them is required as localizer, got {str(localizer)!r}")
     if localizer is not None and localizer.is_file():
-        return tuple(replace(case, localizer=localizer) for case in cases)
+        return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:
         folders = earlier if localizer is None else (localizer, localizer / case.folder)
         names = _localizer_names(case, suffixes, localizer_suffix)
         match = next((p for folder in folders for name in names if (p := _label_file(folder, name)) is not None), None)
-        paired.append(replace(case, localizer=match, localizer_missing=match is None))
+        paired.append(_paired(case, match, ours=localizer is None))
     return tuple(paired)
+
+
+def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
+    if localizer is None:
+        return replace(case, no_localizer=MISSING)
+    record = read_record(localizer.parent.parent, stem(localizer))
+    # Without a record it is somebody's own map, or among our results one of a scan that was not finished.
+    doubtful = ours if record is None else record.get("confident") is False
+    return replace(case, no_localizer=DOUBTFUL) if doubtful else replace(case, localizer=localizer)
 
 
 def _localizer_names(case: Case, suffixes: Sequence[str], localizer_suffix: str | None) -> list[str]:

@@ -201,8 +201,8 @@ def _warnings(case: Case, numbering: Numbering | None) -> list[str]:
     warnings = []
     if numbering is not None and not numbering.confident:
         warnings.append(f"the numbering is not certain (probability {numbering.probability:.2f})")
-    if case.localizer_missing:
-        warnings.append("no localizer was found for this scan")
+    if case.no_localizer:
+        warnings.append(case.no_localizer)
     return warnings
 
 
