@@ -173,7 +173,7 @@ def test_a_version_activated_meanwhile_makes_no_mixed_pair(
     moments: list[tuple[str, str]], pair: tuple[str, str]
 ) -> None:
     """Step 1 of the old version and step 2 of the new one, which nobody had judged together, answered a request."""
-    services = Services(Versions(*moments), *[None] * 6)  # type: ignore[arg-type]
+    services = Services(Versions(*moments), *[None] * 7)  # type: ignore[arg-type]
     scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
     outcome = FullTask(services).run(scan, read_settings({}), {}, Latencies())
     assert outcome.versions == {"step1": pair[0], "step2": pair[1]}

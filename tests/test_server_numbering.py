@@ -13,7 +13,7 @@ from lib.corrections.wire import from_wire
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
-from test_server import add_image
+from test_server import add_image, infer
 
 CODES = lumbar_codes()
 ENDS = [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]
@@ -146,6 +146,14 @@ def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabel
     beside = client.infer("totalspineseg", two, {})[1]["numbering"]
     assert (alone["confident"], beside["confident"], beside["helped_by"]) == (False, False, [])
     assert beside["probability"] == alone["probability"]
+
+
+def test_a_guessed_prediction_is_no_localizer(server: Server, client: MONAILabelClient) -> None:
+    """A stored prediction that was not certain (0.4), named as localizer, made another scan certain of its names."""
+    one, two = (add_image(server, name, image_of(MIDDLE) + 0.375) for name in ("guessed", "beside"))
+    assert client.infer("totalspineseg", one, {"save_label": True})[1]["numbering"]["confident"] is False
+    refused = infer(server, image=two, params={"localizer": one})
+    assert (refused.status_code, "certain of its levels is required" in refused.json()["detail"]) == (422, True)
 
 
 def test_a_finished_label_of_another_series_is_near_certain(

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import logging
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +39,7 @@ from lib.trainers.site import Site
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
+    from lib.pacs.adoption import Adoption
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +74,14 @@ class App(MONAILabelApp):
         self._maps = DrawnMaps(root)
         self._inbox = Inbox(self._corrections, self._predictions, check, self._maps)
         self.outcomes = Outcomes()
-        self._adopting = threading.Lock()
+        self._adoption: Adoption | None = None
         self._services = Services(
             self._networks,
             self._predictions,
             self._maps,
             self._siblings,
             self._label_file,
+            self._label_info,
             self._image_file,
             self.weights_text,
         )
@@ -142,9 +143,12 @@ class App(MONAILabelApp):
         if is_address(self.studies):
             if host_settings.MONAI_LABEL_DATASTORE:
                 return super().init_datastore()
+            from lib.pacs.adoption import Adoption
             from lib.pacs.store import pacs_datastore
 
-            return pacs_datastore(history_root(self.studies, self._settings))
+            store = pacs_datastore(history_root(self.studies, self._settings))
+            self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
+            return store
         return StudiesDatastore(
             self.studies,
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
@@ -207,16 +211,25 @@ class App(MONAILabelApp):
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The image to annotate next; series of the PACS that turn out to be no volume are passed over."""
-        self.adopt_segmentations()
+        """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
+        if self._adoption is not None:
+            self._adoption.look_through()
         for _ in range(len(self._datastore.list_images()) + 1):
             try:
                 sample: dict[str, Any] = super().next_sample(request)
             except ImageError:
                 # The datastore has taken it off its list.
                 continue
-            return sample
+            if not sample or not self._was_finished(sample["id"]):
+                return sample
         return {}
+
+    def _was_finished(self, image_id: str) -> bool:
+        """Whether a reader finished an image beside this server, as the PACS says at this moment; then it counts."""
+        if self._adoption is None:
+            return False
+        self._adoption.of_image(image_id)
+        return image_id not in self._datastore.get_unlabeled_images()
 
     def submit_label(
         self,
@@ -264,16 +277,6 @@ class App(MONAILabelApp):
         from lib.pacs.submissions import submit_segmentation
 
         return submit_segmentation(self._datastore, self.submit_label, file, reference, sender)
-
-    def adopt_segmentations(self) -> None:
-        """Count segmentations that reached the PACS without passing this server."""
-        if not is_address(self.studies) or host_settings.MONAI_LABEL_DATASTORE:
-            return
-        from lib.pacs.submissions import adopt
-
-        with self._adopting:
-            for outcome in adopt(self._datastore, self._corrections, self.submit_label):
-                self.outcomes.keep(outcome)
 
     def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
         """A result as DICOM SEG.
@@ -344,6 +347,9 @@ class App(MONAILabelApp):
 
     def _label_file(self, image_id: str, tag: str) -> Path | None:
         return label_volume_path(self._datastore, image_id, tag)
+
+    def _label_info(self, image_id: str, tag: str) -> Mapping[str, Any]:
+        return dict(self._datastore.get_label_info(image_id, tag))
 
 
 def is_address(studies: str) -> bool:

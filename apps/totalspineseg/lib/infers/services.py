@@ -1,10 +1,10 @@
 """What inference tasks share: the networks, the labels at hand, the records."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionStore
@@ -42,6 +42,7 @@ class Services:
         maps: Where what the networks drew is kept for a while.
         siblings: ``siblings(image_id)`` are other images of the same patient that share its coordinates.
         label_file: ``label_file(image_id, tag)`` is the label map (wire ids) an image has under a tag, or None.
+        label_info: ``label_info(image_id, tag)`` is what is known about that label, of a prediction its ``params``.
         image_file: ``image_file(image_id)`` is the file or folder of an image of the studies, or None.
         weights_text: One sentence on the weights that run, without loading them.
         lock: Held while the networks work: one inference at a time.
@@ -52,6 +53,7 @@ class Services:
     maps: DrawnMaps
     siblings: Callable[[str], Sequence[str]]
     label_file: Callable[[str, str], Path | None]
+    label_info: Callable[[str, str], Mapping[str, Any]]
     image_file: Callable[[str], Path | None]
     weights_text: Callable[[], str]
     lock: threading.Lock = field(default_factory=threading.Lock)

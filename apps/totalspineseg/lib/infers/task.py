@@ -188,7 +188,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
         Raises:
             UnknownImageError: There is no such localizer image.
-            SettingError: The localizer image has no label.
+            SettingError: The localizer image has no label, or one that is not certain of its levels.
         """
         localizer = self._localizer(settings.localizer) if settings.localizer else None
         image_id = str(request.get("image_id") or "")
@@ -205,10 +205,21 @@ class SpineTask(InferTask):  # type: ignore[misc]
             raise UnknownImageError(image_id)
         for tag in LABEL_TAGS:
             if file := self.services.label_file(image_id, tag):
+                _require_certain(image_id, self.services.label_info(image_id, tag))
                 wire = read_labels(file)
                 return Volume(from_wire(wire.data), wire.affine)
         raise SettingError(
             f"a localizer with a label is required, got {image_id!r} without one; submit its label first"
+        )
+
+
+def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
+    """A prediction that guessed its levels would pass its guess on as knowledge."""
+    numbering = (info.get("params") or {}).get("numbering") or {}
+    if numbering.get("confident") is False:
+        raise SettingError(
+            f"a localizer that is certain of its levels is required, got {image_id!r}, whose prediction is not; "
+            "correct and submit its label first"
         )
 
 
