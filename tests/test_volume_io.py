@@ -27,6 +27,15 @@ def nifti(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
     return path
 
 
+def with_forms(path: Path, sform: np.ndarray | None, qform: np.ndarray | None) -> Path:
+    """A NIfTI file with these forms, None for one that is not set."""
+    image = nib.Nifti1Image(picture(), np.eye(4))
+    image.set_sform(sform, 0 if sform is None else 1)
+    image.set_qform(qform, 0 if qform is None else 1)
+    image.to_filename(path)
+    return path
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "with space.v2.nii.gz"])
 def test_nifti_round_trip(tmp_path: Path, name: str) -> None:
     volume = read_image(nifti(tmp_path / name, picture()))
@@ -72,6 +81,12 @@ def test_4d_is_averaged(tmp_path: Path) -> None:
     data = np.stack([picture(np.float32), picture(np.float32) + 2], axis=-1)
     volume = read_image(nifti(tmp_path / "four.nii.gz", data))
     np.testing.assert_allclose(volume.data, data.mean(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("forms", [(STRAIGHT, None), (None, STRAIGHT), (AFFINE, STRAIGHT)], ids=["s", "q", "both"])
+def test_one_form_or_two_that_agree_place_a_nifti_image(tmp_path: Path, forms: tuple) -> None:
+    affine = forms[0] if forms[0] is not None else forms[1]
+    np.testing.assert_allclose(read_image(with_forms(tmp_path / "a.nii", *forms)).affine, affine, atol=1e-5)
 
 
 def dicom_series(folder: Path, *, gaps: list[float] | None = None, flip_last: bool = False, uid: str = "1") -> None:
@@ -165,6 +180,11 @@ BAD = {
     "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 2 slices"),
     "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "3D or 4D"),
     "complex": (lambda p: nifti(p / "a.nii.gz", picture().astype(np.complex64)), "one gray value"),
+    "no place in space": (lambda p: with_forms(p / "a.nii", None, None), "does not say how it lies"),
+    "contradicting forms": (
+        lambda p: with_forms(p / "a.nii", np.eye(4), np.diag([-1, 1, 1, 1])),
+        "axes LAS by the one and RAS by the other",
+    ),
     "empty folder": (lambda p: folder(p / "d"), "without any"),
 }
 
@@ -179,8 +199,13 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "match"),
-    [(picture(np.float32) + 0.5, "whole numbers"), (picture(np.int16) + 300, "0 to 255")],
-    ids=["fractions", "large"],
+    [
+        (picture(np.float32) + 0.5, "whole numbers"),
+        (picture(np.int16) + 300, "0 to 255"),
+        # The mean of L2 (42) and nothing was T1 (21).
+        (np.stack([np.full(SHAPE, 42, np.uint8), np.zeros(SHAPE, np.uint8)], axis=-1), "got 2 maps in one file"),
+    ],
+    ids=["fractions", "large", "two in one"],
 )
 def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
     with pytest.raises(ImageError, match=match):

@@ -27,6 +27,8 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
+MIN_COSINE: Final = 0.5
+"""An axis by the qform and by the sform of a NIfTI file: further apart than 60 degrees, they contradict each other."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -67,7 +69,7 @@ def read_image(path: Path) -> Volume:
     Raises:
         ImageError: Not readable, not an image, not 3D or 4D, empty, not finite, or constant.
     """
-    volume = _read(path)
+    volume = _read(path, average=True)
     require_usable(volume)
     return volume
 
@@ -79,9 +81,9 @@ def read_labels(path: Path) -> Volume:
         uint8 volume.
 
     Raises:
-        ImageError: Not readable, or values that are not whole numbers 0..255.
+        ImageError: Not readable, 4D, or values that are not whole numbers 0..255.
     """
-    volume = _read(path)
+    volume = _read(path, average=False)
     rounded = np.rint(volume.data) if volume.data.dtype.kind == "f" else volume.data
     if not np.isfinite(volume.data).all() or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
         raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
@@ -112,14 +114,14 @@ def require_usable(volume: Volume) -> None:
         raise ImageError(f"an image with contrast is required, got voxels that are {kind}; check the series")
 
 
-def _read(path: Path) -> Volume:
+def _read(path: Path, *, average: bool) -> Volume:
     if not path.exists():
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
-            return _read_nifti(path)
+            return _read_nifti(path, average=average)
         if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
-            return _from_sitk(sitk.ReadImage(str(path)))
+            return _from_sitk(sitk.ReadImage(str(path)), average=average)
         return _read_dicom(path)
     except ImageError:
         raise
@@ -136,7 +138,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ if "/" in text else text[:160]
 
 
-def _read_nifti(path: Path) -> Volume:
+def _read_nifti(path: Path, *, average: bool) -> Volume:
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
         try:
@@ -150,17 +152,39 @@ def _read_nifti(path: Path) -> Volume:
         image = nib.Nifti2Image.from_bytes(content)
     else:
         image = nib.Nifti1Image.from_bytes(content)
-    affine = image.affine
-    if affine is None:
-        raise ImageError(f"a NIfTI file with an affine is required, got {path.name!r} without one; export it again")
+    _require_placed(image.header, path.name)
     scaled = (image.header["scl_slope"], image.header["scl_inter"])
     plain = not np.isfinite(scaled[0]) or scaled == (1, 0) or scaled[0] == 0
     data = np.asanyarray(image.dataobj) if plain else image.get_fdata(dtype=np.float32)
-    return Volume(_to_3d(data), affine)
+    return Volume(_to_3d(data, average=average), image.affine)
 
 
-def _to_3d(data: AnyArray) -> AnyArray:
-    """3D as it is; 4D (and 5D with a trailing axis of one) averaged over the last axis."""
+def _require_placed(header: nib.Nifti1Header, name: str) -> None:
+    """Check that a NIfTI header says where its voxels lie, and nothing else in a second place.
+
+    Without a form, and with two that contradict each other, programs differ in which side is left.
+    """
+    forms = [form[:3, :3] for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    if not forms:
+        raise ImageError(
+            f"a NIfTI file with a qform or sform is required, got {name!r}, which does not say how it lies in the "
+            "patient; export it again"
+        )
+    one, other = forms[0], forms[-1]
+    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
+    if ((one * other).sum(axis=0) < MIN_COSINE * lengths).any():
+        raise ImageError(
+            f"a NIfTI file whose qform and sform agree is required, got {name!r} with axes "
+            f"{_orientation(other)} by the one and {_orientation(one)} by the other; export it again"
+        )
+
+
+def _orientation(axes: AnyArray) -> str:
+    return "".join(nib.aff2axcodes(nib.affines.from_matvec(axes)))
+
+
+def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
+    """3D as it is; 4D (and 5D with a trailing axis of one) averaged over the last axis, where that makes sense."""
     while data.ndim > 4 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.names is not None:
@@ -168,6 +192,8 @@ def _to_3d(data: AnyArray) -> AnyArray:
     if data.ndim == 4:
         if data.shape[-1] == 1:
             return data[..., 0]
+        if not average:
+            raise ImageError(f"a 3D label map is required, got {data.shape[-1]} maps in one file; send one")
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:
@@ -182,13 +208,13 @@ def _read_dicom(path: Path) -> Volume:
     return read_series(path)
 
 
-def _from_sitk(image: sitk.Image) -> Volume:
+def _from_sitk(image: sitk.Image, *, average: bool) -> Volume:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(
             f"one gray value a voxel is required, got {image.GetNumberOfComponentsPerPixel()} values a voxel; "
             "send the original series"
         )
-    data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy())
+    data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy(), average=average)
     affine = np.eye(4)
     dimension = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
