@@ -211,6 +211,15 @@ def test_iso_and_step1(tmp_path: Path, codes: np.ndarray) -> None:
     assert not list((tmp_path / "out" / "preview").glob("*step2*"))
 
 
+def test_a_step_1_record_does_not_call_all_vertebrae_the_sacrum(tmp_path: Path, few: np.ndarray) -> None:
+    """With --step1 the report listed a sacrum of 106 ml, and nothing else in view."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    record = run(tmp_path / "in", tmp_path / "out", step1=True, keep=("step1_levels",)).records["a"]
+    assert record["in_view"] == "L3-L4 - L5-S"
+    names = {structure["code"]: structure["name"] for structure in record["structures"]}
+    assert (names[SACRUM], names[DISC_L5_S]) == ("vertebrae", "L5-S")
+
+
 def test_a_scan_being_done_again_is_unfinished_meanwhile(tmp_path: Path, few: np.ndarray) -> None:
     """A run killed while it replaced results left an old record beside new files: the scan counted as finished."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)

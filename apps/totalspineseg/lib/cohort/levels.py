@@ -4,9 +4,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, DISCS, STRUCTURES, VERTEBRAE, Kind
+from lib.anatomy import BACKGROUND, DISCS, SACRUM, STRUCTURES, VERTEBRAE, Kind
+from lib.corrections.wire import VERTEBRAE_NAME
 from lib.geometry import LabelArray
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
+from lib.transforms.pieces import Step
 
 DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
 """A level below this chance is marked in pictures and left out of measurements."""
@@ -36,29 +38,32 @@ def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset
     return frozenset(unsure)
 
 
-def structures_json(labels: LabelArray, spacing: tuple[float, float, float]) -> list[dict[str, Any]]:
+def structures_json(labels: LabelArray, spacing: tuple[float, float, float], *, step: Step) -> list[dict[str, Any]]:
     """Every structure in a label map with its volume.
 
     Args:
         labels: Codes. Not modified.
         spacing: Voxel size, mm.
+        step: Whose result it is; in step 1 the sacrum's code is the name of all vertebrae but C1.
 
     Returns:
         One ``{"code", "name", "kind", "volume_ml"}`` per structure, in the order of the label table.
     """
     counts = np.bincount(labels.ravel(order="K"), minlength=256)
     voxel_ml = float(np.prod(spacing)) / 1000
-    return [
+    found = [
         {"code": s.code, "name": s.name, "kind": s.kind.value, "volume_ml": round(float(counts[s.code]) * voxel_ml, 3)}
         for s in STRUCTURES
         if counts[s.code] and s.code != BACKGROUND
     ]
+    together = {"name": VERTEBRAE_NAME, "kind": VERTEBRAE_NAME}
+    return [row | together if step == 1 and row["code"] == SACRUM else row for row in found]
 
 
-def levels_in_view(structures: list[dict[str, Any]]) -> str:
-    """ "T11 - sacrum" from ``structures_json``: the first and last vertebra; discs where there are none."""
-    kinds = {kind.value for kind in (Kind.VERTEBRA, Kind.SACRUM)}
-    names = [s["name"] for s in structures if s["kind"] in kinds]
+def levels_in_view(structures: list[dict[str, Any]], *, step: Step) -> str:
+    """ "T11 - sacrum" from ``structures_json``: the first and last vertebra; discs in step 1 and without vertebrae."""
+    bones = {kind.value for kind in (Kind.VERTEBRA, Kind.SACRUM)} if step == 2 else set()
+    names = [s["name"] for s in structures if s["kind"] in bones]
     names = names or [s["name"] for s in structures if s["kind"] == Kind.DISC.value]
     if not names:
         return ""

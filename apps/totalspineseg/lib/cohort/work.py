@@ -159,12 +159,13 @@ class Work:
         with watch("measure"):
             iso = result.located.scan.iso
             spacing = iso.spacing
-            structures = structures_json(result.labels, spacing)
+            step: Literal[1, 2] = 1 if result.segmentation is None else 2
+            structures = structures_json(result.labels, spacing, step=step)
             rows = measure(result.labels, spacing, doubtful=result.doubtful) if result.segmentation else []
         record = {
             "scan": case.name,
             **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
-            "in_view": levels_in_view(structures),
+            "in_view": levels_in_view(structures, step=step),
             "structures": structures,
             "warnings": _warnings(case, found.numbering),
             "measurements": rows,
