@@ -5,15 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import requests
+from monailabel.config import settings
+from monailabel.utils.others import class_utils
 from pydicom import Dataset, dcmread
 
+from lib.pacs import store
 from lib.pacs.datastore import PacsDatastore
 from pacs_serving import write_study
 from phantom import lumbar_codes
 
 CODES = np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1, ::-1])
 """The truth in the order of the series of ``pacs_serving.write_study``."""
+FIRST, SECOND = "2.25.70001.1", "2.25.70002.1"
+"""The series of ``two_studies``."""
+APP_DIR = Path(__file__).parents[1] / "apps" / "totalspineseg"
 
 
 class Pacs:
@@ -25,6 +32,8 @@ class Pacs:
         self.series: dict[str, list[Dataset]] = {}
         self.searches = 0
         self.fetched: list[str] = []
+        self.described: list[str] = []
+        self.damaged: set[str] = set()
         self.pages = True
         self.down = False
         for file in sorted(files.rglob("*.dcm")) if files else ():
@@ -48,7 +57,7 @@ class Pacs:
     ) -> list[dict[str, Any]]:
         self.searches += 1
         self.answer()
-        found = [s[0] for s in self.series.values() if s[0].Modality == search_filters.get("Modality")]
+        found = [s[0] for s in self.series.values() if all(s[0].get(k) == v for k, v in search_filters.items())]
         entries = []
         for header in found[offset : offset + limit] if self.pages else found[:limit]:
             entry = Dataset()
@@ -63,7 +72,15 @@ class Pacs:
         self.fetched.append(series)
         return self.series[series]
 
+    def retrieve_instance(self, study: str, series: str, instance: str) -> Dataset:
+        self.answer()
+        return next(kept for kept in self.series[series] if kept.SOPInstanceUID == instance)
+
     def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
+        self.answer()
+        self.described.append(series)
+        if series in self.damaged:
+            raise requests.HTTPError("500")
         headers = []
         for instance in self.series[series]:
             header = Dataset()
@@ -80,7 +97,7 @@ def named(uid: str, modality: str = "MR", description: str = "T2 sag", count: in
 
 
 def two_studies(folder: Path) -> Path:
-    """DICOM files of the series 2.25.70001.1 and 2.25.70002.1, and of their localizers."""
+    """DICOM files of FIRST and SECOND, and of their localizers."""
     for number, name in enumerate(("Alpha", "Beta"), start=1):
         write_study(folder, number, name)
     return folder
@@ -94,3 +111,14 @@ def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> P
         (published if published is not None else []).append(series)
 
     return PacsDatastore(pacs, folder, {"Modality": "MR"}, publisher=publisher)
+
+
+def pacs_app(pacs: Pacs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app on it, without weights; its history lies in ``folder / "work"``."""
+    monkeypatch.setattr(store, "configured_client", lambda: pacs)
+    monkeypatch.setattr(store, "configured_filter", lambda: {"Modality": "MR"})
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))
+    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
+    found = class_utils.get_class_of_subclass_from_file("main", str(APP_DIR / "main.py"), "MONAILabelApp")
+    conf = {"weights": "none", "work": str(folder / "work")}
+    return found(app_dir=str(APP_DIR), studies=pacs.base_url, conf=conf)

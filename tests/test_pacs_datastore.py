@@ -17,8 +17,9 @@ from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
 from lib.errors import ImageError, LabelError, StorageError
 from lib.geometry import Volume
+from lib.pacs.adoption import Adoption
 from lib.pacs.series import PAGE, Segmentations, find_series
-from lib.pacs.submissions import NOT_PUT_BACK, adopt, submit_segmentation
+from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import phantom_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
@@ -303,7 +304,7 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
     def submit(*_: object) -> Correction:
         raise AssertionError("unreachable")
 
-    assert adopt(datastore(pacs, tmp_path), store, submit) == ()
+    Adoption(datastore(pacs, tmp_path), store, submit).of_all()
 
 
 def test_the_newest_reader_s_segmentation(files: Path) -> None:

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import requests
 from fastapi import FastAPI
-from monailabel.config import settings
-from monailabel.utils.others import class_utils
 from starlette.testclient import TestClient
 
 from lib.anatomy import WIRE_LABELS
@@ -26,19 +24,17 @@ from lib.dicom.seg_writer import seg_bytes
 from lib.errors import EmptySegmentationError, ImageError
 from lib.front import errors, studies
 from lib.geometry import Grid
-from lib.pacs import address, store
+from lib.pacs import address
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.kept import KeptSeries
 from lib.pacs.listing import Listing
 from lib.pacs.series import find_series
-from lib.pacs.submissions import adopt, send_waiting
+from lib.pacs.submissions import send_waiting
 from lib.trainers.material import site_material
 from lib.volume_io import read_image, write_volume
-from pacs_stand_in import CODES, Pacs, datastore, two_studies
+from pacs_serving import wait_for
+from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, pacs_app, two_studies
 from phantom import PIR
-
-FIRST, SECOND = "2.25.70001.1", "2.25.70002.1"
-APP_DIR = Path(__file__).parents[1] / "apps" / "totalspineseg"
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +115,9 @@ def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
     send_waiting(again)
     assert again.waiting() == (FIRST, SECOND)
     pacs.down = False
-    assert adopt(again, CorrectionStore(tmp_path / "history"), unreachable) == ()
-    assert (again.waiting(), sent) == ((), [FIRST, SECOND])
-    send_waiting(again)
-    assert sent == [FIRST, SECOND]
+    for _ in range(2):
+        send_waiting(again)
+        assert (again.waiting(), sent) == ((), [FIRST, SECOND])
     labeled(again, tmp_path, FIRST)
     assert (again.waiting(), sent) == ((), [FIRST, SECOND, FIRST])
 
@@ -174,13 +169,8 @@ def unreachable(*_: object) -> Any:
 def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It saw "a server behind this one did not answer", and nobody knew whether the label counted."""
     pacs, grid = Pacs(files), Grid(CODES.shape, PIR)
-    monkeypatch.setattr(store, "configured_client", lambda: pacs)
-    monkeypatch.setattr(store, "configured_filter", lambda: {"Modality": "MR"})
-    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
-    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
-    found = class_utils.get_class_of_subclass_from_file("main", str(APP_DIR / "main.py"), "MONAILabelApp")
     work = tmp_path / "work"
-    app = found(app_dir=str(APP_DIR), studies=pacs.base_url, conf={"weights": "none", "work": str(work)})
+    app = pacs_app(pacs, tmp_path, monkeypatch)
     monkeypatch.setattr(studies, "app_instance", lambda: app)
     front = FastAPI()
     errors.install(front)
@@ -210,7 +200,9 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
 
     pacs.down = False
     app.datastore().changed()
-    app.adopt_segmentations()
+    app.next_sample({"strategy": "first"})
+    wait_for(lambda: any(series[0].Modality == "SEG" for series in pacs.series.values()))
+    app._adoption.of_all()
     (seg,) = [series[0] for series in pacs.series.values() if series[0].Modality == "SEG"]
     np.testing.assert_array_equal(map_names(read_seg(seg_bytes(seg), grid), grid).codes, CODES)
     assert len(CorrectionStore(work).of_image(FIRST)) == 1, "its own segmentation is not taken for another correction"

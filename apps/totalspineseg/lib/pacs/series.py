@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
@@ -104,19 +105,21 @@ class Segmentations:
         self._client = client
         self._known: dict[str, tuple[SegReference, ...]] = {}
 
-    def newest(self, series: Iterable[str]) -> dict[str, SegReference]:
+    def newest(self, series: Iterable[str], study: str = "") -> dict[str, SegReference]:
         """The newest reader's segmentation of each series that has one.
 
         Args:
             series: Series instance UIDs.
+            study: The one study to look in, which is quick; empty for the whole PACS.
 
         Returns:
             By series; by content date, then by date of creation. A segmentation of other things than the spine, and one
             that a model of ours stored, are passed over.
         """
         wanted = frozenset(series)
+        where = {"StudyInstanceUID": study} if study else {}
         found: dict[str, SegReference] = {}
-        for entry in find_series(self._client, {"Modality": SEG_MODALITY}):
+        for entry in find_series(self._client, {"Modality": SEG_MODALITY, **where}):
             for reference in self._references(entry):
                 image = image_series(reference)
                 if image not in wanted or not is_reading(reference):
@@ -129,7 +132,12 @@ class Segmentations:
         """Headers of a series' segmentations."""
         key = f"{series.uid} {series.instances}"
         if key not in self._known:
-            headers = self._client.retrieve_series_metadata(series.study, series.uid)
+            try:
+                headers = self._client.retrieve_series_metadata(series.study, series.uid)
+            except requests.HTTPError as error:
+                # One that the PACS cannot give must not hide all others; it is asked for again.
+                logger.warning("segmentations of series %s could not be read: %s", series.uid, type(error).__name__)
+                return ()
             try:
                 self._known[key] = tuple(
                     seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers

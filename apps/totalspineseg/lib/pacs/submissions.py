@@ -1,39 +1,25 @@
-"""Segmentations in the PACS as submissions: those that pass this server, and those that came another way."""
+"""Segmentations in the PACS as submissions, and labels that the PACS still has to get."""
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import requests
-from pydicom.errors import InvalidDicomError
+from typing import Any, Final
 
 from lib.corrections.inbox import FINAL_TAG, Publish
 from lib.corrections.outcomes import Outcome, accepted
-from lib.corrections.store import SEG_SUFFIX, Correction, Sender
+from lib.corrections.store import Correction, Sender
 from lib.dicom.seg_object import SegReference
-from lib.errors import LabelError, StorageError, TotalSpineSegError
+from lib.errors import LabelError, TotalSpineSegError
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import image_series, is_own
 
 logger = logging.getLogger(__name__)
 
-ADOPTED_BY: Final = "pacs"
-"""Client id of segmentations that came to the PACS another way."""
-
 NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent until it does."
 
 Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correction]
 """The app's way to take a label."""
-
-
-class Corrections(Protocol):
-    """What is known of earlier submissions."""
-
-    def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """All submissions for an image."""
 
 
 def submit_segmentation(
@@ -91,42 +77,3 @@ def _put_back(datastore: PacsDatastore, series: str) -> bool:
     except TotalSpineSegError as error:
         logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
         return False
-
-
-def adopt(datastore: PacsDatastore, corrections: Corrections, submit: Submit) -> tuple[Outcome, ...]:
-    """Take the newest segmentation of each series that came to the PACS without passing this server.
-
-    What the PACS did not take when it was submitted is stored there first.
-
-    Args:
-        datastore: The PACS.
-        corrections: Earlier submissions.
-        submit: Takes a label.
-
-    Returns:
-        What became of those that are new here and newer than the label that is shown.
-    """
-    send_waiting(datastore)
-    outcomes = []
-    for series, reference in datastore.segmentations.newest(datastore.series()).items():
-        name = f"{reference.instance}{SEG_SUFFIX}"
-        shown = str(datastore.get_label_info(series, FINAL_TAG).get("created", ""))
-        try:
-            known = corrections.of_image(series)
-        except StorageError as error:
-            # One damaged record must not keep everybody from the next sample.
-            logger.warning("segmentations of series %s are passed over: %s", series, error)
-            continue
-        if any(correction.file_name == name for correction in known):
-            continue
-        if shown and reference.created <= shown:
-            continue
-        with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
-            file = Path(folder) / f"label{SEG_SUFFIX}"
-            try:
-                datastore.fetch_instance(reference, file)
-            except (requests.RequestException, InvalidDicomError) as error:
-                logger.warning("a segmentation of series %s could not be fetched: %s", series, type(error).__name__)
-                continue
-            outcomes.append(submit_segmentation(datastore, submit, file, reference, Sender("", ADOPTED_BY, name)))
-    return tuple(outcomes)

@@ -1,0 +1,135 @@
+"""Segmentations that came to the PACS without passing this server: found, and counted as submissions."""
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol
+
+import requests
+from pydicom.errors import InvalidDicomError
+
+from lib.corrections.inbox import FINAL_TAG
+from lib.corrections.outcomes import Outcome
+from lib.corrections.store import SEG_SUFFIX, Correction, Sender
+from lib.dicom.seg_object import SegReference
+from lib.errors import StorageError
+from lib.pacs.datastore import PacsDatastore
+from lib.pacs.listing import FRESH_SECONDS
+from lib.pacs.submissions import Submit, send_waiting, submit_segmentation
+
+logger = logging.getLogger(__name__)
+
+ADOPTED_BY: Final = "pacs"
+"""Client id of segmentations that came to the PACS another way."""
+REST: Final = 10
+"""After a look through a whole PACS this many times as long passes until the next one."""
+
+
+class Corrections(Protocol):
+    """What is known of earlier submissions."""
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """All submissions for an image."""
+
+
+class Adoption:
+    """Takes the newest segmentation of a series that is new here and newer than the label that is shown.
+
+    A large PACS takes minutes to list its segmentations. So the study of an image that is about to be offered is asked
+    for each time, which is one small question, and all others beside the requests.
+
+    Args:
+        datastore: The PACS.
+        corrections: Earlier submissions.
+        submit: Takes a label.
+        told: Told what became of each.
+    """
+
+    def __init__(
+        self,
+        datastore: PacsDatastore,
+        corrections: Corrections,
+        submit: Submit,
+        told: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> None:
+        self._datastore = datastore
+        self._corrections = corrections
+        self._submit = submit
+        self._told = told
+        self._taking = threading.Lock()
+        self._looking = threading.Lock()
+        self._due = 0.0
+
+    def of_image(self, image_id: str) -> None:
+        """Take what the PACS holds for one image at this moment, in the image's own study.
+
+        Raises:
+            requests.RequestException: The PACS does not answer.
+        """
+        if found := self._datastore.series().get(image_id):
+            self._take_all(self._datastore.segmentations.newest([image_id], found.study))
+
+    def of_all(self) -> None:
+        """Take what the PACS holds for any image.
+
+        Raises:
+            requests.RequestException: The PACS does not answer.
+        """
+        self._take_all(self._datastore.segmentations.newest(self._datastore.series()))
+
+    def look_through(self) -> None:
+        """Begin to send labels that wait for the PACS, and to look through all of it unless that was done lately.
+
+        Nobody waits for it, and it runs once at a time.
+        """
+        if self._looking.acquire(blocking=False):
+            threading.Thread(target=self._look_through, name="pacs-look", daemon=True).start()
+
+    def _look_through(self) -> None:
+        try:
+            send_waiting(self._datastore)
+            begun = time.monotonic()
+            if begun >= self._due:
+                # One that fails is not the last for long.
+                self._due = begun + FRESH_SECONDS
+                self.of_all()
+                self._due = time.monotonic() + REST * (time.monotonic() - begun)
+        except requests.RequestException as error:
+            logger.warning("the PACS could not be looked through: %s", type(error).__name__)
+        except Exception:
+            logger.exception("the PACS could not be looked through")
+        finally:
+            self._looking.release()
+
+    def _take_all(self, found: dict[str, SegReference]) -> None:
+        for series, reference in found.items():
+            with self._taking:
+                outcome = self._take(series, reference)
+            if outcome is not None:
+                self._told(outcome)
+
+    def _take(self, series: str, reference: SegReference) -> Outcome | None:
+        """What became of a segmentation; None for one that is known, older than what is shown, or not to be had now."""
+        shown = str(self._datastore.get_label_info(series, FINAL_TAG).get("created", ""))
+        if shown and reference.created <= shown:
+            return None
+        name = f"{reference.instance}{SEG_SUFFIX}"
+        try:
+            known = self._corrections.of_image(series)
+        except StorageError as error:
+            # One damaged record must not keep everybody from the next sample.
+            logger.warning("segmentations of series %s are passed over: %s", series, error)
+            return None
+        if any(correction.file_name == name for correction in known):
+            return None
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
+            file = Path(folder) / f"label{SEG_SUFFIX}"
+            try:
+                self._datastore.fetch_instance(reference, file)
+            except (requests.RequestException, InvalidDicomError) as error:
+                logger.warning("a segmentation of series %s could not be fetched: %s", series, type(error).__name__)
+                return None
+            return submit_segmentation(self._datastore, self._submit, file, reference, Sender("", ADOPTED_BY, name))

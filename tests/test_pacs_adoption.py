@@ -1,0 +1,130 @@
+"""Segmentations that came to the PACS another way: never missed, and never a reason to wait for a large PACS."""
+
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import generate_uid
+
+from lib.corrections.store import CorrectionStore
+from lib.dicom.seg_writer import seg_bytes, write_seg
+from lib.geometry import Volume
+from lib.pacs import adoption
+from lib.pacs.adoption import Adoption
+from lib.pacs.series import PAGE
+from pacs_serving import wait_for
+from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, named, pacs_app, two_studies
+from phantom import PIR
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_studies(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def drawn(files: Path) -> bytes:
+    """A segmentation of FIRST as another program's reader stores it."""
+    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1")
+    seg.Manufacturer = "A viewer"
+    return seg_bytes(seg)
+
+
+def read(drawn: bytes) -> Dataset:
+    seg = dcmread(BytesIO(drawn))
+    seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
+    return seg
+
+
+def unreachable(*_: object) -> Any:
+    raise AssertionError("unreachable")
+
+
+@pytest.fixture
+def app(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return pacs_app(Pacs(files), tmp_path, monkeypatch)
+
+
+def test_what_a_reader_just_finished_elsewhere_is_not_offered(
+    app: Any, tmp_path: Path, drawn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = app.datastore()._client
+    assert app.next_sample({"strategy": "first"})["id"] == FIRST
+    monkeypatch.setattr(app._adoption, "look_through", lambda: None)
+    seg = read(drawn)
+    pacs.add(seg)
+    for _ in range(2):
+        assert app.next_sample({"strategy": "first"})["id"] == SECOND
+    (kept,) = CorrectionStore(tmp_path / "work").of_image(FIRST)
+    assert (kept.status, kept.client, kept.file_name) == ("accepted", "pacs", f"{seg.SOPInstanceUID}.dcm")
+    assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
+
+
+def test_all_others_are_found_beside(app: Any, tmp_path: Path, drawn: bytes) -> None:
+    app.datastore()._client.add(read(drawn))
+    assert app.next_sample({"strategy": "last"})["id"] == SECOND
+    wait_for(lambda: CorrectionStore(tmp_path / "work").of_image(FIRST))
+
+
+def test_the_next_sample_of_a_large_pacs_takes_one_question(tmp_path: Path, files: Path, drawn: bytes) -> None:
+    """Every request listed every segmentation of the PACS, page by page."""
+    pacs = Pacs(files)
+    pacs.series |= {f"1.{k}": named(f"1.{k}", "SEG") for k in range(2 * PAGE)}
+    seg = read(drawn)
+    pacs.add(seg)
+    shown = datastore(pacs, tmp_path)
+    assert FIRST in shown.series()
+    searches = pacs.searches
+    assert set(shown.segmentations.newest([FIRST], shown.series()[FIRST].study)) == {FIRST}
+    assert (pacs.searches - searches, pacs.described) == (1, [seg.SeriesInstanceUID])
+
+
+def test_a_pacs_is_looked_through_once_at_a_time_and_not_all_the_time(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, go_on = list[int](), threading.Event()
+    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable)
+
+    def slow() -> None:
+        looks.append(1)
+        go_on.wait(10)
+
+    monkeypatch.setattr(looking, "of_all", slow)
+    for _ in range(3):
+        looking.look_through()
+    wait_for(lambda: looks)
+    go_on.set()
+    wait_for(lambda: not looking._looking.locked())
+    monkeypatch.setattr(adoption, "REST", 0)
+    looking._due += 1000
+    looking.look_through()
+    wait_for(lambda: not looking._looking.locked())
+    assert looks == [1]
+    looking._due = 0
+    looking.look_through()
+    wait_for(lambda: looks == [1, 1])
+
+
+def test_a_look_that_failed_is_not_the_last(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs = Pacs(files)
+    looking = Adoption(datastore(pacs, tmp_path), CorrectionStore(tmp_path), unreachable)
+    monkeypatch.setattr(adoption, "FRESH_SECONDS", 0.0)
+    pacs.down = True
+    for count in (1, 2):
+        looking.look_through()
+        wait_for(lambda: not looking._looking.locked())
+        looking._datastore.changed()
+        assert pacs.searches == count
+
+
+def test_a_segmentation_that_the_pacs_cannot_give_hides_no_other(tmp_path: Path, files: Path, drawn: bytes) -> None:
+    """Nobody got a next sample, because of one damaged object."""
+    pacs, segs = Pacs(files), [read(drawn) for _ in range(2)]
+    for seg in segs:
+        pacs.add(seg)
+    pacs.damaged = {segs[0].SeriesInstanceUID}
+    found = datastore(pacs, tmp_path).segmentations.newest([FIRST])
+    assert found[FIRST].instance == segs[1].SOPInstanceUID
