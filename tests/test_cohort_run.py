@@ -284,6 +284,23 @@ def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.n
     assert {p.parent.name for p in (tmp_path / "out").glob("*/a.nii.gz")} == {"step1_output", "step2_output"}
 
 
+@pytest.mark.parametrize("change", ["image", "weights", "numbering", "no record"])
+def test_nothing_of_another_image_or_weights_stays_beside_a_new_result(
+    tmp_path: Path, few: np.ndarray, change: str
+) -> None:
+    """After --step1 on a replaced image, step2_output and its preview still showed the old one under its name."""
+    source, out = write_scan(tmp_path / "in" / "a.nii.gz", few), tmp_path / "out"
+    run(tmp_path / "in", out, keep=("step2_output", "preview"))
+    if change == "image":
+        os.utime(source, ns=(1, 1))
+    if change == "no record":
+        (out / "reports" / "a.json").unlink()
+    options = RunOptions(step1=True, keep=("step1_output",), method="iterative" if change == "numbering" else "chain")
+    versions = {"step1": "reader-9" if change == "weights" else "reader-1"}
+    do(out, find_cases(tmp_path / "in"), Readers(), options, versions)
+    assert {p.parent.name for p in out.glob("*/a*.*")} == {"step1_output", "reports"}
+
+
 def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarray) -> None:
     """A better localizer was ignored because the scan had been finished with the old one."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)

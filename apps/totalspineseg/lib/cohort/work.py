@@ -10,7 +10,7 @@ from lib import pipeline
 from lib.cohort.inputs import Case, stamp
 from lib.cohort.levels import doubtful_codes, levels_in_view, structures_json
 from lib.cohort.options import RunOptions
-from lib.cohort.outputs import REPORTS, Result, make_folders, result_files, write_result
+from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record, write_json
 from lib.cohort.stopwatch import Stopwatch
 from lib.errors import StorageError, TotalSpineSegError
@@ -25,6 +25,8 @@ from lib.volume_io import PARTIAL_PREFIX, read_image, read_labels
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""
+WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
+"""Options that choose files and their grid, and change nothing that is found."""
 RECORD_FORMAT: Final = 1
 """Rises when records change in a way that makes older ones unusable."""
 
@@ -100,7 +102,8 @@ class Work:
     def read(self, case: Case) -> Loaded:
         """Read a scan and its localizer; what an earlier run left of the scan is deleted first.
 
-        So whatever fails from here on, no old result can be taken for one of this run.
+        So whatever fails from here on, no old result can be taken for one of this run. Files that this run does not
+        write stay, if they were found in the same image in the same way.
 
         Raises:
             ImageError: One of them cannot be read.
@@ -177,8 +180,10 @@ class Work:
         return record
 
     def _forget(self, case: Case) -> None:
+        before = (read_record(self.output, case.name) or {}).get("made_with")
         remove_record(self.output, case.name)
-        files = result_files(case.name, keep=self.options.keep, step1=self.options.step1)
+        keep, step1 = (self.options.keep, self.options.step1) if self._found_alike(case, before) else (FOLDERS, False)
+        files = result_files(case.name, keep=keep, step1=step1)
         try:
             for file in files:
                 (self.output / file).unlink(missing_ok=True)
@@ -186,6 +191,16 @@ class Work:
             raise StorageError(
                 f"permission to replace the results of {case.name!r} is required ({error.strerror})"
             ) from error
+
+    def _found_alike(self, case: Case, before: Record | None) -> bool:
+        """Whether earlier files of a scan tell of the same image, numbered the same way by the same weights."""
+        now = self._identity(case)
+        if before is None or before.get("format") != RECORD_FORMAT:
+            return False
+        for made_with in (before, now):
+            made_with["options"] = {k: v for k, v in made_with["options"].items() if k not in WHAT_IS_WRITTEN}
+            made_with["models"] = {step: made_with["models"].get(step) for step in self.versions}
+        return before == now
 
     def _identity(self, case: Case) -> dict[str, Any]:
         """What a finished scan must agree in to be skipped."""
