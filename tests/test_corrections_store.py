@@ -117,6 +117,29 @@ def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
     assert not list(desk.root.rglob(f"{PARTIAL_PREFIX}*"))
 
 
+def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients saw the label of one reader as finished, and the training took that of the other."""
+    accept, first_is_kept, second_is_shown = desk.store.accept, threading.Event(), threading.Event()
+
+    def slow(*parts: Any) -> Any:
+        kept = accept(*parts)
+        if not first_is_kept.is_set():
+            first_is_kept.set()
+            second_is_shown.wait(0.5)
+        return kept
+
+    monkeypatch.setattr(desk.store, "accept", slow)
+    first = threading.Thread(target=desk.submit)
+    first.start()
+    first_is_kept.wait()
+    desk.submit()
+    second_is_shown.set()
+    first.join()
+    shown, newest = desk.published[-1][3]["correction"], desk.store.latest_accepted("img")
+    assert newest is not None
+    assert shown == newest.id
+
+
 @pytest.mark.parametrize("call", [0, 1, 2], ids=["raw", "codes", "record"])
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk left an entry without its codes, which then broke every reader."""

@@ -1,9 +1,11 @@
 """What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from lib.anatomy import WIRE_LABELS
 from lib.corrections import history
@@ -42,6 +44,9 @@ class Inbox:
         self._predictions = predictions
         self._lint = lint
         self._maps = maps
+        self._guard = threading.Lock()
+        # A lock is gone with the last one who submits for that image.
+        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def submit(
         self,
@@ -95,8 +100,12 @@ class Inbox:
             ) from error
         findings = self._lint(without_regions(mapped.codes), grid)
         renumbered = None if followed is None else followed.report
-        correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
-        self._publish(correction, mapped, grid, publish)
+        with self._guard:
+            turn = self._turns.setdefault(image_id, threading.Lock())
+        # Of two at once the one that counts as the newer is the one that is shown.
+        with turn:
+            correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
+            self._publish(correction, mapped, grid, publish)
         return correction
 
     def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
