@@ -1,12 +1,13 @@
 """Which scans a folder holds."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers
+from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers, stamp
 from lib.errors import ImageError
 
 DICOM = b"\0" * 128 + b"DICM rest"
@@ -133,3 +134,13 @@ def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
     assert not pair_localizers([case], None)[0].no_localizer
     with pytest.raises(ImageError, match="as localizer"):
         pair_localizers([case], tmp_path / "nowhere")
+
+
+def test_voxels_beside_a_header_are_part_of_the_scan(tmp_path: Path) -> None:
+    """A scan whose .raw had been replaced under the same .mhd kept the result of the old one."""
+    make(tmp_path, "a.mhd", "a.raw", "ab.raw")
+    before = stamp(tmp_path / "a.mhd")
+    os.utime(tmp_path / "ab.raw", ns=(1, 2**62))
+    assert stamp(tmp_path / "a.mhd") == before
+    (tmp_path / "a.raw").write_bytes(b"another")
+    assert stamp(tmp_path / "a.mhd") != before

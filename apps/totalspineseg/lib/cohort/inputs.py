@@ -16,6 +16,8 @@ DICOM_DEPTH: Final = 3
 DICOM_MAGIC: Final = (128, b"DICM")
 """Where a DICOM file says that it is one (PS3.10)."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
+"""Headers of images whose voxels lie in a file of their own."""
 MISSING: Final = "no localizer was found for this scan"
 DOUBTFUL: Final = "the localizer of this scan is not certain of its own levels, or unfinished, and was not used"
 
@@ -213,6 +215,13 @@ def stamp(path: Path | None) -> list[int] | None:
     """Changes when a scan's file, or a file of its series, is replaced: files, bytes, latest change (ns)."""
     if path is None:
         return None
-    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    files = _files_of(path) if path.is_file() else [p for p in path.iterdir() if p.is_file()]
     stats: list[os.stat_result] = [p.stat() for p in files]
     return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """An image file; with what lies beside a header whose voxels are in another file, under the same name."""
+    if not path.name.lower().endswith(HEADER_SUFFIXES):
+        return [path]
+    return [p for p in path.parent.iterdir() if p.is_file() and p.name.startswith(f"{stem(path)}.")]
