@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,13 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
     assert desk.predictions.latest("img", "nobody") == others
     assert desk.predictions.latest("none") is None
     assert desk.predictions.of_image("img") == (mine, others)
+
+
+def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
+    """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
+    for sha, expected in (("ab", ["gap", "image_replaced"]), (history.sha256_of(desk.image), ["gap"])):
+        desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
+        assert [finding["kind"] for finding in desk.submit().findings] == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from lib.anatomy import WIRE_LABELS
+import numpy as np
+
+from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.names import Mapped, map_names
@@ -20,6 +22,7 @@ from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.dicom.seg_reader import read_seg
 from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
+from lib.numbering.findings import Finding
 from lib.segments import Submission
 from lib.volume_io import read_image, write_volume
 
@@ -98,7 +101,7 @@ class Inbox:
             raise LabelError(
                 f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
             ) from error
-        findings = self._lint(without_regions(mapped.codes), grid)
+        findings = (*self._lint(without_regions(mapped.codes), grid), *_replaced(received))
         renumbered = None if followed is None else followed.report
         with self._guard:
             turn = self._turns.setdefault(image_id, threading.Lock())
@@ -134,6 +137,15 @@ class Inbox:
             file = Path(folder) / "label.nii.gz"
             write_volume(file, to_wire(without_regions(mapped.codes)), grid)
             publish(correction.image, file, STEP1_TAG if mapped.step == 1 else correction.tag, info)
+
+
+def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
+    """A finding where the label may belong to what the image was before."""
+    predicted = received.prediction
+    if predicted is None or predicted.image_sha256 in ("", history.sha256_of(received.image)):
+        return ()
+    message = "The image was replaced after the prediction that this label corrects; check that the label fits it."
+    return (Finding("image_replaced", BACKGROUND, message).as_dict(np.eye(4)),)
 
 
 def _read(file: Path, grid: Grid, label_info: object, sources: Path | None) -> Submission:

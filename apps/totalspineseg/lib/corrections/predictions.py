@@ -25,6 +25,7 @@ class PredictionRecord:
         settings: As they applied, defaults included.
         numbering: Report on the levels; None when the method gives none.
         client: Who asked: client id and, with authentication, user.
+        image_sha256: Hash of the image as it was; empty in older records.
         created: UTC, ISO 8601.
     """
 
@@ -36,6 +37,7 @@ class PredictionRecord:
     settings: Mapping[str, Any]
     numbering: Mapping[str, Any] | None
     client: str
+    image_sha256: str = ""
     created: str = field(default_factory=history.now_text)
 
 

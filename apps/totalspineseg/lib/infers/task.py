@@ -136,6 +136,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             settings=settings.as_json(),
             numbering=report(outcome.numbering, outcome.findings, affine=scan.iso.affine),
             client=str(request.get("client_id") or ""),
+            image_sha256=sha256,
         )
         try:
             self.services.predictions.keep(record)
