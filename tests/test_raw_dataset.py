@@ -368,7 +368,7 @@ def test_the_command_takes_the_discs_of_a_trained_step_one(tmp_path: Path, capsy
         (["--discs-by", "nobody"], "weights must be 'starter', 'official', an installed version .* got 'nobody'"),
         (["--discs-by", "."], "a model folder of step 1 .* is required, got none in '.'"),
         (["--discs-by", "starter", "--device", "abacus"], "device must be .* got 'abacus'"),
-        (["--discs-by", "starter", "--step", "1"], "--discs-by requires step 2 .* got step 1 and a share of 0.5"),
+        (["--discs-by", "starter", "--step", "1"], "--discs-by requires step 2 .* got step 1 and a share of 0.75"),
         (["--discs-by", "starter", "--disturbed-share", "0"], "got step 1 and 2 and a share of 0; leave it out"),
     ],
     ids=["no such weights", "no step 1", "no such device", "step 1 alone", "no share"],

@@ -302,7 +302,7 @@ def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
     monkeypatch.setattr(StarterFinder, "mark", lambda _, channels, near: seen.append(near.shape) or channels)
     monkeypatch.setattr(starter_batches, "_near_marked", lambda marked, *_: np.ones_like(marked))
     folder = train_starter(2, tmp_path, tiny(iterations=5, early_phase=0), discs_by=trained / STARTER_FOLDERS[1])
-    assert seen == [(1, 1, *PATCH)] * 2  # patches 0 and 4
+    assert seen == [(1, 1, *PATCH)] * 3  # patches 0, 2 and 4
     assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == [digest_of(trained)]
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-o2e", action="store_true", help="dataset 102 without the second (odd/even swapped) copies"
     )
     parser.add_argument(
-        "--disturbed-share", type=_share, default=0.5, metavar="0..1", help="cases with imperfect discs"
+        "--disturbed-share", type=_share, default=0.75, metavar="0..1", help="cases with imperfect discs"
     )
     parser.add_argument(
         "--discs-by",

@@ -1,6 +1,6 @@
 """Train the small starter networks on synthetic spines; may be stopped at any moment and called again.
 
-Every fourth patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
+Every second patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
 """
 
 import argparse
@@ -66,5 +66,5 @@ def _finder(out: Path, source: Path | None) -> Path | None:
         where = " and ".join(map(repr, map(str, models)))
         print(f"step 2: no step-1 model in {where}; all errors of its marked discs are simulated")
     else:
-        print(f"step 2: every fourth patch is marked with the discs that {found} finds")
+        print(f"step 2: every second patch is marked with the discs that {found} finds")
     return found

@@ -174,7 +174,7 @@ def train_starter(
         settings: How to train; None: the defaults.
         resume: Go on from the state a former call left.
         start_from: Starter model whose weights to begin with when there is no state; step 2 may begin with a step 1.
-        discs_by: Step-1 starter model whose discs mark every fourth patch of step 2; None: all marks are drawn.
+        discs_by: Step-1 starter model whose discs mark every second patch of step 2; None: all marks are drawn.
 
     Returns:
         The model folder.
