@@ -15,7 +15,7 @@ from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from lib.numbering.label import label_map, name_map, require_met
 from lib.numbering.left_out import contradicts
-from lib.numbering.step1_names import step1_names
+from lib.numbering.step1_names import names_by_reader, step1_names
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces
 
@@ -321,6 +321,51 @@ def test_a_readers_pin_outweighs_step_1() -> None:
     labels, numbering = name(case, step1=step1_of(case, 0.99, shift=1), pins=[Pin(code, truth_point(case, code))])
     assert columns.errors(case, labels) == {}
     assert numbering.confident
+
+
+def corrected(case: columns.Case, *, shift: int = 0, codes: slice = slice(None)) -> Step1Names:
+    """Some discs of a step-1 map as a reader has named them, among vertebrae that are all the sacrum's code."""
+    labels = np.where(case.truth > 0, SACRUM, 0).astype(np.uint8)
+    for code in columns.present(case, DISCS)[codes]:
+        labels[case.truth == code] = DISCS[DISCS.index(code) + shift]
+    return names_by_reader(labels)
+
+
+def test_a_reader_who_corrected_step_1_is_not_doubted() -> None:
+    """What a network's step 1 may not: overrule a step 2 that is certain of other names."""
+    case = draw("cervical", 2)
+    labels, numbering = name(case, step1=corrected(case, shift=1))
+    for code in columns.present(case, DISCS):
+        assert np.bincount(labels[case.truth == code]).argmax() == DISCS[DISCS.index(code) + 1]
+    assert name(case, step1=step1_of(case, 0.99, shift=1))[1].probability <= 0.5 < numbering.probability
+
+
+def test_one_disc_that_a_reader_named_is_enough() -> None:
+    """As a localizer it counted too little to be certain."""
+    case = draw("midthoracic", 2)
+    one = corrected(case, codes=slice(2, 3))
+    labels, numbering = name(case, step1=one)
+    assert columns.errors(case, labels) == {}
+    assert numbering.confident
+    assert not name(case, localizer=one.discs.codes)[1].confident
+
+
+def test_a_pin_leaves_what_the_reader_corrected_in_step_1() -> None:
+    case = draw("midthoracic", 2)
+    beside = Pin(25, (999.0, 0.0, 0.0))
+    labels, numbering = name(case, step1=corrected(case), pins=[beside])
+    assert (columns.errors(case, labels), numbering.unmet) == ({}, (25,))
+    _, doubted = name(case, step1=step1_of(case, 0.99), pins=[beside])
+    assert doubted.probability < 0.9 < numbering.probability
+
+
+def test_the_iterative_method_follows_a_reader_and_no_network() -> None:
+    """Where no landmark is in view: what this scan's step 1 was called comes before another series."""
+    case = draw("midthoracic", 2)
+    volume, first = Volume(case.raw, case.affine), columns.present(case, DISCS)[0]
+    for step1, shift in ((corrected(case, shift=1), 1), (step1_of(case, 0.99, shift=1), 0), (None, 0)):
+        labels, _ = name_map(volume, 2, step1=step1, localizer=case.truth, method="iterative")
+        assert np.bincount(labels[case.truth == first]).argmax() == DISCS[DISCS.index(first) + shift]
 
 
 def test_names_of_step_1_carry_its_doubts() -> None:

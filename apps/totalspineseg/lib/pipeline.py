@@ -127,7 +127,7 @@ class Step2Input:
         scan: The scan.
         box: Where the crop lies in the scan.
         channels: (2, X, Y, Z) float32 crop: image, odd discs (0 / 1).
-        step1: What step 1 named, on the crop; None where its names carry no doubts.
+        step1: What step 1 named, on the crop; None where nothing is known of its doubts.
     """
 
     scan: Scan
@@ -203,7 +203,7 @@ def step2_input(
     Args:
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
-        step1: What step 1 named on that grid: evidence for the names of step 2.
+        step1: What step 1 named on that grid, with its doubts or by a reader: evidence for the names of step 2.
         clock: Measures the stage.
 
     Raises:

@@ -95,6 +95,7 @@ class DrawnMaps:
                     "names": _plain(drawn.step1.discs.names),
                     "probability": drawn.step1.probability,
                     "confident": drawn.step1.confident,
+                    "by_reader": drawn.step1.by_reader,
                 }
             history.write_json(folder / RECORD_FILE, record)
 
@@ -159,5 +160,6 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
     known = record.get("step1")
     if known is None:
         return None
-    discs = Localizer(read_labels(entry / STEP1_FILE).data, _chances(known["names"]))
+    codes, by_reader = read_labels(entry / STEP1_FILE).data, bool(known.get("by_reader", False))
+    discs = Localizer(codes, _chances(known["names"]), by_reader=by_reader)
     return Step1Names(discs, float(known["probability"]), bool(known["confident"]))

@@ -1,14 +1,10 @@
 """The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from lib import pipeline
-from lib.anatomy import BACKGROUND, DISCS
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
@@ -22,10 +18,13 @@ from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
 from lib.numbering.label import require_met
 from lib.numbering.renumber import Drawn
+from lib.numbering.step1_names import names_by_reader
 from lib.pipeline import Scan
 from lib.volume_io import read_labels
 
-STEP2_TAGS = (STEP1_TAG, FINAL_TAG, "original")
+READER_TAGS = (STEP1_TAG, FINAL_TAG)
+"""Tags of what a reader finished: its names are certain. Any other is a prediction, or work in progress."""
+STEP2_TAGS = (*READER_TAGS, "original")
 """Where step 2 looks for the label to start from when none is sent."""
 
 
@@ -99,43 +98,46 @@ class Step2Task(SpineTask):
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """Segment around the corrected discs, and let their names count as those of a localizer."""
+        """Segment around the discs of the label.
+
+        Their names are certain if a reader gave them; those of a network's label, whose doubts are not known, do not
+        count.
+        """
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
-            corrected = self._corrected(scan, request)
-        options = self.options(settings, request)
-        if options.localizer is None:
-            # The discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
-            discs = np.where(np.isin(corrected, DISCS), corrected, BACKGROUND)
-            options = replace(options, localizer=Volume(discs, scan.iso.affine))
-        found = pipeline.segment(pipeline.step2_input(scan, corrected, clock=clock), step2, options, clock=clock)
+            codes, by_reader = self._label(scan, request)
+            labels: LabelArray = labels_to_iso(codes).data
+        names = names_by_reader(labels) if by_reader else None
+        part = pipeline.step2_input(scan, labels, names, clock=clock)
+        found = pipeline.segment(part, step2, self.options(settings, request), clock=clock)
         versions = {"step2": step2.version}
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
-    def _corrected(self, scan: Scan, request: Mapping[str, Any]) -> LabelArray:
-        """Codes of the corrected step-1 label on the scan's 1 mm grid."""
+    def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
+        """Codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
         sent = request.get("label")
-        codes = self._sent(scan, Path(sent), request.get("label_info")) if sent else self._stored(scan, request)
-        iso: LabelArray = labels_to_iso(codes).data
-        return iso
+        if sent:
+            return self._sent(scan, Path(sent), request.get("label_info")), True
+        return self._stored(scan, request)
 
     def _sent(self, scan: Scan, file: Path, label_info: object) -> Volume:
         mapped = map_names(read_submission(file, label_info), scan.grid)
         return Volume(without_regions(mapped.codes), scan.grid.affine)
 
-    def _stored(self, scan: Scan, request: Mapping[str, Any]) -> Volume:
+    def _stored(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
         image_id = str(request.get("image_id") or "")
         asked = str(request.get("label_from") or "")
         tags = (asked,) if asked else STEP2_TAGS
-        file = next((f for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
-        if file is None:
+        found = next(((tag, f) for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
+        if found is None:
             raise LabelError(
                 "a corrected step-1 label is required, got none for this image; run totalspineseg_step1, "
                 "correct and submit it, or send it with the request as 'label'"
             )
+        tag, file = found
         wire = read_labels(file)
         require_same_grid(wire.grid, scan.grid)
-        return Volume(from_wire(wire.data), wire.affine)
+        return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
 
 
 def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:

@@ -131,7 +131,8 @@ def number_chain(
         affine: (4, 4) voxel -> RAS mm.
         localizers: Other series of the patient on the same grid. Not modified.
         pins: Levels a reader has fixed.
-        step1: What step 1 named in this scan, on the same grid; a reader's pins make it void. Not modified.
+        step1: What step 1 named in this scan, on the same grid; a reader's pins make a network's names void. Not
+            modified.
 
     Returns:
         The best numbering. Without pieces an empty one that is not confident.
@@ -141,11 +142,15 @@ def number_chain(
     """
     ruler = ruler_of(canal_mask(raw, step), np.linalg.norm(affine[:3, :3], axis=0))
     pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
-    step1 = None if pins else step1
+    if step1 is not None and pins and not step1.by_reader:
+        step1 = None
     others = (*localizers, *(() if step1 is None else (step1.discs,)))
     evidence = gather(pieces, raw, step, ruler=ruler, localizers=others)
     evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
-    numbering = number_evidence(pieces, evidence) if step1 is None else _number_twice(pieces, evidence, step1)
+    if step1 is None or step1.by_reader:
+        numbering = number_evidence(pieces, evidence)
+    else:
+        numbering = _number_twice(pieces, evidence, step1)
     helped = tuple(
         series.source
         for k, series in enumerate(localizers)

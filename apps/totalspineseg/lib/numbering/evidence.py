@@ -56,7 +56,7 @@ class Localizer:
 
 @dataclass(frozen=True)
 class Step1Names:
-    """What step 1 named in the very scan whose step-2 map is numbered.
+    """What step 1 named in the very scan whose step-2 map is numbered: a network, or a reader who corrected it.
 
     Attributes:
         discs: Its discs, with the chance of every name; no series of its own, so without a source.
@@ -67,6 +67,11 @@ class Step1Names:
     discs: Localizer
     probability: float
     confident: bool
+
+    @property
+    def by_reader(self) -> bool:
+        """Whether a reader gave the names: then they are certain, and step 2 cannot doubt them."""
+        return self.discs.by_reader
 
     def part(self, box: Box) -> "Step1Names":
         """The same on a part of the grid."""

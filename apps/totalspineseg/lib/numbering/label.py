@@ -67,8 +67,9 @@ def name_map(
 ) -> tuple[Labels, Numbering | None]:
     """``label_map`` with the numbering itself instead of its report (None for the iterative method).
 
-    ``siblings`` are further series of the patient, with their doubts, ``step1`` what step 1 named in this scan (chain
-    only); ``clock`` measures the stages.
+    ``siblings`` are further series of the patient, with their doubts (chain only); ``step1`` is what step 1 named in
+    this scan, which the iterative method follows, before a localizer, if a reader named it; ``clock`` measures the
+    stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
@@ -95,7 +96,8 @@ def name_map(
             )
             pieces, naming = numbering.pieces, numbering.naming
         else:
-            naming = name_iteratively(pieces, localizer=localizer)
+            named = step1.discs.codes if step1 is not None and step1.by_reader else localizer
+            naming = name_iteratively(pieces, localizer=named)
         labels = paint(pieces, classes, naming, step)
     with clock(f"step {step} fill canal"):
         return fill_canal(labels), numbering

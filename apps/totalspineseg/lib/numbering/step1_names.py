@@ -34,6 +34,19 @@ def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names |
     return Step1Names(Localizer(own[labels], names), numbering.probability, numbering.confident)
 
 
+def names_by_reader(labels: LabelArray) -> Step1Names:
+    """Names of a step-1 map that a reader corrected: certain.
+
+    Args:
+        labels: Its codes (X, Y, Z), or those of a finished map. Not modified.
+
+    Returns:
+        The names of its discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
+    """
+    discs = np.where(np.isin(labels, DISCS), labels, BACKGROUND)
+    return Step1Names(Localizer(discs, by_reader=True), 1.0, confident=True)
+
+
 def _chances(numbering: Numbering, k: int) -> Mapping[int, float]:
     """Disc code -> chance that it is the name of the k-th level; every disc has some."""
     chances = dict.fromkeys(DISCS, OTHER_SHARE / len(DISCS))

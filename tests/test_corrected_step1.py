@@ -1,0 +1,86 @@
+"""Step 2 from a step-1 map: the names of a reader who corrected it, and those of a network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lib.anatomy import CODE_OF, DISCS
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.corrections.wire import to_wire
+from lib.geometry import Grid, Volume
+from lib.infers.latencies import Latencies
+from lib.infers.models import Step2Task
+from lib.infers.settings import read_settings
+from lib.infers.task import Outcome
+from lib.pipeline import prepare
+from lib.volume_io import write_volume
+from phantom import RAS, CodeReader, image_of, lumbar_codes
+
+TRUTH = lumbar_codes()
+ONE_MORE = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}
+"""A reader's names of a column with L6, where the network's landmark classes say T12-L1."""
+
+
+@pytest.fixture
+def corrected(tmp_path: Path) -> Path:
+    codes = np.where(np.isin(TRUTH, DISCS), TRUTH, 0).astype(np.uint8)
+    for name, other in ONE_MORE.items():
+        codes[CODE_OF[name] == TRUTH] = CODE_OF[other]
+    write_volume(tmp_path / "corrected.nii.gz", to_wire(codes), RAS)
+    return tmp_path / "corrected.nii.gz"
+
+
+def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
+    """The answer where these labels are stored, by image and tag."""
+    services: Any = SimpleNamespace(
+        networks=SimpleNamespace(get=CodeReader),
+        label_file=lambda image, tag: labels.get((image, tag)),
+        label_info=lambda image, tag: {},
+        image_file=lambda image: Path(image),
+        siblings=lambda image: (),
+    )
+    request = {"image_id": "mine", "label_from": settings.pop("label_from", "")}
+    scan = prepare(Volume(image_of(TRUTH), RAS.affine))
+    return Step2Task(services).run(scan, read_settings(settings), request, Latencies())
+
+
+def names_are_the_readers(outcome: Outcome) -> bool:
+    """Whether every disc has the reader's name; if not, every disc has the network's."""
+    discs = [CODE_OF[name] for name in ONE_MORE]
+    found = [int(np.bincount(outcome.labels[code == TRUTH]).argmax()) for code in discs]
+    assert found in (discs, [CODE_OF[other] for other in ONE_MORE.values()])
+    return found != discs
+
+
+@pytest.mark.parametrize(("tag", "certain"), [("step1", True), ("final", True), ("original", False), ("draft", False)])
+def test_the_names_of_a_reader_are_certain_and_those_of_a_network_are_not(
+    corrected: Path, tag: str, certain: bool
+) -> None:
+    """A prediction that nobody had looked at named step 2 as if a reader had corrected it."""
+    outcome = step2({("mine", tag): corrected}, label_from="draft" if tag == "draft" else "")
+    assert names_are_the_readers(outcome) is certain
+
+
+def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path, tmp_path: Path) -> None:
+    """With a localizer, here one that shows nothing of this scan, the names a reader had corrected were dropped."""
+    far = tmp_path / "far.nii.gz"
+    write_volume(far, to_wire(TRUTH), Grid(RAS.shape, RAS.affine + np.eye(4, k=3) * 900))
+    labels = {("mine", "step1"): corrected, ("other", "final"): far}
+    assert names_are_the_readers(step2(labels, localizer="other"))
+
+
+def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
+    drawn = step2({("mine", "step1"): corrected}).drawn
+    assert drawn is not None
+    assert drawn.step1 is not None
+    maps = DrawnMaps(tmp_path)
+    maps.keep("0" * 64, KeptMaps("1", drawn, RAS, {"step2": "a"}, {}, ()))
+    kept = maps.latest("0" * 64, 2)
+    assert kept is not None
+    assert kept.drawn.step1 is not None
+    assert kept.drawn.step1.by_reader
+    np.testing.assert_array_equal(kept.drawn.step1.discs.codes, drawn.step1.discs.codes)
