@@ -72,6 +72,12 @@ def write_scan(path: Path, codes: np.ndarray) -> Path:
     return path
 
 
+def translated(affine: np.ndarray, mm: float) -> np.ndarray:
+    moved = affine.copy()
+    moved[:3, 3] += mm
+    return moved
+
+
 def do(
     output: Path,
     cases: Sequence[Case],
@@ -241,6 +247,16 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, few: np.ndarray) 
     summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
     assert summary.records["sub-01_T2w"]["made_with"]["localizer"][0] == "sub-01_T1w.nii.gz"
     assert summary.records["sub-01_T2w"]["warnings"] == []
+
+
+def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
+    """A localizer of another examination, 300 mm away, named nothing, and the report was silent about it."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    x, y, z = few.shape
+    write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), translated(AFFINE, 300)))
+    cases = pair_localizers(find_cases(tmp_path / "in"), tmp_path / "loc.nii.gz")
+    summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
+    assert "does not meet this scan" in summary.records["a"]["warnings"][-1]
 
 
 def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_fi
 from lib.cohort.record import read_record, record_path, remove_record, write_json
 from lib.cohort.stopwatch import Stopwatch
 from lib.errors import StorageError, TotalSpineSegError
-from lib.geometry import Volume
+from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
 from lib.numbering.chain import Numbering
 from lib.numbering.lint import lint
@@ -62,12 +62,14 @@ class Found:
         numbering: What the chain model knows of the levels; None with the iterative method.
         watch: Seconds so far.
         failure: Why there is no step 2 although one was asked for; None when all went well.
+        apart: Whether the localizer lies beside the scan, so that it says nothing.
     """
 
     result: Result
     numbering: Numbering | None
     watch: Stopwatch
     failure: TotalSpineSegError | None = None
+    apart: bool = False
 
 
 class Work:
@@ -128,8 +130,10 @@ class Work:
             NoSpineError: Step 1 found no disc or no canal.
         """
         watch = loaded.watch
-        options = Options(method=self.options.method, localizer=loaded.localizer, pins=self.options.pins)
         scan = pipeline.prepare(loaded.image, clock=watch)
+        localizer = None if loaded.localizer is None else labels_on_grid(loaded.localizer, scan.iso.grid)
+        named = None if localizer is None else Volume(localizer, scan.iso.affine)
+        options = Options(method=self.options.method, localizer=named, pins=self.options.pins)
         located = pipeline.locate(scan, networks.get(1), options, clock=watch)
         segmentation, numbering, failure = None, located.numbering, None
         if not self.options.step1:
@@ -141,7 +145,8 @@ class Work:
         integers = loaded.image.data.dtype.kind in "iub"
         labels = located.labels if segmentation is None else segmentation.labels
         doubtful = doubtful_codes(numbering, labels)
-        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure)
+        apart = localizer is not None and not localizer.any()
+        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure, apart)
 
     def write(self, case: Case, found: Found) -> Record:
         """Write all files of a scan, its record last.
@@ -170,7 +175,7 @@ class Work:
             **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
             "in_view": levels_in_view(structures, step=step),
             "structures": structures,
-            "warnings": _warnings(case, found.numbering),
+            "warnings": _warnings(case, found),
             "measurements": rows,
             "files": files,
             "seconds": watch.as_json(),
@@ -213,12 +218,14 @@ class Work:
         }
 
 
-def _warnings(case: Case, numbering: Numbering | None) -> list[str]:
-    warnings = []
+def _warnings(case: Case, found: Found) -> list[str]:
+    warnings, numbering = [], found.numbering
     if numbering is not None and not numbering.confident:
         warnings.append(f"the numbering is not certain (probability {numbering.probability:.2f})")
     if case.no_localizer:
         warnings.append(case.no_localizer)
+    if found.apart:
+        warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings
 
 
