@@ -1,4 +1,4 @@
-"""The dural sac and the cord in it, drawn slice by slice."""
+"""The dural sac and the cord in it: traced from slice to slice, and drawn into a label map and a map of tissues."""
 
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
+from lib import anatomy
 from lib.synthesis import morphometry as mm
 from lib.synthesis.column import BentColumn
-from lib.synthesis.raster import Raster
+from lib.synthesis.raster import WORLD, Raster
 from lib.synthesis.shapes import canal_center
+from lib.synthesis.tissues import Tissue
 
+Codes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 SAC_SHARE = (0.80, 0.86)
@@ -32,6 +35,8 @@ EPIDURAL_REACH_MM = 2.5
 """Epidural fat reaches this far beyond the dural sac."""
 ABOVE_ATLAS_MM = 7.0
 """The labeled canal ends this far above the middle of C1, at the foramen magnum."""
+_GRAY_SHARE = (0.62, 0.5)
+"""Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
 
 
 @dataclass(frozen=True)
@@ -152,3 +157,39 @@ def _cord(
     room = np.clip((depth - cord_depth) / 2 - 0.8, 0, None)
     drift = jitter * 0.15 * rng.standard_normal() * np.clip((width - cord_width) / 2 - 0.8, 0, None)
     return x + drift, y + np.clip(forward, -1, 1) * room, np.clip(cord_width, 0, None), np.clip(cord_depth, 0, None)
+
+
+def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
+    """Epidural fat, dural sac, cauda equina and cord, over whatever bone reached in."""
+    filling = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
+    scattered = rng.random(raster.shape) < 0.6
+    middle = np.stack([curve.x, curve.y, curve.z])
+    reach_mm = np.stack([curve.width, curve.depth, np.zeros_like(curve.z)]) / 2 + EPIDURAL_REACH_MM
+    box = raster.box(WORLD, (middle - reach_mm).min(1), (middle + reach_mm).max(1))
+    if box is None:
+        return
+    labels, tissues, scattered = labels[box], tissues[box], scattered[box]
+    x = raster.axis(0)[box[0], None, None]
+    y = raster.axis(1)[None, box[1], None]
+
+    def ellipse(cx: Floats, cy: Floats, w: Floats, d: Floats) -> NDArray[np.float32]:
+        scaled = [v.astype(np.float32)[None, None, :] for v in (cx, cy, np.maximum(w, 1e-3), np.maximum(d, 1e-3))]
+        return np.asarray(((x - scaled[0]) * 2 / scaled[2]) ** 2 + ((y - scaled[1]) * 2 / scaled[3]) ** 2)
+
+    below = (curve.z < curve.top)[None, None, :]
+    reach = 2 * EPIDURAL_REACH_MM
+    around = (ellipse(curve.x, curve.y, curve.width + reach, curve.depth + reach) < 1) & below & (labels == 0)
+    tissues[around] = filling
+    inside = ellipse(curve.x, curve.y, curve.width, curve.depth) < 1
+    cord = (ellipse(curve.cord_x, curve.cord_y, curve.cord_width, curve.cord_depth) < 1) & inside
+    fluid = inside & (curve.z < curve.top + 15)[None, None, :]
+    tissues[fluid] = Tissue.CSF
+    labels[inside & below] = anatomy.CANAL
+    tail = (curve.cord_width < 5)[None, None, :] & below
+    roots = ellipse(curve.x, curve.y - 0.2 * curve.depth, curve.width * 0.8, curve.depth * 0.55) < 1
+    tissues[inside & tail & roots & scattered] = Tissue.CAUDA_EQUINA
+    tissues[cord & (curve.z < curve.top + 15)[None, None, :]] = Tissue.CORD
+    wide, deep = _GRAY_SHARE
+    core = ellipse(curve.cord_x, curve.cord_y, wide * curve.cord_width, deep * curve.cord_depth) < 1
+    tissues[core & cord & (tissues == Tissue.CORD)] = Tissue.GRAY_MATTER
+    labels[cord & below] = anatomy.CORD
