@@ -177,6 +177,14 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
     assert desk.predictions.of_image("img") == (mine, others)
 
 
+def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk: Desk) -> None:
+    """Kept under the user's name and looked for under the program's, the last prediction of anybody was taken."""
+    mine, others = prediction("img", "ada"), prediction("img", "bob")
+    for record in (mine, others):
+        desk.predictions.keep(record)
+    assert desk.submit().prediction["id"] == mine.id
+
+
 def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
     """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
     for sha, expected in (("ab", ["gap", "image_replaced"]), (history.sha256_of(desk.image), ["gap"])):

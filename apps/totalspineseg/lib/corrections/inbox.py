@@ -115,7 +115,8 @@ class Inbox:
         """The prediction that was corrected: as stated, else this client's newest one, else the newest."""
         if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
             return found
-        return self._predictions.latest(image_id, sender.client)
+        # With authentication predictions are known by the user, whatever the program calls itself.
+        return self._predictions.latest(image_id, sender.client, sender.user)
 
     def _followed(self, submission: Submission, grid: Grid, received: Received) -> Followed | None:
         """The submission after its levels followed a renamed one; None where that does not apply."""

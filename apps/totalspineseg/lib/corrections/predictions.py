@@ -63,10 +63,10 @@ class PredictionStore:
         """All predictions for an image, oldest first."""
         return tuple(PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in self._entries(image_id))
 
-    def latest(self, image_id: str, client: str = "") -> PredictionRecord | None:
-        """The newest prediction for an image, preferring those ``client`` asked for; None when there is none."""
+    def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
+        """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""
         records = self.of_image(image_id)
-        own = tuple(record for record in records if client and record.client == client)
+        own = tuple(record for record in records if record.client and record.client in clients)
         preferred = own or records
         return preferred[-1] if preferred else None
 
