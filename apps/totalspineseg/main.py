@@ -30,6 +30,7 @@ from lib.gate.holdout import subject_of
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
+from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
@@ -154,6 +155,11 @@ class App(MONAILabelApp):
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def cleanup_sessions(self) -> None:
+        """Remove sessions that are over; the host calls it at the start and every five minutes."""
+        if self._sessions is not None:
+            remove_expired(self._sessions)
 
     def init_infers(self) -> dict[str, Any]:
         """The models, one per file of ``lib/configs``."""
