@@ -10,7 +10,7 @@ import SimpleITK as sitk
 
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid, same_grid
-from lib.volume_io import is_image_name, read_image, read_labels, stem, write_atomic, write_volume
+from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_atomic, write_volume
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
@@ -210,6 +210,16 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
     with pytest.raises(ImageError, match=match):
         read_labels(nifti(tmp_path / "a.nii.gz", data))
+
+
+def test_another_tables_numbers_are_no_codes(tmp_path: Path) -> None:
+    """A localizer that counts vertebrae from C1 = 1 made T1 to T4 of L2 to L5, with certainty."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[2, 2, 2] = 41
+    np.testing.assert_array_equal(read_codes(nifti(tmp_path / "a.nii.gz", labels)).data, labels)
+    labels[3:8, 2, 2] = range(20, 25)
+    with pytest.raises(ImageError, match=r"TotalSpineSeg's codes \(L1 is 41\) is required, .* values \[20\]"):
+        read_codes(nifti(tmp_path / "a.nii.gz", labels))
 
 
 def test_float_label_maps_are_understood(tmp_path: Path) -> None:

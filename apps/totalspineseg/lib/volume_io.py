@@ -19,6 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume
 
@@ -90,6 +91,22 @@ def read_labels(path: Path) -> Volume:
     if volume.data.dtype.kind == "f" and not np.array_equal(rounded, volume.data):
         raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
     return Volume(rounded.astype(np.uint8), volume.affine)
+
+
+def read_codes(path: Path) -> Volume:
+    """Read a label map in output codes, such as a localizer; like ``read_labels``.
+
+    Raises:
+        ImageError: As ``read_labels``; also values that are no codes: by another table, 22 is L3 and not T2.
+    """
+    volume = read_labels(path)
+    counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
+    if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
+        raise ImageError(
+            f"a label map in TotalSpineSeg's codes (L1 is {L1}) is required, got {path.name!r} with the values "
+            f"{strangers[:5]!r}; convert it"
+        )
+    return volume
 
 
 def require_usable(volume: Volume) -> None:

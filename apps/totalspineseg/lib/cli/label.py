@@ -88,11 +88,11 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
     from lib.numbering.label import label_map
-    from lib.volume_io import read_labels, write_volume
+    from lib.volume_io import read_codes, read_labels, write_volume
 
     volume = read_labels(source)
     iso = labels_to_iso(volume)
-    localizer = None if request.localizer is None else labels_on_grid(read_labels(request.localizer), iso.grid)
+    localizer = None if request.localizer is None else labels_on_grid(read_codes(request.localizer), iso.grid)
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     for finding in report["findings"]:

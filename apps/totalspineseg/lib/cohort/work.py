@@ -21,7 +21,7 @@ from lib.numbering.lint import lint
 from lib.numbering.report import report
 from lib.pipeline import Options
 from lib.prediction import Predictor
-from lib.volume_io import PARTIAL_PREFIX, read_image, read_labels
+from lib.volume_io import PARTIAL_PREFIX, read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""
@@ -115,7 +115,7 @@ class Work:
         watch = Stopwatch()
         with watch("read"):
             image = read_image(case.path)
-            localizer = None if case.localizer is None else read_labels(case.localizer)
+            localizer = None if case.localizer is None else read_codes(case.localizer)
         return Loaded(image, localizer, watch)
 
     def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Found:
