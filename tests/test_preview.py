@@ -87,6 +87,10 @@ def test_patients_right_is_left_in_the_coronal_picture() -> None:
     top, bottom = bright[: len(bright) // 10], bright[-len(bright) // 10 :]
     # Above, the spine is at x = 30 of 40 (to the right): left in the picture.
     assert (top @ columns).sum() / top.sum() < (bottom @ columns).sum() / bottom.sum()
+    # Where nothing lies, at the left edge, an R says so.
+    middle = slice(len(picture) // 2 - 10, len(picture) // 2 + 10)
+    assert (picture[middle, :20] == 255).any()
+    assert not (picture[middle, -20:] == 255).any()
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (4, 0.6, 1.2), (1, 2, 0.5)], ids=str)

@@ -26,6 +26,8 @@ PIXEL_MM: Final = (0.3, 0.5)
 """Finest and coarsest size of a pixel: a vertebra of 20 mm has at least 40 pixels."""
 WANTED_HEIGHT_PX: Final = 800
 """Height a small field of view is enlarged to, as far as the finest pixel allows."""
+SIDE_PX: Final = 18
+"""Height of the letter that names the patient's side."""
 POINT_RADIUS_MM: Final = 2.5
 """Radius a level point is drawn with."""
 
@@ -106,7 +108,7 @@ class Plane:
             doubtful: Codes whose level is not certain: striped, and "?" in the tag.
 
         Returns:
-            (rows, columns, 3) uint8, square pixels, superior up, anterior (coronal: the patient's right) left.
+            (rows, columns, 3) uint8, square pixels, superior up, anterior left (coronal: the right side, marked R).
         """
         gray = self._gray
         named = None if labels is None else self.cut(labels)
@@ -117,6 +119,8 @@ class Plane:
             rgb = np.repeat(gray[..., np.newaxis], 3, axis=2)
         if points is not None:
             rgb = self._dots(rgb, points)
+        if not self._sagittal:
+            rgb = _with_side(rgb)
         if named is None or not tags:
             return rgb
         return add_tags(rgb, self._tags(named, tags, doubtful))
@@ -169,6 +173,16 @@ class Plane:
             place = (x + radius + 3, y)
             draw.text(place, str(value), fill=color, font=font, anchor="lm", stroke_width=1, stroke_fill=(0, 0, 0))
         return np.asarray(image)
+
+
+def _with_side(rgb: Picture) -> Picture:
+    """An "R" at the patient's right: left and right look alike, and programs differ in how they hang a picture."""
+    image = Image.fromarray(rgb)
+    place, font = (SIDE_PX // 4, image.height / 2), _font(SIDE_PX)
+    ImageDraw.Draw(image).text(
+        place, "R", fill=(255, 255, 255), font=font, anchor="lm", stroke_width=1, stroke_fill=(0, 0, 0)
+    )
+    return np.asarray(image)
 
 
 def _present(labels: LabelArray) -> set[int]:
