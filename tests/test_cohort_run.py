@@ -249,6 +249,19 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, few: np.ndarray) 
     assert summary.records["sub-01_T2w"]["warnings"] == []
 
 
+def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None:
+    """A header from an affine registration gave sizes and angles that were not the patient's, without a word."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    image = read_image(tmp_path / "in" / "a.nii.gz")
+    skewed = AFFINE.copy()
+    skewed[1, 1] = np.tan(np.radians(12))
+    write_volume(tmp_path / "in" / "b.nii.gz", image.data, Grid(image.grid.shape, skewed))
+    records = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",)).records
+    assert [bool(records[name]["measurements"]) for name in "ab"] == [True, False]
+    assert not any("skews" in warning for warning in records["a"]["warnings"])
+    assert "skews the image by 12 degrees" in records["b"]["warnings"][-1]
+
+
 def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
     """A localizer of another examination, 300 mm away, named nothing, and the report was silent about it."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)

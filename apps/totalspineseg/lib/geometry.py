@@ -54,6 +54,12 @@ class Grid:
         return float(x), float(y), float(z)
 
     @property
+    def skew_deg(self) -> float:
+        """How far two axes are from a right angle at most, degrees; headers that were registered may be skewed."""
+        axes = self.affine[:3, :3] / np.array(self.spacing)
+        return float(np.degrees(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max())))
+
+    @property
     def orientation(self) -> str:
         """Nearest anatomical axis codes, such as "RAS"."""
         return "".join(orientations.aff2axcodes(self.affine))

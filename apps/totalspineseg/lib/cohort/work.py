@@ -25,6 +25,8 @@ from lib.volume_io import PARTIAL_PREFIX, read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""
+MAX_SKEW_DEG: Final = 1.0
+"""Above it angles are off by more than they are measured to; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid, and change nothing that is found."""
 RECORD_FORMAT: Final = 1
@@ -169,7 +171,8 @@ class Work:
             spacing = iso.spacing
             step: Literal[1, 2] = 1 if result.segmentation is None else 2
             structures = structures_json(result.labels, spacing, step=step)
-            rows = measure(result.labels, spacing, doubtful=result.doubtful) if result.segmentation else []
+            measurable = result.segmentation is not None and iso.grid.skew_deg <= MAX_SKEW_DEG
+            rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
         record = {
             "scan": case.name,
             **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
@@ -224,6 +227,9 @@ def _warnings(case: Case, found: Found) -> list[str]:
         warnings.append(f"the numbering is not certain (probability {numbering.probability:.2f})")
     if case.no_localizer:
         warnings.append(case.no_localizer)
+    skew = found.result.located.scan.grid.skew_deg
+    if skew > MAX_SKEW_DEG:
+        warnings.append(f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are off")
     if found.apart:
         warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings
