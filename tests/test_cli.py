@@ -200,10 +200,16 @@ def test_a_pin_renames_the_column(small_golden: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.golden
-def test_label_uses_a_localizer_on_another_grid(tmp_path: Path) -> None:
+def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And without one it wrote a guess without a word."""
     source = GOLDEN / "thoracic_localizer"
     words = ["label", str(source / "step2_raw.nii.gz"), str(tmp_path / "out.nii.gz")]
+    assert main(words) == 0
+    doubt = capsys.readouterr().err
+    assert "step2_raw.nii.gz: the numbering is not certain (probability 0." in doubt
+    assert "a localizer" in doubt
     assert main([*words, "--loc", str(source / "localizer.nii.gz")]) == 0
+    assert capsys.readouterr().err == ""
     labels = read_labels(tmp_path / "out.nii.gz")
     expected = golden_crop(source, labels)
     named = expected > 0

@@ -98,6 +98,9 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     for finding in report["findings"]:
         if finding["kind"] == PIN_UNMET:
             print(f"{source.name}: {finding['message']}", file=sys.stderr)
+    if report["confident"] is False:
+        doubt = f"the numbering is not certain (probability {report['probability']:.2f})"
+        print("; ".join([f"{source.name}: {doubt}", *report["would_settle"]]), file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:
