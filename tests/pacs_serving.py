@@ -87,7 +87,7 @@ def write_study(folder: Path, number: int, name: str) -> Study:
         "PatientBirthDate": "",
         "PatientSex": "O",
         "StudyInstanceUID": uid,
-        "StudyDate": f"2026010{number}",
+        "StudyDate": f"202601{number:02d}",
         "StudyTime": "120000",
         "StudyID": str(number),
         "AccessionNumber": f"A{number}",

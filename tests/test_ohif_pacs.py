@@ -15,17 +15,22 @@ import requests
 from pydicom.uid import generate_uid
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.history import PACS_DIR
 from lib.corrections.names import map_names
 from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg
 from lib.geometry import Volume, to_ras
+from lib.pacs.address import Address, make_client, make_session
+from lib.pacs.adoption import Adoption
+from lib.pacs.datastore import PacsDatastore
+from lib.pacs.orthanc import fill
 from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import read_labels
-from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored, wait_for
+from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored, wait_for, write_study
 from phantom import PIR, lumbar_codes
 
 pytestmark = [
@@ -41,7 +46,13 @@ EDITED = SERIES_CODES.copy()
 EDITED[:30][EDITED[:30] == CODE_OF["L4"]] = 0
 """An annotator erased a part of L4."""
 GRID = phantom_slices()[1]
-NAMES = ("Alpha", "Beta", "Gamma", "Delta", "Epsilon")
+FINISHED, READ, RESULT, TWICE, CASE, PARKED, SLICER, RENAMED, ELSEWHERE = range(9)
+"""Each test that changes a study has one of its own, so that all run alone and in any order. FINISHED is the first that
+is offered until its test has run, READ from then on, which nobody finishes; ELSEWHERE is the last."""
+LATE = 25
+"""Its UID lies between READ's and ELSEWHERE's."""
+NAMES = ("Alpha", "Beta", "Gamma", "Delta", "Epsilon", "Zeta", "Eta", "Theta", "Iota")
+DATES = "20260101-20260109"
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +72,8 @@ def search(server: PacsServer, level: str, **query: Any) -> list[dict[str, Any]]
     return found
 
 
-def next_sample(server: PacsServer) -> dict[str, Any]:
-    answer = requests.post(f"{server.url}/activelearning/first", json={}, timeout=SECONDS)
+def next_sample(server: PacsServer, strategy: str = "first") -> dict[str, Any]:
+    answer = requests.post(f"{server.url}/activelearning/{strategy}", json={}, timeout=SECONDS)
     assert answer.status_code == 200
     sample: dict[str, Any] = answer.json()
     return sample
@@ -116,25 +127,49 @@ def fetched(server: PacsServer, study: Study, series: str, instance: str) -> byt
     return content[content.index(b"\r\n\r\n") + 4 : content.rindex(b"\r\n--")]
 
 
+def objects(server: PacsServer) -> dict[str, Any]:
+    """What is offered, by series."""
+    found: dict[str, Any] = get(server, "/datastore/", output="all").json()["objects"]
+    return found
+
+
+def is_finished(server: PacsServer, study: Study) -> bool:
+    return "final" in objects(server)[study.series]["labels"]
+
+
 def corrections(server: PacsServer, study: Study) -> Any:
     return CorrectionStore(server.work).of_image(study.series)
 
 
+def assert_not_taken_again(server: PacsServer, study: Study) -> None:
+    """What went to the PACS from here, or was taken from there before, is no new correction."""
+
+    def unreachable(*_: object) -> Any:
+        raise AssertionError("it was taken again")
+
+    dicomweb = server.orthanc.dicomweb
+    client = make_client(Address(dicomweb), make_session(dicomweb))
+    shown = PacsDatastore(client, server.work / PACS_DIR, {"Modality": "MR"}, publisher=unreachable)
+    Adoption(shown, CorrectionStore(server.work), unreachable).of_image(study.series)
+    assert len(corrections(server, study)) == 1
+
+
 def test_mr_is_listed_without_localizers(server: PacsServer) -> None:
     """The host lists CT alone, and offers localizers, which are no volumes."""
-    objects = get(server, "/datastore/", output="all").json()["objects"]
-    assert set(objects) == {study.series for study in server.studies}
-    assert get(server, "/info/").json()["datastore"]["total"] == len(NAMES)
+    listed = set(objects(server))
+    assert listed >= {study.series for study in server.studies}
+    assert not listed & {study.localizer for study in server.studies}
+    assert get(server, "/info/").json()["datastore"]["total"] == len(listed)
 
 
 def test_the_proxy_passes_filters_paging_and_accept(server: PacsServer) -> None:
     """The viewer's filters found every study, whatever was typed."""
-    assert len(search(server, "studies")) == len(NAMES)
+    assert len(search(server, "studies", StudyDate=DATES)) == len(NAMES)
     (found,) = search(server, "studies", PatientName="Beta*")
     assert found["0020000D"]["Value"] == [server.studies[1].uid]
     assert len(search(server, "studies", PatientName="*eta*", StudyDate="20260101-20260103")) == 1
-    pages = [search(server, "studies", limit=2, offset=offset) for offset in (0, 2, 4)]
-    assert [len(page) for page in pages] == [2, 2, 1]
+    pages = [search(server, "studies", StudyDate=DATES, limit=4, offset=offset) for offset in (0, 4, 8)]
+    assert [len(page) for page in pages] == [4, 4, 1]
     assert len({entry["0020000D"]["Value"][0] for page in pages for entry in page}) == len(NAMES)
     xml = {"accept": "application/dicom+xml"}
     assert "xml" in requests.get(f"{server.proxy}/qido/studies", headers=xml, timeout=SECONDS).headers["content-type"]
@@ -142,14 +177,14 @@ def test_the_proxy_passes_filters_paging_and_accept(server: PacsServer) -> None:
 
 
 def test_links_of_the_pacs_lead_through_the_server(server: PacsServer) -> None:
-    (found,) = search(server, "series", SeriesInstanceUID=server.studies[0].series)
+    (found,) = search(server, "series", SeriesInstanceUID=server.studies[READ].series)
     link = found["00081190"]["Value"][0]
     assert link.startswith(f"{server.proxy}/wado/studies/")
     assert requests.get(f"{link}/metadata", timeout=SECONDS).status_code == 200
 
 
 def test_frames_come_through(server: PacsServer) -> None:
-    study = server.studies[0]
+    study = server.studies[READ]
     instance = stored(server, study.series)[0]
     path = f"studies/{study.uid}/series/{study.series}/instances/{instance}/frames/1"
     accept = {"accept": 'multipart/related; type="application/octet-stream"'}
@@ -192,7 +227,7 @@ def test_the_proxy_leads_to_dicomweb_alone(server: PacsServer, method: str, path
 
 def test_a_result_lies_on_the_grid_of_the_series(server: PacsServer) -> None:
     """The viewer copies the voxels in file order: columns, rows, slices along the normal."""
-    study = server.studies[0]
+    study = server.studies[READ]
     answer = requests.post(
         f"{server.url}/infer/totalspineseg",
         params={"image": study.series, "output": "image"},
@@ -209,7 +244,7 @@ def test_a_result_lies_on_the_grid_of_the_series(server: PacsServer) -> None:
 
 def test_a_result_comes_as_dicom_seg(server: PacsServer) -> None:
     """It was refused; the host's own writer calls a mask {2, 11} "cord, canal"."""
-    study = server.studies[0]
+    study = server.studies[RESULT]
     answer = requests.post(
         f"{server.url}/infer/totalspineseg", params={"image": study.series, "output": "dicom_seg"}, timeout=SECONDS
     )
@@ -223,12 +258,12 @@ def test_a_result_comes_as_dicom_seg(server: PacsServer) -> None:
     assert store(server, answer.content).status_code == 200
     assert outcome(server, seg.SOPInstanceUID)["status"] == "prediction"
     assert corrections(server, study) == ()
-    assert next_sample(server)["id"] == study.series
+    assert not is_finished(server, study)
 
 
 def test_a_localizer_is_refused_with_a_sentence(server: PacsServer) -> None:
     answer = requests.post(
-        f"{server.url}/infer/totalspineseg", params={"image": server.studies[0].localizer}, timeout=SECONDS
+        f"{server.url}/infer/totalspineseg", params={"image": server.studies[READ].localizer}, timeout=SECONDS
     )
     assert answer.status_code == 422
     assert "parallel slices" in answer.json()["detail"]
@@ -236,8 +271,9 @@ def test_a_localizer_is_refused_with_a_sentence(server: PacsServer) -> None:
 
 def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServer) -> None:
     """A correction made in OHIF never reached the server, and the finished study was offered for two hours."""
-    study = server.studies[0]
+    study = server.studies[FINISHED]
     assert next_sample(server)["id"] == study.series
+    completed = get(server, "/info/").json()["datastore"]["completed"]
     seg = drawn(study, EDITED, rename={"L5-S": "L5-S1"})
     told = submitted(server, seg)
     assert told["status"] == "accepted"
@@ -249,8 +285,8 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), EDITED)
     assert (CorrectionStore(server.work).path(kept) / kept.raw).read_bytes()[128:132] == b"DICM"
     assert stored(server, seg.SeriesInstanceUID) == [seg.SOPInstanceUID]
-    assert get(server, "/info/").json()["datastore"]["completed"] == 1
-    assert next_sample(server)["id"] == server.studies[1].series
+    assert get(server, "/info/").json()["datastore"]["completed"] == completed + 1
+    assert next_sample(server)["id"] == server.studies[READ].series
     label = get(server, "/datastore/label", label=study.series, tag="final")
     file = server.work / "final.nii.gz"
     file.write_bytes(label.content)
@@ -258,50 +294,52 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
 
 
 def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
-    study = server.studies[0]
+    study = server.studies[TWICE]
+    assert store(server, seg_bytes(drawn(study, EDITED))).status_code == 200
     before = corrections(server, study)
+    assert len(before) == 1
     codes = np.where(CODE_OF["L1"] == SERIES_CODES, 0, SERIES_CODES).astype(np.uint8)
     seg = drawn(study, codes)
     assert store(server, seg_bytes(seg)).status_code == 200
     after = corrections(server, study)
-    assert after[: len(before)] == before
+    assert after[:-1] == before
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(after[-1]), codes)
     assert any("T12" in f["message"] or "L1" in f["message"] or "L2" in f["message"] for f in after[-1].findings)
     assert "Please check" in outcome(server, seg.SOPInstanceUID)["message"]
 
 
 def test_what_is_not_understood_is_parked_and_said(server: PacsServer) -> None:
-    study = server.studies[1]
+    study = server.studies[PARKED]
     seg = drawn(study, SERIES_CODES, rename={"L3": "tumor"})
     told = submitted(server, seg)
     assert told["status"] == "parked"
     assert "'tumor'" in told["message"]
     (kept,) = corrections(server, study)
     assert kept.status == "parked"
-    assert next_sample(server)["id"] == study.series
+    assert not is_finished(server, study)
 
 
 def test_a_segmentation_of_a_series_that_is_not_offered_is_not_counted(server: PacsServer) -> None:
-    seg = drawn(server.studies[1], SERIES_CODES)
-    seg.ReferencedSeriesSequence[0].SeriesInstanceUID = server.studies[1].localizer
+    seg = drawn(server.studies[READ], SERIES_CODES)
+    seg.ReferencedSeriesSequence[0].SeriesInstanceUID = server.studies[READ].localizer
     assert submitted(server, seg)["status"] == "refused"
 
 
 def test_what_the_pacs_refuses_is_not_counted(server: PacsServer) -> None:
-    before = len(corrections(server, server.studies[1]))
-    seg = drawn(server.studies[1], SERIES_CODES)
+    before = len(corrections(server, server.studies[READ]))
+    seg = drawn(server.studies[READ], SERIES_CODES)
     content = seg_bytes(seg)
     body, _ = store_body(content)
     wrong = {"content-type": 'multipart/related; type="application/dicom"; boundary=elsewhere'}
     answer = requests.post(f"{server.proxy}/wado/studies", data=body, headers=wrong, timeout=SECONDS)
     assert stored(server, seg.SeriesInstanceUID) == []
     assert get(server, f"/submissions/{seg.SOPInstanceUID}").status_code == 404
-    assert len(corrections(server, server.studies[1])) == before
+    assert len(corrections(server, server.studies[READ])) == before
     assert answer.status_code < 600
 
 
 def test_images_pass_and_count_as_nothing(server: PacsServer) -> None:
-    image = pydicom.dcmread(server.studies[1].folder / "000.dcm")
+    image = pydicom.dcmread(server.studies[READ].folder / "000.dcm")
     image.SOPInstanceUID = generate_uid()
     image.SeriesInstanceUID = generate_uid()
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
@@ -312,26 +350,26 @@ def test_images_pass_and_count_as_nothing(server: PacsServer) -> None:
 
 def test_the_newest_of_several_from_elsewhere_is_taken(server: PacsServer) -> None:
     """The last in the order of the server's answer was taken, whenever it was drawn."""
-    study = server.studies[2]
+    study = server.studies[ELSEWHERE]
+    assert next_sample(server, "last")["id"] == study.series
     newest = drawn(study, EDITED, when=datetime(2026, 3, 1, 12))
     others = [drawn(study, SERIES_CODES, when=datetime(2026, month, 1, 12)) for month in (1, 2)]
     own = drawn(study, SERIES_CODES, when=datetime(2026, 4, 1), manufacturer="TotalSpineSeg for MONAI Label")
     for seg in (others[0], newest, others[1], own):
         answer = requests.post(f"{server.orthanc.rest}/instances", data=seg_bytes(seg), timeout=SECONDS)
         assert answer.ok
-    assert next_sample(server)["id"] == server.studies[1].series
+    assert next_sample(server, "last")["id"] != study.series
     (kept,) = corrections(server, study)
     assert (kept.client, kept.file_name) == ("pacs", f"{newest.SOPInstanceUID}.dcm")
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), EDITED)
-    next_sample(server)
-    assert len(corrections(server, study)) == 1
+    assert_not_taken_again(server, study)
 
 
 def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_path: Path) -> None:
     from lib.corrections.wire import to_wire
     from lib.volume_io import write_volume
 
-    study = server.studies[3]
+    study = server.studies[SLICER]
     file = tmp_path / "label.nii.gz"
     write_volume(file, to_wire(SERIES_CODES), GRID)
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
@@ -348,13 +386,12 @@ def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_pa
     (instance,) = stored(server, uid)
     seg = fetched(server, study, uid, instance)
     np.testing.assert_array_equal(map_names(read_seg(seg, GRID), GRID).codes, SERIES_CODES)
-    next_sample(server)
-    assert len(corrections(server, study)) == 1
+    assert_not_taken_again(server, study)
 
 
 def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> None:
     """The PACS would keep the names as they were sent, and the history other ones."""
-    study = server.studies[4]
+    study = server.studies[RENAMED]
     answer = requests.post(f"{server.url}/infer/totalspineseg", params={"image": study.series}, timeout=SECONDS)
     assert answer.status_code == 200
     seg = drawn(study, SERIES_CODES, rename={"L5": "L6"})
@@ -369,13 +406,15 @@ def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> No
     codes = CorrectionStore(server.work).codes(kept)
     assert (codes == CODE_OF["L6"]).any()
     np.testing.assert_array_equal(map_names(read_seg(content, GRID), GRID).codes, codes)
-    next_sample(server)
-    assert len(corrections(server, study)) == 1
+    assert_not_taken_again(server, study)
 
 
 def test_corrections_of_the_pacs_become_cases(server: PacsServer) -> None:
     """Images come from the folder of fetched series, labels from the history."""
-    corrected = corrections(server, server.studies[0])[-1]
+    study = server.studies[CASE]
+    codes = np.where(CODE_OF["L1"] == SERIES_CODES, 0, SERIES_CODES).astype(np.uint8)
+    assert submitted(server, drawn(study, codes))["status"] == "accepted"
+    (corrected,) = corrections(server, study)
 
     def image_file(image: str) -> Path | None:
         path = server.work / "pacs" / f"{image}.nii"
@@ -393,14 +432,16 @@ def test_corrections_of_the_pacs_become_cases(server: PacsServer) -> None:
 
 
 def test_new_series_are_offered_soon(server: PacsServer, tmp_path: Path) -> None:
-    from lib.pacs.orthanc import fill
-    from pacs_serving import write_study
-
-    late = write_study(tmp_path / "late", 9, "Late")
+    late = write_study(tmp_path / "late", LATE, "Late")
     fill(server.orthanc, tmp_path / "late")
-    wait_for(lambda: late.series in get(server, "/datastore/", output="all").json()["objects"])
+    wait_for(lambda: late.series in objects(server))
 
 
 def test_no_patient_in_the_log(server: PacsServer) -> None:
+    study = server.studies[READ]
+    assert study.series in objects(server)
+    assert search(server, "studies", PatientName=f"{NAMES[READ]}*")
+    assert get(server, "/datastore/image", image=study.series).ok
+    assert next_sample(server)
     text = server.log.read_text()
     assert not [name for name in (*NAMES, "Phantom", "PatientID", "'P1'") if name in text]
