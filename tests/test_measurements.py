@@ -196,6 +196,28 @@ def test_a_body_without_a_disc_above_is_not_measured() -> None:
     assert row(rows, "L2")["body_middle_mm"] is not None
 
 
+def test_two_fused_bodies_are_not_measured_as_one() -> None:
+    """A block of L2 and L3, drawn as L2, was a body of 52 mm."""
+    labels = draw()
+    labels[np.isin(labels, (CODE_OF["L2-L3"], CODE_OF["L3"]))] = CODE_OF["L2"]
+    rows = measure(labels, (1, 1, 1))
+    assert row(rows, "L2")["body_middle_mm"] is None
+    assert row(rows, "L4")["body_middle_mm"] == pytest.approx(BODY_MM, abs=0.6)
+
+
+def test_what_is_drawn_in_pieces_is_not_measured() -> None:
+    """Two discs of one name were a disc of 18 mm; a false disc within a body added 3 mm to its own height."""
+    labels = draw()
+    labels[labels == CODE_OF["L2-L3"]] = CODE_OF["L3-L4"]
+    z = np.argwhere(labels == CODE_OF["L5"])[:, 2]
+    part = labels[:, :, (z.min() + z.max()) // 2 - 1 :][:, :, :3]
+    part[part == CODE_OF["L5"]] = CODE_OF["L4-L5"]
+    rows = measure(labels, (1, 1, 1))
+    for level, cell in (("L3-L4", "disc_height_mm"), ("L4-L5", "disc_height_mm"), ("L5", "body_middle_mm")):
+        assert (row(rows, level)[cell], row(rows, level)["canal_area_mm2"]) == (None, None)
+    assert row(rows, "L1-L2")["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
 def test_rows_run_from_superior_to_inferior_and_have_all_columns() -> None:
     rows = measure(draw(), (1, 1, 1))
     levels = [r["level"] for r in rows]

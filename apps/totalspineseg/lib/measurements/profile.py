@@ -6,8 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import DISCS, VERTEBRAE
+from lib.anatomy import VERTEBRAE, column
 from lib.measurements.spine import BAND_MM, Points, Spine, share
+from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR
 
 DEPTH_PERCENTILES: Final = (1.0, 99.0)
 """The anterior and posterior edge of a body or disc: single voxels beyond them are osteophytes or noise."""
@@ -72,7 +73,7 @@ def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
         codes: Vertebrae and discs that are present.
 
     Returns:
-        Code -> profile; a body has one only between two discs, which prove that no endplate is cut off.
+        Code -> profile; a body has one only between its two discs, which prove that no endplate is cut off.
     """
     bands = {code: band for code in codes if len((band := spine.band(code))[0]) * spine.voxel_mm3 >= MIN_VOLUME_MM3}
     order = sorted(bands, key=lambda code: -float(bands[code][0][:, 1].mean()))
@@ -90,9 +91,18 @@ def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
     return profiles
 
 
+def _with_discs() -> frozenset[tuple[int | None, int, int | None]]:
+    columns = [column(thoracic, lumbar) for thoracic in THORACIC_PRIOR for lumbar in LUMBAR_PRIOR]
+    return frozenset(triple for c in columns for triple in zip(c.discs, c.vertebrae[1:], c.discs[1:], strict=False))
+
+
+WITH_DISCS: Final = _with_discs()
+"""Disc above, vertebra, disc below, in every variant of the column."""
+
+
 def _between_discs(order: Sequence[int], k: int) -> bool:
-    """Whether a body has a disc on both sides, which proves that neither endplate is cut off."""
-    return 0 < k < len(order) - 1 and order[k - 1] in DISCS and order[k + 1] in DISCS
+    """Whether a body has its own two discs beside it: no endplate is cut off, and it is not two that fused."""
+    return 0 < k < len(order) - 1 and (order[k - 1], order[k], order[k + 1]) in WITH_DISCS
 
 
 def _profile(points: Points, frame: Frame, spine: Spine) -> Profile:

@@ -9,11 +9,14 @@ import numpy.typing as npt
 from lib.anatomy import CANAL, CORD
 from lib.geometry import LabelArray
 from lib.transforms.centerline import smooth_centerline
+from lib.transforms.components import connected_components
 
 Points = npt.NDArray[np.float64]
 
 BAND_MM: Final = 5.0
 """Half width of the sagittal band: within it endplates are flat from left to right, and no pedicle reaches in."""
+PIECES_SHARE: Final = 0.05
+"""Parts of a structure with more than this share of its largest one add to its thickness: it is not measured."""
 EDGE_MM: Final = 2.0
 """What comes this near to the border of the image is cut off by it."""
 
@@ -62,13 +65,27 @@ class Spine:
         return x, np.interp(z_mm, self.line[:, 2], self.line[:, 1])
 
     def band(self, code: int) -> tuple[Points, bool]:
-        """(n, 2) sagittal positions (y, z) mm of the body or disc within the band; whether it is all in view."""
+        """(n, 2) sagittal positions (y, z) mm of the body or disc within the band; whether it is all in view.
+
+        No positions for a structure in pieces, such as two discs of one name or a body that a false disc divides.
+        """
         voxels = self.voxels(code)
         position = voxels * self.mm
         x, y = self.line_at(position[:, 2])
         # Half open: on a 1 mm grid exactly 2 * BAND_MM wide.
         inside = (position[:, 0] - x >= -BAND_MM) & (position[:, 0] - x < BAND_MM) & (position[:, 1] > y)
-        return position[inside][:, 1:], bool(inside.any()) and self.in_view(voxels[inside])
+        here = voxels[inside]
+        if not len(here) or _in_pieces(here):
+            return np.empty((0, 2)), False
+        return position[inside][:, 1:], self.in_view(here)
+
+
+def _in_pieces(voxels: npt.NDArray[np.intp]) -> bool:
+    mask = np.zeros(np.ptp(voxels, axis=0) + 1, dtype=np.bool_)
+    mask[tuple((voxels - voxels.min(axis=0)).T)] = True
+    numbered, _ = connected_components(mask, join_vox=1)
+    sizes = np.bincount(numbered.ravel())[1:]
+    return bool(sizes.sum() - sizes.max() > PIECES_SHARE * sizes.max())
 
 
 def share(position: Points, footprint: float, low: float, high: float) -> Points:
