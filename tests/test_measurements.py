@@ -132,6 +132,24 @@ def test_thoracic_kyphosis_is_positive_where_the_column_is_hollow_to_anterior() 
     assert found["lumbar_lordosis_deg"] is None
 
 
+@pytest.mark.parametrize("atlas", [False, True])
+def test_cervical_lordosis_is_the_angle_of_the_arc(atlas: bool) -> None:
+    """It was never measured: C2 has no disc above it."""
+    labels, neck = draw(250.0), np.arange(256, dtype=np.uint8)
+    old = [CODE_OF[name] for name in FIRST]
+    discs = dict(zip(column().vertebrae, column().discs, strict=True))
+    for k, code in enumerate(old):
+        new = CODE_OF[f"C{k + 2}"]
+        neck[code], neck[discs[code] or 0] = new, discs[new] or 0
+    neck[SACRUM] = CODE_OF["T1"]
+    labels = neck[labels]
+    if atlas:
+        top = np.argwhere(labels == CODE_OF["C2"]).max(axis=0)
+        labels[12:24, top[1] + 2 : top[1] + 8, top[2] - 6 : top[2] - 1] = CODE_OF["C1"]
+    five_levels = math.degrees(5 * (BODY_MM + DISC_MM) / 250.0)
+    assert row(measure(labels, (1, 1, 1)), COLUMN_ROW)["cervical_lordosis_deg"] == pytest.approx(five_levels, abs=2)
+
+
 def test_wedge_angle_of_a_wedged_body() -> None:
     rows = measure(draw(wedge_deg=10.0), (1, 1, 1))
     assert row(rows, "L2")["wedge_deg"] == pytest.approx(10.0, abs=1.5)

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import VERTEBRAE, column
+from lib.anatomy import C1, DISCS, VERTEBRAE, column
 from lib.measurements.spine import BAND_MM, Points, Spine, share
 from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR
 
@@ -73,7 +73,7 @@ def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
         codes: Vertebrae and discs that are present.
 
     Returns:
-        Code -> profile; a body has one only between its two discs, which prove that no endplate is cut off.
+        Code -> profile; a body has one only between its discs, which prove that no endplate is cut off.
     """
     bands = {code: band for code in codes if len((band := spine.band(code))[0]) * spine.voxel_mm3 >= MIN_VOLUME_MM3}
     order = sorted(bands, key=lambda code: -float(bands[code][0][:, 1].mean()))
@@ -81,7 +81,9 @@ def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
     profiles = {}
     for k, code in enumerate(order):
         points, whole = bands[code]
-        above, below = centers[max(k - 1, 0)], centers[min(k + 1, len(order) - 1)]
+        # C1 has no body: its arch lies in front of C2 and gives no direction.
+        first = k if k == 0 or order[k - 1] == C1 else k - 1
+        above, below = centers[first], centers[min(k + 1, len(order) - 1)]
         if not whole or len(order) < 2 or (code in VERTEBRAE and not _between_discs(order, k)):
             continue
         superior = (above - below) / np.linalg.norm(above - below)
@@ -101,8 +103,13 @@ WITH_DISCS: Final = _with_discs()
 
 
 def _between_discs(order: Sequence[int], k: int) -> bool:
-    """Whether a body has its own two discs beside it: no endplate is cut off, and it is not two that fused."""
-    return 0 < k < len(order) - 1 and (order[k - 1], order[k], order[k + 1]) in WITH_DISCS
+    """Whether a body has its own two discs beside it: no endplate is cut off, and it is not two that fused.
+
+    C2 has one below it alone.
+    """
+    above = order[k - 1] if k and order[k - 1] in DISCS else None
+    below = order[k + 1] if k + 1 < len(order) else None
+    return (above, order[k], below) in WITH_DISCS
 
 
 def _profile(points: Points, frame: Frame, spine: Spine) -> Profile:
