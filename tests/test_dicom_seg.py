@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import SimpleITK as sitk
 from pydicom import Dataset
 
 from dicom_series import OBLIQUE, SIZE, STACKS, at, enhanced, picture, save, slices
-from lib.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, column
+from lib.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, WIRE_LABELS, column
 from lib.corrections.names import map_names
+from lib.corrections.wire import to_wire
 from lib.dicom.colors import cielab_of, dicom_cielab_of
 from lib.dicom.headers import read_headers
 from lib.dicom.seg_object import is_seg, seg_reference
@@ -28,6 +30,7 @@ from lib.dicom.terms import term_of
 from lib.dicom.uids import uid_from
 from lib.errors import EmptySegmentationError, GridError, ImageError, LabelError
 from lib.geometry import Grid, Volume, to_ras
+from lib.pacs.results import result_segmentation
 from lib.volume_io import read_image, read_labels, write_volume
 
 GRID = Grid(SIZE, OBLIQUE)
@@ -68,6 +71,22 @@ def ours(series: Path) -> bytes:
 
 
 # Written and read by this project
+
+
+@pytest.mark.parametrize(
+    ("confident", "description"),
+    [(True, "Spine segmentation"), (None, "Spine segmentation"), (False, "Spine segmentation, levels NOT CERTAIN")],
+)
+def test_a_result_says_what_made_it_and_whether_its_levels_are_certain(
+    series: Path, tmp_path: Path, confident: bool | None, description: str
+) -> None:
+    """In a PACS a guess looked like a certain result, and of two trained versions the second was cut off."""
+    write_volume(tmp_path / "result.nii", to_wire(codes(*SPINE)), GRID)
+    models = {f"step{k}": f"trained-20260131T120000Z-abc123-{k}1b2c3d4" for k in (1, 2)}
+    report = {"label_names": WIRE_LABELS, "models": models, "numbering": {"confident": confident}}
+    seg = pydicom.dcmread(BytesIO(result_segmentation(tmp_path / "result.nii", series, report)))
+    assert (seg.SeriesDescription, seg.ContentDescription) == (description, description)
+    assert list(seg.SoftwareVersions) == list(models.values())
 
 
 @pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())

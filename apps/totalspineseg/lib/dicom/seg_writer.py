@@ -26,6 +26,7 @@ from lib.geometry import LabelArray, Volume
 
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
+DESCRIPTION: Final = "Spine segmentation"
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8
@@ -40,7 +41,7 @@ def write_seg(
     model: str,
     version: str,
     names: Mapping[int, str] = NAME_OF,
-    description: str = "Spine segmentation",
+    description: str = DESCRIPTION,
     series_number: int = 100,
     when: datetime | None = None,
     corrected_by: str | None = None,
@@ -51,7 +52,7 @@ def write_seg(
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.
         sources: The series: folder, files, or headers.
         model: Name of the model that made the labels.
-        version: Its version.
+        version: Its version; those of several weights are divided by ", ".
         names: Code -> segment label; for step-1 maps "vertebrae" stands in the sacrum's place.
         description: Series description.
         series_number: Series number.
@@ -94,6 +95,8 @@ def write_seg(
         series_description=description[:MAX_LO],
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    # One value holds 64 characters, too few for two trained versions.
+    seg.SoftwareVersions = [part[:MAX_LO] for part in version.split(", ")]
     seg.SpecificCharacterSet = "ISO_IR 192"
     _date(seg, when or datetime.now())  # DICOM dates are local to where the object is made
     seg.ContentCreatorName = _person(corrected_by or "")

@@ -6,13 +6,15 @@ from typing import Any, Final
 
 from lib.anatomy import NAME_OF, SACRUM
 from lib.corrections.wire import VERTEBRAE_NAME, from_wire
-from lib.dicom.seg_writer import seg_bytes, write_seg
+from lib.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """What step 1 calls its segments."""
+DOUBTFUL: Final = f"{DESCRIPTION}, levels NOT CERTAIN"
+"""How a PACS lists a result that guesses its levels: of the report nothing else stays with the object."""
 
 
 def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
@@ -21,7 +23,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
     Args:
         file: Label map in wire ids, on the grid of the series.
         series: The DICOM files of the series.
-        report: The reply's report: which labels, which weights.
+        report: The reply's report: which labels, which weights, whether the levels are certain.
 
     Raises:
         LabelError: The model marks places to look at, which are no structures.
@@ -34,6 +36,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
         raise LabelError("a model of structures is required for DICOM SEG, got one of marks; ask for the image")
     wire = read_labels(file)
     versions = report["models"]
+    doubtful = (report.get("numbering") or {}).get("confident") is False
     return seg_bytes(
         write_seg(
             Volume(from_wire(wire.data), wire.affine),
@@ -41,5 +44,6 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
             model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
             version=", ".join(sorted(set(versions.values()))),
             names=STEP1_NAMES if step1 else NAME_OF,
+            description=DOUBTFUL if doubtful else DESCRIPTION,
         )
     )
