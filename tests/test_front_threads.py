@@ -1,14 +1,22 @@
-"""A datastore that lets one client wait, such as a slow PACS, lets nobody else wait."""
+"""A PACS or a program that lets one client wait lets nobody else wait, and nobody for ever."""
 
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from monailabel.endpoints import datastore, info
+from monailabel.config import settings
+from monailabel.endpoints import batch_infer, datastore, info, logs, scoring
+from monailabel.utils.async_tasks.utils import background_executors
 from starlette.testclient import TestClient
 
-from lib.front import threads
+from lib.front import driver, host, proxy, threads
+from test_pacs_outage import http_server
 
 SECONDS = 10.0
 
@@ -46,12 +54,17 @@ class SlowApp:
         ("HEAD", "/datastore/label?image=1.2&tag=final", 404),
         ("GET", "/datastore/label/info?label=1.2&tag=final", 200),
         ("DELETE", "/datastore/label?id=1.2&tag=final", 200),
+        ("POST", "/batch/infer/totalspineseg", 200),
+        ("POST", "/scoring/dice", 200),
+        ("GET", "/logs/?lines=1", 200),
     ],
 )
 def test_others_are_answered_meanwhile(method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, app, answers = SlowApp(), FastAPI(), []
     for module in (info, datastore):
         monkeypatch.setattr(module, "app_instance", lambda: slow)
+    for module, name in ((batch_infer, "run"), (scoring, "run_method"), (logs, "get_logs")):
+        monkeypatch.setattr(module, name, slow._wait)
     app.include_router(threads.router())
 
     @app.get("/other")
@@ -66,3 +79,83 @@ def test_others_are_answered_meanwhile(method: str, path: str, status: int, monk
         waiting.join()
     assert answers[0].status_code == status
     assert slow.in_time == [True]
+
+
+FRAMES = 64
+"""More than there are threads for all requests together."""
+
+
+@pytest.fixture
+def frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, threading.Event]]:
+    """Path of a frame of a PACS that hangs until it is told to go on."""
+    go_on = threading.Event()
+
+    def hang(request: BaseHTTPRequestHandler) -> None:
+        go_on.wait(60)
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(b"pixels")
+
+    with http_server(hang) as url:
+        monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", url)
+        yield "/proxy/dicom/wado/studies/1/series/2/instances/3/frames/1", go_on
+        go_on.set()
+
+
+def test_frames_that_hang_leave_room_for_others(frames: tuple[str, threading.Event]) -> None:
+    """Two viewers before a PACS that hung, and nobody could submit, look at the list or stop a training."""
+    path, go_on = frames
+    app = FastAPI()
+    app.include_router(proxy.router())
+
+    @app.get("/other")
+    def other() -> None:
+        """Needs a thread."""
+
+    with TestClient(app) as client, ThreadPoolExecutor(FRAMES + 1) as pool:
+        answers = [pool.submit(client.get, path) for _ in range(FRAMES)]
+        time.sleep(1)
+        assert pool.submit(client.get, "/other").result(SECONDS).status_code == 200
+        assert not any(answer.done() for answer in answers)
+        go_on.set()
+        assert {answer.result(60).content for answer in answers} == {b"pixels"}
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "content"),
+    [("echo table", 200, "table"), ("sleep 60", 502, "within 0.5 s"), (None, 404, "got a machine without")],
+    ids=["answers", "hangs", "none"],
+)
+def test_a_driver_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, status: int, content: str
+) -> None:
+    """The server answered nobody any more once somebody had asked what the GPU was doing."""
+    file = tmp_path / "smi"
+    if program:
+        file.write_text(f"#!/bin/sh\nexec {program}\n")
+        file.chmod(0o755)
+    monkeypatch.setattr(driver, "PROGRAM", str(file))
+    monkeypatch.setattr(driver, "SECONDS", 0.5)
+    app = FastAPI()
+    app.include_router(driver.router())
+    answer = TestClient(app).get("/logs/gpu")
+    assert (answer.status_code, content in answer.text) == (status, True)
+
+
+def test_what_waits_is_not_started_when_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ended a training, and did not end itself, for the next training had begun."""
+    running, go_on, started = threading.Event(), threading.Event(), list[int]()
+
+    def first() -> None:
+        running.set()
+        go_on.wait(SECONDS)
+
+    executor = ThreadPoolExecutor(1)
+    monkeypatch.setitem(background_executors, "train", executor)
+    executor.submit(first)
+    executor.submit(started.append, 2)
+    assert running.wait(SECONDS)
+    host.stop_background_tasks()
+    go_on.set()
+    executor.shutdown()
+    assert started == []

@@ -38,7 +38,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
         max_upload_mb: Largest request body, MiB.
         hosts: Names the server may be called by; None: any.
     """
-    from lib.front import errors, host, infer, ohif, proxy, samples, studies, threads, train
+    from lib.front import driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -60,7 +60,8 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     app.include_router(samples.router())
     app.include_router(ohif.router())
     app.include_router(proxy.router())
-    # Behind our own routes to the studies, before the host's.
+    app.include_router(driver.router())
+    # Behind our own routes, before the host's.
     app.include_router(threads.router())
     app.mount("/", behind)
     origins = host.allowed_origins()

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import processes
+from monailabel.utils.async_tasks.utils import background_executors, processes
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -47,8 +47,13 @@ def warm_up() -> None:
 
 
 def stop_background_tasks() -> None:
-    """End the processes the host started for batch inference, training or scoring; it would leave them behind."""
+    """End the processes the host started for batch inference, training or scoring; it would leave them behind.
+
+    Those that wait for their turn are not started: the next would follow the one that is ended, and the server go on.
+    """
     for method in BACKGROUND_METHODS:
+        if executor := background_executors.pop(method, None):
+            executor.shutdown(wait=False, cancel_futures=True)
         if processes(method):
             AsyncTask.stop(method)
 

@@ -5,12 +5,12 @@ form the viewer did not ask for.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Annotated, Final, Literal, TypeVar
 
 import requests
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
@@ -18,7 +18,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from lib.front.statuses import NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
 from lib.front.stow import Upload, received_body, take_submissions
 from lib.infers.http import NOT_FOUND
-from lib.pacs.address import Address, Service, is_uid
+from lib.pacs.address import PARALLEL_CALLS, Address, Service, is_uid
 from lib.pacs.configured import configured_address, configured_session
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ PRIVATE: Final = {"cache-control": "no-store"}
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
 ENCODED_STARS: Final = ("%2A", "%2a")
 """Some servers take an encoded wildcard for a letter; both spellings mean the same."""
+Result = TypeVar("Result")
 ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -41,6 +42,18 @@ class Pacs:
 
     def __init__(self) -> None:
         self._session: requests.Session | None = None
+        self._places = CapacityLimiter(PARALLEL_CALLS)
+
+    async def beside(self, work: Callable[[], Result]) -> Result:
+        """Run what waits for the PACS in one of its own threads: a viewer's twenty calls that hang take no others'."""
+        return await to_thread.run_sync(work, limiter=self._places)
+
+    async def pieces(self, answer: "Answer") -> AsyncIterator[bytes]:
+        """A long answer as it comes."""
+        with answer.response:
+            content = answer.response.iter_content(CHUNK_BYTES)
+            while piece := await self.beside(lambda: next(content, b"")):
+                yield piece
 
     def call(
         self, method: str, url: str, query: str, headers: Mapping[str, str], body: Upload | None = None
@@ -102,11 +115,6 @@ class Answer:
             content: bytes = self.response.content
         return content
 
-    def pieces(self) -> Iterator[bytes]:
-        """The answer as it comes."""
-        with self.response:
-            yield from self.response.iter_content(CHUNK_BYTES)
-
 
 def router() -> APIRouter:
     """The routes."""
@@ -114,7 +122,7 @@ def router() -> APIRouter:
     pacs = Pacs()
 
     @routes.get(PREFIX + "/{service}/{path:path}")
-    def read(
+    async def read(
         service: Literal["qido", "wado", "stow"],
         path: str,
         request: Request,
@@ -124,10 +132,19 @@ def router() -> APIRouter:
         where = configured_address()
         # Some versions of the viewer ask the search service for metadata.
         service = "wado" if path.rstrip("/").endswith("metadata") else service
-        answer = pacs.call("GET", where.url(service, path), request.url.query, _passed_on(request))
-        if answer.is_json:
-            return Response(_own_links(answer.content(), where, request), answer.status, {**answer.headers, **PRIVATE})
-        return StreamingResponse(answer.pieces(), answer.status, {**answer.headers, **PRIVATE})
+        url = where.url(service, path)
+
+        def work() -> Answer | Response:
+            answer = pacs.call("GET", url, request.url.query, _passed_on(request))
+            if not answer.is_json:
+                return answer
+            content = _own_links(answer.content(), where, request)
+            return Response(content, answer.status, {**answer.headers, **PRIVATE})
+
+        answer = await pacs.beside(work)
+        if isinstance(answer, Response):
+            return answer
+        return StreamingResponse(pacs.pieces(answer), answer.status, {**answer.headers, **PRIVATE})
 
     @routes.post(PREFIX + "/{service}/{path:path}")
     async def store(
@@ -152,7 +169,7 @@ def router() -> APIRouter:
                     take_submissions(upload, lambda instance: pacs.holds(configured_address(), instance), user.username)
                 return Response(content, answer.status, {**answer.headers, **PRIVATE})
 
-            return await run_in_threadpool(work)
+            return await pacs.beside(work)
 
     @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS))
     def others(path: str, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The host's routes to the studies, each in a thread.
+"""The host's routes to the studies and other slow things, each in a thread.
 
 The host's handlers are coroutines that never give way: while one waits for a PACS, nobody else would be answered.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import APIRouter
-from monailabel.endpoints import datastore, info
+from monailabel.endpoints import batch_infer, datastore, info, logs, scoring, session
 
-SLOW: Final = (info.router, datastore.router)
-"""What asks the datastore, which may lie on another machine."""
+SLOW: Final = (info.router, datastore.router, batch_infer.router, scoring.router, session.router, logs.router)
+"""What asks the datastore, which may lie on another machine, or reads and removes files."""
 
 
 def router() -> APIRouter:
