@@ -18,6 +18,8 @@ from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
 """Of each image the maps of this many latest predictions are kept: they can be made again, and take half a megabyte."""
+KEPT_IMAGES: Final = 1000
+"""The maps of this many latest images are kept, some gigabytes at most: images sent along never come again."""
 RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
 STEP1_FILE: Final = "step1.nii.gz"
@@ -69,7 +71,7 @@ class DrawnMaps:
         self._root = root / "maps"
 
     def keep(self, image_sha256: str, kept: KeptMaps) -> None:
-        """Add the maps of a prediction; of older ones of the image the oldest go.
+        """Add the maps of a prediction; the oldest go, of this image and of all images.
 
         Raises:
             StorageError: They could not be written.
@@ -101,7 +103,8 @@ class DrawnMaps:
 
         folder = self._root / image_sha256
         history.append_entry(folder, kept.prediction, fill)
-        for old in history.entries(folder)[:-KEPT_PER_IMAGE]:
+        images = sorted(history.entries(self._root), key=_changed)
+        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES]):
             shutil.rmtree(old, ignore_errors=True)
 
     def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
@@ -125,6 +128,14 @@ class DrawnMaps:
 
     def _entries(self, image_sha256: str) -> tuple[Path, ...]:
         return history.entries(self._root / image_sha256)
+
+
+def _changed(folder: Path) -> float:
+    """When an entry was added; 0 where another process has removed the folder meanwhile."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _read(entry: Path) -> KeptMaps | None:

@@ -1,0 +1,38 @@
+"""What the networks drew is kept for a while, and not without end."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.corrections import drawn_maps
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.geometry import Grid, Volume
+from lib.numbering.renumber import Drawn
+
+GRID = Grid((4, 4, 4), np.eye(4))
+MAP = np.zeros((4, 4, 4), dtype=np.uint8)
+
+
+def kept(prediction: str) -> KeptMaps:
+    return KeptMaps(prediction, Drawn(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
+
+
+def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image that was ever sent left its maps on the disk for good."""
+    monkeypatch.setattr(drawn_maps, "KEPT_IMAGES", 2)
+    maps, times = DrawnMaps(tmp_path), {"a": 30, "b": 10, "c": 20}
+    for image in "abc":
+        maps.keep(image, kept("1"))
+        os.utime(tmp_path / "maps" / image, (0, times[image]))
+    maps.keep("d", kept("2"))
+    assert [image for image in "abcd" if maps.latest(image, 1)] == ["a", "d"]
+
+
+def test_the_latest_maps_of_an_image_stay(tmp_path: Path) -> None:
+    maps = DrawnMaps(tmp_path)
+    for number in range(drawn_maps.KEPT_PER_IMAGE + 1):
+        maps.keep("a", kept(str(number)))
+    assert maps.of_prediction("a", "0") is None
+    assert maps.of_prediction("a", "1") is not None
