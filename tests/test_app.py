@@ -78,6 +78,28 @@ def test_without_weights_the_app_still_answers(app: Any) -> None:
     assert "No weights run" in app.info()["description"]
 
 
+def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch on a full disk filled the temporary folder, too."""
+    made = tmp_path / "result.nrrd"
+
+    def full(*_: object) -> None:
+        raise StorageError("room is required, got none; free disk space")
+
+    def task(_: object) -> tuple[str, dict[str, Any]]:
+        made.write_bytes(b"result")
+        return str(made), {}
+
+    monkeypatch.setattr(app, "_image_file", lambda image: tmp_path)
+    monkeypatch.setattr(app._datastore, "save_label", full)
+    app._infers["totalspineseg"] = task
+    request = {"model": "totalspineseg", "image": "a"}
+    assert app.infer(request)["file"] == str(made)
+    assert made.exists()
+    with pytest.raises(HTTPException, match="room is required"):
+        app.infer({**request, "save_label": True})
+    assert not made.exists()
+
+
 def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:
     for image in (str(APP_DIR / "main.py"), "", None, 3):
         with pytest.raises(HTTPException) as caught:

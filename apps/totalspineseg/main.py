@@ -213,7 +213,12 @@ class App(MONAILabelApp):
             label = file
             if tag:
                 info = {"model": model, "params": report}
-                label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+                try:
+                    label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+                except BaseException:
+                    # Nobody else knows of it.
+                    Path(file).unlink(missing_ok=True)
+                    raise
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
