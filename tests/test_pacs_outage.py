@@ -1,6 +1,7 @@
 """A PACS that is down, slow or still being filled costs nobody's work."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,6 +101,17 @@ def test_a_series_with_a_gap_replaces_nothing(tmp_path: Path, files: Path) -> No
     pacs.series[FIRST] = whole
     shown.changed()
     assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
+
+
+def test_what_a_crash_left_of_a_download_goes(tmp_path: Path, files: Path) -> None:
+    """Half a series stayed on the disk for good."""
+    left, begun = (tmp_path / "dicom" / f".partial-{name}" for name in ("left", "begun"))
+    for folder in (left, begun):
+        folder.mkdir(parents=True)
+        (folder / "00000.dcm").write_bytes(b"image")
+    os.utime(left, (0, 0))
+    assert datastore(Pacs(files), tmp_path).get_image_uri(FIRST)
+    assert (left.exists(), begun.exists()) == (False, True)
 
 
 def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
