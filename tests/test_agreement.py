@@ -70,9 +70,9 @@ def test_a_level_has_the_name_that_most_of_it_carries(names: tuple[int, ...], ri
     assert (score.levels_found, score.levels_right) == (1, right)
 
 
-@pytest.mark.parametrize(("voxels", "voxel_mm3", "levels"), [(49, 1.0, 0), (50, 1.0, 1), (49, 2.0, 1)])
+@pytest.mark.parametrize(("voxels", "voxel_mm3", "levels"), [(299, 1.0, 0), (300, 1.0, 1), (299, 2.0, 1)])
 def test_a_corner_of_a_level_is_not_in_view(voxels: int, voxel_mm3: float, levels: int) -> None:
-    truth = np.zeros((1, 1, 100), np.uint8)
+    truth = np.zeros((1, 1, 400), np.uint8)
     truth[..., :voxels] = L5
     assert score_case(truth, truth, voxel_mm3=voxel_mm3).levels == levels
 

@@ -22,11 +22,9 @@ LEVELS: Final = "levels"
 """Name of the measure that counts rightly named levels."""
 MEASURES: Final = (*GROUPS, LEVELS)
 """Every measure, in the order of tables."""
-MIN_LEVEL_MM3: Final = 50.0
-"""A vertebra or disc with less is cut by the edge of the scan: naming it is luck, not skill."""
-MIN_GROUP_MM3: Final = 300.0
-"""A group with less in truth is a sliver at the edge of the scan: its Dice is 0 or 1 by luck, and would outweigh every
-outline. It counts only where a prediction has twice as much."""
+MIN_MM3: Final = 300.0
+"""A level or a group with less in truth is a sliver at the edge of the scan: its name and its Dice are luck, and would
+outweigh every outline. A group counts all the same where a prediction has twice as much."""
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found when this share of its true voxels carries a name of its kind: less is a chance touch."""
 
@@ -36,8 +34,8 @@ class CaseScore:
     """Agreement of one prediction with its truth.
 
     Attributes:
-        dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_GROUP_MM3``) and nothing was.
-        levels: Vertebrae and discs of the truth in view (see ``MIN_LEVEL_MM3``).
+        dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_MM3``) and nothing was.
+        levels: Vertebrae and discs of the truth in view (see ``MIN_MM3``).
         levels_found: Of these, named as some level of their kind (see ``LEVEL_OVERLAP``).
         levels_right: Of the found ones, those that carry their own name more than any other of their kind.
     """
@@ -69,7 +67,7 @@ def score_case(truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1
         GridError: The shapes differ.
     """
     counts = _joint_counts(truth, predicted)
-    return CaseScore(_dice(counts, GROUPS, voxel_mm3), *_levels(counts, MIN_LEVEL_MM3 / voxel_mm3))
+    return CaseScore(_dice(counts, GROUPS, voxel_mm3), *_levels(counts, MIN_MM3 / voxel_mm3))
 
 
 def dice_by_group(
@@ -88,7 +86,7 @@ def dice_by_group(
         voxel_mm3: Volume of a voxel.
 
     Returns:
-        Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_GROUP_MM3``) and nothing was.
+        Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_MM3``) and nothing was.
 
     Raises:
         GridError: The shapes differ.
@@ -109,7 +107,7 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
 
 
 def _dice(counts: Counts, groups: Mapping[str, tuple[int, ...]], voxel_mm3: float) -> dict[str, float]:
-    least = MIN_GROUP_MM3 / voxel_mm3
+    least = MIN_MM3 / voxel_mm3
     return {name: _dice_of(counts, list(values), least) for name, values in groups.items()}
 
 
