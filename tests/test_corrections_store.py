@@ -299,9 +299,15 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     other = StudiesDatastore(studies._datastore_path, auto_reload=False)
     studies.save_label("one", str(desk.label), "final", {"who": "ada"})
     other.save_label("two", str(desk.label), "original", {"who": "batch"})
+    # What the first one knows is old by now.
+    studies.update_image_info("one", {"strategy": "first"})
+    other.update_label_info("two", "original", {"seen": True})
+    studies._reconcile_datastore()
     fresh = StudiesDatastore(studies._datastore_path, auto_reload=False)
     assert fresh.get_label_info("one", "final")["who"] == "ada"
     assert fresh.get_label_info("two", "original")["who"] == "batch"
+    assert fresh.get_image_info("one")["strategy"] == "first"
+    assert fresh.get_label_info("two", "original")["seen"]
     assert fresh.status()["completed"] == 1
 
 

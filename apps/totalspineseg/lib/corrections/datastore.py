@@ -1,9 +1,13 @@
 """The studies folder as MONAI Label sees it, made safe: ids stay inside, files are whole, writers take turns."""
 
 import json
+import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +17,8 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from lib.corrections import history
 from lib.errors import StorageError
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
+
+logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
 """Files of the studies folder that are offered as images."""
@@ -51,7 +57,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
         self._guard = threading.RLock()
-        self._config_ts: float = 0
+        self._seen: tuple[int, int] | None = None
         super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
         if auto_reload:
             # The index is replaced by renaming, which the host's watcher does not listen to.
@@ -87,7 +93,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         _require_safe_id(image_id)
         if f"*{ending}" not in IMAGE_PATTERNS:
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
-        with self._guard, self._index():
+        with self._index():
             if known := self._datastore.objects.get(image_id):
                 kept = Path(self._datastore.image_path()) / f"{image_id}{known.image.ext}"
                 if history.sha256_of(kept) == history.sha256_of(source):
@@ -99,7 +105,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             write_atomic(target, lambda temporary: _copy(source, temporary))
             info = {**image_info, "ts": int(time.time()), "name": target.name}
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
-            self._update_datastore_file(lock=False)
+            self._update_datastore_file()
         return image_id
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -127,7 +133,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             raise ValueError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
         source = Path(label_filename)
         ending = self._to_id(source.name)[1]
-        with self._guard, self._index():
+        with self._index():
             entry = self._datastore.objects.get(image_id)
             if entry is None:
                 raise KeyError(image_id)
@@ -137,7 +143,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             write_atomic(target, lambda temporary: _copy(source, temporary))
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             entry.labels[tag] = DataModel(info=info, ext=ending)
-            self._update_datastore_file(lock=False)
+            self._update_datastore_file()
         return image_id
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
@@ -147,12 +153,12 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to what is known about an image."""
-        with self._guard:
+        with self._index():
             super().update_image_info(image_id, info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to what is known about a label."""
-        with self._guard:
+        with self._index():
             super().update_label_info(label_id, label_tag, info)
 
     # The host answers from several threads; none may read while another adds an image.
@@ -178,7 +184,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             return dict(super().json())
 
     def _reconcile_datastore(self) -> None:
-        with self._guard:
+        with self._index():
             super()._reconcile_datastore()
 
     def _on_moved(self, event: Any) -> None:
@@ -191,46 +197,49 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         found: dict[str, str] = super()._list_files(path, patterns)
         return {name: file for name, file in found.items() if is_safe_id(self._to_id(name)[0])}
 
-    def _index(self) -> "_Index":
-        return _Index(self)
+    @cached_property
+    def _turn(self) -> FileLock:
+        """Held by one process at a time; who holds it may take it again, as the host's methods do."""
+        return FileLock(self._lock_file)
+
+    @contextmanager
+    def _index(self) -> Iterator[None]:
+        """Hold the index against other threads and processes, with what these wrote since."""
+        with self._guard, self._turn:
+            self._reload_index()
+            yield
 
     def _reload_index(self) -> None:
-        """Take over what another process wrote since. The caller holds the file lock."""
+        """Take over what another process wrote since. The caller has its turn."""
         path = Path(self._datastore_config_path)
-        if path.exists() and path.stat().st_mtime != self._config_ts:
+        if path.exists() and _stamp(path) != self._seen:
             self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
             self._datastore.base_path = self._datastore_path
-            self._config_ts = path.stat().st_mtime
+            self._seen = _stamp(path)
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """The host's name for ``_reload_index``."""
+        try:
+            with self._guard, self._turn:
+                self._reload_index()
+        except ValueError as error:
+            if throw_exception:
+                raise
+            logger.warning("the index of the studies cannot be read: %s", error)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index, whole or not at all."""
-        if lock:
-            with FileLock(self._lock_file):
-                self._update_datastore_file(lock=False)
-            return
         content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
         path = Path(self._datastore_config_path)
-        write_atomic(path, lambda temporary: _write_text(temporary, content))
-        self._config_ts = path.stat().st_mtime
+        with self._guard, self._turn:
+            write_atomic(path, lambda temporary: _write_text(temporary, content))
+            self._seen = _stamp(path)
 
 
-class _Index:
-    """Holds the index of a datastore against other processes, up to date."""
-
-    def __init__(self, store: StudiesDatastore) -> None:
-        self._store = store
-        self._lock = FileLock(store._lock_file)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        try:
-            self._store._reload_index()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+def _stamp(index: Path) -> tuple[int, int]:
+    """Changes whenever the index is replaced."""
+    stat = index.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _require_safe_id(image_id: str) -> None:
