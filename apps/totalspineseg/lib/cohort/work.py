@@ -29,8 +29,8 @@ MAX_SKEW_DEG: Final = 1.0
 """Above it angles are off by more than they are measured to; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid, and change nothing that is found."""
-RECORD_FORMAT: Final = 1
-"""Rises when records change in a way that makes older ones unusable."""
+RECORD_FORMAT: Final = 2
+"""Rises when records change in a way that makes older ones unusable, or their names and numbers wrong."""
 
 Record = dict[str, Any]
 
