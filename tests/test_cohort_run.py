@@ -313,6 +313,16 @@ def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.n
     assert {p.parent.name for p in (tmp_path / "out").glob("*/a.nii.gz")} == {"step1_output", "step2_output"}
 
 
+def test_a_shorter_run_shows_its_own_picture(tmp_path: Path, few: np.ndarray) -> None:
+    """The page of a --step1 run showed what step 2 had found in the run before."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    for step1 in (False, True):
+        run(tmp_path / "in", tmp_path / "out", keep=("preview",), step1=step1)
+    assert (tmp_path / "out" / "preview" / "a_step2_output_tags.jpg").is_file()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("a_step1_output_tags" in page, "a_step2_output_tags" in page) == (True, False)
+
+
 @pytest.mark.parametrize("change", ["image", "weights", "numbering", "no record"])
 def test_nothing_of_another_image_or_weights_stays_beside_a_new_result(
     tmp_path: Path, few: np.ndarray, change: str

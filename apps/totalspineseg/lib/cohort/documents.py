@@ -98,15 +98,18 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
         model="\n".join(f"{step}: {version}" for step, version in models.items()),
         seconds=sum(record["seconds"].values()),
         thumbnail=picture,
-        picture=_full_picture(output, name),
+        picture=_full_picture(output, name, record),
     )
 
 
-def _full_picture(output: Path, name: str) -> str:
-    """Address of the last step's picture with tags, relative to the page; "" when there is none."""
+def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = None) -> str:
+    """Address of the last step's picture with tags, relative to the page; "" when there is none.
+
+    Of a finished scan only what its record names: another run may have left more.
+    """
     for kind in ("step2_output", "step1_output"):
         file = f"{PREVIEW}/{name}_{kind}_tags.jpg"
-        if (output / file).is_file():
+        if (output / file).is_file() and (record is None or file in record["files"]):
             return quote(file, errors="surrogateescape")
     return ""
 
