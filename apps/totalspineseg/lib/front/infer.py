@@ -1,18 +1,22 @@
-"""``POST /infer/{model}`` off the event loop: one inference at a time, and everybody else is served meanwhile."""
+"""``POST /infer/{model}`` off the event loop: one inference at a time, and everybody else is served meanwhile.
+
+The waiting line has an end, for each place may hold an upload; and whoever went away is not computed for.
+"""
 
 import asyncio
 import json
 import tempfile
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, File, Form, HTTPException, Response, UploadFile
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Response, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
+from lib.front.statuses import BUSY
 from lib.front.uploads import read_params, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
 from lib.infers.trusted import TrustedPath
@@ -20,6 +24,10 @@ from lib.infers.trusted import TrustedPath
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
 """Request fields only the server sets; the host lets parameters override even the path of the image."""
+
+ASK_SECONDS: Final = 5.0
+MAX_WAITING: Final = 50
+"""Half an hour of work on a CPU: nobody waits for more."""
 
 
 def router(executor: Executor) -> APIRouter:
@@ -29,10 +37,12 @@ def router(executor: Executor) -> APIRouter:
         executor: One worker thread; its queue is the waiting line.
     """
     routes = APIRouter()
+    line: set[int] = set()
 
     @routes.post("/infer/{model}")
     async def infer(
         model: str,
+        call: Request,
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
         image: str = "",
         session_id: str = "",
@@ -42,9 +52,15 @@ def router(executor: Executor) -> APIRouter:
         output: Output | None = None,
     ) -> Response:
         """Segment an image of the studies, of a session, or sent along."""
-        request = _request(model, read_params(params), user)
+        request, loop = _request(model, read_params(params), user), asyncio.get_running_loop()
+        if len(line) >= MAX_WAITING:
+            raise HTTPException(
+                BUSY, f"fewer than {MAX_WAITING} waiting requests are required, got {len(line)}; try again later"
+            )
 
         def work() -> Response:
+            if _is_gone(call, loop):
+                return Response(status_code=BUSY)
             with tempfile.TemporaryDirectory(prefix="totalspineseg-request-") as name:
                 folder = Path(name)
                 request["image"] = _image(image, session_id, file, folder)
@@ -55,9 +71,26 @@ def router(executor: Executor) -> APIRouter:
                     return _segmentation(request["image"], result)
                 return _response(result, output)
 
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+        line.add(id(call))
+        try:
+            return await loop.run_in_executor(executor, work)
+        finally:
+            line.discard(id(call))
 
     return routes
+
+
+def _is_gone(call: Request, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the client has hung up, asked from a worker thread; not known while the server ends."""
+
+    async def ask() -> bool:
+        # Twice, for the first answer may be a body that nobody has read.
+        return await call.is_disconnected() or await call.is_disconnected()
+
+    try:
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result(ASK_SECONDS)
+    except TimeoutError:
+        return False
 
 
 def _request(model: str, params: dict[str, Any], user: User) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""The waiting line of inference: nobody who went away is computed for, and it has an end."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from lib.front import infer
+from lib.front.statuses import BUSY
+
+SECONDS = 30.0
+PATH = "/infer/totalspineseg"
+
+
+class App:
+    """Infers until it is told to go on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.served = folder, list[str]()
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.served.append(request["image"])
+        self.begun.set()
+        self.go_on.wait(SECONDS)
+        file = self.folder / "result.nrrd"
+        file.write_bytes(b"labels")
+        return {"file": str(file), "params": {}}
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    app = App(tmp_path)
+    monkeypatch.setattr(infer, "app_instance", lambda: app)
+    return app
+
+
+@pytest.fixture
+def front() -> Iterator[FastAPI]:
+    with ThreadPoolExecutor(1) as executor:
+        front = FastAPI()
+        front.include_router(infer.router(executor))
+        yield front
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["with a body", "without one"])
+def test_whoever_went_away_is_not_computed_for(app: App, front: FastAPI, reads: bool) -> None:
+    """Each press of the button after a client's time-out made everybody wait for one more result."""
+    kind = [(b"content-type", b"application/x-www-form-urlencoded")] if reads else []
+    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"image=a", "headers": kind}
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(_: object) -> None:
+        pass
+
+    app.go_on.set()
+    anyio.run(front, scope, receive, send)
+    assert app.served == []
+
+
+def test_the_line_has_an_end(app: App, front: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script in a loop filled the disk with images that waited."""
+    monkeypatch.setattr(infer, "MAX_WAITING", 1)
+    with TestClient(front) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, f"{PATH}?image=a&output=image")
+        assert app.begun.wait(SECONDS)
+        refused = client.post(f"{PATH}?image=b")
+        app.go_on.set()
+        assert (refused.status_code, first.result(SECONDS).content) == (BUSY, b"labels")
+        assert client.post(f"{PATH}?image=c&output=image").content == b"labels"
+    assert app.served == ["a", "c"]
