@@ -256,6 +256,33 @@ def test_only_whole_images_with_plain_names_are_offered(studies: StudiesDatastor
     assert studies.list_images() == ["b.nii.b"]
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".nii"])
+def test_of_two_files_with_one_id_the_user_is_told(
+    studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second of x.nii.gz and x.nrrd was silently never offered."""
+    folder = Path(studies._datastore_path)
+    for name in (f"x{ending}", "x.nii.gz"):
+        write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
+    left_out = {f"x{ending}": "x.nii.gz"}
+    for _ in range(2):
+        studies.refresh()
+        assert studies.status()["not_offered"] == left_out
+    assert caplog.text.count(f"'x{ending}' is not offered") == 1
+    assert Path(studies.get_image_uri("x")).name == "x.nii.gz"
+    caplog.clear()
+    again = StudiesDatastore(str(folder), auto_reload=False, read_only=True)
+    assert (again.status()["not_offered"], caplog.text.count("is not offered")) == (left_out, 1)
+    (folder / "x.nii.gz").unlink()
+    studies.refresh()
+    assert studies.status()["not_offered"] == {}
+    write_volume(folder / "x.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
+    studies.refresh()
+    # What was offered before stays: labels may have been drawn on it.
+    assert studies.status()["not_offered"] == {"x.nii.gz": f"x{ending}"}
+    assert Path(studies.get_image_uri("x")).name == f"x{ending}"
+
+
 def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk) -> None:
     """An upload under a known id replaced the scan under its finished labels."""
     assert studies.add_image("new", str(desk.image), {}) == "new"

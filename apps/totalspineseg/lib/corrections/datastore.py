@@ -21,7 +21,8 @@ from lib.volume_io import NIFTI_SUFFIXES, write_atomic
 logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
-"""Files of the studies folder that are offered as images."""
+"""Files of the studies folder that are offered as images; of two that share an id the one whose ending is first here,
+unless another one was offered before: its labels are drawn on that one."""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ID_CHARACTERS: Final = 200
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
@@ -58,10 +59,12 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
+        self._not_offered: dict[str, str] = {}
         super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
         if auto_reload:
             # The index is replaced by renaming, which the host's watcher does not listen to.
             self._handler.on_moved = self._on_moved
+        self._tell_of_shared_ids()
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """Name without its ending, and the ending; an ending-like part inside the name stays."""
@@ -174,9 +177,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             return list(super().get_unlabeled_images(label_tag, labels))
 
     def status(self) -> dict[str, Any]:
-        """How many images and labels there are."""
+        """How many images and labels there are; ``not_offered``: file -> the offered file that has its id."""
         with self._guard:
-            return dict(super().status())
+            return {**super().status(), "not_offered": dict(self._not_offered)}
 
     def json(self) -> dict[str, Any]:
         """The index."""
@@ -186,6 +189,23 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _reconcile_datastore(self) -> None:
         with self._index():
             super()._reconcile_datastore()
+            self._tell_of_shared_ids()
+
+    def _tell_of_shared_ids(self) -> None:
+        """Log, once for each, the images that are not offered because another file has their id."""
+        with self._guard:
+            before, self._not_offered = self._not_offered, {}
+            for file in self._files(self._datastore.image_path(), list(IMAGE_PATTERNS)):
+                image_id, ending = self._to_id(file)
+                entry = self._datastore.objects.get(image_id)
+                if entry is None or entry.image.ext == ending:
+                    continue
+                offered = self._not_offered[file] = f"{image_id}{entry.image.ext}"
+                if before.get(file) != offered:
+                    logger.warning(
+                        "one file an image id is required, got %r and %r; %r is not offered: rename or remove one",
+                        *(offered, file, file),
+                    )
 
     def _on_moved(self, event: Any) -> None:
         if event.dest_path == self._datastore_config_path:
@@ -193,9 +213,19 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 self._init_from_datastore_file()
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        """Files of a folder; not those being written, nor those whose name is no safe id."""
-        found: dict[str, str] = super()._list_files(path, patterns)
-        return {name: file for name, file in found.items() if is_safe_id(self._to_id(name)[0])}
+        """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
+
+        Not those being written, nor those whose name is no safe id.
+        """
+        chosen: dict[str, str] = {}
+        for name in self._files(path, patterns):
+            chosen.setdefault(self._to_id(name)[0], name)
+        return {name: name for name in chosen.values()}
+
+    def _files(self, path: str, patterns: list[str]) -> list[str]:
+        """Names of all such files, by ending, as ``patterns`` has them, then by name."""
+        safe = [name for name in super()._list_files(path, patterns) if is_safe_id(self._to_id(name)[0])]
+        return sorted(safe, key=lambda name: (patterns.index(f"*{self._to_id(name)[1]}"), name))
 
     @cached_property
     def _turn(self) -> FileLock:
