@@ -73,6 +73,25 @@ def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server,
     assert records[0].numbering == report["numbering"]
 
 
+def test_the_review_knows_what_the_prediction_was_told(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Clients set a localizer and fixed levels for each model apart; without them the review doubted every level."""
+    image, localizer = add_image(server, "told", image_of(MIDDLE) + 0.5), add_image(server, "told-by", image_of(CODES))
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, (CODE_OF["L3-L4"] == CODES).astype(np.uint8), RAS)
+    client.save_label(localizer, str(label), params={"label_info": [{"name": "L3-L4"}]})
+    for told in ({"localizer": localizer}, {"pin": f"L3 {middle_of('L3')}"}, {}):
+        predicted = client.infer("totalspineseg", image, told)[1]
+        for _ in range(2):
+            reviewed = client.infer("totalspineseg_review", image, {})[1]
+            assert reviewed["numbering"] == predicted["numbering"]
+            assert reviewed["settings"] == predicted["settings"]
+    client.infer("totalspineseg", image, {"localizer": localizer})
+    own = infer(server, "totalspineseg_review", image=image, params={"localizer": "nobody"})
+    assert own.status_code == 404
+
+
 def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:

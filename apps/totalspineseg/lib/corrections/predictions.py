@@ -1,6 +1,6 @@
 """Records of what was predicted for which image by which weights, so that a correction knows what it corrects."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,10 @@ class PredictionStore:
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """All predictions for an image, oldest first."""
         return tuple(PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in self._entries(image_id))
+
+    def newest_first(self, image_id: str) -> Iterator[PredictionRecord]:
+        """All predictions for an image, each read when it is asked for."""
+        return (PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in reversed(self._entries(image_id)))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""

@@ -1,8 +1,9 @@
 """A model that shows where a reader should look: clients drop the report, but they show segments."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from lib.corrections.wire import REVIEW_PREFIX
 from lib.geometry import LabelArray
 from lib.infers.models import FullTask
 from lib.infers.services import Services
-from lib.infers.settings import Settings
+from lib.infers.settings import Settings, pins_from_json
 from lib.infers.task import Outcome
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 
@@ -31,6 +32,19 @@ class ReviewTask(FullTask):
             f"Where to look: structures whose level is less than {CONFIDENT_PROBABILITY:.0%} certain, and "
             "structures the checks find odd. Remove these segments before you submit."
         )
+
+    def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
+        """With the localizer and the fixed levels of the result that is looked at, unless the request names its own.
+
+        Without them the review would doubt levels that the result was told, or judge other names than are shown.
+        """
+        for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
+            same = record.image_sha256 == request["image_sha256"]
+            if same and record.model != request.get("model") and "step2" in record.versions:
+                told = record.settings
+                pins = settings.pins or pins_from_json(told.get("pins", ()))
+                return replace(settings, localizer=settings.localizer or str(told.get("localizer", "")), pins=pins)
+        return settings
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
         """1 where a level is not certain, 2 where the checks found something."""

@@ -1,7 +1,7 @@
 """The settings a client can change, with a default for each: some clients send only what a user changed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -144,6 +144,11 @@ def read_pins(text: str) -> tuple[Pin, ...]:
     if len(parts) > MAX_PINS:
         raise SettingError(f"at most {MAX_PINS} fixed levels are required, got {len(parts)}; one level is often enough")
     return tuple(_pin(words) for words in parts)
+
+
+def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
+    """The pins of ``Settings.as_json``."""
+    return tuple(Pin(int(pin["code"]), tuple(pin["point_mm"])) for pin in pins)
 
 
 def _pin(words: list[str]) -> Pin:

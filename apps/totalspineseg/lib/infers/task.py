@@ -90,6 +90,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """The model's own stages."""
 
+    def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
+        """The settings as they apply; children may fill in what the request leaves open."""
+        return settings
+
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
         """The result as it travels, on the 1 mm grid; children may show something else than the codes."""
         return to_wire(np.where(np.isin(outcome.labels, sorted(settings.codes)), outcome.labels, BACKGROUND))
@@ -115,6 +119,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         with clock("hash image"):
             sha256 = history.sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
+        settings = self.completed(settings, request)
         with clock("wait for the networks"):
             self.services.lock.acquire()
         try:
