@@ -89,6 +89,18 @@ def test_one_form_or_two_that_agree_place_a_nifti_image(tmp_path: Path, forms: t
     np.testing.assert_allclose(read_image(with_forms(tmp_path / "a.nii", *forms)).affine, affine, atol=1e-5)
 
 
+def test_a_rotation_that_rounding_made_too_long_is_one(tmp_path: Path) -> None:
+    """Other programs read such a file, and its sform is whole."""
+    lps = np.diag([-1.0, -1, 1, 1])
+    path = with_forms(tmp_path / "a.nii", lps, lps)
+    content = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]))
+    header["quatern_d"] = 1.00001
+    content[:348] = header.binaryblock
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_image(path).affine, lps)
+
+
 def dicom_series(folder: Path, *, gaps: list[float] | None = None, flip_last: bool = False, uid: str = "1") -> None:
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()

@@ -181,6 +181,8 @@ def _require_placed(header: nib.Nifti1Header, name: str) -> None:
 
     Without a form, and with two that contradict each other, programs differ in which side is left.
     """
+    # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
+    header.quaternion_threshold = -np.inf
     forms = [form[:3, :3] for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     if not forms:
         raise ImageError(
