@@ -10,6 +10,7 @@ LAYER = {
     "errors": -2,
     "clock": -2,
     "processes": -2,
+    "turns": -2,
     "anatomy": -1,
     "geometry": 0,
     "tags": 0,

@@ -108,6 +108,31 @@ def test_a_pacs_is_looked_through_once_at_a_time_and_not_all_the_time(
     wait_for(lambda: looks == [1, 1])
 
 
+def test_one_series_does_not_wait_for_the_segmentation_of_another(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable)
+
+    def take(series: str, reference: object) -> None:
+        begun.set()
+        assert series != FIRST or go_on.wait(10)
+
+    monkeypatch.setattr(looking, "_take", take)
+    threads = [
+        threading.Thread(target=looking._take_all, args=({FIRST: None},)),
+        threading.Thread(target=lambda: (looking._take_all({SECOND: None}), done.set())),
+    ]
+    for thread in threads:
+        thread.start()
+        assert begun.wait(5)
+    in_time = done.wait(5)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert in_time
+
+
 def test_a_look_that_failed_is_not_the_last(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pacs = Pacs(files)
     looking = Adoption(datastore(pacs, tmp_path), CorrectionStore(tmp_path), unreachable)

@@ -98,12 +98,12 @@ def test_two_who_need_a_series_fetch_it_once_and_leave_no_lock(
     assert begun.wait(10)
     readers[1].start()
     readers[1].join(0.3)
-    assert list(store._fetching) == ["2.25.70001.1"]
+    assert list(store._fetching._locks) == ["2.25.70001.1"]
     go_on.set()
     for reader in readers:
         reader.join(60)
     assert pacs.fetched == ["2.25.70001.1"]
-    assert not store._fetching
+    assert not store._fetching._locks
 
 
 def test_a_series_fetched_again_has_the_same_bytes(tmp_path: Path, files: Path) -> None:

@@ -1,11 +1,9 @@
 """What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
 
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from lib.errors import GridError, ImageError, LabelError
 from lib.geometry import Grid, LabelArray
 from lib.numbering.findings import Finding
 from lib.segments import Submission
+from lib.turns import Turns
 from lib.volume_io import read_image, write_volume
 
 FINAL_TAG: Final = "final"
@@ -47,9 +46,7 @@ class Inbox:
         self._predictions = predictions
         self._lint = lint
         self._maps = maps
-        self._guard = threading.Lock()
-        # A lock is gone with the last one who submits for that image.
-        self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._turns = Turns()
 
     def submit(
         self,
@@ -103,10 +100,8 @@ class Inbox:
             ) from error
         findings = (*self._lint(without_regions(mapped.codes), grid), *_replaced(received))
         renumbered = None if followed is None else followed.report
-        with self._guard:
-            turn = self._turns.setdefault(image_id, threading.Lock())
         # Of two at once the one that counts as the newer is the one that is shown.
-        with turn:
+        with self._turns.at(image_id):
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
             self._publish(correction, mapped, grid, publish)
         return correction

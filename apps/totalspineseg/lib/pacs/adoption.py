@@ -19,6 +19,7 @@ from lib.errors import StorageError
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import FRESH_SECONDS
 from lib.pacs.submissions import Submit, send_waiting, submit_segmentation
+from lib.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Adoption:
         self._corrections = corrections
         self._submit = submit
         self._told = told
-        self._taking = threading.Lock()
+        self._taking = Turns()
         self._looking = threading.Lock()
         self._due = 0.0
 
@@ -106,7 +107,7 @@ class Adoption:
 
     def _take_all(self, found: dict[str, SegReference]) -> None:
         for series, reference in found.items():
-            with self._taking:
+            with self._taking.at(series):
                 outcome = self._take(series, reference)
             if outcome is not None:
                 self._told(outcome)

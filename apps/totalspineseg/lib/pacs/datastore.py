@@ -3,13 +3,11 @@
 import logging
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -23,6 +21,7 @@ from lib.pacs.address import is_uid
 from lib.pacs.download import download
 from lib.pacs.listing import Listing
 from lib.pacs.series import Segmentations, Series, patient_of
+from lib.turns import Turns
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ class PacsDatastore(StudiesDatastore):
         self._client = client
         self._listing = Listing(client, filters)
         self._publisher = publisher
-        # A lock is gone with the last one who fetches that series.
-        self._fetching: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._fetching = Turns()
         self.segmentations = Segmentations(client)
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
@@ -113,9 +111,7 @@ class PacsDatastore(StudiesDatastore):
         found = self._listing.all().get(image_id) if is_uid(image_id) else None
         if found is None:
             return ""
-        with self._guard:
-            lock = self._fetching.setdefault(image_id, threading.Lock())
-        with lock:
+        with self._fetching.at(image_id):
             return self._kept(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
@@ -264,9 +260,9 @@ class PacsDatastore(StudiesDatastore):
 
     def _forget(self, image_id: str) -> None:
         """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
-        with self._guard, self._index():
+        with self._index():
             entry = self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file(lock=False)
+            self._update_datastore_file()
         shutil.rmtree(self._folder(image_id), ignore_errors=True)
         if entry is None:
             return
