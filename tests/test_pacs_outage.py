@@ -103,6 +103,30 @@ def test_a_series_with_a_gap_replaces_nothing(tmp_path: Path, files: Path) -> No
     assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
 
 
+def test_the_index_is_free_while_the_pacs_is_asked_for_its_list(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked how many images there are kept everybody from submitting."""
+    pacs, go_on, free = Pacs(files), threading.Event(), threading.Event()
+    shown = datastore(pacs, tmp_path)
+    labeled(shown, tmp_path, FIRST)
+    answer = pacs.answer
+
+    def slow() -> None:
+        threading.Thread(target=lambda: (shown.waiting(), free.set())).start()
+        go_on.wait(10)
+        answer()
+
+    monkeypatch.setattr(pacs, "answer", slow)
+    asking = threading.Thread(target=shown.status)
+    asking.start()
+    in_time = free.wait(5)
+    go_on.set()
+    asking.join()
+    assert in_time
+    assert shown.status() == {"total": 2, "completed": 1, "label_tags": {"final": 1}}
+
+
 def test_what_a_crash_left_of_a_download_goes(tmp_path: Path, files: Path) -> None:
     """Half a series stayed on the disk for good."""
     left, begun = (tmp_path / "dicom" / f".partial-{name}" for name in ("left", "begun"))

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -90,6 +91,14 @@ class PacsDatastore(StudiesDatastore):
         """Images without a finished label."""
         finished = set(self.get_labeled_images())
         return [uid for uid in self.series() if uid not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """How many images and labels there are."""
+        # The PACS is asked first: nobody shall wait for the index meanwhile.
+        images, finished = self.list_images(), self.get_labeled_images()
+        with self._guard:
+            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
+        return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
 
     def changed(self) -> None:
         """Something was stored in the PACS: the next list is read anew."""
