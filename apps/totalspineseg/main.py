@@ -21,7 +21,7 @@ from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR
-from lib.corrections.inbox import FINAL_TAG, STEP1_TAG, Inbox, Publish
+from lib.corrections.inbox import READER_TAGS, STEP1_TAG, Inbox, Publish
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERSION: Final = "0.1.0"
-READER_TAGS: Final = (FINAL_TAG, STEP1_TAG)
-"""Datastore tags that only a reader's submission may fill, never a prediction."""
 CITATIONS: Final = (
     "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
     "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."

@@ -29,6 +29,8 @@ FINAL_TAG: Final = "final"
 """Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
 STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
+READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
+"""Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """Says what is odd about a label map in codes."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lib import pipeline
-from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
+from lib.corrections.inbox import READER_TAGS
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import without_regions
@@ -22,8 +22,6 @@ from lib.numbering.step1_names import names_by_reader
 from lib.pipeline import Scan
 from lib.volume_io import read_labels
 
-READER_TAGS = (STEP1_TAG, FINAL_TAG)
-"""Tags of what a reader finished: its names are certain. Any other is a prediction, or work in progress."""
 STEP2_TAGS = (*READER_TAGS, "original")
 """Where step 2 looks for the label to start from when none is sent."""
 
