@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
-from lib.corrections import history
+from lib.corrections import datastore, history
 from lib.corrections.datastore import StudiesDatastore, is_safe_id, is_safe_tag
 from lib.corrections.inbox import STEP1_TAG, Inbox
 from lib.corrections.predictions import PredictionRecord, PredictionStore
@@ -21,6 +21,7 @@ from lib.corrections.store import CorrectionStore, Sender
 from lib.errors import LabelError, StorageError
 from lib.geometry import Grid
 from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
+from pacs_serving import wait_for
 
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 SENDER = Sender(user="ada", client="slicer-7", file_name="my label.nii.gz")
@@ -254,6 +255,23 @@ def studies(desk: Desk, tmp_path: Path) -> StudiesDatastore:
 
 def test_only_whole_images_with_plain_names_are_offered(studies: StudiesDatastore) -> None:
     assert studies.list_images() == ["b.nii.b"]
+
+
+def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that came later were not offered until the server was started anew."""
+    watched, failed = StudiesDatastore(str(tmp_path)), threading.Event()
+
+    def full(path: Path, write: object) -> None:
+        failed.set()
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datastore, "write_atomic", full)
+        (tmp_path / "one.nii.gz").write_bytes(b"image")
+        assert failed.wait(10)
+    (tmp_path / "two.nii.gz").write_bytes(b"image")
+    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
+    watched._observer.stop()
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])

@@ -207,6 +207,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                         *(offered, file, file),
                     )
 
+    def _on_any_event(self, event: Any) -> None:
+        """Look through the folder; a failure would end the host's watch on it for good."""
+        try:
+            super()._on_any_event(event)
+        except (StorageError, OSError, ValueError) as error:
+            logger.warning("the folder of the studies could not be looked through: %s", error)
+
     def _on_moved(self, event: Any) -> None:
         if event.dest_path == self._datastore_config_path:
             with self._guard:
