@@ -19,7 +19,10 @@ BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Headers of images whose voxels lie in a file of their own."""
 MISSING: Final = "no localizer was found for this scan"
-DOUBTFUL: Final = "the localizer of this scan is not certain of its own levels, or unfinished, and was not used"
+DOUBTFUL: Final = (
+    "the localizer of this scan is not certain of its own levels, or unfinished, and was not used; correct its map and "
+    "give it from another folder"
+)
 
 
 @dataclass(frozen=True)
