@@ -30,6 +30,8 @@ PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
 MIN_COSINE: Final = 0.5
 """An axis by the qform and by the sform of a NIfTI file: further apart than 60 degrees, they contradict each other."""
+ROTATION_ROUNDING: Final = 1e-4
+"""How much longer than 1 the square of a qform's quaternion may be: some programs write four digits."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -182,7 +184,7 @@ def _require_placed(header: nib.Nifti1Header, name: str) -> None:
     Without a form, and with two that contradict each other, programs differ in which side is left.
     """
     # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
-    header.quaternion_threshold = -np.inf
+    header.quaternion_threshold = -ROTATION_ROUNDING
     forms = [form[:3, :3] for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     if not forms:
         raise ImageError(
