@@ -109,11 +109,11 @@ def main() -> int:
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--iterations", type=int, default=800)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replay-cases", type=int, default=24)
-    parser.add_argument("--replay-share", type=float, default=0.6)
+    parser.add_argument("--replay-share", type=float, default=0.5)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
