@@ -18,9 +18,10 @@ TOOL = """
 import signal, sys, tempfile
 from pathlib import Path
 import server_process
-from lib.processes import unwind_on_signals
+from lib.processes import ENDING, unwind_on_signals
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell without job control has it ignored.
+for number in ENDING:  # A shell without job control ignores one, nohup another.
+    signal.signal(number, signal.SIG_DFL)
 server_process.RUN = "import time; time.sleep(1000)"
 unwind_on_signals()
 with tempfile.TemporaryDirectory(dir=sys.argv[1]) as name:
