@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
-from lib.corrections import history
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
@@ -119,7 +118,7 @@ class Inbox:
         """The submission after its levels followed a renamed one; None where that does not apply."""
         if self._maps is None or received.prediction is None:
             return None
-        kept = self._maps.of_prediction(history.sha256_of(received.image), received.prediction.id)
+        kept = self._maps.of_prediction(received.image_sha256, received.prediction.id)
         return None if kept is None else follow_rename(submission, grid, kept)
 
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
@@ -140,7 +139,7 @@ class Inbox:
 def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
     """A finding where the label may belong to what the image was before."""
     predicted = received.prediction
-    if predicted is None or predicted.image_sha256 in ("", history.sha256_of(received.image)):
+    if predicted is None or predicted.image_sha256 in ("", received.image_sha256):
         return ()
     message = "The image was replaced after the prediction that this label corrects; check that the label fits it."
     return (Finding("image_replaced", BACKGROUND, message).as_dict(np.eye(4)),)

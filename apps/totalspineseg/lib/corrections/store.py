@@ -7,6 +7,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +113,11 @@ class Received:
     sender: Sender
     label_info: Any
     prediction: PredictionRecord | None
+
+    @cached_property
+    def image_sha256(self) -> str:
+        """Hash of the image as it is now, computed once: a series may be large."""
+        return history.sha256_of(self.image)
 
 
 def label_suffix(name: str) -> str:
@@ -222,7 +228,7 @@ class CorrectionStore:
             **asdict(received.sender),
             "raw": f"raw{label_suffix(received.sender.file_name)}",
             "raw_sha256": history.sha256_of(received.file),
-            "image_sha256": history.sha256_of(received.image),
+            "image_sha256": received.image_sha256,
             "received": history.now_text(),
             "prediction": None
             if prediction is None
