@@ -61,7 +61,7 @@ class PredictionStore:
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """All predictions for an image, oldest first."""
-        return tuple(PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in self._entries(image_id))
+        return tuple(self.newest_first(image_id))[::-1]
 
     def newest_first(self, image_id: str) -> Iterator[PredictionRecord]:
         """All predictions for an image, each read when it is asked for."""
@@ -69,14 +69,16 @@ class PredictionStore:
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""
-        records = self.of_image(image_id)
-        own = tuple(record for record in records if record.client and record.client in clients)
-        preferred = own or records
-        return preferred[-1] if preferred else None
+        newest = None
+        for record in self.newest_first(image_id):
+            if not any(clients) or (record.client and record.client in clients):
+                return record
+            newest = newest or record
+        return newest
 
     def find(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
         """The prediction of an image with this id, or None."""
-        return next((record for record in self.of_image(image_id) if record.id == prediction_id), None)
+        return next((record for record in self.newest_first(image_id) if record.id == prediction_id), None)
 
     def _entries(self, image_id: str) -> tuple[Path, ...]:
         return history.entries(self._folder(image_id))
