@@ -43,14 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-o2e", action="store_true", help="dataset 102 without the second (odd/even swapped) copies"
     )
-    parser.add_argument(
-        "--disturbed-share", type=_share, default=0.75, metavar="0..1", help="cases with imperfect discs"
-    )
+    parser.add_argument("--disturbed-share", type=_share, metavar="0..1", help="cases with imperfect discs")
     parser.add_argument(
         "--discs-by",
         metavar="NAME",
-        help="the step-1 network whose own discs half of the imperfect cases show: starter, official, an installed "
-        "version, or a folder such as nnU-Net's results (default: all errors are simulated)",
+        help="the step-1 network whose own discs two thirds of the imperfect cases show: starter, official, an "
+        "installed version, or a folder such as nnU-Net's results (default: all errors are simulated)",
     )
     parser.add_argument(
         "--device", default="auto", metavar="cuda|cpu", help="of that network (default: a GPU if there is one)"
@@ -63,17 +61,18 @@ def execute(arguments: argparse.Namespace) -> int:
     from lib.errors import LabelError
     from lib.nnunet.cases import Skipped
     from lib.nnunet.folders import NnunetFolders
-    from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
+    from lib.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, dataset_name, write_raw_datasets
     from lib.nnunet.raw_folder import read_cases
 
     steps = tuple(sorted(set(arguments.step or (1, 2))))
-    if arguments.discs_by is not None and (2 not in steps or not arguments.disturbed_share):
+    disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share
+    if arguments.discs_by is not None and (2 not in steps or not disturbed):
         raise argparse.ArgumentTypeError(
             f"--discs-by requires step 2 and a --disturbed-share above 0, got step {' and '.join(map(str, steps))} and "
-            f"a share of {arguments.disturbed_share:g}; leave it out"
+            f"a share of {disturbed:g}; leave it out"
         )
     finder = None if arguments.discs_by is None else _finder(arguments.discs_by, arguments.device)
-    options = RawOptions(steps, not arguments.no_o2e, arguments.disturbed_share, finder)
+    options = RawOptions(steps, not arguments.no_o2e, disturbed, finder)
     skipped: list[Skipped] = []
 
     def skip(case: Skipped) -> None:
