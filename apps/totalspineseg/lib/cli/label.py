@@ -88,6 +88,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
     from lib.numbering.label import label_map
+    from lib.numbering.report import doubt
     from lib.volume_io import read_codes, read_labels, write_volume
 
     volume = read_labels(source)
@@ -99,8 +100,8 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
         if finding["kind"] == PIN_UNMET:
             print(f"{source.name}: {finding['message']}", file=sys.stderr)
     if report["confident"] is False:
-        doubt = f"the numbering is not certain (probability {report['probability']:.2f})"
-        print("; ".join([f"{source.name}: {doubt}", *report["would_settle"]]), file=sys.stderr)
+        doubtful = f"{source.name}: {doubt(report['probability'])}"
+        print("; ".join([doubtful, *report["would_settle"]]), file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:

@@ -56,6 +56,11 @@ def report(
     }
 
 
+def doubt(probability: float) -> str:
+    """What people read of a numbering that abstains, of this probability."""
+    return f"the numbering is not certain (probability {probability:.2f})"
+
+
 def _level(level: Level) -> dict[str, Any]:
     runner_up = {"code": level.runner_up, "probability": round(level.runner_up_probability, DIGITS)}
     return {
