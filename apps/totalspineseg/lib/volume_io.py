@@ -4,7 +4,9 @@ Nothing is ever half-written under a final name: a result is written beside its 
 """
 
 import os
+import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -185,23 +187,21 @@ def _require_placed(header: nib.Nifti1Header, name: str) -> None:
     """
     # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
     header.quaternion_threshold = -ROTATION_ROUNDING
-    forms = [form[:3, :3] for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
     if not forms:
         raise ImageError(
             f"a NIfTI file with a qform or sform is required, got {name!r}, which does not say how it lies in the "
             "patient; export it again"
         )
-    one, other = forms[0], forms[-1]
+    one, other = forms[0][:3, :3], forms[-1][:3, :3]
     lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
     if ((one * other).sum(axis=0) < MIN_COSINE * lengths).any():
+        shape = header.get_data_shape()[:3]
+        by_sform, by_qform = (Grid(shape, form).orientation for form in forms)
         raise ImageError(
             f"a NIfTI file whose qform and sform agree is required, got {name!r} with axes "
-            f"{_orientation(other)} by the one and {_orientation(one)} by the other; export it again"
+            f"{by_qform} by the one and {by_sform} by the other; export it again"
         )
-
-
-def _orientation(axes: AnyArray) -> str:
-    return "".join(nib.aff2axcodes(nib.affines.from_matvec(axes)))
 
 
 def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
@@ -284,6 +284,24 @@ def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str])
     for key, value in meta.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def remove_leftovers(folder: Path, older_than_s: float) -> None:
+    """Remove what a crash left half-written in a folder, files and folders.
+
+    Args:
+        folder: Looked at itself, not below.
+        older_than_s: What was changed since may still be written.
+    """
+    limit = time.time() - older_than_s
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime >= limit:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

@@ -1,7 +1,5 @@
 """The work on one scan: read, through the networks, write, and the record that says it is finished."""
 
-import time
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -18,10 +16,10 @@ from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
 from lib.numbering.chain import Numbering
 from lib.numbering.lint import lint
-from lib.numbering.report import report
+from lib.numbering.report import doubt, report
 from lib.pipeline import Options
 from lib.prediction import Predictor
-from lib.volume_io import PARTIAL_PREFIX, read_codes, read_image
+from lib.volume_io import read_codes, read_image, remove_leftovers
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""
@@ -93,7 +91,8 @@ class Work:
             StorageError: The output folder cannot be written.
         """
         make_folders(self.output, self.options.keep)
-        _remove_stale(self.output, (*self.options.keep, REPORTS, "."))
+        for folder in (*self.options.keep, REPORTS, "."):
+            remove_leftovers(self.output / folder, STALE_PARTIAL_S)
 
     def finished(self, case: Case) -> Record | None:
         """The record of a scan that needs nothing more; None: it is to be done (again)."""
@@ -224,7 +223,7 @@ class Work:
 def _warnings(case: Case, found: Found) -> list[str]:
     warnings, numbering = [], found.numbering
     if numbering is not None and not numbering.confident:
-        warnings.append(f"the numbering is not certain (probability {numbering.probability:.2f})")
+        warnings.append(doubt(numbering.probability))
     if case.no_localizer:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg
@@ -233,11 +232,3 @@ def _warnings(case: Case, found: Found) -> list[str]:
     if found.apart:
         warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings
-
-
-def _remove_stale(output: Path, folders: Collection[str]) -> None:
-    limit = time.time() - STALE_PARTIAL_S
-    for folder in folders:
-        for path in (output / folder).glob(f"{PARTIAL_PREFIX}*"):
-            if path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)

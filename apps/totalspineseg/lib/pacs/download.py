@@ -2,8 +2,6 @@
 
 import shutil
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +9,7 @@ from dicomweb_client import DICOMwebClient
 
 from lib.errors import StorageError
 from lib.pacs.series import Series
-from lib.volume_io import PARTIAL_PREFIX
+from lib.volume_io import PARTIAL_PREFIX, remove_leftovers
 
 LEFT_SECONDS: Final = 24 * 3600.0
 """A download that is older was cut off by a crash."""
@@ -38,7 +36,7 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
     partial: Path | None = None
     try:
         below.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(below)
+        remove_leftovers(below, LEFT_SECONDS)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
         for number, instance in enumerate(instances):
             instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)
@@ -51,10 +49,3 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
             "free disk space"
         ) from error
     return partial
-
-
-def _remove_leftovers(below: Path) -> None:
-    for partial in below.glob(f"{PARTIAL_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - partial.stat().st_mtime > LEFT_SECONDS:
-                shutil.rmtree(partial, ignore_errors=True)
