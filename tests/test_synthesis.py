@@ -283,7 +283,8 @@ def test_affine_is_ras_with_the_asked_spacing(whole: SyntheticSpine) -> None:
 
 
 def test_image_separates_fluid_from_cord_on_t2_and_the_reverse_on_t1(whole: SyntheticSpine) -> None:
-    for contrast, brighter, darker in (("T2", Tissue.CSF, Tissue.MUSCLE), ("T1", Tissue.FAT, Tissue.CSF)):
+    order = (("T2", Tissue.CSF, Tissue.MUSCLE), ("T1", Tissue.FAT, Tissue.CSF), ("T1gre", Tissue.CORD, Tissue.CSF))
+    for contrast, brighter, darker in order:
         image = render(np.random.default_rng(0), whole, RenderOptions(contrast=contrast, strength=0.2))
         assert image.dtype == np.float32
         assert image.shape == whole.labels.shape

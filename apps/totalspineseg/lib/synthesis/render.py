@@ -17,6 +17,8 @@ SLICE_AXES = (0, 0, 0, 0, 1, 2)
 """Thick-slice direction is drawn from these: mostly sagittal acquisitions, some coronal and axial."""
 FLOW_ODDS = 0.35
 """Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
+ODDS = {"T1": 0.17, "T2": 0.37, "STIR": 0.1, "T2star": 0.08, "T1gre": 0.08, "random": 0.2}
+"""Share of the scans by contrast, where none is asked for."""
 WEIGHTING = (0.75, 2.2)
 """Exponent on a contrast's signals. At 1 fluid is twice as bright as the cord on T2, as in short echo trains; long
 echo times reach four times (measured on public cervical and whole-spine scans)."""
@@ -27,7 +29,7 @@ class RenderOptions:
     """How the image may look.
 
     Attributes:
-        contrast: "T1", "T2", "STIR", "T2star", "random", or None for a draw among them.
+        contrast: "T1", "T2", "STIR", "T2star", "T1gre", "random", or None for a draw among them.
         strength: Of noise, bias field, blur and thick slices; 0 gives a clean image, 1 the whole range.
         slice_mm: Slice thickness; None draws one.
     """
@@ -87,8 +89,7 @@ def render(
         Image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
     """
     options = options or RenderOptions()
-    names = [*PRIORS, "random"]
-    contrast = options.contrast or str(rng.choice(names, p=[0.2, 0.37, 0.1, 0.08, 0.25]))
+    contrast = options.contrast or str(rng.choice([*ODDS], p=[*ODDS.values()]))
     spacing = spacing_mm or tuple(float(v) for v in np.abs(np.diag(spine.affine)[:3]))
     strength = options.strength
     signals = tissue_signals(rng, contrast)
