@@ -274,6 +274,19 @@ def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkey
     watched._observer.stop()
 
 
+def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
+    """rsync writes under a temporary name: its images were not offered until another file came."""
+    watched = StudiesDatastore(str(tmp_path))
+    (tmp_path / ".one.nii.gz.Xy12ab").write_bytes(b"image")
+    (tmp_path / ".one.nii.gz.Xy12ab").rename(tmp_path / "one.nii.gz")
+    wait_for(lambda: watched.list_images() == ["one"])
+    (tmp_path / "one.nii.gz").rename(tmp_path / "two.nii.gz")
+    wait_for(lambda: watched.list_images() == ["two"])
+    (tmp_path / "two.nii.gz").rename(tmp_path / "two.nii.gz.away")
+    wait_for(lambda: watched.list_images() == [])
+    watched._observer.stop()
+
+
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])
 def test_of_two_files_with_one_id_the_user_is_told(
     studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture

@@ -62,7 +62,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._not_offered: dict[str, str] = {}
         super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
         if auto_reload:
-            # The index is replaced by renaming, which the host's watcher does not listen to.
+            # Whole files come by renaming, which the host's watcher does not listen to.
             self._handler.on_moved = self._on_moved
         self._tell_of_shared_ids()
 
@@ -215,9 +215,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             logger.warning("the folder of the studies could not be looked through: %s", error)
 
     def _on_moved(self, event: Any) -> None:
+        """Take over an index that another process wrote, or images and labels that were renamed into place or away."""
         if event.dest_path == self._datastore_config_path:
-            with self._guard:
-                self._init_from_datastore_file()
+            self._init_from_datastore_file()
+        else:
+            self._on_any_event(event)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
