@@ -14,6 +14,7 @@ LAYER = {
     "anatomy": -1,
     "geometry": 0,
     "tags": 0,
+    "plausible": 1,
     "agreement": 1,  # the gate and the bench of the starter weights measure by it
     "segments": 1,
     "prediction": 1,

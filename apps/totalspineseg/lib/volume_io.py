@@ -23,7 +23,8 @@ from nibabel.wrapstruct import WrapStructError
 
 from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, StorageError
-from lib.geometry import AnyArray, Grid, Volume
+from lib.geometry import AnyArray, Grid, Volume, to_ras
+from lib.plausible import is_upside_down
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -101,7 +102,8 @@ def read_codes(path: Path) -> Volume:
     """Read a label map in output codes, such as a localizer; like ``read_labels``.
 
     Raises:
-        ImageError: As ``read_labels``; also values that are no codes: by another table, 22 is L3 and not T2.
+        ImageError: As ``read_labels``; also values that are no codes, or levels that run upward: by another table, 22
+            is L3 and not T2.
     """
     volume = read_labels(path)
     counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
@@ -109,6 +111,11 @@ def read_codes(path: Path) -> Volume:
         raise ImageError(
             f"a label map in TotalSpineSeg's codes (L1 is {L1}) is required, got {path.name!r} with the values "
             f"{strangers[:5]!r}; convert it"
+        )
+    if is_upside_down(to_ras(volume).data):
+        raise ImageError(
+            f"levels named from superior to inferior in TotalSpineSeg's codes are required, got {path.name!r} with "
+            "most of them the other way round; convert it"
         )
     return volume
 

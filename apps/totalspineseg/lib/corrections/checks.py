@@ -5,19 +5,37 @@ from typing import Any
 
 import numpy as np
 
+from lib.anatomy import BACKGROUND, UNREVIEWED, UNREVIEWED_NAME
+from lib.corrections.unreviewed import without_regions
 from lib.geometry import Grid, LabelArray, Volume, to_ras
+from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
+from lib.plausible import missing_kinds
 
 
 def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
-    """The linter's findings on a label map of any orientation.
+    """What is odd about a label map of any orientation: the linter's findings, and whether a part is missing.
 
     Args:
-        codes: (X, Y, Z) codes on ``grid``. Not modified.
+        codes: (X, Y, Z) codes on ``grid``, ``UNREVIEWED`` where nobody has looked. Not modified.
         grid: Where the voxels lie.
 
     Returns:
         Kind, name, message, voxels and ``point_mm`` (RAS, or None) of each; none for a sound map.
     """
-    ras = to_ras(Volume(codes, grid.affine))
-    return tuple(finding.as_dict(ras.affine) for finding in lint(np.ascontiguousarray(ras.data), ras.spacing))
+    ras = to_ras(Volume(without_regions(codes), grid.affine))
+    findings = (*_incomplete(codes), *lint(np.ascontiguousarray(ras.data), ras.spacing))
+    return tuple(finding.as_dict(ras.affine) for finding in findings)
+
+
+def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
+    """A map that shows a part of what is in view, as clients get that ask for some structures alone."""
+    present = set(np.unique(codes).tolist()) - {BACKGROUND}
+    missing = missing_kinds(present)
+    if not missing or UNREVIEWED in present:
+        return ()
+    message = (
+        f"There is no {' and no '.join(missing)} in this label, so that nothing is trained or judged by it: submit it "
+        f"with all that is in view, or with a segment {UNREVIEWED_NAME!r} where nobody looked."
+    )
+    return (Finding("incomplete", BACKGROUND, message),)

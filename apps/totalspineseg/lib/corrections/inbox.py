@@ -32,7 +32,7 @@ READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
-"""Says what is odd about a label map in codes."""
+"""Says what is odd about a label map in codes, with ``UNREVIEWED`` where nobody has looked."""
 Publish = Callable[[str, Path, str, dict[str, Any]], None]
 """``publish(image_id, file, tag, info)``: show a label map in wire ids under a tag of the datastore."""
 
@@ -99,7 +99,7 @@ class Inbox:
             raise LabelError(
                 f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
             ) from error
-        findings = (*self._lint(without_regions(mapped.codes), grid), *_replaced(received))
+        findings = (*self._lint(mapped.codes, grid), *_replaced(received))
         renumbered = None if followed is None else followed.report
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):

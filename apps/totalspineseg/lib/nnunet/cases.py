@@ -16,7 +16,8 @@ from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import resample, resampled_shape
-from lib.nnunet.targets import Step, present_codes, region_shares, step_target
+from lib.nnunet.targets import Step, has_unreviewed, present_codes, region_shares, step_target
+from lib.plausible import is_upside_down, missing_kinds
 from lib.prediction import Predictor
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 
@@ -182,11 +183,12 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
     """Check that a label can teach a network.
 
     Args:
-        codes: uint8 at 1 mm. Not modified.
+        codes: uint8 at 1 mm, nearest RAS; ``UNREVIEWED`` where nobody has looked. Not modified.
         step: Which network.
 
     Raises:
-        LabelError: It is (nearly) empty, holds values that are no codes, or has no disc for step 2's channel.
+        LabelError: It is (nearly) empty, holds values that are no codes, has no disc for step 2's channel, is upside
+            down, or lacks what is in view of every spine although all of it is said to be reviewed.
     """
     present = present_codes(codes)
     if strangers := sorted(present - set(BY_CODE)):
@@ -198,6 +200,16 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
         )
     if step == 2 and not present & set(DISCS):
         raise LabelError("a label with at least one disc is required for step 2, got none; draw or name a disc")
+    if is_upside_down(codes):
+        raise LabelError(
+            "levels named from superior to inferior are required, got most of them the other way round; convert a "
+            "label in the numbers of another table, or turn one that is upside down"
+        )
+    if not has_unreviewed(codes) and (missing := missing_kinds(present)):
+        raise LabelError(
+            f"a label of all that is in view is required, got one without {' and '.join(missing)}; draw it, or mark as "
+            f"'unreviewed' ({UNREVIEWED}) where nobody labeled it"
+        )
 
 
 def prepare_cases(

@@ -12,11 +12,13 @@ from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.history import sha256_of
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError, LabelError, StorageError
 from lib.gate.holdout import update_split
 from lib.gate.scoring import JudgedCase
-from lib.geometry import Volume
+from lib.geometry import LabelArray, Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from lib.nnunet.targets import has_unreviewed, present_codes
+from lib.plausible import missing_kinds
 from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
 
@@ -99,11 +101,12 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
-    """Read hold-out scans; one that cannot be read is skipped with its reason."""
+    """Read hold-out scans; one that cannot be read, or whose label is not whole, is skipped with its reason."""
     cases, skipped = [], []
     for source in sources:
         try:
             scan = source.read()
+            _require_whole(scan)
         except (OSError, ValueError) as error:
             logger.warning("hold-out scan %s left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
@@ -156,6 +159,14 @@ def _reviewed(scan: LabeledScan) -> Volume:
     """The truth of a scan, without what nobody checked."""
     codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
     return Volume(codes.astype(np.uint8), scan.codes.affine)
+
+
+def _require_whole(scan: LabeledScan) -> None:
+    codes: LabelArray = scan.codes.data
+    if not has_unreviewed(codes) and (missing := missing_kinds(present_codes(codes))):
+        raise LabelError(
+            f"a label of all that is in view is required to judge by, got one without {' and '.join(missing)}; draw it"
+        )
 
 
 def _require_same_image(path: Path, correction: Correction) -> None:

@@ -1,0 +1,55 @@
+"""What every label map of a spine shows, whoever drew it: disc, vertebra and canal, named from superior to inferior."""
+
+from collections.abc import Collection
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, VERTEBRAE
+from lib.geometry import LabelArray
+
+BONES: Final = (*VERTEBRAE, SACRUM)
+WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
+"""Vertebrae beside which there is a cord in everybody: it ends at T11 or below."""
+
+
+def missing_kinds(present: Collection[int]) -> tuple[str, ...]:
+    """What must be in view beside the structures of a label map, but has no voxel in it.
+
+    A network that is taught such a map learns that there is none.
+
+    Args:
+        present: Codes that have voxels; of a step-1 map the sacrum's stands for every vertebra.
+
+    Returns:
+        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view.
+    """
+    codes = frozenset(present)
+    missing = {
+        "disc": codes.isdisjoint(DISCS),
+        "vertebra": codes.isdisjoint(BONES),
+        "canal": CANAL not in codes,
+        "cord": CORD not in codes and not codes.isdisjoint(WITH_CORD),
+    }
+    return tuple(kind for kind, lacks in missing.items() if lacks)
+
+
+def is_upside_down(labels: LabelArray) -> bool:
+    """Whether most levels lie above those that should be above them.
+
+    So does what is named by the numbers of another table (TotalSegmentator counts upward), or flipped.
+
+    Args:
+        labels: uint8 (X, Y, Z) codes, nearest RAS. Not modified.
+
+    Returns:
+        False for fewer than two levels of a kind.
+    """
+    counts = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=256) for z in range(labels.shape[2])])
+    sizes = counts.sum(axis=0)
+    steps: list[float] = []
+    for row in (BONES, DISCS):
+        codes = [code for code in row if sizes[code]]
+        heights = np.arange(len(counts)) @ counts[:, codes] / sizes[codes]
+        steps += np.diff(heights).tolist()
+    return sum(step > 0 for step in steps) * 2 > len(steps)
