@@ -210,7 +210,7 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     monkeypatch.setattr(studies, "app_instance", lambda: app)
     front = FastAPI()
     errors.install(front)
-    front.include_router(studies.router())
+    front.include_router(studies.router(1 << 20))
     label = tmp_path / "label.nii.gz"
     write_volume(label, to_wire(CODES), grid)
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]

@@ -35,13 +35,14 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     The host's settings (studies, app folder) must be in place; ``serve`` does that.
 
     Args:
-        max_upload_mb: Largest request body, MiB.
+        max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
         hosts: Names the server may be called by; None: any.
     """
     from lib.front import driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
+    limit = int(max_upload_mb * 2**20)
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="infer")
 
     @asynccontextmanager
@@ -55,7 +56,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     errors.install(app)
     app.include_router(infer.router(executor))
-    app.include_router(studies.router())
+    app.include_router(studies.router(limit))
     app.include_router(train.router())
     app.include_router(samples.router())
     app.include_router(ohif.router())
@@ -73,7 +74,6 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    limit = int(max_upload_mb * 2**20)
     app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, hosts=hosts)
     return app
 

@@ -4,15 +4,18 @@ import logging
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.sessions import SessionInfo, Sessions
 
 from lib.corrections.datastore import is_safe_id
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
+from lib.front.archives import unpack_series
 from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
@@ -23,15 +26,19 @@ from lib.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""Other archives can write outside the folder they are unpacked to."""
+"""What is unpacked with bounds; see ``lib.front.archives``."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "
     "asks for the next sample."
 )
 
 
-def router() -> APIRouter:
-    """The routes."""
+def router(max_unpacked_bytes: int) -> APIRouter:
+    """The routes.
+
+    Args:
+        max_unpacked_bytes: How much an archive that is to be unpacked may hold.
+    """
     routes = APIRouter()
     annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 
@@ -103,7 +110,11 @@ def router() -> APIRouter:
         with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
             series = Path(folder) / "series"
             series.mkdir()
-            session_id, info = sessions.add_session(str(save_all(files, series)), expiry, uncompress)
+            if uncompress:
+                image = unpack_series(files[0].file, series, max_bytes=max_unpacked_bytes)
+            else:
+                image = save_all(files, series)
+            session_id, info = _add_session(sessions, image, expiry)
         return {"session_id": session_id, "session_info": info.to_json()}
 
     @routes.get("/datastore/dataset")
@@ -112,3 +123,14 @@ def router() -> APIRouter:
         raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
 
     return routes
+
+
+def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, SessionInfo]:
+    """Keep a file or folder as a session, whole or not at all."""
+    session_id = str(uuid4())
+    try:
+        _, info = sessions.add_session(str(image), expiry, session_id=session_id)
+    except BaseException:
+        sessions.remove_session(session_id)
+        raise
+    return session_id, info

@@ -18,7 +18,12 @@ MAX_FILE_NAME: Final = 200
 
 def client_name(upload: UploadFile) -> str:
     """The file's name as the client called it, without folders of whatever system."""
-    name = PurePosixPath(PureWindowsPath(upload.filename or "").as_posix()).name
+    return plain_name(upload.filename or "")
+
+
+def plain_name(path: str) -> str:
+    """The last part of a path of whatever system, without control characters."""
+    name = PurePosixPath(PureWindowsPath(path).as_posix()).name
     return "".join(c for c in name if ord(c) >= 32)[-MAX_FILE_NAME:]
 
 

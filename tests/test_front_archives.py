@@ -1,0 +1,145 @@
+"""A .zip of a series: what it holds is taken, and what it could do to the server is refused with a sentence."""
+
+import errno
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from fastapi import HTTPException
+from monailabel.utils.sessions import Sessions
+
+from dicom_series import save, slices
+from lib.corrections.wire import from_wire
+from lib.front import archives
+from lib.front.archives import unpack_series
+from lib.front.studies import _add_session
+from lib.volume_io import read_image, read_labels, write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+
+LIMIT = 1 << 20
+LINK = 0o120777 << 16
+
+
+def zipped(*names: str, content: bytes = b"x", kind: int = zipfile.ZIP_DEFLATED, attributes: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name)
+            entry.compress_type, entry.external_attr = kind, attributes
+            archive.writestr(entry, content)
+    return stream.getvalue()
+
+
+def locked() -> bytes:
+    """As if with a password."""
+    return (
+        zipped("a")
+        .replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1")
+        .replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1")
+    )
+
+
+HOSTILE = {
+    "a bomb": (zipped("a", content=bytes(LIMIT + 1)), 413, "at most 1 MiB"),
+    "a bomb in pieces": (zipped("a", "b", content=bytes(LIMIT // 2 + 1)), 413, "at most 1 MiB"),
+    "unpacked at once": (zipped("a", kind=zipfile.ZIP_BZIP2), 422, "nor deflated"),
+    "climbs": (zipped("a", "../b"), 422, "leaves its folder"),
+    "climbs on Windows": (zipped("a", "b\\..\\..\\c"), 422, "leaves its folder"),
+    "absolute": (zipped("/etc/b"), 422, "leaves its folder"),
+    "a drive": (zipped("c:/b"), 422, "leaves its folder"),
+    "a link": (zipped("a", attributes=LINK), 422, "a link"),
+    "without a name": (zipped("a").replace(b"\1\0\0\0", b"\0\0\1\0"), 422, "no name"),
+    "nothing": (zipped("a/", "__MACOSX/a/._b", ".hidden"), 422, "none in it"),
+    "with a password": (locked(), 422, "without a password"),
+    "no zip": (b"no zip", 422, "got another file"),
+    "damaged": (zipped("a", content=bytes(range(256))).replace(bytes(range(9)), bytes(9)), 422, "got another file"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_refused(case: str, tmp_path: Path) -> None:
+    content, status, text = HOSTILE[case]
+    (tmp_path / "series").mkdir()
+    with pytest.raises(HTTPException, match=text) as caught:
+        unpack_series(io.BytesIO(content), tmp_path / "series", max_bytes=LIMIT)
+    assert caught.value.status_code == status
+    assert [path.name for path in tmp_path.iterdir()] == ["series"]
+
+
+def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of entries comes into memory in one piece, whatever its length."""
+    many = zipped(*map(str, range(30)))
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 29)
+    with pytest.raises(HTTPException, match="at most 29 entries"):
+        unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
+    monkeypatch.setattr(zipfile, "ZipInfo", None)
+    monkeypatch.setattr(archives, "MAX_READ_BYTES", 1000)
+    with pytest.raises(HTTPException, match="at most 29 entries"):
+        unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(HTTPException, match="free space") as caught:
+        unpack_series(io.BytesIO(zipped("a")), tmp_path, max_bytes=LIMIT)
+    assert (caught.value.status_code, list(tmp_path.iterdir())) == (507, [])
+
+
+def test_a_series_in_folders_is_read(tmp_path: Path) -> None:
+    """Exports have a folder a series, which the reader of a series does not look into; macOS adds files of its own."""
+    series, unpacked = tmp_path / "series", tmp_path / "unpacked"
+    unpacked.mkdir()
+    save(series, slices())
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(series.iterdir()):
+            archive.write(file, f"patient/T2 sag/{file.name}")
+            archive.writestr(f"__MACOSX/patient/T2 sag/._{file.name}", b"\0\5\x16\7")
+    folder = unpack_series(stream, unpacked, max_bytes=LIMIT)
+    np.testing.assert_array_equal(read_image(folder).data, read_image(series).data)
+
+
+def test_a_session_that_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "image.nrrd").write_bytes(b"image")
+    monkeypatch.setattr(Sessions, "_write_meta_info", full)
+    with pytest.raises(OSError, match="No space"):
+        _add_session(Sessions(str(tmp_path / "sessions")), tmp_path / "image.nrrd", 0)
+    assert list((tmp_path / "sessions").iterdir()) == []
+
+
+def test_a_bomb_leaves_nothing_on_the_server(server: Server) -> None:
+    """It filled the disk, and what was unpacked when the disk was full stayed."""
+    sessions = server.studies / ".totalspineseg" / "sessions"
+    before = sorted(sessions.iterdir()) if sessions.is_dir() else []
+    answer = upload(server, zipped("a", content=bytes(9 << 20)))
+    assert (answer.status_code, "at most 8 MiB is required" in answer.json()["detail"]) == (413, True)
+    assert (sorted(sessions.iterdir()) if sessions.is_dir() else []) == before
+
+
+def test_a_packed_image_is_segmented(server: Server, tmp_path: Path) -> None:
+    write_volume(tmp_path / "mine.nrrd", image_of(lumbar_codes()), RAS)
+    session = upload(server, zipped("deep/mine.nrrd", content=(tmp_path / "mine.nrrd").read_bytes())).json()
+    answer = requests.post(
+        f"{server.url}/infer/totalspineseg",
+        params={"session_id": session["session_id"], "output": "image"},
+        data={"params": json.dumps({"result_extension": ".nii.gz"})},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "result.nii.gz").write_bytes(answer.content)
+    np.testing.assert_array_equal(from_wire(read_labels(tmp_path / "result.nii.gz").data), lumbar_codes())
+
+
+def upload(server: Server, content: bytes) -> requests.Response:
+    return requests.put(
+        f"{server.url}/session/", params={"uncompress": True}, files={"files": ("series.zip", content)}, timeout=60
+    )
