@@ -14,7 +14,7 @@ from lib.corrections.wire import to_wire
 from lib.geometry import Grid, Volume
 from lib.infers.latencies import Latencies
 from lib.infers.models import Step2Task
-from lib.infers.settings import read_settings
+from lib.infers.settings import SettingError, read_settings
 from lib.infers.task import Outcome
 from lib.pipeline import prepare
 from lib.volume_io import write_volume
@@ -42,6 +42,7 @@ def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
         label_info=lambda image, tag: {},
         image_file=lambda image: Path(image),
         siblings=lambda image: (),
+        same_space=lambda image, other: other != "moved",
     )
     request = {"image_id": "mine", "label_from": settings.pop("label_from", "")}
     scan = prepare(Volume(image_of(TRUTH), RAS.affine))
@@ -71,6 +72,12 @@ def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path,
     write_volume(far, to_wire(TRUTH), Grid(RAS.shape, RAS.affine + np.eye(4, k=3) * 900))
     labels = {("mine", "step1"): corrected, ("other", "final"): far}
     assert names_are_the_readers(step2(labels, localizer="other"))
+
+
+def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path) -> None:
+    """It named levels by where others had lain."""
+    with pytest.raises(SettingError, match="in the frame of reference of the image is required, got 'moved'"):
+        step2({("mine", "step1"): corrected, ("moved", "final"): corrected}, localizer="moved")
 
 
 def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:

@@ -251,6 +251,20 @@ def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None
     assert datastore(pacs, tmp_path / "cleaned").subject("2.25.70001.1") == first
 
 
+@pytest.mark.parametrize(("frame", "shared"), [("2.25.70001.9", True), ("2.25.70001.8", False), ("", True)])
+def test_a_patient_laid_down_anew_has_other_coordinates(tmp_path: Path, files: Path, frame: str, shared: bool) -> None:
+    """A finished label of before the break named the levels of after it, with certainty, by where they lay."""
+    pacs = Pacs(files)
+    for instance in pacs.series["2.25.70002.1"]:
+        instance.StudyInstanceUID, instance.FrameOfReferenceUID = "2.25.70001", frame
+    store = datastore(pacs, tmp_path)
+    assert store.get_image_uri("2.25.70001.1")
+    assert store.siblings("2.25.70001.1") == (), "whose coordinates are not known yet"
+    assert store.get_image_uri("2.25.70002.1")
+    assert store.siblings("2.25.70001.1") == (("2.25.70002.1",) if shared else ())
+    assert store.same_space("2.25.70001.1", "2.25.70002.1") is shared
+
+
 def test_images_are_stored_in_the_pacs_and_not_here(tmp_path: Path, files: Path) -> None:
     with pytest.raises(ValueError, match="come from its PACS"):
         datastore(Pacs(files), tmp_path).add_image("x", "x.nii.gz", {})

@@ -22,6 +22,7 @@ from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volum
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR
 from lib.corrections.inbox import READER_TAGS, STEP1_TAG, Inbox, Publish
+from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
@@ -73,6 +74,7 @@ class App(MONAILabelApp):
         self._maps = DrawnMaps(root)
         self._inbox = Inbox(self._corrections, self._predictions, check, self._maps)
         self.outcomes = Outcomes()
+        self.submissions = Ongoing()
         self._adoption: Adoption | None = None
         self._services = Services(
             self._networks,
@@ -83,6 +85,7 @@ class App(MONAILabelApp):
             self._label_info,
             self._image_file,
             self.weights_text,
+            self._same_space,
         )
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._site = Site(root, models, self._corrections, self._image_file, self._subject)
@@ -270,16 +273,17 @@ class App(MONAILabelApp):
         if not is_safe_tag(tag):
             raise SettingError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
         folder_of = getattr(self._datastore, "series_folder", None)
-        return self._inbox.submit(
-            image_id,
-            image,
-            file,
-            tag=tag,
-            sender=sender,
-            params=params,
-            publish=publish or self._publish,
-            sources=folder_of(image_id) if folder_of else None,
-        )
+        with self.submissions.one():
+            return self._inbox.submit(
+                image_id,
+                image,
+                file,
+                tag=tag,
+                sender=sender,
+                params=params,
+                publish=publish or self._publish,
+                sources=folder_of(image_id) if folder_of else None,
+            )
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
         """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
@@ -348,6 +352,11 @@ class App(MONAILabelApp):
         """Other images of the same patient that share its coordinates, as far as the datastore knows."""
         supplies = getattr(self._datastore, "siblings", None)
         return supplies(image_id) if supplies else ()
+
+    def _same_space(self, one: str, other: str) -> bool:
+        """Whether the coordinates of two images can be compared, as far as the datastore knows."""
+        knows = getattr(self._datastore, "same_space", None)
+        return bool(knows(one, other)) if knows and one else True
 
     def _subject(self, image_id: str) -> str:
         """Whose image it is: in a PACS the patient, whose series must not train and judge at once."""

@@ -45,6 +45,7 @@ class Services:
         label_info: ``label_info(image_id, tag)`` is what is known about that label, of a prediction its ``params``.
         image_file: ``image_file(image_id)`` is the file or folder of an image of the studies, or None.
         weights_text: One sentence on the weights that run, without loading them.
+        same_space: ``same_space(image_id, other)`` is whether the coordinates of two images can be compared.
         lock: Held while the networks work: one inference at a time.
     """
 
@@ -56,6 +57,7 @@ class Services:
     label_info: Callable[[str, str], Mapping[str, Any]]
     image_file: Callable[[str], Path | None]
     weights_text: Callable[[], str]
+    same_space: Callable[[str, str], bool] = lambda one, other: True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -194,10 +194,11 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
         Raises:
             UnknownImageError: There is no such localizer image.
-            SettingError: The localizer image has no label, or one that is not certain of its levels.
+            SettingError: The localizer image has no label, or one that is not certain of its levels, or lies in other
+                coordinates.
         """
-        localizer = self._localizer(settings.localizer) if settings.localizer else None
         image_id = str(request.get("image_id") or "")
+        localizer = self._localizer(settings.localizer, image_id) if settings.localizer else None
         siblings = siblings_of(self.services, image_id, settings.localizer) if settings.other_series else ()
         return Options(settings.numbering, localizer, siblings, settings.pins)
 
@@ -206,9 +207,14 @@ class SpineTask(InferTask):  # type: ignore[misc]
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
-    def _localizer(self, image_id: str) -> Volume:
+    def _localizer(self, image_id: str, wanted_for: str) -> Volume:
         if self.services.image_file(image_id) is None:
             raise UnknownImageError(image_id)
+        if not self.services.same_space(wanted_for, image_id):
+            raise SettingError(
+                f"a localizer in the frame of reference of the image is required, got {image_id!r}, before or after "
+                "which the patient was moved; choose another, or fix a level"
+            )
         for tag in LABEL_TAGS:
             if file := self.services.label_file(image_id, tag):
                 _require_certain(image_id, self.services.label_info(image_id, tag))

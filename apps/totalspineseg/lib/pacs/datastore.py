@@ -15,6 +15,7 @@ from dicomweb_client import DICOMwebClient
 
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.inbox import FINAL_TAG
+from lib.dicom.headers import read_header
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError
@@ -161,10 +162,19 @@ class PacsDatastore(StudiesDatastore):
         return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
-        """Series of the same study, whose coordinates can be compared with this one's."""
+        """Series of the same study that are here, whose coordinates can be compared with this one's."""
         known = self.series()
         study = known[image_id].study if image_id in known else None
-        return tuple(sorted(uid for uid, other in known.items() if other.study == study and uid != image_id))
+        others = (uid for uid, other in known.items() if other.study == study and uid != image_id)
+        return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
+
+    def same_space(self, one: str, other: str) -> bool:
+        """Whether the coordinates of two series that are here can be compared, as far as their headers say.
+
+        A patient who was laid down anew within a study has another frame of reference.
+        """
+        frames = {self._frame_of_reference(image_id) for image_id in (one, other)} - {""}
+        return len(frames) < 2
 
     def series_folder(self, image_id: str) -> Path:
         """The DICOM files of a series, fetched when they are not here yet.
@@ -244,6 +254,13 @@ class PacsDatastore(StudiesDatastore):
 
     def _folder(self, image_id: str) -> Path:
         return Path(self._datastore_path) / SERIES_DIR / image_id
+
+    def _frame_of_reference(self, image_id: str) -> str:
+        """Of a series that is here; empty where it names none."""
+        folder = self._folder(image_id)
+        first = min(folder.iterdir(), default=None) if is_uid(image_id) and folder.is_dir() else None
+        header = None if first is None else read_header(first)
+        return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
 
     def _fetch(self, series: Series) -> str:
         """Download a series and keep it as a volume, too; what was here of it stays until the new one can be read."""
