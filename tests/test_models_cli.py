@@ -1,6 +1,7 @@
 """``totalspineseg models``: versions listed, shown, activated, rolled back, exported and imported."""
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,59 @@ def test_other_files_are_refused(
     assert code == 2
     assert "required" in error
     assert store.versions() == before
+
+
+def damage(root: Path, kind: str) -> None:
+    """Make step 2 of a version unusable; step 1 stays whole."""
+    step2 = ModelFolder.open(root, step=2).path
+    if kind == "no dataset.json":
+        (step2 / "dataset.json").unlink()
+    elif kind == "other regions":
+        content = json.loads((step2 / "dataset.json").read_text())
+        content["labels"].pop("sacrum")
+        (step2 / "dataset.json").write_text(json.dumps(content))
+    elif kind == "other normalization":
+        text = (step2 / "plans.json").read_text()
+        (step2 / "plans.json").write_text(text.replace("ZScoreNormalization", "CTNormalization"))
+    elif kind == "two of one step":
+        shutil.copytree(step2, step2.parent / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    else:
+        (step2 / "fold_0" / "checkpoint_final.pth").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "in_store"),
+    [
+        ("no dataset.json", "beside every checkpoint are required", False),
+        ("other regions", "beside every checkpoint are required", False),
+        ("other normalization", "got normalization", True),
+        ("two of one step", "one model folder is required", True),
+        ("no checkpoint", "checkpoint_final.pth is required", True),
+    ],
+)
+def test_no_version_comes_in_or_is_used_by_half(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, match: str, in_store: bool
+) -> None:
+    """Of a zip whose step 2 could not be used step 1 alone came in, and ran with the old step 2, without a word."""
+    root = store.versions_dir / "trained-1"
+    damage(root, kind)
+    archive = Path(shutil.make_archive(str(tmp_path / "half"), "zip", root))
+    code, _, error = run(store, capsys, "import", str(archive), "--name", "half")
+    assert (code, match in error) == (2, True), error
+    assert "half" not in store.versions()
+    if in_store:
+        for words in (("activate", "trained-1"), ("export", "trained-1", str(tmp_path / "out.zip"))):
+            code, _, error = run(store, capsys, *words)
+            assert (code, match in error) == (2, True), error
+        assert store.active() == {}
+
+
+def test_a_model_of_one_step_comes_in_and_says_so(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step1 = ModelFolder.open(store.versions_dir / "trained-1", step=1).path.parent
+    _, out, _ = run(store, capsys, "import", str(step1), "--name", "one")
+    assert "imported one, a model of step 1; put it" in out
 
 
 # --- retrain and prepare

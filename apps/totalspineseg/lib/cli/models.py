@@ -66,20 +66,14 @@ def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
     from lib.errors import WeightsError
-    from lib.nnunet.model_folder import ModelFolder
+    from lib.nnunet.model_folder import models_in
     from lib.registry.manage import require_served
     from lib.registry.store import ModelStore as Store
 
     if not arguments.force:
         require_served(store, arguments.name)
     choice = Store(store.model_dir, weights=arguments.name)
-    steps = []
-    for step in (1, 2):
-        try:
-            ModelFolder.open(choice.resolve(step).root, step=step)
-        except WeightsError:
-            continue
-        steps.append(step)
+    steps = tuple(models_in(choice.resolve(1).root))
     if not steps:
         raise WeightsError(f"a version with a usable model is required, got {arguments.name!r}; see 'models list'")
     store.activate(arguments.name, steps=steps)
@@ -100,7 +94,9 @@ def _export(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 
 def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.nnunet.model_folder import models_in
     from lib.nnunet.model_zips import import_version
 
     name = import_version(store, arguments.zip, name=arguments.name)
-    print(f"imported {name}; put it into use with: totalspineseg models activate {name}")
+    steps = " and ".join(map(str, models_in(store.versions_dir / name)))
+    print(f"imported {name}, a model of step {steps}; put it into use with: totalspineseg models activate {name}")

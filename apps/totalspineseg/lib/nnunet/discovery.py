@@ -36,8 +36,7 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
         raise WeightsError(
             f"a model folder is required, got {str(root)!r} which does not exist; run 'totalspineseg weights install'"
         )
-    found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
-    matches = [(folder, of) for folder, of in found if of is not None and step in (None, of)]
+    matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
@@ -47,8 +46,13 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)
         raise WeightsError(f"one model folder is required, got {names!r} in {str(root)!r}; name the one to use")
-    folder, of = matches[0]
-    return folder, of or 0
+    return matches[0]
+
+
+def step_folders(root: Path) -> list[tuple[Path, int]]:
+    """All model folders of step 1 or 2 at or below a folder, with their step; models of other things are not."""
+    found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
+    return [(folder, step) for folder, step in found if step is not None]
 
 
 def _candidates(root: Path, depth: int) -> list[Path]:

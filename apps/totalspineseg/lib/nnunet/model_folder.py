@@ -15,7 +15,15 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from lib.errors import WeightsError
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
-from lib.nnunet.discovery import STEP_CHANNELS, STEP_CLASSES, STEP_REGIONS, find_checkpoint, find_model, read_json
+from lib.nnunet.discovery import (
+    STEP_CHANNELS,
+    STEP_CLASSES,
+    STEP_REGIONS,
+    find_checkpoint,
+    find_model,
+    read_json,
+    step_folders,
+)
 from lib.nnunet.version import model_digest, version_name
 
 CONFIGURATION: Final = "3d_fullres"
@@ -138,6 +146,23 @@ class ModelFolder:
                 f"{self.path.name!r} ({str(error).splitlines()[0][:120]}); install the weights again"
             ) from error
         return network.eval().requires_grad_(False)
+
+
+def models_in(root: Path) -> dict[int, ModelFolder]:
+    """The models of a version, by step.
+
+    Args:
+        root: Folder that holds them, at most four levels down.
+
+    Returns:
+        One or two; empty where there is none.
+
+    Raises:
+        WeightsError: Two of one step, or one that cannot be used: the other alone would be half of what somebody
+            trained and judged as a pair.
+    """
+    steps = [step for _, step in step_folders(root)]
+    return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}
 
 
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:

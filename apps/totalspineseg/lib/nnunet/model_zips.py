@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
-from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
 from lib.nnunet.unpack import unpack_model
 from lib.registry.records import RECORD_FILE, VersionRecord, write_record
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
@@ -42,7 +42,7 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
     if not NAME.fullmatch(name) or not root.is_dir():
         raise WeightsError(f"one of the versions {(STARTER, *store.versions())!r} is required, got {name!r}")
-    models = _models(root)
+    models = models_in(root)
     if not models:
         raise WeightsError(f"a version with a model is required, got {name!r} without; install it again")
 
@@ -90,9 +90,10 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
     with store.publish(chosen) as staging:
         unpack_model(archive, staging)
-        models = _models(staging)
+        models = models_in(staging)
         if not models:
             raise WeightsError(f"a zip with a model of step 1 or 2 is required, got {archive.name!r} without one")
+        _require_all_used(staging, models, archive.name)
         for model in models.values():
             model.load_network()
         write_record(staging, _imported(chosen, record, models, digest))
@@ -101,11 +102,9 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
 
 def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
     """A folder goes the way of a zip, so that nothing but what a model needs comes in."""
-    models = _models(folder)
+    models = models_in(folder)
     if not models:
-        raise WeightsError(
-            f"one model folder a step is required, got none or several in {str(folder)!r}; name the folder of one model"
-        )
+        raise WeightsError(f"a folder with a model of step 1 or 2 is required, got {str(folder)!r} without one")
     with tempfile.TemporaryDirectory(prefix="totalspineseg-import-") as place:
         archive = Path(place) / f"{folder.resolve().name}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as content:
@@ -114,14 +113,15 @@ def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
         return import_version(store, archive, name=name or f"scratch-{digests}")
 
 
-def _models(root: Path) -> dict[int, ModelFolder]:
-    found = {}
-    for step in DATASET_OF_STEP:
-        try:
-            found[step] = ModelFolder.open(root, step=step)
-        except WeightsError:
-            continue
-    return found
+def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) -> None:
+    """Check that no network was passed over: one with other regions, or whose plans are not in the zip."""
+    used = {model.path for model in models.values()}
+    lost = [path for path in root.rglob("fold_*/checkpoint_*.pth") if path.parent.parent not in used]
+    if lost:
+        raise WeightsError(
+            "a plans.json, and a dataset.json with the regions of step 1 or 2, beside every checkpoint are required, "
+            f"got {str(lost[0].relative_to(root))!r} without in {name!r}; export it again, or without that model"
+        )
 
 
 def _configuration_folder(model: ModelFolder) -> str:
