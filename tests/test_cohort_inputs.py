@@ -58,6 +58,12 @@ def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:
     assert find_cases(folder) == (Case("series 3", folder, Path()),)
 
 
+def test_series_below_a_stray_file_or_a_disc_s_index_are_scans(tmp_path: Path) -> None:
+    """Of a patient's disc, or beside one stray DICOM file, no series was found, and nobody told."""
+    make(tmp_path, "disc/DICOMDIR", "disc/IMG/t2/IM0", "stray/report.dcm", "stray/t1/IM0", content=DICOM)
+    assert [case.name for case in find_cases(tmp_path)] == ["disc_IMG_t2", "stray", "stray_t1"]
+
+
 def test_the_output_below_the_input_is_not_read(tmp_path: Path) -> None:
     make(tmp_path / "out" / "old", "IM0", content=DICOM)
     make(tmp_path / "series", "IM0", content=DICOM)
@@ -97,6 +103,22 @@ def test_localizer_pairs(
     paired = pair_localizers([case], folder, suffixes=suffixes, localizer_suffix=localizer_suffix)
     assert paired[0].localizer == folder / file
     assert not paired[0].no_localizer
+
+
+@pytest.mark.parametrize("dicom", [False, True], ids=["NIfTI", "DICOM"])
+def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) -> None:
+    """Where every patient's file is called T2w, the first T1w that lay in the folder named the levels of all."""
+    for patient in ("p1", "p2"):
+        make(tmp_path / "in" / patient, "anat/T2w/IM0" if dicom else "anat/T2w.nii.gz", content=DICOM)
+    loc = make(tmp_path / "loc", "T1w.nii.gz", "p1/anat/T1w.nii.gz")
+    folders = [Path("p1/anat"), Path("p2/anat")]
+    cases = [Case(f"p{k}_anat_T2w", tmp_path / "in" / f / "T2w", f) for k, f in enumerate(folders, start=1)]
+    if dicom:
+        assert list(find_cases(tmp_path / "in")) == cases
+    for given in ({"localizer": loc}, {"localizer": None, "earlier": [loc]}):
+        paired = pair_localizers(cases, suffixes=["T2w"], localizer_suffix="T1w", **given)
+        found = [case.localizer for case in paired]
+        assert found == [loc / "p1/anat/T1w.nii.gz" if given["localizer"] else None, None]
 
 
 def test_one_localizer_file_serves_all_scans(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ DICOM_DEPTH: Final = 3
 """Folders below INPUT that are looked into for DICOM series: patient / study / series."""
 DICOM_MAGIC: Final = (128, b"DICM")
 """Where a DICOM file says that it is one (PS3.10)."""
+DICOM_INDEX: Final = "DICOMDIR"
+"""The list of what lies below, at the top of a disc; written as DICOM, but no image."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Headers of images whose voxels lie in a file of their own."""
@@ -106,7 +108,7 @@ def _images(folder: Path, source: Path) -> Iterator[Case]:
 
 
 def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int = 0) -> list[Case]:
-    """Folders that hold DICOM files themselves, named by their way from INPUT."""
+    """Folders that hold DICOM files themselves, and those below them, named by their way from INPUT."""
     if exclude is not None and folder.resolve() == exclude.resolve():
         return []
     files: list[Path] = []
@@ -114,16 +116,17 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int 
     for path in sorted(folder.iterdir()):
         if not path.name.startswith("."):
             (folders if path.is_dir() else files).append(path)
+    found: list[Case] = []
     if any(_is_dicom(path) for path in files):
         way = folder.relative_to(source)
-        return [Case("_".join(way.parts) or folder.resolve().name, folder, way.parent)]
-    if depth == DICOM_DEPTH:
-        return []
-    return [case for below in folders for case in _dicom_folders(below, source, exclude, depth + 1)]
+        found.append(Case("_".join(way.parts) or folder.resolve().name, folder, way.parent))
+    if depth < DICOM_DEPTH:
+        found += [case for below in folders for case in _dicom_folders(below, source, exclude, depth + 1)]
+    return found
 
 
 def _is_dicom(path: Path) -> bool:
-    if is_image_name(path):
+    if is_image_name(path) or path.name.upper() == DICOM_INDEX:
         return False
     offset, magic = DICOM_MAGIC
     try:
@@ -187,9 +190,12 @@ def pair_localizers(
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:
-        folders = earlier if localizer is None else (localizer, localizer / case.folder)
-        names = _localizer_names(case, suffixes, localizer_suffix)
-        match = next((p for folder in folders for name in names if (p := _label_file(folder, name)) is not None), None)
+        # In a folder of all scans a file's own name may be another patient's, too; the scan's name is nobody else's.
+        name, own = (_localizer_name(n, suffixes, localizer_suffix) for n in (case.name, stem(case.path)))
+        places = [(folder, name) for folder in (earlier if localizer is None else [localizer])]
+        if localizer is not None and case.folder.parts:
+            places += [(localizer / case.folder, name), (localizer / case.folder, own)]
+        match = next((p for place in places if (p := _label_file(*place)) is not None), None)
         paired.append(_paired(case, match, ours=localizer is None))
     return tuple(paired)
 
@@ -203,11 +209,10 @@ def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
     return replace(case, no_localizer=DOUBTFUL) if doubtful else replace(case, localizer=localizer)
 
 
-def _localizer_names(case: Case, suffixes: Sequence[str], localizer_suffix: str | None) -> list[str]:
+def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | None) -> str:
     if localizer_suffix is None:
-        return [case.name, stem(case.path)]
-    bases = [n.removesuffix(s) for n in (case.name, stem(case.path)) for s in suffixes if s and n.endswith(s)]
-    return [base + localizer_suffix for base in (bases or [case.name])]
+        return name
+    return next((name.removesuffix(s) for s in suffixes if s and name.endswith(s)), name) + localizer_suffix
 
 
 def _label_file(folder: Path, name: str) -> Path | None:
