@@ -176,6 +176,37 @@ def folder(path: Path) -> Path:
     return path
 
 
+def nrrd(path: Path, *fields: str) -> Path:
+    """A NRRD file of this header."""
+    head = ["NRRD0004", "type: int16", "dimension: 3", f"sizes: {SHAPE[0]} {SHAPE[1]} {SHAPE[2]}", "endian: little"]
+    content = "\n".join([*head, "encoding: raw", *fields, "", ""]).encode() + picture().tobytes(order="F")
+    return written(path, content)
+
+
+def meta(path: Path, *fields: str) -> Path:
+    """A MetaImage file of this header."""
+    size = f"DimSize = {SHAPE[0]} {SHAPE[1]} {SHAPE[2]}"
+    head = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False", *fields, size]
+    content = "\n".join([*head, "ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]).encode()
+    return written(path, content + picture().tobytes(order="F"))
+
+
+DIRECTIONS = ("space directions: (0,1,0) (0,0,1) (3,0,0)", "space origin: (0,0,0)")
+
+
+@pytest.mark.parametrize("space", ["RAS", "right-anterior-superior", "left-posterior-superior", "LAS"])
+def test_nrrd_files_that_name_their_space(tmp_path: Path, space: str) -> None:
+    code = "ASR" if space[0].upper() == "R" else "ASL" if space == "LAS" else "PSL"
+    volume = read_image(nrrd(tmp_path / "a.nrrd", f"space: {space}", *DIRECTIONS))
+    assert volume.grid.orientation == code
+    np.testing.assert_array_equal(volume.data, picture())
+
+
+def test_meta_images_that_name_their_directions(tmp_path: Path) -> None:
+    fields = ("TransformMatrix = 0 1 0 0 0 1 1 0 0", "Offset = 0 0 0", "ElementSpacing = 1 1 3")
+    assert read_image(meta(tmp_path / "a.mha", *fields)).grid.orientation == "PSL"
+
+
 NAN = picture(np.float32)
 NAN[3, 3, 3] = np.nan
 BAD = {
@@ -197,6 +228,10 @@ BAD = {
         lambda p: with_forms(p / "a.nii", np.eye(4), np.diag([-1, 1, 1, 1])),
         "axes LAS by the one and RAS by the other",
     ),
+    "nrrd without directions": (lambda p: nrrd(p / "a.nrrd", "spacings: 1 1 3"), "has a space such as"),
+    "nrrd of no space": (lambda p: nrrd(p / "a.nrrd", "space dimension: 3", *DIRECTIONS), "has a space such as"),
+    "nrrd of the scanner's space": (lambda p: nrrd(p / "a.nrrd", "space: scanner-xyz", *DIRECTIONS), "such as 'left-p"),
+    "meta image without directions": (lambda p: meta(p / "a.mha", "ElementSpacing = 1 1 3"), "has a TransformMatrix"),
     "empty folder": (lambda p: folder(p / "d"), "without any"),
 }
 

@@ -29,6 +29,13 @@ from lib.plausible import is_upside_down
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
+NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
+NRRD_SPACE: Final = "NRRD_space"
+"""ITK's name for the field that says what the directions of a NRRD file are directions of."""
+META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
+"""Names of the field of a MetaImage header that says which way its axes run."""
+META_HEADER_BYTES: Final = 8192
+"""A MetaImage header has some twenty short lines."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
 MIN_COSINE: Final = 0.5
@@ -149,7 +156,9 @@ def _read(path: Path, *, average: bool) -> Volume:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             return _read_nifti(path, average=average)
         if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
-            return _from_sitk(sitk.ReadImage(str(path)), average=average)
+            image = sitk.ReadImage(str(path))
+            _require_oriented(image, path)
+            return _from_sitk(image, average=average)
         return _read_dicom(path)
     except ImageError:
         raise
@@ -234,6 +243,26 @@ def _read_dicom(path: Path) -> Volume:
     from lib.dicom.series import read_series
 
     return read_series(path)
+
+
+def _require_oriented(image: sitk.Image, path: Path) -> None:
+    """Check that a NRRD or MetaImage header says which way its axes run; where it does not, ITK makes something up."""
+    if path.name.lower().endswith(NRRD_SUFFIXES):
+        # ITK turns what it knows to LPS, and writes no space for more than three dimensions.
+        known = image.GetDimension() != 3 or (
+            image.HasMetaDataKey(NRRD_SPACE) and image.GetMetaData(NRRD_SPACE) == "left-posterior-superior"
+        )
+        field = "a space such as 'left-posterior-superior'"
+    else:
+        with path.open("rb") as file:
+            head = file.read(META_HEADER_BYTES)
+        known = any(line.split(b"=")[0].strip() in META_DIRECTIONS for line in head.splitlines())
+        field = "a TransformMatrix"
+    if not known:
+        raise ImageError(
+            f"an image whose header has {field} is required, got {path.name!r}, which does not say how it lies in the "
+            "patient; export it again"
+        )
 
 
 def _from_sitk(image: sitk.Image, *, average: bool) -> Volume:
