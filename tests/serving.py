@@ -24,7 +24,8 @@ class Server:
         studies: Its studies folder, where they lie in one.
         app: App folder.
         signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds; "slow-free" when
-            they are freed), or ``/info/`` ("slow-folder"). "freed" has a line for each time they were.
+            they are freed), ``/info/`` ("slow-folder") or the showing of labels ("slow-label"). "freed" has a line for
+            each time they were.
         log: What it printed.
         process: The process.
     """
@@ -38,10 +39,10 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+def running_server(folder: Path, environment: Mapping[str, str] | None = None, **options: object) -> Iterator[Server]:
     """A server with the real app and predictors that read the phantom's codes; the folder may be one of a former."""
     (folder / "studies").mkdir(parents=True, exist_ok=True)
-    with phantom_server(folder, folder / "studies", MAX_UPLOAD_MB, environment=environment) as running:
+    with phantom_server(folder, folder / "studies", MAX_UPLOAD_MB, environment=environment, **options) as running:
         yield running
 
 
@@ -54,16 +55,17 @@ def phantom_server(
     work: str = "",
     environment: Mapping[str, str] | None = None,
     main: str = "serving_app",
+    **more: object,
 ) -> Iterator[Server]:
     """The real app with predictors that read the phantom's codes (or another one of these tests), below a folder that
-    exists."""
+    exists; ``more`` options of ``lib.server.serve``."""
     signals, app, log = folder / "signals", folder / "app", folder / "server.log"
     signals.mkdir(exist_ok=True)
     app.mkdir(exist_ok=True)
     if not (app / "main.py").is_symlink():
         (app / "main.py").symlink_to(ROOT / "tests" / main / "main.py")
     own = {"OMP_NUM_THREADS": "1", **(environment or {})}
-    options = {"work": work, "max_upload_mb": max_upload_mb}
+    options = {"work": work, "max_upload_mb": max_upload_mb, **more}
     with server_process(studies, app, log, modules=[ROOT / "tests"], environment=own, **options) as (url, process):
         yield Server(url, folder / "studies", app, signals, log, process)
 

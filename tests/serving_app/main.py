@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from lib.errors import WeightsError
 from phantom import CodeReader
@@ -15,7 +16,7 @@ class Readers:
         self._signals = signals
 
     def folder(self, step: int) -> object:
-        self._wait("slow-folder")
+        self.wait("slow-folder")
         if (self._signals / "no-weights").exists():
             raise WeightsError("a model folder is required, got none; install weights")
         return type("Folder", (), {"name": "starter"})()
@@ -23,14 +24,14 @@ class Readers:
     def free(self) -> None:
         with (self._signals / "freed").open("a") as calls:
             calls.write("freed\n")
-        self._wait("slow-free")
+        self.wait("slow-free")
 
     def get(self, step: int) -> CodeReader:
         self.folder(step)
-        self._wait("slow")
+        self.wait("slow")
         return CodeReader(step)
 
-    def _wait(self, name: str) -> None:
+    def wait(self, name: str) -> None:
         signal = self._signals / name
         if signal.exists():
             time.sleep(float(signal.read_text()))
@@ -44,6 +45,10 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Readers:
         return Readers(app_dir.parent / "signals")
+
+    def _publish(self, *arguments: Any) -> None:
+        self._networks.wait("slow-label")
+        super()._publish(*arguments)
 
 
 class App(MONAILabelApp):

@@ -114,5 +114,19 @@ def end_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def end_within(seconds: float) -> None:
+    """See to it that this process, which is about to end, is not held up by what its threads still do.
+
+    Args:
+        seconds: How long its own program may take for what else has to be ended.
+    """
+
+    def end() -> None:
+        time.sleep(seconds)
+        os._exit(0)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
+
+
 def _has_parent() -> bool:
     return os.environ.get(PARENT, str(os.getpid())) != str(os.getpid())

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.nnunet.runtimes import RUNTIMES
-from lib.processes import become_parent
+from lib.processes import become_parent, end_within
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,12 @@ DEFAULT_PORT: Final = 8000
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_UPLOAD_MB: Final = 4096
 """A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger."""
+REQUEST_SECONDS: Final = 15
+"""What is being answered when the server is stopped may take so long; then its connection is closed."""
+SUBMISSION_SECONDS: Final = 30.0
+"""So much longer a submission may take; a full disk, another process or a PACS may slow it down."""
+REST_SECONDS: Final = 10.0
+"""And so long the rest, whatever threads do that hang. Together they are less than ``lib.processes.STOP_SECONDS``."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 
@@ -51,6 +57,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
             host.warm_up()
             yield
             host.stop_background_tasks()
+            await host.finish_submissions(SUBMISSION_SECONDS)
         executor.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
@@ -113,8 +120,9 @@ def serve(
     log_level: str = "INFO",
     demo: bool = True,
     app_dir: Path = APP_DIR,
+    request_seconds: int = REQUEST_SECONDS,
 ) -> None:
-    """Run the server until it is stopped.
+    """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
 
     Args:
         studies: Folder of images (made when missing), or a DICOMweb address.
@@ -128,6 +136,7 @@ def serve(
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
         demo: Fill an empty studies folder with synthetic demo studies.
         app_dir: The app to serve.
+        request_seconds: How long what is being answered when the server is stopped may take.
 
     Raises:
         TotalSpineSegError: The device or the runtime cannot be used.
@@ -157,7 +166,17 @@ def serve(
         logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
     # Whoever opens it to a network calls it by names of its own.
     app = create_app(max_upload_mb=max_upload_mb, hosts=LOOPBACK if host in LOOPBACK else None)
-    uvicorn.run(app, host=host, port=port, log_config=log_config, access_log=False)
+    try:
+        uvicorn.run(
+            app,
+            host=host,
+            port=port,
+            log_config=log_config,
+            access_log=False,
+            timeout_graceful_shutdown=request_seconds,
+        )
+    finally:
+        end_within(REST_SECONDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """MONAI Label's application, made ready to stand behind the front."""
 
+import logging
 from collections.abc import Collection
 from threading import Thread
 from typing import Final
@@ -14,6 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lib.front import auth, errors
 from lib.front.guard import Known
+
+logger = logging.getLogger(__name__)
 
 BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
 
@@ -56,6 +59,12 @@ def stop_background_tasks() -> None:
             executor.shutdown(wait=False, cancel_futures=True)
         if processes(method):
             AsyncTask.stop(method)
+
+
+async def finish_submissions(seconds: float) -> None:
+    """Wait for submissions that have come whole, at most so long; who sent one gets no answer any more."""
+    if not await app_instance().submissions.finish(seconds):
+        logger.error("a submission was not finished within %g s of the server's end; submit it again", seconds)
 
 
 def allowed_origins() -> Collection[str]:

@@ -1,0 +1,83 @@
+"""The server's end: within a stated time whatever hangs, and after what annotators have sent."""
+
+import asyncio
+import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from lib.anatomy import WIRE_LABELS
+from lib.corrections.ongoing import Ongoing
+from lib.corrections.wire import to_wire
+from lib.processes import STOP_SECONDS
+from lib.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server, running_server
+
+HANGS, LABEL_SECONDS, REQUESTS_SECONDS = 10_000, 6.0, 1
+"""A request that never ends, a submission that takes longer than the server waits for requests."""
+
+
+def ask(server: Server) -> bool:
+    """Whether the server answers."""
+    try:
+        return requests.get(f"{server.url}/info/", timeout=120).ok
+    except requests.ConnectionError:
+        return False
+
+
+def submit(server: Server, label: Path) -> None:
+    names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
+    with label.open("rb") as file:
+        requests.put(
+            f"{server.url}/datastore/label?image=one",
+            files={"label": (label.name, file)},
+            data={"params": json.dumps({"label_info": names})},
+            timeout=120,
+        )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished(tmp_path: Path, number: int) -> None:
+    """One request that hung kept the server from ending, until it was killed with whatever was being written."""
+    (tmp_path / "studies").mkdir()
+    write_volume(tmp_path / "studies" / "one.nii.gz", image_of(lumbar_codes()), RAS)
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, to_wire(lumbar_codes()), RAS)
+    with (
+        running_server(tmp_path, request_seconds=REQUESTS_SECONDS) as server,
+        ThreadPoolExecutor() as clients,
+    ):
+        (server.signals / "slow-label").write_text(str(LABEL_SECONDS))
+        sent = clients.submit(submit, server, label)
+        history = server.studies / ".totalspineseg" / "corrections" / "one"
+        while not (history.is_dir() and any(history.glob("2*"))):
+            assert not sent.done()
+            time.sleep(0.05)
+        (server.signals / "slow-folder").write_text(str(HANGS))
+        asked = clients.submit(ask, server)
+        time.sleep(0.5)
+        assert not asked.done()
+        server.process.send_signal(number)
+        server.process.wait(LABEL_SECONDS + REST_SECONDS + 20)
+        assert server.process.returncode in (0, -number)
+        assert not asked.result(10)
+    index = json.loads((server.studies / "datastore_v2.json").read_text())
+    assert list(index["objects"]["one"]["labels"]) == ["final"], "the submission was cut off"
+
+
+def test_the_end_comes_before_whoever_waits_for_it_kills() -> None:
+    assert REQUEST_SECONDS + SUBMISSION_SECONDS + REST_SECONDS < STOP_SECONDS
+
+
+def test_a_submission_that_hangs_is_not_waited_for_without_end() -> None:
+    ongoing = Ongoing()
+    assert asyncio.run(ongoing.finish(0))
+    with ongoing.one():
+        assert not asyncio.run(ongoing.finish(0.2))
+    assert asyncio.run(ongoing.finish(0))
