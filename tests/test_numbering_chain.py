@@ -8,7 +8,21 @@ import pytest
 
 import columns
 from block_spines import block_spine, classes_of, step1_answer
-from lib.anatomy import DISC_C2_C3, DISC_CLASSES, DISC_L5_S, DISCS, NAME_OF, SACRUM, Kind, Step1, Step2, column
+from lib.anatomy import (
+    DISC_C2_C3,
+    DISC_CLASSES,
+    DISC_L5_S,
+    DISC_T12_L1,
+    DISCS,
+    L6,
+    LANDMARK_CLASS,
+    NAME_OF,
+    SACRUM,
+    Kind,
+    Step1,
+    Step2,
+    column,
+)
 from lib.errors import LabelError
 from lib.geometry import Volume
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
@@ -144,6 +158,24 @@ def test_six_lumbar_vertebrae_in_a_lumbar_scan_are_flagged() -> None:
         assert not numbering.confident
         assert any(set(other.codes) <= {*truth, SACRUM} for other in numbering.alternatives)
     assert numbering.probability < 0.99
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(("variant", "top"), [("L6", DISC_T12_L1 + 1), ("normal", DISC_T12_L1)], ids=["L6", "L5"])
+def test_a_landmark_on_top_of_a_lumbar_scan_may_be_counted_from_the_sacrum(step: int, variant: str, top: int) -> None:
+    """Networks call the fifth disc above L5-S T12-L1, whether or not it is: six lumbar vertebrae look like five."""
+    case = draw("lumbar", step, variant=variant)
+    height = int(np.argwhere(case.truth == top)[:, 2].max()) + 4
+    case.raw, case.truth = case.raw[:, :, :height].copy(), case.truth[:, :, :height].copy()
+    landmark = next(value for value, code in LANDMARK_CLASS.items() if code == DISC_T12_L1)
+    case.raw[case.truth == top] = landmark
+    _, numbering = name(case)
+    codes = [level.code for level in numbering.levels]
+    assert DISC_T12_L1 in codes
+    assert L6 not in codes
+    assert not numbering.confident
+    assert any(L6 in other.codes for other in numbering.alternatives) or step == 1
+    assert numbering.would_settle
 
 
 def test_without_a_landmark_the_result_is_an_abstention() -> None:
