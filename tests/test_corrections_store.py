@@ -178,6 +178,17 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
     assert desk.predictions.of_image("img") == (mine, others)
 
 
+def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
+    """T1w and T2w of a patient share a grid: the label of the one was taken as that of the other."""
+    for key, image in (("p-other", "other"), ("p-session", ""), ("p-own", "img")):
+        desk.predictions.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, "slicer-7"))
+    with pytest.raises(LabelError, match=r"of image 'img' is required, got one .* prediction for 'other'.*kept but"):
+        desk.submit({**L4_L5, "prediction": "p-other"})
+    assert [c.status for c in desk.store.of_image("img")] == ["parked"]
+    for stated in ("p-own", "p-session", "nobody's", "", None, 7):
+        assert desk.submit({**L4_L5, "prediction": stated}).status == "accepted"
+
+
 def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk: Desk) -> None:
     """Kept under the user's name and looked for under the program's, the last prediction of anybody was taken."""
     mine, others = prediction("img", "ada"), prediction("img", "bob")

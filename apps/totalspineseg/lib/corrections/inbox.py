@@ -82,11 +82,10 @@ class Inbox:
             LabelError: The label is not understood; the message says why and where the file was kept.
             StorageError: It could not be kept.
         """
-        label_info = params.get("label_info")
-        received = Received(
-            image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, params.get("prediction"))
-        )
+        label_info, stated = params.get("label_info"), params.get("prediction")
+        received = Received(image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, stated))
         try:
+            self._require_of_image(image_id, stated)
             grid = read_image(image).grid
             submission = _read(file, grid, label_info, sources)
             followed = self._followed(submission, grid, received)
@@ -113,6 +112,16 @@ class Inbox:
             return found
         # With authentication predictions are known by the user, whatever the program calls itself.
         return self._predictions.latest(image_id, sender.client, sender.user)
+
+    def _require_of_image(self, image_id: str, stated: object) -> None:
+        """Check that a label which says what it corrects was sent for that image; series of a patient share grids."""
+        if not isinstance(stated, str) or not stated or self._predictions.find(image_id, stated):
+            return
+        if other := self._predictions.image_of(stated):
+            raise LabelError(
+                f"a label of image {image_id!r} is required, got one that corrects a prediction for {other!r}; send it "
+                "for that image"
+            )
 
     def _followed(self, submission: Submission, grid: Grid, received: Received) -> Followed | None:
         """The submission after its levels followed a renamed one; None where that does not apply."""

@@ -16,7 +16,7 @@ from lib.anatomy import (
     Kind,
     code_of_name,
 )
-from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME
+from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, require_same_grid
 from lib.segments import Segment, Submission
@@ -68,7 +68,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
         raise LabelError("a label with at least one marked voxel is required, got an empty one; draw or load a result")
-    step = 1 if any(_folded(segment) == VERTEBRAE_NAME for segment in filled) else 2
+    step = 1 if any(is_vertebrae(segment.name) for segment in filled) else 2
     if step == 1:
         _require_step1(present)
     return Mapped(painted, step, int((claims > 1).sum()), present)

@@ -80,6 +80,14 @@ class PredictionStore:
         """The prediction of an image with this id, or None."""
         return next((record for record in self.newest_first(image_id) if record.id == prediction_id), None)
 
+    def image_of(self, prediction_id: str) -> str | None:
+        """The image a prediction was made for, "" for one beside the studies; None when there is no such prediction."""
+        for folder in history.entries(self._root):
+            for entry in history.entries(folder):
+                if entry.name == prediction_id:
+                    return str(history.read_json(entry / RECORD_FILE)["image"])
+        return None
+
     def _entries(self, image_id: str) -> tuple[Path, ...]:
         return history.entries(self._folder(image_id))
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF, Kind, code_of_name
 from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.wire import is_vertebrae
 from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
 from lib.numbering.renumber import Renamed, find_renamed, renumber
 from lib.segments import Segment, Submission
@@ -49,12 +50,15 @@ def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followe
         kept: The prediction that was corrected.
 
     Returns:
-        What came of it; None when no single level was renamed, or it cannot be told because the grids differ. A reader
-        who renamed several levels has numbered them, so they are taken as sent.
+        What came of it; None when no single level was renamed, or it cannot be told because the grids differ, or what
+        was sent is no map of the prediction's step. A reader who renamed several levels has numbered them, so they are
+        taken as sent.
     """
     if not same_grid(submission.grid, grid) or not same_grid(iso_grid(grid), kept.iso):
         return None
     filled = _filled(submission)
+    if kept.drawn.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
+        return None
     old = labels_from_iso(kept.labels, kept.iso, grid)
     renamed = _renamed(submission, filled, old, step=kept.drawn.step)
     if len(renamed) != 1:

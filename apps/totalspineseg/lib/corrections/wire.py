@@ -25,6 +25,11 @@ STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
 """Name -> wire id of step-1 label maps."""
 
 
+def is_vertebrae(name: str) -> bool:
+    """Whether a segment's name is the one of all vertebrae in one piece, which makes its map one of step 1."""
+    return name.strip().casefold() == VERTEBRAE_NAME
+
+
 def _table(pairs: Mapping[int, int]) -> LabelArray:
     table = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
     for source, target in pairs.items():

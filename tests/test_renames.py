@@ -1,0 +1,41 @@
+"""One renamed segment moves the other levels, but only those of the map it was renamed in."""
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine, classes_of, step1_answer
+from lib.anatomy import CODE_OF, NAME_OF, SACRUM
+from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.renames import follow_rename
+from lib.corrections.wire import VERTEBRAE_NAME
+from lib.geometry import Grid, Volume
+from lib.numbering.renumber import Drawn
+from lib.segments import Segment, Submission
+
+TRUTH = block_spine("T11")
+GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
+
+
+def kept(step: int) -> KeptMaps:
+    """A prediction that calls L4-L5 L5-L6."""
+    labels = TRUTH if step == 2 else step1_answer(TRUTH)
+    labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
+    drawn = Drawn(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
+    return KeptMaps("p", drawn, GRID, {}, {}, ())
+
+
+def sent(step: int) -> Submission:
+    """The truth, as a full label or as a step-1 map."""
+    labels = TRUTH if step == 2 else step1_answer(TRUTH)
+    names = NAME_OF if step == 2 else {**NAME_OF, SACRUM: VERTEBRAE_NAME}
+    segments = tuple(Segment(names[c], c) for c in np.unique(labels).tolist() if c)
+    return Submission((labels,), GRID, segments)
+
+
+@pytest.mark.parametrize(("predicted", "submitted"), [(1, 1), (2, 2), (1, 2), (2, 1)])
+def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> None:
+    """A full label was renumbered as if it had corrected the step-1 map that somebody had looked at last."""
+    followed = follow_rename(sent(submitted), GRID, kept(predicted))
+    assert (followed is not None) is (predicted == submitted)
+    if followed is not None:
+        assert followed.report["renamed"] == {"from": "L5-L6", "to": "L4-L5"}
