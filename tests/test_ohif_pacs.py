@@ -112,7 +112,7 @@ def drawn(
     manufacturer: str = "A viewer",
 ) -> pydicom.Dataset:
     """A segmentation as a viewer's annotator would store it."""
-    seg = write_seg(Volume(codes, PIR), study.folder, model="x", version="1", when=when)
+    seg = write_seg(Volume(codes, PIR), study.folder, model="x", version="1", when=when, corrected_by="")
     seg.Manufacturer = manufacturer
     for segment in seg.SegmentSequence:
         segment.SegmentLabel = (rename or {}).get(segment.SegmentLabel, segment.SegmentLabel)

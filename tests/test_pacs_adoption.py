@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def drawn(files: Path) -> bytes:
     """A segmentation of FIRST as another program's reader stores it."""
-    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1")
+    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
     seg.Manufacturer = "A viewer"
     return seg_bytes(seg)
 
@@ -67,6 +67,20 @@ def test_all_others_are_found_beside(app: Any, tmp_path: Path, drawn: bytes) -> 
     app.datastore()._client.add(read(drawn))
     assert app.next_sample({"strategy": "last"})["id"] == SECOND
     wait_for(lambda: CorrectionStore(tmp_path / "work").of_image(FIRST))
+
+
+def test_what_another_program_made_alone_is_no_reading(tmp_path: Path, files: Path, drawn: bytes) -> None:
+    """The result of another vendor's model, newer than a reader's, was taken as finished by a reader, and taught."""
+    pacs, seg = Pacs(files), read(drawn)
+    for item in seg.SegmentSequence:
+        item.SegmentAlgorithmType = "AUTOMATIC"
+    pacs.add(seg)
+    segmentations = datastore(pacs, tmp_path).segmentations
+    assert segmentations.newest([FIRST]) == {}
+    seg = read(drawn)
+    seg.SegmentSequence[0].SegmentAlgorithmType = "AUTOMATIC"
+    pacs.add(seg)
+    assert segmentations.newest([FIRST])[FIRST].instance == seg.SOPInstanceUID, "a reader drew the others"
 
 
 def test_the_next_sample_of_a_large_pacs_takes_one_question(tmp_path: Path, files: Path, drawn: bytes) -> None:

@@ -306,7 +306,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
 
 def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
-    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1")
+    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
     seg.Manufacturer = "A viewer"
     pacs.add(seg)
     store = CorrectionStore(tmp_path / "history")
@@ -323,7 +323,7 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
 
 def test_the_newest_reader_s_segmentation(files: Path) -> None:
     pacs = Pacs(files)
-    written = seg_bytes(write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1"))
+    written = seg_bytes(write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by=""))
     segs = []
     for month, day in (("02", "01"), ("03", "05"), ("03", "04"), ("04", "01"), ("05", "01")):
         seg = dcmread(BytesIO(written))

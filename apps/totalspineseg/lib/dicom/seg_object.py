@@ -40,6 +40,7 @@ class SegReference:
         manufacturer: Whose program wrote it; "" when it names none.
         labels: Segment labels in the order of the file.
         algorithms: Algorithm names of the segments, without repetition.
+        made: How the segments were made, without repetition: AUTOMATIC, SEMIAUTOMATIC, MANUAL.
     """
 
     instance: str
@@ -52,6 +53,7 @@ class SegReference:
     manufacturer: str
     labels: tuple[str, ...]
     algorithms: tuple[str, ...]
+    made: tuple[str, ...] = ()
 
 
 def is_seg(source: SegSource) -> bool:
@@ -86,6 +88,7 @@ def seg_reference(source: SegSource) -> SegReference:
         manufacturer=_text(seg, "Manufacturer"),
         labels=tuple(_text(item, "SegmentLabel") for item in segments),
         algorithms=tuple(dict.fromkeys(filter(None, algorithms))),
+        made=tuple(dict.fromkeys(_text(item, "SegmentAlgorithmType") for item in segments)),
     )
 
 

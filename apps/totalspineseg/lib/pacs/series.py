@@ -28,6 +28,8 @@ LOCALIZER: Final = re.compile(
 )
 """How scanners call series that only show where the others lie."""
 SEG_MODALITY: Final = "SEG"
+AUTOMATIC: Final = "AUTOMATIC"
+"""How a segment was made (PS3.3 C.8.20.4): calculated, with no part of a user's."""
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
 """What OHIF shows of the next sample."""
 
@@ -114,7 +116,7 @@ class Segmentations:
 
         Returns:
             By series; by content date, then by date of creation. A segmentation of other things than the spine, and one
-            that a model of ours stored, are passed over.
+            that a model stored, ours or another, are passed over.
         """
         wanted = frozenset(series)
         where = {"StudyInstanceUID": study} if study else {}
@@ -158,8 +160,9 @@ def image_series(reference: SegReference) -> str:
 
 
 def is_reading(reference: SegReference) -> bool:
-    """Whether a segmentation names a structure of the spine, and no model of ours made it."""
-    return any(code_of_name(name) is not None for name in reference.labels) and not is_own(reference)
+    """Whether a segmentation names a structure of the spine, and no model made it alone, ours or another."""
+    by_program = reference.made == (AUTOMATIC,) or is_own(reference)
+    return any(code_of_name(name) is not None for name in reference.labels) and not by_program
 
 
 def is_own(reference: SegReference) -> bool:
