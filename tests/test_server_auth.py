@@ -14,7 +14,8 @@ import psutil
 import pytest
 import requests
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from fastapi import Depends, FastAPI
 from monailabel.config import settings
 from monailabel.endpoints.user import auth as host_auth
 from starlette.testclient import TestClient
@@ -23,30 +24,60 @@ from lib.front import auth
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-PUBLIC = KEY.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def published(key: Any) -> str:
+    """As Keycloak shows a key."""
+    der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(der).decode()
+
+
+class Realm:
+    """What a realm on loopback answers, and how often it was asked."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, str] = {"public_key": published(KEY)}
+        self.status = 200
+        self.asked = 0
 
 
 @pytest.fixture(autouse=True)
-def realm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def realm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Realm]:
     """A realm on loopback that publishes the key, as Keycloak does."""
+    state = Realm()
 
-    class Realm(http.server.BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            state.asked += 1
+            self.send_response(state.status)
             self.end_headers()
-            self.wfile.write(json.dumps({"public_key": base64.b64encode(PUBLIC).decode()}).encode())
+            self.wfile.write(json.dumps(state.answer).encode())
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Realm) as served:
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as served:
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_ENABLE", True)
         monkeypatch.setattr(settings, "MONAI_LABEL_AUTH_REALM_URI", f"http://127.0.0.1:{served.server_port}")
-        yield
+        yield state
         served.shutdown()
         thread.join()
+
+
+class Desk:
+    """The check with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._key = auth.RealmKey(auth.fetch_key, lambda: self.seconds)
+
+    def user(self, token: str) -> str:
+        return str(auth.user_of_token(token, self._key).username)
 
 
 def claims(**changes: Any) -> dict[str, Any]:
@@ -71,23 +102,29 @@ def with_public_key_as_secret() -> str:
     )
     import hmac
 
-    pem = f"-----BEGIN PUBLIC KEY-----\n{base64.b64encode(PUBLIC).decode()}\n-----END PUBLIC KEY-----".encode()
+    pem = f"-----BEGIN PUBLIC KEY-----\n{published(KEY)}\n-----END PUBLIC KEY-----".encode()
     mac = base64.urlsafe_b64encode(hmac.digest(pem, header + b"." + body, "sha256")).rstrip(b"=")
     return b".".join((header, body, mac)).decode()
 
 
+def user_of(token: str) -> host_auth.User:
+    return auth.user_of_token(token, auth.RealmKey(auth.fetch_key))
+
+
 def test_a_valid_token_is_its_user() -> None:
     """Every valid token was rejected: the decoder was not told an algorithm."""
-    user = auth.user_of_token(signed())
+    user = user_of(signed())
     assert (user.username, user.email, user.roles) == ("ada", "ada@example.org", ["monailabel-annotator"])
-    assert auth.user_of_token(signed(algorithm="PS256")).username == "ada"
-    assert auth.user_of_token(signed(realm_access=None)).roles == []
+    assert user_of(signed(algorithm="PS256")).username == "ada"
+    assert user_of(signed(realm_access=None)).roles == []
 
 
 @pytest.mark.parametrize(
     "token",
     [
         pytest.param(lambda: signed(OTHER), id="another key"),
+        # Answered as the server's own fault.
+        pytest.param(lambda: signed(EC_KEY, "ES256"), id="another kind of key"),
         pytest.param(lambda: signed(exp=time.time() - 60), id="expired"),
         pytest.param(lambda: signed(exp=None), id="no expiry"),
         pytest.param(lambda: signed(preferred_username=None), id="no user"),
@@ -100,15 +137,84 @@ def test_a_valid_token_is_its_user() -> None:
 )
 def test_any_other_token_is_rejected(token: Any) -> None:
     with pytest.raises(jwt.InvalidTokenError):
-        auth.user_of_token(token())
+        user_of(token())
+
+
+@pytest.mark.parametrize(("new", "algorithm"), [(OTHER, "RS256"), (EC_KEY, "ES256")], ids=["same kind", "other kind"])
+def test_a_realm_may_change_its_key(realm: Realm, new: Any, algorithm: str) -> None:
+    """After the identity provider changed its key nobody got in until the server was started anew."""
+    desk = Desk()
+    assert desk.user(signed()) == "ada"
+    realm.answer = {"public_key": published(new)}
+    assert desk.user(signed()) == "ada", "nothing says that the key is not valid any more"
+    assert realm.asked == 1
+    desk.seconds += auth.RENEW_SECONDS
+    assert desk.user(signed(new, algorithm)) == "ada"
+    assert desk.user(signed(new, algorithm)) == "ada"
+    with pytest.raises(jwt.InvalidTokenError):
+        desk.user(signed())
+    assert realm.asked == 2
+
+
+def test_tokens_that_do_not_fit_are_no_way_to_keep_a_realm_busy(realm: Realm) -> None:
+    desk = Desk()
+    for _ in range(5):
+        for token in (signed(OTHER), signed(exp=time.time() - 60), "a.b.c"):
+            with pytest.raises(jwt.InvalidTokenError):
+                desk.user(token)
+        desk.seconds += auth.RENEW_SECONDS / 4
+    assert realm.asked == 2
+
+
+@pytest.mark.parametrize(("status", "answer"), [(503, {}), (200, {}), (200, {"public_key": 7})])
+def test_a_realm_that_is_away_locks_nobody_out(realm: Realm, status: int, answer: dict[str, Any]) -> None:
+    desk, good = Desk(), realm.answer
+    realm.status, realm.answer = status, answer
+    for _ in range(2):
+        with pytest.raises(requests.RequestException):
+            desk.user(signed())
+    assert realm.asked == 1
+    desk.seconds += auth.RETRY_SECONDS
+    realm.status, realm.answer = 200, good
+    assert desk.user(signed()) == "ada"
+    realm.status, realm.answer = status, answer
+    desk.seconds += auth.RENEW_SECONDS
+    with pytest.raises(jwt.InvalidTokenError):
+        desk.user(signed(OTHER))
+    assert desk.user(signed()) == "ada"
+    assert realm.asked == 3
+
+
+def test_a_realm_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole server waited while the key was fetched."""
+    monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
+    hangs = threading.Event()
+    monkeypatch.setattr(auth, "fetch_key", lambda: str(hangs.wait(10)))
+    app = FastAPI()
+    auth.install(app)
+
+    @app.get("/users")
+    async def users(user: host_auth.User = Depends(host_auth.RBAC("*"))) -> str:  # noqa: B008
+        return str(user.username)
+
+    @app.get("/open")
+    async def anybody() -> str:
+        return "open"
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        waiting = threading.Thread(target=client.get, args=("/users",), kwargs={"params": {"token": signed()}})
+        waiting.start()
+        time.sleep(0.2)
+        assert client.get("/open").json() == "open"
+        assert waiting.is_alive()
+        hangs.set()
+        waiting.join()
 
 
 def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
-    auth.install()
-    from fastapi import Depends, FastAPI
-
     app = FastAPI()
+    auth.install(app)
 
     @app.get("/annotators")
     async def annotators(user: host_auth.User = Depends(host_auth.RBAC("monailabel-annotator"))) -> str:  # noqa: B008

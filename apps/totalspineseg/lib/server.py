@@ -44,7 +44,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
         max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
         hosts: Names the server may be called by; None: any.
     """
-    from lib.front import driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
+    from lib.front import auth, driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -62,6 +62,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     errors.install(app)
+    auth.install(app, behind)
     app.include_router(infer.router(executor))
     app.include_router(studies.router(limit))
     app.include_router(train.router())

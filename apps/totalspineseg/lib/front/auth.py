@@ -1,40 +1,134 @@
-"""Token authentication that accepts a valid token; the host's own rejects every one for want of an algorithm."""
+"""Token authentication that accepts a valid token; the host's own rejects every one for want of an algorithm.
 
-from collections.abc import Mapping
+Tokens are checked off the event loop, for the realm may have to be asked for its key, and may hang.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import jwt
+import requests
+from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.endpoints.user import auth as host
+
+from lib.front.threads import in_a_thread
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 """Asymmetric ones alone: with a symmetric one anybody could sign with the public key."""
 REQUIRED_CLAIMS: Final = ("exp",)
 
 
-def install() -> None:
-    """Let the host check tokens with ``user_of_token``."""
-    host.from_token = user_of_token
+RENEW_SECONDS: Final = 30.0
+"""The realm is asked for its key again no sooner: anybody can send tokens that do not fit."""
+RETRY_SECONDS: Final = 5.0
+"""And no sooner than so while none is known."""
 
 
-def user_of_token(token: str) -> host.User:
+def install(*apps: FastAPI) -> None:
+    """Let the host, and applications that ask for its users, check tokens with ``user_of_token``."""
+    host.from_token = partial(user_of_token, key=RealmKey(fetch_key))
+    for app in apps:
+        app.dependency_overrides[host.get_current_user] = in_a_thread(host.get_current_user)
+
+
+class RealmKey:
+    """The realm's public key, asked for again when a token does not fit it: realms change their keys.
+
+    Args:
+        fetch: Asks the realm. Raises ``requests.RequestException`` when it is away or answers oddly.
+        clock: Seconds, steadily rising.
+    """
+
+    def __init__(self, fetch: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known = ""
+        self._asked: float | None = None
+        self._failure: requests.RequestException | None = None
+
+    def known(self) -> str:
+        """The key that was fetched last, in PEM form.
+
+        Raises:
+            requests.RequestException: None is known, and the realm does not show one.
+        """
+        with self._lock:
+            if not self._known:
+                if not self._asked_within(RETRY_SECONDS):
+                    self._ask()
+                if self._failure is not None:
+                    raise self._failure
+            return self._known
+
+    def instead_of(self, old: str) -> str:
+        """The key after the realm was asked again, unless it was lately; ``old`` stays in use while it is away."""
+        with self._lock:
+            if self._known == old and not self._asked_within(RENEW_SECONDS):
+                self._ask()
+                if self._failure is not None:
+                    logger.warning("the realm's key could not be renewed: %s", type(self._failure).__name__)
+            return self._known
+
+    def _asked_within(self, seconds: float) -> bool:
+        return self._asked is not None and self._clock() - self._asked < seconds
+
+    def _ask(self) -> None:
+        self._asked, self._failure = self._clock(), None
+        try:
+            self._known = self._fetch()
+        except requests.RequestException as error:
+            self._failure = error
+
+
+def fetch_key() -> str:
+    """The public key that the configured realm shows now, in PEM form.
+
+    Raises:
+        requests.RequestException: It is away, or answers without a key.
+    """
+    answer = requests.get(settings.MONAI_LABEL_AUTH_REALM_URI, timeout=settings.MONAI_LABEL_AUTH_TIMEOUT)
+    answer.raise_for_status()
+    content = answer.json()
+    key = content.get("public_key") if isinstance(content, dict) else None
+    if not isinstance(key, str):
+        raise requests.exceptions.InvalidJSONError(
+            "a realm with a 'public_key' is required, got another answer; check MONAI_LABEL_AUTH_REALM_URI"
+        )
+    return f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----"
+
+
+def user_of_token(token: str, key: RealmKey) -> host.User:
     """The user a token stands for.
 
     Args:
         token: JSON Web Token, signed by the realm's key.
+        key: The realm's key.
 
     Returns:
         The user with roles; the host's default user when authentication is off.
 
     Raises:
         jwt.InvalidTokenError: Not signed by the realm, expired, without expiry, or without a user name.
+        requests.RequestException: The realm's key is not known, and the realm does not show it.
     """
     if not settings.MONAI_LABEL_AUTH_ENABLE:
         return host.DEFAULT_USER
-    key = host.get_public_key(settings.MONAI_LABEL_AUTH_REALM_URI)
-    claims = jwt.decode(
-        token, key, algorithms=list(ALGORITHMS), options={"verify_aud": False, "require": list(REQUIRED_CLAIMS)}
-    )
+    known = key.known()
+    try:
+        claims = _claims(token, known)
+    except (jwt.InvalidSignatureError, jwt.InvalidKeyError):
+        try:
+            claims = _claims(token, key.instead_of(known))
+        except jwt.InvalidKeyError as error:
+            raise jwt.InvalidTokenError("a token signed with the realm's kind of key is required") from error
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
     if not isinstance(name, str) or not name:
         raise jwt.InvalidTokenError("a token with a user name is required, got one without")
@@ -44,6 +138,12 @@ def user_of_token(token: str) -> host.User:
         name=_text(claims, settings.MONAI_LABEL_AUTH_TOKEN_NAME),
         roles=_roles(claims),
     )
+
+
+def _claims(token: str, key: str) -> dict[str, Any]:
+    options: Any = {"verify_aud": False, "require": list(REQUIRED_CLAIMS)}
+    claims: dict[str, Any] = jwt.decode(token, key, algorithms=list(ALGORITHMS), options=options)
+    return claims
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:

@@ -13,7 +13,7 @@ from monailabel.utils.async_tasks.utils import background_executors, processes
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.front import auth, errors
+from lib.front import errors
 from lib.front.guard import Known
 
 logger = logging.getLogger(__name__)
@@ -22,13 +22,12 @@ BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
 
 
 def host_application() -> FastAPI:
-    """The host's application without its open CORS, with our token check and our answers to failures."""
+    """The host's application without its open CORS, with our answers to failures."""
     from monailabel import app as module
 
     app: FastAPI = module.app
     kinds: list[tuple[object, Middleware]] = [(entry.cls, entry) for entry in app.user_middleware]
     app.user_middleware = [entry for kind, entry in kinds if kind is not CORSMiddleware]
-    auth.install()
     errors.install(app)
     return app
 
