@@ -7,9 +7,23 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lib.anatomy import BACKGROUND, DISC_L5_L6, DISC_T12_T13, DISCS, L6, PARITY, T13, Parity, column
+from lib.anatomy import (
+    BACKGROUND,
+    DISC_L4_L5,
+    DISC_L5_L6,
+    DISC_T12_T13,
+    DISCS,
+    L4,
+    L5,
+    L6,
+    PARITY,
+    SACRUM,
+    T13,
+    Parity,
+    column,
+)
 from lib.geometry import LabelArray
-from lib.nnunet.targets import has_unreviewed, mark, present_codes
+from lib.nnunet.targets import has_unreviewed, mark, present_codes, thoracic_is_uneven
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,21 +63,24 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
         vertebra below a marked disc.
     """
     shown = present_codes(codes)
-    present = [code for code in DISCS if code in shown]
-    if has_unreviewed(codes):
-        # Discs hidden between the others would shift the count: the usual column says where each one stands.
-        column_discs = _usual_discs(shown)
-        present = [code if code in shown else BACKGROUND for code in column_discs]
+    # Discs missing between others, hidden or fused, would shift the count: the column says where each one stands.
+    present = [code if code in shown else BACKGROUND for code in _discs_of_column(codes, shown)]
     first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), 0)
     return tuple(code for code in present[first % 2 :: 2] if code)
 
 
-def _usual_discs(shown: Collection[int]) -> tuple[int, ...]:
-    """The discs of the column that fits the codes in view, superior to inferior."""
-    found = column(
-        thoracic=13 if {T13, DISC_T12_T13} & set(shown) else 12, lumbar=6 if {L6, DISC_L5_L6} & set(shown) else 5
-    )
-    return tuple(disc for disc in found.discs if disc is not None)
+def _discs_of_column(codes: LabelArray, shown: Collection[int]) -> tuple[int, ...]:
+    """The discs of the column that fits the codes in view, superior to inferior; the usual one where that is open."""
+    thoracic, lumbar = 12, 5
+    if {T13, DISC_T12_T13} & set(shown):
+        thoracic = 13
+    elif thoracic_is_uneven(codes):
+        thoracic = 11
+    if {L6, DISC_L5_L6} & set(shown):
+        lumbar = 6
+    elif {L4, SACRUM} <= set(shown) and not {L5, DISC_L4_L5} & set(shown) and not has_unreviewed(codes):
+        lumbar = 4
+    return tuple(disc for disc in column(thoracic, lumbar).discs if disc is not None)
 
 
 def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:

@@ -38,7 +38,7 @@ DISTURBED_SHARE: Final = 1 - EXACT_CHANNEL_SHARE
 TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 """Whose discs a second channel shows, in the record of the cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of the cases; raised when the same scan gives other files, so that older ones are written anew."""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150

@@ -1,0 +1,30 @@
+"""Step 2 learns one rule: a vertebra below a marked disc is odd. A column with a fused disc teaches no other."""
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine
+from lib.anatomy import CODE_OF, DISCS, SACRUM, Step2, column
+from lib.nnunet.odd_channel import marked_discs
+from lib.nnunet.targets import step_target
+
+VARIANTS = {"usual": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L6": (12, 6), "T11+L4": (11, 4)}
+FUSED = {"none": (), "neck": ("C5-C6",), "chest": ("T9-T10",), "loin": ("L3-L4",), "two": ("C5-C6", "C6-C7", "L2-L3")}
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["plain", "swapped"])
+@pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_what_lies_below_a_marked_disc_is_odd(variant: tuple[int, int], fused: tuple[str, ...], swapped: bool) -> None:
+    """Below a disc that was not drawn, every vertebra was taught with the class of its neighbor."""
+    thoracic, lumbar = variant
+    codes = block_spine(thoracic=thoracic, lumbar=lumbar)
+    codes[np.isin(codes, [CODE_OF[name] for name in fused])] = 0
+    marked = marked_discs(codes, swapped=swapped)
+    target = step_target(codes, 2, swapped=swapped)
+    spine = column(thoracic, lumbar)
+    below = dict(zip(spine.discs, (*spine.vertebrae[1:], SACRUM), strict=True))
+    drawn = [code for code in DISCS if (codes == code).any() and below[code] != SACRUM]
+    odd = [code for code in drawn if (target[codes == below[code]] == Step2.VERTEBRA_ODD.value).all()]
+    assert odd == [code for code in drawn if code in marked]
+    assert 0 < len(odd) < len(drawn)
