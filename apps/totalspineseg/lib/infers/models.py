@@ -46,7 +46,7 @@ class FullTask(SpineTask):
         """Locate, then segment."""
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
-        options = self.options(settings, request)
+        options = self.options(settings, request, versions)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         if kept is not None:
             drawn = kept.drawn
@@ -73,7 +73,7 @@ class Step1Task(SpineTask):
         """Locate."""
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
-        options = self.options(settings, request)
+        options = self.options(settings, request, versions)
         kept = self.kept(scan, 1, request, versions) if settings.pins else None
         if kept is not None:
             found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 1, options, clock=clock)
@@ -107,8 +107,8 @@ class Step2Task(SpineTask):
             labels: LabelArray = labels_to_iso(codes).data
         names = names_by_reader(labels) if by_reader else None
         part = pipeline.step2_input(scan, labels, names, clock=clock)
-        found = pipeline.segment(part, step2, self.options(settings, request), clock=clock)
         versions = {"step2": step2.version}
+        found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
     def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:

@@ -33,27 +33,29 @@ def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, floa
     return result
 
 
-def siblings_of(services: Services, image_id: str, localizer: str) -> tuple[Sibling, ...]:
+def siblings_of(services: Services, image_id: str, localizer: str, versions: Mapping[str, str]) -> tuple[Sibling, ...]:
     """The named series beside an image.
 
     A finished label is certain. A prediction counts if it was confident by itself: an image must not confirm what it
-    was told by this one.
+    was told by this one. One of weights that were replaced does not: their errors would outlive them.
 
     Args:
         services: What tasks share.
         image_id: The image; empty for one that is not among the studies.
         localizer: Image the request names as localizer already; empty for none.
+        versions: Weights in use, by step.
 
     Returns:
         One for each series with names; none runs through a network for it.
     """
     if not image_id:
         return ()
-    found = [_sibling(services, other) for other in services.siblings(image_id) if other not in (image_id, localizer)]
+    others = [other for other in services.siblings(image_id) if other not in (image_id, localizer)]
+    found = [_sibling(services, other, versions) for other in others]
     return tuple(sibling for sibling in found if sibling is not None)
 
 
-def _sibling(services: Services, image_id: str) -> Sibling | None:
+def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> Sibling | None:
     if file := services.label_file(image_id, FINAL_TAG):
         wire = read_labels(file)
         return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
@@ -62,5 +64,7 @@ def _sibling(services: Services, image_id: str) -> Sibling | None:
     image = services.image_file(image_id)
     kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
     if kept is None or kept.helped_by or not kept.levels:
+        return None
+    if any(versions.get(step, version) != version for step, version in kept.versions.items()):
         return None
     return Sibling(Volume(kept.drawn.labels, kept.drawn.raw.affine), kept.levels, image_id)

@@ -31,7 +31,7 @@ from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
 from lib.numbering.renumber import Drawn
 from lib.numbering.report import report
-from lib.pipeline import Options, Scan
+from lib.pipeline import Options, Scan, Sibling
 from lib.volume_io import read_image, read_labels, write_volume
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
             "settings": dict(record.settings),
         }
 
-    def options(self, settings: Settings, request: Mapping[str, Any]) -> Options:
-        """The pipeline's options for these settings.
+    def options(self, settings: Settings, request: Mapping[str, Any], versions: Mapping[str, str]) -> Options:
+        """The pipeline's options for these settings and weights in use.
 
         Raises:
             UnknownImageError: There is no such localizer image.
@@ -199,7 +199,9 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """
         image_id = str(request.get("image_id") or "")
         localizer = self._localizer(settings.localizer, image_id) if settings.localizer else None
-        siblings = siblings_of(self.services, image_id, settings.localizer) if settings.other_series else ()
+        siblings: tuple[Sibling, ...] = ()
+        if settings.other_series:
+            siblings = siblings_of(self.services, image_id, settings.localizer, versions)
         return Options(settings.numbering, localizer, siblings, settings.pins)
 
     def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:

@@ -1,0 +1,53 @@
+"""Which other series of an examination count as evidence for the levels of this one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine, classes_of
+from lib.anatomy import CODE_OF
+from lib.corrections import history
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.geometry import Grid, Volume
+from lib.infers.siblings import siblings_of
+from lib.numbering.renumber import Drawn
+
+LABELS = block_spine("T11")
+GRID = Grid((24, 48, LABELS.shape[2]), np.eye(4))
+MADE_WITH = {"step1": "site-1-aa", "step2": "site-1-bb"}
+
+
+@pytest.mark.parametrize(
+    ("made_with", "in_use", "counts"),
+    [
+        (MADE_WITH, MADE_WITH, True),
+        (MADE_WITH, {"step1": "site-2-cc", "step2": "site-2-dd"}, False),
+        (MADE_WITH, {**MADE_WITH, "step2": "site-2-dd"}, False),
+        (MADE_WITH, {"step1": "site-1-aa"}, True),
+        ({"step2": "site-1-bb"}, MADE_WITH, True),
+        ({"step2": "site-1-bb"}, {**MADE_WITH, "step2": "site-2-dd"}, False),
+    ],
+    ids=["the same", "both replaced", "step 2 replaced", "step 1 asked alone", "from a corrected step 1", "replaced"],
+)
+def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
+    tmp_path: Path, made_with: Mapping[str, str], in_use: Mapping[str, str], counts: bool
+) -> None:
+    """What an old version had named wrong, though confident, went on to name new predictions of a better one."""
+    image = tmp_path / "T1w.nii.gz"
+    image.write_bytes(b"image")
+    maps = DrawnMaps(tmp_path / "history")
+    drawn = Drawn(Volume(classes_of(LABELS, 2), GRID.affine), LABELS, 2)
+    levels = {CODE_OF["L4"]: {CODE_OF["L4"]: 0.97}}
+    maps.keep(history.sha256_of(image), KeptMaps("p", drawn, GRID, made_with, levels, ()))
+    services: Any = SimpleNamespace(
+        siblings=lambda image_id: ("T1w",),
+        label_file=lambda image_id, tag: None,
+        predictions=SimpleNamespace(latest=lambda image_id: object()),
+        image_file=lambda image_id: image,
+        maps=maps,
+    )
+    assert [sibling.source for sibling in siblings_of(services, "T2w", "", in_use)] == (["T1w"] if counts else [])
