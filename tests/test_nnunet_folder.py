@@ -159,6 +159,31 @@ def test_refuses_another_kind_of_model(tmp_path, file, change, match):
         ModelFolder.open(tmp_path, step=1)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        pytest.param(plan("spacing", [2, 1, 1]), r"\(spacing \[1, 1, 1\]\)", id="spacing"),
+        pytest.param(plan("normalization_schemes", ["NoNormalization"]), "ZScoreNormalization", id="normalization"),
+        pytest.param(plan("use_mask_for_norm", [True]), r"use_mask_for_norm \[False\]", id="mask"),
+        pytest.param(lambda d: d.update(transpose_forward=[1, 0, 2]), r"transpose_forward \[0, 1, 2\]", id="axes"),
+        pytest.param(None, r"labels \[\(2,\), ", id="regions"),
+    ],
+)
+def test_refuses_the_files_of_another_training(tmp_path, change, match):
+    """Weights beside the plans of another training ran at its spacing, and gave a poor result without a word."""
+    path = write_model_folder(tmp_path, 1)
+    if change is not None:
+        edit(path / "plans.json", change)
+    else:
+        content = torch.load(path / "fold_0" / "checkpoint_final.pth", weights_only=False)
+        labels = content["init_args"]["dataset_json"]["labels"]
+        content["init_args"]["dataset_json"]["labels"] = {"disc_C2_C3": labels.pop("disc_C2_C3"), **labels}
+        torch.save(content, path / "fold_0" / "checkpoint_final.pth")
+    model = ModelFolder.open(tmp_path, step=1)
+    with pytest.raises(WeightsError, match=f"was trained with .*{match}"):
+        model.load_network()
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"], ids=["empty", "cut", "list", "binary"])
 @pytest.mark.parametrize("file", ["plans.json", "dataset.json"])
 def test_refuses_damaged_json(tmp_path, file, content):

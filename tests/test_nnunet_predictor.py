@@ -16,7 +16,7 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.preprocessing import normalize
 from lib.nnunet.resampling import resample, resample_above
 from lib.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
-from tiny_models import write_model_folder
+from tiny_models import checkpoint_dict, write_model_folder
 
 ROUNDING = 1e-5
 """Probabilities closer to one half than this may fall to either side."""
@@ -102,6 +102,7 @@ def test_axis_order_of_the_plans_is_undone(tmp_path, axes):
     plans = json.loads((folder / "plans.json").read_text())
     plans |= {"transpose_forward": axes, "transpose_backward": np.argsort(axes).tolist()}
     (folder / "plans.json").write_text(json.dumps(plans))
+    torch.save(checkpoint_dict(1, plans, seed=5, trainer="nnUNetTrainer"), folder / "fold_0" / "checkpoint_final.pth")
     channels = image(1, (21, 30, 40))
     labels, soft = nnunet_answer(folder, channels)
     turned = WarmPredictor(ModelFolder.open(tmp_path), device="cpu").predict(channels).labels

@@ -4,12 +4,16 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from lib.errors import WeightsError
+from lib.nnunet.discovery import region_classes
+
+SHOWN: Final = ("spacing", "normalization_schemes", "use_mask_for_norm", "transpose_forward")
+"""What of the plans decides about the images a network is shown."""
 
 
 def _allowed_globals() -> list[Any]:
@@ -74,6 +78,25 @@ def float32_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
                 f"network weights must be finite, got NaN or infinity in {name!r}; install the weights again"
             )
     return weights
+
+
+def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network was shown and asked for while it was trained, as far as its checkpoint tells.
+
+    Args:
+        checkpoint: From ``load_checkpoint``. Not modified.
+
+    Returns:
+        Some of ``SHOWN``, as in plans.json, and "labels", the classes of the regions in order; empty where it tells
+        nothing.
+    """
+    try:
+        told = checkpoint["init_args"]
+        plans, labels = told["plans"], told["dataset_json"]["labels"]
+        own = {**plans["configurations"][told["configuration"]], "transpose_forward": plans.get("transpose_forward")}
+        return {key: list(own[key]) for key in SHOWN if own.get(key) is not None} | {"labels": region_classes(labels)}
+    except (KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _short(error: BaseException) -> str:

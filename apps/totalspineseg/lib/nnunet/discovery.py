@@ -74,11 +74,16 @@ def _step_of(folder: Path) -> int | None:
     channels = dataset.get("channel_names", dataset.get("modality"))
     if not isinstance(labels, dict) or not isinstance(channels, dict):
         return None
-    regions = [_classes(value) for name, value in labels.items() if name not in ("background", "ignore")]
+    regions = region_classes(labels)
     for step, expected in STEP_REGIONS.items():
         if regions == list(expected.values()) and len(channels) == STEP_CHANNELS[step]:
             return step
     return None
+
+
+def region_classes(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """The classes of each region of a dataset.json, in the order of the network's channels."""
+    return [_classes(value) for name, value in labels.items() if name not in ("background", "ignore")]
 
 
 def _classes(value: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from lib.errors import WeightsError
-from lib.nnunet.checkpoint import float32_weights, load_checkpoint
+from lib.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
 from lib.nnunet.discovery import (
     STEP_CHANNELS,
     STEP_CLASSES,
@@ -125,10 +125,12 @@ class ModelFolder:
         """Build the network of the plans with the checkpoint's weights: float32, on the CPU, in evaluation mode.
 
         Raises:
-            WeightsError: The checkpoint is damaged, unsafe, or does not fit the plans.
+            WeightsError: The checkpoint is damaged, unsafe, does not fit the plans, or was trained with others.
         """
         architecture = self.configuration["architecture"]
-        weights = float32_weights(load_checkpoint(self.checkpoint))
+        checkpoint = load_checkpoint(self.checkpoint)
+        self._require_own_plans(checkpoint)
+        weights = float32_weights(checkpoint)
         try:
             network = get_network_from_plans(
                 architecture["network_class_name"],
@@ -146,6 +148,20 @@ class ModelFolder:
                 f"{self.path.name!r} ({str(error).splitlines()[0][:120]}); install the weights again"
             ) from error
         return network.eval().requires_grad_(False)
+
+    def _require_own_plans(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that the files beside a checkpoint are those it was trained with.
+
+        Weights fit the network of many plans, and would be shown images of another spacing without a word.
+        """
+        here = {**self.configuration, "transpose_forward": list(self.transpose)}
+        here["labels"] = list(STEP_REGIONS[self.step].values())
+        for key, value in trained_with(checkpoint).items():
+            if value != here.get(key):
+                raise WeightsError(
+                    f"the plans.json and dataset.json that {self.checkpoint.name!r} was trained with ({key} {value!r}) "
+                    f"are required, got others in {self.path.name!r}; install the weights again"
+                )
 
 
 def models_in(root: Path) -> dict[int, ModelFolder]:
