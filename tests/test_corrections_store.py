@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -378,6 +381,36 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     assert fresh.get_image_info("one")["strategy"] == "first"
     assert fresh.get_label_info("two", "original")["seen"]
     assert fresh.status()["completed"] == 1
+
+
+def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
+    studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that hung while it held the index stopped every submission, and every reader with it, for good."""
+    studies.add_image("img", str(desk.image), {})
+    monkeypatch.setattr(datastore, "INDEX_SECONDS", 1)
+
+    def show(image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
+        studies.save_label(image_id, str(file), tag, info)
+
+    monkeypatch.setattr(desk, "_publish", show)
+    hold = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, studies._lock_file]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        sent = ThreadPoolExecutor().submit(desk.submit)
+        wait_for(lambda: desk.store.of_image("img"))
+        assert studies.status()["total"] == 2, "readers need not wait"
+        assert not sent.done()
+        with pytest.raises(StorageError, match=rf"process {holder.pid} has held for over 1 s; .*the label is kept"):
+            sent.result()
+    (kept,) = desk.store.of_image("img")
+    assert kept.status == "accepted"
+    desk.submit()
+    assert studies.get_label_info("img", "final")["correction"] != kept.id
 
 
 @pytest.mark.parametrize("read", ["json", "status", "get_labeled_images", "get_unlabeled_images"])

@@ -14,7 +14,7 @@ import pytest
 import lib.registry.files as files
 from lib.errors import StorageError, WeightsError
 from lib.registry.activations import changes
-from lib.registry.files import write_json
+from lib.registry.files import locked, write_json
 from lib.registry.manage import roll_back
 from lib.registry.records import VersionRecord, lineage, trained_on, write_record
 from lib.registry.store import ModelStore
@@ -234,3 +234,17 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number, match):
         write_json(tmp_path / "a.json", {"new": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that hung while it held the models' folder stopped every later training without a word."""
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    with locked(tmp_path):
+        with pytest.raises(StorageError, match=r"this very process has held for over 0.1 s; wait"), locked(tmp_path):
+            pass
+        with pytest.raises(StorageError, match=r"over 0.2 s"), locked(tmp_path, seconds=0.2):
+            pass
+    with locked(tmp_path):
+        pass

@@ -11,11 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
 from lib.corrections import history
 from lib.errors import StorageError
+from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
 unless another one was offered before: its labels are drawn on that one."""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 MAX_ID_CHARACTERS: Final = 200
+INDEX_SECONDS: Final = 60.0
+"""How long another one that writes the index is waited for: to copy a large image to a slow disk takes seconds."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 """Series of one session share the scanner's coordinates; those of two sessions do not."""
 
@@ -237,14 +240,37 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return sorted(safe, key=lambda name: (patterns.index(f"*{self._to_id(name)[1]}"), name))
 
     @cached_property
-    def _turn(self) -> FileLock:
-        """Held by one process at a time; who holds it may take it again, as the host's methods do."""
+    def _lock(self) -> FileLock:
+        """Held by one thread of one process at a time; who holds it may take it again, as the host's methods do."""
         return FileLock(self._lock_file)
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the index against other threads and processes.
+
+        The file first: while another process has it, whoever only reads is not held up.
+
+        Raises:
+            StorageError: Another one does not let go of it.
+        """
+        try:
+            self._lock.acquire(timeout=INDEX_SECONDS)
+        except Timeout as error:
+            raise StorageError(
+                f"an index of the studies that nobody else holds is required, got {self._lock_file!r}, which "
+                f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
+                "or end it, and try again"
+            ) from error
+        try:
+            with self._guard:
+                yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def _index(self) -> Iterator[None]:
-        """Hold the index against other threads and processes, with what these wrote since."""
-        with self._guard, self._turn:
+        """Hold the index, with what others wrote since."""
+        with self._turn():
             self._reload_index()
             yield
 
@@ -259,7 +285,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         """The host's name for ``_reload_index``."""
         try:
-            with self._guard, self._turn:
+            with self._turn():
                 self._reload_index()
         except ValueError as error:
             if throw_exception:
@@ -270,7 +296,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         """Write the index, whole or not at all."""
         content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
         path = Path(self._datastore_config_path)
-        with self._guard, self._turn:
+        with self._turn():
             write_atomic(path, lambda temporary: _write_text(temporary, content))
             self._seen = _stamp(path)
 

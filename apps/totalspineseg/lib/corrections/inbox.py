@@ -17,7 +17,7 @@ from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.dicom.seg_reader import read_seg
-from lib.errors import GridError, ImageError, LabelError
+from lib.errors import GridError, ImageError, LabelError, StorageError
 from lib.geometry import Grid, LabelArray
 from lib.numbering.findings import Finding
 from lib.segments import Submission
@@ -80,7 +80,7 @@ class Inbox:
 
         Raises:
             LabelError: The label is not understood; the message says why and where the file was kept.
-            StorageError: It could not be kept.
+            StorageError: It could not be kept, or it is kept and could not be shown; the message says which.
         """
         label_info, stated = params.get("label_info"), params.get("prediction")
         received = Received(image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, stated))
@@ -103,7 +103,12 @@ class Inbox:
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
-            self._publish(correction, mapped, grid, publish)
+            try:
+                self._publish(correction, mapped, grid, publish)
+            except StorageError as error:
+                raise StorageError(
+                    f"{error} (the label is kept, but not shown: correction {correction.id} of image {image_id!r})"
+                ) from error
         return correction
 
     def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:

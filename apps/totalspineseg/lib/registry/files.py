@@ -10,12 +10,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from lib.errors import StorageError
+from lib.processes import lock_holder
 
+LOCK_FILE: Final = ".lock"
 STAGING_PREFIX: Final = ".staging-"
 """Folders under construction; readers skip names with a leading dot."""
+LOCK_SECONDS: Final = 60.0
+"""What a folder is locked for takes moments, or so long that whoever waits should know."""
+LOOK_SECONDS: Final = 0.05
 LEFTOVER_S: Final = 24 * 3600
 """A folder under construction that nobody touched for a day belongs to a killed process, seconds."""
 
@@ -56,14 +61,39 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time changes a folder; a killed holder leaves no lock behind."""
+def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
+    """Only one process at a time changes a folder; a killed holder leaves no lock behind.
+
+    Args:
+        folder: Made when missing.
+        seconds: How long another one is waited for; None for ``LOCK_SECONDS``.
+
+    Raises:
+        StorageError: Another one holds it for longer, or the folder cannot be written.
+    """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / ".lock").open("a")
+        stream = (folder / LOCK_FILE).open("a")
     with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        _take(stream, folder, LOCK_SECONDS if seconds is None else seconds)
         yield
+
+
+def _take(stream: IO[str], folder: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"a folder that nobody else changes is required, got {str(folder)!r}, which "
+                    f"{lock_holder(folder / LOCK_FILE)} has held for over {seconds:g} s; wait until it is done, or end "
+                    "it, and try again"
+                ) from error
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
 
 
 @contextmanager

@@ -42,6 +42,8 @@ FINAL_FILE: Final = "checkpoint_final.pth"
 STARTED: Final = (FINAL_FILE, "checkpoint_latest.pth", "checkpoint_best.pth")
 DONE_FILE: Final = Path("validation") / "summary.json"
 POLL_S: Final = 0.5
+PLAN_SECONDS: Final = 24 * 3600.0
+"""How long a fold waits for another one that plans and preprocesses; then it finds that done."""
 TAIL_LINES: Final = 400
 """Of nnU-Net's output, where the reason of a failure is looked for."""
 PLAN_MODULE: Final = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
@@ -142,7 +144,7 @@ class _Scratch:
 
     def plan(self, *, restart: bool) -> None:
         """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
-        with locked(self.preprocessed):
+        with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
             known = _read(self.preprocessed / PLANNED_FILE)
             others = self._others_begun()
