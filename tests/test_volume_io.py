@@ -228,6 +228,10 @@ BAD = {
         lambda p: with_forms(p / "a.nii", np.eye(4), np.diag([-1, 1, 1, 1])),
         "axes LAS by the one and RAS by the other",
     ),
+    "stretched to a template": (
+        lambda p: with_forms(p / "a.nii", STRAIGHT * [1.1, 1, 1, 1], STRAIGHT),
+        r"with 0.6 x 0.6 x 3.3 mm by the one and 0.66 x 0.6 x 3.3 mm by the other",
+    ),
     "nrrd without directions": (lambda p: nrrd(p / "a.nrrd", "spacings: 1 1 3"), "has a space such as"),
     "nrrd of no space": (lambda p: nrrd(p / "a.nrrd", "space dimension: 3", *DIRECTIONS), "has a space such as"),
     "nrrd of the scanner's space": (lambda p: nrrd(p / "a.nrrd", "space: scanner-xyz", *DIRECTIONS), "such as 'left-p"),

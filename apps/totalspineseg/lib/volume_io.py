@@ -40,6 +40,9 @@ PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
 MIN_COSINE: Final = 0.5
 """An axis by the qform and by the sform of a NIfTI file: further apart than 60 degrees, they contradict each other."""
+SIZE_ROUNDING: Final = 0.02
+"""How far voxel sizes by qform and sform may differ: beyond it distances are wrong by one of them, below it by less
+than discs are measured to."""
 ROTATION_ROUNDING: Final = 1e-4
 """How much longer than 1 the square of a qform's quaternion may be: some programs write four digits."""
 GZIP_LEVEL = 1
@@ -218,6 +221,17 @@ def _require_placed(header: nib.Nifti1Header, name: str) -> None:
             f"a NIfTI file whose qform and sform agree is required, got {name!r} with axes "
             f"{by_qform} by the one and {by_sform} by the other; export it again"
         )
+    by_sform_mm, by_qform_mm = (np.linalg.norm(form, axis=0) for form in (one, other))
+    if (np.abs(by_sform_mm / by_qform_mm - 1) > SIZE_ROUNDING).any():
+        raise ImageError(
+            f"a NIfTI file whose qform and sform give one voxel size is required, got {name!r} with {_mm(by_qform_mm)} "
+            f"by the one and {_mm(by_sform_mm)} by the other, as after a registration to a template; take the image as "
+            "it was scanned"
+        )
+
+
+def _mm(sizes: AnyArray) -> str:
+    return " x ".join(f"{size:.3g}" for size in sizes) + " mm"
 
 
 def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
