@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lib.corrections.checks import INCOMPLETE
 from lib.corrections.store import Correction, CorrectionStore
 from lib.trainers.material import site_material
 from training_site import correct, make_site
@@ -62,3 +63,10 @@ def test_finished_labels_train(
 def test_work_in_progress_decides_nothing_about_who_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corrections(tmp_path, monkeypatch, (2, "draft"))
     assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text()
+
+
+def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log would say that it trains, though nothing is trained by it."""
+    odd = tuple({"kind": kind, "message": kind} for kind in (INCOMPLETE, "gap"))
+    found = corrections(tmp_path, monkeypatch, (*FINAL, {"findings": odd}))
+    assert [source.provenance["findings"] for source in found.training] == [["gap"]]

@@ -1,7 +1,7 @@
 """What is odd about a submitted label: told to its author and kept with it, never a reason to refuse it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from lib.geometry import Grid, LabelArray, Volume, to_ras
 from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
 from lib.plausible import missing_kinds
+
+INCOMPLETE: Final = "incomplete"
+"""Kind of the finding on a label that shows a part of what is in view."""
 
 
 def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
@@ -38,4 +41,4 @@ def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
         f"There is no {' and no '.join(missing)} in this label, so that nothing is trained or judged by it: submit it "
         f"with all that is in view, or with a segment {UNREVIEWED_NAME!r} where nobody looked."
     )
-    return (Finding("incomplete", BACKGROUND, message),)
+    return (Finding(INCOMPLETE, BACKGROUND, message),)

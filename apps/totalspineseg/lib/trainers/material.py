@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import NAME_OF, UNREVIEWED
+from lib.corrections.checks import INCOMPLETE
 from lib.corrections.history import sha256_of
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
@@ -188,5 +189,6 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "client": correction.client,
         "received": correction.received,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
-        "findings": [str(finding.get("message", "")) for finding in correction.findings],
+        # An incomplete label does not train, which is said where it is left out.
+        "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }
