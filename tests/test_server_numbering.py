@@ -145,7 +145,8 @@ def test_other_series_of_the_examination_name_what_has_no_landmark(
     other = add_image(server, "sub-07_ses-2_T1w", image_of(MIDDLE) + 0.25)
     alone = client.infer("totalspineseg", blank, {"result_extension": ".nii"})[1]
     assert (alone["numbering"]["confident"], alone["numbering"]["helped_by"]) == (False, [])
-    client.infer("totalspineseg", "sub-07_ses-1_T2w", {"other_series": "ignore"})
+    certain = {"other_series": "ignore", "pin": f"L3 {middle_of('L3')}"}
+    assert client.infer("totalspineseg", "sub-07_ses-1_T2w", certain)[1]["numbering"]["confident"] is True
     file, report = client.infer("totalspineseg", blank, {"result_extension": ".nii"})
     assert report["numbering"]["helped_by"] == ["sub-07_ses-1_T2w"]
     assert report["numbering"]["probability"] > 0.9
