@@ -110,6 +110,7 @@ def test_the_index_is_free_while_the_pacs_is_asked_for_its_list(
     pacs, go_on, free = Pacs(files), threading.Event(), threading.Event()
     shown = datastore(pacs, tmp_path)
     labeled(shown, tmp_path, FIRST)
+    shown.changed()
     answer = pacs.answer
 
     def slow() -> None:

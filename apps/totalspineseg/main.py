@@ -26,8 +26,8 @@ from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
-from lib.errors import ImageError, WeightsError
-from lib.gate.holdout import subject_of
+from lib.errors import ImageError, StorageError, WeightsError
+from lib.gate.holdout import read_split, subject_of
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
 from lib.infers.services import Networks, Services
@@ -146,9 +146,11 @@ class App(MONAILabelApp):
             if host_settings.MONAI_LABEL_DATASTORE:
                 return super().init_datastore()
             from lib.pacs.adoption import Adoption
+            from lib.pacs.cache import MAX_GB
             from lib.pacs.store import pacs_datastore
 
-            store = pacs_datastore(history_root(self.studies, self._settings))
+            room = float(self._settings.get("cache_gb") or MAX_GB)
+            store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
             self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
             return store
         return StudiesDatastore(
@@ -156,6 +158,16 @@ class App(MONAILabelApp):
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def _is_needed(self, series: str) -> bool:
+        """Whether a series of the PACS must stay here: it was corrected, or its patient trains or judges."""
+        if self._corrections.any_of(series):
+            return True
+        try:
+            return self._subject(series) in read_split(self._site.holdout_file).role
+        except StorageError:
+            # Which patients judge is not known now.
+            return True
 
     def cleanup_sessions(self) -> None:
         """Remove sessions that are over; the host calls it at the start and every five minutes."""

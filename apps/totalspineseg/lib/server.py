@@ -117,6 +117,7 @@ def serve(
     device: str = "",
     runtime: str = "",
     work: str = "",
+    cache_gb: float | None = None,
     max_upload_mb: float = MAX_UPLOAD_MB,
     log_level: str = "INFO",
     demo: bool = True,
@@ -133,6 +134,7 @@ def serve(
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
         work: Where corrections and fetched series of a DICOMweb server are kept; "" for the user's data folder.
+        cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
         demo: Fill an empty studies folder with synthetic demo studies.
@@ -157,6 +159,7 @@ def serve(
         studies = str(folder)
     work = str(Path(work).expanduser().resolve()) if work else ""
     asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+    asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
     conf = {name: value for name, value in asked.items() if value}
     configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
     from monailabel.config import settings
@@ -189,6 +192,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
     parser.add_argument("--work", default="", help="for a DICOMweb address: folder of corrections and fetched series")
+    parser.add_argument("--cache-gb", type=float, help="for a DICOMweb address: room for fetched series (default: 50)")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")

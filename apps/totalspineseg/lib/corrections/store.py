@@ -168,6 +168,10 @@ class CorrectionStore:
         """All corrections of an image, oldest first, parked ones too."""
         return tuple(_read(entry) for entry in history.entries(self._folder(image_id)))
 
+    def any_of(self, image_id: str) -> bool:
+        """Whether an image has a correction, even a parked or damaged one."""
+        return bool(history.entries(self._folder(image_id)))
+
     def all(self) -> Iterator[Correction]:
         """All corrections of all images."""
         for folder in history.entries(self._root):

@@ -105,8 +105,12 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
     """
     for file in instances(upload):
         try:
-            reference = seg_reference(file) if is_seg(file) else None
-            if reference is not None and is_stored(reference.instance):
+            if not is_seg(file):
+                # A new series is offered at once.
+                app_instance().datastore().changed()
+                continue
+            reference = seg_reference(file)
+            if is_stored(reference.instance):
                 _take(file, reference, user)
         except TotalSpineSegError as error:
             logger.warning("a stored segmentation was not understood: %s", error)

@@ -20,6 +20,7 @@ from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError
 from lib.pacs.address import is_uid
+from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from lib.pacs.download import download
 from lib.pacs.listing import Listing
 from lib.pacs.series import Segmentations, Series, patient_of
@@ -50,6 +51,8 @@ class PacsDatastore(StudiesDatastore):
         folder: Where series and labels are kept.
         filters: Which series are images, such as ``{"Modality": "MR"}``.
         publisher: Stores a finished label that did not come from the PACS.
+        is_needed: Whether a fetched series must stay, whatever room it takes.
+        cache_gb: Room for all fetched series, GB.
         read_only: Whether labels are refused.
     """
 
@@ -60,8 +63,12 @@ class PacsDatastore(StudiesDatastore):
         filters: Mapping[str, Any],
         *,
         publisher: Publisher,
+        is_needed: Callable[[str], bool] = lambda series: False,
+        cache_gb: float = MAX_GB,
         read_only: bool = False,
     ) -> None:
+        self._is_needed = is_needed
+        self._max_bytes = cache_gb * 1e9
         self._client = client
         self._listing = Listing(client, filters)
         self._publisher = publisher
@@ -77,6 +84,11 @@ class PacsDatastore(StudiesDatastore):
     def series(self) -> Mapping[str, Series]:
         """The series that are offered as images, by UID: all but localizers and what could not be read."""
         return self._listing.offered()
+
+    def offers(self, image_id: str) -> bool:
+        """Whether a series is offered as an image, even one that came into the PACS a moment ago."""
+        found = self._listing.find(image_id) if is_uid(image_id) else None
+        return found is not None and self._listing.is_offered(found)
 
     def list_images(self) -> list[str]:
         """Ids of the images."""
@@ -118,7 +130,7 @@ class PacsDatastore(StudiesDatastore):
         """
         if kept := self._kept(image_id):
             return kept
-        found = self._listing.all().get(image_id) if is_uid(image_id) else None
+        found = self._listing.find(image_id) if is_uid(image_id) else None
         if found is None:
             return ""
         with self._fetching.at(image_id):
@@ -152,7 +164,6 @@ class PacsDatastore(StudiesDatastore):
             unsent = True
         finally:
             self.update_label_info(image_id, FINAL_TAG, {UNSENT: unsent})
-        self.changed()
         return not unsent
 
     def waiting(self) -> tuple[str, ...]:
@@ -186,7 +197,10 @@ class PacsDatastore(StudiesDatastore):
         if not self.get_image_uri(image_id):
             raise ImageError(f"a series of the PACS is required, got {image_id!r}; ask for the list")
         if not folder.is_dir():
-            download(self._client, self._listing.all()[image_id], folder.parent).rename(folder)
+            found = self._listing.find(image_id)
+            if found is None:
+                raise ImageError(f"a series that the PACS still has is required, got {image_id!r}; ask for the list")
+            download(self._client, found, folder.parent).rename(folder)
         return folder
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
@@ -216,7 +230,6 @@ class PacsDatastore(StudiesDatastore):
         # As DICOM writes time, to be compared with segmentations of the PACS.
         info = {"created": f"{datetime.now():%Y%m%d%H%M%S.%f}", UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
-        self.changed()
         if own:
             self.put_back(image_id)
         return saved
@@ -236,7 +249,9 @@ class PacsDatastore(StudiesDatastore):
     def _kept(self, image_id: str) -> str:
         """The file of a series that is here, whole; empty for none."""
         uri: str = super().get_image_uri(image_id)
-        return uri if uri and Path(uri).is_file() and self._is_complete(image_id) else ""
+        with self._guard:
+            here = bool(uri) and mark_used(Path(uri))
+        return uri if here and self._is_complete(image_id) else ""
 
     def _is_complete(self, image_id: str) -> bool:
         """Whether all the PACS has of a series is here; it may have been fetched while it still came in."""
@@ -282,7 +297,41 @@ class PacsDatastore(StudiesDatastore):
             raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
+        self._make_room(series.uid)
         return self._kept(series.uid)
+
+    def _make_room(self, fetched: str) -> None:
+        """Remove the series unused for longest while all together take too much; not the one that was just fetched."""
+        with self._guard:
+            labeled = {uid for uid, entry in self._datastore.objects.items() if entry.labels}
+        volumes = [self._volume(path.name) for path in self._folder(fetched).parent.iterdir() if is_uid(path.name)]
+
+        def stays(uid: str) -> bool:
+            return uid == fetched or uid in labeled or is_in_use(self._volume(uid)) or self._is_needed(uid)
+
+        for uid in excess(measure(volumes, self._folder(fetched).parent), self._max_bytes, stays):
+            turn = self._fetching.at(uid)
+            if not turn.acquire(blocking=False):
+                continue
+            try:
+                self._remove_unused(uid)
+            finally:
+                turn.release()
+
+    def _remove_unused(self, image_id: str) -> None:
+        """Remove a fetched series that nobody asked for in the meantime."""
+        with self._index():
+            volume = self._volume(image_id)
+            if not volume.is_file() or is_in_use(volume):
+                return
+            self._datastore.objects.pop(image_id, None)
+            self._update_datastore_file()
+            volume.unlink()
+            shutil.rmtree(self._folder(image_id), ignore_errors=True)
+        logger.info("series %s was removed to make room; it is fetched again when it is needed", image_id)
+
+    def _volume(self, image_id: str) -> Path:
+        return Path(self._datastore.image_path()) / f"{image_id}.nii"
 
     def _forget(self, image_id: str) -> None:
         """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""

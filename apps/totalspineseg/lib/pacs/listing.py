@@ -15,12 +15,17 @@ logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 10.0
 """A client asks for the list several times in a row; what arrived in the PACS meanwhile shows this much later."""
+REST: Final = 20
+"""After a list was read this many times as long passes until the next one, for a large PACS takes seconds .."""
+MAX_FRESH_SECONDS: Final = 300.0
+""".. but no longer than this."""
 MIN_SLICES: Final = 3
 """Fewer instances are a localizer or a screenshot, unless the one instance holds many frames."""
 
 
 class Listing:
-    """The series of a PACS that match, read anew when the list is no longer fresh.
+    """The series of a PACS that match, read anew when the list is no longer fresh; how long it is, depends on how long
+    it took to read.
 
     Args:
         client: The PACS.
@@ -31,6 +36,7 @@ class Listing:
         self._client = client
         self._filters = dict(filters)
         self._listed: tuple[float, dict[str, Series] | requests.RequestException] | None = None
+        self._fresh_seconds = FRESH_SECONDS
         self._lock = threading.Lock()
         self._unusable: dict[str, tuple[int, str]] = {}
 
@@ -41,7 +47,7 @@ class Listing:
             requests.RequestException: The PACS did not answer.
         """
         with self._lock:
-            if self._listed is None or time.monotonic() - self._listed[0] > FRESH_SECONDS:
+            if self._listed is None or time.monotonic() - self._listed[0] > self._fresh_seconds:
                 self._listed = self._asked()
             found = self._listed[1]
         if isinstance(found, requests.RequestException):
@@ -51,15 +57,33 @@ class Listing:
     def _asked(self) -> tuple[float, dict[str, Series] | requests.RequestException]:
         """When the PACS answered and what, or why it did not: whoever waited meanwhile need not find out, too."""
         found: dict[str, Series] | requests.RequestException
+        begun, self._fresh_seconds = time.monotonic(), FRESH_SECONDS
         try:
             found = {series.uid: series for series in find_series(self._client, self._filters)}
+            self._fresh_seconds = max(FRESH_SECONDS, min(MAX_FRESH_SECONDS, REST * (time.monotonic() - begun)))
         except requests.RequestException as error:
             found = error
         return time.monotonic(), found
 
+    def find(self, uid: str) -> Series | None:
+        """A series that matches; one that is not on the list is asked for by itself. None when there is none.
+
+        Raises:
+            requests.RequestException: The PACS did not answer.
+        """
+        known = self.all().get(uid)
+        if known is not None:
+            return known
+        asked = find_series(self._client, {**self._filters, "SeriesInstanceUID": uid})
+        return next((series for series in asked if series.uid == uid), None)
+
     def offered(self) -> Mapping[str, Series]:
         """The series that are offered as images: all but localizers and what could not be read."""
-        return {uid: found for uid, found in self.all().items() if _is_volume(found) and not self.refusal(found)}
+        return {uid: found for uid, found in self.all().items() if self.is_offered(found)}
+
+    def is_offered(self, series: Series) -> bool:
+        """Whether a series is no localizer, and could be read as far as is known."""
+        return _is_volume(series) and not self.refusal(series)
 
     def changed(self) -> None:
         """Something was stored in the PACS: the next list is read anew."""

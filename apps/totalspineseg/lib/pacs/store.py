@@ -1,6 +1,6 @@
 """The configured PACS as the app's datastore, with finished labels put back as DICOM SEG."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from lib.corrections.history import PACS_DIR
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_writer import write_seg
 from lib.geometry import Volume
+from lib.pacs.cache import MAX_GB
 from lib.pacs.configured import configured_client, configured_filter
 from lib.pacs.datastore import PacsDatastore
 from lib.volume_io import read_labels
@@ -18,11 +19,15 @@ NO_MODEL: Final = "none"
 """Stands where a label was drawn without a model."""
 
 
-def pacs_datastore(root: Path) -> PacsDatastore:
+def pacs_datastore(
+    root: Path, *, is_needed: Callable[[str], bool] = lambda series: False, cache_gb: float = MAX_GB
+) -> PacsDatastore:
     """The datastore of the configured PACS.
 
     Args:
         root: Folder of the history of these studies.
+        is_needed: Whether a fetched series must stay, whatever room it takes.
+        cache_gb: Room for all fetched series, GB.
     """
     client = configured_client()
 
@@ -46,6 +51,8 @@ def pacs_datastore(root: Path) -> PacsDatastore:
         root / PACS_DIR,
         configured_filter(),
         publisher=publish,
+        is_needed=is_needed,
+        cache_gb=cache_gb,
         read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
     )
     return store

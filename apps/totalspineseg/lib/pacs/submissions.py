@@ -37,11 +37,10 @@ def submit_segmentation(
     Returns:
         What became of it; a segmentation that cannot be used is no error, for the PACS has it.
     """
-    datastore.changed()
     instance, series = reference.instance, image_series(reference)
     if is_own(reference):
         return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
-    if series not in datastore.series():
+    if not datastore.offers(series):
         message = "A segmentation of a series this server offers is required, got one of another; it was not counted."
         return Outcome(instance, "refused", message)
 

@@ -1,0 +1,166 @@
+"""Fetched series take no more room than they may, and the PACS is asked no more than it must be."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lib.corrections import history
+from lib.gate.holdout import update_split
+from lib.geometry import LabelArray
+from lib.pacs import listing
+from lib.pacs.cache import IN_USE_SECONDS, Kept, excess
+from lib.pacs.datastore import PacsDatastore
+from lib.pacs.listing import Listing
+from lib.volume_io import read_image, write_volume
+from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
+
+OLD = time.time() - 2 * IN_USE_SECONDS
+SERIES = tuple(Kept(uid, used, 10) for uid, used in (("b", 2.0), ("a", 1.0), ("c", 3.0)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_studies(tmp_path_factory.mktemp("files"))
+
+
+def kept_in(
+    pacs: Pacs, folder: Path, *, cache_gb: float, is_needed: Callable[[str], bool] = lambda uid: False
+) -> PacsDatastore:
+    return PacsDatastore(
+        pacs, folder, {"Modality": "MR"}, publisher=lambda *_: None, is_needed=is_needed, cache_gb=cache_gb
+    )
+
+
+def leave(store: PacsDatastore, uid: str) -> Path:
+    """Fetch a series and use it no more."""
+    volume = Path(store.get_image_uri(uid))
+    os.utime(volume, (OLD, volume.stat().st_mtime))
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("room", "needed", "removed"),
+    [(30, "", ""), (29, "", "a"), (10, "", "ab"), (0, "", "abc"), (29, "a", "b"), (0, "b", "ac"), (0, "abc", "")],
+)
+def test_what_was_unused_for_longest_goes_first(room: int, needed: str, removed: str) -> None:
+    assert excess(SERIES, room, lambda uid: uid in needed) == tuple(removed)
+
+
+def test_a_series_makes_room_for_another_and_comes_back_the_same(tmp_path: Path, files: Path) -> None:
+    """Every series that was ever opened stayed on the server's disk for good."""
+    pacs = Pacs(files)
+    store = kept_in(pacs, tmp_path, cache_gb=0)
+    content = Path(store.get_image_uri(FIRST)).read_bytes()
+    first = leave(store, FIRST)
+    assert Path(store.get_image_uri(SECOND)).is_file()
+    assert (first.exists(), (tmp_path / "dicom" / FIRST).exists()) == (False, False)
+    assert FIRST not in store._datastore.objects
+    again = kept_in(pacs, tmp_path, cache_gb=0)
+    assert Path(again.get_image_uri(FIRST)).read_bytes() == content
+    assert pacs.fetched == [FIRST, SECOND, FIRST]
+
+
+@pytest.mark.parametrize("why", ["room", "needed", "labeled", "just used", "files just used"])
+def test_what_stays(tmp_path: Path, files: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs = Pacs(files)
+    cache_gb = 1.0 if why == "room" else 0.0
+    store = kept_in(pacs, tmp_path, cache_gb=cache_gb, is_needed=lambda uid: why == "needed")
+    first = leave(store, FIRST)
+    if why == "labeled":
+        image = read_image(first)
+        labels: LabelArray = np.ones(image.data.shape, np.uint8)
+        write_volume(tmp_path / "label.nii.gz", labels, image.grid)
+        store.save_label(FIRST, str(tmp_path / "label.nii.gz"), "original", {})
+        os.utime(first, (OLD, OLD))
+    if why == "just used":
+        assert store.get_image_uri(FIRST) == str(first)
+    if why == "files just used":
+        assert store.series_folder(FIRST).is_dir()
+    assert Path(store.get_image_uri(SECOND)).is_file()
+    assert (first.exists(), (tmp_path / "dicom" / FIRST).exists()) == (True, True)
+    assert store.get_image_uri(FIRST) == str(first)
+
+
+def test_a_series_used_while_room_is_made_stays(tmp_path: Path, files: Path) -> None:
+    """It was chosen to go, and somebody asked for it before it went."""
+    store: Any = None
+
+    def asked_meanwhile(uid: str) -> bool:
+        assert store.get_image_uri(uid)
+        return False
+
+    store = kept_in(Pacs(files), tmp_path, cache_gb=0, is_needed=asked_meanwhile)
+    first = leave(store, FIRST)
+    assert store.get_image_uri(SECOND)
+    assert first.exists()
+
+
+def test_corrected_series_and_patients_who_train_or_judge_stay(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = pacs_app(Pacs(files), tmp_path, monkeypatch)
+    assert not app._is_needed(FIRST)
+    (tmp_path / "work" / "corrections" / history.folder_name(SECOND) / "2026").mkdir(parents=True)
+    assert app._is_needed(SECOND)
+    update_split(tmp_path / "work" / "holdout.json", [app._subject(FIRST)])
+    assert app._is_needed(FIRST)
+    (tmp_path / "work" / "holdout.json").write_text("{")
+    assert app._is_needed(FIRST), "nobody knows who judges"
+
+
+def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While anybody worked, the list of all series was read every ten seconds, however long that took."""
+    pacs, now = Pacs(files), [1000.0]
+    shown = Listing(pacs, {"Modality": "MR"})
+    monkeypatch.setattr(listing.time, "monotonic", lambda: now[0])
+    answer = pacs.answer
+
+    def slow(seconds: float) -> None:
+        monkeypatch.setattr(pacs, "answer", lambda: (now.__setitem__(0, now[0] + seconds), answer()))
+
+    for took, fresh in ((0.1, 10.0), (3.0, 60.0), (100.0, 300.0)):
+        slow(took)
+        shown.changed()
+        shown.all()
+        searches = pacs.searches
+        now[0] += fresh
+        shown.all()
+        assert pacs.searches == searches
+        now[0] += 1
+        shown.all()
+        assert pacs.searches == searches + 1
+
+
+def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files: Path) -> None:
+    pacs = Pacs(files)
+    coming = pacs.series.pop(SECOND)
+    store = kept_in(pacs, tmp_path, cache_gb=1)
+    assert set(store.list_images()) == {FIRST}
+    assert (store.offers(SECOND), store.get_image_uri(SECOND)) == (False, "")
+    pacs.series[SECOND] = coming
+    pacs.series["1.2"] = named("1.2", description="localizer")
+    pacs.series |= {f"1.3.{k}": named(f"1.3.{k}") for k in range(3)}
+    searches = pacs.searches
+    assert store.offers(SECOND)
+    assert pacs.searches == searches + 1
+    assert store.series_folder(SECOND).is_dir()
+    assert not store.offers("1.2")
+    assert not store.offers("../x")
+
+
+def test_a_label_is_no_reason_to_list_all_series_again(tmp_path: Path, files: Path) -> None:
+    """Each submission had the list of all series read anew, although a segmentation is none of them."""
+    pacs = Pacs(files)
+    store = kept_in(pacs, tmp_path, cache_gb=1)
+    image = read_image(Path(store.get_image_uri(FIRST)))
+    labels: LabelArray = np.ones(image.data.shape, np.uint8)
+    write_volume(tmp_path / "label.nii.gz", labels, image.grid)
+    searches = pacs.searches
+    store.save_label(FIRST, str(tmp_path / "label.nii.gz"), "final", {})
+    assert store.get_unlabeled_images() == [SECOND]
+    assert pacs.searches == searches
