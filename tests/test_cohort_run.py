@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
@@ -27,6 +28,7 @@ from lib.cohort.run import run as run_cases
 from lib.cohort.work import Work
 from lib.errors import ImageError
 from lib.geometry import Grid
+from lib.numbering.evidence import Pin
 from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume
 from phantom import CodeReader, image_of, lumbar_codes
@@ -106,7 +108,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Pat
     write_scan(folder / "in" / "a.nii.gz", codes)
     (folder / "in" / "b.nii.gz").write_bytes(b"\x1f\x8b broken")
     write_scan(folder / "in" / "sub 01.v2 T2w.nrrd", codes)
-    summary = run(folder / "in", folder / "out")
+    x, y, z = apply_affine(AFFINE, np.argwhere(codes == CODE_OF["L3"]).mean(axis=0)).tolist()
+    # What is measured is certain of its level.
+    summary = run(folder / "in", folder / "out", pins=(Pin(CODE_OF["L3"], (x, y, z)),))
     assert set(summary.failures) == {"b"}
     return folder / "out"
 
