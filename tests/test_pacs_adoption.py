@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import generate_uid
+from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
-from lib.corrections.store import CorrectionStore
+from lib.corrections.outcomes import Outcome
+from lib.corrections.store import CorrectionStore, Sender
+from lib.dicom.seg_object import seg_reference
 from lib.dicom.seg_writer import seg_bytes, write_seg
 from lib.geometry import Volume
 from lib.pacs import adoption
@@ -61,6 +63,61 @@ def test_what_a_reader_just_finished_elsewhere_is_not_offered(
     (kept,) = CorrectionStore(tmp_path / "work").of_image(FIRST)
     assert (kept.status, kept.client, kept.file_name) == ("accepted", "pacs", f"{seg.SOPInstanceUID}.dcm")
     assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
+
+
+def test_what_is_exported_and_found_at_once_is_kept_once(
+    app: Any, tmp_path: Path, drawn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in the PACS in the moment before the viewer's export was recorded, it stood twice in the history."""
+    seg, take = read(drawn), app._inbox.submit
+    begun, again, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        (again if begun.is_set() else begun).set()
+        assert go_on.wait(20)
+        return take(*arguments, **more)
+
+    monkeypatch.setattr(app._inbox, "submit", slow)
+    app.datastore()._client.add(seg)
+    exporting = threading.Thread(target=export, args=(app, seg, tmp_path))
+    finding = threading.Thread(target=app._adoption.of_image, args=(FIRST,))
+    exporting.start()
+    assert begun.wait(20)
+    finding.start()
+    again.wait(2)
+    go_on.set()
+    exporting.join()
+    finding.join()
+    (kept,) = CorrectionStore(tmp_path / "work").of_image(FIRST)
+    assert (kept.status, kept.client) == ("accepted", "ohif")
+    assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
+
+
+def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
+    app: Any, tmp_path: Path, drawn: bytes
+) -> None:
+    seg, history = read(drawn), CorrectionStore(tmp_path / "work")
+    first = export(app, seg, tmp_path)
+    seg.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    seg.is_implicit_VR = True
+    assert export(app, seg, tmp_path) == first
+    assert len(history.of_image(FIRST)) == 1
+    seg.SegmentSequence[0].SegmentLabel = "mystery"
+    parked = export(app, seg, tmp_path)
+    assert (first.status, parked.status) == ("accepted", "parked")
+    assert export(app, seg, tmp_path).status == "parked"
+    assert [kept.status for kept in history.of_image(FIRST)] == ["accepted", "parked"]
+
+
+def export(app: Any, seg: Dataset, folder: Path) -> Outcome:
+    """As the viewer stores it."""
+    file = folder / "exported.dcm"
+    seg.save_as(file, write_like_original=False)
+    outcome: Outcome = app.submit_segmentation(
+        file, seg_reference(file), Sender("ada", "ohif", f"{seg.SOPInstanceUID}.dcm")
+    )
+    app.outcomes.keep(outcome)
+    return outcome
 
 
 def test_all_others_are_found_beside(app: Any, tmp_path: Path, drawn: bytes) -> None:

@@ -299,7 +299,8 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
     kept = SimpleNamespace(
         id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}
     )
-    outcome = submit_segmentation(store, lambda *_: kept, tmp_path / "label.dcm", reference, Sender("", "ohif", "l"))
+    history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.dcm"
+    outcome = submit_segmentation(store, lambda *_: kept, history, file, reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"
     assert outcome.message.endswith(NOT_PUT_BACK)
 

@@ -301,7 +301,7 @@ class App(MONAILabelApp):
         """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
         from lib.pacs.submissions import submit_segmentation
 
-        return submit_segmentation(self._datastore, self.submit_label, file, reference, sender)
+        return submit_segmentation(self._datastore, self.submit_label, self._corrections, file, reference, sender)
 
     def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
         """A result as DICOM SEG.

@@ -1,5 +1,6 @@
 """A DICOM SEG object, opened: what it refers to, its segments, and its frames one by one."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -62,6 +63,20 @@ def is_seg(source: SegSource) -> bool:
         return sop_class(_open(source, pixels=False)) in SEG_CLASSES
     except LabelError:
         return False
+
+
+def seg_content(source: SegSource) -> str:
+    """Hash of what a SEG object holds, whoever wrote the file and however its elements are encoded.
+
+    Raises:
+        LabelError: Not a DICOM SEG object.
+    """
+    dataset = _open(source, pixels=True)
+    digest = hashlib.sha256(bytes(dataset.get("PixelData") or b""))
+    rest = Dataset()
+    rest.update({element.tag: element for element in dataset if element.keyword != "PixelData"})
+    digest.update(str(rest).encode())
+    return digest.hexdigest()
 
 
 def seg_reference(source: SegSource) -> SegReference:

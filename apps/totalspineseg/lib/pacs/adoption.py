@@ -6,19 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import requests
 from pydicom.errors import InvalidDicomError
 
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome
-from lib.corrections.store import SEG_SUFFIX, Correction, Sender
+from lib.corrections.store import SEG_SUFFIX, Sender
 from lib.dicom.seg_object import SegReference
 from lib.errors import StorageError
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import FRESH_SECONDS
-from lib.pacs.submissions import Submit, send_waiting, submit_segmentation
+from lib.pacs.submissions import Corrections, Submit, send_waiting, submit_segmentation
 from lib.turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,6 @@ ADOPTED_BY: Final = "pacs"
 """Client id of segmentations that came to the PACS another way."""
 REST: Final = 10
 """After a look through a whole PACS this many times as long passes until the next one."""
-
-
-class Corrections(Protocol):
-    """What is known of earlier submissions."""
-
-    def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """All submissions for an image."""
 
 
 class Adoption:
@@ -133,4 +126,5 @@ class Adoption:
             except (requests.RequestException, InvalidDicomError) as error:
                 logger.warning("a segmentation of series %s could not be fetched: %s", series, type(error).__name__)
                 return None
-            return submit_segmentation(self._datastore, self._submit, file, reference, Sender("", ADOPTED_BY, name))
+            sender = Sender("", ADOPTED_BY, name)
+            return submit_segmentation(self._datastore, self._submit, self._corrections, file, reference, sender)

@@ -54,6 +54,10 @@ class PacsDatastore(StudiesDatastore):
         is_needed: Whether a fetched series must stay, whatever room it takes.
         cache_gb: Room for all fetched series, GB.
         read_only: Whether labels are refused.
+
+    Attributes:
+        segmentations: Those of the PACS.
+        submitting: Turns at segmentations that become submissions, by instance.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class PacsDatastore(StudiesDatastore):
         self._listing = Listing(client, filters)
         self._publisher = publisher
         self._fetching = Turns()
+        self.submitting = Turns()
         self.segmentations = Segmentations(client)
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 

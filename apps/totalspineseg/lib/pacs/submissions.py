@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from lib.corrections.inbox import FINAL_TAG, Publish
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.store import Correction, Sender
-from lib.dicom.seg_object import SegReference
-from lib.errors import LabelError, TotalSpineSegError
+from lib.dicom.seg_object import SegReference, seg_content
+from lib.errors import LabelError, StorageError, TotalSpineSegError
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import image_series, is_own
 
@@ -22,14 +22,32 @@ Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correcti
 """The app's way to take a label."""
 
 
+class Corrections(Protocol):
+    """What is known of earlier submissions."""
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """All submissions for an image."""
+
+    def path(self, correction: Correction) -> Path:
+        """The folder of a submission."""
+
+
 def submit_segmentation(
-    datastore: PacsDatastore, submit: Submit, file: Path, reference: SegReference, sender: Sender
+    datastore: PacsDatastore,
+    submit: Submit,
+    corrections: Corrections,
+    file: Path,
+    reference: SegReference,
+    sender: Sender,
 ) -> Outcome:
-    """Count a segmentation that lies in the PACS as an annotator's submission.
+    """Count a segmentation that lies in the PACS as an annotator's submission, once.
+
+    It may come here twice at a time: from the viewer, and found in the PACS before it is recorded.
 
     Args:
         datastore: The PACS.
         submit: Takes the label.
+        corrections: Earlier submissions.
         file: The segmentation.
         reference: What it says about itself.
         sender: Who sent it.
@@ -49,18 +67,39 @@ def submit_segmentation(
         datastore.save_label(image_id, str(label), tag, {**info, **own})
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
-    try:
-        kept = submit(series, file, FINAL_TAG, params, sender, publish)
-    except LabelError as error:
-        return Outcome(instance, "parked", f"Not counted: {error}", series)
-    except TotalSpineSegError as error:
-        logger.warning("a segmentation of series %s was not counted: %s", series, error)
-        return Outcome(instance, "refused", f"Not counted: {error}", series)
+    with datastore.submitting.at(instance):
+        if earlier := _earlier(corrections, series, file, sender):
+            return _outcome_of(instance, earlier)
+        try:
+            kept = submit(series, file, FINAL_TAG, params, sender, publish)
+        except LabelError as error:
+            return Outcome(instance, "parked", f"Not counted: {error}", series)
+        except TotalSpineSegError as error:
+            logger.warning("a segmentation of series %s was not counted: %s", series, error)
+            return Outcome(instance, "refused", f"Not counted: {error}", series)
     outcome = accepted(instance, kept)
     if not kept.renumbered or kept.step == 1:
         return outcome
     # The PACS has the names as they were sent: whoever looks there must see those that count.
     return outcome if _put_back(datastore, series) else replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+
+
+def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
+    """The record of the same instance with the same content, if there is one."""
+    try:
+        same_name = [known for known in corrections.of_image(series) if known.file_name == sender.file_name]
+        content = seg_content(file) if same_name else ""
+        return next((one for one in same_name if seg_content(corrections.path(one) / one.raw) == content), None)
+    except (StorageError, LabelError) as error:
+        # Better kept twice than not at all.
+        logger.warning("earlier segmentations of series %s cannot be compared: %s", series, error)
+        return None
+
+
+def _outcome_of(instance: str, known: Correction) -> Outcome:
+    if known.status == "accepted":
+        return accepted(instance, known)
+    return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)
 
 
 def send_waiting(datastore: PacsDatastore) -> None:
