@@ -11,6 +11,7 @@ LAYER = {
     "clock": -2,
     "processes": -2,
     "turns": -2,
+    "certainty": -2,
     "anatomy": -1,
     "geometry": 0,
     "tags": 0,

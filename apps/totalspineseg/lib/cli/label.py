@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lib.anatomy import Step1
+from lib.certainty import is_doubtful
 from lib.cli.common import add_numbering_arguments, existing_path, pins_of
 from lib.errors import TotalSpineSegError
 
@@ -99,7 +100,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     for finding in report["findings"]:
         if finding["kind"] == PIN_UNMET:
             print(f"{source.name}: {finding['message']}", file=sys.stderr)
-    if report["confident"] is False:
+    if is_doubtful(report):
         doubtful = f"{source.name}: {doubt(report['probability'])}"
         print("; ".join([doubtful, *report["would_settle"]]), file=sys.stderr)
     _make_folder(output.parent)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lib.certainty import is_doubtful
 from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of
 from lib.cli.executor import add_executor_arguments, executor_of
 from lib.errors import TotalSpineSegError
@@ -131,6 +132,6 @@ def _print_summary(summary: "Summary", output: Path) -> None:
         f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
         f"{summary.seconds:.1f} s; results in {output}"
     )
-    doubtful = [name for name, record in summary.records.items() if record.get("confident") is False]
+    doubtful = [name for name, record in summary.records.items() if is_doubtful(record)]
     if doubtful:
         print(f"numbering not certain in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")

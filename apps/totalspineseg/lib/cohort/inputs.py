@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from lib.certainty import is_doubtful
 from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
@@ -205,7 +206,7 @@ def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
         return replace(case, no_localizer=MISSING)
     record = read_record(localizer.parent.parent, stem(localizer))
     # Without a record it is somebody's own map, or among our results one of a scan that was not finished.
-    doubtful = ours if record is None else record.get("confident") is False
+    doubtful = ours if record is None else is_doubtful(record)
     return replace(case, no_localizer=DOUBTFUL) if doubtful else replace(case, localizer=localizer)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.anatomy import NAME_OF, SACRUM
+from lib.certainty import is_doubtful
 from lib.corrections.wire import VERTEBRAE_NAME, from_wire
 from lib.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
 from lib.errors import LabelError
@@ -36,7 +37,6 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
         raise LabelError("a model of structures is required for DICOM SEG, got one of marks; ask for the image")
     wire = read_labels(file)
     versions = report["models"]
-    doubtful = (report.get("numbering") or {}).get("confident") is False
     return seg_bytes(
         write_seg(
             Volume(from_wire(wire.data), wire.affine),
@@ -44,6 +44,6 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
             model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
             version=", ".join(sorted(set(versions.values()))),
             names=STEP1_NAMES if step1 else NAME_OF,
-            description=DOUBTFUL if doubtful else DESCRIPTION,
+            description=DOUBTFUL if is_doubtful(report.get("numbering")) else DESCRIPTION,
         )
     )
