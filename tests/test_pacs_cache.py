@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lib.corrections import history
+from lib.errors import StorageError
 from lib.gate.holdout import update_split
 from lib.geometry import LabelArray
 from lib.pacs import listing
@@ -98,6 +99,20 @@ def test_a_series_used_while_room_is_made_stays(tmp_path: Path, files: Path) -> 
     first = leave(store, FIRST)
     assert store.get_image_uri(SECOND)
     assert first.exists()
+
+
+def test_who_asks_for_a_series_gets_it_although_no_room_can_be_made(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = kept_in(Pacs(files), tmp_path, cache_gb=0)
+    leave(store, FIRST)
+
+    def held(uid: str) -> None:
+        raise StorageError("another process holds the index")
+
+    monkeypatch.setattr(store, "_remove_unused", held)
+    assert Path(store.get_image_uri(SECOND)).is_file()
+    assert "no room could be made for fetched series: another process holds the index" in caplog.text
 
 
 def test_corrected_series_and_patients_who_train_or_judge_stay(

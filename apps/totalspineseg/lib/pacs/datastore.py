@@ -18,7 +18,7 @@ from lib.corrections.inbox import FINAL_TAG
 from lib.dicom.headers import read_header
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
-from lib.errors import ImageError
+from lib.errors import ImageError, StorageError
 from lib.pacs.address import is_uid
 from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from lib.pacs.download import download
@@ -302,7 +302,11 @@ class PacsDatastore(StudiesDatastore):
             raise
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-        self._make_room(series.uid)
+        try:
+            self._make_room(series.uid)
+        except (OSError, StorageError) as error:
+            # Whoever asked for the series has it; the next one makes room.
+            logger.warning("no room could be made for fetched series: %s", error)
         return self._kept(series.uid)
 
     def _make_room(self, fetched: str) -> None:
