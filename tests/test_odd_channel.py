@@ -28,3 +28,10 @@ def test_what_lies_below_a_marked_disc_is_odd(variant: tuple[int, int], fused: t
     odd = [code for code in drawn if (target[codes == below[code]] == Step2.VERTEBRA_ODD.value).all()]
     assert odd == [code for code in drawn if code in marked]
     assert 0 < len(odd) < len(drawn)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("disc", ["L3-L4", "L4-L5"])
+def test_one_disc_alone_is_marked_in_both_variants(disc: str, swapped: bool) -> None:
+    """Step 2 was taught with an empty channel, which inference never gives it."""
+    assert marked_discs(np.array([0, CODE_OF[disc]], np.uint8), swapped=swapped) == (CODE_OF[disc],)

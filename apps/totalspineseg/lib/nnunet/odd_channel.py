@@ -65,7 +65,10 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
     shown = present_codes(codes)
     # Discs missing between others, hidden or fused, would shift the count: the column says where each one stands.
     present = [code if code in shown else BACKGROUND for code in _discs_of_column(codes, shown)]
-    first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), 0)
+    first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), None)
+    if first is None:
+        # One disc alone, of the other set: marked all the same, as inference never shows a channel without any.
+        first = 0 if has_unreviewed(codes) else next((k for k, code in enumerate(present) if code), 0)
     return tuple(code for code in present[first % 2 :: 2] if code)
 
 
