@@ -178,6 +178,17 @@ def test_a_landmark_on_top_of_a_lumbar_scan_may_be_counted_from_the_sacrum(step:
     assert numbering.would_settle
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_landmark_four_above_the_sacrum_was_not_counted_from_it(step: int) -> None:
+    """Nobody counts four: such a T12-L1 was seen, and speaks for four lumbar vertebrae."""
+    case = draw("lumbar", step, variant="L4")
+    height = int(np.argwhere(case.truth == DISC_T12_L1)[:, 2].max()) + 4
+    case.raw, case.truth = case.raw[:, :, :height].copy(), case.truth[:, :, :height].copy()
+    _, numbering = name(case)
+    assert not numbering.confident
+    assert {level.code for level in numbering.levels if level.kind is Kind.DISC} <= set(np.unique(case.truth).tolist())
+
+
 def test_without_a_landmark_the_result_is_an_abstention() -> None:
     _, numbering = name(draw("midthoracic", 1))
     assert not numbering.confident

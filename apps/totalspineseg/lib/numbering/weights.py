@@ -13,7 +13,7 @@ import numpy as np
 
 from lib.anatomy import C1, DISC_L5_S, DISC_T12_L1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
 from lib.numbering.evidence import Item, Overlap
-from lib.numbering.states import Floats, States, states
+from lib.numbering.states import LUMBAR_PRIOR, Floats, States, states
 
 JUMPS: Final = 11
 """Slots one step may span (0-10): up to five levels without a single piece found."""
@@ -56,9 +56,11 @@ LANDMARK_NEAR_ALONE: Final = (0.005, 0.001)
 """The same where the landmark's own disc would lie beyond the outermost disc in view: a third as often as a
 landmark moves within the view (0.15 x 0.11), since here the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
-"""The same for T12-L1 one level down, on the uppermost disc in view, where the sacrum is in view: what looks like a
-landmark is then counted, five up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with
-L1-L2; in four of these it was T12-L1 for both networks (starter weights)."""
+"""The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: what looks
+like a landmark is then counted up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end
+with L1-L2; in four of these it was T12-L1 for both networks (starter weights)."""
+COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
+"""Discs from there to L5-S."""
 LANDMARK_FAR: Final = 0.001
 """Chance that a plain disc farther away carries a landmark's class."""
 
@@ -137,13 +139,13 @@ def _tree() -> States:
 
 
 @cache
-def _landmark_table(discs_above: bool, discs_below: bool, sacrum: bool) -> Floats:
+def _landmark_table(discs_above: bool, discs_below: bool, counted: bool) -> Floats:
     """(slots, 1 + landmarks): log chance of each class (plain first) on a disc in each slot.
 
     Args:
         discs_above: Whether there is another disc above this one in view.
         discs_below: The same below.
-        sacrum: Whether the sacrum is in view.
+        counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
     """
     tree = _tree()
     count = tree.code.size
@@ -157,7 +159,7 @@ def _landmark_table(discs_above: bool, discs_below: bool, sacrum: bool) -> Float
             away, is_above = _levels_between(tree, int(k), landmark)
             chances = LANDMARK_NEAR if (discs_above if is_above else discs_below) else LANDMARK_NEAR_ALONE
             near = chances[away - 1] if away <= len(chances) else LANDMARK_FAR
-            if landmark == DISC_T12_L1 and sacrum and away == 1 and is_above and not discs_above:
+            if landmark == DISC_T12_L1 and counted and away == 1 and is_above:
                 near = LANDMARK_COUNTED
             table[k, place] = min(LANDMARK_OTHER, near) if own else near
         table[k, 0] = LANDMARK_LOST if own else 1.0 - table[k, 1:].sum()
@@ -196,12 +198,13 @@ def fit(items: tuple[Item, ...]) -> Floats:
     touched = [sum(1 for item in items if item.overlaps and item.overlaps[k].shares) for k in range(series)]
     discs = [k for k, item in enumerate(items) if item.kind is Kind.DISC]
     sacrum = any(item.kind is Kind.SACRUM or item.landmarks.get(DISC_L5_S, 0.0) > MOSTLY for item in items)
+    counted = sacrum and len(discs) == COUNTED_DISCS
     for k, item in enumerate(items):
         base = _kind_fit(item, tree)
         if item.landmarks:
             shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
             shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
-            table = _landmark_table(k != discs[0], k != discs[-1], sacrum)
+            table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0])
             base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 comes without overlaps, whatever localizers there are.
