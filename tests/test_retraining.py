@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import training_site
-from lib.anatomy import DISCS
+from lib.anatomy import DISCS, UNREVIEWED
 from lib.corrections.store import Correction, CorrectionStore
 from lib.errors import ImageError
 from lib.gate.compare import SubjectScores
@@ -131,12 +131,13 @@ def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) ->
 
 
 def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A label without a disc trained step 1 and was not recorded; a step-1 map was recorded for step 2."""
+    """A label whose discs nobody looked at trains step 1 alone; a step-1 map was recorded for step 2."""
     site = make_site(tmp_path, scans=2)
 
     def without_discs(seed: int) -> tuple[Volume, Volume]:
         image, codes = tiny_scan(seed)
-        return image, Volume(np.where(np.isin(codes.data, DISCS), 0, codes.data).astype(np.uint8), codes.affine)
+        unseen = np.where(np.isin(codes.data, DISCS), UNREVIEWED, codes.data)
+        return image, Volume(unseen.astype(np.uint8), codes.affine)
 
     with monkeypatch.context() as patch:
         patch.setattr(training_site, "tiny_scan", without_discs)
