@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,30 @@ def test_a_realm_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch
         assert waiting.is_alive()
         hangs.set()
         waiting.join()
+
+
+def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() -> None:
+    """One token that did not fit kept everybody else waiting for the realm."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def fetch() -> str:
+        if again:
+            asked.set()
+            go_on.wait(20)
+        return "key"
+
+    again: list[bool] = []
+    key = auth.RealmKey(fetch, lambda: auth.RENEW_SECONDS * len(again))
+    assert key.known() == "key"
+    again.append(True)
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(key.instead_of, "key")
+        assert asked.wait(20)
+        try:
+            assert pool.submit(key.known).result(5) == "key"
+            assert not asking.done()
+        finally:
+            go_on.set()
 
 
 def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:

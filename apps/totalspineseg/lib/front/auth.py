@@ -60,6 +60,9 @@ class RealmKey:
         Raises:
             requests.RequestException: None is known, and the realm does not show one.
         """
+        if self._known:
+            # Not after the lock: somebody else may be asking a realm that hangs.
+            return self._known
         with self._lock:
             if not self._known:
                 if not self._asked_within(RETRY_SECONDS):
