@@ -1,11 +1,10 @@
 """What every label map of a spine shows, whoever drew it: disc, vertebra and canal, named from superior to inferior."""
 
-from collections.abc import Collection
 from typing import Final
 
 import numpy as np
 
-from lib.anatomy import CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, VERTEBRAE
+from lib.anatomy import CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, UNREVIEWED, VERTEBRAE
 from lib.geometry import LabelArray
 
 BONES: Final = (*VERTEBRAE, SACRUM)
@@ -13,18 +12,21 @@ WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
 """Vertebrae beside which there is a cord in everybody: it ends at T11 or below."""
 
 
-def missing_kinds(present: Collection[int]) -> tuple[str, ...]:
+def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
     """What must be in view beside the structures of a label map, but has no voxel in it.
 
     A network that is taught such a map learns that there is none.
 
     Args:
-        present: Codes that have voxels; of a step-1 map the sacrum's stands for every vertebra.
+        labels: uint8 codes, any shape; of a step-1 map the sacrum's stands for every vertebra. Not modified.
 
     Returns:
-        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view.
+        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where it says by
+        ``UNREVIEWED`` that somebody has not looked at all of it.
     """
-    codes = frozenset(present)
+    codes = frozenset(np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)).tolist())
+    if UNREVIEWED in codes:
+        return ()
     missing = {
         "disc": codes.isdisjoint(DISCS),
         "vertebra": codes.isdisjoint(BONES),

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, UNREVIEWED, UNREVIEWED_NAME
+from lib.anatomy import BACKGROUND, UNREVIEWED_NAME
 from lib.corrections.unreviewed import without_regions
 from lib.geometry import Grid, LabelArray, Volume, to_ras
 from lib.numbering.findings import Finding
@@ -33,9 +33,8 @@ def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
 
 def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
     """A map that shows a part of what is in view, as clients get that ask for some structures alone."""
-    present = set(np.unique(codes).tolist()) - {BACKGROUND}
-    missing = missing_kinds(present)
-    if not missing or UNREVIEWED in present:
+    missing = missing_kinds(codes)
+    if not missing:
         return ()
     message = (
         f"There is no {' and no '.join(missing)} in this label, so that nothing is trained or judged by it: submit it "

@@ -16,7 +16,7 @@ from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import resample, resampled_shape
-from lib.nnunet.targets import Step, has_unreviewed, present_codes, region_shares, step_target
+from lib.nnunet.targets import Step, present_codes, region_shares, step_target
 from lib.plausible import is_upside_down, missing_kinds
 from lib.prediction import Predictor
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
@@ -205,7 +205,7 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
             "levels named from superior to inferior are required, got most of them the other way round; convert a "
             "label in the numbers of another table, or turn one that is upside down"
         )
-    if not has_unreviewed(codes) and (missing := missing_kinds(present)):
+    if missing := missing_kinds(codes):
         raise LabelError(
             f"a label of all that is in view is required, got one without {' and '.join(missing)}; draw it, or mark as "
             f"'unreviewed' ({UNREVIEWED}) where nobody labeled it"

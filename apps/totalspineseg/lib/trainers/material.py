@@ -16,9 +16,8 @@ from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, LabelError, StorageError
 from lib.gate.holdout import update_split
 from lib.gate.scoring import JudgedCase
-from lib.geometry import LabelArray, Volume
+from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.nnunet.targets import has_unreviewed, present_codes
 from lib.plausible import missing_kinds
 from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
@@ -163,8 +162,7 @@ def _reviewed(scan: LabeledScan) -> Volume:
 
 
 def _require_whole(scan: LabeledScan) -> None:
-    codes: LabelArray = scan.codes.data
-    if not has_unreviewed(codes) and (missing := missing_kinds(present_codes(codes))):
+    if missing := missing_kinds(scan.codes.data):
         raise LabelError(
             f"a label of all that is in view is required to judge by, got one without {' and '.join(missing)}; draw it"
         )
