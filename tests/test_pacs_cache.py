@@ -162,6 +162,7 @@ def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files
     pacs.series |= {f"1.3.{k}": named(f"1.3.{k}") for k in range(3)}
     searches = pacs.searches
     assert store.offers(SECOND)
+    assert set(store.list_images()) == {FIRST, SECOND}, "its study's other series must find it, too"
     assert pacs.searches == searches + 1
     assert store.series_folder(SECOND).is_dir()
     assert not store.offers("1.2")

@@ -66,7 +66,10 @@ class Listing:
         return time.monotonic(), found
 
     def find(self, uid: str) -> Series | None:
-        """A series that matches; one that is not on the list is asked for by itself. None when there is none.
+        """A series that matches; one that is not on the list is asked for by itself, and is on it from then on.
+
+        Returns:
+            None when there is none.
 
         Raises:
             requests.RequestException: The PACS did not answer.
@@ -75,7 +78,12 @@ class Listing:
         if known is not None:
             return known
         asked = find_series(self._client, {**self._filters, "SeriesInstanceUID": uid})
-        return next((series for series in asked if series.uid == uid), None)
+        found = next((series for series in asked if series.uid == uid), None)
+        with self._lock:
+            if found is not None and self._listed is not None and isinstance(self._listed[1], dict):
+                # Who reads the list at this moment has another one.
+                self._listed = self._listed[0], {**self._listed[1], uid: found}
+        return found
 
     def offered(self) -> Mapping[str, Series]:
         """The series that are offered as images: all but localizers and what could not be read."""
