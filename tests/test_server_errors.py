@@ -1,6 +1,9 @@
 """Failures of any kind reach the client as a status and one sentence, without a trace of the code."""
 
 import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
@@ -9,8 +12,10 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from starlette.testclient import TestClient
 
 from lib.errors import StorageError
-from lib.front import errors
+from lib.front import errors, studies
 from lib.front.guard import Guard, Known
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
 
 
 def failing(error: Exception) -> TestClient:
@@ -99,3 +104,22 @@ def test_known_names_pass(path: str, status: int) -> None:
     assert answer.status_code == status
     refused = path == "/train/x"
     assert ("that exists" in answer.text) is refused
+
+
+def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or an index that another program held, was answered as an unusable image."""
+
+    def full(*_: Any) -> str:
+        raise StorageError("room is required, got none; free disk space")
+
+    app = FastAPI()
+    errors.install(app)
+    app.include_router(studies.router(1 << 20))
+    store = SimpleNamespace(datastore=lambda: SimpleNamespace(add_image=full))
+    monkeypatch.setattr(studies, "app_instance", lambda: store)
+    write_volume(tmp_path / "one.nii.gz", image_of(lumbar_codes()), RAS)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.put("/datastore/", files={"file": ("one.nii.gz", (tmp_path / "one.nii.gz").read_bytes())})
+    assert (answer.status_code, "free disk space" in answer.json()["detail"]) == (507, True)

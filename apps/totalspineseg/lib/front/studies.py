@@ -15,6 +15,7 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from lib.corrections.datastore import is_safe_id
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
+from lib.errors import StorageError
 from lib.front.archives import unpack_series
 from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
@@ -90,6 +91,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
                 return {"image": app_instance().datastore().add_image(image_id, str(path), info)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
+            except StorageError:
+                raise
             except ValueError as error:
                 raise HTTPException(UNUSABLE, str(error)) from error
 
