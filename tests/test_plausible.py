@@ -70,10 +70,14 @@ def test_a_whole_label_is_taught(labels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("labels", UPSIDE_DOWN.values(), ids=UPSIDE_DOWN)
 def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: np.ndarray) -> None:
-    """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, and named another series so."""
+    """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, judged so, and named another scan."""
     assert is_upside_down(labels)
     with pytest.raises(LabelError, match="named from superior to inferior are required"):
         check_codes(labels, step=2)
+    scan = LabeledScan("a", "a", Origin.CORRECTION, Volume(labels * 2, np.eye(4)), Volume(labels, np.eye(4)))
+    cases, skipped = judged_cases((ScanSource("a", Origin.CORRECTION, lambda: scan),))
+    assert not cases
+    assert "named from superior to inferior are required to judge by" in skipped[0].reason
     grid = Grid((24, 48, labels.shape[2]), np.eye(4))
     write_volume(tmp_path / "localizer.nii.gz", labels, grid)
     with pytest.raises(ImageError, match=r"named from superior .* got 'localizer.nii.gz'"):

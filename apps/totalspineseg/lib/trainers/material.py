@@ -16,9 +16,9 @@ from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, LabelError, StorageError
 from lib.gate.holdout import update_split
 from lib.gate.scoring import JudgedCase
-from lib.geometry import Volume
+from lib.geometry import Volume, to_ras
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.plausible import missing_kinds
+from lib.plausible import is_upside_down, missing_kinds
 from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
 
@@ -101,12 +101,12 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
-    """Read hold-out scans; one that cannot be read, or whose label is not whole, is skipped with its reason."""
+    """Read hold-out scans; one that cannot be read, or whose label cannot be right, is skipped with its reason."""
     cases, skipped = [], []
     for source in sources:
         try:
             scan = source.read()
-            _require_whole(scan)
+            _require_plausible(scan)
         except (OSError, ValueError) as error:
             logger.warning("hold-out scan %s left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
@@ -161,7 +161,12 @@ def _reviewed(scan: LabeledScan) -> Volume:
     return Volume(codes.astype(np.uint8), scan.codes.affine)
 
 
-def _require_whole(scan: LabeledScan) -> None:
+def _require_plausible(scan: LabeledScan) -> None:
+    if is_upside_down(to_ras(scan.codes).data):
+        raise LabelError(
+            "levels named from superior to inferior are required to judge by, got most of them the other way round; "
+            "turn a label that is upside down"
+        )
     if missing := missing_kinds(scan.codes.data):
         raise LabelError(
             f"a label of all that is in view is required to judge by, got one without {' and '.join(missing)}; draw it"
