@@ -181,6 +181,17 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
     assert desk.predictions.of_image("img") == (mine, others)
 
 
+def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """The submission was refused before its file was kept."""
+    desk.predictions.keep(prediction("img", "slicer-7"))
+    (record,) = desk.root.rglob("record.json")
+    record.write_text("{", encoding="utf-8")
+    for stated in (None, "p-other"):
+        correction = desk.submit({**L4_L5, "prediction": stated})
+        assert (correction.status, correction.prediction) == ("accepted", None)
+    assert "is damaged" in caplog.text
+
+
 def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
     """T1w and T2w of a patient share a grid: the label of the one was taken as that of the other."""
     for key, image in (("p-other", "other"), ("p-session", ""), ("p-own", "img")):

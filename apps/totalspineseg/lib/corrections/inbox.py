@@ -1,5 +1,6 @@
 """What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from lib.numbering.findings import Finding
 from lib.segments import Submission
 from lib.turns import Turns
 from lib.volume_io import read_image, write_volume
+
+logger = logging.getLogger(__name__)
 
 FINAL_TAG: Final = "final"
 """Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
@@ -112,17 +115,28 @@ class Inbox:
         return correction
 
     def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
-        """The prediction that was corrected: as stated, else this client's newest one, else the newest."""
-        if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
-            return found
-        # With authentication predictions are known by the user, whatever the program calls itself.
-        return self._predictions.latest(image_id, sender.client, sender.user)
+        """The prediction that was corrected: as stated, else this client's newest one, else the newest.
+
+        None where a record is damaged, too: what a reader did counts without it.
+        """
+        try:
+            if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
+                return found
+            # With authentication predictions are known by the user, whatever the program calls itself.
+            return self._predictions.latest(image_id, sender.client, sender.user)
+        except StorageError:
+            logger.warning("which prediction was corrected is not known: the record of one is damaged")
+            return None
 
     def _require_of_image(self, image_id: str, stated: object) -> None:
         """Check that a label which says what it corrects was sent for that image; series of a patient share grids."""
-        if not isinstance(stated, str) or not stated or self._predictions.find(image_id, stated):
+        if not isinstance(stated, str) or not stated:
             return
-        if other := self._predictions.image_of(stated):
+        try:
+            other = None if self._predictions.find(image_id, stated) else self._predictions.image_of(stated)
+        except StorageError:
+            return
+        if other:
             raise LabelError(
                 f"a label of image {image_id!r} is required, got one that corrects a prediction for {other!r}; send it "
                 "for that image"
