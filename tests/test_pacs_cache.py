@@ -169,6 +169,27 @@ def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files
     assert not store.offers("../x")
 
 
+def test_a_series_that_still_came_in_is_fetched_again_although_the_list_is_old(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader began on a part of a series as long as the list of a large PACS was not read again."""
+    pacs, now = Pacs(files), [1000.0]
+    whole = pacs.series[FIRST]
+    pacs.series[FIRST] = whole[: len(whole) // 2]
+    monkeypatch.setattr(listing.time, "monotonic", lambda: now[0])
+    store = kept_in(pacs, tmp_path, cache_gb=1)
+    monkeypatch.setattr(listing, "REST", 1e9)
+    answer = pacs.answer
+    monkeypatch.setattr(pacs, "answer", lambda: (now.__setitem__(0, now[0] + 1), answer()))
+    part = read_image(Path(store.get_image_uri(FIRST))).data.shape
+    pacs.series[FIRST] = whole
+    now[0] += 11
+    searches = pacs.searches
+    assert np.prod(read_image(Path(store.get_image_uri(FIRST))).data.shape) == 2 * np.prod(part)
+    store.get_image_uri(FIRST)
+    assert pacs.searches == searches + 1
+
+
 def test_a_label_is_no_reason_to_list_all_series_again(tmp_path: Path, files: Path) -> None:
     """Each submission had the list of all series read anew, although a segmentation is none of them."""
     pacs = Pacs(files)

@@ -262,7 +262,7 @@ class PacsDatastore(StudiesDatastore):
         """Whether all the PACS has of a series is here; it may have been fetched while it still came in."""
         folder = self._folder(image_id)
         try:
-            known = self._listing.all().get(image_id)
+            known = self._listing.now(image_id)
         except requests.RequestException:
             # A training needs what is here, whether or not the PACS answers just now.
             return True

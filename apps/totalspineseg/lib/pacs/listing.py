@@ -39,6 +39,7 @@ class Listing:
         self._fresh_seconds = FRESH_SECONDS
         self._lock = threading.Lock()
         self._unusable: dict[str, tuple[int, str]] = {}
+        self._asked_alone: dict[str, float] = {}
 
     def all(self) -> Mapping[str, Series]:
         """Every series that matches, by UID.
@@ -49,6 +50,7 @@ class Listing:
         with self._lock:
             if self._listed is None or time.monotonic() - self._listed[0] > self._fresh_seconds:
                 self._listed = self._asked()
+                self._asked_alone.clear()
             found = self._listed[1]
         if isinstance(found, requests.RequestException):
             raise found.with_traceback(None)
@@ -74,9 +76,28 @@ class Listing:
         Raises:
             requests.RequestException: The PACS did not answer.
         """
+        return self.all().get(uid) or self._ask_alone(uid)
+
+    def now(self, uid: str) -> Series | None:
+        """A series of the list as it is now, for it may still come in while a large list stays as it is.
+
+        Returns:
+            None when it is not on the list.
+
+        Raises:
+            requests.RequestException: The PACS did not answer.
+        """
         known = self.all().get(uid)
-        if known is not None:
-            return known
+        with self._lock:
+            listed = self._listed[0] if self._listed else 0.0
+            old = time.monotonic() - max(listed, self._asked_alone.get(uid, 0.0)) > FRESH_SECONDS
+            if known is None or not old:
+                return known
+            # Whoever asks while the PACS does not answer need not find that out, too.
+            self._asked_alone[uid] = time.monotonic()
+        return self._ask_alone(uid) or known
+
+    def _ask_alone(self, uid: str) -> Series | None:
         asked = find_series(self._client, {**self._filters, "SeriesInstanceUID": uid})
         found = next((series for series in asked if series.uid == uid), None)
         with self._lock:
