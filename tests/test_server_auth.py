@@ -112,6 +112,27 @@ def user_of(token: str) -> host_auth.User:
     return auth.user_of_token(token, auth.RealmKey(auth.fetch_key))
 
 
+def guarded(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
+    """An app with our check. The host binds how a token arrives when it is imported; here it is a parameter."""
+    monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
+    app = FastAPI()
+    auth.install(app)
+
+    @app.get("/annotators")
+    async def annotators(user: host_auth.User = Depends(host_auth.RBAC("monailabel-annotator"))) -> str:  # noqa: B008
+        return str(user.username)
+
+    @app.get("/admins")
+    async def admins(user: host_auth.User = Depends(host_auth.RBAC("monailabel-admin"))) -> str:  # noqa: B008
+        return str(user.username)
+
+    @app.get("/open")
+    async def anybody() -> str:
+        return "open"
+
+    return app
+
+
 def test_a_valid_token_is_its_user() -> None:
     """Every valid token was rejected: the decoder was not told an algorithm."""
     user = user_of(signed())
@@ -188,28 +209,21 @@ def test_a_realm_that_is_away_locks_nobody_out(realm: Realm, status: int, answer
 
 def test_a_realm_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole server waited while the key was fetched."""
-    monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
-    hangs = threading.Event()
-    monkeypatch.setattr(auth, "fetch_key", lambda: str(hangs.wait(10)))
-    app = FastAPI()
-    auth.install(app)
+    asked, go_on = threading.Event(), threading.Event()
 
-    @app.get("/users")
-    async def users(user: host_auth.User = Depends(host_auth.RBAC("*"))) -> str:  # noqa: B008
-        return str(user.username)
+    def fetch() -> str:
+        asked.set()
+        return str(go_on.wait(20))
 
-    @app.get("/open")
-    async def anybody() -> str:
-        return "open"
-
-    with TestClient(app, raise_server_exceptions=False) as client:
-        waiting = threading.Thread(target=client.get, args=("/users",), kwargs={"params": {"token": signed()}})
-        waiting.start()
-        time.sleep(0.2)
-        assert client.get("/open").json() == "open"
-        assert waiting.is_alive()
-        hangs.set()
-        waiting.join()
+    monkeypatch.setattr(auth, "fetch_key", fetch)
+    with TestClient(guarded(monkeypatch), raise_server_exceptions=False) as client, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(client.get, "/annotators", params={"token": signed()})
+        try:
+            assert asked.wait(20)
+            assert client.get("/open").json() == "open"
+            assert not waiting.done()
+        finally:
+            go_on.set()
 
 
 def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() -> None:
@@ -237,20 +251,7 @@ def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() ->
 
 
 def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
-    app = FastAPI()
-    auth.install(app)
-
-    @app.get("/annotators")
-    async def annotators(user: host_auth.User = Depends(host_auth.RBAC("monailabel-annotator"))) -> str:  # noqa: B008
-        return str(user.username)
-
-    @app.get("/admins")
-    async def admins(user: host_auth.User = Depends(host_auth.RBAC("monailabel-admin"))) -> str:  # noqa: B008
-        return str(user.username)
-
-    # The host binds the way a token arrives when it is imported with authentication on; here it is a parameter.
-    with TestClient(app) as client:
+    with TestClient(guarded(monkeypatch)) as client:
         assert client.get("/annotators", params={"token": signed()}).json() == "ada"
         assert client.get("/admins", params={"token": signed()}).status_code == 403
         assert client.get("/annotators", params={"token": signed(OTHER)}).status_code == 401

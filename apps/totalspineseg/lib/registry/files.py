@@ -75,25 +75,41 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK_FILE).open("a")
     with stream:
-        _take(stream, folder, LOCK_SECONDS if seconds is None else seconds)
+        limit = LOCK_SECONDS if seconds is None else seconds
+        with storage_errors(folder):
+            taken = wait_for_lock(stream, limit)
+        if not taken:
+            raise StorageError(
+                f"a folder that nobody else changes is required, got {str(folder)!r}, which "
+                f"{lock_holder(folder / LOCK_FILE)} has held for over {limit:g} s; wait until it is done, or end it, "
+                "and try again"
+            )
         yield
 
 
-def _take(stream: IO[str], folder: Path, seconds: float) -> None:
+def wait_for_lock(stream: IO[str], seconds: float) -> bool:
+    """Lock an open file for this process and those that inherit it; closing it lets it go.
+
+    Args:
+        stream: The file, open for writing.
+        seconds: How long another holder is waited for.
+
+    Returns:
+        Whether it is locked now; else another one has held it for longer.
+
+    Raises:
+        OSError: Its file system knows no locks.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StorageError(
-                    f"a folder that nobody else changes is required, got {str(folder)!r}, which "
-                    f"{lock_holder(folder / LOCK_FILE)} has held for over {seconds:g} s; wait until it is done, or end "
-                    "it, and try again"
-                ) from error
+                return False
             time.sleep(LOOK_SECONDS)
         else:
-            return
+            return True
 
 
 @contextmanager

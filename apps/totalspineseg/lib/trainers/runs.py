@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from lib.errors import StorageError, TrainingError
-from lib.registry.files import storage_errors, write_json
+from lib.registry.files import storage_errors, wait_for_lock, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +69,11 @@ def only_one(training_dir: Path) -> Iterator[IO[str]]:
         training_dir.mkdir(parents=True, exist_ok=True)
         stream = (training_dir / LOCK_FILE).open("a")
     with stream:
-        _take(stream)
+        with storage_errors(training_dir):
+            taken = wait_for_lock(stream, LOCK_WAIT_S)
+        if not taken:
+            raise TrainingError("no other training may run in this place, got one that does; wait for it or stop it")
         yield stream
-
-
-def _take(stream: IO[str]) -> None:
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise TrainingError(
-                    "no other training may run in this place, got one that does; wait for it or stop it"
-                ) from error
-            time.sleep(LOCK_WAIT_S / 10)
-        else:
-            return
 
 
 def is_running(training_dir: Path) -> bool:
