@@ -11,7 +11,7 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others import class_utils
 
 from lib.anatomy import WIRE_LABELS
-from lib.errors import ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
+from lib.errors import BusyError, ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
 from lib.geometry import Volume
 from lib.infers import http
 from lib.infers.batch import SpineBatch
@@ -115,6 +115,7 @@ def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:
         (SettingError("x"), 422),
         (WeightsError("x"), 409),
         (StorageError("x"), 507),
+        (BusyError("x"), 503),
         (MemoryShortageError("x"), 507),
         (http.UnknownImageError("x"), 404),
     ],

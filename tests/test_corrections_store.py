@@ -21,7 +21,7 @@ from lib.corrections.datastore import StudiesDatastore, is_safe_id, is_safe_tag
 from lib.corrections.inbox import STEP1_TAG, Inbox
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import CorrectionStore, Sender
-from lib.errors import LabelError, StorageError
+from lib.errors import BusyError, LabelError, StorageError
 from lib.geometry import Grid
 from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
 from pacs_serving import wait_for
@@ -416,7 +416,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
         wait_for(lambda: desk.store.of_image("img"))
         assert studies.status()["total"] == 2, "readers need not wait"
         assert not sent.done()
-        with pytest.raises(StorageError, match=rf"process {holder.pid} has held for over 1 s; .*the label is kept"):
+        with pytest.raises(BusyError, match=rf"process {holder.pid} has held for over 1 s; .*the label is kept"):
             sent.result()
     (kept,) = desk.store.of_image("img")
     assert kept.status == "accepted"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import lib.registry.files as files
-from lib.errors import StorageError, WeightsError
+from lib.errors import BusyError, StorageError, WeightsError
 from lib.registry.activations import changes
 from lib.registry.files import locked, write_json
 from lib.registry.manage import roll_back
@@ -242,9 +242,9 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
     """A process that hung while it held the models' folder stopped every later training without a word."""
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     with locked(tmp_path):
-        with pytest.raises(StorageError, match=r"this very process has held for over 0.1 s; wait"), locked(tmp_path):
+        with pytest.raises(BusyError, match=r"this very process has held for over 0.1 s; wait"), locked(tmp_path):
             pass
-        with pytest.raises(StorageError, match=r"over 0.2 s"), locked(tmp_path, seconds=0.2):
+        with pytest.raises(BusyError, match=r"over 0.2 s"), locked(tmp_path, seconds=0.2):
             pass
     with locked(tmp_path):
         pass

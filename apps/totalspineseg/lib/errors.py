@@ -36,6 +36,10 @@ class StorageError(TotalSpineSegError):
     """A result or a correction could not be written (disk full, no permission)."""
 
 
+class BusyError(StorageError):
+    """Another process has held what is needed for too long; nothing was written."""
+
+
 class MemoryShortageError(TotalSpineSegError):
     """A scan does not fit into this machine's memory."""
 

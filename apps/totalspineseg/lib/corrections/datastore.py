@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
 from lib.corrections import history
-from lib.errors import StorageError
+from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
 
@@ -251,12 +251,12 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         The file first: while another process has it, whoever only reads is not held up.
 
         Raises:
-            StorageError: Another one does not let go of it.
+            BusyError: Another one does not let go of it.
         """
         try:
             self._lock.acquire(timeout=INDEX_SECONDS)
         except Timeout as error:
-            raise StorageError(
+            raise BusyError(
                 f"an index of the studies that nobody else holds is required, got {self._lock_file!r}, which "
                 f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
                 "or end it, and try again"

@@ -109,7 +109,7 @@ class Inbox:
             try:
                 self._publish(correction, mapped, grid, publish)
             except StorageError as error:
-                raise StorageError(
+                raise type(error)(
                     f"{error} (the label is kept, but not shown: correction {correction.id} of image {image_id!r})"
                 ) from error
         return correction

@@ -6,13 +6,15 @@ from typing import Final
 
 from fastapi import HTTPException
 
-from lib.errors import MemoryShortageError, StorageError, TotalSpineSegError, WeightsError
+from lib.errors import BusyError, MemoryShortageError, StorageError, TotalSpineSegError, WeightsError
 
 UNUSABLE: Final = 422
 """What was sent cannot be used: image, label, setting."""
 NOT_READY: Final = 409
 """The server lacks what the request needs, and its owner can change that."""
 NO_ROOM: Final = 507
+BUSY: Final = 503
+"""The same request may succeed a little later."""
 NOT_FOUND: Final = 404
 
 
@@ -31,6 +33,8 @@ def status_of(error: TotalSpineSegError) -> int:
         return NOT_FOUND
     if isinstance(error, WeightsError):
         return NOT_READY
+    if isinstance(error, BusyError):
+        return BUSY
     return NO_ROOM if isinstance(error, (StorageError, MemoryShortageError)) else UNUSABLE
 
 

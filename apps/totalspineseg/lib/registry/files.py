@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
-from lib.errors import StorageError
+from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 
 LOCK_FILE: Final = ".lock"
@@ -69,7 +69,8 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
         seconds: How long another one is waited for; None for ``LOCK_SECONDS``.
 
     Raises:
-        StorageError: Another one holds it for longer, or the folder cannot be written.
+        BusyError: Another one holds it for longer.
+        StorageError: The folder cannot be written.
     """
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
         with storage_errors(folder):
             taken = wait_for_lock(stream, limit)
         if not taken:
-            raise StorageError(
+            raise BusyError(
                 f"a folder that nobody else changes is required, got {str(folder)!r}, which "
                 f"{lock_holder(folder / LOCK_FILE)} has held for over {limit:g} s; wait until it is done, or end it, "
                 "and try again"
