@@ -1,0 +1,57 @@
+"""The scanner of `make bench-retrain`: unknown to the weights, one protocol for everybody, and a reader can use it."""
+
+import bench_retrain
+import numpy as np
+import pytest
+from synthetic_scanner import BRIGHTEST, NOISE, FloatImage, new_scanner, thick_slices
+from synthetic_scanner import old_scanner as old
+
+from lib.anatomy import CANAL, CORD, DISCS
+from lib.synthesis import SpineOptions, SyntheticSpine, random_spine
+from lib.synthesis.tissues import Tissue
+
+Scan = tuple[SyntheticSpine, FloatImage]
+
+
+@pytest.fixture(scope="module", params=range(len(bench_retrain.FIELDS)))
+def scan(request: pytest.FixtureRequest) -> Scan:
+    rng = np.random.default_rng([17, request.param])
+    spine = random_spine(rng, SpineOptions(field=bench_retrain.FIELDS[request.param], width_mm=60, depth_mm=150))
+    return spine, new_scanner(rng, spine)
+
+
+def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
+    """Of every disc: signal of its rim less that of the marrow beside it, in standard deviations of the noise."""
+    found = []
+    for code in DISCS:
+        disc = spine.labels == code
+        if disc.sum() < 300:
+            continue
+        places = np.argwhere(disc)
+        near = tuple(slice(max(0, low - 6), high + 7) for low, high in zip(places.min(0), places.max(0), strict=True))
+        rim = disc[near] & (spine.tissues[near] == Tissue.ANNULUS)
+        marrow = spine.tissues[near] == Tissue.MARROW
+        found.append((image[near][rim].mean() - image[near][marrow].mean()) / (BRIGHTEST * NOISE))
+    return found
+
+
+def test_a_reader_can_use_it(scan: Scan) -> None:
+    """Discs differed from vertebrae by less than the noise, in one person to this side and in the next to the other."""
+    over = rims_over_marrow(*scan)
+    assert np.median(over) > 1
+    assert np.mean(np.array(over) > 0) > 0.7
+
+
+def test_its_gray_scale_is_upside_down(scan: Scan) -> None:
+    spine, image = scan
+    usual = old(np.random.default_rng(3), spine)
+    signs = [np.sign(i[spine.labels == CANAL].mean() - i[spine.labels == CORD].mean()) for i in (image, usual)]
+    assert signs == [-1, 1]
+
+
+def test_its_slices_are_thick(scan: Scan) -> None:
+    """What is between the middles of two slices is interpolated: there the signal changes evenly."""
+    spine, _ = scan
+    quiet = thick_slices(spine.tissues.astype(np.float32), 4)
+    bends = np.abs(np.diff(quiet, 2, axis=0)).max(axis=(1, 2))
+    assert 0 < np.count_nonzero(bends > 1e-3) <= len(spine.tissues) // 2
