@@ -245,6 +245,7 @@ def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() ->
         assert asked.wait(20)
         try:
             assert pool.submit(key.known).result(5) == "key"
+            assert pool.submit(key.instead_of, "key").result(5) == "key", "nor many wrong tokens"
             assert not asking.done()
         finally:
             go_on.set()

@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 """Asymmetric ones alone: with a symmetric one anybody could sign with the public key."""
 REQUIRED_CLAIMS: Final = ("exp",)
-
-
 RENEW_SECONDS: Final = 30.0
 """The realm is asked for its key again no sooner: anybody can send tokens that do not fit."""
 RETRY_SECONDS: Final = 5.0
 """And no sooner than so while none is known."""
+ASKING_SECONDS: Final = 1.0
+"""How long a token that does not fit waits while another one has the realm asked: usually it answers at once."""
 
 
 def install(*apps: FastAPI) -> None:
@@ -73,12 +73,17 @@ class RealmKey:
 
     def instead_of(self, old: str) -> str:
         """The key after the realm was asked again, unless it was lately; ``old`` stays in use while it is away."""
-        with self._lock:
+        # Somebody else may be asking a realm that hangs: wrong tokens must not fill the server with waiting requests.
+        if not self._lock.acquire(timeout=ASKING_SECONDS):
+            return self._known
+        try:
             if self._known == old and not self._asked_within(RENEW_SECONDS):
                 self._ask()
                 if self._failure is not None:
                     logger.warning("the realm's key could not be renewed: %s", type(self._failure).__name__)
-            return self._known
+        finally:
+            self._lock.release()
+        return self._known
 
     def _asked_within(self, seconds: float) -> bool:
         return self._asked is not None and self._clock() - self._asked < seconds
