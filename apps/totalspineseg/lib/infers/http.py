@@ -13,7 +13,7 @@ UNUSABLE: Final = 422
 NOT_READY: Final = 409
 """The server lacks what the request needs, and its owner can change that."""
 NO_ROOM: Final = 507
-BUSY: Final = 503
+HELD: Final = 503
 """The same request may succeed a little later."""
 NOT_FOUND: Final = 404
 
@@ -34,7 +34,7 @@ def status_of(error: TotalSpineSegError) -> int:
     if isinstance(error, WeightsError):
         return NOT_READY
     if isinstance(error, BusyError):
-        return BUSY
+        return HELD
     return NO_ROOM if isinstance(error, (StorageError, MemoryShortageError)) else UNUSABLE
 
 
