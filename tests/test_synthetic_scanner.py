@@ -3,11 +3,10 @@
 import bench_retrain
 import numpy as np
 import pytest
-from synthetic_scanner import BRIGHTEST, NOISE, FloatImage, new_scanner, thick_slices
-from synthetic_scanner import old_scanner as old
+from synthetic_scanner import BRIGHTEST, NOISE, FloatImage, new_scanner, old_scanner
 
 from lib.anatomy import CANAL, CORD, DISCS
-from lib.synthesis import SpineOptions, SyntheticSpine, random_spine
+from lib.synthesis import SpineOptions, SyntheticSpine, random_spine, thick_slices
 from lib.synthesis.tissues import Tissue
 
 Scan = tuple[SyntheticSpine, FloatImage]
@@ -44,7 +43,7 @@ def test_a_reader_can_use_it(scan: Scan) -> None:
 
 def test_its_gray_scale_is_upside_down(scan: Scan) -> None:
     spine, image = scan
-    usual = old(np.random.default_rng(3), spine)
+    usual = old_scanner(np.random.default_rng(3), spine)
     signs = [np.sign(i[spine.labels == CANAL].mean() - i[spine.labels == CORD].mean()) for i in (image, usual)]
     assert signs == [-1, 1]
 
@@ -52,6 +51,6 @@ def test_its_gray_scale_is_upside_down(scan: Scan) -> None:
 def test_its_slices_are_thick(scan: Scan) -> None:
     """What is between the middles of two slices is interpolated: there the signal changes evenly."""
     spine, _ = scan
-    quiet = thick_slices(spine.tissues.astype(np.float32), 4)
+    quiet = thick_slices(spine.tissues.astype(np.float32), 0, 4)
     bends = np.abs(np.diff(quiet, 2, axis=0)).max(axis=(1, 2))
     assert 0 < np.count_nonzero(bends > 1e-3) <= len(spine.tissues) // 2

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from lib.synthesis import RenderOptions, SyntheticSpine, render
+from lib.synthesis import RenderOptions, SyntheticSpine, render, thick_slices
 from lib.synthesis.tissues import PRIORS, Tissue
 
 FloatImage = npt.NDArray[np.float32]
@@ -49,7 +49,7 @@ def new_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
     spacing = np.abs(np.diag(spine.affine)[:3])
     image = _tissue_signals(rng).take(spine.tissues) * _varied(rng).take(spine.labels)
     image = gaussian_filter(image, (0, BLUR_MM / spacing[1], BLUR_MM / spacing[2]))
-    image = thick_slices(image, round(SLICE_MM / spacing[0]))
+    image = thick_slices(image, 0, round(SLICE_MM / spacing[0]))
     image /= np.quantile(image, 0.99)
     image *= _bands(rng, image.shape, spacing)
     image = _ghosted(image)
@@ -76,15 +76,6 @@ def _varied(rng: np.random.Generator) -> FloatImage:
     factors = np.exp(VARIATION * rng.standard_normal(256)).astype(np.float32)
     factors[0] = 1
     return factors
-
-
-def thick_slices(image: FloatImage, count: int) -> FloatImage:
-    """Means of so many slices each, and what is interpolated between them."""
-    slices = image[: len(image) // count * count].reshape(-1, count, *image.shape[1:]).mean(axis=1)
-    place = (np.arange(len(image)) - (count - 1) / 2) / count
-    low = np.clip(place.astype(int), 0, len(slices) - 2)
-    weight = np.clip(place - low, 0, 1).astype(np.float32)[:, None, None]
-    return np.asarray(slices[low] * (1 - weight) + slices[low + 1] * weight)
 
 
 def _ghosted(image: FloatImage) -> FloatImage:

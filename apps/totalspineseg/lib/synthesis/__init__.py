@@ -3,7 +3,7 @@
 from lib.synthesis.classes import disc_order, mark_discs, step1_classes, step2_classes
 from lib.synthesis.demo import demo_studies
 from lib.synthesis.options import Field, SpineOptions
-from lib.synthesis.render import RenderOptions, render
+from lib.synthesis.render import RenderOptions, render, thick_slices
 from lib.synthesis.spine import SyntheticSpine, random_spine
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "render",
     "step1_classes",
     "step2_classes",
+    "thick_slices",
 ]

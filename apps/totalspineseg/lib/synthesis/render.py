@@ -108,6 +108,30 @@ def render(
     return image
 
 
+def thick_slices(image: Image, axis: int, count: int) -> Image:
+    """Average over slices and interpolate back, as resampling a thick-slice scan does.
+
+    Args:
+        image: float32 (X, Y, Z), with two slices or more. Not modified.
+        axis: Across the slices.
+        count: Voxels in a slice; the last slice has what is left.
+
+    Returns:
+        A new float32 array of the same shape.
+    """
+    length = image.shape[axis]
+    starts = np.arange(0, length, count)
+    counts = np.diff(np.r_[starts, length]).astype(np.float32)
+    moved = np.add.reduceat(image, starts, axis=axis)
+    shape = [-1 if k == axis else 1 for k in range(3)]
+    moved /= counts.reshape(shape)
+    centers = starts + (counts - 1) / 2
+    place = np.interp(np.arange(length), centers, np.arange(len(starts)))
+    low = np.minimum(place.astype(int), len(starts) - 2)
+    weight = (place - low).astype(np.float32).reshape(shape)
+    return np.asarray(np.take(moved, low, axis) * (1 - weight) + np.take(moved, low + 1, axis) * weight)
+
+
 def _texture(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Image:
     """Factors near 1 that make no tissue even: coarse clouds and finer ones."""
     texture = smooth_noise(rng, shape, 40)
@@ -147,7 +171,7 @@ def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], st
 
 
 def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], options: RenderOptions) -> Image:
-    """Average over slices of up to 7 mm and interpolate back, as resampling a thick-slice scan does."""
+    """Slices of up to 7 mm, or as thick as asked for."""
     axis = int(rng.choice(SLICE_AXES))
     drawn = rng.uniform(0.8, 0.8 + 6.2 * min(options.strength, 1.0))
     thickness = options.slice_mm if options.slice_mm is not None else float(drawn)
@@ -155,16 +179,7 @@ def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, 
     length = image.shape[axis]
     if step < 2 or length < 3 * step:
         return image
-    starts = np.arange(0, length, step)
-    counts = np.diff(np.r_[starts, length]).astype(np.float32)
-    moved = np.add.reduceat(image, starts, axis=axis)
-    shape = [-1 if k == axis else 1 for k in range(3)]
-    moved /= counts.reshape(shape)
-    centers = starts + (counts - 1) / 2
-    place = np.interp(np.arange(length), centers, np.arange(len(starts)))
-    low = np.minimum(place.astype(int), len(starts) - 2)
-    weight = (place - low).astype(np.float32).reshape(shape)
-    return np.asarray(np.take(moved, low, axis) * (1 - weight) + np.take(moved, low + 1, axis) * weight)
+    return thick_slices(image, axis, step)
 
 
 def _coil(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...], strength: float) -> Image:
