@@ -511,6 +511,30 @@ def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
     assert moved(Origin.CORRECTION, 1.0) == pytest.approx(untaught), "what a person corrected is the truth"
 
 
+@pytest.mark.parametrize(
+    ("has_it", "kind"), [(lambda: True, torch.bfloat16), (lambda: False, torch.float32), (None, torch.float32)]
+)
+def test_a_cpu_computes_in_half_precision_where_it_has_it(
+    folders: dict[int, ModelFolder],
+    cases: dict[int, TrainingCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has_it: Any,
+    kind: torch.dtype,
+) -> None:
+    """Imitated it is slower, and a PyTorch without that question must train, too."""
+    if has_it is None:
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", has_it)
+    run = Run(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=1))
+    seen = set()
+    run.network.register_forward_hook(lambda _, __, logits: seen.add(logits.dtype))
+    weights = run.go(lambda _: None, lambda: False).weights
+    assert seen == {kind}
+    assert {value.dtype for value in weights.values()} == {torch.float32}
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)

@@ -20,7 +20,14 @@ from lib.nnunet.sampler import Batch, Sampler
 from lib.nnunet.targets import Step
 from lib.nnunet.teacher import Teacher
 from lib.nnunet.team import ALONE, Team
-from lib.nnunet.training import GRADIENT_NORM, RegionCounts, learning_rate, mean_dice, region_loss
+from lib.nnunet.training import (
+    GRADIENT_NORM,
+    RegionCounts,
+    computes_in_half,
+    learning_rate,
+    mean_dice,
+    region_loss,
+)
 from lib.nnunet.training_log import TrainingLog, dice_text
 from lib.nnunet.training_state import TrainingState, load_state, run_key, save_state
 
@@ -118,8 +125,7 @@ class Run:
             if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in cases):
                 self.teacher = Teacher(folder.load_network().to(self.device), settings.teacher_share)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
-        # Half precision where the GPU computes in it itself; float16 would need its gradients scaled.
-        self.half = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        self.half = computes_in_half(self.device)
         self.iteration = 0
         self.best = math.nan
         self._restore()

@@ -23,6 +23,7 @@ from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
+from lib.nnunet.training import computes_in_half
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class _Run:
             if chosen.any():
                 inputs[chosen] = self.finder.mark(inputs[chosen], near[chosen])
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=computes_in_half(self.device)):
             logits = self.network(inputs)
         loss = deep_loss([level.float() for level in logits], target)
         loss.backward()

@@ -122,3 +122,16 @@ def learning_rate(iteration: int, *, total: int, warmup: int, peak: float) -> fl
         return peak * (iteration + 1) / warmup
     progress = (iteration - warmup) / max(1, total - warmup)
     return peak * (FULL_SHARE + (1 - FULL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def computes_in_half(device: torch.device) -> bool:
+    """Whether a training's passes run in bfloat16: where the device computes in it itself, as it is faster there.
+
+    On a CPU that has it (AVX512_BF16) a pass takes 0.55 of the time; one that imitates it would be slower. Weights, loss
+    and optimizer stay float32; float16 would need its gradients scaled.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # PyTorch has no public name for it.
+    has_it = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(has_it())
