@@ -177,6 +177,10 @@ def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
     assert show_version(site.models, result.version)["new_weights"] == 0.5
     assert json.loads((result.run / "gate.json").read_text())["new_weights"] == 0.5
     assert "100% of the new weights" in (result.run / "log.txt").read_text()
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert "50% of the trained weights" in result.message
+    assert result.message in state.message
 
 
 def test_later_trainings_start_from_the_served_version_and_replay_its_labels(

@@ -29,6 +29,13 @@ class Judged:
     report: GateReport
     share: float
 
+    @property
+    def sentence(self) -> str:
+        """What the gate said, and of how much of the trained weights where that is not all of them."""
+        if self.share == 1:
+            return self.report.reason
+        return f"{self.report.reason}; it holds {self.share:.0%} of the trained weights, since all of them did not pass"
+
 
 def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] | None:
     """What the gate said of a version that was published before, and its record; None when it was not.

@@ -152,7 +152,7 @@ class _Retraining:
             self.reporter.say(f"run {self.run.name} failed: {error}")
             self.reporter.end("failed", str(error))
             raise
-        report, message = judged.report, why_not or judged.report.reason
+        report, message = judged.report, why_not or judged.sentence
         self.reporter.say(f"version {self.version}: {message}")
         served = report.publish and not why_not
         # First, since a run that has not ended goes on with its candidates.
