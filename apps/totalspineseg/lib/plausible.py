@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, UNREVIEWED, VERTEBRAE
+from lib.errors import LabelError
 from lib.geometry import LabelArray
 
 BONES: Final = (*VERTEBRAE, SACRUM)
@@ -55,3 +56,25 @@ def is_upside_down(labels: LabelArray) -> bool:
         heights = np.arange(len(counts)) @ counts[:, codes] / sizes[codes]
         steps += np.diff(heights).tolist()
     return sum(step > 0 for step in steps) * 2 > len(steps)
+
+
+def require_plausible(labels: LabelArray) -> None:
+    """Check that a finished label can teach or judge.
+
+    Args:
+        labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody has looked.
+
+    Raises:
+        LabelError: It is upside down, or lacks what is in view of every spine although all of it is said to be
+            reviewed.
+    """
+    if is_upside_down(labels):
+        raise LabelError(
+            "levels named from superior to inferior are required, got most of them the other way round; convert a "
+            "label in the numbers of another table, or turn one that is upside down"
+        )
+    if missing := missing_kinds(labels):
+        raise LabelError(
+            f"a label of all that is in view is required, got one without {' and '.join(missing)}; draw it, or mark as "
+            f"'unreviewed' ({UNREVIEWED}) where nobody labeled it"
+        )

@@ -17,7 +17,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import resample, resampled_shape
 from lib.nnunet.targets import Step, present_codes, region_shares, step_target
-from lib.plausible import is_upside_down, missing_kinds
+from lib.plausible import require_plausible
 from lib.prediction import Predictor
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 
@@ -200,16 +200,7 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
         )
     if step == 2 and not present & set(DISCS):
         raise LabelError("a label with at least one disc is required for step 2, got none; draw or name a disc")
-    if is_upside_down(codes):
-        raise LabelError(
-            "levels named from superior to inferior are required, got most of them the other way round; convert a "
-            "label in the numbers of another table, or turn one that is upside down"
-        )
-    if missing := missing_kinds(codes):
-        raise LabelError(
-            f"a label of all that is in view is required, got one without {' and '.join(missing)}; draw it, or mark as "
-            f"'unreviewed' ({UNREVIEWED}) where nobody labeled it"
-        )
+    require_plausible(codes)
 
 
 def prepare_cases(

@@ -127,8 +127,8 @@ def learning_rate(iteration: int, *, total: int, warmup: int, peak: float) -> fl
 def computes_in_half(device: torch.device) -> bool:
     """Whether a training's passes run in bfloat16: where the device computes in it itself, as it is faster there.
 
-    On a CPU that has it (AVX512_BF16) a pass takes 0.55 of the time; one that imitates it would be slower. Weights, loss
-    and optimizer stay float32; float16 would need its gradients scaled.
+    On a CPU that has it (AVX512_BF16) a pass takes 0.55 of the time; one that imitates it would be slower. Weights,
+    loss and optimizer stay float32; float16 would need its gradients scaled.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -13,12 +13,12 @@ from lib.corrections.checks import INCOMPLETE
 from lib.corrections.history import sha256_of
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
-from lib.errors import ImageError, LabelError, StorageError
+from lib.errors import ImageError, StorageError
 from lib.gate.holdout import update_split
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume, to_ras
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.plausible import is_upside_down, missing_kinds
+from lib.plausible import require_plausible
 from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
 
@@ -106,7 +106,7 @@ def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...
     for source in sources:
         try:
             scan = source.read()
-            _require_plausible(scan)
+            require_plausible(to_ras(scan.codes).data)
         except (OSError, ValueError) as error:
             logger.warning("hold-out scan %s left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
@@ -159,18 +159,6 @@ def _reviewed(scan: LabeledScan) -> Volume:
     """The truth of a scan, without what nobody checked."""
     codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
     return Volume(codes.astype(np.uint8), scan.codes.affine)
-
-
-def _require_plausible(scan: LabeledScan) -> None:
-    if is_upside_down(to_ras(scan.codes).data):
-        raise LabelError(
-            "levels named from superior to inferior are required to judge by, got most of them the other way round; "
-            "turn a label that is upside down"
-        )
-    if missing := missing_kinds(scan.codes.data):
-        raise LabelError(
-            f"a label of all that is in view is required to judge by, got one without {' and '.join(missing)}; draw it"
-        )
 
 
 def _require_same_image(path: Path, correction: Correction) -> None:
