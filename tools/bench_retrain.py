@@ -36,6 +36,7 @@ from lib.geometry import Volume  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.registry.store import ModelStore  # noqa: E402
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
+from lib.trainers.settings import RetrainSettings  # noqa: E402
 from lib.volume_io import read_labels, write_volume  # noqa: E402
 
 SEED: Final = 60_101
@@ -108,12 +109,13 @@ def main() -> int:
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
+    usual = RetrainSettings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--replay-cases", type=int, default=24)
-    parser.add_argument("--replay-share", type=float, default=0.5)
+    parser.add_argument("--learning-rate", type=float, default=usual.finetune.learning_rate)
+    parser.add_argument("--replay-cases", type=int, default=usual.replay_cases)
+    parser.add_argument("--replay-share", type=float, default=usual.finetune.replay_share)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")

@@ -5,9 +5,9 @@ from typing import Final
 
 from lib.nnunet.finetune_settings import FinetuneSettings
 
-REPLAY_CASES: Final = 16
-"""Synthetic scans against forgetting, used many times in varied patches; with six, what they show was learned by heart
-and other old scans became worse."""
+REPLAY_CASES: Final = 48
+"""Synthetic scans against forgetting, used many times in varied patches: with fewer, what they show is learned by heart
+and other old scans become worse."""
 REFERENCE_CASES: Final = 6
 """Scans of the reference set: enough for the bootstrap, few enough to score on a CPU in minutes."""
 NEW_WEIGHTS: Final = (1.0, 0.5)
