@@ -55,10 +55,10 @@ class FinetuneSettings:
 
     iterations: int = 500
     batch_size: int = 2
-    learning_rate: float = 5e-4
+    learning_rate: float = 8e-4
     warmup: int = 25
     replay_share: float = 0.5
-    teacher_share: float = 0.7
+    teacher_share: float = 0.9
     epoch: int = 25
     validation_patches: int = 8
     checkpoint_every: int = 25
