@@ -24,7 +24,7 @@ $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM_WHEELS) uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet $(FROM_WHEELS) requirements.lock
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(FROM_WHEELS) requirements.lock
 	@# Byte code now, so that the first start of the server takes 10 s rather than 50.
 	-@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	@touch $@
