@@ -39,8 +39,8 @@ from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # n
 from lib.trainers.settings import RetrainSettings  # noqa: E402
 from lib.volume_io import read_labels, write_volume  # noqa: E402
 
-SEED: Final = 60_101
-"""First part of every scan's seed; no other synthetic set of the project uses it."""
+PEOPLE: Final = 60_101
+"""First part of every scan's seed; no other synthetic set of the project uses it, nor the numbers next to it."""
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR)
 HALVED: Final = 0.5
 """Share of the error on the new scanner that shall be left at most."""
@@ -72,10 +72,10 @@ def main() -> int:
         app, studies = folder / "app", folder / "studies"
         studies.mkdir()
         store = own_app(app, arguments.weights)
-        corrected = _draw(studies, "corrected", arguments.corrections, new_scanner, 0)
+        corrected = _draw(studies, "corrected", arguments.corrections, new_scanner, (arguments.people, 0))
         tests = {
-            "new scanner": _draw(studies, "new", arguments.tests, new_scanner, 1),
-            "old scanner": _draw(studies, "old", arguments.old, old_scanner, 2),
+            "new scanner": _draw(studies, "new", arguments.tests, new_scanner, (arguments.people, 1)),
+            "old scanner": _draw(studies, "old", arguments.old, old_scanner, (arguments.people, 2)),
         }
         print(f"{len(list(studies.iterdir()))} synthetic scans drawn; starting the server", flush=True)
         with serving(studies, app, folder / "server.log", device=arguments.device) as url:
@@ -119,6 +119,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
+    parser.add_argument("--people", type=int, default=PEOPLE, help="seed of all spines; 60102 draws other people")
     parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
     parser.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
     parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for logs, curves and figures")
@@ -130,12 +131,12 @@ def _draw(
     kind: str,
     count: int,
     scanner: Callable[[np.random.Generator, SyntheticSpine], FloatImage],
-    part: int,
+    seed: tuple[int, int],
 ) -> list[Case]:
     """Scans of one scanner, each of another subject, written as studies."""
     cases = []
     for number in range(count):
-        rng = np.random.default_rng([SEED, part, number])
+        rng = np.random.default_rng([*seed, number])
         options = SpineOptions(
             field=FIELDS[number % len(FIELDS)], thoracic=12, lumbar=5, width_mm=60, depth_mm=150, jitter=0.7
         )
