@@ -85,7 +85,7 @@ def test_idx_shifted_by_a_skipped_segment_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "label_info", "error", "match"),
     [
-        pytest.param((1,), info("L4", "Segment_1"), LabelError, "'Segment_1'", id="unknown"),
+        pytest.param((1, 2), info("L4", "Segment_1"), LabelError, "'Segment_1'", id="unknown"),
         pytest.param((1, 2), info("L4", "L4"), LabelError, "'L4' and 'L4' for the same", id="duplicate"),
         pytest.param((1, 2), info("L4", "vertebrae_L4"), LabelError, "for the same", id="duplicate by alias"),
         pytest.param((1,), None, LabelError, "label_info", id="no names"),
@@ -112,6 +112,13 @@ def test_empty_review_and_vertebrae_segments_do_no_harm(tmp_path: Path) -> None:
     mapped = map_names(submitted(tmp_path, blocks(1, 3), names), GRID)
     assert [NAME_OF[c] for c in mapped.present] == ["L4", "sacrum"]
     assert mapped.step == 2
+
+
+def test_a_segment_without_voxels_says_nothing_whatever_its_name(tmp_path: Path) -> None:
+    """3D Slicer adds an empty segment for each published name that the scene lacks, so a renamed level was refused."""
+    names = info("L5", "L4", "L4-L5", "L5", "L4-L5", "Segment_1")
+    mapped = map_names(submitted(tmp_path, blocks(1, 2, 3), names), GRID)
+    assert [NAME_OF[int(v)] for v in mapped.codes[:3, 0, 0]] == ["L5", "L4", "L4-L5"]
 
 
 def test_vertebrae_in_one_piece_is_a_step_1_label(tmp_path: Path) -> None:

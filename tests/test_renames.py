@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
-from lib.anatomy import CODE_OF, NAME_OF, SACRUM
+from lib.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.names import map_names
 from lib.corrections.renames import follow_rename
-from lib.corrections.wire import VERTEBRAE_NAME
+from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
 from lib.numbering.renumber import Drawn
 from lib.segments import Segment, Submission
@@ -39,3 +40,14 @@ def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> 
     assert (followed is not None) is (predicted == submitted)
     if followed is not None:
         assert followed.report["renamed"] == {"from": "L5-L6", "to": "L4-L5"}
+
+
+def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> None:
+    """Each published name that no level has any more comes as an empty segment, which was taken for a second one."""
+    renamed = {"L4-L5": "L5-L6", "L3-L4": "L4-L5", "L2-L3": "L3-L4"}
+    segments = tuple(Segment(renamed.get(name, name), value) for name, value in WIRE_LABELS.items())
+    scene = Submission((to_wire(TRUTH),), GRID, segments)
+    assert follow_rename(scene, GRID, kept(2)) is None
+    codes = map_names(scene, GRID).codes
+    for before, now in renamed.items():
+        assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()

@@ -47,7 +47,10 @@ class Mapped:
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:
-    """Turn a submission into codes by the names of its segments.
+    """Turn a submission into codes by the names of its segments; one without voxels says nothing, whatever its name.
+
+    3D Slicer adds an empty segment for each published name that the scene lacks, so whoever renames L3 sends another,
+    empty L3.
 
     Args:
         submission: The label file as read. Not modified.
@@ -60,11 +63,10 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
         LabelError: An unknown name, two segments for one structure, a value without a name, or no voxel at all.
         GridError: The label lies on another grid.
     """
-    codes = _codes(submission.segments)
     require_same_grid(submission.grid, image)
     filled = _filled(submission)
     _require_no_review(filled)
-    painted, claims = _paint(submission, codes)
+    painted, claims = _paint(submission.layers, filled, _codes(filled))
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
         raise LabelError("a label with at least one marked voxel is required, got an empty one; draw or load a result")
@@ -79,15 +81,12 @@ def _folded(segment: Segment) -> str:
 
 
 def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
-    """The code of each segment, 0 for a review mark; "vertebrae" shares the sacrum's, as in step 1."""
+    """The code of each segment; "vertebrae" shares the sacrum's, as in step 1."""
     codes: list[int] = []
     named: dict[int | str, str] = {}
     unknown = []
     for segment in segments:
         folded = _folded(segment)
-        if folded.startswith(REVIEW_PREFIX):
-            codes.append(BACKGROUND)
-            continue
         code = {VERTEBRAE_NAME: SACRUM, UNREVIEWED_NAME: UNREVIEWED}.get(folded) or code_of_name(segment.name)
         if code is None:
             unknown.append(segment.name)
@@ -153,22 +152,23 @@ def _require_step1(present: tuple[int, ...]) -> None:
         )
 
 
-def _paint(submission: Submission, codes: tuple[int, ...]) -> tuple[LabelArray, LabelArray]:
+def _paint(
+    layers: tuple[LabelArray, ...], segments: tuple[Segment, ...], codes: tuple[int, ...]
+) -> tuple[LabelArray, LabelArray]:
     """Codes, and how many segments claim each voxel."""
-    painted = np.zeros(submission.layers[0].shape, dtype=np.uint8)
+    painted = np.zeros(layers[0].shape, dtype=np.uint8)
     claims = np.zeros(painted.shape, dtype=np.uint8)
-    tables = np.zeros((len(submission.layers), np.iinfo(np.uint8).max + 1), dtype=np.uint8)
-    for segment, code in zip(submission.segments, codes, strict=True):
-        if BACKGROUND < segment.value < tables.shape[1]:
-            tables[segment.layer, segment.value] = code
-    layers = [table[data] for table, data in zip(tables, submission.layers, strict=True)]
-    if len(layers) == 1:
-        return layers[0], claims
-    for layer in layers:
+    tables = np.zeros((len(layers), np.iinfo(np.uint8).max + 1), dtype=np.uint8)
+    for segment, code in zip(segments, codes, strict=True):
+        tables[segment.layer, segment.value] = code
+    mapped = [table[data] for table, data in zip(tables, layers, strict=True)]
+    if len(mapped) == 1:
+        return mapped[0], claims
+    for layer in mapped:
         claims += layer != BACKGROUND
     # Inferior before superior, so that of two overlapping vertebrae or discs the superior one stays.
-    for code in sorted(set(codes) - {BACKGROUND}, key=_painted_when):
-        for layer in layers:
+    for code in sorted(set(codes), key=_painted_when):
+        for layer in mapped:
             painted[layer == code] = code
     return painted, claims
 
