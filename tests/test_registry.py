@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -156,6 +157,29 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
     store.activate("starter")
     assert [change.after[1] for change in changes(model_dir)] == ["site-2", "official-r20251124", "starter"]
     assert roll_back(store)[1] == "official-r20251124"
+
+
+def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
+    """Back from it went on past what had been in use before, to the starter weights."""
+    store = ModelStore(model_dir)
+    for name in ("site-2", "official-r20251124", "site-2"):
+        store.activate(name)
+    assert [roll_back(store)[1] for _ in range(3)] == ["official-r20251124", "site-2", "starter"]
+    with pytest.raises(WeightsError, match="earlier activation is required"):
+        roll_back(store)
+    store.activate("site-2")
+    store.activate("starter")
+    assert roll_back(store)[1] == "site-2"
+
+
+def test_going_back_forgets_no_change_when_a_crash_prevents_it(model_dir, monkeypatch):
+    store = ModelStore(model_dir)
+    store.activate("site-2")
+    store.activate("official-r20251124")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lib.registry.store.write_json", Mock(side_effect=KeyboardInterrupt))
+        roll_back(store)
+    assert [roll_back(store)[1] for _ in range(2)] == ["site-2", "starter"]
 
 
 def test_a_version_takes_the_place_of_what_it_was_compared_with_alone(model_dir):

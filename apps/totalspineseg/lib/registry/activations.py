@@ -24,21 +24,29 @@ class Activation:
         time: UTC, ISO 8601.
         before: Step -> version's name before; empty for the starter weights.
         after: Step -> version's name that was asked for.
+        back: Whether it went back to what was in use before; to choose an earlier version by name is no going back.
     """
 
     time: str
     before: Mapping[int, str]
     after: Mapping[int, str]
+    back: bool = False
 
 
-def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str]) -> None:
+def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str], *, back: bool) -> None:
     """Append a change that is about to be made; one that a crash prevents is harmless.
+
+    Args:
+        model_dir: Where the pointer lies.
+        before: See ``Activation``.
+        after: See ``Activation``.
+        back: See ``Activation``.
 
     Raises:
         StorageError: It cannot be written.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    line = {"time": now, "before": _keys(before), "after": _keys(after)}
+    line = {"time": now, "before": _keys(before), "after": _keys(after), "back": back}
     with storage_errors(model_dir), (model_dir / FILE).open("ab+") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
@@ -56,7 +64,8 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with suppress(ValueError, KeyError, TypeError, AttributeError):
             content = json.loads(line)
-            found.append(Activation(str(content["time"]), _steps(content["before"]), _steps(content["after"])))
+            before, after = _steps(content["before"]), _steps(content["after"])
+            found.append(Activation(str(content["time"]), before, after, content.get("back") is True))
     return tuple(found)
 
 
@@ -71,17 +80,22 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Ma
     Raises:
         WeightsError: Nothing was changed yet.
     """
-    stack = [dict.fromkeys((1, 2), default)]
-    for change in changes(model_dir):
-        after = {step: change.after.get(step, default) for step in (1, 2)}
-        if len(stack) > 1 and stack[-2] == after:
+
+    def whole(names: Mapping[int, str]) -> dict[int, str]:
+        return {step: names.get(step, default) for step in (1, 2)}
+
+    noted = changes(model_dir)
+    stack = [whole({})]
+    for change, followed_by in zip(noted, [*(later.before for later in noted[1:]), current], strict=True):
+        # What is not in use afterwards was prevented by a crash.
+        if (after := whole(change.after)) != whole(followed_by):
+            continue
+        if change.back and len(stack) > 1:
             stack.pop()
-        elif stack[-1] != after:
+        if stack[-1] != after:
             stack.append(after)
-    now = {step: current.get(step, default) for step in (1, 2)}
-    # The last lines may stand for changes that a crash prevented.
-    while stack and stack[-1] != now:
-        stack.pop()
+    if stack[-1] != whole(current):
+        stack.append(whole(current))
     if len(stack) < 2:
         raise WeightsError(
             "an earlier activation is required to go back, got none; choose a version with 'models activate'"

@@ -74,7 +74,7 @@ def roll_back(store: ModelStore) -> Mapping[int, str]:
         StorageError: The pointer cannot be written.
     """
     before = before_last(store.model_dir, store.active(), STARTER)
-    store.activate_each(before)
+    store.activate_each(before, back=True)
     return before
 
 

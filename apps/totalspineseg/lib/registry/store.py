@@ -121,11 +121,12 @@ class ModelStore:
         """
         self.activate_each(dict.fromkeys(steps, name))
 
-    def activate_each(self, names: Mapping[int, str]) -> None:
+    def activate_each(self, names: Mapping[int, str], *, back: bool = False) -> None:
         """``activate`` with a version of its own for each step, in one step for all.
 
         Args:
             names: Step -> "starter" or a version's name; steps left out keep what they have.
+            back: Whether this goes back to what was in use before.
 
         Raises:
             WeightsError: There is no such version.
@@ -134,7 +135,7 @@ class ModelStore:
         for name in names.values():
             self._named(name)
         with locked(self.model_dir):
-            self._point(names)
+            self._point(names, back=back)
 
     def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
         """``activate_each``, if what a version was compared with is still in use.
@@ -166,10 +167,10 @@ class ModelStore:
         named = {step: active.get(step, STARTER) for step in compared}
         return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
 
-    def _point(self, names: Mapping[int, str]) -> None:
+    def _point(self, names: Mapping[int, str], *, back: bool = False) -> None:
         before = self.active()
         after = {**before, **names}
-        note(self.model_dir, before, after)
+        note(self.model_dir, before, after, back=back)
         write_json(self.pointer, {DATASET_OF_STEP[step]: value for step, value in after.items()})
 
     @contextmanager
