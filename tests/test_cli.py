@@ -99,6 +99,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "a profile must hold names"),
         (["IN", "out", "--weights", "missing"], "weights must be 'starter', 'official'"),
         (["label", "FILE", "out.png"], "OUT must be a file ending in"),
+        (["label", "FILE", "FILE"], "OUT must be another file than IN"),
         (["lint", "FILE"], "export it again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

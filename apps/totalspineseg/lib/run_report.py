@@ -157,10 +157,10 @@ def _sentences(sentences: Sequence[str]) -> str:
 
 
 def _confidence(row: ScanRow) -> str:
-    """Sorted by the chance; failed scans first."""
+    """Sorted by the chance; failed scans first, those that are not certain before those that are."""
     if row.failure:
         return '<td class=bad data-key="-1">failed</td>'
     if row.probability is None:
-        return '<td data-key="2">not stated</td>'
-    word, kind = ("certain", "good") if row.confident else ("not certain", "unsure")
-    return f'<td class={kind} data-key="{row.probability:.4f}">{word} ({row.probability:.3f})</td>'
+        return '<td data-key="3">not stated</td>'
+    word, kind, key = ("certain", "good", 1.0) if row.confident else ("not certain", "unsure", 0.0)
+    return f'<td class={kind} data-key="{key + row.probability:.4f}">{word} ({row.probability:.3f})</td>'

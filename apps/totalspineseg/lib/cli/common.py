@@ -1,8 +1,10 @@
 """What several commands share: argument types, the model store."""
 
 import argparse
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lib.anatomy import BY_CODE, Kind, code_of_name
 
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
 """Where the app keeps its models."""
+PIN_UNMET: Final = "pin_unmet"
+"""Kind of the finding that a person at the command line must see at once."""
 PIN_KINDS: Final = (Kind.VERTEBRA, Kind.DISC, Kind.SACRUM)
 
 
@@ -54,6 +58,18 @@ def pins_of(arguments: argparse.Namespace) -> "tuple[Pin, ...]":
     from lib.numbering.evidence import Pin
 
     return tuple(Pin(code, point) for code, point in arguments.pin)
+
+
+def print_unmet_pins(name: str, report: Mapping[str, Any]) -> None:
+    """Say on stderr which fixed levels no structure meets.
+
+    Args:
+        name: What the scan is called.
+        report: What is known of its levels, with its findings.
+    """
+    for finding in report["findings"]:
+        if finding["kind"] == PIN_UNMET:
+            print(f"{name}: {finding['message']}", file=sys.stderr)
 
 
 def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:

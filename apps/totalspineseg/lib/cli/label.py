@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lib.anatomy import Step1
 from lib.certainty import is_doubtful
-from lib.cli.common import add_numbering_arguments, existing_path, pins_of
+from lib.cli.common import add_numbering_arguments, existing_path, pins_of, print_unmet_pins
 from lib.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
     from lib.geometry import LabelArray
     from lib.numbering.evidence import Pin
 
-PIN_UNMET: Final = "pin_unmet"
-"""Kind of the finding that a person at the command line must see at once."""
 PATTERN: Final = "*.nii.gz"
 """Files of a folder that are numbered."""
 
@@ -92,14 +90,14 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     from lib.numbering.report import doubt
     from lib.volume_io import read_codes, read_labels, write_volume
 
+    if output.resolve() == source.resolve():
+        raise TotalSpineSegError(f"OUT must be another file than IN, got {str(output)!r} for both; choose another OUT")
     volume = read_labels(source)
     iso = labels_to_iso(volume)
     localizer = None if request.localizer is None else labels_on_grid(read_codes(request.localizer), iso.grid)
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
-    for finding in report["findings"]:
-        if finding["kind"] == PIN_UNMET:
-            print(f"{source.name}: {finding['message']}", file=sys.stderr)
+    print_unmet_pins(source.name, report)
     if is_doubtful(report):
         doubtful = f"{source.name}: {doubt(report['probability'])}"
         print("; ".join([doubtful, *report["would_settle"]]), file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lib.certainty import is_doubtful
-from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of
+from lib.cli.common import add_model_arguments, add_numbering_arguments, model_store, pins_of, print_unmet_pins
 from lib.cli.executor import add_executor_arguments, executor_of
 from lib.errors import TotalSpineSegError
 
@@ -70,6 +70,8 @@ def execute(arguments: argparse.Namespace) -> int:
     summary = _run(arguments, cases, options)
     if not arguments.quiet:
         _print_summary(summary, output)
+    for name, record in summary.records.items():
+        print_unmet_pins(name, record)
     for name, failure in summary.failures.items():
         print(f"{name}: {failure}", file=sys.stderr)
     if summary.interrupted:

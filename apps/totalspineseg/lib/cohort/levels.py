@@ -20,7 +20,8 @@ def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset
     """Codes of the levels that are not certain.
 
     A level in the map that the numbering has no probability for (the arch of a vertebra whose body is out of view)
-    hangs on its neighbors: it is as certain as the numbering as a whole.
+    hangs on its neighbors: it is as certain as the numbering as a whole. Where the whole is not certain, but each level
+    by itself (a point fixed by hand that no level meets), none is.
 
     Args:
         numbering: What the chain model knows; None with the iterative method, which knows no doubt.
@@ -34,7 +35,8 @@ def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset
     unsure = {level.code for level in numbering.levels if level.probability < DOUBTFUL_PROBABILITY}
     if not numbering.confident:
         present = set(np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)).tolist())
-        unsure |= (present & NAMED) - {level.code for level in numbering.levels}
+        named = present & NAMED
+        unsure |= named - {level.code for level in numbering.levels} if unsure else named
     return frozenset(unsure)
 
 
