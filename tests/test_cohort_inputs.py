@@ -2,13 +2,17 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers, stamp
+from dicom_series import save, slices
+from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers
+from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
+from lib.volume_io import read_image
 
 DICOM = b"\0" * 128 + b"DICM rest"
 
@@ -166,3 +170,67 @@ def test_voxels_beside_a_header_are_part_of_the_scan(tmp_path: Path) -> None:
     assert stamp(tmp_path / "a.mhd") == before
     (tmp_path / "a.raw").write_bytes(b"another")
     assert stamp(tmp_path / "a.mhd") != before
+
+
+def test_a_link_whose_file_is_missing_is_a_scan(tmp_path: Path) -> None:
+    """Of a data set that was fetched in part the rest was left out, and the run said that all was done."""
+    make(tmp_path, "sub-01/anat/sub-01_T2w.nii.gz")
+    (tmp_path / "sub-02" / "anat").mkdir(parents=True)
+    (tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz").symlink_to(tmp_path / "annex" / "sub-02")
+    cases = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["sub-01_T2w", "sub-02_T2w"]
+    assert (stamp(cases[1].path) or {})["files"] == 0
+
+
+def test_a_folder_that_may_not_be_read_is_a_scan_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One such folder (``lost+found``) ended the run with a traceback before its first scan."""
+    make(tmp_path, "a.nii.gz")
+    closed = tmp_path / "lost+found"
+    closed.mkdir()
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:
+        if folder == closed:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    cases = find_cases(tmp_path)
+    assert [case.name for case in cases] == ["a", "lost+found"]
+    assert (stamp(cases[1].path) or {})["files"] == 0
+    with pytest.raises(ImageError, match=r"lost\+found"):
+        read_image(cases[1].path)
+
+
+def test_a_series_without_preambles_is_found_as_it_is_read(tmp_path: Path) -> None:
+    """Such a series could be read when it was named, and was left out of a run over the folder above."""
+    for name in ("bare", "kept"):
+        save(tmp_path / name, slices())
+    for file in (tmp_path / "bare").iterdir():
+        file.write_bytes(file.read_bytes()[132:])
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "results.dat").write_bytes(b"\x08\x00" * 400)
+    assert [case.name for case in find_cases(tmp_path)] == ["bare", "kept"]
+
+
+def test_a_result_is_not_the_localizer_of_its_own_scan(tmp_path: Path) -> None:
+    """It was deleted before it was read."""
+    make(tmp_path, "out/step2_output/sub-01_T1w.nii.gz", "in/sub-01_T1w.nii.gz")
+    cases = find_cases(tmp_path / "in")
+    earlier = [tmp_path / "out" / "step2_output"]
+    (case,) = pair_localizers(cases, None, suffixes=["_T1w"], localizer_suffix="_T1w", earlier=earlier)
+    assert (case.localizer, bool(case.no_localizer)) == (None, True)
+
+
+def test_files_that_are_equally_long_and_old_are_told_apart(tmp_path: Path) -> None:
+    """A scan of one name in another patient's folder was taken for the one that was finished."""
+    for number, folder in enumerate(("p1", "p2", "moved")):
+        (tmp_path / folder).mkdir()
+        data = bytes(100_000) + bytes([number % 2]) * 10_000 + bytes(100_000)
+        (tmp_path / folder / "T2.nii").write_bytes(data)
+        os.utime(tmp_path / folder / "T2.nii", ns=(1, 1 + number // 2))
+    one, other, moved = (stamp(tmp_path / folder / "T2.nii") for folder in ("p1", "p2", "moved"))
+    assert one != other
+    assert not same_content(one, other)
+    assert one != moved
+    assert same_content(one, moved)

@@ -1,6 +1,5 @@
 """Which scans a folder holds, what each is called, and which localizer belongs to it."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,9 @@ from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
 
 DICOM_DEPTH: Final = 3
 """Folders below INPUT that are looked into for DICOM series: patient / study / series."""
-DICOM_MAGIC: Final = (128, b"DICM")
-"""Where a DICOM file says that it is one (PS3.10)."""
 DICOM_INDEX: Final = "DICOMDIR"
 """The list of what lies below, at the top of a disc; written as DICOM, but no image."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
-HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
-"""Headers of images whose voxels lie in a file of their own."""
 MISSING: Final = "no localizer was found for this scan"
 DOUBTFUL: Final = (
     "the localizer of this scan is not certain of its own levels, or unfinished, and was not used; correct its map and "
@@ -103,22 +98,43 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
 
 
 def _images(folder: Path, source: Path) -> Iterator[Case]:
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and is_image_name(path) and not path.name.startswith("."):
+    for path in _inside(folder):
+        # A link whose file is missing, as in a data set that was fetched in part, is a scan that fails.
+        if is_image_name(path) and not path.name.startswith(".") and not path.is_dir():
             yield Case(stem(path), path, folder.relative_to(source))
 
 
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where that may not be read, which ``_closed`` tells."""
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        return []
+
+
+def _closed(folder: Path) -> bool:
+    """Whether a folder may not be read, so that nobody knows which scans are in it."""
+    try:
+        next(folder.iterdir(), None)
+    except PermissionError:
+        return True
+    return False
+
+
 def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int = 0) -> list[Case]:
-    """Folders that hold DICOM files themselves, and those below them, named by their way from INPUT."""
+    """Folders that hold DICOM files themselves, and those below them, named by their way from INPUT.
+
+    A folder that may not be read is a scan, too: one that fails, so that it is told.
+    """
     if exclude is not None and folder.resolve() == exclude.resolve():
         return []
     files: list[Path] = []
     folders: list[Path] = []
-    for path in sorted(folder.iterdir()):
+    for path in _inside(folder):
         if not path.name.startswith("."):
             (folders if path.is_dir() else files).append(path)
     found: list[Case] = []
-    if any(_is_dicom(path) for path in files):
+    if _closed(folder) or any(_is_dicom(path) for path in files):
         way = folder.relative_to(source)
         found.append(Case("_".join(way.parts) or folder.resolve().name, folder, way.parent))
     if depth < DICOM_DEPTH:
@@ -127,14 +143,12 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int 
 
 
 def _is_dicom(path: Path) -> bool:
-    if is_image_name(path) or path.name.upper() == DICOM_INDEX:
+    if is_image_name(path) or path.name.upper() == DICOM_INDEX or not path.is_file():
         return False
-    offset, magic = DICOM_MAGIC
-    try:
-        with path.open("rb") as file:
-            return file.read(offset + len(magic))[offset:] == magic
-    except OSError:
-        return False
+    # Here because importing pydicom takes longer than finding the images of a folder without DICOM.
+    from lib.dicom.headers import is_dicom
+
+    return is_dicom(path)
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
@@ -194,6 +208,9 @@ def pair_localizers(
         # In a folder of all scans a file's own name may be another patient's, too; the scan's name is nobody else's.
         name, own = (_localizer_name(n, suffixes, localizer_suffix) for n in (case.name, stem(case.path)))
         places = [(folder, name) for folder in (earlier if localizer is None else [localizer])]
+        if localizer is None and name == case.name:
+            # A scan's own result is what is to be made.
+            places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]
         match = next((p for place in places if (p := _label_file(*place)) is not None), None)
@@ -218,19 +235,3 @@ def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | 
 
 def _label_file(folder: Path, name: str) -> Path | None:
     return next((p for suffix in IMAGE_SUFFIXES if (p := folder / f"{name}{suffix}").is_file()), None)
-
-
-def stamp(path: Path | None) -> list[int] | None:
-    """Changes when a scan's file, or a file of its series, is replaced: files, bytes, latest change (ns)."""
-    if path is None:
-        return None
-    files = _files_of(path) if path.is_file() else [p for p in path.iterdir() if p.is_file()]
-    stats: list[os.stat_result] = [p.stat() for p in files]
-    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
-
-
-def _files_of(path: Path) -> list[Path]:
-    """An image file; with what lies beside a header whose voxels are in another file, under the same name."""
-    if not path.name.lower().endswith(HEADER_SUFFIXES):
-        return [path]
-    return [p for p in path.parent.iterdir() if p.is_file() and p.name.startswith(f"{stem(path)}.")]

@@ -60,17 +60,21 @@ def run(
         How it went; an interrupt (Ctrl-C) ends the run early with what is done.
 
     Raises:
-        StorageError: The output folder cannot be written.
+        StorageError: The output folder cannot be written, or a scan or localizer is a file that would be replaced.
         TotalSpineSegError: From the executor.
     """
     start = time.monotonic()
-    work.make_room()
     progress = progress or Progress(len(cases), None)
     known = {} if overwrite else {c.name: r for c in cases if (r := work.finished(c)) is not None}
-    todo = [case for case in cases if case.name not in known]
-    records, failures = dict(known), dict[str, str]()
+    records = dict(known)
+    failures = {} if overwrite else {c.name: s for c in cases if c.name not in known and (s := work.of_another(c))}
+    todo = [case for case in cases if case.name not in known and case.name not in failures]
+    work.require_apart(todo)
+    work.make_room()
     for name in known:
         progress.skip(name)
+    for name, failure in failures.items():
+        progress.advance(name, failure)
     interrupted = bool(todo) and _collect(executor(todo), records, failures, progress)
     if interrupted:
         # What was being written meanwhile is finished as well.

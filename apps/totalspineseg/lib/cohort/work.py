@@ -1,17 +1,19 @@
 """The work on one scan: read, through the networks, write, and the record that says it is finished."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from lib import pipeline
-from lib.cohort.inputs import Case, stamp
+from lib.cohort.inputs import Case
 from lib.cohort.levels import doubtful_codes, levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record, write_json
+from lib.cohort.stamps import same_content, stamp
 from lib.cohort.stopwatch import Stopwatch
-from lib.errors import StorageError, TotalSpineSegError
+from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
 from lib.numbering.chain import Numbering
@@ -27,7 +29,7 @@ MAX_SKEW_DEG: Final = 1.0
 """Above it angles are off by more than they are measured to; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid, and change nothing that is found."""
-RECORD_FORMAT: Final = 2
+RECORD_FORMAT: Final = 3
 """Rises when records change in a way that makes older ones unusable, or their names and numbers wrong."""
 
 Record = dict[str, Any]
@@ -94,6 +96,45 @@ class Work:
         for folder in (*self.options.keep, REPORTS, "."):
             remove_leftovers(self.output / folder, STALE_PARTIAL_S)
 
+    def require_apart(self, cases: Sequence[Case]) -> None:
+        """Check that no scan and no localizer is a file that the run would delete or write.
+
+        Raises:
+            StorageError: One is; nothing was touched.
+        """
+        folders = {(self.output / folder).resolve() for folder in (*FOLDERS, REPORTS)}
+        results = {(self.output / file).resolve() for case in cases for file in _every_file(case)}
+        for case in cases:
+            if case.path.parent.resolve() in folders or case.path.resolve().parent in folders:
+                raise StorageError(
+                    f"scans outside the folders that OUTPUT gets are required, got {str(case.path)!r}, which would be "
+                    "replaced; choose another OUTPUT"
+                )
+            if case.localizer is not None and case.localizer.resolve() in results:
+                raise StorageError(
+                    f"localizers other than results of the scans to be done are required, got {str(case.localizer)!r}, "
+                    "which would be replaced; copy it to another folder, or choose another OUTPUT"
+                )
+
+    def of_another(self, case: Case) -> str:
+        """Why the results under a scan's name are not its own: they are of a file of that name in another place.
+
+        Returns:
+            One sentence; empty when there are none, or they are of this scan, moved or replaced where it lay.
+        """
+        record = read_record(self.output, case.name) or {}
+        source = record.get("source", "")
+        try:
+            before = record["made_with"]["input"][1]
+        except (KeyError, IndexError, TypeError):
+            return ""
+        if source in ("", _source(case)) or same_content(before, stamp(case.path)):
+            return ""
+        return (
+            f"an OUTPUT without results of another scan called {case.name!r} is required, got those of {source!r}; "
+            "choose another OUTPUT, or replace them with --overwrite"
+        )
+
     def finished(self, case: Case) -> Record | None:
         """The record of a scan that needs nothing more; None: it is to be done (again)."""
         record = read_record(self.output, case.name)
@@ -112,6 +153,9 @@ class Work:
             ImageError: One of them cannot be read.
             StorageError: The old results cannot be removed.
         """
+        if not case.path.exists():
+            # Results of a scan that is out of reach at the moment stay as they are.
+            raise ImageError(f"a scan is required, got {case.path.name!r}, which does not exist; fetch or restore it")
         self._forget(case)
         watch = Stopwatch()
         with watch("read"):
@@ -174,6 +218,7 @@ class Work:
             rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
         record = {
             "scan": case.name,
+            "source": _source(case),
             **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
             "in_view": levels_in_view(structures, step=step),
             "structures": structures,
@@ -218,6 +263,15 @@ class Work:
             "options": self.options.as_json(),
             "models": self.versions,
         }
+
+
+def _source(case: Case) -> str:
+    return str(case.path.absolute())
+
+
+def _every_file(case: Case) -> tuple[str, ...]:
+    """All that any run may write for a scan, relative to the output, but its record."""
+    return result_files(case.name, keep=FOLDERS, step1=False)
 
 
 def _warnings(case: Case, found: Found) -> list[str]:

@@ -30,6 +30,8 @@ _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
 """How an object without preamble starts: its first element is of group 2 or 8, little endian."""
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
 """A file named so that is not DICOM was cut short."""
+_UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError)
+"""What reading a damaged file raises."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
 
@@ -71,7 +73,7 @@ def read_header(path: Path) -> Dataset | None:
     damaged = ImageError(f"readable DICOM files are required, got {path.name!r}, which is damaged; copy it again")
     try:
         header = _parsed(path)
-    except (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise damaged from error
     cut = path.suffix.lower() in _SUFFIXES if header is None else _is_cut(header)
     if cut:
@@ -79,15 +81,31 @@ def read_header(path: Path) -> Dataset | None:
     return header
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM object, damaged or not; by its content, and False where that cannot be read."""
+    try:
+        return _is_marked(path) or _parsed(path) is not None
+    except _UNREADABLE:
+        return False
+
+
 def _parsed(path: Path) -> Dataset | None:
-    with path.open("rb") as file:
-        start = file.read(_PREAMBLE + len(_MAGIC))
-    marked = start[_PREAMBLE:] == _MAGIC
-    if not marked and not start.startswith(_BARE_STARTS):
+    marked = _is_marked(path)
+    if not marked and not _start(path).startswith(_BARE_STARTS):
         return None
     # Some archives write objects without the DICOM preamble.
     header = pydicom.dcmread(path, stop_before_pixels=True, force=not marked)
     return header if marked or sop_class(header) else None
+
+
+def _is_marked(path: Path) -> bool:
+    """Whether a file says itself that it is DICOM (PS3.10)."""
+    return _start(path)[_PREAMBLE:] == _MAGIC
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_PREAMBLE + len(_MAGIC))
 
 
 def _is_cut(header: Dataset) -> bool:
