@@ -148,13 +148,21 @@ class Studies:
         return ["a", "b", "c"]
 
 
-def test_one_bad_image_does_not_end_a_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (HTTPException(422, "not a spine"), "not a spine"),
+        (ConnectionError("10.0.0.7"), "unexpected ConnectionError; the server's log says more"),
+    ],
+    ids=["image", "PACS"],
+)
+def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, told: str) -> None:
     seen = []
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
         seen.append(request["image"])
         if request["image"] == "b":
-            raise HTTPException(422, "not a spine")
+            raise fault
         file = tmp_path / request["image"]
         file.touch()
         return {"label": request["image"], "file": str(file)}
@@ -162,7 +170,7 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path) -> None:
     request = {"model": "m", "images": ["c", "a", "b", "../etc"]}
     results = SpineBatch()(request, Studies(), infer)
     assert seen == ["a", "b", "c"]
-    assert results["b"] == {"error": "not a spine"}
+    assert results["b"] == {"error": told}
     assert not list(tmp_path.iterdir())
     assert list(SpineBatch()({**request, "max_batch_size": 1}, Studies(), infer)) == ["a"]
 

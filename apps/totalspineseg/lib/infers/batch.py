@@ -48,6 +48,10 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
             sentence = str(getattr(error, "detail", error))
             logger.warning("batch inference: image %s failed: %s", request["image"], sentence)
             return {"error": sentence}
+        except Exception as error:
+            # A PACS that answers no more, an image that was removed meanwhile: no reason to give up the others.
+            logger.exception("batch inference: image %s failed", request["image"])
+            return {"error": f"unexpected {type(error).__name__}; the server's log says more"}
         file = result.pop("file", None)
         if file:
             Path(file).unlink(missing_ok=True)
