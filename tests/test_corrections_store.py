@@ -94,6 +94,13 @@ def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: 
         desk.store.codes(parked)
 
 
+def test_a_step_1_label_in_progress_does_not_stand_for_a_finished_one(desk: Desk) -> None:
+    """Its names were taken for a reader's, and it hid the finished map."""
+    for tag in ("draft", STEP1_TAG):
+        desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}, tag=tag)
+    assert [tag for _, _, tag, _ in desk.published] == [f"draft-{STEP1_TAG}", STEP1_TAG]
+
+
 def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
     """A step-1 map submitted as final was trained on with all vertebrae as sacrum."""
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})

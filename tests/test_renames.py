@@ -1,5 +1,7 @@
 """One renamed segment moves the other levels, but only those of the map it was renamed in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,12 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
     codes = map_names(scene, GRID).codes
     for before, now in renamed.items():
         assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()
+
+
+def test_names_left_as_predicted_follow_in_any_spelling() -> None:
+    """Spelled otherwise than the segment, what nobody had checked was taught and what somebody had was not."""
+    followed = follow_rename(sent(2), GRID, kept(2))
+    assert followed is not None
+    shifted = replace(followed, names={"L1-L2": "L2-L3"})
+    assert shifted.now("L1-L2, disc_L1_L2,nose") == ["L2-L3", "L2-L3", "nose"]
+    assert shifted.now(["l1-l2", 3]) == ["L2-L3", 3]

@@ -134,6 +134,21 @@ def test_step_two_learns_from_the_discs_its_own_step_one_finds(
     assert all(torch.equal(expected[name], finders[0][name]) for name in expected)
 
 
+def test_a_step_that_no_label_teaches_stays_as_it_is(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With corrected step-1 maps alone step 1 was trained to its end, then the run failed, and so did each after it."""
+    site = make_site(tmp_path)
+    (final,) = site.corrections.all()
+    step1 = Correction(**final.__dict__ | {"step": 1})
+    monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter([step1]))
+    result = train(site, learning_rate=1e-6)
+    assert result.message.endswith("; step 2 stays as it is: no finished label teaches it")
+    assert site.models.active() == {1: result.version}
+    with pytest.raises(TrainingError, match="at least one accepted correction"):
+        retrain(site, replace(tiny_settings(), steps=(2,)), replay=tiny_replay(), reference=tiny_reference)
+
+
 def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, judged: dict[str, float]) -> None:
     site = make_site(tmp_path)
     judged["value"] = -0.2
@@ -227,6 +242,19 @@ def test_held_out_subjects_judge_and_never_train(
     assert [entry["image"] for entry in record["training"]] == ["sub-0", "sub-2"]
 
 
+def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of the newest labels decided which subjects were the first."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    site = make_site(tmp_path, scans=2)
+    correct(site, tmp_path, "sub-0", 0)
+    found = site_material(site)
+    assert [s.provenance["image"] for s in found.training] == ["sub-0"]
+    assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
+
+
 def test_the_newest_correction_of_an_image_counts(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     newest = correct(site, tmp_path, "sub-0", 0)
@@ -245,7 +273,7 @@ def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
         return lambda self, on_damaged: iter([final, Correction(**values)])
 
     monkeypatch.setattr(CorrectionStore, "readable", with_step1("99999999T"))
-    assert [source.steps for source in site_material(site).training] == [(1, 2), (1,)]
+    assert [source.steps for source in site_material(site).training] == [(2,), (1,)]
     monkeypatch.setattr(CorrectionStore, "readable", with_step1("00000000T"))
     assert [source.steps for source in site_material(site).training] == [(1, 2)]
 

@@ -70,7 +70,8 @@ class Inbox:
             image_id: Image it belongs to.
             image: That image's file or folder.
             file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
-            tag: Tag it was sent for; a corrected step-1 map goes to STEP1_TAG instead.
+            tag: Tag it was sent for; a step-1 map goes to STEP1_TAG instead, unfinished to
+                one that ends so.
             sender: Who sent it.
             params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
                 of structures nobody checked.
@@ -161,7 +162,14 @@ class Inbox:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"
             write_volume(file, to_wire(without_regions(mapped.codes)), grid)
-            publish(correction.image, file, STEP1_TAG if mapped.step == 1 else correction.tag, info)
+            publish(correction.image, file, _shown_as(correction.tag, mapped.step), info)
+
+
+def _shown_as(tag: str, step: int) -> str:
+    """The datastore's tag of a label; a step-1 map that is work in progress does not stand for a finished one."""
+    if step == 2:
+        return tag
+    return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:

@@ -38,7 +38,8 @@ class Followed:
             names = [name.strip() for name in names.split(",")]
         if not isinstance(names, list):
             return names
-        return [self.names.get(name, name) if isinstance(name, str) else name for name in names]
+        now = {code_of_name(before): after for before, after in self.names.items()}
+        return [now.get(code_of_name(name), name) if isinstance(name, str) else name for name in names]
 
 
 def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followed | None:

@@ -233,8 +233,7 @@ def prepare_cases(
         try:
             cases.append(prepare_case(source.read(), folder, finder=finder))
         except MemoryShortageError as error:
-            cure = "then train again, or submit its label under the tag 'draft' to leave it out"
-            raise TrainingError(f"case {source.name} cannot be prepared: {error}; {cure}") from error
+            raise TrainingError(f"case {source.name} cannot be prepared: {error}; then train again") from error
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
     return tuple(cases)

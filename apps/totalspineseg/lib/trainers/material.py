@@ -58,7 +58,8 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     """Collect the newest finished corrections of all images and split them by subject.
 
     Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
-    reason until a finished label follows it.
+    reason until a finished label follows it. Where a corrected step-1 map follows a finished label, step 1 learns from
+    the map and step 2 from the label.
 
     Args:
         site: Where they are.
@@ -78,10 +79,12 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
 
     newest: dict[tuple[str, int], Correction] = {}
     drafts: dict[tuple[str, int], Correction] = {}
+    subjects: list[str] = []
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
         if correction.status != "accepted" or correction.step not in TAUGHT_TAGS:
             continue
         if correction.tag in TAUGHT_TAGS[correction.step]:
+            subjects.append(site.subject(correction.image))
             newest[correction.image, correction.step] = correction
             drafts.pop((correction.image, correction.step), None)
         else:
@@ -89,10 +92,10 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
-    split = update_split(site.holdout_file, [site.subject(c.image) for c in used])
+    split = update_split(site.holdout_file, subjects)
     training, holdout = [], []
     for correction in used:
-        source = _source(site, correction)
+        source = _source(site, correction, _steps(newest, correction))
         if not split.holds_out(site.subject(correction.image)):
             training.append(source)
         elif correction.step == 2:
@@ -129,9 +132,16 @@ def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Corr
     return final is not None and final.id > earlier.id
 
 
-def _source(site: Site, correction: Correction) -> ScanSource:
+def _steps(newest: Mapping[tuple[str, int], Correction], correction: Correction) -> tuple[int, ...]:
+    """Which steps the newest correction of its kind teaches."""
+    if correction.step == 1:
+        return (1,)
+    step1 = newest.get((correction.image, 1))
+    return (2,) if step1 is not None and step1.id > correction.id else (1, 2)
+
+
+def _source(site: Site, correction: Correction, steps: tuple[int, ...]) -> ScanSource:
     name = _name(correction)
-    steps = (1, 2) if correction.step == 2 else (1,)
     provenance = _provenance(correction)
     return ScanSource(name, Origin.CORRECTION, lambda: _read(site, correction, name), provenance, steps)
 

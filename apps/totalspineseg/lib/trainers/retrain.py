@@ -91,12 +91,14 @@ def retrain(
         choices = {step: site.models.resolve(step) for step in (1, 2)}
         known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
         material = site_material(site, known)
-        if not any(material.taught(step) for step in settings.steps):
+        taught = tuple(step for step in settings.steps if material.taught(step))
+        if not taught:
             raise TrainingError(
                 "at least one accepted correction of a subject that is not held out is required, got "
                 f"{len(material.training)} for these steps; submit a corrected label first"
             )
-        run = _Retraining(site, settings, choices, material)
+        untaught = tuple(step for step in settings.steps if step not in taught)
+        run = _Retraining(site, replace(settings, steps=taught), choices, material, untaught)
         run.replay = replay_sources(settings.replay_cases) if replay is None else tuple(replay)
         count = settings.reference_cases
         return run.go(should_stop, reference or (lambda: reference_cases(count)))
@@ -105,8 +107,16 @@ def retrain(
 class _Retraining:
     """One run, from material to verdict."""
 
-    def __init__(self, site: Site, settings: RetrainSettings, choices: dict[int, Choice], material: Material) -> None:
+    def __init__(
+        self,
+        site: Site,
+        settings: RetrainSettings,
+        choices: dict[int, Choice],
+        material: Material,
+        untaught: tuple[int, ...],
+    ) -> None:
         self.site, self.settings, self.choices, self.material = site, settings, choices, material
+        self.untaught = "".join(f"; step {step} stays as it is: no finished label teaches it" for step in untaught)
         self.parents = {s: ModelFolder.open(choice.root, step=s, name=choice.name) for s, choice in choices.items()}
         self.replay: tuple[ScanSource, ...] = ()
         about: dict[str, Any] = {
@@ -152,7 +162,7 @@ class _Retraining:
             self.reporter.say(f"run {self.run.name} failed: {error}")
             self.reporter.end("failed", str(error))
             raise
-        report, message = judged.report, why_not or judged.sentence
+        report, message = judged.report, (why_not or judged.sentence) + self.untaught
         self.reporter.say(f"version {self.version}: {message}")
         served = report.publish and not why_not
         # First, since a run that has not ended goes on with its candidates.
@@ -166,7 +176,8 @@ class _Retraining:
             taught = self.material.taught(step)
             fresh = sum(source.origin is Origin.CORRECTION for source in taught)
             counts.append(f"step {step} from {fresh} new and {len(taught) - fresh} earlier corrections")
-        self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {len(self.material.holdout)} hold-out scans")
+        held = f"{len(self.material.holdout)} hold-out scans"
+        self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {held}{self.untaught}")
         for source in self.material.training:
             for finding in source.provenance.get("findings", ()):
                 self.reporter.say(f"case {source.name} trains, though: {finding}", case=source.name)
