@@ -18,7 +18,7 @@ from lib.infers.settings import SettingError, read_settings
 from lib.infers.task import Outcome
 from lib.pipeline import prepare
 from lib.volume_io import write_volume
-from phantom import RAS, CodeReader, image_of, lumbar_codes
+from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
 
 TRUTH = lumbar_codes()
 ONE_MORE = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}
@@ -37,7 +37,7 @@ def corrected(tmp_path: Path) -> Path:
 def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
     """The answer where these labels are stored, by image and tag."""
     services: Any = SimpleNamespace(
-        networks=SimpleNamespace(get=CodeReader),
+        networks=SimpleNamespace(get=settings.pop("network", CodeReader)),
         label_file=lambda image, tag: labels.get((image, tag)),
         label_info=lambda image, tag: {},
         image_file=lambda image: Path(image),
@@ -64,6 +64,23 @@ def test_the_names_of_a_reader_are_certain_and_those_of_a_network_are_not(
     """A prediction that nobody had looked at named step 2 as if a reader had corrected it."""
     outcome = step2({("mine", tag): corrected}, label_from="draft" if tag == "draft" else "")
     assert names_are_the_readers(outcome) is certain
+
+
+def test_a_disc_the_reader_left_out_takes_its_turn(tmp_path: Path) -> None:
+    codes = np.where(np.isin(TRUTH, DISCS), TRUTH, 0).astype(np.uint8)
+    codes[codes == CODE_OF["L2-L3"]] = 0
+    write_volume(tmp_path / "corrected.nii.gz", to_wire(codes), RAS)
+    seen: list[np.ndarray] = []
+
+    class Watched(CodeReader):
+        def predict(self, channels: Any, *, soft: object = ()) -> Any:
+            seen.append(channels)
+            return super().predict(channels, soft=soft)
+
+    step2({("mine", "step1"): tmp_path / "corrected.nii.gz"}, network=Watched)
+    image, marks = seen[-1]
+    marked = {int(code) for code in np.unique(np.rint(image[marks > 0] / GRAY_PER_CODE))}
+    assert marked == {CODE_OF[name] for name in ("T12-L1", "L4-L5")}
 
 
 def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path, tmp_path: Path) -> None:

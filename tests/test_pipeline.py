@@ -9,12 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib.anatomy import DISCS, LUMBAR
+from lib.anatomy import CODE_OF, DISCS, LUMBAR, Step1
 from lib.errors import GridError, NoSpineError
 from lib.geometry import Grid, Volume, labels_on_grid
 from lib.numbering.chain import Pin
 from lib.pipeline import Options, Sibling, finish, locate, prepare, segment, step2_input
 from lib.prediction import Prediction
+from lib.transforms.crop import crop_box
 from phantom import CodeReader, image_of, lumbar_codes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -56,6 +57,21 @@ def test_clean_maps_give_the_reference_result(case: str, method: str) -> None:
         expected2[(expected2 == 0) & (result.labels == 32)] = 32
     np.testing.assert_array_equal(result.labels, expected2)
     assert (result.numbering is None) == (method == "iterative")
+
+
+@pytest.mark.parametrize(("case", "missed"), [("cervicothoracic_clean", "T1-T2"), ("thoracolumbar_clean", "L1-L2")])
+def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: str) -> None:
+    """Step 1 took one disc for bone: every vertebra below got its neighbor's name, and all of it was called certain."""
+    raw, truth = load(case, "step1_raw"), load(case, "step1_output")
+    hole = truth.data == CODE_OF[missed]
+    scan = prepare(Volume(np.random.default_rng(0).random(raw.data.shape, np.float32), raw.affine))
+    located = locate(scan, Knows(np.where(hole, Step1.VERTEBRAE.value, raw.data).astype(np.uint8)))
+    network = Knows(load(case, "step2_raw").data)
+    finish(located, network)
+    expected = load(case, "odd_discs").data.copy()
+    expected[hole[crop_box(truth.data, margin=10)]] = 0
+    assert network.channels is not None
+    np.testing.assert_array_equal(network.channels[1], expected)
 
 
 def turned(volume: Volume, codes: str, target: tuple[float, float, float]) -> Grid:

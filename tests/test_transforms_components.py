@@ -10,7 +10,7 @@ from lib.transforms import components as c
 from lib.transforms.canal import fill_canal
 from lib.transforms.centerline import canal_extent, smooth_centerline
 from lib.transforms.crop import crop_box
-from lib.transforms.discs import odd_discs
+from lib.transforms.discs import missing_discs, odd_discs
 from lib.transforms.soft import soft_structure
 
 FULL = np.ones((3, 3, 3), dtype=bool)
@@ -166,6 +166,24 @@ def test_odd_discs_begin_with_the_first_present():
     assert set(np.unique(spine[odd_discs(spine) == 1])) == {82, 92}
     spine[spine == 82] = 0
     assert set(np.unique(spine[odd_discs(spine) == 1])) == {91, 93}
+
+
+def test_a_missed_disc_takes_its_turn():
+    """Below a disc that step 1 had missed the marks changed places, so that step 2 drew two vertebrae as one."""
+    spine = block_spine("T9", "L3")
+    gone = spine == 82
+    expected = np.where(gone, 0, odd_discs(spine))
+    spine[gone] = 0
+    assert missing_discs(spine) == (82,)
+    np.testing.assert_array_equal(odd_discs(spine, missed=(82,)), expected)
+    assert (odd_discs(spine) != odd_discs(spine, missed=(82,))).any()
+    # Nothing is above the first one; what is said to be missed there costs it no turn.
+    np.testing.assert_array_equal(odd_discs(spine, missed=(79, 82)), odd_discs(spine, missed=(82,)))
+
+
+@pytest.mark.parametrize(("thoracic", "lumbar"), [(12, 5), (13, 5), (11, 5), (12, 6), (12, 4), (11, 4)])
+def test_no_disc_is_missing_in_a_column_of_another_count(thoracic: int, lumbar: int):
+    assert missing_discs(block_spine("T9", "S", thoracic=thoracic, lumbar=lumbar)) == ()
 
 
 def test_extra_discs_take_their_turn():

@@ -4,7 +4,7 @@
 ``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -196,7 +196,12 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
 
 
 def step2_input(
-    scan: Scan, labels: LabelArray, step1: Step1Names | None = None, *, clock: Clock = no_clock
+    scan: Scan,
+    labels: LabelArray,
+    step1: Step1Names | None = None,
+    *,
+    missed: Collection[int] = (),
+    clock: Clock = no_clock,
 ) -> Step2Input:
     """The crop around the step-1 result with its odd discs.
 
@@ -204,6 +209,7 @@ def step2_input(
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
         step1: What step 1 named on that grid, with its doubts or by a reader: evidence for the names of step 2.
+        missed: Discs in view that the labels do not show, see ``odd_discs``.
         clock: Measures the stage.
 
     Raises:
@@ -213,7 +219,7 @@ def step2_input(
     if labels.shape != scan.iso.data.shape:
         raise GridError(f"step-1 labels of shape {scan.iso.data.shape} are required, got {labels.shape}")
     with clock("odd discs"):
-        odd = odd_discs(labels)
+        odd = odd_discs(labels, missed=missed)
         if not odd.any():
             raise NoSpineError(
                 "a step-1 label with at least one named disc is required, got none; draw or name a disc first"
@@ -258,7 +264,8 @@ def finish(
         NoSpineError: Step 1 named no disc, or the network found no disc or no canal.
     """
     options = options or Options()
-    step2 = step2_input(located.scan, located.labels, _own_names(located, options, clock), clock=clock)
+    names, missed = _own_names(located, options, clock), located.numbering.missed if located.numbering else ()
+    step2 = step2_input(located.scan, located.labels, names, missed=missed, clock=clock)
     return segment(step2, predictor, options, clock=clock)
 
 

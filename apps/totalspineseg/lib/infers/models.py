@@ -20,6 +20,7 @@ from lib.numbering.label import require_met
 from lib.numbering.renumber import Drawn
 from lib.numbering.step1_names import names_by_reader
 from lib.pipeline import Scan
+from lib.transforms.discs import missing_discs
 from lib.volume_io import read_labels
 
 STEP2_TAGS = (*READER_TAGS, "original")
@@ -106,7 +107,7 @@ class Step2Task(SpineTask):
             codes, by_reader = self._label(scan, request)
             labels: LabelArray = labels_to_iso(codes).data
         names = names_by_reader(labels) if by_reader else None
-        part = pipeline.step2_input(scan, labels, names, clock=clock)
+        part = pipeline.step2_input(scan, labels, names, missed=missing_discs(labels), clock=clock)
         versions = {"step2": step2.version}
         found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))

@@ -1,29 +1,15 @@
 """Step 2's second channel while training: every other disc, as truth has it or as step 1 would give it."""
 
-from collections.abc import Collection
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lib.anatomy import (
-    BACKGROUND,
-    DISC_L4_L5,
-    DISC_L5_L6,
-    DISC_T12_T13,
-    DISCS,
-    L4,
-    L5,
-    L6,
-    PARITY,
-    SACRUM,
-    T13,
-    Parity,
-    column,
-)
+from lib.anatomy import BACKGROUND, DISCS, PARITY, Parity, column
 from lib.geometry import LabelArray
-from lib.nnunet.targets import has_unreviewed, mark, present_codes, thoracic_is_uneven
+from lib.nnunet.targets import has_unreviewed, mark, present_codes
+from lib.transforms.discs import column_showing
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -64,26 +50,13 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
     """
     shown = present_codes(codes)
     # Discs missing between others, hidden or fused, would shift the count: the column says where each one stands.
-    present = [code if code in shown else BACKGROUND for code in _discs_of_column(codes, shown)]
+    row = column_showing(shown, whole=not has_unreviewed(codes)).discs
+    present = [code if code in shown else BACKGROUND for code in row if code is not None]
     first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), None)
     if first is None:
         # One disc alone, of the other set: marked all the same, as inference never shows a channel without any.
         first = 0 if has_unreviewed(codes) else next((k for k, code in enumerate(present) if code), 0)
     return tuple(code for code in present[first % 2 :: 2] if code)
-
-
-def _discs_of_column(codes: LabelArray, shown: Collection[int]) -> tuple[int, ...]:
-    """The discs of the column that fits the codes in view, superior to inferior; the usual one where that is open."""
-    thoracic, lumbar = 12, 5
-    if {T13, DISC_T12_T13} & set(shown):
-        thoracic = 13
-    elif thoracic_is_uneven(codes):
-        thoracic = 11
-    if {L6, DISC_L5_L6} & set(shown):
-        lumbar = 6
-    elif {L4, SACRUM} <= set(shown) and not {L5, DISC_L4_L5} & set(shown) and not has_unreviewed(codes):
-        lumbar = 4
-    return tuple(disc for disc in column(thoracic, lumbar).discs if disc is not None)
 
 
 def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:

@@ -14,13 +14,13 @@ from lib.anatomy import (
     STEP1_REGIONS,
     STEP2_FROM_CODE,
     STEP2_REGIONS,
-    T11,
     T12,
     T13,
     UNREVIEWED,
     Step2,
 )
 from lib.geometry import LabelArray
+from lib.transforms.discs import column_showing
 
 Step = Literal[1, 2]
 TABLE_SIZE: Final = 256
@@ -69,10 +69,8 @@ def thoracic_is_uneven(codes: LabelArray) -> bool:
 
     A vertebra that is not there because nobody looked says nothing.
     """
-    present = present_codes(codes)
-    if has_unreviewed(codes):
-        return T13 in present
-    return T13 in present or (T11 in present and T12 not in present and LUMBAR[0] in present)
+    vertebrae = column_showing(present_codes(codes), whole=not has_unreviewed(codes)).vertebrae
+    return T13 in vertebrae or T12 not in vertebrae
 
 
 def has_unreviewed(codes: LabelArray) -> bool:

@@ -1,21 +1,80 @@
-"""The second channel of step 2: every other disc."""
+"""The second channel of step 2: every other disc, by their places in the column."""
+
+from collections.abc import Collection
 
 import numpy as np
 
-from lib.anatomy import DISCS
+from lib.anatomy import (
+    DISC_L4_L5,
+    DISC_L5_L6,
+    DISC_T12_T13,
+    DISCS,
+    L4,
+    L5,
+    L6,
+    LUMBAR,
+    SACRUM,
+    T11,
+    T12,
+    T13,
+    Column,
+    column,
+)
 from lib.transforms.components import Labels, labels_present, look_up
 
 
-def odd_discs(labels: Labels) -> Labels:
+def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
     """Mark every other disc, beginning with the most superior one present.
+
+    Args:
+        labels: uint8 (X, Y, Z), output codes. Not modified.
+        missed: Discs in view that have no voxels: each takes its turn. Without it the next disc would get the turn of
+            the missed one, and two vertebrae that follow each other the same class, which looks like one vertebra.
+
+    Returns:
+        A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.
+
+    Source:
+        The reference counts the discs present, as here without ``missed``.
+    """
+    present = labels_present(labels)
+    row = [code for code in DISCS if present[code] or code in missed]
+    first = next((place for place, code in enumerate(row) if present[code]), 0)
+    table = np.zeros(256, dtype=np.uint8)
+    table[row[first::2]] = 1
+    return look_up(labels, table)
+
+
+def missing_discs(labels: Labels) -> tuple[int, ...]:
+    """Discs between the first and the last one present that have no voxels.
 
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
 
     Returns:
-        A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.
+        Their codes, superior to inferior, in the column of ``column_showing``.
     """
-    present = labels_present(labels)
-    table = np.zeros(256, dtype=np.uint8)
-    table[[code for code in DISCS if present[code]][::2]] = 1
-    return look_up(labels, table)
+    present = np.flatnonzero(labels_present(labels)).tolist()
+    row = [code for code in column_showing(present).discs if code is not None]
+    shown = [place for place, code in enumerate(row) if code in present]
+    return tuple(code for code in row[min(shown) : max(shown)] if code not in present) if shown else ()
+
+
+def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
+    """The column that fits the codes in view; where that is open, the usual one.
+
+    Args:
+        present: Codes that have voxels.
+        whole: Whether all of the map was reviewed; else a code that is not there says nothing.
+    """
+    shown = set(present)
+    thoracic, lumbar = 12, 5
+    if {T13, DISC_T12_T13} & shown:
+        thoracic = 13
+    elif whole and {T11, LUMBAR[0]} <= shown and T12 not in shown:
+        thoracic = 11
+    if {L6, DISC_L5_L6} & shown:
+        lumbar = 6
+    elif whole and {L4, SACRUM} <= shown and not {L5, DISC_L4_L5} & shown:
+        lumbar = 4
+    return column(thoracic, lumbar)
