@@ -55,8 +55,8 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
     tree = states(w.JUMPS)
     seen = observable(tree, step)
     disc = np.append(tree.disc, False)
-    missed_vertebra = w.P_MISSED_VERTEBRA if step == 2 else 1.0
-    prior = tree.path_prior * w.P_MISSED_DISC ** tree.between[:, :, 0] * missed_vertebra ** tree.between[:, :, 1]
+    missed = tree.between.sum(axis=2) if step == 2 else tree.between[:, :, 0]
+    prior = tree.path_prior * w.missed_weight(missed)
     prior[:, 0] = w.P_SPLIT
     fits = np.append(seen, False)[tree.ancestor] & seen[:, None] & (tree.ancestor < tree.code.size)
     fits &= (disc[tree.ancestor] == upper_is_disc) & (tree.disc == lower_is_disc)[:, None]
