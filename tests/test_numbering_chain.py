@@ -231,6 +231,37 @@ def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
     assert (numbering.confident, numbering.unmet) == (True, ())
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    ("fov", "pinned", "disc"), [("cervicothoracic", 16, 67), ("midthoracic", 25, 76), ("midthoracic", 27, 77)]
+)
+def test_a_pin_on_what_the_network_missed_names_no_neighbor(fov: str, pinned: int, disc: int, step: int) -> None:
+    """C6 was not drawn; fixing it where it is gave its name to C7, 15 mm away, and moved all names, certainly."""
+    case = draw(fov, step, seed=4)
+    case.raw[case.truth == (pinned if step == 2 else disc)] = 0
+    labels, numbering = name(case, pins=[Pin(pinned, truth_point(case, pinned))])
+    assert columns.errors(case, labels) == {}
+    assert numbering.unmet == ()
+
+
+def test_a_pin_on_a_process_names_nothing_in_a_step_1_map() -> None:
+    """The processes of the chest hang down beside the vertebra below, whose discs took the name."""
+    case = draw("midthoracic", 1)
+    xyz = np.argwhere(case.truth == 26)
+    tip = case.affine[:3, :3] @ xyz[xyz[:, 1].argmin()] + case.affine[:3, 3]
+    _, numbering = name(case, pins=[Pin(26, tuple(tip.tolist()))])
+    assert numbering.unmet == (26,)
+
+
+def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:
+    """Behind metal two vertebrae and three discs were missing: the names below were two levels off, certainly."""
+    case = draw("cervicothoracic", 2, seed=3)
+    case.raw[np.isin(case.truth, [72, 22, 73, 23, 74])] = 0
+    labels, numbering = name(case)
+    assert columns.errors(case, labels) == {}
+    assert set(numbering.missed) == {72, 22, 73, 23, 74}
+
+
 def test_a_pin_beside_the_spine_is_said() -> None:
     """It was ignored, and the result looked as if the reader had agreed."""
     case = draw("midthoracic", 2)
@@ -239,7 +270,9 @@ def test_a_pin_beside_the_spine_is_said() -> None:
     _, numbering = name(case, pins=[Pin(25, (999.0, 0.0, 0.0))])
     assert (numbering.unmet, numbering.confident) == ((25,), False)
     assert [(f.kind, f.code) for f in numbering.findings] == [("pin_unmet", 25)]
-    with pytest.raises(LabelError, match="a fixed level within 15 mm of a structure of its kind is required, got T5"):
+    with pytest.raises(
+        LabelError, match="a fixed level within 15 mm of a structure of its kind is required, at its height, got T5"
+    ):
         require_met(numbering)
     with pytest.raises(LabelError, match="pins require the method 'chain'"):
         label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
