@@ -276,6 +276,18 @@ def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) ->
     assert "does not meet this scan" in summary.records["a"]["warnings"][-1]
 
 
+def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray) -> None:
+    """Its canal ran 20 mm beside the scan's; its names were taken all the same."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    x, y, z = few.shape
+    aside = AFFINE.copy()
+    aside[0, 3] += 20
+    write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), aside))
+    cases = pair_localizers(find_cases(tmp_path / "in"), tmp_path / "loc.nii.gz")
+    summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
+    assert "was not used: its canal lies" in summary.records["a"]["warnings"][-1]
+
+
 def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.ndarray) -> None:
     """A scan whose step 2 found nothing left no files at all, or the step 2 of an earlier run beside a new step 1."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)

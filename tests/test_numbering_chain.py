@@ -9,6 +9,7 @@ import pytest
 import columns
 from block_spines import block_spine, classes_of, step1_answer
 from lib.anatomy import (
+    C1,
     DISC_C2_C3,
     DISC_CLASSES,
     DISC_L5_S,
@@ -276,6 +277,48 @@ def test_a_pin_beside_the_spine_is_said() -> None:
         require_met(numbering)
     with pytest.raises(LabelError, match="pins require the method 'chain'"):
         label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
+
+
+def moved_by(labels: np.ndarray, x: int, z: int) -> np.ndarray:
+    return np.roll(np.roll(labels, x, axis=0), z, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("x", "z", "why"),
+    [(0, 0, ""), (8, 0, "its canal lies 16 mm beside"), (0, 6, "its discs lie at the height of this scan's vertebrae")],
+    ids=["in place", "beside", "between"],
+)
+@pytest.mark.parametrize("by_reader", [False, True])
+def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by_reader: bool) -> None:
+    """The map of another patient, or of before the patient was moved, named levels by where its own had lain."""
+    case = draw("midthoracic", 2)
+    series = Localizer(moved_by(case.truth, x, z), by_reader=by_reader, source="T1")
+    _, numbering = name(case, siblings=[series])
+    said = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
+    assert [why in message for message in said] == [True] * bool(why)
+    assert (numbering.confident, numbering.helped_by) == ((False, ()) if why else (True, ("T1",)))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_landmark_that_the_names_contradict_is_a_doubt(step: int) -> None:
+    """C2-C3 is fused and the network took C3-C4 for it: all names were one level off, certain in spite of C7-T1."""
+    case = draw("cervicothoracic", step)
+    atlas = int(np.argwhere(case.truth == C1)[:, 2].min())
+    case.raw[case.truth == 63] = 6 if step == 1 else case.raw[case.truth == 12].max()
+    case.raw[case.truth == 64] = 2
+    case.raw[:, :, atlas:] = 0
+    labels, numbering = name(case)
+    assert not numbering.confident
+    assert numbering.would_settle
+    assert ("landmark_differs" in [f.kind for f in numbering.findings]) or columns.errors(case, labels) == {}
+
+
+def test_a_landmark_spread_over_its_neighbor_is_no_doubt() -> None:
+    case = draw("cervicothoracic", 2)
+    upper = case.truth == 72
+    case.raw[upper & (np.cumsum(upper, axis=0) > 0.4 * upper.sum(axis=0))] = 3
+    _, numbering = name(case)
+    assert numbering.confident
 
 
 def test_a_localizer_settles_a_scan_without_landmarks() -> None:

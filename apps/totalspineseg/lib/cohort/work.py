@@ -16,6 +16,7 @@ from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
+from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
 from lib.numbering.lint import lint
 from lib.numbering.report import doubt, report
@@ -283,6 +284,8 @@ def _warnings(case: Case, found: Found) -> list[str]:
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
         warnings.append(f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are off")
+    if numbering is not None:
+        warnings += [finding.message for finding in numbering.findings if finding.kind == ELSEWHERE]
     if found.apart:
         warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings
