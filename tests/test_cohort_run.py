@@ -17,7 +17,6 @@ from nibabel.affines import apply_affine
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
-from lib.cohort.levels import doubtful_codes
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS
@@ -28,6 +27,7 @@ from lib.cohort.run import run as run_cases
 from lib.cohort.work import Work
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid
+from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.evidence import Pin
 from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Protocol
 
 from lib import pipeline
 from lib.cohort.inputs import Case
-from lib.cohort.levels import doubtful_codes, levels_in_view, structures_json
+from lib.cohort.levels import levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record, write_json
@@ -18,6 +18,7 @@ from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
 from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
+from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.lint import lint
 from lib.numbering.report import doubt, report
 from lib.pipeline import Options

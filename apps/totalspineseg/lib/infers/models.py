@@ -50,7 +50,7 @@ class FullTask(SpineTask):
         options = self.options(settings, request, versions)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         if kept is not None:
-            drawn = kept.drawn
+            drawn, versions = kept.drawn, dict(kept.versions)
             found = pipeline.rename(scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, clock=clock)
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
