@@ -16,6 +16,8 @@ UNEXPLAINED_SHARE: Final = 0.5
 """A piece with this share of the usual volume of its kind has the size of a structure."""
 
 
+NEAR: Final = 6
+"""Three levels, in places of the column: a landmark that is drawn farther off tells of no shift."""
 SPREAD: Final = 0.25
 """A disc of which this share was drawn as the landmark it is named shows that the network saw it there too."""
 
@@ -47,7 +49,8 @@ def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
 def moved_landmarks(names: Sequence[int], pieces: Pieces) -> tuple[tuple[int, int], ...]:
     """Discs that were drawn as one landmark and got the name of another disc.
 
-    A landmark that is spread over its own disc and the next is no doubt.
+    A landmark that is spread over its own disc and the next is no doubt, nor one that is drawn far from its place: that
+    the network errs there is plain.
 
     Args:
         names: Code of each disc of ``pieces``.
@@ -62,7 +65,10 @@ def moved_landmarks(names: Sequence[int], pieces: Pieces) -> tuple[tuple[int, in
         (k, landmark)
         for k, (name, drawn) in enumerate(zip(names, shares, strict=True))
         for landmark, share in drawn.items()
-        if share > MOSTLY and name not in (UNNAMED, landmark) and landmark not in own
+        if share > MOSTLY
+        and name not in (UNNAMED, landmark)
+        and landmark not in own
+        and abs(ORDER[name] - ORDER[landmark]) <= NEAR
     )
 
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
+from lib.anatomy import BY_CODE, C1, C2, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part
 from lib.numbering.states import HEIGHT_MM
@@ -169,14 +169,15 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
 
 @cache
 def _lengths_mm() -> Mapping[tuple[int, int], float]:
-    """Neighbors of one kind -> distance of their middles, mm, adult; without C1, whose ring has none in front."""
+    """Neighbors of one kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
     lengths: dict[tuple[int, int], float] = {}
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):
             spine = column(thoracic, lumbar)
             below = pairwise(zip(spine.vertebrae[1:], spine.discs[1:], strict=True))
             for (upper, upper_disc), (lower, lower_disc) in below:
-                lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
+                if upper != C2:
+                    lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
                 if upper_disc is not None and lower_disc is not None:
                     lengths[upper_disc, lower_disc] = HEIGHT_MM[lower]
     return lengths
