@@ -16,7 +16,13 @@ from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.cases import Origin, TrainingCase
 from lib.nnunet.finetune_settings import NONE, Strength
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
+from lib.nnunet.odd_channel import (
+    EXACT_CHANNEL_SHARE,
+    FOUND_CHANNEL_SHARE,
+    disturbed_channel,
+    marked_discs,
+    taught_variant,
+)
 from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
 
 Shape = tuple[int, int, int]
@@ -52,6 +58,7 @@ class _Known:
     places: Mapping[int, npt.NDArray[np.intp]]
     uneven_thoracic: bool
     marked: Mapping[bool, tuple[int, ...]]
+    variants: Mapping[bool, bool]
 
 
 class Sampler:
@@ -128,7 +135,7 @@ class Sampler:
         parts = {"image": _crop([case.image], center, self._patch), "segmentation": _crop(maps, center, self._patch)}
         if case.shares is not None:
             parts["regression_target"] = _crop(list(case.shares), center, self._patch)
-        swapped = bool(self._step == 2 and rng.random() < 0.5)
+        swapped = self._step == 2 and known.variants[rng.random() < 0.5]
         varied = vary(**parts)
         codes, *found = varied["segmentation"].numpy().astype(np.uint8)
         channels = [varied["image"].float()]
@@ -155,7 +162,8 @@ def _know(case: TrainingCase) -> _Known:
         found = np.flatnonzero(case.codes == code)
         places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
     marked = {swapped: marked_discs(case.codes, swapped=swapped) for swapped in (False, True)}
-    return _Known(case, places, thoracic_is_uneven(case.codes), marked)
+    variants = {swapped: taught_variant(case.codes, swapped=swapped) for swapped in (False, True)}
+    return _Known(case, places, thoracic_is_uneven(case.codes), marked, variants)
 
 
 def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape:

@@ -8,6 +8,7 @@ from lib.anatomy import (
     BACKGROUND,
     DISC_L4_L5,
     DISC_L5_L6,
+    DISC_T11_T12,
     DISC_T12_T13,
     DISCS,
     L4,
@@ -95,7 +96,7 @@ def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
     thoracic, lumbar = 12, 5
     if {T13, DISC_T12_T13} & shown:
         thoracic = 13
-    elif whole and {T11, LUMBAR[0]} <= shown and T12 not in shown:
+    elif whole and {T11, LUMBAR[0]} <= shown and not {T12, DISC_T11_T12} & shown:
         thoracic = 11
     if {L6, DISC_L5_L6} & shown:
         lumbar = 6
