@@ -121,9 +121,9 @@ def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) ->
     image, away = tmp_path / "studies" / "sub-1.nii.gz", tmp_path / "away.nii.gz"
     image.rename(away)
     with pytest.raises(Stopped):
-        train(site, iterations=2, should_stop=lambda: True)
+        train(site, iterations=4, should_stop=lambda: True)
     away.rename(image)
-    result = train(site, iterations=2)
+    result = train(site, iterations=4)
     assert (result.run,) == tuple(path for path in site.training_dir.iterdir() if path.is_dir())
     assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1, 2]}
     assert result.skipped == ()
@@ -150,16 +150,28 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
         raise ImageError("gone")
 
     replay = (*tiny_replay(), ScanSource("replay-2", Origin.SYNTHETIC, gone, {"synthetic": "replay-2"}))
-    result = train(site, replay=replay)
+    result = train(site, replay=replay, iterations=6)
     assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
     record = show_version(site.models, result.version)
     assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
     left_out = {entry["case"].split()[0]: entry["left_out_of"] for entry in record["skipped"]}
     assert left_out == {"replay-2": ["step 1", "step 2"], "sub-x": ["step 2"]}
-    alone = train(site, steps=(2,))
+    alone = train(site, steps=(2,), iterations=4)
     assert taught(site, alone) == {"sub-0": [2]}
     listed = json.loads((alone.run / "run.json").read_text())["training"]
     assert {entry["image"] for entry in listed} == {"sub-0", "sub-x"}
+
+
+def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
+    """A short training of many labels called all of them learned, and the next one hardly looked at them."""
+    site = make_site(tmp_path, scans=5)
+    first = train(site, steps=(1,), iterations=4)
+    (run,) = (path for path in site.training_dir.iterdir() if path.is_dir())
+    assert len(taught(site, first)) == 2
+    assert "step 1 from 5 new and 0 earlier corrections" in (run / "log.txt").read_text()
+    second = train(site, steps=(1,), iterations=6)
+    assert "step 1 from 3 new and 2 earlier corrections" in (second.run / "log.txt").read_text()
+    assert set(taught(site, second)) > set(taught(site, first).keys() ^ {f"sub-{k}" for k in range(5)})
 
 
 def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:

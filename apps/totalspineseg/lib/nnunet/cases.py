@@ -208,6 +208,7 @@ def prepare_cases(
     folder: ModelFolder,
     *,
     on_skip: Callable[[Skipped], None],
+    before_each: Callable[[str], None] = lambda _: None,
     finder: Predictor | None = None,
 ) -> tuple[TrainingCase, ...]:
     """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
@@ -218,6 +219,7 @@ def prepare_cases(
         sources: Where the scans come from; one image at a time is held at full size.
         folder: The model whose plans apply.
         on_skip: Told about every case that is left out.
+        before_each: Called with each case's name, for progress.
         finder: See ``prepare_case``.
 
     Returns:
@@ -230,6 +232,7 @@ def prepare_cases(
     for source in sources:
         if folder.step not in source.steps:
             continue
+        before_each(source.name)
         try:
             cases.append(prepare_case(source.read(), folder, finder=finder))
         except MemoryShortageError as error:

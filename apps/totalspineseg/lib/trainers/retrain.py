@@ -1,5 +1,6 @@
 """The whole loop: corrections and replay in, a fine-tuned model judged, published or kept with its report."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -12,6 +13,7 @@ from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import GateReport, judge
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
+from lib.nnunet.draws import drawn
 from lib.nnunet.finetune import Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
@@ -198,8 +200,17 @@ class _Retraining:
             skipped.append(case)
             self._leave_out(case, f"step {step}")
 
+        work, settings = self.candidates.work(step), self.settings.finetune
+        patches = settings.iterations * settings.batch_size
+        sources = [source for source in (*taught, *self.replay) if step in source.steps]
+        chosen = drawn(sources, patches=patches, replay_share=settings.replay_share, seed=settings.seed)
+        count = itertools.count(1)
+
+        def tell(_: str) -> None:
+            self.reporter.tell(f"preparing case {next(count)} of {len(chosen)} for step {step}", now=False)
+
         finder = self._finder() if step == 2 else None
-        cases = prepare_cases((*taught, *self.replay), parent, on_skip=skip, finder=finder)
+        cases = prepare_cases(chosen, parent, on_skip=skip, before_each=tell, finder=finder)
         if finder is not None:
             finder.free()
         names = frozenset(case.name for case in cases)
@@ -208,7 +219,6 @@ class _Retraining:
                 f"at least one usable correction for step {step} is required, got none; the log says why each was "
                 "left out"
             )
-        work, settings = self.candidates.work(step), self.settings.finetune
         trained = fine_tune(parent, cases, work, settings, on_progress=self.reporter.trained, should_stop=should_stop)
         lesson = Lesson(names, tuple(skipped), _plain(trained.best))
         self.candidates.keep(step, trained.weights, lesson)
