@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from lib.nnunet.cases import Origin
-from lib.nnunet.draws import drawn, draws_of, place
+from lib.nnunet.draws import draws_of, in_order_of_choice, place
 
 
 @dataclass(frozen=True)
@@ -48,20 +48,17 @@ def test_every_case_has_its_turn_before_any_has_a_second() -> None:
     assert rounds[0] != rounds[1]
 
 
-@pytest.mark.parametrize(
-    ("patches", "expected"), [(1, (1, 0, 0)), (2, (1, 1, 0)), (8, (4, 2, 2)), (1000, (300, 250, 48))]
-)
-def test_no_more_cases_are_taken_than_there_are_patches(patches: int, expected: tuple[int, int, int]) -> None:
+def test_no_more_cases_are_wanted_than_have_a_turn() -> None:
     """All of a site's 500 scans were read and kept in memory for a training that draws from a part of them."""
-    everything = cases(correction=300, earlier=400, synthetic=48)
-    chosen = drawn(everything, patches=patches, replay_share=0.5, seed=0)
-    found = Counter(case.origin for case in chosen)
-    assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)) == expected
-    assert list(chosen) == sorted(chosen, key=everything.index)
-    assert chosen == drawn(everything, patches=patches, replay_share=0.5, seed=0)
+    draws = draws_of(cases(correction=300, earlier=400, synthetic=48), 0.5)
+    counts = [draws.count(patches) for patches in (1, 2, 8, 1000)]
+    found = [[count[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)] for count in counts]
+    assert found == [[1, 0, 0], [1, 1, 0], [4, 2, 2], [500, 250, 250]]
 
 
-def test_the_seed_chooses() -> None:
+def test_the_seed_chooses_which() -> None:
     everything = cases(correction=300)
-    one, other = (drawn(everything, patches=20, replay_share=0, seed=seed) for seed in (0, 1))
-    assert set(one) != set(other)
+    one, other = (in_order_of_choice(everything, seed) for seed in (0, 1))
+    assert set(one[:20]) != set(other[:20])
+    assert one == in_order_of_choice(everything, 0)
+    assert sorted(one, key=everything.index) == list(everything)

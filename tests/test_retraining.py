@@ -21,7 +21,7 @@ from lib.nnunet.finetune import Stopped
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, show_version
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import retrain as retraining
+from lib.trainers import judging
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
 from lib.trainers.site import Site
@@ -38,7 +38,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         return scores_of(queue.pop(0) if queue else 0.1) if list(cases) else ()
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     return queue
 
@@ -105,6 +105,27 @@ def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, 
     assert result.message in (result.run / "log.txt").read_text()
     assert result.message in {entry.verdict for entry in list_versions(site.models)}
     require_served(site.models, result.version)
+
+
+def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with its parent alone, each version might be a little worse than the one before."""
+    site = make_site(tmp_path)
+    compared: list[str] = []
+    score = judging.score_models
+
+    def watched(cases: Iterable[Any], *, active: Any, **options: Any) -> tuple[SubjectScores, ...]:
+        compared.append(active.step1.folder.name)
+        return score(cases, active=active, **options)
+
+    first = train(site)
+    correct(site, tmp_path, "sub-7", 7)
+    monkeypatch.setattr(judging, "score_models", watched)
+    second = train(site, iterations=4)
+    assert compared == [first.version] * 2 + [STARTER] * 2
+    names = [entry["name"] for entry in show_version(site.models, second.version)["gate"]["sets"]]
+    assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
 
 
 # --- what is recorded
@@ -189,21 +210,21 @@ def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
 def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the gate judged, and for ever after, clients showed no time and a Dice of 0."""
     site = make_site(tmp_path)
-    judging: list[RunState] = []
+    told: list[RunState] = []
     shown: list[dict[str, Any]] = []
 
     def score(cases: Iterable[Any], *, before_each: Callable[[str], None], **_: Any) -> tuple[SubjectScores, ...]:
         if not list(cases):
             return ()
         before_each("reference-0")
-        judging.append(present_state(site))
+        told.append(present_state(site))
         shown.append(SpineTrainTask(site, (1,)).stats())
         return scores_of(0.1)
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(finetune_run, "mean_dice", lambda dice: 0.25)
     train(site)
-    (during,), after = judging, present_state(site)
+    (during,), after = told, present_state(site)
     assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)
     assert (after.status, after.best_metric) == ("published", 0.25)
     assert 0 < during.seconds <= after.seconds

@@ -29,7 +29,7 @@ from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, roll_back, show_version
 from lib.registry.records import trained_on
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import material
+from lib.trainers import judging, material
 from lib.trainers import retrain as retraining
 from lib.trainers.material import site_material
 from lib.trainers.request import client_config, read_settings
@@ -59,7 +59,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         return scores_of(change["value"]) if list(cases) else ()
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     return change
 
@@ -181,7 +181,7 @@ def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
         seen.append(weights_of(candidate.step1.folder))
         return scores_of(-0.2 if len(seen) == 1 else 0.01)
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     result = train(site, learning_rate=1e-2)
     assert result.report.publish and site.models.active() == {1: result.version, 2: result.version}
     served = weights_of(ModelFolder.open(site.models.resolve(1).root, step=1))

@@ -22,7 +22,7 @@ class FromSomewhere(Protocol):
         """Where it comes from."""
 
 
-Case = TypeVar("Case", bound=FromSomewhere)
+Case = TypeVar("Case")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Draws:
         return Origin.CORRECTION, number - before
 
     def count(self, patches: int) -> dict[Origin, int]:
-        """How many of the first so many patches come from each origin."""
+        """How many of the first so many patches come from each origin: more cases of it cannot have a turn."""
         turns = [self.turn(number)[0] for number in range(patches)]
         return {origin: turns.count(origin) for origin in self.origins}
 
@@ -75,21 +75,12 @@ def place(turn: int, length: int, seed: Sequence[int]) -> int:
     return int(np.random.default_rng([*seed, around]).permutation(length)[within])
 
 
-def drawn(cases: Sequence[Case], *, patches: int, replay_share: float, seed: int) -> tuple[Case, ...]:
-    """Those of many cases that a training of so many patches can draw from, in their order.
-
-    Of each origin as many as it has patches; which, a seed decides, so that the next training may take others. What is
-    not drawn need not be prepared, and was not learned from.
+def in_order_of_choice(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
+    """The cases of each origin shuffled: the first ones are chosen where a training has not a turn for all.
 
     Args:
         cases: All. Not modified.
-        patches: Of the whole training.
-        replay_share: See ``Draws``.
-        seed: Of the choice.
+        seed: Of the order, so that the next training may take others.
     """
-    chosen: set[int] = set()
-    for origin, count in draws_of(cases, replay_share).count(patches).items():
-        mine = [k for k, case in enumerate(cases) if case.origin is origin]
-        order = np.random.default_rng([seed, len(mine)]).permutation(len(mine))
-        chosen |= {mine[int(k)] for k in order[:count]}
-    return tuple(case for k, case in enumerate(cases) if k in chosen)
+    order = np.random.default_rng([seed, len(cases)]).permutation(len(cases))
+    return tuple(cases[int(k)] for k in order)

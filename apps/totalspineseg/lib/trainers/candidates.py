@@ -49,6 +49,11 @@ class Candidates:
     def __init__(self, run: Path, parents: Mapping[int, ModelFolder]) -> None:
         self._run, self._parents = run, parents
 
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self._run.name
+
     def work(self, step: int) -> Path:
         """Folder of a step's training: its state and logs."""
         return self._run / f"step{step}"
