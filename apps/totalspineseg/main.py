@@ -21,7 +21,7 @@ from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR
-from lib.corrections.inbox import READER_TAGS, STEP1_TAG, Inbox, Publish
+from lib.corrections.inbox import Inbox, Publish
 from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
@@ -30,6 +30,7 @@ from lib.errors import ImageError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
+from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
@@ -221,7 +222,7 @@ class App(MONAILabelApp):
             raise HTTPException(NOT_FOUND, f"one of the models {', '.join(self._infers)} is required, got {model!r}")
         with http_errors():
             prepared = self._prepared(request)
-            tag = self._result_tag(prepared)
+            tag = result_tag(prepared, task.part)
             file, report = task(prepared)
             label = file
             if tag:
@@ -345,16 +346,6 @@ class App(MONAILabelApp):
                 raise SettingError(f"a label file or the tag of a label is required, got {label!r}; send the file")
             prepared["label_from"] = label
         return prepared
-
-    def _result_tag(self, request: Mapping[str, Any]) -> str:
-        """The tag to save the result under; empty for none."""
-        if request.get("save_label") not in (True, "true", "True"):
-            return ""
-        tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
-        if tag in READER_TAGS or not is_safe_tag(tag):
-            raise SettingError(f"a tag for predictions such as 'original' is required, got {tag!r}; change it")
-        # A step-1 map is no result to start from or to compare with.
-        return f"{tag}-{STEP1_TAG}" if request.get("model") == f"totalspineseg_{STEP1_TAG}" else tag
 
     def _image_file(self, image_id: str) -> Path | None:
         uri = self._datastore.get_image_uri(image_id) if image_id else ""

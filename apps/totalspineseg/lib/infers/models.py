@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lib import pipeline
-from lib.corrections.inbox import READER_TAGS
+from lib.corrections.inbox import READER_TAGS, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import without_regions
@@ -61,6 +61,8 @@ class FullTask(SpineTask):
 
 class Step1Task(SpineTask):
     """Step 1 alone: discs with their levels, cord, canal, C1, and all other vertebrae in one piece."""
+
+    part = STEP1_TAG
 
     def __init__(self, services: Services) -> None:
         super().__init__(

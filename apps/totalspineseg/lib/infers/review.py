@@ -23,6 +23,7 @@ REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2
 class ReviewTask(FullTask):
     """The full result, reduced to the structures that need a reader's eyes; asked after it, no network runs again."""
 
+    part = REVIEW_PREFIX
     reuses_maps = True
 
     def __init__(self, services: Services) -> None:

@@ -69,7 +69,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         services: What all models share.
         description: What the model is for, as clients show it.
         labels: Published names with ids 1..N in fixed order.
+
+    Attributes:
+        part: What the model gives in place of the whole result, as a word for a tag; empty where it gives that.
     """
+
+    part = ""
 
     def __init__(self, services: Services, description: str, labels: Mapping[str, int] = WIRE_LABELS) -> None:
         super().__init__(InferType.SEGMENTATION, dict(labels), 3, description, client_config())
