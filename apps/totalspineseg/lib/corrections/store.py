@@ -223,7 +223,7 @@ class CorrectionStore:
     ) -> dict[str, Any]:
         prediction = received.prediction
         return {
-            "id": history.new_id(),
+            "id": history.new_id(history.names(self._folder(received.image_id))),
             "image": received.image_id,
             "status": status,
             "reason": reason,

@@ -138,9 +138,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
         finally:
             self.services.lock.release()
         file = self._write(outcome, settings, clock)
+        image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id(),
-            image=str(request.get("image_id") or ""),
+            id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
+            image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),
             seconds=clock.as_json(),
