@@ -1,13 +1,21 @@
 """The life of a label on a running server: its tag, what takes its place, and how it is taken back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from monailabel.client.client import MONAILabelClient
 
-from phantom import image_of, lumbar_codes
+from lib.anatomy import CODE_OF
+from lib.corrections.store import CorrectionStore
+from lib.registry.store import ModelStore
+from lib.trainers.material import site_material
+from lib.trainers.site import Site
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
 from serving import Server
 from test_server import add_image
 
@@ -30,6 +38,29 @@ def shown(server: Server, image: str) -> dict[str, Any]:
     return labels
 
 
+def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final", *, step: int = 2) -> dict[str, Any]:
+    """The reply to a label with one level: of step 1 discs and all vertebrae in one piece."""
+    one, other = ("L4", "L4-L5") if step == 2 else ("vertebrae", "L4-L5")
+    bone = CODE_OF["L4"] == CODES if step == 2 else np.isin(CODES, [CODE_OF["L4"], CODE_OF["L5"]])
+    labels = np.select([bone, CODE_OF["L4-L5"] == CODES], [1, 2]).astype(np.uint8)
+    write_volume(folder / "label.nii.gz", labels, RAS)
+    params = {"label_info": [{"name": one}, {"name": other}]}
+    reply: dict[str, Any] = client.save_label(image, str(folder / "label.nii.gz"), tag=tag, params=params)
+    return reply
+
+
+def training(server: Server, folder: Path, image: str) -> list[str]:
+    """Ids of the corrections of an image that would train."""
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    material = site_material(Site(folder, ModelStore(folder), store, lambda image: None))
+    sources = (source.provenance for source in (*material.training, *material.holdout))
+    return [source["correction"] for source in sources if source["image"] == image]
+
+
+def delete(server: Server, image: str, tag: str) -> requests.Response:
+    return requests.delete(f"{server.url}/datastore/label", params={"id": image, "tag": tag}, timeout=10)
+
+
 def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILabelClient) -> None:
     """A review's two marks took the prediction's place: readers got marks, and step 2 read them as cord and canal."""
     image = add_image(server, "predicted", image_of(CODES) + 1)
@@ -47,3 +78,35 @@ def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILa
     beside = {"original-review", "original-step1", "original-part", "second-iso", "original-step1-part-iso"}
     assert set(shown(server, image)) == {"original"} | beside
     assert Path(client.download_label(image, "original")).read_bytes() == whole
+
+
+def test_a_label_taken_back_is_neither_shown_nor_taught(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """A wrong label that was deleted went on to train, for training reads the history, where it still stood."""
+    image = add_image(server, "wrong", image_of(CODES) + 2)
+    step1 = submit(client, image, tmp_path, "step1", step=1)["correction"]
+    wrong = [submit(client, image, tmp_path)["correction"] for _ in range(2)]
+    assert training(server, tmp_path, image) == wrong[1:]
+    answer = delete(server, image, "final")
+    assert (answer.status_code, answer.json()["withdrawn"]) == (200, wrong)
+    assert set(shown(server, image)) == {"step1"}
+    assert training(server, tmp_path, image) == [step1], "what it had stood before counts again"
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    assert [kept.id for kept in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
+    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text())
+    assert (record["user"], record["correction"], bool(record["received"])) == ("admin", wrong[0], True)
+    right = submit(client, image, tmp_path)["correction"]
+    assert (set(shown(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])
+    assert delete(server, image, "step1").json()["withdrawn"] == [step1]
+    assert set(shown(server, image)) == {"final"}
+
+
+def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server, client: MONAILabelClient) -> None:
+    image = add_image(server, "removed", image_of(CODES) + 3)
+    client.infer("totalspineseg", image, {"save_label": True})
+    assert delete(server, image, "original").json()["withdrawn"] == []
+    assert shown(server, image) == {}
+    for name in (image, "nobody"):
+        answer = delete(server, name, "original")
+        assert (answer.status_code, "got none under the tag 'original'" in answer.json()["detail"]) == (404, True)

@@ -29,7 +29,7 @@ from lib.corrections.store import Correction, CorrectionStore, Sender
 from lib.errors import ImageError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.batch import SpineBatch
-from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
+from lib.infers.http import NOT_FOUND, UnknownImageError, UnknownLabelError, http_errors
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
@@ -297,6 +297,19 @@ class App(MONAILabelApp):
                 publish=publish or self._publish,
                 sources=folder_of(image_id) if folder_of else None,
             )
+
+    def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
+        """Take back the labels of an image that were shown under a tag; see ``Inbox.withdraw``.
+
+        Raises:
+            UnknownLabelError: There is none, and there was none.
+            StorageError: It could not be kept.
+        """
+        shown = tag in self._datastore.get_labels_by_image_id(image_id)
+        withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
+        if not shown and not withdrawn:
+            raise UnknownLabelError(image_id, tag)
+        return withdrawn
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
         """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""

@@ -152,6 +152,28 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             self._update_datastore_file()
         return image_id
 
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Show no label under a tag any more; nothing happens where none is shown.
+
+        Raises:
+            StorageError: The file or the index could not be changed.
+        """
+        with self._index():
+            entry = self._datastore.objects.get(label_id)
+            label = entry.labels.get(label_tag) if entry else None
+            if label is None:
+                return
+            file = Path(self._datastore.label_path(label_tag)) / f"{label_id}{label.ext}"
+            try:
+                # First: a file that the index does not know would be shown again.
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"permission to write to {file.parent} is required, got {error.strerror!r}; change it"
+                ) from error
+            del entry.labels[label_tag]
+            self._update_datastore_file()
+
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Images of the same examination, whose coordinates can be compared with this one's."""
         others = (other for other in self.list_images() if other != image_id)

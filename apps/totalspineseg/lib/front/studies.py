@@ -70,6 +70,16 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             "warning": NOT_IN_PACS if shown.get(UNSENT) else "",
         }
 
+    @routes.delete("/datastore/label")
+    def delete_label(
+        id: str,
+        tag: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+    ) -> dict[str, Any]:
+        """Take a label back: it is shown no more, neither trains nor judges, and stays in the history."""
+        withdrawn = app_instance().withdraw_label(id, tag, user.username)
+        return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
+
     @routes.put("/datastore/")
     @routes.put("/datastore")
     @routes.put("/datastore/image")
