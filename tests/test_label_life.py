@@ -1,13 +1,14 @@
 """The life of a label on a running server: its tag, what takes its place, and how it is taken back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from monailabel.client.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import CODE_OF
 from lib.corrections.store import CorrectionStore
@@ -110,3 +111,26 @@ def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server
     for name in (image, "nobody"):
         answer = delete(server, name, "original")
         assert (answer.status_code, "got none under the tag 'original'" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothing(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Its label counted as finished, so that it was never offered again and silently trained no more, and named the
+    levels of other scans."""
+    image = add_image(server, "replaced", image_of(CODES) + 4)
+    file, before = server.studies / "replaced.nii.gz", tmp_path / "before.nii.gz"
+    client.infer("totalspineseg", image, {"save_label": True})
+    submit(client, image, tmp_path)
+    finished = client.info()["datastore"]["completed"]
+    shutil.copy(file, before)
+    write_volume(file, np.roll(image_of(CODES), 6, axis=1), RAS)
+    assert shown(server, image) == {}
+    for tag in ("final", "original"):
+        assert requests.get(f"{server.url}/datastore/label", params={"label": image, "tag": tag}).status_code == 404
+    with pytest.raises(MONAILabelClientException, match="a localizer with a label is required"):
+        client.infer("totalspineseg", "z-last", {"localizer": image})
+    assert client.info()["datastore"]["completed"] == finished - 1
+    shutil.copy(before, file)
+    assert set(shown(server, image)) == {"final", "original"}, "restored, by its content"
+    assert client.info()["datastore"]["completed"] == finished

@@ -21,6 +21,7 @@ from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR
+from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Publish
 from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
@@ -226,7 +227,7 @@ class App(MONAILabelApp):
             file, report = task(prepared)
             label = file
             if tag:
-                info = {"model": model, "params": report}
+                info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
                 try:
                     label = self._datastore.save_label(prepared["image_id"], file, tag, info)
                 except BaseException:

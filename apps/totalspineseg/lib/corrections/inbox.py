@@ -10,6 +10,7 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections.drawn_maps import DrawnMaps
+from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.renames import Followed, follow_rename
@@ -185,6 +186,7 @@ class Inbox:
             "client_id": correction.client,
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
             "prediction": correction.prediction,
+            DRAWN_ON: correction.image_sha256,
         }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"

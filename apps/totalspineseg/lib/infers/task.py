@@ -190,6 +190,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return {
             "label_names": dict(self.labels),
             "prediction": record.id,
+            "image_sha256": record.image_sha256,
             "models": dict(record.versions),
             "latencies": dict(record.seconds),
             "numbering": record.numbering,
