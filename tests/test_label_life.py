@@ -134,3 +134,32 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
     shutil.copy(before, file)
     assert set(shown(server, image)) == {"final", "original"}, "restored, by its content"
     assert client.info()["datastore"]["completed"] == finished
+
+
+def test_clients_cannot_change_what_the_server_relies_on(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """``{"strategy": 1}`` as what is known about one image, and nobody got a next sample any more."""
+    write_volume(tmp_path / "odd.nii.gz", image_of(CODES) + 5, RAS)
+    odd = {"strategy": 1, "ward": "3b"}
+    image = client.upload_image(str(tmp_path / "odd.nii.gz"), "odd", params=odd)["image"]
+    correction = submit(client, image, tmp_path)["correction"]
+    for path, data in (
+        ("image/info", {"image": image}),
+        ("label/info", {"label": image, "tag": "final"}),
+        ("updatelabelinfo", {"label": image, "tag": "final"}),
+    ):
+        field = "params" if path == "updatelabelinfo" else "info"
+        told = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9}
+        answer = requests.put(f"{server.url}/datastore/{path}", params=data, data={field: json.dumps(told)}, timeout=10)
+        assert answer.status_code == 200, answer.text
+    known = requests.get(f"{server.url}/datastore/image/info", params={"image": image}, timeout=10).json()
+    assert (known["ward"], "strategy" in known) == ("3b", False)
+    label = shown(server, image)["final"]["info"]
+    assert (label["ward"], label["correction"]) == ("3b", correction)
+    assert (
+        requests.put(f"{server.url}/datastore/image/info", params={"image": image}, data={"info": "1"}).status_code
+        == 422
+    )
+    for strategy in ("first", "last", "random"):
+        assert client.next_sample(strategy, {})["id"]

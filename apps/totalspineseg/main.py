@@ -15,6 +15,7 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others.class_utils import get_class_names
 
 import lib.configs
+from lib.activelearning.offers import Offers
 from lib.activelearning.strategies import First, Last, Random
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
@@ -196,7 +197,8 @@ class App(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Orders in which images are offered."""
-        return {"first": First(), "random": Random(), "last": Last()}
+        offers = Offers()
+        return {"first": First(offers), "random": Random(offers), "last": Last(offers)}
 
     def init_batch_infer(self) -> SpineBatch:
         """Batch inference that works without a GPU."""

@@ -11,6 +11,7 @@ import numpy as np
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.meanwhile import finished_meanwhile
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.renames import Followed, follow_rename
@@ -109,6 +110,7 @@ class Inbox:
         renumbered = None if followed is None else followed.report
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):
+            findings = (*findings, *finished_meanwhile(self._corrections.standing(image_id), received))
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
             try:
                 self._publish(correction, mapped, grid, publish)

@@ -8,6 +8,8 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from lib.activelearning.offers import NOTED, noted
+
 
 def router() -> APIRouter:
     """The route."""
@@ -20,14 +22,15 @@ def router() -> APIRouter:
         params: Annotated[dict[str, Any] | None, Body()] = None,
     ) -> dict[str, Any]:
         """The image to annotate next; empty when all are done."""
-        app, fields = app_instance(), params or {}
+        app, fields = app_instance(), dict(params or {})
+        if settings.MONAI_LABEL_AUTH_ENABLE or not fields.get("client_id"):
+            fields["client_id"] = user.username
         sample: dict[str, Any] = app.next_sample({**fields, "strategy": strategy})
         if not sample:
             return {}
         store, image = app.datastore(), sample["id"]
-        offered = dict(store.get_image_info(image).get("strategy") or {})
-        offered[strategy] = {"ts": int(time.time()), "client_id": fields.get("client_id", user.username)}
-        store.update_image_info(image, {"strategy": offered})
+        offer = {"ts": time.time(), "client_id": fields["client_id"]}
+        store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
         return {**sample, **store.get_image_info(image)}
 
     return routes
