@@ -346,6 +346,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
                 "or end it, and try again"
             ) from error
+        except OSError as error:
+            raise StorageError(
+                f"permission to write the index of the studies is required, got {error.strerror or str(error)!r}; make "
+                "its folder writable, or name another one with --work"
+            ) from error
         try:
             with self._guard:
                 yield

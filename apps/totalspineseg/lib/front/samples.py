@@ -1,7 +1,8 @@
 """``POST /activelearning/{strategy}``: the next image, off the event loop; the log says nothing of patients."""
 
+import logging
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Depends
 from monailabel.config import settings
@@ -9,6 +10,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.activelearning.offers import NOTED, noted
+from lib.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+NOT_RECORDED: Final = "That this image was offered could not be recorded, since the server cannot write."
 
 
 def router() -> APIRouter:
@@ -30,7 +36,11 @@ def router() -> APIRouter:
             return {}
         store, image = app.datastore(), sample["id"]
         offer = {"ts": time.time(), "client_id": fields["client_id"]}
-        store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
+        try:
+            store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
+        except StorageError as error:
+            logger.warning("what was offered is not recorded: %s", error)
+            sample["warning"] = NOT_RECORDED
         return {**sample, **store.get_image_info(image)}
 
     return routes
