@@ -18,6 +18,7 @@ from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import write_volume
+from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
 from test_server import add_image
@@ -136,6 +137,26 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
     shutil.copy(before, file)
     assert set(shown(server, image)) == {"final", "original"}, "restored, by its content"
     assert client.info()["datastore"]["completed"] == finished
+
+
+def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Removed first and then copied anew, it was finished by the old label's file, of which nothing was known."""
+    image = add_image(server, "renewed", image_of(CODES) + 4.5)
+    file = server.studies / "renewed.nii.gz"
+    correction = submit(client, image, tmp_path)["correction"]
+    shutil.copy(file, tmp_path)
+    for renewed in (True, False):
+        file.unlink()
+        wait_for(lambda: image not in client.datastore()["objects"])
+        if renewed:
+            add_image(server, image, np.roll(image_of(CODES), 6, axis=1))
+            assert shown(server, image) == {}
+        else:
+            shutil.copy(tmp_path / file.name, file)
+            wait_for(lambda: image in client.datastore()["objects"])
+            assert shown(server, image)["final"]["info"]["correction"] == correction
 
 
 def test_clients_cannot_change_what_the_server_relies_on(

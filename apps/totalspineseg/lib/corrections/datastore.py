@@ -18,6 +18,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 
 from lib.corrections import history
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.label_notes import read_note, write_note
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
@@ -153,10 +154,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             folder = Path(self._datastore.label_path(tag))
             _make_folder(folder)
             target = folder / f"{image_id}{ending}"
-            write_atomic(target, lambda temporary: _copy(source, temporary))
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
                 info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
+                write_note(target, source, info)
+            write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
         return image_id
@@ -172,14 +174,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             label = entry.labels.get(label_tag) if entry else None
             if label is None:
                 return
-            file = Path(self._datastore.label_path(label_tag)) / f"{label_id}{label.ext}"
-            try:
-                # First: a file that the index does not know would be shown again.
-                file.unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageError(
-                    f"permission to write to {file.parent} is required, got {error.strerror!r}; change it"
-                ) from error
+            # First: a file that the index does not know would be shown again.
+            _remove(Path(self._datastore.label_path(label_tag)) / f"{label_id}{label.ext}")
             del entry.labels[label_tag]
             self._update_datastore_file()
 
@@ -278,6 +274,16 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         with self._index():
             super()._reconcile_datastore()
             self._tell_of_shared_ids()
+
+    def _add_non_existing_labels(self, tag: str) -> int:
+        """Take over label files that the index does not know, with what is known about those that it knew once."""
+        before = {image_id for image_id, entry in self._datastore.objects.items() if tag in entry.labels}
+        added: int = super()._add_non_existing_labels(tag)
+        for image_id, entry in self._datastore.objects.items():
+            if tag in entry.labels and image_id not in before:
+                label = entry.labels[tag]
+                label.info.update(read_note(Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}"))
+        return added
 
     def _tell_of_shared_ids(self) -> None:
         """Log, once for each, the images that are not offered because another file has their id."""
@@ -408,6 +414,15 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"room and permission to write to {folder} are required, got {error.strerror!r}; free disk space"
+        ) from error
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
         ) from error
 
 
