@@ -21,7 +21,7 @@ from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR
+from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Publish
 from lib.corrections.ongoing import Ongoing
@@ -156,8 +156,10 @@ class App(MONAILabelApp):
             store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
             self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
             return store
+        work = self._settings.get("work")
         return StudiesDatastore(
-            self.studies,
+            str(Path(work) / STUDIES_DIR) if work else self.studies,
+            images=self.studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -395,13 +397,13 @@ def is_address(studies: str) -> bool:
 
 
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
-    """Where the history of these studies is kept: inside the folder; for a server, where ``conf["work"]`` says.
+    """Where the history of these studies is kept: where ``conf["work"]`` says, else inside the folder.
 
     Corrections must outlive a cleaned cache, so the default for a server is the user's data folder.
     """
-    if not is_address(studies):
-        return Path(studies) / HISTORY_DIR
     if conf.get("work"):
         return Path(conf["work"])
+    if not is_address(studies):
+        return Path(studies) / HISTORY_DIR
     base = Path.home() / ".local" / "share" / "totalspineseg"
     return base / hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]

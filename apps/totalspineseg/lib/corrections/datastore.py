@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -61,20 +61,31 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     A label that was submitted or predicted is kept, but not shown nor used, while its image is another one.
 
+    Args:
+        path: Folder of the index and the labels that are shown; made when missing.
+        images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
+        auto_reload: Whether files that come and go are noticed.
+        read_only: Whether labels are refused.
+
     The host's own class copies over files in place and rewrites its index from memory that may be older than
     the file; a full disk or two writers then cost labels.
     """
 
-    def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
+    def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
+        self._images_dir = images or "."
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
         self._imprints = Imprints()
         self._told: set[tuple[str, str, str]] = set()
-        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
+        super().__init__(
+            path, self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only
+        )
         if auto_reload:
             # Whole files come by renaming, which the host's watcher does not listen to.
             self._handler.on_moved = self._on_moved
+            if images:
+                self._observer.schedule(self._handler, path=images)
         self._tell_of_shared_ids()
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -156,7 +167,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             target = folder / f"{image_id}{ending}"
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
-                info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
+                with suppress(OSError):
+                    info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
                 write_note(target, source, info)
             write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
@@ -376,6 +388,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         if path.exists() and _stamp(path) != self._seen:
             self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
             self._datastore.base_path = self._datastore_path
+            # The folder may have been mounted somewhere else before.
+            self._datastore.images_dir = self._images_dir
             self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:

@@ -20,6 +20,10 @@ HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
 PACS_DIR: Final = "pacs"
 """Of a PACS, below the history: fetched series and the labels shown to clients."""
+STUDIES_DIR: Final = "studies"
+"""Of a folder of images that is only read, below the history: its index and the labels shown to clients."""
+INDEX_FILE: Final = "datastore_v2.json"
+"""The host's name for the index of studies, in either of the two."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""
 CHUNK_BYTES: Final = 1 << 20
