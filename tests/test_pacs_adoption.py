@@ -71,6 +71,18 @@ def test_what_a_reader_just_finished_elsewhere_is_not_offered(
     assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
 
 
+def test_what_was_taken_back_is_not_found_in_the_pacs_again(app: Any, drawn: bytes) -> None:
+    store, seg = app.datastore(), read(drawn)
+    store._client.add(seg)
+    app._adoption.of_image(FIRST)
+    assert FIRST in store.get_labeled_images()
+    (kept,) = app._corrections.standing(FIRST)
+    assert app.withdraw_label(FIRST, "final", "ada") == (kept.id,)
+    app._adoption.of_all()
+    assert FIRST not in store.get_labeled_images()
+    assert app._corrections.standing(FIRST) == ()
+
+
 def test_what_is_exported_and_found_at_once_is_kept_once(
     app: Any, tmp_path: Path, drawn: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
