@@ -33,6 +33,7 @@ SPOT_MM: Final = 5.0
 class ReviewTask(FullTask):
     """The result that is shown, reduced to what needs a reader's eyes; asked after it, no network runs again."""
 
+    part = REVIEW_PREFIX
     reuses_maps = True
 
     def __init__(self, services: Services) -> None:

@@ -58,8 +58,8 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     """Collect the newest finished corrections of all images and split them by subject.
 
     Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
-    reason until a finished label follows it. Where a corrected step-1 map follows a finished label, step 1 learns from
-    the map and step 2 from the label.
+    reason until a finished label follows it, and what was taken back counts no more. Where a corrected step-1 map
+    follows a finished label, step 1 learns from the map and step 2 from the label.
 
     Args:
         site: Where they are.
@@ -82,6 +82,8 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     subjects: list[str] = []
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
         if correction.status != "accepted" or correction.step not in TAUGHT_TAGS:
+            continue
+        if correction.id in site.corrections.withdrawals.of_image(correction.image):
             continue
         if correction.tag in TAUGHT_TAGS[correction.step]:
             subjects.append(site.subject(correction.image))
