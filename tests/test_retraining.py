@@ -128,6 +128,20 @@ def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
     assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
 
 
+def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> None:
+    """The state of every training that was stopped stayed for good, a gigabyte with the official weights."""
+    site = make_site(tmp_path)
+    with pytest.raises(Stopped):
+        train(site, iterations=2, should_stop=lambda: True)
+    (stopped,) = (path for path in site.training_dir.iterdir() if path.is_dir())
+    (stopped / "step1" / ".partial-1.pth").write_bytes(b"cut short")
+    assert (stopped / "step1" / "state.pth").is_file()
+    correct(site, tmp_path, "sub-7", 7)
+    train(site, iterations=4)
+    assert not list(stopped.rglob("*.pth"))
+    assert (stopped / "log.txt").is_file()
+
+
 # --- what is recorded
 
 

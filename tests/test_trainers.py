@@ -242,6 +242,22 @@ def test_held_out_subjects_judge_and_never_train(
     assert [entry["image"] for entry in record["training"]] == ["sub-0", "sub-2"]
 
 
+def test_an_image_that_trains_under_another_name_does_not_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploaded twice, it trained under one name and was held out under the other."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject != "sub-0")
+    site = make_site(tmp_path, scans=2)
+    correct(site, tmp_path, "sub-again", 0)
+    found = site_material(site)
+    assert [s.provenance["image"] for s in found.training] == ["sub-0"]
+    assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
+    assert [(case.name.split()[0], "trains under no other name" in case.reason) for case in found.skipped] == [
+        ("sub-again", True)
+    ]
+
+
 def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

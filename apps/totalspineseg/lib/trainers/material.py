@@ -28,6 +28,12 @@ TAUGHT_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 """Step of a correction -> tags under which its author calls it finished; any other tag is work in progress."""
 
 
+TRAINS_TOO: Final = (
+    "an image that trains under no other name is required to judge, got one that does; give the images of one person "
+    "one subject (sub-..)"
+)
+
+
 @dataclass(frozen=True)
 class Material:
     """What a site's corrections give.
@@ -102,6 +108,10 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
+    trained = {source.provenance["image_sha256"] for source in training}
+    twice = [source for source in holdout if source.provenance["image_sha256"] in trained]
+    skipped += [Skipped(source.name, TRAINS_TOO) for source in twice]
+    holdout = [source for source in holdout if source not in twice]
     return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
 
 
