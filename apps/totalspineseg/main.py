@@ -197,6 +197,10 @@ class App(MONAILabelApp):
         trainers = {model: config.trainer() for model, config in self._configs.items()}
         return {model: trainer for model, trainer in trainers.items() if trainer is not None}
 
+    def check_training(self, model: str, request: Mapping[str, Any]) -> None:
+        """Say why a training of a trainer that exists cannot begin; see ``SpineTrainTask.check``."""
+        self._trainers[model].check(request)
+
     def init_strategies(self) -> dict[str, Any]:
         """Orders in which images are offered."""
         offers = Offers()

@@ -37,7 +37,8 @@ def router() -> APIRouter:
         run_sync: bool = False,
         enqueue: bool = False,
     ) -> Any:
-        """Free the networks, which the next request loads again, and start a training."""
+        """Free the networks, which the next request loads again, and start a training that can begin."""
+        app_instance().check_training(model, params or {})
         with _start(starting, waits=enqueue):
             return run_model(model, params, run_sync, enqueue)
 

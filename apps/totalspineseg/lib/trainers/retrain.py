@@ -16,20 +16,20 @@ from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.runtimes import resolve_devices
 from lib.nnunet.training_state import run_key
 from lib.registry.files import storage_errors, write_json
-from lib.registry.records import VersionRecord, trained_on
+from lib.registry.records import VersionRecord
 from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
 from lib.trainers.judging import Judging
-from lib.trainers.material import Material, judged_cases, site_material
+from lib.trainers.material import Material, judged_cases
 from lib.trainers.publication import PREFIX, Judged, not_served, publish, published
 from lib.trainers.replay import replay_sources
 from lib.trainers.reporter import Reporter
 from lib.trainers.runs import begin, only_one
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
+from lib.trainers.start import start_of
 
 GATE_FILE: Final = "gate.json"
 GATE: Final = "gate"
@@ -85,22 +85,10 @@ def retrain(
         Stopped: ``should_stop`` said so.
     """
     settings = settings or RetrainSettings()
-    try:
-        resolve_devices(settings.finetune.device, settings.finetune.gpus)
-    except ValueError as error:
-        raise TrainingError(str(error)) from error
     with only_one(site.training_dir):
-        choices = {step: site.models.resolve(step) for step in (1, 2)}
-        known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
-        material = site_material(site, known)
-        taught = tuple(step for step in settings.steps if material.taught(step))
-        if not taught:
-            raise TrainingError(
-                "at least one accepted correction of a subject that is not held out is required, got "
-                f"{len(material.training)} for these steps; submit a corrected label first"
-            )
-        untaught = tuple(step for step in settings.steps if step not in taught)
-        run = _Retraining(site, replace(settings, steps=taught), choices, material, untaught)
+        start = start_of(site, settings)
+        untaught = tuple(step for step in settings.steps if step not in start.taught)
+        run = _Retraining(site, replace(settings, steps=start.taught), start.choices, start.material, untaught)
         run.replay = replay_sources(settings.replay_cases) if replay is None else tuple(replay)
         count = settings.reference_cases
         return run.go(should_stop, reference or (lambda: reference_cases(count)))

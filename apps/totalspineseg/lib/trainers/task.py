@@ -56,6 +56,21 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             "message": state.message,
         }
 
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Say at once why a training could not begin: a client sees no more of one that has ended than its log.
+
+        Args:
+            request: Settings, see ``config``.
+
+        Raises:
+            TrainingError: There is nothing to learn from, a setting is wrong, or there is no such device.
+            WeightsError: There are no weights to begin with.
+            StorageError: The hold-out list is damaged or cannot be written.
+        """
+        from lib.trainers.start import start_of
+
+        start_of(self._site, read_settings(request, self._steps))
+
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
         """Train; the host runs this in a process of its own and kills it to stop. Without its server it stops, too.
 
