@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
 from lib.errors import BusyError, StorageError
@@ -113,6 +114,28 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
             self._update_datastore_file()
         return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        """Take an image out of the studies, with the labels shown for it; the history keeps what was submitted.
+
+        Of a link the link alone is removed: the file it leads to belongs to somebody else.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            StorageError: A file or the index could not be changed.
+        """
+        with self._index():
+            entry = self._datastore.objects.get(image_id)
+            if entry is None:
+                raise ImageNotFoundException(
+                    f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
+                )
+            labels = (Path(self._datastore.label_path(tag)) / f"{image_id}{v.ext}" for tag, v in entry.labels.items())
+            # The image first: where it cannot be removed, its labels stay.
+            for file in (Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}", *labels):
+                _remove(file)
+            del self._datastore.objects[image_id]
+            self._update_datastore_file()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label map in wire ids under a tag, replacing the one shown before.
@@ -318,6 +341,15 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"room and permission to write to {folder} are required, got {error.strerror!r}; free disk space"
+        ) from error
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
         ) from error
 
 
