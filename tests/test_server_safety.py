@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from lib.front.guard import foreign_host
+from lib.front.names import own_names
 from serving import Server
 
 
@@ -49,13 +51,36 @@ def test_closed(server: Server, method: str, path: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:{port}", 200), ("localhost", 200), ("[::1]:{port}", 200), ("evil.example:{port}", 400), ("[", 400)],
+    [
+        *[(own, 200) for own in ("127.0.0.1:{port}", "localhost", "[::1]:{port}", "10.0.0.7:{port}", "Spine.example")],
+        *[(other, 400) for other in ("evil.example:{port}", "[", "")],
+    ],
 )
-def test_answers_to_its_own_name_alone(server: Server, host: str, status: int) -> None:
+def test_answers_to_its_own_names_alone(server: Server, host: str, status: int) -> None:
     """A page whose name resolves to 127.0.0.1 could read every study through the reader's browser."""
     port = server.url.rsplit(":", 1)[1]
     answer = requests.get(f"{server.url}/info/", headers={"Host": host.format(port=port)}, timeout=20)
     assert answer.status_code == status, answer.text
+
+
+def test_on_a_network_other_names_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened to a network, the server was called by any name: every page a reader opened could read the studies."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Station7")
+    monkeypatch.setattr("socket.getfqdn", lambda: "station7.clinic.example")
+    names = own_names("0.0.0.0", ["spine.example"])
+    for own in ("station7:8000", "STATION7.clinic.example", "spine.example", "192.168.1.5:8000", "[fe80::1]:8000"):
+        assert foreign_host(own, names) is None
+    for other in (
+        "evil.example",
+        "evil.example:8000",
+        "station7.evil.example",
+        "192.168.1.5.evil.example",
+        "0x7f000001",
+    ):
+        refusal = foreign_host(other, names)
+        assert refusal is not None
+        assert "--name" in refusal.detail
+    assert foreign_host("station7", own_names("127.0.0.1")) is not None
 
 
 @pytest.mark.parametrize("field", ["image", "image_id", "label", "session", "label_from"])

@@ -14,6 +14,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from lib.front.names import LOOPBACK, own_names
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
 
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 APP_DIR: Final = Path(__file__).resolve().parents[1]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_UPLOAD_MB: Final = 4096
 """A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger."""
 REQUEST_SECONDS: Final = 15
@@ -35,14 +35,14 @@ DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 
 
-def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] | None = None) -> FastAPI:
+def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] = LOOPBACK) -> FastAPI:
     """The front with MONAI Label's application behind it.
 
     The host's settings (studies, app folder) must be in place; ``serve`` does that.
 
     Args:
         max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
-        hosts: Names the server may be called by; None: any.
+        names: What the server may be called, besides its IP addresses.
     """
     from lib.front import auth, driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
     from lib.front.guard import Guard
@@ -82,7 +82,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, hosts=hosts)
+    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, names=names)
     return app
 
 
@@ -113,6 +113,7 @@ def serve(
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
+    names: Collection[str] = (),
     weights: str = "",
     device: str = "",
     runtime: str = "",
@@ -130,6 +131,7 @@ def serve(
         studies: Folder of images (made when missing), or a DICOMweb address.
         host: Address to listen on; the default is this machine alone.
         port: Port to listen on.
+        names: What readers call the server besides this machine's names and addresses.
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
@@ -168,8 +170,7 @@ def serve(
     log_config = init_log_config(None, str(app_dir), "app.log", log_level)
     if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
         logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
-    # Whoever opens it to a network calls it by names of its own.
-    app = create_app(max_upload_mb=max_upload_mb, hosts=LOOPBACK if host in LOOPBACK else None)
+    app = create_app(max_upload_mb=max_upload_mb, names=own_names(host, names))
     try:
         uvicorn.run(
             app,
@@ -188,6 +189,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument(
+        "--name",
+        dest="names",
+        action="append",
+        default=[],
+        help="what readers call the server besides this machine's name and address; may be repeated",
+    )
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
