@@ -16,6 +16,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
+from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
@@ -64,11 +65,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
-        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
-        if auto_reload:
-            # Whole files come by renaming, which the host's watcher does not listen to.
-            self._handler.on_moved = self._on_moved
+        # The host's own watch looks through everything at every file, takes a watch of the system for every entry of
+        # the history, and does not listen to renaming, by which whole files come.
+        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only)
         self._tell_of_shared_ids()
+        self._watch = self._watched() if auto_reload else None
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """Name without its ending, and the ending; an ending-like part inside the name stays."""
@@ -233,19 +234,22 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                         *(offered, file, file),
                     )
 
-    def _on_any_event(self, event: Any) -> None:
-        """Look through the folder; a failure would end the host's watch on it for good."""
+    def _watched(self) -> FolderWatch:
+        images = Path(self._datastore.image_path())
+        return FolderWatch(
+            {images: False, Path(self._datastore.label_path(None)): True},
+            self._look_through,
+            index=Path(self._datastore_config_path),
+            reload=self._init_from_datastore_file,
+            poll=self._is_on_mount(str(images)),
+        )
+
+    def _look_through(self) -> None:
+        """Take images and labels that came or went into the index."""
         try:
-            super()._on_any_event(event)
+            self._reconcile_datastore()
         except (StorageError, OSError, ValueError) as error:
             logger.warning("the folder of the studies could not be looked through: %s", error)
-
-    def _on_moved(self, event: Any) -> None:
-        """Take over an index that another process wrote, or images and labels that were renamed into place or away."""
-        if event.dest_path == self._datastore_config_path:
-            self._init_from_datastore_file()
-        else:
-            self._on_any_event(event)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
