@@ -153,8 +153,10 @@ class App(MONAILabelApp):
             store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
             self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
             return store
+        work = self._settings.get("work")
         return StudiesDatastore(
-            self.studies,
+            work or self.studies,
+            images=self.studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -388,12 +390,12 @@ def is_address(studies: str) -> bool:
 
 
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
-    """Where the history of these studies is kept: inside the folder; for a server, where ``conf["work"]`` says.
+    """Where the history of these studies is kept: inside the folder, or where ``conf["work"]`` says.
 
     Corrections must outlive a cleaned cache, so the default for a server is the user's data folder.
     """
     if not is_address(studies):
-        return Path(studies) / HISTORY_DIR
+        return Path(conf.get("work") or studies) / HISTORY_DIR
     if conf.get("work"):
         return Path(conf["work"])
     base = Path.home() / ".local" / "share" / "totalspineseg"

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from lib.errors import StorageError, TotalSpineSegError
 from lib.front.names import LOOPBACK, own_names
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
@@ -97,11 +99,12 @@ def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_d
     from monailabel.config import settings
     from monailabel.main import Main
 
+    from lib.corrections.history import HISTORY_DIR
     from lib.pacs.configured import set_default_filter
 
     set_default_filter()
     if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(("http://", "https://")):
-        settings.MONAI_LABEL_SESSION_PATH = str(Path(studies) / ".totalspineseg" / "sessions")
+        settings.MONAI_LABEL_SESSION_PATH = str(Path(conf.get("work") or studies) / HISTORY_DIR / "sessions")
     options = Namespace(
         app=str(app_dir), studies=studies, port=port, conf=[list(item) for item in conf.items()], dryrun=False
     )
@@ -128,14 +131,15 @@ def serve(
     """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
 
     Args:
-        studies: Folder of images (made when missing), or a DICOMweb address.
+        studies: Folder of images (made when missing and no ``work`` is named), or a DICOMweb address.
         host: Address to listen on; the default is this machine alone.
         port: Port to listen on.
         names: What readers call the server besides this machine's names and addresses.
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
-        work: Where corrections and fetched series of a DICOMweb server are kept; "" for the user's data folder.
+        work: Where everything is kept that comes of the studies; "" for their own folder, of a DICOMweb server for the
+            user's data folder.
         cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
@@ -144,22 +148,21 @@ def serve(
         request_seconds: How long what is being answered when the server is stopped may take.
 
     Raises:
-        TotalSpineSegError: The device or the runtime cannot be used.
+        TotalSpineSegError: The device, the runtime or a folder cannot be used.
     """
     import uvicorn
 
     from lib.nnunet.runtimes import require, runtime_of
 
     require(device or "auto", runtime_of(runtime))
+    work = str(_writable(Path(work))) if work else ""
     if not studies.startswith(("http://", "https://")):
-        folder = Path(studies).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        if demo and not any(folder.iterdir()):
+        folder = _existing(Path(studies)) if work else _writable(Path(studies))
+        if demo and not work and not any(folder.iterdir()):
             from lib.synthesis import demo_studies
 
             demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         studies = str(folder)
-    work = str(Path(work).expanduser().resolve()) if work else ""
     asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
     asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
     conf = {name: value for name, value in asked.items() if value}
@@ -184,6 +187,36 @@ def serve(
         end_within(REST_SECONDS)
 
 
+def _writable(folder: Path) -> Path:
+    """A folder for labels and corrections, made when it is missing.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    folder = folder.expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise StorageError(
+            f"a folder that can be written is required for labels and corrections, got {str(folder)!r} "
+            f"({error.strerror}); name one with --work"
+        ) from error
+
+
+def _existing(folder: Path) -> Path:
+    """A folder of images that may only be read.
+
+    Raises:
+        StorageError: There is none.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise StorageError(f"a folder of images is required, got {str(folder)!r}, which is none; correct --studies")
+    return folder
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``serve``, for this module's own command and the project's."""
     parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
@@ -199,7 +232,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
-    parser.add_argument("--work", default="", help="for a DICOMweb address: folder of corrections and fetched series")
+    parser.add_argument("--work", default="", help="folder of labels, corrections and fetched series")
     parser.add_argument("--cache-gb", type=float, help="for a DICOMweb address: room for fetched series (default: 50)")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
@@ -210,7 +243,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Start the server from the command line: ``python -m lib.server --studies FOLDER``."""
     parser = argparse.ArgumentParser(prog="lib.server", description="Serve spine segmentation to MONAI Label clients.")
     add_arguments(parser)
-    serve(**vars(parser.parse_args(arguments)))
+    try:
+        serve(**vars(parser.parse_args(arguments)))
+    except TotalSpineSegError as error:
+        sys.exit(f"lib.server: {error}")
 
 
 if __name__ == "__main__":

@@ -59,15 +59,24 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     The host's own class copies over files in place and rewrites its index from memory that may be older than
     the file; a full disk or two writers then cost labels.
+
+    Args:
+        path: Folder of the images, their index and the labels.
+        images: Folder of the images, where that is another one; it need not be writable.
+        auto_reload: Whether to offer images that come while the server runs.
+        read_only: Whether to leave the index as it is at the start.
     """
 
-    def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
+    def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
+        self._images = images or "."
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
         # The host's own watch looks through everything at every file, takes a watch of the system for every entry of
         # the history, and does not listen to renaming, by which whole files come.
-        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only)
+        super().__init__(
+            path, images_dir=self._images, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only
+        )
         self._tell_of_shared_ids()
         self._watch = self._watched() if auto_reload else None
 
@@ -215,7 +224,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _reconcile_datastore(self) -> None:
         with self._index():
-            super()._reconcile_datastore()
+            try:
+                super()._reconcile_datastore()
+            except StorageError as error:
+                # It only reads before.
+                logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
             self._tell_of_shared_ids()
 
     def _tell_of_shared_ids(self) -> None:
@@ -237,7 +250,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _watched(self) -> FolderWatch:
         images = Path(self._datastore.image_path())
         return FolderWatch(
-            {images: False, Path(self._datastore.label_path(None)): True},
+            {images: False, Path(self._datastore_path): False, Path(self._datastore.label_path(None)): True},
             self._look_through,
             index=Path(self._datastore_config_path),
             reload=self._init_from_datastore_file,
@@ -279,6 +292,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
         Raises:
             BusyError: Another one does not let go of it.
+            StorageError: The folder cannot be written.
         """
         try:
             self._lock.acquire(timeout=INDEX_SECONDS)
@@ -287,6 +301,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 f"an index of the studies that nobody else holds is required, got {self._lock_file!r}, which "
                 f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
                 "or end it, and try again"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"permission to write to {self._datastore_path} is required, got {error.strerror!r}; change it, or "
+                "start the server with --work and a folder for labels and corrections"
             ) from error
         try:
             with self._guard:
@@ -307,6 +326,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         if path.exists() and _stamp(path) != self._seen:
             self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
             self._datastore.base_path = self._datastore_path
+            self._datastore.images_dir = self._images
             self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:

@@ -17,6 +17,8 @@ from lib.volume_io import PARTIAL_PREFIX
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
+INDEX_FILE: Final = "datastore_v2.json"
+"""The host's name for the index of images and labels."""
 PACS_DIR: Final = "pacs"
 """Of a PACS, below the history: fetched series and the labels shown to clients."""
 MAX_FOLDER_NAME: Final = 200

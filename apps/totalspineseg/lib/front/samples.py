@@ -1,12 +1,21 @@
 """``POST /activelearning/{strategy}``: the next image, off the event loop; the log says nothing of patients."""
 
+import logging
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Depends
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
+
+from lib.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+NOT_RECORDED: Final = (
+    "The server could not record that it offered this image (its log says why): others may get it, too."
+)
 
 
 def router() -> APIRouter:
@@ -27,7 +36,11 @@ def router() -> APIRouter:
         store, image = app.datastore(), sample["id"]
         offered = dict(store.get_image_info(image).get("strategy") or {})
         offered[strategy] = {"ts": int(time.time()), "client_id": fields.get("client_id", user.username)}
-        store.update_image_info(image, {"strategy": offered})
+        try:
+            store.update_image_info(image, {"strategy": offered})
+        except StorageError as error:
+            logger.warning("who was offered an image is not recorded: %s", error)
+            sample["warning"] = NOT_RECORDED
         return {**sample, **store.get_image_info(image)}
 
     return routes

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -39,6 +39,11 @@ logger = logging.getLogger(__name__)
 
 LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
+
+NOT_RECORDED: Final = (
+    "The server could not record this prediction (its log says why): if one level is renamed in it, the others do not "
+    "follow, and a label does not tell what it corrects."
+)
 
 
 @dataclass(frozen=True)
@@ -144,13 +149,17 @@ class SpineTask(InferTask):  # type: ignore[misc]
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
         )
+        return str(file), {**self._reply(record), "warning": self._record(sha256, record, outcome)}
+
+    def _record(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> str:
+        """Keep what a correction needs to know of a prediction; a warning where that fails: it can be looked at."""
         try:
             self.services.predictions.keep(record)
             self._keep_maps(sha256, record, outcome)
-        except StorageError:
-            file.unlink(missing_ok=True)
-            raise
-        return str(file), self._reply(record)
+        except StorageError as error:
+            logger.warning("a prediction is not recorded: %s", error)
+            return NOT_RECORDED
+        return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
         if outcome.drawn is None:

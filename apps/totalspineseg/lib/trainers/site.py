@@ -1,10 +1,11 @@
 """What a training needs to know about the place it runs in."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.corrections.history import HISTORY_DIR
+from lib.corrections.history import HISTORY_DIR, INDEX_FILE
 from lib.corrections.store import CorrectionStore
 from lib.gate.holdout import subject_of
 from lib.registry.store import ModelStore
@@ -41,11 +42,18 @@ class Site:
 
 
 def folder_site(studies: Path, models: ModelStore) -> Site:
-    """The site of a plain studies folder, for programs that run without the server."""
-    history = studies / HISTORY_DIR
+    """The site of a studies folder, or of the work folder of one that may only be read; for programs without server."""
+    history, images = studies / HISTORY_DIR, _images_folder(studies)
 
     def image_file(image_id: str) -> Path | None:
-        files = (studies / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
+        files = (images / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
         return next((file for file in files if file.is_file()), None)
 
     return Site(history, models, CorrectionStore(history), image_file)
+
+
+def _images_folder(studies: Path) -> Path:
+    """Where the images of an index lie: as a rule beside it."""
+    index = studies / INDEX_FILE
+    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return studies / str(known.get("images_dir", "."))
