@@ -46,7 +46,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] =
         max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
         names: What the server may be called, besides its IP addresses.
     """
-    from lib.front import auth, driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
+    from lib.front import auth, driver, errors, host, infer, logs, ohif, proxy, samples, start, studies, threads, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -72,6 +72,8 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] =
     app.include_router(ohif.router())
     app.include_router(proxy.router())
     app.include_router(driver.router())
+    app.include_router(logs.router())
+    app.include_router(start.router())
     # Behind our own routes, before the host's.
     app.include_router(threads.router())
     app.mount("/", behind)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.corrections.datastore import is_safe_id, is_safe_tag
 from lib.front.names import is_own
+from lib.front.policy import with_policy
 from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
 from lib.infers.http import NOT_FOUND
 
@@ -74,7 +75,7 @@ class Guard:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on with a counted body."""
+        """Refuse, or pass on with a counted body; pages that come back may load things of this server alone."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -82,7 +83,7 @@ class Guard:
         if refusal is not None:
             await JSONResponse({"detail": refusal.detail}, refusal.status)(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive), send)
+        await self.app(scope, self._counted(receive), with_policy(send))
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
