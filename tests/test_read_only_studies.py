@@ -137,6 +137,20 @@ def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_pat
     assert site.image_file("one") == studies / "one.nii.gz"
 
 
+def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
+    """Whatever was known of its labels was gone from the index when it came back."""
+    store = app.datastore()
+    kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    shutil.move(tmp_path / "studies", tmp_path / "away")
+    store.refresh()
+    (tmp_path / "studies").mkdir()
+    store.refresh()
+    shutil.move(tmp_path / "away" / "one.nii.gz", tmp_path / "studies")
+    store.refresh()
+    assert (store.list_images(), store.get_labeled_images()) == (["one"], ["one"])
+    assert store.get_label_info("one", "final")["correction"] == kept.id
+
+
 def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
     """The index of the work folder knows where they lay before."""
     app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)

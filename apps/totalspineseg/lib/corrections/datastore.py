@@ -224,12 +224,23 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _reconcile_datastore(self) -> None:
         with self._index():
+            if self._is_away():
+                logger.warning(
+                    "no image lies in %s any more; what is known of them stays until they return", self._images
+                )
+                return
             try:
                 super()._reconcile_datastore()
             except StorageError as error:
                 # It only reads before.
                 logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
             self._tell_of_shared_ids()
+
+    def _is_away(self) -> bool:
+        """Whether a folder of its own that held images holds none: an archive that is not mounted at this moment."""
+        images = Path(self._datastore.image_path())
+        known = bool(self._datastore.objects) and self._images != "."
+        return known and not (images.is_dir() and self._files(str(images), list(IMAGE_PATTERNS)))
 
     def _tell_of_shared_ids(self) -> None:
         """Log, once for each, the images that are not offered because another file has their id."""
