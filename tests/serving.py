@@ -78,5 +78,5 @@ def studies_server(folder: Path) -> Iterator[Server]:
         write_volume(folder / "studies" / f"{name}.nii.gz", *sagittal_image())
     write_volume(folder / "studies" / "z-last.nrrd", image_of(lumbar_codes()), RAS)
     write_volume(folder / "secret.nii.gz", image_of(lumbar_codes()), RAS)
-    with running_server(folder) as running:
+    with running_server(folder, names=["Spine.Example"]) as running:
         yield running

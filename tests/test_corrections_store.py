@@ -332,7 +332,7 @@ def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkey
         assert failed.wait(10)
     (tmp_path / "two.nii.gz").write_bytes(b"image")
     wait_for(lambda: set(watched.list_images()) == {"one", "two"})
-    watched._observer.stop()
+    watched._watch.stop()
 
 
 def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
     wait_for(lambda: watched.list_images() == ["two"])
     (tmp_path / "two.nii.gz").rename(tmp_path / "two.nii.gz.away")
     wait_for(lambda: watched.list_images() == [])
-    watched._observer.stop()
+    watched._watch.stop()
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])

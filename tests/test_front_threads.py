@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from monailabel.config import settings
-from monailabel.endpoints import batch_infer, datastore, info, logs, scoring
+from monailabel.endpoints import batch_infer, datastore, info, scoring
 from monailabel.utils.async_tasks.utils import background_executors
 from starlette.testclient import TestClient
 
@@ -56,14 +56,13 @@ class SlowApp:
         ("DELETE", "/datastore/label?id=1.2&tag=final", 200),
         ("POST", "/batch/infer/totalspineseg", 200),
         ("POST", "/scoring/dice", 200),
-        ("GET", "/logs/?lines=1", 200),
     ],
 )
 def test_others_are_answered_meanwhile(method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slow, app, answers = SlowApp(), FastAPI(), []
     for module in (info, datastore):
         monkeypatch.setattr(module, "app_instance", lambda: slow)
-    for module, name in ((batch_infer, "run"), (scoring, "run_method"), (logs, "get_logs")):
+    for module, name in ((batch_infer, "run"), (scoring, "run_method")):
         monkeypatch.setattr(module, name, slow._wait)
     app.include_router(threads.router())
 

@@ -22,6 +22,8 @@ LAYER = {
     "transforms": 1,
     "numbering": 2,
     "pipeline": 3,
+    "unpacking": 3,
+    "nifti": 3.1,
     "dicom": 3.2,  # draws its demo studies with synthesis
     "volume_io": 3.5,
     "nnunet": 4,

@@ -73,7 +73,7 @@ def guarded(origins: tuple[str, ...] = (), limit: int = 1 << 20) -> TestClient:
         return len(text)
 
     known = Known(models=("m",), trainers=("t",), scorers=(), on_server=True)
-    app.add_middleware(Guard, known=lambda: known, origins=origins, max_upload_bytes=limit)
+    app.add_middleware(Guard, known=lambda: known, origins=origins, max_upload_bytes=limit, names=["testserver"])
     return TestClient(app)
 
 

@@ -1,11 +1,16 @@
 """Holes of the host that the front closes, each by a request that used to go through."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
 import requests
+from monailabel.config import settings
 
+from lib.front.guard import foreign_host
+from lib.front.names import own_names
+from lib.front.places import without_folders
 from serving import Server
 
 
@@ -49,13 +54,36 @@ def test_closed(server: Server, method: str, path: str, status: int) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("127.0.0.1:{port}", 200), ("localhost", 200), ("[::1]:{port}", 200), ("evil.example:{port}", 400), ("[", 400)],
+    [
+        *[(own, 200) for own in ("127.0.0.1:{port}", "localhost", "[::1]:{port}", "10.0.0.7:{port}", "Spine.example")],
+        *[(other, 400) for other in ("evil.example:{port}", "[", "")],
+    ],
 )
-def test_answers_to_its_own_name_alone(server: Server, host: str, status: int) -> None:
+def test_answers_to_its_own_names_alone(server: Server, host: str, status: int) -> None:
     """A page whose name resolves to 127.0.0.1 could read every study through the reader's browser."""
     port = server.url.rsplit(":", 1)[1]
     answer = requests.get(f"{server.url}/info/", headers={"Host": host.format(port=port)}, timeout=20)
     assert answer.status_code == status, answer.text
+
+
+def test_on_a_network_other_names_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened to a network, the server was called by any name: every page a reader opened could read the studies."""
+    monkeypatch.setattr("socket.gethostname", lambda: "Station7")
+    monkeypatch.setattr("socket.getfqdn", lambda: "station7.clinic.example")
+    names = own_names("0.0.0.0", ["spine.example"])
+    for own in ("station7:8000", "STATION7.clinic.example", "spine.example", "192.168.1.5:8000", "[fe80::1]:8000"):
+        assert foreign_host(own, names) is None
+    for other in (
+        "evil.example",
+        "evil.example:8000",
+        "station7.evil.example",
+        "192.168.1.5.evil.example",
+        "0x7f000001",
+    ):
+        refusal = foreign_host(other, names)
+        assert refusal is not None
+        assert "--name" in refusal.detail
+    assert foreign_host("station7", own_names("127.0.0.1")) is not None
 
 
 @pytest.mark.parametrize("field", ["image", "image_id", "label", "session", "label_from"])
@@ -92,6 +120,43 @@ def test_a_foreign_page_gets_nothing(server: Server) -> None:
     assert requests.post(f"{server.url}/activelearning/first", headers=own, json={}).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/docs", "/ohif/", "/static/ohif/index.html"])
+def test_pages_load_things_of_this_server_alone(server: Server, path: str) -> None:
+    """Scripts of cdn.jsdelivr.net ran in the server's name, and could read every study."""
+    page = requests.get(f"{server.url}{path}", timeout=20)
+    assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    if "ohif" not in path:
+        assert "://" not in page.text
+
+
+def test_the_log_is_shown_as_text_without_folders(server: Server) -> None:
+    """The host's page ran scripts of two other servers; lines=-1 gave the whole log, with every path of the machine."""
+    log = requests.get(f"{server.url}/logs/", params={"lines": 300, "refresh": 3}, timeout=20)
+    assert (log.headers["content-type"].split(";")[0], log.headers["refresh"]) == ("text/plain", "3")
+    assert "Session Path: .totalspineseg/sessions" in log.text
+    assert str(server.studies.parent) not in log.text
+    assert requests.get(f"{server.url}/logs/?lines=2&html=true", timeout=20).text.count("\n") == 2
+    for lines in ("-1", "0", "1000000", "all"):
+        refused = requests.get(f"{server.url}/logs/", params={"lines": lines}, timeout=20)
+        assert refused.status_code == 422
+        assert "lines" in refused.json()["detail"]
+
+
+def test_folders_of_the_server_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", "/srv/mri/")
+    monkeypatch.setattr(settings, "MONAI_LABEL_APP_CONF", {"work": "/srv/mri-work"})
+    for text, told in {
+        "permission to write to /srv/mri/.totalspineseg/maps is required": "write to .totalspineseg/maps is required",
+        "write to /srv/mri-work, got": "write to mri-work, got",
+        "'/srv/mri' is required": "'mri' is required",
+        "/srv/mri2/a and proxy/srv": "/srv/mri2/a and proxy/srv",
+        f"room in {tempfile.gettempdir()} is required": f"room in {Path(tempfile.gettempdir()).name} is required",
+        "an address below /proxy/dicom/wado": "an address below /proxy/dicom/wado",
+    }.items():
+        assert told in without_folders(text)
+
+
 def test_an_oversized_request_is_refused(server: Server) -> None:
     big = b"\0" * (9 << 20)
     for data in (big, (big[: 1 << 20] for _ in range(9))):
@@ -109,8 +174,6 @@ def test_the_server_listens_on_loopback_by_default() -> None:
 
 
 def test_temporary_files_are_gone(server: Server) -> None:
-    import tempfile
-
     def ours() -> set[str]:
         return {p.name for p in Path(tempfile.gettempdir()).glob("totalspineseg-*")}
 

@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--dicomweb", default="", help="address of a PACS; without it Orthanc is started")
     parser.add_argument("--host", default=DEFAULT_HOST)
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--name", dest="names", action="append", default=[], help="as for 'totalspineseg serve'")
     parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -45,7 +46,8 @@ def main() -> int:
             address = arguments.dicomweb or (orthanc.dicomweb if orthanc else "")
             threading.Thread(target=announce, args=(arguments.host, arguments.port), daemon=True).start()
             work = "" if arguments.dicomweb else str(folder / "work")
-            serve(address, host=arguments.host, port=arguments.port, weights=arguments.weights, work=work)
+            where = {"host": arguments.host, "port": arguments.port, "names": arguments.names}
+            serve(address, **where, weights=arguments.weights, work=work)
     except TotalSpineSegError as error:
         sys.exit(f"serve-ohif: {error}")
     return 0

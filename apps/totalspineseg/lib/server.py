@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.corrections.history import HISTORY_DIR
-from lib.errors import StorageError
+from lib.errors import StorageError, TotalSpineSegError
+from lib.front.names import LOOPBACK, own_names
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
 
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 APP_DIR: Final = Path(__file__).resolve().parents[1]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
-LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 MAX_UPLOAD_MB: Final = 4096
 """A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger."""
 REQUEST_SECONDS: Final = 15
@@ -40,16 +40,16 @@ ADDRESS: Final = ("http://", "https://")
 """How studies that lie on a DICOMweb server begin."""
 
 
-def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] | None = None) -> FastAPI:
+def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] = LOOPBACK) -> FastAPI:
     """The front with MONAI Label's application behind it.
 
     The host's settings (studies, app folder) must be in place; ``serve`` does that.
 
     Args:
         max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
-        hosts: Names the server may be called by; None: any.
+        names: What the server may be called, besides its IP addresses.
     """
-    from lib.front import auth, driver, errors, host, infer, ohif, proxy, samples, studies, threads, train
+    from lib.front import auth, driver, errors, host, infer, logs, ohif, proxy, samples, start, studies, threads, train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -75,6 +75,8 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
     app.include_router(ohif.router())
     app.include_router(proxy.router())
     app.include_router(driver.router())
+    app.include_router(logs.router())
+    app.include_router(start.router())
     # Behind our own routes, before the host's.
     app.include_router(threads.router())
     app.mount("/", behind)
@@ -87,7 +89,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] |
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, hosts=hosts)
+    app.add_middleware(Guard, known=host.known, origins=origins, max_upload_bytes=limit, names=names)
     return app
 
 
@@ -119,6 +121,7 @@ def serve(
     *,
     host: str = DEFAULT_HOST,
     port: int = DEFAULT_PORT,
+    names: Collection[str] = (),
     weights: str = "",
     device: str = "",
     runtime: str = "",
@@ -133,9 +136,10 @@ def serve(
     """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
 
     Args:
-        studies: Folder of images (made when missing), or a DICOMweb address.
+        studies: Folder of images (made when missing and no ``work`` is named), or a DICOMweb address.
         host: Address to listen on; the default is this machine alone.
         port: Port to listen on.
+        names: What readers call the server besides this machine's names and addresses.
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
@@ -149,24 +153,21 @@ def serve(
         request_seconds: How long what is being answered when the server is stopped may take.
 
     Raises:
-        TotalSpineSegError: The device or the runtime cannot be used, or a folder cannot be written.
+        TotalSpineSegError: The device, the runtime or a folder cannot be used.
     """
     import uvicorn
 
     from lib.nnunet.runtimes import require, runtime_of
 
     require(device or "auto", runtime_of(runtime))
+    work = str(_writable(Path(work))) if work else ""
     if not studies.startswith(ADDRESS):
-        folder = Path(studies).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        if demo and not any(folder.iterdir()):
+        folder = _existing(Path(studies)) if work else _writable(Path(studies))
+        if demo and not work and not any(folder.iterdir()):
             from lib.synthesis import demo_studies
 
             demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         studies = str(folder)
-    work = str(Path(work).expanduser().resolve()) if work else ""
-    if work or not studies.startswith(ADDRESS):
-        _require_writable(Path(work or studies))
     asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
     asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
     conf = {name: value for name, value in asked.items() if value}
@@ -177,8 +178,7 @@ def serve(
     log_config = init_log_config(None, str(app_dir), "app.log", log_level)
     if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
         logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
-    # Whoever opens it to a network calls it by names of its own.
-    app = create_app(max_upload_mb=max_upload_mb, hosts=LOOPBACK if host in LOOPBACK else None)
+    app = create_app(max_upload_mb=max_upload_mb, names=own_names(host, names))
     try:
         uvicorn.run(
             app,
@@ -192,16 +192,34 @@ def serve(
         end_within(REST_SECONDS)
 
 
-def _require_writable(folder: Path) -> None:
+def _writable(folder: Path) -> Path:
+    """A folder for labels and corrections, made when it is missing.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    folder = folder.expanduser().resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return folder
     except OSError as error:
         raise StorageError(
-            f"a folder that the server can write to is required, got {str(folder)!r} ({error.strerror}); make it "
-            "writable, or name another one with --work for what the server writes"
+            f"a folder that can be written is required for labels and corrections, got {str(folder)!r} "
+            f"({error.strerror}); name one with --work"
         ) from error
+
+
+def _existing(folder: Path) -> Path:
+    """A folder of images that may only be read.
+
+    Raises:
+        StorageError: There is none.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise StorageError(f"a folder of images is required, got {str(folder)!r}, which is none; correct --studies")
+    return folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +227,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument(
+        "--name",
+        dest="names",
+        action="append",
+        default=[],
+        help="what readers call the server besides this machine's name and address; may be repeated",
+    )
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
@@ -223,7 +248,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Start the server from the command line: ``python -m lib.server --studies FOLDER``."""
     parser = argparse.ArgumentParser(prog="lib.server", description="Serve spine segmentation to MONAI Label clients.")
     add_arguments(parser)
-    serve(**vars(parser.parse_args(arguments)))
+    try:
+        serve(**vars(parser.parse_args(arguments)))
+    except TotalSpineSegError as error:
+        sys.exit(f"lib.server: {error}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import os
 import shutil
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +22,18 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from lib.anatomy import BACKGROUND, BY_CODE, L1
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError, MemoryShortageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume, to_ras
+from lib.nifti import read_nifti
 from lib.plausible import is_upside_down
+from lib.unpacking import require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
 NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
+HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
+"""Of headers whose voxels lie in another file."""
 NRRD_SPACE: Final = "NRRD_space"
 """ITK's name for the field that says what the directions of a NRRD file are directions of."""
 META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
@@ -38,13 +42,6 @@ META_HEADER_BYTES: Final = 8192
 """A MetaImage header has some twenty short lines."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
-MIN_COSINE: Final = 0.5
-"""An axis by the qform and by the sform of a NIfTI file: further apart than 60 degrees, they contradict each other."""
-SIZE_ROUNDING: Final = 0.02
-"""How far voxel sizes by qform and sform may differ: beyond it distances are wrong by one of them, below it by less
-than discs are measured to."""
-ROTATION_ROUNDING: Final = 1e-4
-"""How much longer than 1 the square of a qform's quaternion may be: some programs write four digits."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -100,12 +97,13 @@ def read_labels(path: Path) -> Volume:
         ImageError: Not readable, 4D, or values that are not whole numbers 0..255.
     """
     volume = _read(path, average=False)
-    rounded = np.rint(volume.data) if volume.data.dtype.kind == "f" else volume.data
-    if not np.isfinite(volume.data).all() or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
+    is_float = volume.data.dtype.kind == "f"
+    rounded = np.rint(volume.data) if is_float else volume.data
+    if (is_float and not np.isfinite(rounded).all()) or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
         raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
-    if volume.data.dtype.kind == "f" and not np.array_equal(rounded, volume.data):
+    if is_float and not np.array_equal(rounded, volume.data):
         raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
-    return Volume(rounded.astype(np.uint8), volume.affine)
+    return Volume(rounded.astype(np.uint8, copy=False), volume.affine)
 
 
 def read_codes(path: Path) -> Volume:
@@ -157,18 +155,40 @@ def _read(path: Path, *, average: bool) -> Volume:
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
-            return _read_nifti(path, average=average)
+            data, affine = read_nifti(path)
+            return Volume(_to_3d(data, average=average), affine)
         if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
-            image = sitk.ReadImage(str(path))
+            image = open_itk(path)
             _require_oriented(image, path)
             return _from_sitk(image, average=average)
         return _read_dicom(path)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise MemoryShortageError(
+            f"more free memory is required for the image, got too little for {path.name!r}; close other programs"
+        ) from error
     except _UNREADABLE as error:
         raise ImageError(
             f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r} ({_reason(error)}); export it again"
         ) from error
+
+
+def open_itk(path: Path) -> sitk.Image:
+    """Read a NRRD or MetaImage file whose header tells of no more voxels than the file can hold.
+
+    Raises:
+        ImageError: It tells of more, or of too many.
+        RuntimeError: It cannot be read.
+    """
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    if not path.name.lower().endswith(HEADER_SUFFIXES):
+        voxels = prod(reader.GetSize()) * reader.GetNumberOfComponents()
+        require_bounded(path, voxels * one.GetSizeOfPixelComponent())
+    return reader.Execute()
 
 
 def _reason(error: Exception) -> str:
@@ -176,62 +196,6 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return type(error).__name__ if "/" in text else text[:160]
-
-
-def _read_nifti(path: Path, *, average: bool) -> Volume:
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = igzip.decompress(content)
-        except (OSError, EOFError, zlib.error, igzip.isal_zlib.error) as error:
-            raise ImageError(
-                f"a complete NIfTI file is required, got {path.name!r}, whose compression is damaged; copy it again"
-            ) from error
-    image: nib.Nifti1Image | nib.Nifti2Image
-    if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
-        image = nib.Nifti2Image.from_bytes(content)
-    else:
-        image = nib.Nifti1Image.from_bytes(content)
-    _require_placed(image.header, path.name)
-    scaled = (image.header["scl_slope"], image.header["scl_inter"])
-    plain = not np.isfinite(scaled[0]) or scaled == (1, 0) or scaled[0] == 0
-    data = np.asanyarray(image.dataobj) if plain else image.get_fdata(dtype=np.float32)
-    return Volume(_to_3d(data, average=average), image.affine)
-
-
-def _require_placed(header: nib.Nifti1Header, name: str) -> None:
-    """Check that a NIfTI header says where its voxels lie, and nothing else in a second place.
-
-    Without a form, and with two that contradict each other, programs differ in which side is left.
-    """
-    # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
-    header.quaternion_threshold = -ROTATION_ROUNDING
-    forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
-    if not forms:
-        raise ImageError(
-            f"a NIfTI file with a qform or sform is required, got {name!r}, which does not say how it lies in the "
-            "patient; export it again"
-        )
-    one, other = forms[0][:3, :3], forms[-1][:3, :3]
-    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
-    if ((one * other).sum(axis=0) < MIN_COSINE * lengths).any():
-        shape = header.get_data_shape()[:3]
-        by_sform, by_qform = (Grid(shape, form).orientation for form in forms)
-        raise ImageError(
-            f"a NIfTI file whose qform and sform agree is required, got {name!r} with axes "
-            f"{by_qform} by the one and {by_sform} by the other; export it again"
-        )
-    by_sform_mm, by_qform_mm = (np.linalg.norm(form, axis=0) for form in (one, other))
-    if (np.abs(by_sform_mm / by_qform_mm - 1) > SIZE_ROUNDING).any():
-        raise ImageError(
-            f"a NIfTI file whose qform and sform give one voxel size is required, got {name!r} with {_mm(by_qform_mm)} "
-            f"by the one and {_mm(by_sform_mm)} by the other, as after a registration to a template; take the image as "
-            "it was scanned"
-        )
-
-
-def _mm(sizes: AnyArray) -> str:
-    return " x ".join(f"{size:.3g}" for size in sizes) + " mm"
 
 
 def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:

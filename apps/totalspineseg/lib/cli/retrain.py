@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "studies",
         type=existing_path,
         metavar="STUDIES",
-        help="images a server serves; of a PACS its work folder",
+        help="images a server serves, or its work folder",
     )
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
     parser.add_argument("--iterations", type=positive, metavar="N")

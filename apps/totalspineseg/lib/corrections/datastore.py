@@ -15,10 +15,12 @@ from typing import Any, Final
 from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 from lib.corrections.label_notes import read_note, write_note
+from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
@@ -78,15 +80,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._not_offered: dict[str, str] = {}
         self._imprints = Imprints()
         self._told: set[tuple[str, str, str]] = set()
+        # The host's own watch looks through everything at every file, takes a watch of the system for every entry of
+        # the history, and does not listen to renaming, by which whole files come.
         super().__init__(
-            path, self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only
+            path, images_dir=self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only
         )
-        if auto_reload:
-            # Whole files come by renaming, which the host's watcher does not listen to.
-            self._handler.on_moved = self._on_moved
-            if images:
-                self._observer.schedule(self._handler, path=images)
         self._tell_of_shared_ids()
+        self._watch = self._watched() if auto_reload else None
 
     def _to_id(self, file: str) -> tuple[str, str]:
         """Name without its ending, and the ending; an ending-like part inside the name stays."""
@@ -132,6 +132,28 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
             self._update_datastore_file()
         return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        """Take an image out of the studies, with the labels shown for it; the history keeps what was submitted.
+
+        Of a link the link alone is removed: the file it leads to belongs to somebody else.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            StorageError: A file or the index could not be changed.
+        """
+        with self._index():
+            entry = self._datastore.objects.get(image_id)
+            if entry is None:
+                raise ImageNotFoundException(
+                    f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
+                )
+            labels = (Path(self._datastore.label_path(tag)) / f"{image_id}{v.ext}" for tag, v in entry.labels.items())
+            # The image first: where it cannot be removed, its labels stay.
+            for file in (Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}", *labels):
+                _remove(file)
+            del self._datastore.objects[image_id]
+            self._update_datastore_file()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label map in wire ids under a tag, replacing the one shown before.
@@ -284,7 +306,16 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _reconcile_datastore(self) -> None:
         with self._index():
-            super()._reconcile_datastore()
+            if self._is_away():
+                logger.warning(
+                    "no image lies in %s any more; what is known of them stays until they return", self._images_dir
+                )
+                return
+            try:
+                super()._reconcile_datastore()
+            except StorageError as error:
+                # It only reads before.
+                logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
             self._tell_of_shared_ids()
 
     def _add_non_existing_labels(self, tag: str) -> int:
@@ -296,6 +327,12 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 label = entry.labels[tag]
                 label.info.update(read_note(Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}"))
         return added
+
+    def _is_away(self) -> bool:
+        """Whether a folder of its own that held images holds none: an archive that is not mounted at this moment."""
+        images = Path(self._datastore.image_path())
+        known = bool(self._datastore.objects) and self._images_dir != "."
+        return known and not (images.is_dir() and self._files(str(images), list(IMAGE_PATTERNS)))
 
     def _tell_of_shared_ids(self) -> None:
         """Log, once for each, the images that are not offered because another file has their id."""
@@ -313,19 +350,22 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                         *(offered, file, file),
                     )
 
-    def _on_any_event(self, event: Any) -> None:
-        """Look through the folder; a failure would end the host's watch on it for good."""
+    def _watched(self) -> FolderWatch:
+        images = Path(self._datastore.image_path())
+        return FolderWatch(
+            {images: False, Path(self._datastore_path): False, Path(self._datastore.label_path(None)): True},
+            self._look_through,
+            index=Path(self._datastore_config_path),
+            reload=self._init_from_datastore_file,
+            poll=self._is_on_mount(str(images)),
+        )
+
+    def _look_through(self) -> None:
+        """Take images and labels that came or went into the index."""
         try:
-            super()._on_any_event(event)
+            self._reconcile_datastore()
         except (StorageError, OSError, ValueError) as error:
             logger.warning("the folder of the studies could not be looked through: %s", error)
-
-    def _on_moved(self, event: Any) -> None:
-        """Take over an index that another process wrote, or images and labels that were renamed into place or away."""
-        if event.dest_path == self._datastore_config_path:
-            self._init_from_datastore_file()
-        else:
-            self._on_any_event(event)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
@@ -355,6 +395,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
         Raises:
             BusyError: Another one does not let go of it.
+            StorageError: The folder cannot be written.
         """
         try:
             self._lock.acquire(timeout=INDEX_SECONDS)

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from lib.errors import ImageError, LabelError
 from lib.geometry import AnyArray, Grid, LabelArray, Volume
 from lib.segments import MAX_SEGMENTS, Segment, Submission
-from lib.volume_io import read_labels
+from lib.volume_io import open_itk, read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
 """Header fields in which 3D Slicer keeps the segments of a .seg.nrrd file."""
@@ -85,7 +85,7 @@ def _own_segments(meta: Mapping[str, str]) -> tuple[Segment, ...]:
 
 def _read_nrrd(path: Path) -> sitk.Image:
     try:
-        return sitk.ReadImage(str(path))
+        return open_itk(path)
     except RuntimeError as error:
         raise ImageError(
             "a readable NRRD label map is required, got a file that cannot be read; save it again"

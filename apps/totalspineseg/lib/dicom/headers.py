@@ -1,5 +1,6 @@
 """The headers of one image series, from a folder, from files or as a PACS answered."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -7,6 +8,7 @@ from typing import Any, Final, TypeAlias
 import pydicom
 from pydicom import Dataset
 
+from lib.dicom.deflated import require_bounded
 from lib.errors import ImageError
 
 Sources: TypeAlias = Path | Sequence[Path | Dataset]
@@ -30,7 +32,7 @@ _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
 """How an object without preamble starts: its first element is of group 2 or 8, little endian."""
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
 """A file named so that is not DICOM was cut short."""
-_UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError)
+_UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)
 """What reading a damaged file raises."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
@@ -68,11 +70,13 @@ def read_header(path: Path) -> Dataset | None:
     """The header of a DICOM file, or None for a file that is none.
 
     Raises:
-        ImageError: A DICOM file that is damaged; leaving it out would make a shorter scan of it.
+        ImageError: A DICOM file that is damaged or too large; leaving it out would make a shorter scan of it.
     """
     damaged = ImageError(f"readable DICOM files are required, got {path.name!r}, which is damaged; copy it again")
     try:
         header = _parsed(path)
+    except ImageError:
+        raise
     except _UNREADABLE as error:
         raise damaged from error
     cut = path.suffix.lower() in _SUFFIXES if header is None else _is_cut(header)
@@ -94,6 +98,7 @@ def _parsed(path: Path) -> Dataset | None:
     if not marked and not _start(path).startswith(_BARE_STARTS):
         return None
     # Some archives write objects without the DICOM preamble.
+    require_bounded(path)
     header = pydicom.dcmread(path, stop_before_pixels=True, force=not marked)
     return header if marked or sop_class(header) else None
 

@@ -1,6 +1,7 @@
 """A DICOM SEG object, opened: what it refers to, its segments, and its frames one by one."""
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,15 +14,26 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
+from lib.dicom.deflated import require_bounded
 from lib.dicom.headers import SEG_CLASSES, sop_class
 from lib.dicom.moments import made_utc
-from lib.errors import LabelError
+from lib.errors import ImageError, LabelError
 from lib.geometry import LabelArray
 
 SegSource: TypeAlias = Path | bytes | Dataset
 """A SEG file, its content, or the object itself."""
 _UNCOMPRESSED: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99")
 """Transfer syntaxes whose one-bit pixels are a plain row of bits: implicit, explicit and deflated little endian."""
+_NO_DICOM: Final = (
+    InvalidDicomError,
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    AttributeError,
+    zlib.error,
+)
+"""What reading another file, or a damaged one, raises."""
 _SHOWN: Final = 3
 """Values a message lists."""
 
@@ -187,9 +199,12 @@ def _open(source: SegSource, *, pixels: bool) -> Dataset:
     if isinstance(source, Dataset):
         return source
     try:
+        require_bounded(source)
         file = BytesIO(source) if isinstance(source, bytes) else source
         return pydicom.dcmread(file, stop_before_pixels=not pixels)
-    except (InvalidDicomError, OSError, EOFError, ValueError, NotImplementedError, AttributeError) as error:
+    except ImageError as error:
+        raise LabelError(str(error)) from error
+    except _NO_DICOM as error:
         raise LabelError("a DICOM segmentation (SEG) is required, got something else; export it again") from error
 
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
 from lib.errors import TotalSpineSegError
+from lib.front.places import without_folders
 from lib.front.statuses import OURS, UPSTREAM
 from lib.infers.http import NO_ROOM, NOT_FOUND, UNUSABLE, status_of
 
@@ -34,7 +35,10 @@ def install(app: FastAPI) -> None:
 
 
 def _answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"detail": sentence}, status, headers)
+    if status == NO_ROOM:
+        # Its owner needs to know where.
+        logger.error("%s", sentence)
+    return JSONResponse({"detail": without_folders(sentence)}, status, headers)
 
 
 def _ours(_: Request, error: Exception) -> Response:

@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.corrections.datastore import is_safe_id, is_safe_tag
+from lib.front.names import is_own
+from lib.front.policy import with_policy
 from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
 from lib.infers.http import NOT_FOUND
 
@@ -54,7 +56,7 @@ class Guard:
         known: Asked per request what the running app offers.
         origins: Web origins that may use the server besides its own pages.
         max_upload_bytes: Largest request body.
-        hosts: Names the server may be called by; None: any.
+        names: What the server may be called, besides its IP addresses.
     """
 
     def __init__(
@@ -64,16 +66,16 @@ class Guard:
         known: Callable[[], Known],
         origins: Collection[str],
         max_upload_bytes: int,
-        hosts: Collection[str] | None = None,
+        names: Collection[str],
     ) -> None:
         self.app = app
         self._known = known
         self._origins = frozenset(origins)
         self._limit = max_upload_bytes
-        self._hosts = hosts
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on with a counted body."""
+        """Refuse, or pass on with a counted body; pages that come back may load things of this server alone."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -81,14 +83,14 @@ class Guard:
         if refusal is not None:
             await JSONResponse({"detail": refusal.detail}, refusal.status)(scope, receive, send)
             return
-        await self.app(scope, self._counted(receive), send)
+        await self.app(scope, self._counted(receive), with_policy(send))
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = Headers(scope=scope)
         path = "/" + "/".join(part for part in scope["path"].split("/") if part)
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         return (
-            foreign_host(headers.get("host", ""), self._hosts)
+            foreign_host(headers.get("host", ""), self._names)
             or unsafe_path(scope["path"])
             or next((found for name, value in query if (found := unsafe_parameter(name, value))), None)
             or foreign_page(scope["method"], headers, self._origins)
@@ -141,16 +143,18 @@ def unsafe_parameter(name: str, value: str) -> Refusal | None:
     return None
 
 
-def foreign_host(host: str, hosts: Collection[str] | None) -> Refusal | None:
-    """A name that is not this server's: a page whose own name was pointed here would pass for one of ours."""
+def foreign_host(host: str, names: Collection[str]) -> Refusal | None:
+    """A name that is not this server's."""
     try:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
         name = None
-    if hosts is None or name in hosts:
+    if is_own(name, names):
         return None
     return Refusal(
-        BAD_REQUEST, f"a server called {' or '.join(sorted(hosts))} is required, got {host!r}; use one of these"
+        BAD_REQUEST,
+        f"a name of this server's machine or its IP address is required, got {host!r}; use one of these, or start the "
+        "server with --name and the name it shall have",
     )
 
 

@@ -18,6 +18,8 @@ from starlette.staticfiles import StaticFiles
 from lib.anatomy import BY_CODE, SACRUM, STRUCTURES
 from lib.corrections.wire import VERTEBRAE_NAME
 from lib.front.bundle import Bundle, read_bundle
+from lib.front.places import without_folders
+from lib.front.policy import POLICY
 from lib.front.statuses import NOT_MODIFIED
 from lib.infers.http import NOT_FOUND
 
@@ -29,10 +31,6 @@ HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
 REVALIDATED: Final = {"cache-control": "no-cache"}
 """The bundle's names carry a hash of what was built, not of what is served: the browser must ask each time."""
-POLICY: Final = {
-    "content-security-policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
-}
-"""The page talks to this server alone: nobody else learns that, or where, a study is read."""
 UNKNOWN_VIEWER: Final = (
     "This viewer cannot {missing}: it is another version than this server was made for. Look at images only; "
     "install the pinned requirements."
@@ -70,7 +68,7 @@ def router() -> APIRouter:
         outcome = app_instance().outcomes.of(instance)
         if outcome is None:
             raise HTTPException(NOT_FOUND, "a segmentation that came through this server is required; store it again")
-        return Response(json.dumps(outcome.as_json()), media_type="application/json")
+        return Response(without_folders(json.dumps(outcome.as_json())), media_type="application/json")
 
     return routes
 

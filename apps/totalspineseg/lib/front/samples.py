@@ -14,7 +14,9 @@ from lib.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
-NOT_RECORDED: Final = "That this image was offered could not be recorded, since the server cannot write."
+NOT_RECORDED: Final = (
+    "The server could not record that it offered this image (its log says why): others may get it, too."
+)
 
 
 def router() -> APIRouter:

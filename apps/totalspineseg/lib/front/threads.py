@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from fastapi import APIRouter
-from monailabel.endpoints import batch_infer, datastore, info, logs, scoring, session
+from monailabel.endpoints import batch_infer, datastore, info, scoring, session
 
-SLOW: Final = (info.router, datastore.router, batch_infer.router, scoring.router, session.router, logs.router)
+SLOW: Final = (info.router, datastore.router, batch_infer.router, scoring.router, session.router)
 """What asks the datastore, which may lie on another machine, or reads and removes files."""
 
 

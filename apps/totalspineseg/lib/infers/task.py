@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
 
-NOT_RECORDED = (
-    "This prediction could not be recorded, since the server cannot write: levels will not follow one that is renamed "
-    "in it, and a correction will not know what it corrects."
+NOT_RECORDED: Final = (
+    "The server could not record this prediction (its log says why): if one level is renamed in it, the others do not "
+    "follow, and a label does not tell what it corrects."
 )
 
 

@@ -226,6 +226,14 @@ class PacsDatastore(StudiesDatastore):
         """
         raise ValueError("images of this server come from its PACS; store the series there")
 
+    def remove_image(self, image_id: str) -> None:
+        """Refused: images come from the PACS.
+
+        Raises:
+            ImageError: Always.
+        """
+        raise ImageError("images of this server come from its PACS; remove the series there")
+
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label under a tag; see the base class. A finished one goes into the PACS unless it came from there."""
         if not self.get_image_uri(image_id):

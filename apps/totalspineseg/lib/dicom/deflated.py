@@ -1,0 +1,42 @@
+"""DICOM files whose elements are deflated as a whole (PS3.5 A.5): pydicom unpacks them at once, however large."""
+
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from lib.errors import ImageError
+from lib.unpacking import MAX_BYTES
+
+META_BYTES: Final = 4096
+"""The elements before the deflated ones say how these are encoded, in some hundred bytes."""
+CHUNK_BYTES: Final = 1 << 20
+
+
+def require_bounded(source: Path | bytes) -> None:
+    """Check that a DICOM file does not unpack to more than fits into the memory.
+
+    Args:
+        source: The file, or its content.
+
+    Raises:
+        ImageError: It does.
+        zlib.error: It is damaged.
+    """
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
+            return
+        file.seek(0)
+        read_preamble(file, force=True)
+        read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+        inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, b""
+        while total <= MAX_BYTES and (chunk := rest or file.read(CHUNK_BYTES)):
+            total += len(inflater.decompress(chunk, CHUNK_BYTES))
+            rest = inflater.unconsumed_tail
+    if total > MAX_BYTES:
+        raise ImageError(
+            f"a DICOM file of at most {MAX_BYTES >> 20} MiB when unpacked is required, got more; send fewer frames"
+        )

@@ -1,0 +1,164 @@
+"""Studies that can only be read, and a disk that is full: what can still be looked at is shown."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+from monailabel.config import settings
+
+from lib import cli
+from lib import server as server_module
+from lib.cli.site import has_corrections, site_of
+from lib.corrections import datastore
+from lib.corrections.datastore import StudiesDatastore
+from lib.corrections.store import Sender
+from lib.errors import StorageError
+from lib.geometry import Grid
+from lib.registry.store import ModelStore
+from lib.volume_io import write_volume
+from pacs_serving import wait_for
+from real_app import RealApp
+from serving import Server
+
+# The client leaves its sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
+SENDER = Sender(user="ada", client="slicer-7", file_name="label.nii.gz")
+L4 = {"label_info": [{"name": "L4"}]}
+
+
+def volume(file: Path, values: int = 64) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(file, (np.arange(64) % values).astype(np.uint8).reshape(GRID.shape), GRID)
+    return file
+
+
+@contextmanager
+def unwritable(server: Server) -> Iterator[None]:
+    """A server that can neither lock its index nor record anything; root may write to any folder, but not in a file."""
+    lock, history = server.studies / ".lock", server.studies / ".totalspineseg"
+    away = server.studies.parent / "away"
+    lock.unlink()
+    lock.mkdir()
+    history.rename(away)
+    history.touch()
+    try:
+        yield
+    finally:
+        history.unlink()
+        away.rename(history)
+        lock.rmdir()
+
+
+def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_path: Path) -> None:
+    """On a full disk or a read-only folder nobody could even look at a scan, or at a result that was computed."""
+    client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
+    client.infer("totalspineseg", "z-last", {})
+    with unwritable(server):
+        sample = client.next_sample("last", {})
+        assert (sample["id"], "others may get it, too" in sample["warning"]) == ("z-last", True)
+        result, report = client.infer("totalspineseg", "z-last", {})
+        assert "could not record this prediction" in report["warning"]
+        assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)
+        with pytest.raises(MONAILabelClientException, match=r"507; .* write to .totalspineseg/corrections/z-last are"):
+            client.save_label("z-last", result, params=L4)
+    assert f"write to {server.studies}/.totalspineseg/corrections/z-last are" in server.log.read_text()
+    assert "warning" not in client.next_sample("last", {})
+    assert client.infer("totalspineseg", "z-last", {})[1]["warning"] == ""
+
+
+def test_a_studies_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start ended with a traceback about a lock."""
+    monkeypatch.setattr("uvicorn.run", pytest.fail)
+    (tmp_path / "file").touch()
+    (tmp_path / "studies").mkdir()
+    # Not even root can make a folder in a file.
+    closed, studies = str(tmp_path / "file" / "studies"), str(tmp_path / "studies")
+    for arguments in (["--studies", closed], ["--studies", studies, "--work", closed]):
+        assert cli.main(["serve", *arguments]) == cli.EXIT_USAGE
+        said = capsys.readouterr().err
+        assert (said.count("\n"), "can be written is required" in said, "with --work" in said) == (1, True, True)
+    nowhere = ["--studies", str(tmp_path / "nowhere"), "--work", str(tmp_path / "work")]
+    assert cli.main(["serve", *nowhere]) == cli.EXIT_USAGE
+    assert "a folder of images is required" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"lib.server: a folder that can be written is required"):
+        server_module.main(["--studies", closed])
+
+
+def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    StudiesDatastore(str(tmp_path), auto_reload=False)
+    volume(tmp_path / "one.nii.gz")
+
+    def full(path: Path, write: object) -> None:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datastore, "write_atomic", full)
+        studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    assert studies.list_images() == ["one"]
+    studies.update_image_info("one", {"seen": True})
+    assert StudiesDatastore(str(tmp_path), auto_reload=False).get_image_info("one")["seen"]
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app on studies that may only be read, with another folder for what comes of them."""
+    volume(tmp_path / "studies" / "one.nii.gz")
+    volume(tmp_path / "studies" / "two.nii.gz")
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    conf = {"weights": str(tmp_path / "none"), "work": str(tmp_path / "work")}
+    app = RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
+    yield app
+    app.datastore()._watch.stop()
+
+
+def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
+    """An archive could not be mounted read-only: labels, index and history lay in it."""
+    studies, work = tmp_path / "studies", tmp_path / "work"
+    app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    assert sorted(path.name for path in studies.rglob("*")) == ["one.nii.gz", "two.nii.gz"]
+    assert (work / "studies" / "labels" / "final" / "one.nii.gz").is_file()
+    assert app.datastore().get_labeled_images() == ["one"]
+    volume(studies / "three.nii.gz")
+    wait_for(lambda: "three" in app.datastore().list_images())
+    assert has_corrections(work)
+    site = site_of(work, ModelStore(tmp_path / "model"))
+    assert [(c.image, c.status) for c in site.corrections.all()] == [("one", "accepted")]
+    assert site.image_file("one") == studies / "one.nii.gz"
+
+
+def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
+    """Whatever was known of its labels was gone from the index when it came back."""
+    store = app.datastore()
+    kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    shutil.move(tmp_path / "studies", tmp_path / "away")
+    store.refresh()
+    (tmp_path / "studies").mkdir()
+    store.refresh()
+    shutil.move(tmp_path / "away" / "one.nii.gz", tmp_path / "studies")
+    store.refresh()
+    assert (store.list_images(), store.get_labeled_images()) == (["one"], ["one"])
+    assert store.get_label_info("one", "final")["correction"] == kept.id
+
+
+def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
+    """The index of the work folder knows where they lay before."""
+    app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    shutil.move(tmp_path / "studies", tmp_path / "moved")
+    again = StudiesDatastore(str(tmp_path / "work" / "studies"), images=str(tmp_path / "moved"), auto_reload=False)
+    assert again.get_labeled_images() == ["one"]
+    assert Path(again.get_image_uri("two")) == tmp_path / "moved" / "two.nii.gz"
+    again.update_image_info("two", {"seen": True})
+    index = json.loads((tmp_path / "work" / "studies" / "datastore_v2.json").read_text())
+    assert index["images_dir"] == str(tmp_path / "moved")

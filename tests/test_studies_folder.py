@@ -1,0 +1,136 @@
+"""The studies folder under the server's hands: what is removed from it, and what is not."""
+
+import errno
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from lib.corrections import watch
+from lib.corrections.datastore import StudiesDatastore
+from lib.errors import StorageError
+from lib.geometry import Grid
+from lib.volume_io import write_volume
+from pacs_serving import wait_for
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+
+GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+def volume(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(file, np.arange(64, dtype=np.uint8).reshape(GRID.shape), GRID)
+    return file
+
+
+def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> None:
+    image = volume(tmp_path / "studies" / "one.nii.gz")
+    volume(tmp_path / "studies" / "two.nii.gz")
+    studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
+    for tag in ("final", "original"):
+        studies.save_label("one", str(image), tag, {})
+    kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
+    studies.remove_image("one")
+    studies.refresh()
+    assert studies.list_images() == ["two"]
+    assert (list((tmp_path / "studies").rglob("one.*")), kept.is_file()) == ([], True)
+    with pytest.raises(ImageNotFoundException):
+        studies.remove_image("one")
+
+
+def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finished label was gone, and the image was offered again."""
+    studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    image = volume(tmp_path / "image" / "one.nii.gz")
+    studies.add_image("one", str(image), {})
+    studies.save_label("one", str(image), "final", {})
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(StorageError, match=r"remove 'one.nii.gz' is required, got 'Read-only"):
+            studies.remove_image("one")
+    assert Path(studies.get_label_uri("one", "final")).is_file()
+    assert studies.get_labeled_images() == ["one"]
+
+
+def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
+    """The scan in the archive that the link led to was deleted, and the link stayed."""
+    archived = server.studies.parent / "archive" / "scan.nii.gz"
+    archived.parent.mkdir()
+    write_volume(archived, image_of(lumbar_codes()), RAS)
+    link = server.studies / "link.nii.gz"
+    link.symlink_to(archived)
+    wait_for(lambda: "link" in requests.get(f"{server.url}/datastore/?output=all", timeout=20).json()["objects"])
+    answer = requests.delete(f"{server.url}/datastore/image", params={"id": "link"}, timeout=20)
+    assert answer.status_code == 200, answer.text
+    assert (archived.is_file(), link.is_symlink()) == (True, False)
+    assert requests.get(f"{server.url}/datastore/image", params={"image": "link"}, timeout=20).status_code == 404
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[StudiesDatastore]:
+    store = StudiesDatastore(str(tmp_path))
+    assert store._watch is not None
+    yield store
+    store._watch.stop()
+
+
+def test_of_many_files_the_folder_is_looked_through_once(
+    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file had the whole folder looked through: a copy of thousands kept the server busy for good."""
+    looks, look = [], watched._reconcile_datastore
+    monkeypatch.setattr(watched, "_reconcile_datastore", lambda: (looks.append(1), look()))
+    for number in range(200):
+        (tmp_path / f"{number}.nii.gz").touch()
+    wait_for(lambda: len(watched.list_images()) == 200)
+    assert len(looks) < 3
+    watched.update_image_info("7", {"strategy": {}})
+    watched.save_label("7", str(volume(tmp_path / ".new" / "7.nii.gz")), "final", {})
+    wait_for(lambda: len(looks) > 1)
+    assert len(looks) < 4
+
+
+def test_files_that_keep_coming_are_offered_meanwhile(
+    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "MOST_SECONDS", 0.3)
+    coming = itertools.count()
+
+    def one_more() -> bool:
+        (tmp_path / f"{next(coming)}.nii.gz").touch()
+        time.sleep(0.02)
+        return len(watched.list_images()) > 0
+
+    assert any(one_more() for _ in range(200))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="Linux tells of its watches")
+def test_what_is_recorded_costs_no_watch_of_the_system(watched: StudiesDatastore, tmp_path: Path) -> None:
+    """Every prediction and submission took one of a limited number, for good; none left, no image was offered."""
+
+    def watches() -> int:
+        total = 0
+        for file in Path("/proc/self/fdinfo").iterdir():
+            # The list itself is closed by now.
+            with suppress(FileNotFoundError):
+                total += file.read_text().count("inotify wd:")
+        return total
+
+    before = watches()
+    for number in range(20):
+        (tmp_path / ".totalspineseg" / "predictions" / f"{number}").mkdir(parents=True)
+    (tmp_path / "one.nii.gz").touch()
+    wait_for(lambda: watched.list_images() == ["one"])
+    assert watches() == before

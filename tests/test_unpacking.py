@@ -1,0 +1,196 @@
+"""Small files that ask for all the memory: what is unpacked is bounded, and the answer is one sentence."""
+
+import gzip
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage
+
+from lib import unpacking, volume_io
+from lib.corrections.submission import read_submission
+from lib.dicom import deflated as deflated_module
+from lib.dicom.headers import read_header
+from lib.dicom.seg_object import is_seg, open_seg
+from lib.errors import ImageError, LabelError, MemoryShortageError
+from lib.volume_io import read_image, read_labels
+
+SHAPE = (12, 14, 6)
+HUGE = (30000, 30000, 30000)
+MIB = 1 << 20
+
+
+def picture() -> np.ndarray:
+    return np.arange(np.prod(SHAPE), dtype=np.uint8).reshape(SHAPE)
+
+
+def nifti(*, shape: tuple[int, ...] = SHAPE, more: int = 0, kind: type = nib.Nifti1Image) -> bytes:
+    """A NIfTI file whose header tells of ``shape``, with so many bytes more, or less, than it should have."""
+    content = bytearray(kind(picture(), np.eye(4)).to_bytes())
+    header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
+    header.set_data_shape(shape)
+    content[: len(header.binaryblock)] = header.binaryblock
+    return bytes(content) + bytes(more) if more >= 0 else bytes(content[:more])
+
+
+def nrrd(shape: tuple[int, ...], encoding: str, content: bytes) -> bytes:
+    head = ["NRRD0004", "type: unsigned char", "dimension: 3", "space: left-posterior-superior"]
+    head += [f"sizes: {shape[0]} {shape[1]} {shape[2]}", "space directions: (1,0,0) (0,1,0) (0,0,1)"]
+    return "\n".join([*head, "space origin: (0,0,0)", f"encoding: {encoding}", "", ""]).encode() + content
+
+
+def meta(shape: tuple[int, ...]) -> bytes:
+    content = zlib.compress(bytes(1000))
+    head = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "CompressedData = True"]
+    head += [f"CompressedDataSize = {len(content)}", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]
+    head += [f"DimSize = {shape[0]} {shape[1]} {shape[2]}", "ElementType = MET_UCHAR", "ElementDataFile = LOCAL", ""]
+    return "\n".join(head).encode() + content
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [read_image, read_labels])
+def test_no_more_is_unpacked_than_the_header_tells_of(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    """A label of 2.6 MB, whose header told of 64 voxels, took 5 GB of the server's memory."""
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti(more=64 * MIB)))
+    with little_memory(), pytest.raises(ImageError, match=r"'a.nii.gz', which holds more than its header"):
+        read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+@pytest.mark.parametrize(("more", "match"), [(1, "holds more"), (-1, "readable NIfTI"), (0, "")])
+def test_a_nifti_file_holds_what_its_header_tells_of(
+    tmp_path: Path, kind: type, ending: str, more: int, match: str
+) -> None:
+    content, path = nifti(more=more, kind=kind), tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(content) if ending == "nii.gz" else content)
+    if not match:
+        np.testing.assert_array_equal(read_image(path).data, picture())
+        return
+    with pytest.raises(ImageError, match=match):
+        read_image(path)
+
+
+def test_a_damaged_end_of_a_compressed_file_is_noticed(tmp_path: Path) -> None:
+    """All voxels are there by then, but the check sum says that some are wrong."""
+    content = bytearray(gzip.compress(nifti()))
+    content[-8] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(ImageError, match="compression is damaged"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def test_extensions_of_a_header_are_passed_over(tmp_path: Path) -> None:
+    """One that told of less than nothing, or of 2 GiB, was unpacked to its end."""
+    image = nib.Nifti1Image(picture(), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"by hand"))
+    content = bytearray(image.to_bytes())
+    content[352:356] = np.int32(-32).tobytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").data, picture())
+
+
+@pytest.mark.parametrize("shape", [(1300, 1300, 1300), HUGE], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    ["a.nii", "a.nii.gz", "a.nrrd", "raw.nrrd", "a.mha"],
+)
+def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
+    tmp_path: Path, name: str, shape: tuple[int, ...]
+) -> None:
+    """2 GB were set aside for a NRRD file of one kilobyte; of a MetaImage they were taken for voxels."""
+    content = {
+        "a.nii": nifti(shape=shape),
+        "a.nii.gz": gzip.compress(nifti(shape=shape)),
+        "a.nrrd": nrrd(shape, "gzip", gzip.compress(bytes(1000))),
+        "raw.nrrd": nrrd(shape, "raw", bytes(1000)),
+        "a.mha": meta(shape),
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    for read in (read_image, read_labels):
+        with pytest.raises(ImageError, match=r"a complete image file is required, .* bytes of voxels; copy it again"):
+            read(tmp_path / name)
+    if name.endswith(".nrrd"):
+        with pytest.raises(ImageError, match="complete image file"):
+            read_submission(tmp_path / name, None)
+
+
+@pytest.mark.parametrize("shape", [(0, 14, 6), (-12, -14, 6)], ids=str)
+def test_a_header_of_no_voxels_is_one_sentence(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """As a label it was an error of the server's own."""
+    content = bytearray(nifti())
+    content[42:48] = np.array(shape, np.int16).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    with pytest.raises(ImageError, match=r"an image with voxels is required|readable NIfTI"):
+        read_labels(tmp_path / "a.nii")
+
+
+def test_a_compressed_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "MAX_BYTES", 1000)
+    content = nifti()
+    (tmp_path / "a.nii").write_bytes(content)
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii").data, picture())
+    with pytest.raises(ImageError, match=r"at most 0 MiB of voxels is required.*not compressed"):
+        read_image(tmp_path / "a.nii.gz")
+
+
+def dicom(*, deflated: bool, damaged: bool = False) -> bytes:
+    """An MR object, or one that says so, with 64 KiB of zeros."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, "1.2.3"
+    item = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    item.is_little_endian, item.is_implicit_VR = True, False
+    item.SOPClassUID, item.Rows, item.Columns = MRImageStorage, 256, 256
+    item.BitsAllocated, item.PixelData = 8, bytes(1 << 16)
+    file = BytesIO()
+    item.save_as(file, write_like_original=False)
+    return file.getvalue()[: -20 if damaged else None]
+
+
+def test_a_deflated_dicom_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 2 MB could take 2 GB; a damaged one was an error of the server's own."""
+    for deflated in (True, False):
+        (tmp_path / "a.dcm").write_bytes(dicom(deflated=deflated))
+        header = read_header(tmp_path / "a.dcm")
+        assert header is not None
+        assert header.Rows == 256
+    monkeypatch.setattr(deflated_module, "MAX_BYTES", 1 << 15)
+    assert read_header(tmp_path / "a.dcm") is not None, "what is not deflated is as large as its file"
+    (tmp_path / "a.dcm").write_bytes(dicom(deflated=True))
+    with pytest.raises(ImageError, match="when unpacked is required, got more"):
+        read_header(tmp_path / "a.dcm")
+    with pytest.raises(LabelError, match="when unpacked is required, got more"):
+        open_seg(dicom(deflated=True))
+    monkeypatch.undo()
+    (tmp_path / "a.dcm").write_bytes(dicom(deflated=True, damaged=True))
+    with pytest.raises(ImageError, match="damaged"):
+        read_header(tmp_path / "a.dcm")
+    assert not is_seg(dicom(deflated=True, damaged=True))
+
+
+def test_too_little_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(volume_io, "read_nifti", full)
+    (tmp_path / "a.nii").write_bytes(nifti())
+    with pytest.raises(MemoryShortageError, match=r"more free memory is required .* 'a.nii'"):
+        read_image(tmp_path / "a.nii")
