@@ -2,8 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,39 +184,3 @@ def test_clients_cannot_change_what_the_server_relies_on(
     )
     for strategy in ("first", "last", "random"):
         assert client.next_sample(strategy, {})["id"]
-
-
-@contextmanager
-def nothing_can_be_written(studies: Path) -> Iterator[None]:
-    """As on a disk that is full or was mounted read-only, also for an administrator."""
-    lock, records = studies / ".lock", studies / ".totalspineseg" / "predictions"
-    for place in (lock, records):
-        place.rename(f"{place}.aside")
-    lock.mkdir()
-    records.touch()
-    try:
-        yield
-    finally:
-        lock.rmdir()
-        records.unlink()
-        for place in (lock, records):
-            Path(f"{place}.aside").rename(place)
-
-
-def test_who_only_looks_is_answered_when_nothing_can_be_written(
-    server: Server, client: MONAILabelClient, tmp_path: Path
-) -> None:
-    """On a read-only folder neither Next Sample nor Run was answered, the latter after all was computed."""
-    image = add_image(server, "looked-at", image_of(CODES) + 3.5)
-    client.infer("totalspineseg", image, {})
-    with nothing_can_be_written(server.studies):
-        file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
-        assert (Path(file).is_file(), "could not be recorded" in report["warning"]) == (True, True)
-        for _ in range(2):
-            sample = client.next_sample("first", {})
-            assert (bool(sample["id"]), "could not be recorded" in sample["warning"]) == (True, True)
-        with pytest.raises(MONAILabelClientException, match="Status: 507"):
-            client.infer("totalspineseg", image, {"save_label": True})
-    _, report = client.infer("totalspineseg", image, {})
-    assert report["warning"] == ""
-    assert "warning" not in client.next_sample("first", {})
