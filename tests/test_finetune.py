@@ -48,7 +48,7 @@ from lib.nnunet.targets import (
     step_target,
 )
 from lib.nnunet.teacher import Teacher
-from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss
+from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss, usual_rate
 from lib.nnunet.training_log import TrainingLog, dice_text
 from lib.prediction import Prediction
 from tiny_models import write_model_folder
@@ -218,6 +218,17 @@ def test_absent_and_missed_regions_are_told_apart() -> None:
     assert "canal 1.00" in text
     assert "cord 0.00 (missed)" in text
     assert "disc -" in text
+
+
+def test_the_usual_rate_follows_the_size_of_the_weights(folders: dict[int, ModelFolder]) -> None:
+    """The rate that suits the small starter networks would have rewritten the small weights of a wide one."""
+    network = folders[1].load_network()
+    usual = usual_rate(network)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight /= 4
+    assert usual_rate(network) == pytest.approx(usual / 4)
+    assert 1e-5 < usual < 1e-2
 
 
 def test_the_rate_warms_up_and_comes_down() -> None:

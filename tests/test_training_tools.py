@@ -174,7 +174,8 @@ def test_the_benchmark_trains_with_what_its_command_line_says() -> None:
     settings = read_settings(sent, (1, 2))
     assert (settings.finetune.iterations, settings.finetune.batch_size) == (7, 3)
     assert (settings.finetune.replay_share, settings.replay_cases) == (0.25, arguments.replay_cases)
-    assert (settings.finetune.learning_rate, settings.finetune.device) == (arguments.learning_rate, "auto")
+    assert (settings.finetune.learning_rate, settings.finetune.device) == (None, "auto")
+    assert read_settings(sent | {"learning_rate": "1e-4"}, (1, 2)).finetune.learning_rate == 1e-4
 
 
 def test_the_benchmark_takes_a_gpu_if_there_is_one() -> None:

@@ -113,7 +113,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=usual.finetune.learning_rate)
+    parser.add_argument("--learning-rate", default="auto", help="a number, or auto for one that fits the network")
     parser.add_argument("--replay-cases", type=int, default=usual.replay_cases)
     parser.add_argument("--replay-share", type=float, default=usual.finetune.replay_share)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")

@@ -27,6 +27,7 @@ from lib.nnunet.training import (
     learning_rate,
     mean_dice,
     region_loss,
+    usual_rate,
 )
 from lib.nnunet.training_log import TrainingLog, dice_text
 from lib.nnunet.training_state import TrainingState, load_state, run_key, save_state
@@ -124,7 +125,8 @@ class Run:
             self.network = folder.load_network().requires_grad_(True).train().to(self.device)
             if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in cases):
                 self.teacher = Teacher(folder.load_network().to(self.device), settings.teacher_share)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+        self.peak = settings.learning_rate or usual_rate(self.network)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.peak, weight_decay=1e-4)
         self.half = computes_in_half(self.device)
         self.iteration = 0
         self.best = math.nan
@@ -156,7 +158,8 @@ class Run:
         settings, first = self.settings, self.iteration
         verb = f"resumed at iteration {first}" if first else "started"
         where = ", ".join(map(str, self.devices))
-        self._say(f"{verb} of {settings.iterations} on {where}, batch size {self.batch_size}", iteration=first)
+        size = f"batch size {self.batch_size}, learning rate {self.peak:.2g} at most"
+        self._say(f"{verb} of {settings.iterations} on {where}, {size}", iteration=first)
         start, losses, bad = time.monotonic(), [], 0
         while self.iteration < settings.iterations:
             loss = self._train_once()
@@ -184,9 +187,7 @@ class Run:
     def _train_once(self) -> float:
         """One step of the optimizer; with less memory than thought, in smaller passes."""
         settings = self.settings
-        rate = learning_rate(
-            self.iteration, total=settings.iterations, warmup=settings.warmup, peak=settings.learning_rate
-        )
+        rate = learning_rate(self.iteration, total=settings.iterations, warmup=settings.warmup, peak=self.peak)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch()

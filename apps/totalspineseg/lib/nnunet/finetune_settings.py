@@ -38,7 +38,7 @@ class FinetuneSettings:
     Attributes:
         iterations: Of the whole run; short, since it starts from good weights.
         batch_size: Patches in a pass; halved, with the gradient summed, when memory does not suffice.
-        learning_rate: Peak; low, since the weights are good already.
+        learning_rate: Peak; None for one that fits the network, see ``training.usual_rate``.
         warmup: Iterations from nothing to the peak.
         replay_share: Share of patches from earlier and synthetic cases, against forgetting.
         teacher_share: Of the targets of synthetic replay, how much is what the weights answered before the training;
@@ -55,7 +55,7 @@ class FinetuneSettings:
 
     iterations: int = 500
     batch_size: int = 2
-    learning_rate: float = 8e-4
+    learning_rate: float | None = None
     warmup: int = 25
     replay_share: float = 0.5
     teacher_share: float = 0.9
@@ -84,5 +84,5 @@ class FinetuneSettings:
         for name in ("replay_share", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}")
-        if not 0 < self.learning_rate <= 1:
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Final
 
 import torch
+from torch import nn
 
 from lib.nnunet.targets import REGIONS, Step
 
@@ -18,6 +19,27 @@ GRADIENT_NORM: Final = 12.0
 """Largest norm of the gradient (nnU-Net's value); one odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02
 """Rate at the end relative to its peak."""
+
+
+USUAL_RATE: Final = 0.0075
+"""Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 7e-4 and 8e-4 for the
+starter weights, on which it was chosen (decision 16)."""
+
+
+def usual_rate(network: nn.Module) -> float:
+    """The highest learning rate of a fine-tuning that fits a network.
+
+    Args:
+        network: With its weights. Not modified.
+
+    Source:
+        You et al., Large Batch Optimization for Deep Learning (LAMB), ICLR 2020: behind a normalization only the change
+        of a weight relative to its size counts. Wide networks have small weights: a rate that is low for a narrow one
+        would rewrite them.
+    """
+    weights = [p.detach().float() for p in network.parameters() if p.ndim > 1]
+    total = sum(float(weight.square().sum()) for weight in weights)
+    return USUAL_RATE * math.sqrt(total / sum(weight.numel() for weight in weights))
 
 
 def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,8 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     GPU_COUNT: (1, 64),
 }
 """Setting -> least and largest value."""
+AUTO: Final = "auto"
+"""A learning rate that fits the network."""
 WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed", GPU_COUNT)
 
 
@@ -40,7 +42,8 @@ def client_config() -> dict[str, Any]:
         "seed": finetune.seed,
         GPU_COUNT: finetune.gpus,
     }
-    return {**{name: f"{value:g}" for name, value in shown.items()}, "device": list(DEVICES), "resume": True}
+    texts = {name: AUTO if value is None else f"{value:g}" for name, value in shown.items()}
+    return {**texts, "device": list(DEVICES), "resume": True}
 
 
 def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> RetrainSettings:
@@ -53,7 +56,8 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     Raises:
         TrainingError: A value that a setting cannot have.
     """
-    given = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in (None, "")}
+    untouched = {name: (None, "", AUTO) if name == "learning_rate" else (None, "") for name in NUMBERS}
+    given = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in untouched[name]}
     replay_cases = given.pop("replay_cases", RetrainSettings().replay_cases)
     values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in given.items()}
     values["gpus"] = values.pop(GPU_COUNT, 1)
