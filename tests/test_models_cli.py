@@ -10,6 +10,7 @@ import pytest
 
 from lib.cli import main
 from lib.cli.retrain import SETTINGS
+from lib.errors import WeightsError
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.records import VersionRecord, write_record
@@ -113,6 +114,25 @@ def test_a_refused_version_stays_refused_on_the_way_out_and_in(
         assert "not served: discs fell" in error
         assert run(other, capsys, "export", name, str(archive))[0] == 0
     assert "not served: discs fell" in run(other, capsys, "list")[1]
+
+
+@pytest.mark.parametrize(
+    ("claimed", "given"),
+    [("official-r99991231", ""), ("trained-1", "official-r99991231"), ("trained-1", "a b"), ("trained-1", "official")],
+)
+def test_no_zip_takes_the_name_of_the_official_weights(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
+) -> None:
+    """A zip that called itself official-r99991231 was what a server of the official weights ran, never activated."""
+    record = store.versions_dir / "trained-1" / "version.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": claimed}))
+    archive = tmp_path / "out.zip"
+    run(store, capsys, "export", "trained-1", str(archive))
+    other = ModelStore(tmp_path / "elsewhere", weights="official")
+    code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
+    assert (code, "choose another" in error, other.versions()) == (2, True, ()), error
+    with pytest.raises(WeightsError, match="got none installed"):
+        other.resolve(1)
 
 
 @pytest.mark.parametrize("kind", ["no zip", "no model"])

@@ -13,7 +13,7 @@ from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
 from lib.nnunet.unpack import unpack_model
 from lib.registry.records import RECORD_FILE, VersionRecord, write_record
-from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
+from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
 
 DATASET_NAMES: Final[Mapping[int, str]] = {
@@ -78,8 +78,7 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         The version's name.
 
     Raises:
-        WeightsError: The zip is unsafe or damaged, or holds no model of the project.
-        ValueError: The name cannot be a version's name.
+        WeightsError: The zip is unsafe or damaged, or holds no model of the project, or the name cannot be its name.
         StorageError: The name is taken, or it cannot be written.
     """
     if archive.is_dir():
@@ -88,6 +87,11 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     digest = sha256_of(archive)
     known = str(record.get("name", ""))
     chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
+    if chosen.startswith(OFFICIAL_PREFIX):
+        raise WeightsError(
+            f"a name that does not begin with {OFFICIAL_PREFIX!r} is required, as 'weights install' alone gives such "
+            f"names, got {chosen!r}; choose another with --name"
+        )
     with store.publish(chosen) as staging:
         unpack_model(archive, staging)
         models = models_in(staging)

@@ -19,6 +19,8 @@ from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
 OFFICIAL: Final = "official"
+OFFICIAL_PREFIX: Final = f"{OFFICIAL}-"
+"""Of the releases that ``weights install`` checks and names; nothing else may be called so."""
 DATASET_OF_STEP: Final[Mapping[int, str]] = {1: "101", 2: "102"}
 """nnU-Net's dataset ids, as keys of the pointer file."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -181,12 +183,13 @@ class ModelStore:
             name: Letters, digits, ".", "_" and "-"; not taken yet.
 
         Raises:
-            ValueError: The name cannot be a version's name.
+            WeightsError: The name cannot be a version's name.
             StorageError: The version exists or cannot be written.
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
-            raise ValueError(
-                f"a version name takes letters, digits, '.', '_' and '-' and is not reserved, got {name!r}"
+            raise WeightsError(
+                f"a version name takes letters, digits, '.', '_' and '-' and is not reserved, got {name!r}; choose "
+                "another"
             )
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
@@ -209,7 +212,7 @@ class ModelStore:
         return self.model_dir / STARTER if name == STARTER else self.versions_dir / name
 
     def _newest_official(self) -> str:
-        releases = [name for name in self.versions() if name.startswith(f"{OFFICIAL}-")]
+        releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
             raise WeightsError(
                 "the official weights are required, got none installed; run 'totalspineseg weights install'"
