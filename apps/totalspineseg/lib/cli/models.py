@@ -81,9 +81,7 @@ def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 
 def _roll_back(store: "ModelStore", arguments: argparse.Namespace) -> None:
-    from lib.registry.manage import roll_back
-
-    for step, name in roll_back(store).items():
+    for step, name in store.go_back().items():
         print(f"step {step}: {name} is in use now")
 
 

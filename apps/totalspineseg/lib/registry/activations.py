@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
@@ -69,6 +69,26 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
     return tuple(found)
 
 
+def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Activation, ...]:
+    """The changes that were made, oldest first: not those that a crash prevented after they were noted.
+
+    Args:
+        model_dir: Where the pointer lies.
+        current: Step -> name, as the pointer has it.
+        default: Name of the weights where the pointer names none.
+
+    Returns:
+        Changes that name the version of both steps.
+    """
+
+    def whole(names: Mapping[int, str]) -> dict[int, str]:
+        return {step: names.get(step, default) for step in (1, 2)}
+
+    noted = [replace(change, before=whole(change.before), after=whole(change.after)) for change in changes(model_dir)]
+    followed_by = [*(change.before for change in noted), whole(current)][1:]
+    return tuple(change for change, then in zip(noted, followed_by, strict=True) if change.after == then)
+
+
 def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Mapping[int, str]:
     """The versions in use before the last change; going back twice goes back two changes, not forth again.
 
@@ -80,22 +100,15 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Ma
     Raises:
         WeightsError: Nothing was changed yet.
     """
-
-    def whole(names: Mapping[int, str]) -> dict[int, str]:
-        return {step: names.get(step, default) for step in (1, 2)}
-
-    noted = changes(model_dir)
-    stack = [whole({})]
-    for change, followed_by in zip(noted, [*(later.before for later in noted[1:]), current], strict=True):
-        # What is not in use afterwards was prevented by a crash.
-        if (after := whole(change.after)) != whole(followed_by):
-            continue
+    here = {step: current.get(step, default) for step in (1, 2)}
+    stack: list[Mapping[int, str]] = [dict.fromkeys(here, default)]
+    for change in made(model_dir, current, default):
         if change.back and len(stack) > 1:
             stack.pop()
-        if stack[-1] != after:
-            stack.append(after)
-    if stack[-1] != whole(current):
-        stack.append(whole(current))
+        if stack[-1] != change.after:
+            stack.append(change.after)
+    if stack[-1] != here:
+        stack.append(here)
     if len(stack) < 2:
         raise WeightsError(
             "an earlier activation is required to go back, got none; choose a version with 'models activate'"

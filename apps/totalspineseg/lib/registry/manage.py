@@ -1,11 +1,10 @@
-"""What people ask about versions: which there are, what made them, which is in use, and back."""
+"""What people ask about versions: which there are, what made them, which is in use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lib.errors import WeightsError
-from lib.registry.activations import before_last
 from lib.registry.records import lineage, read_record
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
@@ -61,21 +60,6 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
     _require(store, name)
     record = read_record(store, name) or {"name": name}
     return {**record, "lineage": list(lineage(store, name))}
-
-
-def roll_back(store: ModelStore) -> Mapping[int, str]:
-    """Put the versions into use that were in use before the last change; running servers follow at once.
-
-    Returns:
-        Step -> version in use now.
-
-    Raises:
-        WeightsError: Nothing was changed before, or the version is gone.
-        StorageError: The pointer cannot be written.
-    """
-    before = before_last(store.model_dir, store.active(), STARTER)
-    store.activate_each(before, back=True)
-    return before
 
 
 def require_served(store: ModelStore, name: str) -> None:

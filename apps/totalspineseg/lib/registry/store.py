@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.activations import note
+from lib.registry.activations import before_last, note
 from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
@@ -123,21 +123,33 @@ class ModelStore:
         """
         self.activate_each(dict.fromkeys(steps, name))
 
-    def activate_each(self, names: Mapping[int, str], *, back: bool = False) -> None:
+    def activate_each(self, names: Mapping[int, str]) -> None:
         """``activate`` with a version of its own for each step, in one step for all.
 
         Args:
             names: Step -> "starter" or a version's name; steps left out keep what they have.
-            back: Whether this goes back to what was in use before.
 
         Raises:
             WeightsError: There is no such version.
             StorageError: The pointer cannot be written.
         """
-        for name in names.values():
-            self.named(name)
         with locked(self.model_dir):
-            self._point(names, back=back)
+            self._point(names)
+
+    def go_back(self) -> Mapping[int, str]:
+        """Put the versions into use that were in use before the last change; running servers follow at once.
+
+        Returns:
+            Step -> version in use now.
+
+        Raises:
+            WeightsError: Nothing was changed before, or the version is gone.
+            StorageError: The pointer cannot be written.
+        """
+        with locked(self.model_dir):
+            before = before_last(self.model_dir, self.active(), STARTER)
+            self._point(before, back=True)
+        return before
 
     def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
         """``activate_each``, if what a version was compared with is still in use.
@@ -153,8 +165,6 @@ class ModelStore:
             WeightsError: There is no such version.
             StorageError: The pointer cannot be written.
         """
-        for name in names.values():
-            self.named(name)
         with locked(self.model_dir):
             if names.items() <= self.active().items():
                 return {}
@@ -170,6 +180,9 @@ class ModelStore:
         return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
 
     def _point(self, names: Mapping[int, str], *, back: bool = False) -> None:
+        """Change the pointer, for whoever holds the lock."""
+        for name in names.values():
+            self.named(name)
         before = self.active()
         after = {**before, **names}
         note(self.model_dir, before, after, back=back)
