@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.activations import before_last, note
+from lib.registry.activations import before_last, made, note
 from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
@@ -178,6 +178,12 @@ class ModelStore:
         active = self.active()
         named = {step: active.get(step, STARTER) for step in compared}
         return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
+
+    def is_taken_back(self, name: str) -> bool:
+        """Whether a version was in use once, for any step, and is not any more."""
+        active = self.active()
+        used = made(self.model_dir, active, STARTER)
+        return name not in active.values() and any(name in change.after.values() for change in used)
 
     def _point(self, names: Mapping[int, str], *, back: bool = False) -> None:
         """Change the pointer, for whoever holds the lock."""

@@ -87,3 +87,13 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
         f"passed the gate, but not served: the weights it was compared with ({there}) must be in use, got {here}; "
         f"to serve it all the same: totalspineseg models activate {name}"
     )
+
+
+def taken_back(store: ModelStore, name: str) -> str:
+    """Why a version that passed is not put into use once more, and how to do it; empty where nobody took it back."""
+    if not store.is_taken_back(name):
+        return ""
+    return (
+        "passed the gate and was in use, but not served again: somebody has put other weights into use since; to serve "
+        f"it all the same: totalspineseg models activate {name}"
+    )
