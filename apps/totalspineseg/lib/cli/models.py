@@ -1,4 +1,4 @@
-"""List trained and installed versions, show what made one, put one into use, go back, export and import."""
+"""List trained and installed versions, show what made one, put one into use, go back, export, import and remove."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lib.cli.common import MODEL_DIR
+from lib.cli.common import MIB, MODEL_DIR
 
 if TYPE_CHECKING:
     from lib.registry.store import ModelStore
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|activate|rollback|export|import")
+    names = "list|show|activate|rollback|export|import|remove"
+    actions = parser.add_subparsers(dest="action", required=True, metavar=names)
     listing = actions.add_parser("list", help="list versions; * marks the ones in use")
+    listing.add_argument("--removed", action="store_true", help="those whose weights were removed, too")
     show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
     activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
     activate.add_argument("--force", action="store_true", help="even if the gate refused it")
@@ -27,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing = actions.add_parser("import", help="add the models of a zip or folder, without using them")
     importing.add_argument("zip", type=Path, metavar="FILE", help="a zip, or a folder such as nnU-Net's results")
     importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
-    for action in (listing, show, activate, rollback, export, importing):
+    remove = actions.add_parser("remove", help="delete the weights of versions; their records stay")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="versions that are not in use")
+    remove.add_argument("--force", action="store_true", help="even what rollback would go back to")
+    for action in (listing, show, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
@@ -42,6 +47,7 @@ def execute(arguments: argparse.Namespace) -> int:
         "rollback": _roll_back,
         "export": _export,
         "import": _import,
+        "remove": _remove,
     }
     actions[arguments.action](ModelStore(arguments.data_dir), arguments)
     return 0
@@ -50,10 +56,11 @@ def execute(arguments: argparse.Namespace) -> int:
 def _list(store: "ModelStore", arguments: argparse.Namespace) -> None:
     from lib.registry.manage import list_versions
 
-    for entry in list_versions(store):
+    for entry in list_versions(store, removed=arguments.removed):
         used = f"  in use for step {' and '.join(map(str, entry.active_steps))}" if entry.active_steps else ""
         made = f"  from {entry.parent}, {entry.corrections} corrections, {entry.created}" if entry.parent else ""
-        print(f"{'*' if entry.active_steps else ' '} {entry.name}{used}{made}")
+        gone = f"  removed {entry.removed}" if entry.removed else ""
+        print(f"{'*' if entry.active_steps else ' '} {entry.name}{used}{made}{gone}")
         if entry.verdict:
             print(f"    {entry.verdict}")
 
@@ -98,3 +105,10 @@ def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
     name = import_version(store, arguments.zip, name=arguments.name)
     steps = " and ".join(map(str, models_in(store.versions_dir / name)))
     print(f"imported {name}, a model of step {steps}; put it into use with: totalspineseg models activate {name}")
+
+
+def _remove(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.registry.removal import remove_versions
+
+    freed = remove_versions(store, arguments.names, force=arguments.force)
+    print(f"removed {', '.join(arguments.names)}: {freed / MIB:.0f} MiB are free again; 'models show' knows them still")

@@ -12,6 +12,7 @@ from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
 from lib.nnunet.unpack import unpack_model
+from lib.registry.manage import require_known
 from lib.registry.records import RECORD_FILE, VersionRecord, write_record
 from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
@@ -39,9 +40,8 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
         WeightsError: There is no such version or it holds no model.
         StorageError: It cannot be written.
     """
+    require_known(store, name)
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    if not NAME.fullmatch(name) or not root.is_dir():
-        raise WeightsError(f"one of the versions {(STARTER, *store.versions())!r} is required, got {name!r}")
     models = models_in(root)
     if not models:
         raise WeightsError(f"a version with a model is required, got {name!r} without; install it again")

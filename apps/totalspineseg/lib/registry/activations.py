@@ -1,8 +1,9 @@
 """Which versions were in use before: what going back goes back to."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -11,6 +12,8 @@ from typing import Final
 
 from lib.errors import WeightsError
 from lib.registry.files import storage_errors
+
+logger = logging.getLogger(__name__)
 
 FILE: Final = "activations.jsonl"
 """Beside the pointer file: one line per change, written before the change."""
@@ -89,31 +92,37 @@ def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Act
     return tuple(change for change, then in zip(noted, followed_by, strict=True) if change.after == then)
 
 
-def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Mapping[int, str]:
+def before_last(model_dir: Path, current: Mapping[int, str], default: str, there: Collection[str]) -> Mapping[int, str]:
     """The versions in use before the last change; going back twice goes back two changes, not forth again.
 
     Args:
         model_dir: Where the pointer lies.
         current: Step -> name, as the pointer has it.
         default: Name of the weights where the pointer names none.
+        there: Versions one can go back to; what is not among them is passed over.
 
     Raises:
-        WeightsError: Nothing was changed yet.
+        WeightsError: Nothing was changed yet, or nothing of before is there.
     """
     here = {step: current.get(step, default) for step in (1, 2)}
     stack: list[Mapping[int, str]] = [dict.fromkeys(here, default)]
     for change in made(model_dir, current, default):
-        if change.back and len(stack) > 1:
+        # More than one, where versions that were gone were passed over.
+        while change.back and len(stack) > 1 and stack[-1] != change.after:
             stack.pop()
         if stack[-1] != change.after:
             stack.append(change.after)
     if stack[-1] != here:
         stack.append(here)
-    if len(stack) < 2:
-        raise WeightsError(
-            "an earlier activation is required to go back, got none; choose a version with 'models activate'"
-        )
-    return stack[-2]
+    for names in stack[-2::-1]:
+        if gone := sorted(set(names.values()) - set(there)):
+            logger.warning("passed over, since it is not there any more: %s", ", ".join(gone))
+        elif names != here:
+            return names
+    raise WeightsError(
+        "an earlier activation is required to go back, got none whose versions are still there; choose a version with "
+        "'models activate'"
+    )
 
 
 def _keys(names: Mapping[int, str]) -> dict[str, str]:

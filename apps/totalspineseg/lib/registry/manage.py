@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.errors import WeightsError
-from lib.registry.records import lineage, read_record
+from lib.registry.records import lineage, read_record, removed_versions
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
 
@@ -20,6 +20,7 @@ class Listed:
         parent: Name of the version it was trained from; empty for others.
         corrections: How many corrections it was trained on.
         verdict: The gate's sentence, or why it was not served though it passed; empty for versions that never met it.
+        removed: When its weights were removed; empty while they are there.
     """
 
     name: str
@@ -28,14 +29,15 @@ class Listed:
     parent: str
     corrections: int
     verdict: str
+    removed: str = ""
 
 
-def list_versions(store: ModelStore) -> tuple[Listed, ...]:
-    """All versions, the starter weights first."""
+def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, ...]:
+    """All versions, the starter weights first, those whose weights were removed last and only where asked for."""
     active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
     names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
     listed = []
-    for name in names:
+    for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}
         parents = {parent["name"] for parent in record.get("parents", {}).values()}
         listed.append(
@@ -46,6 +48,7 @@ def list_versions(store: ModelStore) -> tuple[Listed, ...]:
                 ", ".join(sorted(parents)),
                 len(record.get("training", ())),
                 str(record.get("not_served") or (record.get("gate") or {}).get("reason", "")),
+                str(record.get("removed", "")),
             )
         )
     return tuple(listed)
@@ -55,9 +58,10 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
     """Everything that is recorded about a version, and its ancestors.
 
     Raises:
-        WeightsError: There is no such version.
+        WeightsError: There is no such version, and none was removed.
     """
-    _require(store, name)
+    if name not in removed_versions(store):
+        require_known(store, name)
     record = read_record(store, name) or {"name": name}
     return {**record, "lineage": list(lineage(store, name))}
 
@@ -68,7 +72,7 @@ def require_served(store: ModelStore, name: str) -> None:
     Raises:
         WeightsError: The gate refused it; the message is the gate's.
     """
-    _require(store, name)
+    require_known(store, name)
     gate = (read_record(store, name) or {}).get("gate") or {}
     if gate and not gate.get("publish", False):
         raise WeightsError(
@@ -77,7 +81,13 @@ def require_served(store: ModelStore, name: str) -> None:
         )
 
 
-def _require(store: ModelStore, name: str) -> None:
+def require_known(store: ModelStore, name: str) -> None:
+    """Check that the weights of a version are there.
+
+    Raises:
+        WeightsError: They are not.
+    """
     known = (*store.versions(), STARTER)
     if not NAME.fullmatch(name) or name not in known:
-        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}; see 'models list'")
+        gone = ", whose weights were removed" if name in removed_versions(store) else ""
+        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}{gone}; see 'models list'")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.registry.files import write_json
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.store import NAME, STARTER, ModelStore
 
 RECORD_FILE: Final = "version.json"
+REMOVED_DIR: Final = "removed"
+"""In the model folder: the records of versions whose weights were removed."""
 PACKAGES: Final = (
     "torch",
     "nnunetv2",
@@ -83,13 +85,22 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
-    """The record of a version as plain values; None for versions that were not trained here, and damaged ones."""
+    """The record of a version, there or removed, as plain values; None where there is none, or a damaged one."""
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    try:
-        content = json.loads((root / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    record = _read(root / RECORD_FILE)
+    # Looked for afterwards: it may have been removed in between.
+    return _read(removed_file(store, name)) if record is None and not root.is_dir() else record
+
+
+def removed_file(store: ModelStore, name: str) -> Path:
+    """Where the record of a version stays when its weights are removed; a version that is there has its own."""
+    return store.model_dir / REMOVED_DIR / f"{name}.json"
+
+
+def removed_versions(store: ModelStore) -> tuple[str, ...]:
+    """Names of the versions whose record alone is left, sorted."""
+    known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
+    return tuple(sorted(known - set(store.versions())))
 
 
 def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
@@ -109,6 +120,14 @@ def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
     """Ids of the corrections that one network of a version, or of its ancestors, has learned from."""
     records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
     return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _taught(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:

@@ -143,13 +143,21 @@ class ModelStore:
             Step -> version in use now.
 
         Raises:
-            WeightsError: Nothing was changed before, or the version is gone.
+            WeightsError: See ``before_last``.
             StorageError: The pointer cannot be written.
         """
         with locked(self.model_dir):
-            before = before_last(self.model_dir, self.active(), STARTER)
+            before = self.before_last()
             self._point(before, back=True)
         return before
+
+    def before_last(self) -> Mapping[int, str]:
+        """Step -> version that ``go_back`` would put into use; versions that are gone are passed over.
+
+        Raises:
+            WeightsError: Nothing was changed before, or nothing of before is there.
+        """
+        return before_last(self.model_dir, self.active(), STARTER, (*self.versions(), STARTER))
 
     def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
         """``activate_each``, if what a version was compared with is still in use.
