@@ -27,7 +27,7 @@ from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, show_version
-from lib.registry.records import trained_on
+from lib.registry.records import holder, trained_on
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers import judging, material
 from lib.trainers import retrain as retraining
@@ -85,6 +85,7 @@ def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Pa
         model = ModelFolder.open(site.models.resolve(step).root, step=step)
         assert model.digest != before[step]
         model.load_network()
+        assert holder(site.models, step, model.digest) == result.version
     record = show_version(site.models, result.version)
     (trained,) = record["training"]
     assert trained["correction"] == correction.id

@@ -12,8 +12,10 @@ from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
 from lib.nnunet.unpack import unpack_model
+from lib.nnunet.version import version_name
+from lib.registry.files import write_json
 from lib.registry.manage import require_known
-from lib.registry.records import RECORD_FILE, VersionRecord, write_record
+from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
 from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
 
@@ -100,7 +102,11 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         _require_all_used(staging, models, archive.name)
         for model in models.values():
             model.load_network()
-        write_record(staging, _imported(chosen, record, models, digest))
+        digests = {str(step): model.digest for step, model in models.items()}
+        if chosen in removed_versions(store):
+            write_json(staging / RECORD_FILE, _restored(store, chosen, digests))
+        else:
+            write_record(staging, _imported(store, chosen, {"zip_sha256": digest, "record": record}, digests))
     return chosen
 
 
@@ -146,15 +152,33 @@ def _record_in(archive: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _imported(name: str, record: dict[str, Any], models: dict[int, ModelFolder], digest: str) -> VersionRecord:
+def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The record of a removed version whose weights come back."""
+    record = read_record(store, name) or {}
+    if record.get("digests") != digests:
+        raise WeightsError(
+            f"a name that no version had is required, got {name!r}, whose weights were others and were removed; choose "
+            "another with --name"
+        )
+    return {key: value for key, value in record.items() if key != "removed"}
+
+
+def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Mapping[str, str]) -> VersionRecord:
+    """What is known of weights that come in; of those a version here has or had, what its own record says."""
+    holders = {step: known for step, digest in digests.items() if (known := holder(store, int(step), digest))}
+    records = [read_record(store, known) or {} for known in set(holders.values())]
+    own = next((record for record in records if record.get("digests") == digests), None)
     return VersionRecord(
         name=name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        steps=tuple(models),
-        parents={},
-        models={str(step): f"{name}-{model.digest[:8]}" for step, model in models.items()},
-        settings={"imported": {"zip_sha256": digest, "record": record}},
-        gate=_refusal(record),
+        steps=tuple(map(int, digests)),
+        parents={
+            step: {"name": known, "version": version_name(known, digests[step])} for step, known in holders.items()
+        },
+        models={step: version_name(name, digest) for step, digest in digests.items()},
+        settings={"imported": origin},
+        gate=_refusal(origin["record"]) if own is None else own.get("gate"),
+        digests=digests,
     )
 
 

@@ -34,17 +34,20 @@ class VersionRecord:
         name: The version.
         created: UTC, ISO 8601.
         steps: Which steps it holds.
-        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from.
+        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from; of an
+            imported version, what has the very same network here.
         models: Step -> version as predictions state it.
         training: One entry per correction it was trained on: image, hashes of image and label, annotator, time;
             "taught" are the steps that learned from it.
         replay: One entry per replayed case, with "taught" too.
         skipped: What could not be used: "case", "reason" and under "left_out_of" the steps, or the gate.
         settings: Of the training.
-        gate: The gate's report; None for a version that was imported, unless the gate had refused it.
+        gate: The gate's report; None for a version that was imported, unless the gate had refused it, or it was made
+            here.
         not_served: Why a version that passed was not put into use when it was made; empty when it was.
         run: Id of the training run.
         new_weights: Share of the trained weights; the rest are the parents'.
+        digests: Step -> SHA-256 of the model, by which it is known again under another name.
         software: Package -> version.
     """
 
@@ -61,6 +64,7 @@ class VersionRecord:
     not_served: str = ""
     run: str = ""
     new_weights: float = 1.0
+    digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=lambda: software_versions())
 
 
@@ -101,6 +105,14 @@ def removed_versions(store: ModelStore) -> tuple[str, ...]:
     """Names of the versions whose record alone is left, sorted."""
     known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
     return tuple(sorted(known - set(store.versions())))
+
+
+def holder(store: ModelStore, step: int, digest: str) -> str | None:
+    """A version, there or removed, that holds the very same network; None where no record tells of one."""
+    for name in (*store.versions(), *removed_versions(store)):
+        if (read_record(store, name) or {}).get("digests", {}).get(str(step)) == digest:
+            return name
+    return None
 
 
 def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
