@@ -23,8 +23,8 @@ MODEL = "step1/fold_0/checkpoint_final.pth"
 
 
 def add(store: ModelStore, name: str, parent: str) -> None:
-    """A version that learned from a correction named after it."""
-    parents = {str(step): {"name": parent, "version": parent} for step in (1, 2)}
+    """A version that learned from a correction named after it; without a parent it came from elsewhere."""
+    parents = {str(step): {"name": parent, "version": parent} for step in (1, 2) if parent}
     training = [{"correction": f"of-{name}", "taught": [1, 2]}]
     with store.publish(name) as staging:
         (staging / MODEL).parent.mkdir(parents=True)
@@ -87,6 +87,19 @@ def test_what_is_needed_is_not_removed(
     store.activate("a", steps=[1])
     code, _, error = run(store, capsys, "remove", "c", "--force")
     assert (code, "is in use" in error) == (2, True), "for one step"
+
+
+def test_the_weights_that_the_gate_compares_with_are_not_removed(
+    store: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Small falls could add up again once the weights that the trainings began with were gone."""
+    add(store, "first", "")
+    add(store, "second", "first")
+    for name in ("second", "c", "second"):
+        store.activate(name)
+    code, _, error = run(store, capsys, "remove", "first")
+    assert (code, "which the trainings of the weights in use began with; remove it all" in error) == (2, True), error
+    assert run(store, capsys, "remove", "first", "--force")[0] == 0
 
 
 def test_going_back_passes_over_what_was_removed(

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
     remove = actions.add_parser("remove", help="delete the weights of versions; their records stay")
     remove.add_argument("names", nargs="+", metavar="NAME", help="versions that are not in use")
-    remove.add_argument("--force", action="store_true", help="even what rollback would go back to")
+    remove.add_argument(
+        "--force", action="store_true", help="even what rollback would go back to, or trainings began with"
+    )
     for action in (listing, show, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 

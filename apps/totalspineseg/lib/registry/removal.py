@@ -10,7 +10,7 @@ from typing import Final
 from lib.errors import WeightsError
 from lib.registry.files import locked, storage_errors, sync_folder, write_json
 from lib.registry.manage import require_known
-from lib.registry.records import read_record, removed_file, removed_versions
+from lib.registry.records import lineage, read_record, removed_file, removed_versions
 from lib.registry.store import STARTER, ModelStore
 
 LEAVING: Final = ".removed-"
@@ -23,14 +23,13 @@ def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = 
     Args:
         store: Where they are.
         names: Which; one that was removed before is none too many, so that the same call goes on after a kill.
-        force: Even those that going back would go back to.
+        force: Even those that going back would go back to, or that the gate compares candidates with.
 
     Returns:
         Bytes freed.
 
     Raises:
-        WeightsError: One is unknown, in use, ships with the project, or is what going back would go back to; nothing
-            is removed.
+        WeightsError: One is unknown, needed, or ships with the project; nothing is removed.
         StorageError: One cannot be removed.
     """
     with locked(store.model_dir):
@@ -52,6 +51,8 @@ def _require_removable(store: ModelStore, name: str, *, force: bool) -> None:
         reason, cure = "is in use", "put another one into use first"
     elif not force and name in _earlier(store):
         reason, cure = "'models rollback' would go back to", "remove it all the same with --force"
+    elif not force and name in _beginnings(store):
+        reason, cure = "the trainings of the weights in use began with", "remove it all the same with --force"
     if reason:
         raise WeightsError(f"a version that nothing needs is required, got {name!r}, which {reason}; {cure}")
 
@@ -60,6 +61,11 @@ def _earlier(store: ModelStore) -> Collection[str]:
     with suppress(WeightsError):
         return store.before_last().values()
     return ()
+
+
+def _beginnings(store: ModelStore) -> Collection[str]:
+    """What the gate compares candidates with beside the weights in use."""
+    return [lineage(store, name, step)[-1] for step, name in store.active().items()]
 
 
 def _take_out(store: ModelStore, name: str) -> None:
