@@ -10,11 +10,10 @@ from typing import Any, Final
 
 from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
-from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in, models_of
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
 from lib.registry.files import write_json
-from lib.registry.manage import require_known
 from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
 from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
@@ -42,17 +41,13 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
         WeightsError: There is no such version or it holds no model.
         StorageError: It cannot be written.
     """
-    require_known(store, name)
-    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    models = models_in(root)
-    if not models:
-        raise WeightsError(f"a version with a model is required, got {name!r} without; install it again")
+    models, record = models_of(store, name), store.named(name).root / RECORD_FILE
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             _pack(archive, models)
-            if (root / RECORD_FILE).is_file():
-                archive.write(root / RECORD_FILE, RECORD_FILE)
+            if record.is_file():
+                archive.write(record, RECORD_FILE)
 
     write_atomic(target, write)
     return target

@@ -1,10 +1,11 @@
 """What people ask about versions: which there are, what made them, which is in use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lib.errors import WeightsError
+from lib.registry.judgments import judgments
 from lib.registry.records import lineage, read_record, removed_versions
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
@@ -19,7 +20,9 @@ class Listed:
         created: UTC, ISO 8601; empty where unknown.
         parent: Name of the version it was trained from; empty for others.
         corrections: How many corrections it was trained on.
-        verdict: The gate's sentence, or why it was not served though it passed; empty for versions that never met it.
+        verdict: The gate's sentence, or why it was not served though it passed; empty where it was not asked when the
+            version was made.
+        judged: When the gate was asked last since then, and its sentence; empty where it never was.
         removed: When its weights were removed; empty while they are there.
     """
 
@@ -29,6 +32,7 @@ class Listed:
     parent: str
     corrections: int
     verdict: str
+    judged: str = ""
     removed: str = ""
 
 
@@ -39,6 +43,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
     listed = []
     for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}
+        last = judgments(store, name)[-1:]
         parents = {parent["name"] for parent in record.get("parents", {}).values()}
         listed.append(
             Listed(
@@ -48,6 +53,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
                 ", ".join(sorted(parents)),
                 len(record.get("training", ())),
                 str(record.get("not_served") or (record.get("gate") or {}).get("reason", "")),
+                "".join(f"judged {entry.time}: {entry.verdict}" for entry in last),
                 str(record.get("removed", "")),
             )
         )
@@ -63,22 +69,33 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
     if name not in removed_versions(store):
         require_known(store, name)
     record = read_record(store, name) or {"name": name}
-    return {**record, "lineage": list(lineage(store, name))}
+    judged = [asdict(judgment) for judgment in judgments(store, name)]
+    return {**record, "judgments": judged, "lineage": list(lineage(store, name))}
 
 
 def require_served(store: ModelStore, name: str) -> None:
-    """Check that a version may be put into use: it passed the gate, or never had to.
+    """Check that a version may be put into use: the gate did not refuse it when it was made, nor when it looked again.
+
+    With the same hold-out its last look counts: what is in use, and the hold-out, may have become others.
 
     Raises:
-        WeightsError: The gate refused it; the message is the gate's.
+        WeightsError: One did; the message is the gate's.
     """
     require_known(store, name)
     gate = (read_record(store, name) or {}).get("gate") or {}
-    if gate and not gate.get("publish", False):
+    refusals = [str(gate.get("reason", "no reason recorded"))] if gate and not gate.get("publish", False) else []
+    last_looks = {judgment.site: judgment for judgment in judgments(store, name)}.values()
+    refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
+    if refusals:
         raise WeightsError(
-            f"a version that passed the gate is required, got {name!r} ({gate.get('reason', 'no reason recorded')}); "
+            f"a version that passed the gate is required, got {name!r} ({refusals[-1]}); "
             "read its report with 'models show', and use --force to serve it all the same"
         )
+
+
+def was_judged(store: ModelStore, name: str) -> bool:
+    """Whether a gate was ever asked about a version; the starter weights are what others are compared with."""
+    return name == STARTER or bool((read_record(store, name) or {}).get("gate") or judgments(store, name))
 
 
 def require_known(store: ModelStore, name: str) -> None:
