@@ -141,3 +141,16 @@ def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.
     code, _, error = run(site, capsys, "judge", "none")
     assert (code, "one of the versions" in error) == (2, True)
     assert not list(ModelStore(site.models.model_dir).model_dir.glob("judgments/*"))
+
+
+def test_what_the_gate_said_is_not_forgotten_when_it_cannot_be_read(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal in a damaged file would have let the version into use."""
+    run(site, capsys, "judge", "theirs")
+    (file,) = site.models.model_dir.glob("judgments/*.json")
+    file.write_text(file.read_text()[:-20])
+    code, _, error = run(site, capsys, "activate", "theirs")
+    assert (code, "have the version judged again" in error, site.models.active()) == (2, True, {}), error
+    file.unlink()
+    assert run(site, capsys, "activate", "theirs")[0] == 0
