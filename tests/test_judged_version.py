@@ -11,7 +11,7 @@ from lib.cli import main
 from lib.gate import holdout
 from lib.gate.compare import SubjectScores
 from lib.gate.scoring import JudgedCase, score_models
-from lib.registry.records import read_record
+from lib.registry.records import VersionRecord, read_record, write_record
 from lib.registry.store import ModelStore
 from lib.trainers import judged_version, judging
 from lib.trainers.material import site_material
@@ -119,6 +119,22 @@ def test_a_hold_out_judges_without_being_chosen(
     assert run(site, capsys, "activate", "theirs")[0] == 2, "the reference set alone does not outvote the hold-out"
     (judge,) = site_material(site).holdout
     assert judge.name.startswith("sub-1")
+
+
+def test_what_a_version_has_learned_from_does_not_judge_it(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
+) -> None:
+    """Another server of the same models had trained on what was held out here, and the version judged well on it."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    (judge,) = site_material(site).holdout
+    learned = {"correction": "of another server", "image_sha256": judge.provenance["image_sha256"]}
+    with site.models.publish("other") as staging:
+        write_model_folder(staging, 2, spacing=SPACING_MM, seed=4)
+        write_record(staging, VersionRecord("other", "2026", (2,), {}, {}, [learned]))
+    change["sub"] = -0.2
+    code, out, _ = run(site, capsys, "judge", "other", str(tmp_path / "studies"))
+    assert (code, f"could not judge: {judge.name}: one of the two has learned from this image" in out) == (0, True), out
 
 
 def test_real_networks_are_judged(

@@ -134,6 +134,14 @@ def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
     return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
 
 
+def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
+    """SHA-256 of the images that a version, or one of its ancestors, has learned from, by any network."""
+    records = [read_record(store, entry) or {} for entry in lineage(store, name)]
+    return frozenset(
+        str(case["image_sha256"]) for r in records for case in r.get("training", ()) if "image_sha256" in case
+    )
+
+
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
