@@ -27,6 +27,7 @@ from lib.registry import store as registry_store
 from lib.registry.store import STARTER
 from lib.trainers import candidates, judging, publication
 from lib.trainers import retrain as retraining
+from lib.trainers.reporter import Reporter
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import is_running, only_one, state_of
 from lib.trainers.site import Site
@@ -202,6 +203,23 @@ def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monke
     result = survived(site, corrections)
     assert result.version != refused
     assert not list(site.training_dir.glob("*/step*/candidate"))
+
+
+def test_kill_9_after_activating_does_not_undo_what_is_taken_back_since(tmp_path: Path) -> None:
+    """A version somebody had gone back from was put into use again by the next training, without a word."""
+    site = make_site(tmp_path)
+    corrections = list(site.corrections.all())
+    killed(site, lambda: on_call(Reporter, "end", 1))
+    (version,) = site.models.versions()
+    assert site.models.active() == {1: version, 2: version}
+    site.models.go_back()
+    result = train(site)
+    assert (result.version, result.served) == (version, False)
+    state = state_of(site.training_dir)
+    assert state is not None
+    assert (state.status, state.message) == ("kept", result.message)
+    assert result.message.endswith(f"totalspineseg models activate {version}")
+    assert survived(site, corrections).version != version
 
 
 def test_a_candidate_that_is_gone_is_trained_again(tmp_path: Path) -> None:

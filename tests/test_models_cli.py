@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 
 from lib.cli import main
 from lib.cli.retrain import SETTINGS
-from lib.nnunet.model_folder import ModelFolder
+from lib.errors import WeightsError
+from lib.nnunet.model_folder import ModelFolder, models_in
 from lib.nnunet.training_log import TrainingLog
-from lib.registry.records import VersionRecord, write_record
+from lib.registry.records import VersionRecord, read_record, trained_on, write_record
+from lib.registry.removal import remove_versions
 from lib.registry.store import ModelStore
 from lib.trainers import judging
 from lib.trainers import retrain as retraining
@@ -35,7 +38,8 @@ def publish(store: ModelStore, name: str, seed: int, *, passed: bool = True) -> 
     )
     with store.publish(name) as staging:
         write_models(staging, seed=seed)
-        write_record(staging, record)
+        digests = {str(step): model.digest for step, model in models_in(staging).items()}
+        write_record(staging, replace(record, digests=digests))
 
 
 @pytest.fixture
@@ -113,6 +117,61 @@ def test_a_refused_version_stays_refused_on_the_way_out_and_in(
         assert "not served: discs fell" in error
         assert run(other, capsys, "export", name, str(archive))[0] == 0
     assert "not served: discs fell" in run(other, capsys, "list")[1]
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_weights_that_come_back_know_what_they_learned_from(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], removed: bool
+) -> None:
+    """After an export and an import of a site's own version its labels were taken for ones no network had seen."""
+    own, bare = tmp_path / "own.zip", tmp_path / "bare.zip"
+    run(store, capsys, "export", "trained-2", str(own))
+    with zipfile.ZipFile(own) as whole, zipfile.ZipFile(bare, "w") as without:
+        for entry in whole.namelist():
+            if entry.startswith("Dataset102"):
+                without.writestr(entry, whole.read(entry))
+    before = read_record(store, "trained-2")
+    if removed:
+        remove_versions(store, ["trained-2"])
+    assert run(store, capsys, "import", str(own), "--name", "again")[0] == 0
+    assert run(store, capsys, "import", str(bare), "--name", "step2")[0] == 0
+    for name, steps in (("again", (1, 2)), ("step2", (2,))):
+        assert [trained_on(store, name, step) == {"c1"} for step in (1, 2)] == [step in steps for step in (1, 2)]
+    code, _, error = run(store, capsys, "activate", "again")
+    assert (code, "not served: discs fell" in error) == (2, True), "whatever the zip says of its gate"
+    code, _, error = run(store, capsys, "import", str(own))
+    assert code == (0 if removed else 2), error
+    assert (read_record(store, "trained-2"), "trained-2" in store.versions()) == (before, True)
+
+
+def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Later versions would have learned from what the other weights had learned from."""
+    run(store, capsys, "export", "trained-2", str(tmp_path / "out.zip"))
+    remove_versions(store, ["trained-1"])
+    code, _, error = run(store, capsys, "import", str(tmp_path / "out.zip"), "--name", "trained-1")
+    assert (code, "a name that no version had is required" in error) == (2, True), error
+    assert store.versions() == ("trained-2",)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "given"),
+    [("official-r99991231", ""), ("trained-1", "official-r99991231"), ("trained-1", "a b"), ("trained-1", "official")],
+)
+def test_no_zip_takes_the_name_of_the_official_weights(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
+) -> None:
+    """A zip that called itself official-r99991231 was what a server of the official weights ran, never activated."""
+    record = store.versions_dir / "trained-1" / "version.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": claimed}))
+    archive = tmp_path / "out.zip"
+    run(store, capsys, "export", "trained-1", str(archive))
+    other = ModelStore(tmp_path / "elsewhere", weights="official")
+    code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
+    assert (code, "choose another" in error, other.versions()) == (2, True, ()), error
+    with pytest.raises(WeightsError, match="got none installed"):
+        other.resolve(1)
 
 
 @pytest.mark.parametrize("kind", ["no zip", "no model"])

@@ -8,15 +8,15 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from unittest.mock import Mock
 
 import pytest
 
 import lib.registry.files as files
 from lib.errors import BusyError, StorageError, WeightsError
-from lib.registry.activations import changes
+from lib.registry.activations import before_last, changes
 from lib.registry.files import locked, write_json
-from lib.registry.manage import roll_back
 from lib.registry.records import VersionRecord, lineage, trained_on, write_record
 from lib.registry.store import ModelStore
 
@@ -126,7 +126,7 @@ def test_versions_are_never_overwritten(model_dir):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "starter", "official", "a" * 101, "a b"])
 def test_version_names_are_checked(tmp_path, name):
-    with pytest.raises(ValueError, match="a version name takes"), ModelStore(tmp_path).publish(name):
+    with pytest.raises(WeightsError, match="a version name takes"), ModelStore(tmp_path).publish(name):
         pass
 
 
@@ -156,7 +156,7 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
     store.activate("official-r20251124")
     store.activate("starter")
     assert [change.after[1] for change in changes(model_dir)] == ["site-2", "official-r20251124", "starter"]
-    assert roll_back(store)[1] == "official-r20251124"
+    assert store.go_back()[1] == "official-r20251124"
 
 
 def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
@@ -164,12 +164,18 @@ def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
     store = ModelStore(model_dir)
     for name in ("site-2", "official-r20251124", "site-2"):
         store.activate(name)
-    assert [roll_back(store)[1] for _ in range(3)] == ["official-r20251124", "site-2", "starter"]
+    assert [store.go_back()[1] for _ in range(3)] == ["official-r20251124", "site-2", "starter"]
     with pytest.raises(WeightsError, match="earlier activation is required"):
-        roll_back(store)
+        store.go_back()
     store.activate("site-2")
     store.activate("starter")
-    assert roll_back(store)[1] == "site-2"
+    assert store.go_back()[1] == "site-2"
+
+
+def test_where_nothing_was_changed_yet_going_back_says_so(model_dir):
+    """The first thing somebody tried on a new installation ended in a traceback."""
+    with pytest.raises(WeightsError, match="earlier activation is required"):
+        ModelStore(model_dir).go_back()
 
 
 def test_going_back_forgets_no_change_when_a_crash_prevents_it(model_dir, monkeypatch):
@@ -178,8 +184,8 @@ def test_going_back_forgets_no_change_when_a_crash_prevents_it(model_dir, monkey
     store.activate("official-r20251124")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("lib.registry.store.write_json", Mock(side_effect=KeyboardInterrupt))
-        roll_back(store)
-    assert [roll_back(store)[1] for _ in range(2)] == ["site-2", "starter"]
+        store.go_back()
+    assert [store.go_back()[1] for _ in range(2)] == ["site-2", "starter"]
 
 
 def test_a_version_takes_the_place_of_what_it_was_compared_with_alone(model_dir):
@@ -228,6 +234,24 @@ def test_two_publishers_lose_nothing(model_dir):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda step: ModelStore(model_dir).activate("site-2", steps=(step,)), (1, 2)))
         assert store.active() == {1: "site-2", 2: "site-2"}
+
+
+def test_going_back_loses_no_publication_that_comes_meanwhile(model_dir, monkeypatch):
+    """A version published while somebody went back was replaced by what had been in use before it."""
+    store = ModelStore(model_dir)
+    store.activate("site-2")
+    publication = Thread(target=lambda: ModelStore(model_dir).activate("official-r20251124"))
+
+    def looked(*found):
+        publication.start()
+        publication.join(0.2)
+        return before_last(*found)
+
+    monkeypatch.setattr("lib.registry.store.before_last", looked)
+    assert store.go_back()[1] == "starter"
+    publication.join()
+    assert store.active()[1] == "official-r20251124"
+    assert [change.after[1] for change in changes(model_dir)] == ["site-2", "starter", "official-r20251124"]
 
 
 def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):

@@ -26,8 +26,8 @@ from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
-from lib.registry.manage import list_versions, require_served, roll_back, show_version
-from lib.registry.records import trained_on
+from lib.registry.manage import list_versions, require_served, show_version
+from lib.registry.records import holder, trained_on
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers import judging, material
 from lib.trainers import retrain as retraining
@@ -85,6 +85,7 @@ def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Pa
         model = ModelFolder.open(site.models.resolve(step).root, step=step)
         assert model.digest != before[step]
         model.load_network()
+        assert holder(site.models, step, model.digest) == result.version
     record = show_version(site.models, result.version)
     (trained,) = record["training"]
     assert trained["correction"] == correction.id
@@ -212,11 +213,11 @@ def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
     record = show_version(site.models, second.version)
     assert record["parents"]["2"]["name"] == first.version
     assert record["lineage"] == [second.version, first.version, STARTER]
-    assert roll_back(site.models) == {1: first.version, 2: first.version}
+    assert site.models.go_back() == {1: first.version, 2: first.version}
     assert site.models.resolve(1).name == first.version
-    assert roll_back(site.models) == {1: STARTER, 2: STARTER}
+    assert site.models.go_back() == {1: STARTER, 2: STARTER}
     with pytest.raises(WeightsError, match="earlier activation"):
-        roll_back(site.models)
+        site.models.go_back()
 
 
 def test_one_step_alone_leaves_the_other_as_it_was(tmp_path: Path, judged: dict[str, float]) -> None:

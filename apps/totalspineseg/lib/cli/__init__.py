@@ -21,7 +21,7 @@ COMMANDS: Final = MappingProxyType(
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
         "weights": "install or list the networks' weights",
-        "models": "list, show, activate, roll back, export or import model versions",
+        "models": "list, show, judge, activate, roll back, export, import or remove model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "train": "train both networks from scratch with nnU-Net on what prepare wrote",

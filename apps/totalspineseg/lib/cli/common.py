@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
 """Where the app keeps its models."""
+MIB: Final = 1 << 20
+"""Bytes."""
 PIN_UNMET: Final = "pin_unmet"
 """Kind of the finding that a person at the command line must see at once."""
 PIN_KINDS: Final = (Kind.VERTEBRA, Kind.DISC, Kind.SACRUM)

@@ -1,61 +1,81 @@
-"""List trained and installed versions, show what made one, put one into use, go back, export and import."""
+"""List, show, judge, activate, export, import and remove trained and installed versions, and go back."""
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from lib.cli.common import MODEL_DIR
+from lib.cli.common import MIB, MODEL_DIR, existing_path
 
 if TYPE_CHECKING:
     from lib.registry.store import ModelStore
 
 
+_TABLE: Final = "{:<12}{:>8}{:>11}{:>8}{:>8}{:>8}{:>10}{:>9}"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|activate|rollback|export|import")
+    names = "list|show|judge|activate|rollback|export|import|remove"
+    actions = parser.add_subparsers(dest="action", required=True, metavar=names)
     listing = actions.add_parser("list", help="list versions; * marks the ones in use")
+    listing.add_argument("--removed", action="store_true", help="those whose weights were removed, too")
     show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
+    judging = actions.add_parser(
+        "judge", help="let the gate compare a version with the weights in use, or these with those before"
+    )
     activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
     activate.add_argument("--force", action="store_true", help="even if the gate refused it")
     rollback = actions.add_parser("rollback", help="put the versions into use that were in use before")
     export = actions.add_parser("export", help="write a version as a zip that nnU-Net takes too")
-    for action in (show, activate, export):
+    for action in (show, judging, activate, export):
         action.add_argument("name", metavar="NAME", help="a version from the list, or starter")
+    judging.add_argument(
+        "studies", nargs="?", type=existing_path, metavar="STUDIES", help="whose hold-out judges, too (default: none)"
+    )
+    judging.add_argument("--device", default="auto", metavar="cuda|cpu", help="default: a GPU if there is one")
     export.add_argument("zip", type=Path, metavar="FILE")
     importing = actions.add_parser("import", help="add the models of a zip or folder, without using them")
     importing.add_argument("zip", type=Path, metavar="FILE", help="a zip, or a folder such as nnU-Net's results")
     importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
-    for action in (listing, show, activate, rollback, export, importing):
+    remove = actions.add_parser("remove", help="delete the weights of versions; their records stay")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="versions that are not in use")
+    remove.add_argument(
+        "--force", action="store_true", help="even what rollback would go back to, or trainings began with"
+    )
+    for action in (listing, show, judging, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; returns the exit code: 1 for a version that does not pass."""
     from lib.registry.store import ModelStore
 
-    actions: dict[str, Callable[[ModelStore, argparse.Namespace], None]] = {
+    actions: dict[str, Callable[[ModelStore, argparse.Namespace], int | None]] = {
         "list": _list,
         "show": _show,
+        "judge": _judge,
         "activate": _activate,
         "rollback": _roll_back,
         "export": _export,
         "import": _import,
+        "remove": _remove,
     }
-    actions[arguments.action](ModelStore(arguments.data_dir), arguments)
-    return 0
+    return actions[arguments.action](ModelStore(arguments.data_dir), arguments) or 0
 
 
 def _list(store: "ModelStore", arguments: argparse.Namespace) -> None:
     from lib.registry.manage import list_versions
 
-    for entry in list_versions(store):
+    for entry in list_versions(store, removed=arguments.removed):
         used = f"  in use for step {' and '.join(map(str, entry.active_steps))}" if entry.active_steps else ""
         made = f"  from {entry.parent}, {entry.corrections} corrections, {entry.created}" if entry.parent else ""
-        print(f"{'*' if entry.active_steps else ' '} {entry.name}{used}{made}")
-        if entry.verdict:
-            print(f"    {entry.verdict}")
+        gone = f"  removed {entry.removed}" if entry.removed else ""
+        print(f"{'*' if entry.active_steps else ' '} {entry.name}{used}{made}{gone}")
+        for sentence in filter(None, (entry.verdict, entry.judged)):
+            print(f"    {sentence}")
 
 
 def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
@@ -64,26 +84,54 @@ def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
     print(json.dumps(show_version(store, arguments.name), indent=2, ensure_ascii=False))
 
 
+def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
+    from lib.cli.site import site_of
+    from lib.gate.verdict import NUMBERS, GateReport
+    from lib.nnunet.runtimes import require
+    from lib.trainers.judged_version import judge_version
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    require(arguments.device, "torch")
+    site = site_of(arguments.studies, store) if arguments.studies else None
+    judgment = judge_version(store, arguments.name, site, device=arguments.device, tell=tell)
+    report = GateReport.from_json(judgment.report)
+    print(f"{report.candidate} beside {report.active}")
+    print(_TABLE.format("measure", "active", "candidate", "change", "lower", "margin", "subjects", "allowed"))
+    for entry in report.sets:
+        print(f"{entry.name}:")
+        for measure in entry.comparisons:
+            numbers = [getattr(measure, name) for name in NUMBERS]
+            shown = ["-" if number != number else f"{number:.3f}" for number in numbers]
+            allowed = "yes" if measure.allowed else "no"
+            print(_TABLE.format(f"  {measure.measure}", *shown, measure.subjects, allowed))
+    for case in report.left_out:
+        print(f"could not judge: {case}")
+    print(f"{arguments.name} {judgment.verdict}")
+    if not judgment.passed and arguments.name in store.active().values():
+        print("it is in use; totalspineseg models rollback puts what was before into use again")
+    return 0 if judgment.passed else 1
+
+
 def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
-    from lib.errors import WeightsError
-    from lib.nnunet.model_folder import models_in
-    from lib.registry.manage import require_served
-    from lib.registry.store import ModelStore as Store
+    from lib.nnunet.model_folder import models_of
+    from lib.registry.manage import require_served, was_judged
 
     if not arguments.force:
         require_served(store, arguments.name)
-    choice = Store(store.model_dir, weights=arguments.name)
-    steps = tuple(models_in(choice.resolve(1).root))
-    if not steps:
-        raise WeightsError(f"a version with a usable model is required, got {arguments.name!r}; see 'models list'")
+    steps = tuple(models_of(store, arguments.name))
     store.activate(arguments.name, steps=steps)
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
+    if not was_judged(store, arguments.name):
+        print(
+            f"no gate has judged it; to compare it with what was in use: totalspineseg models judge {arguments.name} "
+            "STUDIES"
+        )
 
 
 def _roll_back(store: "ModelStore", arguments: argparse.Namespace) -> None:
-    from lib.registry.manage import roll_back
-
-    for step, name in roll_back(store).items():
+    for step, name in store.go_back().items():
         print(f"step {step}: {name} is in use now")
 
 
@@ -100,3 +148,10 @@ def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
     name = import_version(store, arguments.zip, name=arguments.name)
     steps = " and ".join(map(str, models_in(store.versions_dir / name)))
     print(f"imported {name}, a model of step {steps}; put it into use with: totalspineseg models activate {name}")
+
+
+def _remove(store: "ModelStore", arguments: argparse.Namespace) -> None:
+    from lib.registry.removal import remove_versions
+
+    freed = remove_versions(store, arguments.names, force=arguments.force)
+    print(f"removed {', '.join(arguments.names)}: {freed / MIB:.0f} MiB are free again; 'models show' knows them still")

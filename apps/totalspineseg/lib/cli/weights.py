@@ -3,12 +3,9 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Final
 
-from lib.cli.common import MODEL_DIR
+from lib.cli.common import MIB, MODEL_DIR
 from lib.errors import WeightsError
-
-MIB: Final = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -98,6 +98,15 @@ def read_split(path: Path) -> Split:
     return Split(MappingProxyType(role))
 
 
+def foreseen_split(path: Path, subjects: Iterable[str]) -> Split:
+    """The split that ``update_split`` would store now, without storing it: for whoever only looks.
+
+    Raises:
+        StorageError: The stored one is damaged.
+    """
+    return assign(read_split(path), subjects)
+
+
 def update_split(path: Path, subjects: Iterable[str]) -> Split:
     """Read the split, give new subjects their role, and store it atomically before it is used.
 

@@ -25,6 +25,8 @@ from lib.nnunet.discovery import (
     step_folders,
 )
 from lib.nnunet.version import model_digest, version_name
+from lib.registry.manage import require_known
+from lib.registry.store import ModelStore
 
 CONFIGURATION: Final = "3d_fullres"
 """nnU-Net's configuration when the folder's name does not say."""
@@ -179,6 +181,19 @@ def models_in(root: Path) -> dict[int, ModelFolder]:
     """
     steps = [step for _, step in step_folders(root)]
     return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}
+
+
+def models_of(store: ModelStore, name: str) -> dict[int, ModelFolder]:
+    """The models of a version that is there, by step; at least one.
+
+    Raises:
+        WeightsError: There is no such version, or it has no model, or one that cannot be used.
+    """
+    require_known(store, name)
+    models = models_in(store.named(name).root)
+    if not models:
+        raise WeightsError(f"a version with a usable model is required, got {name!r} without; install it again")
+    return models
 
 
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
-from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in, models_of
 from lib.nnunet.unpack import unpack_model
-from lib.registry.records import RECORD_FILE, VersionRecord, write_record
-from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
+from lib.nnunet.version import version_name
+from lib.registry.files import write_json
+from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
+from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
 
 DATASET_NAMES: Final[Mapping[int, str]] = {
@@ -39,18 +41,13 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
         WeightsError: There is no such version or it holds no model.
         StorageError: It cannot be written.
     """
-    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    if not NAME.fullmatch(name) or not root.is_dir():
-        raise WeightsError(f"one of the versions {(STARTER, *store.versions())!r} is required, got {name!r}")
-    models = models_in(root)
-    if not models:
-        raise WeightsError(f"a version with a model is required, got {name!r} without; install it again")
+    models, record = models_of(store, name), store.named(name).root / RECORD_FILE
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             _pack(archive, models)
-            if (root / RECORD_FILE).is_file():
-                archive.write(root / RECORD_FILE, RECORD_FILE)
+            if record.is_file():
+                archive.write(record, RECORD_FILE)
 
     write_atomic(target, write)
     return target
@@ -78,8 +75,7 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         The version's name.
 
     Raises:
-        WeightsError: The zip is unsafe or damaged, or holds no model of the project.
-        ValueError: The name cannot be a version's name.
+        WeightsError: The zip is unsafe or damaged, or holds no model of the project, or the name cannot be its name.
         StorageError: The name is taken, or it cannot be written.
     """
     if archive.is_dir():
@@ -88,6 +84,11 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     digest = sha256_of(archive)
     known = str(record.get("name", ""))
     chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
+    if chosen.startswith(OFFICIAL_PREFIX):
+        raise WeightsError(
+            f"a name that does not begin with {OFFICIAL_PREFIX!r} is required, as 'weights install' alone gives such "
+            f"names, got {chosen!r}; choose another with --name"
+        )
     with store.publish(chosen) as staging:
         unpack_model(archive, staging)
         models = models_in(staging)
@@ -96,7 +97,11 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         _require_all_used(staging, models, archive.name)
         for model in models.values():
             model.load_network()
-        write_record(staging, _imported(chosen, record, models, digest))
+        digests = {str(step): model.digest for step, model in models.items()}
+        if chosen in removed_versions(store):
+            write_json(staging / RECORD_FILE, _restored(store, chosen, digests))
+        else:
+            write_record(staging, _imported(store, chosen, {"zip_sha256": digest, "record": record}, digests))
     return chosen
 
 
@@ -142,15 +147,33 @@ def _record_in(archive: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _imported(name: str, record: dict[str, Any], models: dict[int, ModelFolder], digest: str) -> VersionRecord:
+def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The record of a removed version whose weights come back."""
+    record = read_record(store, name) or {}
+    if record.get("digests") != digests:
+        raise WeightsError(
+            f"a name that no version had is required, got {name!r}, whose weights were others and were removed; choose "
+            "another with --name"
+        )
+    return {key: value for key, value in record.items() if key != "removed"}
+
+
+def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Mapping[str, str]) -> VersionRecord:
+    """What is known of weights that come in; of those a version here has or had, what its own record says."""
+    holders = {step: known for step, digest in digests.items() if (known := holder(store, int(step), digest))}
+    records = [read_record(store, known) or {} for known in set(holders.values())]
+    own = next((record for record in records if record.get("digests") == digests), None)
     return VersionRecord(
         name=name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        steps=tuple(models),
-        parents={},
-        models={str(step): f"{name}-{model.digest[:8]}" for step, model in models.items()},
-        settings={"imported": {"zip_sha256": digest, "record": record}},
-        gate=_refusal(record),
+        steps=tuple(map(int, digests)),
+        parents={
+            step: {"name": known, "version": version_name(known, digests[step])} for step, known in holders.items()
+        },
+        models={step: version_name(name, digest) for step, digest in digests.items()},
+        settings={"imported": origin},
+        gate=_refusal(origin["record"]) if own is None else own.get("gate"),
+        digests=digests,
     )
 
 

@@ -12,7 +12,7 @@ from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.unpack import unpack_model
 from lib.registry.files import locked, storage_errors, write_json
-from lib.registry.store import OFFICIAL, ModelStore
+from lib.registry.store import OFFICIAL_PREFIX, ModelStore
 
 RELEASE: Final = "r20251124"
 RELEASE_URL: Final = f"https://github.com/neuropoly/totalspineseg/releases/download/{RELEASE}"
@@ -102,7 +102,7 @@ def _version_name(hashes: Mapping[str, str]) -> str:
     """ "official-<release>" for the official zips, "zip-<hash>" for any others."""
     releases = {match[1] if (match := OFFICIAL_ASSET.fullmatch(name)) else None for name in hashes}
     if len(releases) == 1 and (release := releases.pop()):
-        return f"{OFFICIAL}-{release}"
+        return f"{OFFICIAL_PREFIX}{release}"
     return "zip-" + "-".join(digest[:8] for digest in sorted(hashes.values()))
 
 

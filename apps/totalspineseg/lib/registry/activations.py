@@ -1,16 +1,19 @@
 """Which versions were in use before: what going back goes back to."""
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
 from lib.registry.files import storage_errors
+
+logger = logging.getLogger(__name__)
 
 FILE: Final = "activations.jsonl"
 """Beside the pointer file: one line per change, written before the change."""
@@ -69,38 +72,57 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
     return tuple(found)
 
 
-def before_last(model_dir: Path, current: Mapping[int, str], default: str) -> Mapping[int, str]:
-    """The versions in use before the last change; going back twice goes back two changes, not forth again.
+def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Activation, ...]:
+    """The changes that were made, oldest first: not those that a crash prevented after they were noted.
 
     Args:
         model_dir: Where the pointer lies.
         current: Step -> name, as the pointer has it.
         default: Name of the weights where the pointer names none.
 
-    Raises:
-        WeightsError: Nothing was changed yet.
+    Returns:
+        Changes that name the version of both steps.
     """
 
     def whole(names: Mapping[int, str]) -> dict[int, str]:
         return {step: names.get(step, default) for step in (1, 2)}
 
-    noted = changes(model_dir)
-    stack = [whole({})]
-    for change, followed_by in zip(noted, [*(later.before for later in noted[1:]), current], strict=True):
-        # What is not in use afterwards was prevented by a crash.
-        if (after := whole(change.after)) != whole(followed_by):
-            continue
-        if change.back and len(stack) > 1:
+    noted = [replace(change, before=whole(change.before), after=whole(change.after)) for change in changes(model_dir)]
+    followed_by = [*(change.before for change in noted), whole(current)][1:]
+    return tuple(change for change, then in zip(noted, followed_by, strict=True) if change.after == then)
+
+
+def before_last(model_dir: Path, current: Mapping[int, str], default: str, there: Collection[str]) -> Mapping[int, str]:
+    """The versions in use before the last change; going back twice goes back two changes, not forth again.
+
+    Args:
+        model_dir: Where the pointer lies.
+        current: Step -> name, as the pointer has it.
+        default: Name of the weights where the pointer names none.
+        there: Versions one can go back to; what is not among them is passed over.
+
+    Raises:
+        WeightsError: Nothing was changed yet, or nothing of before is there.
+    """
+    here = {step: current.get(step, default) for step in (1, 2)}
+    stack: list[Mapping[int, str]] = [dict.fromkeys(here, default)]
+    for change in made(model_dir, current, default):
+        # More than one, where versions that were gone were passed over.
+        while change.back and len(stack) > 1 and stack[-1] != change.after:
             stack.pop()
-        if stack[-1] != after:
-            stack.append(after)
-    if stack[-1] != whole(current):
-        stack.append(whole(current))
-    if len(stack) < 2:
-        raise WeightsError(
-            "an earlier activation is required to go back, got none; choose a version with 'models activate'"
-        )
-    return stack[-2]
+        if stack[-1] != change.after:
+            stack.append(change.after)
+    if stack[-1] != here:
+        stack.append(here)
+    for names in stack[-2::-1]:
+        if gone := sorted(set(names.values()) - set(there)):
+            logger.warning("passed over, since it is not there any more: %s", ", ".join(gone))
+        elif names != here:
+            return names
+    raise WeightsError(
+        "an earlier activation is required to go back, got none whose versions are still there; choose a version with "
+        "'models activate'"
+    )
 
 
 def _keys(names: Mapping[int, str]) -> dict[str, str]:

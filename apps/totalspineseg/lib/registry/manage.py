@@ -1,12 +1,12 @@
-"""What people ask about versions: which there are, what made them, which is in use, and back."""
+"""What people ask about versions: which there are, what made them, which is in use."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lib.errors import WeightsError
-from lib.registry.activations import before_last
-from lib.registry.records import lineage, read_record
+from lib.registry.judgments import judgments
+from lib.registry.records import lineage, read_record, removed_versions
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
 
@@ -20,7 +20,10 @@ class Listed:
         created: UTC, ISO 8601; empty where unknown.
         parent: Name of the version it was trained from; empty for others.
         corrections: How many corrections it was trained on.
-        verdict: The gate's sentence, or why it was not served though it passed; empty for versions that never met it.
+        verdict: The gate's sentence, or why it was not served though it passed; empty where it was not asked when the
+            version was made.
+        judged: When the gate was asked last since then, and its sentence; empty where it never was.
+        removed: When its weights were removed; empty while they are there.
     """
 
     name: str
@@ -29,15 +32,18 @@ class Listed:
     parent: str
     corrections: int
     verdict: str
+    judged: str = ""
+    removed: str = ""
 
 
-def list_versions(store: ModelStore) -> tuple[Listed, ...]:
-    """All versions, the starter weights first."""
+def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, ...]:
+    """All versions, the starter weights first, those whose weights were removed last and only where asked for."""
     active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
     names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
     listed = []
-    for name in names:
+    for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}
+        last = judgments(store, name)[-1:]
         parents = {parent["name"] for parent in record.get("parents", {}).values()}
         listed.append(
             Listed(
@@ -47,6 +53,8 @@ def list_versions(store: ModelStore) -> tuple[Listed, ...]:
                 ", ".join(sorted(parents)),
                 len(record.get("training", ())),
                 str(record.get("not_served") or (record.get("gate") or {}).get("reason", "")),
+                "".join(f"judged {entry.time}: {entry.verdict}" for entry in last),
+                str(record.get("removed", "")),
             )
         )
     return tuple(listed)
@@ -56,44 +64,47 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
     """Everything that is recorded about a version, and its ancestors.
 
     Raises:
-        WeightsError: There is no such version.
+        WeightsError: There is no such version, and none was removed.
     """
-    _require(store, name)
+    if name not in removed_versions(store):
+        require_known(store, name)
     record = read_record(store, name) or {"name": name}
-    return {**record, "lineage": list(lineage(store, name))}
-
-
-def roll_back(store: ModelStore) -> Mapping[int, str]:
-    """Put the versions into use that were in use before the last change; running servers follow at once.
-
-    Returns:
-        Step -> version in use now.
-
-    Raises:
-        WeightsError: Nothing was changed before, or the version is gone.
-        StorageError: The pointer cannot be written.
-    """
-    before = before_last(store.model_dir, store.active(), STARTER)
-    store.activate_each(before, back=True)
-    return before
+    judged = [asdict(judgment) for judgment in judgments(store, name)]
+    return {**record, "judgments": judged, "lineage": list(lineage(store, name))}
 
 
 def require_served(store: ModelStore, name: str) -> None:
-    """Check that a version may be put into use: it passed the gate, or never had to.
+    """Check that a version may be put into use: the gate did not refuse it when it was made, nor when it looked again.
+
+    With the same hold-out its last look counts: what is in use, and the hold-out, may have become others.
 
     Raises:
-        WeightsError: The gate refused it; the message is the gate's.
+        WeightsError: One did; the message is the gate's.
     """
-    _require(store, name)
+    require_known(store, name)
     gate = (read_record(store, name) or {}).get("gate") or {}
-    if gate and not gate.get("publish", False):
+    refusals = [str(gate.get("reason", "no reason recorded"))] if gate and not gate.get("publish", False) else []
+    last_looks = {judgment.site: judgment for judgment in judgments(store, name)}.values()
+    refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
+    if refusals:
         raise WeightsError(
-            f"a version that passed the gate is required, got {name!r} ({gate.get('reason', 'no reason recorded')}); "
+            f"a version that passed the gate is required, got {name!r} ({refusals[-1]}); "
             "read its report with 'models show', and use --force to serve it all the same"
         )
 
 
-def _require(store: ModelStore, name: str) -> None:
+def was_judged(store: ModelStore, name: str) -> bool:
+    """Whether a gate was ever asked about a version; the starter weights are what others are compared with."""
+    return name == STARTER or bool((read_record(store, name) or {}).get("gate") or judgments(store, name))
+
+
+def require_known(store: ModelStore, name: str) -> None:
+    """Check that the weights of a version are there.
+
+    Raises:
+        WeightsError: They are not.
+    """
     known = (*store.versions(), STARTER)
     if not NAME.fullmatch(name) or name not in known:
-        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}; see 'models list'")
+        gone = ", whose weights were removed" if name in removed_versions(store) else ""
+        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}{gone}; see 'models list'")

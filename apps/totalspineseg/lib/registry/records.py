@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.registry.files import write_json
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.store import NAME, STARTER, ModelStore
 
 RECORD_FILE: Final = "version.json"
+REMOVED_DIR: Final = "removed"
+"""In the model folder: the records of versions whose weights were removed."""
 PACKAGES: Final = (
     "torch",
     "nnunetv2",
@@ -32,17 +34,20 @@ class VersionRecord:
         name: The version.
         created: UTC, ISO 8601.
         steps: Which steps it holds.
-        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from.
+        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from; of an
+            imported version, what has the very same network here.
         models: Step -> version as predictions state it.
         training: One entry per correction it was trained on: image, hashes of image and label, annotator, time;
             "taught" are the steps that learned from it.
         replay: One entry per replayed case, with "taught" too.
         skipped: What could not be used: "case", "reason" and under "left_out_of" the steps, or the gate.
         settings: Of the training.
-        gate: The gate's report; None for a version that was imported, unless the gate had refused it.
+        gate: The gate's report; None for a version that was imported, unless the gate had refused it, or it was made
+            here.
         not_served: Why a version that passed was not put into use when it was made; empty when it was.
         run: Id of the training run.
         new_weights: Share of the trained weights; the rest are the parents'.
+        digests: Step -> SHA-256 of the model, by which it is known again under another name.
         software: Package -> version.
     """
 
@@ -59,6 +64,7 @@ class VersionRecord:
     not_served: str = ""
     run: str = ""
     new_weights: float = 1.0
+    digests: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=lambda: software_versions())
 
 
@@ -83,13 +89,30 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
-    """The record of a version as plain values; None for versions that were not trained here, and damaged ones."""
+    """The record of a version, there or removed, as plain values; None where there is none, or a damaged one."""
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    try:
-        content = json.loads((root / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    record = _read(root / RECORD_FILE)
+    # Looked for afterwards: it may have been removed in between.
+    return _read(removed_file(store, name)) if record is None and not root.is_dir() else record
+
+
+def removed_file(store: ModelStore, name: str) -> Path:
+    """Where the record of a version stays when its weights are removed; a version that is there has its own."""
+    return store.model_dir / REMOVED_DIR / f"{name}.json"
+
+
+def removed_versions(store: ModelStore) -> tuple[str, ...]:
+    """Names of the versions whose record alone is left, sorted."""
+    known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
+    return tuple(sorted(known - set(store.versions())))
+
+
+def holder(store: ModelStore, step: int, digest: str) -> str | None:
+    """A version, there or removed, that holds the very same network; None where no record tells of one."""
+    for name in (*store.versions(), *removed_versions(store)):
+        if (read_record(store, name) or {}).get("digests", {}).get(str(step)) == digest:
+            return name
+    return None
 
 
 def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
@@ -109,6 +132,22 @@ def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
     """Ids of the corrections that one network of a version, or of its ancestors, has learned from."""
     records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
     return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
+
+
+def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
+    """SHA-256 of the images that a version, or one of its ancestors, has learned from, by any network."""
+    records = [read_record(store, entry) or {} for entry in lineage(store, name)]
+    return frozenset(
+        str(case["image_sha256"]) for r in records for case in r.get("training", ()) if "image_sha256" in case
+    )
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _taught(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.activations import note
+from lib.registry.activations import before_last, made, note
 from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
 OFFICIAL: Final = "official"
+OFFICIAL_PREFIX: Final = f"{OFFICIAL}-"
+"""Of the releases that ``weights install`` checks and names; nothing else may be called so."""
 DATASET_OF_STEP: Final[Mapping[int, str]] = {1: "101", 2: "102"}
 """nnU-Net's dataset ids, as keys of the pointer file."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -121,21 +123,41 @@ class ModelStore:
         """
         self.activate_each(dict.fromkeys(steps, name))
 
-    def activate_each(self, names: Mapping[int, str], *, back: bool = False) -> None:
+    def activate_each(self, names: Mapping[int, str]) -> None:
         """``activate`` with a version of its own for each step, in one step for all.
 
         Args:
             names: Step -> "starter" or a version's name; steps left out keep what they have.
-            back: Whether this goes back to what was in use before.
 
         Raises:
             WeightsError: There is no such version.
             StorageError: The pointer cannot be written.
         """
-        for name in names.values():
-            self.named(name)
         with locked(self.model_dir):
-            self._point(names, back=back)
+            self._point(names)
+
+    def go_back(self) -> Mapping[int, str]:
+        """Put the versions into use that were in use before the last change; running servers follow at once.
+
+        Returns:
+            Step -> version in use now.
+
+        Raises:
+            WeightsError: See ``before_last``.
+            StorageError: The pointer cannot be written.
+        """
+        with locked(self.model_dir):
+            before = self.before_last()
+            self._point(before, back=True)
+        return before
+
+    def before_last(self) -> Mapping[int, str]:
+        """Step -> version that ``go_back`` would put into use; versions that are gone are passed over.
+
+        Raises:
+            WeightsError: Nothing was changed before, or nothing of before is there.
+        """
+        return before_last(self.model_dir, self.active(), STARTER, (*self.versions(), STARTER))
 
     def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
         """``activate_each``, if what a version was compared with is still in use.
@@ -151,8 +173,6 @@ class ModelStore:
             WeightsError: There is no such version.
             StorageError: The pointer cannot be written.
         """
-        for name in names.values():
-            self.named(name)
         with locked(self.model_dir):
             if names.items() <= self.active().items():
                 return {}
@@ -167,7 +187,16 @@ class ModelStore:
         named = {step: active.get(step, STARTER) for step in compared}
         return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
 
+    def is_taken_back(self, name: str) -> bool:
+        """Whether a version was in use once, for any step, and is not any more."""
+        active = self.active()
+        used = made(self.model_dir, active, STARTER)
+        return name not in active.values() and any(name in change.after.values() for change in used)
+
     def _point(self, names: Mapping[int, str], *, back: bool = False) -> None:
+        """Change the pointer, for whoever holds the lock."""
+        for name in names.values():
+            self.named(name)
         before = self.active()
         after = {**before, **names}
         note(self.model_dir, before, after, back=back)
@@ -181,12 +210,13 @@ class ModelStore:
             name: Letters, digits, ".", "_" and "-"; not taken yet.
 
         Raises:
-            ValueError: The name cannot be a version's name.
+            WeightsError: The name cannot be a version's name.
             StorageError: The version exists or cannot be written.
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
-            raise ValueError(
-                f"a version name takes letters, digits, '.', '_' and '-' and is not reserved, got {name!r}"
+            raise WeightsError(
+                f"a version name takes letters, digits, '.', '_' and '-' and is not reserved, got {name!r}; choose "
+                "another"
             )
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
@@ -209,7 +239,7 @@ class ModelStore:
         return self.model_dir / STARTER if name == STARTER else self.versions_dir / name
 
     def _newest_official(self) -> str:
-        releases = [name for name in self.versions() if name.startswith(f"{OFFICIAL}-")]
+        releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
             raise WeightsError(
                 "the official weights are required, got none installed; run 'totalspineseg weights install'"

@@ -1,7 +1,8 @@
-"""A run's trained networks before the gate, beside those in use and those the first training began with."""
+"""Networks before the gate, beside those in use and those the first training began with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lib.agreement import CaseScore
 from lib.errors import WeightsError
@@ -13,12 +14,22 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.registry.records import lineage
 from lib.registry.store import ModelStore
-from lib.trainers.candidates import Candidates
 from lib.trainers.publication import Judged
 from lib.trainers.settings import RetrainSettings
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
 """Scores by case, of the reference set and of the hold-out."""
+
+
+class Contender(Protocol):
+    """What asks to be served: the trained networks of a run, or a version."""
+
+    @property
+    def name(self) -> str:
+        """What the report calls it."""
+
+    def open(self, step: int, share: float = 1) -> ModelFolder:
+        """A network, with so much of the weights that are new."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,13 @@ class _Rated:
 
 
 class Judging:
-    """The gate of one run.
+    """The gate of one run, or of one version.
 
     Args:
         store: The model versions.
-        parents: Step -> the network in use that the training started from.
-        candidates: What was trained.
-        settings: Steps that were, shares of the new weights that are judged, device.
+        parents: Step -> the network in use; a training started from it.
+        candidates: What is judged.
+        settings: Steps it has networks of, shares of the new weights that are judged, device.
         say: A line for the log.
         tell: What the run does now, for progress.
     """
@@ -50,7 +61,7 @@ class Judging:
         self,
         store: ModelStore,
         parents: Mapping[int, ModelFolder],
-        candidates: Candidates,
+        candidates: Contender,
         settings: RetrainSettings,
         *,
         say: Callable[..., None],

@@ -1,7 +1,7 @@
 """Which corrections teach and which judge: the newest finished label of each image, whole subjects apart."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from lib.corrections.history import sha256_of
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
-from lib.gate.holdout import update_split
+from lib.gate.holdout import Split, update_split
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume, to_ras
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
@@ -60,7 +60,12 @@ class Material:
         )
 
 
-def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None) -> Material:
+def site_material(
+    site: Site,
+    known: Mapping[int, frozenset[str]] | None = None,
+    *,
+    split_of: Callable[[Path, Iterable[str]], Split] = update_split,
+) -> Material:
     """Collect the newest finished corrections of all images and split them by subject.
 
     Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
@@ -70,6 +75,7 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     Args:
         site: Where they are.
         known: Step -> ids of corrections that its network in use has learned from; they become replay.
+        split_of: Says of the hold-out list and the subjects so far who trains and who judges, and may store it.
 
     Returns:
         Training and hold-out scans; empty tuples when nobody corrected anything.
@@ -100,7 +106,7 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
-    split = update_split(site.holdout_file, subjects)
+    split = split_of(site.holdout_file, subjects)
     training, holdout = [], []
     for correction in used:
         source = _source(site, correction, _steps(newest, correction))

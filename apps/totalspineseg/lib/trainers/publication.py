@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lib.errors import StorageError
@@ -61,7 +61,7 @@ def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) ->
 
     Args:
         store: Where.
-        record: Of the version; ``models`` is filled in here.
+        record: Of the version; ``models`` and ``digests`` are filled in here.
         candidates: The trained networks.
 
     Raises:
@@ -74,7 +74,8 @@ def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) ->
                 shutil.copytree(source, staging, ignore=lambda *_: [DONE_FILE], dirs_exist_ok=True)
         models = {step: ModelFolder.open(staging, step=step, name=record.name) for step in record.steps}
         versions = {str(step): model.version for step, model in models.items()}
-        write_record(staging, VersionRecord(**record.__dict__ | {"models": versions}))
+        digests = {str(step): model.digest for step, model in models.items()}
+        write_record(staging, replace(record, models=versions, digests=digests))
 
 
 def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, str]) -> str:
@@ -86,4 +87,14 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
     return (
         f"passed the gate, but not served: the weights it was compared with ({there}) must be in use, got {here}; "
         f"to serve it all the same: totalspineseg models activate {name}"
+    )
+
+
+def taken_back(store: ModelStore, name: str) -> str:
+    """Why a version that passed is not put into use once more, and how to do it; empty where nobody took it back."""
+    if not store.is_taken_back(name):
+        return ""
+    return (
+        "passed the gate and was in use, but not served again: somebody has put other weights into use since; to serve "
+        f"it all the same: totalspineseg models activate {name}"
     )

@@ -23,7 +23,7 @@ from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
 from lib.trainers.judging import Judging
 from lib.trainers.material import Material, judged_cases
-from lib.trainers.publication import PREFIX, Judged, not_served, publish, published
+from lib.trainers.publication import PREFIX, Judged, not_served, publish, published, taken_back
 from lib.trainers.replay import replay_sources
 from lib.trainers.reporter import Reporter
 from lib.trainers.runs import begin, only_one
@@ -257,7 +257,7 @@ class _Retraining:
             self.reporter.finished(step, lesson.best if lesson else None)
         for entry in record.get("skipped", ()):
             self._leave_out(Skipped(entry["case"], entry["reason"]), *entry.get("left_out_of", ()))
-        return str(record.get("not_served", ""))
+        return str(record.get("not_served", "")) or taken_back(self.site.models, self.version)
 
     def _serve(self) -> str:
         """Put the version into use; returns why that was not done."""

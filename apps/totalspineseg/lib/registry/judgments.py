@@ -1,0 +1,67 @@
+"""What the gate said of versions that are there: beside the report a version was published with, never in its place."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lib.errors import StorageError
+from lib.registry.files import locked, storage_errors, write_json
+from lib.registry.store import ModelStore
+
+JUDGMENTS_DIR: Final = "judgments"
+"""In the model folder, since a version, and the starter weights that ship with the project, stay as they are."""
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """One look of the gate at a version.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        site: Folder of the corrections whose hold-out judged beside the reference set; empty for none.
+        passed: Whether nothing fell.
+        verdict: One sentence.
+        report: The gate's.
+    """
+
+    time: str
+    site: str
+    passed: bool
+    verdict: str
+    report: Mapping[str, Any]
+
+
+def judgments(store: ModelStore, name: str) -> tuple[Judgment, ...]:
+    """Those of a version, oldest first.
+
+    Raises:
+        StorageError: They cannot be read.
+    """
+    file = _file(store, name)
+    try:
+        return tuple(Judgment(**entry) for entry in json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"a readable {str(file)!r} is required, got {error}; remove it, and have the version judged again"
+        ) from error
+
+
+def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:
+    """Add one to those of a version.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    file = _file(store, name)
+    with locked(store.model_dir):
+        with storage_errors(file.parent):
+            file.parent.mkdir(exist_ok=True)
+        write_json(file, [asdict(entry) for entry in (*judgments(store, name), judgment)])
+
+
+def _file(store: ModelStore, name: str) -> Path:
+    return store.model_dir / JUDGMENTS_DIR / f"{name}.json"

@@ -1,0 +1,113 @@
+"""The gate asked about a version, trained elsewhere or judged on other studies, before somebody puts it into use."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from lib.errors import WeightsError
+from lib.gate.holdout import foreseen_split
+from lib.gate.reference import reference_cases
+from lib.nnunet.cases import ScanSource, Skipped
+from lib.nnunet.finetune_settings import FinetuneSettings
+from lib.nnunet.model_folder import ModelFolder, models_of
+from lib.registry.judgments import Judgment, keep_judgment
+from lib.registry.records import images_trained_on
+from lib.registry.store import Choice, ModelStore
+from lib.trainers.judging import Judging
+from lib.trainers.material import judged_cases, site_material
+from lib.trainers.settings import RetrainSettings
+from lib.trainers.site import Site
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A version that asks to be served.
+
+    Attributes:
+        name: Its name.
+        models: Step -> its network.
+    """
+
+    name: str
+    models: Mapping[int, ModelFolder]
+
+    def open(self, step: int, share: float = 1) -> ModelFolder:
+        """Its network; all of it is new."""
+        return self.models[step]
+
+
+def judge_version(
+    store: ModelStore,
+    name: str,
+    site: Site | None = None,
+    *,
+    device: str = "auto",
+    tell: Callable[[str], None] = lambda _: None,
+) -> Judgment:
+    """Compare a version with the weights in use, or where it is these, with those before; and keep what the gate says.
+
+    What is in use, the hold-out list and the report that the version was published with stay as they are.
+
+    Args:
+        store: Where the version is.
+        name: "starter" or a version's name.
+        site: Whose hold-out judges beside the reference set; a subject that no training has met yet judges or not as it
+            will from the next one on. None for the reference set alone.
+        device: What computes.
+        tell: What is being done, for progress.
+
+    Raises:
+        WeightsError: There is no such version, nothing to compare it with, or a model cannot be loaded.
+        StorageError: The hold-out list is damaged, or what the gate says cannot be written.
+        MemoryShortageError: A scan does not fit into memory.
+    """
+    models = models_of(store, name)
+    compared = _compared_with(store, name, models)
+    parents = {step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in compared.items()}
+    fair, unfair = _never_seen(store, {name, *(choice.name for choice in compared.values())}, site)
+    holdout, unreadable = judged_cases(fair)
+    settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
+
+    def say(line: str, **values: Any) -> None:
+        # What the gate says of it is what is kept.
+        if not values:
+            tell(line)
+
+    judging = Judging(store, parents, _Version(name, models), settings, say=say, tell=tell)
+    report = judging.verdict(
+        lambda: reference_cases(settings.reference_cases), holdout, unreadable=(*unfair, *unreadable)
+    ).report
+    judgment = Judgment(
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        site=str(site.history.resolve()) if site else "",
+        passed=report.publish,
+        verdict=f"{'passed' if report.publish else 'did not pass'}: {'; '.join(entry.reason for entry in report.sets)}",
+        report=report.as_json(),
+    )
+    keep_judgment(store, name, judgment)
+    return judgment
+
+
+def _never_seen(
+    store: ModelStore, names: Collection[str], site: Site | None
+) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
+    """The hold-out without what a server that shares the models has taught one of the versions."""
+    seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
+    holdout = site_material(site, split_of=foreseen_split).holdout if site else ()
+    taught = [source for source in holdout if source.provenance["image_sha256"] in seen]
+    fair = tuple(source for source in holdout if source not in taught)
+    return fair, tuple(Skipped(source.name, "one of the two has learned from this image") for source in taught)
+
+
+def _compared_with(store: ModelStore, name: str, steps: Collection[int]) -> Mapping[int, Choice]:
+    in_use = {step: store.resolve(step) for step in (1, 2)}
+    if any(in_use[step].name != name for step in steps):
+        return in_use
+    before = {step: store.named(other) for step, other in store.before_last().items()}
+    if all(before[step].name == name for step in steps):
+        raise WeightsError(
+            f"a version and another one are required, got {name!r} alone, in use now and before; activate first what "
+            "it is to be compared with"
+        )
+    return before

@@ -1,0 +1,172 @@
+"""``totalspineseg models judge``: the gate asked about versions that no training here has published."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.cli import main
+from lib.gate import holdout
+from lib.gate.compare import SubjectScores
+from lib.gate.scoring import JudgedCase, score_models
+from lib.registry.records import VersionRecord, read_record, write_record
+from lib.registry.store import ModelStore
+from lib.trainers import judged_version, judging
+from lib.trainers.material import site_material
+from lib.trainers.site import Site
+from test_trainers import scores_of
+from tiny_models import write_model_folder
+from training_site import SPACING_MM, make_site, tiny_reference
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """Two corrected scans, starter networks in use, and a version from elsewhere with a step-2 network."""
+    made = make_site(tmp_path, scans=2)
+    with made.models.publish("theirs") as staging:
+        write_model_folder(staging, 2, spacing=SPACING_MM, seed=3)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def change(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """By how much what is judged differs from what is in use, in place of networks that run."""
+    values = {"reference": 0.0, "sub": 0.0}
+
+    def score(cases: Iterable[JudgedCase], **_: Any) -> tuple[SubjectScores, ...]:
+        kinds = [case.name.split("-")[0] for case in cases]
+        return scores_of(values[kinds[0]]) if kinds else ()
+
+    monkeypatch.setattr(judging, "score_models", score)
+    monkeypatch.setattr(judged_version, "reference_cases", lambda _: tiny_reference())
+    return values
+
+
+def run(site: Site, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["models", *words, "--data-dir", str(site.models.model_dir)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_version_from_elsewhere_can_be_judged_before_it_is_used(
+    site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
+) -> None:
+    """Weights trained elsewhere went into service without a gate and without a word, and no command judged them."""
+    assert "no gate has judged it" in run(site, capsys, "activate", "theirs")[1]
+    run(site, capsys, "rollback")
+    before = read_record(site.models, "theirs")
+    code, out, _ = run(site, capsys, "judge", "theirs", "--device", "cpu")
+    assert code == 0, out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1] == ["measure", "active", "candidate", "change", "lower", "margin", "subjects", "allowed"]
+    assert ["discs", "0.800", "0.800", "0.000", "0.000", "0.020", "5", "yes"] in rows
+    assert "theirs passed: nothing fell beyond its margin on the reference set; the hold-out set needs 3" in out
+    assert (site.models.active()[2], read_record(site.models, "theirs")) == ("starter", before)
+    assert "judged 20" in run(site, capsys, "list")[1]
+    assert "no gate" not in run(site, capsys, "activate", "theirs")[1]
+    assert site.models.active() == {1: "starter", 2: "theirs"}
+
+
+def test_what_the_gate_refuses_later_is_refused(
+    site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
+) -> None:
+    change["reference"] = -0.2
+    code, out, _ = run(site, capsys, "judge", "theirs")
+    assert (code, "theirs did not pass: on the reference set these fell: vertebrae -0.200" in out) == (1, True), out
+    shown: Any = json.loads(run(site, capsys, "show", "theirs")[1])
+    (judgment,) = shown["judgments"]
+    assert (judgment["passed"], judgment["report"]["publish"], judgment["report"]["candidate"]) == (
+        False,
+        False,
+        "theirs",
+    )
+    assert judgment["report"]["active"].startswith("starter-")
+    code, _, error = run(site, capsys, "activate", "theirs")
+    assert (code, "did not pass: on the reference set these fell" in error) == (2, True), error
+    change["reference"] = 0.0
+    assert run(site, capsys, "judge", "theirs")[0] == 0
+    assert run(site, capsys, "activate", "theirs")[0] == 0, "beside what is in use now nothing fell"
+
+
+def test_what_is_in_use_is_judged_beside_what_was_before(
+    site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
+) -> None:
+    """What another server had put into use could be judged by nobody who had not gone back from it first."""
+    code, _, error = run(site, capsys, "judge", "starter")
+    assert (code, "an earlier activation is required" in error) == (2, True), error
+    site.models.activate("theirs", steps=[2])
+    change["reference"] = -0.2
+    code, out, _ = run(site, capsys, "judge", "theirs")
+    assert (code, "theirs beside starter-" in out, "rollback puts what was before" in out) == (1, True, True), out
+    site.models.activate("theirs", steps=[1, 2])
+    code, _, error = run(site, capsys, "judge", "theirs")
+    assert (code, "in use now and before" in error) == (2, True), error
+
+
+def test_a_hold_out_judges_without_being_chosen(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
+) -> None:
+    """Of two servers that share their models one served what its own hold-out had never judged."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    change["sub"] = -0.2
+    code, out, _ = run(site, capsys, "judge", "theirs", str(tmp_path / "studies"))
+    assert (code, "on the hold-out set these fell: vertebrae -0.200" in out) == (1, True), out
+    assert not site.holdout_file.exists()
+    assert run(site, capsys, "judge", "theirs")[0] == 0
+    assert run(site, capsys, "activate", "theirs")[0] == 2, "the reference set alone does not outvote the hold-out"
+    (judge,) = site_material(site).holdout
+    assert judge.name.startswith("sub-1")
+
+
+def test_what_a_version_has_learned_from_does_not_judge_it(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
+) -> None:
+    """Another server of the same models had trained on what was held out here, and the version judged well on it."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    (judge,) = site_material(site).holdout
+    learned = {"correction": "of another server", "image_sha256": judge.provenance["image_sha256"]}
+    with site.models.publish("other") as staging:
+        write_model_folder(staging, 2, spacing=SPACING_MM, seed=4)
+        write_record(staging, VersionRecord("other", "2026", (2,), {}, {}, [learned]))
+    change["sub"] = -0.2
+    code, out, _ = run(site, capsys, "judge", "other", str(tmp_path / "studies"))
+    assert (code, f"could not judge: {judge.name}: one of the two has learned from this image" in out) == (0, True), out
+
+
+def test_real_networks_are_judged(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in use under another name: nothing can fall."""
+    with site.models.publish("same") as staging:
+        write_model_folder(staging, 2, spacing=SPACING_MM)
+    monkeypatch.setattr(judging, "score_models", score_models)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    (tmp_path / "studies" / "sub-1.nii.gz").unlink()
+    code, out, error = run(site, capsys, "judge", "same", str(tmp_path / "studies"), "--device", "cpu")
+    assert (code, "same passed" in out) == (0, True), out
+    assert "could not judge: sub-1" in out
+    assert "judging on reference-2" in error
+
+
+def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(site, capsys, "judge", "none")
+    assert (code, "one of the versions" in error) == (2, True)
+    assert not list(ModelStore(site.models.model_dir).model_dir.glob("judgments/*"))
+
+
+def test_what_the_gate_said_is_not_forgotten_when_it_cannot_be_read(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A refusal in a damaged file would have let the version into use."""
+    run(site, capsys, "judge", "theirs")
+    (file,) = site.models.model_dir.glob("judgments/*.json")
+    file.write_text(file.read_text()[:-20])
+    code, _, error = run(site, capsys, "activate", "theirs")
+    assert (code, "have the version judged again" in error, site.models.active()) == (2, True, {}), error
+    file.unlink()
+    assert run(site, capsys, "activate", "theirs")[0] == 0
