@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF, Kind, code_of_name
+from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF, Kind
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.wire import is_vertebrae
 from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
 from lib.numbering.renumber import Renamed, find_renamed, renumber
 from lib.segments import Segment, Submission
+from lib.spellings import code_of_name
 
 SHOWN: Final = 3
 """How many names a message lists."""
