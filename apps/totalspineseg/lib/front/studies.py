@@ -12,7 +12,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.sessions import SessionInfo, Sessions
 
-from lib.corrections.datastore import is_safe_id
+from lib.corrections.image_ids import is_usable_id
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
 from lib.errors import StorageError
@@ -82,8 +82,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Add an image to the studies."""
         info = {**read_params(params), "user": user.username}
         image_id = image or stem(Path(client_name(file)))
-        if not is_safe_id(image_id):
-            raise SettingError(f"an image id without folders or special characters is required, got {image_id!r}")
+        if not is_usable_id(image_id):
+            raise SettingError(f"a short image id without control characters is required, got {image_id[:80]!r}")
         with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
             path = save_image(file, Path(folder))
             read_image(path)

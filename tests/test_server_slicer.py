@@ -1,0 +1,89 @@
+"""How 3D Slicer names its volumes, uploads them and submits what it drew, in the order of its plugin."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
+from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.wire import from_wire
+from lib.volume_io import read_labels, write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+from test_server import accepted
+
+CODES = lumbar_codes()
+DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> MONAILabelClient:
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="user-xyz")
+
+
+def volume(folder: Path, brightness: float) -> str:
+    """A volume that 3D Slicer has written, another one for each brightness."""
+    path = folder / "volume.nii.gz"
+    write_volume(path, image_of(CODES) + np.float32(brightness), RAS)
+    return str(path)
+
+
+def submit(client: MONAILabelClient, image: str, folder: Path, renamed: dict[str, str] | None = None) -> dict[str, Any]:
+    """Submit all structures of the phantom, some under other names."""
+    label = folder / "label.nii.gz"
+    sent = np.zeros(CODES.shape, dtype=np.uint8)
+    for value, name in enumerate(DRAWN, start=1):
+        sent[CODE_OF[name] == CODES] = value
+    write_volume(label, sent, RAS)
+    names = [{"name": (renamed or {}).get(name, name)} for name in DRAWN]
+    reply: dict[str, Any] = client.save_label(image, str(label), params={"label_info": names})
+    return reply
+
+
+@pytest.mark.parametrize("name", ["5: t2_tse_sag", "t2 <sag>", "T2/STIR", "5 t2?", "../up", "100%3A"])
+def test_a_volume_loaded_from_dicom_can_be_uploaded_segmented_and_submitted(
+    server: Server, client: MONAILabelClient, tmp_path: Path, name: str
+) -> None:
+    """3D Slicer calls it by its series ("5: t2_tse_sag"), and every request was refused: no plain id."""
+    path = volume(tmp_path, sum(name.encode()) / 4096)
+    assert client.upload_image(path, name) == {"image": name}
+    file, report = client.infer("totalspineseg", name, {"result_extension": ".nii"})
+    np.testing.assert_array_equal(from_wire(read_labels(Path(file)).data), CODES)
+    reply = submit(client, name, tmp_path)
+    assert (reply["image"], reply["prediction"]["id"]) == (name, report["prediction"])
+    shown = read_labels(Path(client.download_label(name, "final")))
+    np.testing.assert_array_equal(from_wire(shown.data), CODES)
+    assert "final" in client.datastore()["objects"][name]["labels"]
+    image = requests.get(f"{server.url}/datastore/image", params={"image": name}, timeout=10)
+    assert image.content == Path(path).read_bytes()
+    assert not list(server.studies.parent.glob("up*"))
+
+
+def test_a_session_needs_no_plain_name(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+    """What is only looked at is not uploaded, but its name comes with the request, and was refused."""
+    session = client.create_session(volume(tmp_path, 0.5))["session_id"]
+    assert client.infer("totalspineseg", "9: t1_tse_sag/fs", {}, session_id=session)[1]["prediction"]
+    assert "9: t1_tse_sag/fs" not in client.datastore()["objects"]
+
+
+def test_a_volume_of_the_same_name_as_another_patients_is_refused(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Series have the same names in all patients: the labels of two must not come together in one image."""
+    name = "6: t2_tse_sag"
+    first = volume(tmp_path, 0.25)
+    client.upload_image(first, name)
+    before = client.datastore()["objects"].keys()
+    with pytest.raises(MONAILabelClientException) as caught:
+        client.upload_image(volume(tmp_path, 0.75), name)
+    assert "409" in caught.value.msg
+    assert f"'{name}', which names another image here; rename yours" in caught.value.msg
+    assert client.datastore()["objects"].keys() == before
+    assert client.upload_image(volume(tmp_path, 0.25), name) == {"image": name}, "the same bytes again"
+    assert accepted(server, name) is None
