@@ -18,6 +18,7 @@ import pytest
 from lib.anatomy import CODE_OF, WIRE_LABELS
 from lib.corrections import datastore, history
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag
+from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.inbox import STEP1_TAG, Inbox
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import CorrectionStore, Sender
@@ -38,7 +39,7 @@ class Desk:
         self.root = root
         self.store = CorrectionStore(root)
         self.predictions = PredictionStore(root)
-        self.inbox = Inbox(self.store, self.predictions, lambda codes, grid: ({"kind": "gap"},))
+        self.inbox = Inbox(self.store, self.predictions, lambda codes, grid: ({"kind": "gap"},), DrawnMaps(root))
         self.published: list[tuple[str, np.ndarray, str, dict[str, Any]]] = []
         self.image = root / "img.nii.gz"
         self.label = root / "label.nii.gz"

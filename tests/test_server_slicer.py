@@ -87,3 +87,37 @@ def test_a_volume_of_the_same_name_as_another_patients_is_refused(
     assert client.datastore()["objects"].keys() == before
     assert client.upload_image(volume(tmp_path, 0.25), name) == {"image": name}, "the same bytes again"
     assert accepted(server, name) is None
+
+
+def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """3D Slicer uploads a volume of its own at *Submit Label*: nothing followed, and L5 was missing in the label."""
+    name = "7: t2_tse_sag"
+    session = client.create_session(volume(tmp_path, 1.25))["session_id"]
+    _, predicted = client.infer("totalspineseg", name, {}, session_id=session)
+    client.upload_image(volume(tmp_path, 1.25), name)
+    reply = submit(client, name, tmp_path, {"L5": "L6"})
+    assert reply["prediction"]["id"] == predicted["prediction"]
+    assert reply["renumbered"]["names"]["L4"] == "L5"
+    kept = accepted(server, name)
+    assert CODE_OF["L5"] in kept.present
+    assert "L5 is missing" not in str(kept.findings)
+
+
+@pytest.mark.parametrize("new", ["L6", "L4"])
+def test_the_prediction_that_was_corrected_is_found_among_those_of_two_readers(
+    server: Server, client: MONAILabelClient, tmp_path: Path, new: str
+) -> None:
+    """3D Slicer calls everybody user-xyz: the label was compared with what another reader had seen last."""
+    name = f"two-readers-{new}"
+    client.upload_image(volume(tmp_path, 1.5 if new == "L6" else 1.75), name)
+    _, first = client.infer("totalspineseg", name, {})
+    x, y, z = np.argwhere(CODE_OF["L5"] == CODES).mean(axis=0)
+    _, second = client.infer("totalspineseg", name, {"pin": f"L6 {x} {y} {z}"})
+    reply = submit(client, name, tmp_path, {"L5": new})
+    assert reply["prediction"]["id"] == first["prediction"]
+    assert reply["renumbered"]["names"]["L4"] == {"L6": "L5", "L4": "L3"}[new]
+    up = {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
+    other = submit(client, name, tmp_path, {**up, "T12": "L1", "T12-L1": "L1-L2"})
+    assert (other["prediction"]["id"], other["renumbered"]) == (second["prediction"], None)
