@@ -10,6 +10,7 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
 from lib.corrections.wire import from_wire
+from lib.geometry import Grid
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
@@ -27,20 +28,32 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="user-xyz")
 
 
-def volume(folder: Path, brightness: float) -> str:
+def grid(moved_mm: float) -> Grid:
+    affine = np.eye(4)
+    affine[0, 3] = moved_mm
+    return Grid(RAS.shape, affine)
+
+
+def volume(folder: Path, brightness: float, moved_mm: float = 0.0) -> str:
     """A volume that 3D Slicer has written, another one for each brightness."""
     path = folder / "volume.nii.gz"
-    write_volume(path, image_of(CODES) + np.float32(brightness), RAS)
+    write_volume(path, image_of(CODES) + np.float32(brightness), grid(moved_mm))
     return str(path)
 
 
-def submit(client: MONAILabelClient, image: str, folder: Path, renamed: dict[str, str] | None = None) -> dict[str, Any]:
+def submit(
+    client: MONAILabelClient,
+    image: str,
+    folder: Path,
+    renamed: dict[str, str] | None = None,
+    moved_mm: float = 0.0,
+) -> dict[str, Any]:
     """Submit all structures of the phantom, some under other names."""
     label = folder / "label.nii.gz"
     sent = np.zeros(CODES.shape, dtype=np.uint8)
     for value, name in enumerate(DRAWN, start=1):
         sent[CODE_OF[name] == CODES] = value
-    write_volume(label, sent, RAS)
+    write_volume(label, sent, grid(moved_mm))
     names = [{"name": (renamed or {}).get(name, name)} for name in DRAWN]
     reply: dict[str, Any] = client.save_label(image, str(label), params={"label_info": names})
     return reply
@@ -86,7 +99,36 @@ def test_a_volume_of_the_same_name_as_another_patients_is_refused(
     assert f"'{name}', which names another image here; rename yours" in caught.value.msg
     assert client.datastore()["objects"].keys() == before
     assert client.upload_image(volume(tmp_path, 0.25), name) == {"image": name}, "the same bytes again"
-    assert accepted(server, name) is None
+
+
+@pytest.mark.parametrize("moved_mm", [0.0, 30.0], ids=["same grid", "other grid"])
+def test_a_volume_renamed_before_submit_keeps_its_label(
+    server: Server, client: MONAILabelClient, tmp_path: Path, moved_mm: float
+) -> None:
+    """3D Slicer uploads it under the new name and sends the label for the old one, that of another patient's image."""
+    taken, free = f"8: t2 {moved_mm}", f"8: t2 {moved_mm} of the second"
+    client.upload_image(volume(tmp_path, 2 + moved_mm / 100), taken)
+    client.next_sample("first", {})
+    second = volume(tmp_path, 2.125 + moved_mm / 100, moved_mm)
+    session = client.create_session(second)["session_id"]
+    client.infer("totalspineseg", taken, {}, session_id=session)
+    with pytest.raises(MONAILabelClientException, match="409"):
+        client.upload_image(second, taken)
+    client.upload_image(second, free)
+    for _ in range(2):
+        assert submit(client, taken, tmp_path, {"L5": "L6"}, moved_mm)["image"] == free
+    assert (accepted(server, taken), accepted(server, free).renumbered["names"]["L4"]) == (None, "L5")
+    # A new scene with an image of the server.
+    client.next_sample("first", {})
+    assert submit(client, taken, tmp_path)["image"] == taken
+
+
+def test_a_volume_renamed_before_submit_under_a_name_nobody_has(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """The label was refused, since no image had the name under which the volume had been opened."""
+    client.upload_image(volume(tmp_path, 2.75), "renamed at once")
+    assert submit(client, "9: t2_tse_sag", tmp_path)["image"] == "renamed at once"
 
 
 def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
