@@ -67,3 +67,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]
     found = folder_site(folder, ModelStore(tmp_path / "model")).image_file(image_id)
     assert found == Path(again.get_image_uri(image_id))
+    again.remove_label(image_id, "final")
+    assert label_volume_path(again, image_id, "final") is None
+    again.remove_image(image_id)
+    assert not list(folder.rglob("*.nii.gz"))
