@@ -27,7 +27,7 @@ from lib.anatomy import (
     Step2,
     column,
 )
-from lib.transforms.components import largest_component
+from lib.transforms.spine import one_spine
 
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -451,6 +451,20 @@ def false_sacrum(case: Case, rng: np.random.Generator) -> bool:
     return True
 
 
+def void(case: Case, rng: np.random.Generator) -> bool:
+    """Metal hides one to three vertebrae with the discs around them, and half of the time the canal."""
+    codes = _inner(present(case, [c for c in VERTEBRAE if c > 12], 3000))
+    count = int(rng.integers(1, 4))
+    if len(codes) < count + 2:
+        return False
+    first = int(rng.integers(1, len(codes) - count))
+    z = np.argwhere(np.isin(case.truth, codes[first : first + count]))[:, 2]
+    low, high = (int(np.quantile(z, q)) for q in (0.05, 0.95))
+    hidden = case.raw[:, :, low:high]
+    hidden[(case.truth[:, :, low:high] > CANAL) | (rng.random() < 0.5)] = 0
+    return True
+
+
 def ragged(case: Case, rng: np.random.Generator) -> bool:
     for axis in range(3):
         swap = rng.random(case.raw.shape) < 0.12
@@ -481,6 +495,7 @@ MISTAKES: dict[str, Mistake] = {
         remnants,
         plain_vertebra,
         false_sacrum,
+        void,
         ragged,
     )
 }
@@ -490,7 +505,7 @@ VARIANTS = {"normal": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L
 def errors(case: Case, labels: Labels) -> dict[int, int]:
     """Levels that got a wrong name: true code -> code most of its drawn voxels carry.
 
-    Structures of which under 300 mm3 are in view, or under a tenth was drawn in the largest component, are not
+    Structures of which under 300 mm3 are in view, or under a tenth was drawn as part of the spine, are not
     judged. In step 1 only
     discs and C1 are.
     """
@@ -499,7 +514,7 @@ def errors(case: Case, labels: Labels) -> dict[int, int]:
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     flat = np.flatnonzero(case.truth > CANAL)
     table = np.zeros((256, 256), dtype=np.int64)
-    drawn = largest_component(case.raw).ravel()[flat] > 0
+    drawn = one_spine(case.raw, case.step).ravel()[flat] > 0
     np.add.at(table, (case.truth.ravel()[flat[drawn]], labels.ravel()[flat[drawn]]), 1)
     whole = np.bincount(case.truth.ravel(), minlength=256)
     for code in codes:
@@ -517,5 +532,5 @@ def judged(case: Case) -> int:
     voxel = float(case.affine[0, 0]) ** 3
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     whole = np.bincount(case.truth.ravel(), minlength=256)
-    drawn = np.bincount(case.truth[largest_component(case.raw) > 0].ravel(), minlength=256)
+    drawn = np.bincount(case.truth[one_spine(case.raw, case.step) > 0].ravel(), minlength=256)
     return sum(whole[c] * voxel >= 300 and drawn[c] >= 0.1 * whole[c] for c in codes)

@@ -89,6 +89,7 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
         made.write_bytes(b"result")
         return str(made), {}
 
+    task.part = ""  # type: ignore[attr-defined]
     monkeypatch.setattr(app, "_image_file", lambda image: tmp_path)
     monkeypatch.setattr(app._datastore, "save_label", full)
     app._infers["totalspineseg"] = task

@@ -125,10 +125,13 @@ def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) 
         assert found == [loc / "p1/anat/T1w.nii.gz" if given["localizer"] else None, None]
 
 
-def test_one_localizer_file_serves_all_scans(tmp_path: Path) -> None:
+def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> None:
+    """One patient's map named the levels of every patient in the folder."""
     file = make(tmp_path, "loc.nii.gz") / "loc.nii.gz"
-    cases = [Case(name, tmp_path / name, Path()) for name in "ab"]
-    assert [case.localizer for case in pair_localizers(cases, file)] == [file, file]
+    cases = [Case(name, tmp_path / name, Path()) for name in ("sub-01_T1w", "sub-01_T2w", "sub-02_T2w")]
+    assert [case.localizer for case in pair_localizers(cases[:2], file)] == [file, file]
+    with pytest.raises(ImageError, match=r"localizers of several subjects, got one file, 'loc.nii.gz', for 2"):
+        pair_localizers(cases, file)
 
 
 @pytest.mark.parametrize(

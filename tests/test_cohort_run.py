@@ -17,7 +17,6 @@ from nibabel.affines import apply_affine
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
-from lib.cohort.levels import doubtful_codes
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS
@@ -28,6 +27,7 @@ from lib.cohort.run import run as run_cases
 from lib.cohort.work import Work
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid
+from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.evidence import Pin
 from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume
@@ -274,6 +274,18 @@ def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) ->
     cases = pair_localizers(find_cases(tmp_path / "in"), tmp_path / "loc.nii.gz")
     summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
     assert "does not meet this scan" in summary.records["a"]["warnings"][-1]
+
+
+def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray) -> None:
+    """Its canal ran 20 mm beside the scan's; its names were taken all the same."""
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    x, y, z = few.shape
+    aside = AFFINE.copy()
+    aside[0, 3] += 20
+    write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), aside))
+    cases = pair_localizers(find_cases(tmp_path / "in"), tmp_path / "loc.nii.gz")
+    summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
+    assert "was not used: its canal lies" in summary.records["a"]["warnings"][-1]
 
 
 def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.ndarray) -> None:

@@ -35,11 +35,12 @@ def corrected(tmp_path: Path) -> Path:
 
 
 def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
-    """The answer where these labels are stored, by image and tag."""
+    """The answer where these labels are stored, by image and tag; ``infos``: what is known of them, by tag."""
+    infos = settings.pop("infos", {})
     services: Any = SimpleNamespace(
         networks=SimpleNamespace(get=settings.pop("network", CodeReader)),
         label_file=lambda image, tag: labels.get((image, tag)),
-        label_info=lambda image, tag: {},
+        label_info=lambda image, tag: infos.get(tag, {}),
         image_file=lambda image: Path(image),
         siblings=lambda image: (),
         same_space=lambda image, other: other != "moved",
@@ -64,6 +65,16 @@ def test_the_names_of_a_reader_are_certain_and_those_of_a_network_are_not(
     """A prediction that nobody had looked at named step 2 as if a reader had corrected it."""
     outcome = step2({("mine", tag): corrected}, label_from="draft" if tag == "draft" else "")
     assert names_are_the_readers(outcome) is certain
+
+
+@pytest.mark.parametrize("newer", ["step1", "final"])
+def test_the_label_submitted_last_names_step_2(corrected: Path, tmp_path: Path, newer: str) -> None:
+    """A step-1 map counted, one level off, though its author had finished the image under the right names since."""
+    older = "step1" if newer == "final" else "final"
+    write_volume(tmp_path / "older.nii.gz", to_wire(TRUTH), RAS)
+    labels = {("mine", newer): corrected, ("mine", older): tmp_path / "older.nii.gz"}
+    infos = {newer: {"correction": "20260102T000000.0Z-0"}, older: {"correction": "20260101T000000.0Z-f"}}
+    assert names_are_the_readers(step2(labels, infos=infos))
 
 
 def test_a_disc_the_reader_left_out_takes_its_turn(tmp_path: Path) -> None:

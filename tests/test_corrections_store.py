@@ -50,9 +50,9 @@ class Desk:
         labels[1], labels[2] = 1, 2
         write_volume(self.label, labels, GRID)
 
-    def submit(self, params: Mapping[str, Any] = L4_L5, tag: str = "final") -> Any:
+    def submit(self, params: Mapping[str, Any] = L4_L5, tag: str = "final", sender: Sender = SENDER) -> Any:
         return self.inbox.submit(
-            "img", self.image, self.label, tag=tag, sender=SENDER, params=params, publish=self._publish
+            "img", self.image, self.label, tag=tag, sender=sender, params=params, publish=self._publish
         )
 
     def _publish(self, image: str, file: Path, tag: str, info: dict[str, Any]) -> None:
@@ -224,6 +224,35 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
     for sha, expected in (("ab", ["gap", "image_replaced"]), (history.sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
         assert [finding["kind"] for finding in desk.submit().findings] == expected
+
+
+@pytest.mark.parametrize(
+    ("client", "corrected", "tag", "told"),
+    [
+        ("slicer-8", "theirs", "final", True),
+        ("slicer-8", "mine", "final", True),
+        ("slicer-7", "theirs", "final", True),
+        ("slicer-7", "mine", "final", False),
+        ("slicer-8", "later", "final", False),
+        ("slicer-8", "theirs", "draft", False),
+    ],
+    ids=["other name", "other name, same prediction", "same name", "one's own", "knew of it", "a draft"],
+)
+def test_who_finishes_what_another_finished_meanwhile_is_told(
+    desk: Desk, client: str, corrected: str, tag: str, told: bool
+) -> None:
+    """Two readers had been given one scan: the second took the place of the first, and neither heard of it."""
+    known = {"mine": prediction("img", "slicer-7"), "theirs": prediction("img", client)}
+    for record in known.values():
+        desk.predictions.keep(record)
+    desk.submit({**L4_L5, "prediction": known["mine"].id})
+    known["later"] = prediction("img", client)
+    desk.predictions.keep(known["later"])
+    sender = replace(SENDER, client=client)
+    second = desk.submit({**L4_L5, "prediction": known[corrected].id}, tag, sender=sender)
+    messages = [found["message"] for found in second.findings if found["kind"] == "finished_meanwhile"]
+    assert len(messages) == int(told)
+    assert all("from 'slicer-7'" in message for message in messages)
 
 
 @pytest.mark.parametrize(

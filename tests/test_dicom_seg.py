@@ -23,6 +23,7 @@ from lib.corrections.names import map_names
 from lib.corrections.wire import to_wire
 from lib.dicom.colors import cielab_of, dicom_cielab_of
 from lib.dicom.headers import read_headers
+from lib.dicom.moments import made_utc
 from lib.dicom.seg_object import is_seg, seg_reference
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg
@@ -245,12 +246,29 @@ def test_reference(ours: bytes, series: Path, tmp_path: Path) -> None:
     assert sorted(found.referenced_instances) == sorted(str(header.SOPInstanceUID) for header in headers)
     assert found.labels == tuple(NAME_OF[code] for code in SPINE)
     assert found.algorithms == ("TotalSpineSeg starter",)
-    assert len(found.created) == len("YYYYMMDDHHMMSS")
+    assert len(found.created) == len("YYYYMMDDHHMMSS.ffffff")
     assert is_seg(ours)
     assert not is_seg(next(series.iterdir()))
     assert not is_seg(b"hello")
     (tmp_path / "a.dcm").write_bytes(ours)
     assert is_seg(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(
+    ("fields", "made"),
+    [
+        (("20260131", "2330", "-0130"), "20260201010000.000000"),
+        (("20260131", "123015.5", "+0000"), "20260131123015.500000"),
+        (("20260131", "", "+0000"), "20260131000000.000000"),
+        (("20260231", "12", "+0000"), ""),
+        (("", "", ""), ""),
+    ],
+    ids=["minutes, west", "half a second", "a date alone", "no such day", "nothing"],
+)
+def test_when_an_object_was_made(fields: tuple[str, str, str], made: str) -> None:
+    header = Dataset()
+    header.ContentDate, header.ContentTime, header.TimezoneOffsetFromUTC = fields
+    assert made_utc(header) == made
 
 
 def test_every_structure_has_a_term() -> None:

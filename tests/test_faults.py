@@ -25,7 +25,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry import store as registry_store
 from lib.registry.store import STARTER
-from lib.trainers import candidates, publication
+from lib.trainers import candidates, judging, publication
 from lib.trainers import retrain as retraining
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import is_running, only_one, state_of
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         return scores_of(0.1) if list(cases) else ()
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
 
 
@@ -127,7 +127,7 @@ MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
     "writing a checkpoint": (half_checkpoint, True),
     "renaming a checkpoint": (lambda: on_call(volume_io.os, "fsync", 12), True),
     "an iteration of step 2": (lambda: on_call(finetune_run.Run, "_train_once", 7), True),
-    "judging": (lambda: on_call(retraining, "judge", 1), True),
+    "judging": (lambda: on_call(judging, "judge", 1), True),
     "copying the version": (lambda: on_call(publication.shutil, "copytree", 2), True),
     "before the version appears": (lambda: on_call(publication, "write_record", 1), True),
     "between publishing and activating": (lambda: on_call(registry_store, "note", 1), True),
@@ -193,7 +193,7 @@ def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monke
         kill_now()
 
     with monkeypatch.context() as patch:
-        patch.setattr(retraining, "score_models", lambda cases, **_: scores_of(-0.2) if list(cases) else ())
+        patch.setattr(judging, "score_models", lambda cases, **_: scores_of(-0.2) if list(cases) else ())
         killed(site, lambda: setattr(candidates.shutil, "rmtree", half))
     state = state_of(site.training_dir)
     assert state is not None
@@ -208,7 +208,7 @@ def test_a_candidate_that_is_gone_is_trained_again(tmp_path: Path) -> None:
     """A run whose first network was lost after it was finished ended in the same error for ever."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
-    killed(site, lambda: on_call(retraining, "judge", 1))
+    killed(site, lambda: on_call(judging, "judge", 1))
     (lost,) = site.training_dir.glob("*/step1/candidate/**/checkpoint_final.pth")
     lost.unlink()
     survived(site, corrections)

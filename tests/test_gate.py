@@ -15,7 +15,7 @@ from lib.gate import holdout
 from lib.gate.compare import MARGINS, SubjectScores, compare
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
-from lib.gate.verdict import HOLDOUT, REFERENCE, GateReport, Verdict, judge
+from lib.gate.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
 from lib.geometry import Volume
 from lib.prediction import Prediction
 from phantom import RAS, CodeReader, image_of, lumbar_codes
@@ -32,6 +32,27 @@ def subject(name: str, change: float, levels: tuple[int, int] = (10, 10)) -> Sub
 
 def many(change: float, count: int = 6, **options: object) -> list[SubjectScores]:
     return [subject(f"s{k}", change, **options) for k in range(count)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fallen", "served"), [(-0.03, True), (-0.05, False)])
+@pytest.mark.parametrize("on", ["reference", "hold-out"])
+def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None:
+    """Each of five trainings lost a hundredth, which is allowed, and together they had lost five."""
+    sets = [many(fallen), many(0.1)] if on == "reference" else [many(0.1), many(fallen)]
+    report = judge("v5", "run", reference=many(-0.01), holdout=many(-0.01), beginning=Beginning("starter", *sets))
+    assert report.publish is served
+    assert [entry.name for entry in report.sets[2:]] == ["reference, since starter", "hold-out, since starter"]
+    assert served or f"on the {on}, since starter set these fell: vertebrae -0.050" in report.reason
+    assert GateReport.from_json(json.loads(json.dumps(report.as_json()))).publish is served
+
+
+def test_subjects_to_whom_no_measure_applies_judge_nothing() -> None:
+    """Three slivers passed any model."""
+    nothing = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0, 0)
+    empty = [SubjectScores(f"s{k}", (nothing,), (nothing,)) for k in range(4)]
+    report = judge("v1", "run", reference=many(0.0), holdout=empty)
+    assert [entry.verdict for entry in report.sets] == [Verdict.PASS, Verdict.TOO_FEW]
+    assert not judge("v1", "run", reference=empty, holdout=many(0.0)).publish
 
 
 def test_comparison_reports_means_change_and_bound() -> None:

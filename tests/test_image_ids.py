@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lib.corrections.datastore import StudiesDatastore, label_volume_path
+from lib.corrections.history import sha256_of
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from lib.corrections.imprints import DRAWN_ON
 from lib.geometry import Grid
 from lib.registry.store import ModelStore
 from lib.trainers.site import folder_site
@@ -50,7 +52,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     folder.mkdir(parents=True)
     studies = StudiesDatastore(str(folder), auto_reload=False)
     assert studies.add_image(image_id, str(image), {}) == image_id
-    assert studies.save_label(image_id, str(label), "final", {"who": "ada"}) == image_id
+    assert studies.save_label(image_id, str(label), "final", {DRAWN_ON: sha256_of(image)}) == image_id
     before = {path.relative_to(folder) for path in folder.rglob("*.nii.gz")}
     assert {path.parent for path in before} == {Path(), Path("labels/final")}
     # As after a restart, also where the index is lost.
@@ -67,6 +69,8 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]
     found = folder_site(folder, ModelStore(tmp_path / "model")).image_file(image_id)
     assert found == Path(again.get_image_uri(image_id))
+    write_volume(found, np.arange(64, 128, dtype=np.uint8).reshape(GRID.shape), GRID)
+    assert again.get_labeled_images() == [], "the label of what the image was before"
     again.remove_label(image_id, "final")
     assert label_volume_path(again, image_id, "final") is None
     again.remove_image(image_id)

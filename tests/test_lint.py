@@ -55,6 +55,13 @@ def skipped(labels: Labels) -> None:
         labels[labels == old] = new
 
 
+def left_out(labels: Labels) -> None:
+    """A vertebra and a disc are not drawn, and the levels below are named as if there were none."""
+    labels[np.isin(labels, (43, 94))] = 0
+    for old, new in ((44, 43), (95, 94), (45, 44), (100, 95)):
+        labels[labels == old] = new
+
+
 def duplicate(labels: Labels) -> None:
     labels[labels == 44] = 42
 
@@ -100,6 +107,7 @@ def unknown_code(labels: Labels) -> None:
         (gap, ("gap", 43)),
         (disc_gap, ("gap", 93)),
         (skipped, ("gap", 92)),
+        (left_out, ("wide", 94)),
         (duplicate, ("duplicate", 42)),
         (swapped, ("order", 43)),
         (wrong_disc, ("disc_between", 94)),

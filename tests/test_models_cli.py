@@ -14,6 +14,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.store import ModelStore
+from lib.trainers import judging
 from lib.trainers import retrain as retraining
 from lib.trainers.request import client_config
 from lib.volume_io import write_volume
@@ -189,7 +190,7 @@ def test_a_model_of_one_step_comes_in_and_says_so(
 def test_retrain_learns_from_a_studies_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retraining, "score_models", lambda cases, **_: scores_of(0.0) if list(cases) else ())
+    monkeypatch.setattr(judging, "score_models", lambda cases, **_: scores_of(0.0) if list(cases) else ())
     monkeypatch.setattr(retraining, "reference_cases", lambda count: tiny_reference())
     monkeypatch.setattr(retraining, "replay_sources", lambda count: tiny_replay())
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)

@@ -9,6 +9,7 @@ import pytest
 import columns
 from block_spines import block_spine, classes_of, step1_answer
 from lib.anatomy import (
+    C1,
     DISC_C2_C3,
     DISC_CLASSES,
     DISC_L5_S,
@@ -231,6 +232,37 @@ def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
     assert (numbering.confident, numbering.unmet) == (True, ())
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(
+    ("fov", "pinned", "disc"), [("cervicothoracic", 16, 67), ("midthoracic", 25, 76), ("midthoracic", 27, 77)]
+)
+def test_a_pin_on_what_the_network_missed_names_no_neighbor(fov: str, pinned: int, disc: int, step: int) -> None:
+    """C6 was not drawn; fixing it where it is gave its name to C7, 15 mm away, and moved all names, certainly."""
+    case = draw(fov, step, seed=4)
+    case.raw[case.truth == (pinned if step == 2 else disc)] = 0
+    labels, numbering = name(case, pins=[Pin(pinned, truth_point(case, pinned))])
+    assert columns.errors(case, labels) == {}
+    assert numbering.unmet == ()
+
+
+def test_a_pin_on_a_process_names_nothing_in_a_step_1_map() -> None:
+    """The processes of the chest hang down beside the vertebra below, whose discs took the name."""
+    case = draw("midthoracic", 1)
+    xyz = np.argwhere(case.truth == 26)
+    tip = case.affine[:3, :3] @ xyz[xyz[:, 1].argmin()] + case.affine[:3, 3]
+    _, numbering = name(case, pins=[Pin(26, tuple(tip.tolist()))])
+    assert numbering.unmet == (26,)
+
+
+def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:
+    """Behind metal two vertebrae and three discs were missing: the names below were two levels off, certainly."""
+    case = draw("cervicothoracic", 2, seed=3)
+    case.raw[np.isin(case.truth, [72, 22, 73, 23, 74])] = 0
+    labels, numbering = name(case)
+    assert columns.errors(case, labels) == {}
+    assert set(numbering.missed) == {72, 22, 73, 23, 74}
+
+
 def test_a_pin_beside_the_spine_is_said() -> None:
     """It was ignored, and the result looked as if the reader had agreed."""
     case = draw("midthoracic", 2)
@@ -239,10 +271,54 @@ def test_a_pin_beside_the_spine_is_said() -> None:
     _, numbering = name(case, pins=[Pin(25, (999.0, 0.0, 0.0))])
     assert (numbering.unmet, numbering.confident) == ((25,), False)
     assert [(f.kind, f.code) for f in numbering.findings] == [("pin_unmet", 25)]
-    with pytest.raises(LabelError, match="a fixed level within 15 mm of a structure of its kind is required, got T5"):
+    with pytest.raises(
+        LabelError, match="a fixed level within 15 mm of a structure of its kind is required, at its height, got T5"
+    ):
         require_met(numbering)
     with pytest.raises(LabelError, match="pins require the method 'chain'"):
         label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
+
+
+def moved_by(labels: np.ndarray, x: int, z: int) -> np.ndarray:
+    return np.roll(np.roll(labels, x, axis=0), z, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("x", "z", "why"),
+    [(0, 0, ""), (8, 0, "its canal lies 16 mm beside"), (0, 6, "its discs lie at the height of this scan's vertebrae")],
+    ids=["in place", "beside", "between"],
+)
+@pytest.mark.parametrize("by_reader", [False, True])
+def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by_reader: bool) -> None:
+    """The map of another patient, or of before the patient was moved, named levels by where its own had lain."""
+    case = draw("midthoracic", 2)
+    series = Localizer(moved_by(case.truth, x, z), by_reader=by_reader, source="T1")
+    _, numbering = name(case, siblings=[series])
+    said = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
+    assert [why in message for message in said] == [True] * bool(why)
+    assert (numbering.confident, numbering.helped_by) == ((False, ()) if why else (True, ("T1",)))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_landmark_that_the_names_contradict_is_a_doubt(step: int) -> None:
+    """C2-C3 is fused and the network took C3-C4 for it: all names were one level off, certain in spite of C7-T1."""
+    case = draw("cervicothoracic", step)
+    atlas = int(np.argwhere(case.truth == C1)[:, 2].min())
+    case.raw[case.truth == 63] = 6 if step == 1 else case.raw[case.truth == 12].max()
+    case.raw[case.truth == 64] = 2
+    case.raw[:, :, atlas:] = 0
+    labels, numbering = name(case)
+    assert not numbering.confident
+    assert numbering.would_settle
+    assert ("landmark_differs" in [f.kind for f in numbering.findings]) or columns.errors(case, labels) == {}
+
+
+def test_a_landmark_spread_over_its_neighbor_is_no_doubt() -> None:
+    case = draw("cervicothoracic", 2)
+    upper = case.truth == 72
+    case.raw[upper & (np.cumsum(upper, axis=0) > 0.4 * upper.sum(axis=0))] = 3
+    _, numbering = name(case)
+    assert numbering.confident
 
 
 def test_a_localizer_settles_a_scan_without_landmarks() -> None:

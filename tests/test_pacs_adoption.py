@@ -1,14 +1,19 @@
 """Segmentations that came to the PACS another way: never missed, and never a reason to wait for a large PACS."""
 
 import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
+from lib.anatomy import CODE_OF
 from lib.corrections.outcomes import Outcome
 from lib.corrections.store import CorrectionStore, Sender
 from lib.dicom.seg_object import seg_reference
@@ -17,6 +22,7 @@ from lib.geometry import Volume
 from lib.pacs import adoption
 from lib.pacs.adoption import Adoption
 from lib.pacs.series import PAGE
+from lib.volume_io import read_image, write_volume
 from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, named, pacs_app, two_studies
 from phantom import PIR
@@ -63,6 +69,18 @@ def test_what_a_reader_just_finished_elsewhere_is_not_offered(
     (kept,) = CorrectionStore(tmp_path / "work").of_image(FIRST)
     assert (kept.status, kept.client, kept.file_name) == ("accepted", "pacs", f"{seg.SOPInstanceUID}.dcm")
     assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
+
+
+def test_what_was_taken_back_is_not_found_in_the_pacs_again(app: Any, drawn: bytes) -> None:
+    store, seg = app.datastore(), read(drawn)
+    store._client.add(seg)
+    app._adoption.of_image(FIRST)
+    assert FIRST in store.get_labeled_images()
+    (kept,) = app._corrections.standing(FIRST)
+    assert app.withdraw_label(FIRST, "final", "ada") == (kept.id,)
+    app._adoption.of_all()
+    assert FIRST not in store.get_labeled_images()
+    assert app._corrections.standing(FIRST) == ()
 
 
 def test_what_is_exported_and_found_at_once_is_kept_once(
@@ -118,6 +136,71 @@ def export(app: Any, seg: Dataset, folder: Path) -> Outcome:
     )
     app.outcomes.keep(outcome)
     return outcome
+
+
+OHIF = {"SoftwareVersions": "0", "DeviceSerialNumber": "1"}
+"""How dcmjs, with which OHIF writes, gives itself away; its dates are UTC."""
+
+
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Moves this machine to a time zone."""
+
+    def move(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield move
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("zone", "minutes", "written_in", "header", "taken"),
+    [
+        ("Europe/Berlin", 30, timezone.utc, OHIF, True),
+        ("America/New_York", -30, timezone.utc, OHIF, False),
+        ("Asia/Tokyo", 30, timezone.utc, {"TimezoneOffsetFromUTC": "+0000"}, True),
+        ("Asia/Tokyo", -30, timezone(timedelta(hours=9)), {"TimezoneOffsetFromUTC": "+0900"}, False),
+        ("America/New_York", 30, None, {}, True),
+        ("Europe/Berlin", -30, None, {}, False),
+    ],
+    ids=["OHIF, east", "OHIF, west", "offset, newer", "offset, older", "local, newer", "local, older"],
+)
+def test_of_a_label_and_a_segmentation_the_newer_counts_in_every_time_zone(
+    app: Any,
+    tmp_path: Path,
+    drawn: bytes,
+    in_zone: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    zone: str,
+    minutes: int,
+    written_in: timezone | None,
+    header: dict[str, str],
+    taken: bool,
+) -> None:
+    """In Berlin what a reader drew in OHIF half an hour after a label from 3D Slicer never counted, and no log said so;
+    in New York an older one took the place of a newer label."""
+    in_zone(zone)
+    store = app.datastore()
+    label = tmp_path / "label.nii.gz"
+    write_volume(
+        label,
+        np.where(CODE_OF["L4"] == CODES, 1, 0).astype(np.uint8),
+        read_image(Path(store.get_image_uri(FIRST))).grid,
+    )
+    slicer = Sender("ada", "slicer", "label.nii.gz")
+    app.submit_label(FIRST, label, "final", {"label_info": [{"name": "L4"}]}, slicer)
+    seg, made = read(drawn), datetime.now(written_in) + timedelta(minutes=minutes)
+    seg.ContentDate, seg.ContentTime = f"{made:%Y%m%d}", f"{made:%H%M%S}"
+    for keyword, value in header.items():
+        setattr(seg, keyword, value)
+    store._client.add(seg)
+    for _ in range(2):
+        app._adoption.of_all()
+    clients = [kept.client for kept in CorrectionStore(tmp_path / "work").of_image(FIRST)]
+    assert clients == (["slicer", "pacs"] if taken else ["slicer"])
+    assert caplog.text.count("is passed over") == (0 if taken else 1)
 
 
 def test_all_others_are_found_beside(app: Any, tmp_path: Path, drawn: bytes) -> None:

@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import columns
 from lib.anatomy import CODE_OF, DISCS, LUMBAR, Step1
 from lib.errors import GridError, NoSpineError
 from lib.geometry import Grid, Volume, labels_on_grid
 from lib.numbering.chain import Pin
-from lib.pipeline import Options, Sibling, finish, locate, prepare, segment, step2_input
+from lib.pipeline import Options, Sibling, finish, locate, named_levels, prepare, segment, step2_input
 from lib.prediction import Prediction
 from lib.transforms.crop import crop_box
 from phantom import CodeReader, image_of, lumbar_codes
@@ -72,6 +73,25 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
     expected[hole[crop_box(truth.data, margin=10)]] = 0
     assert network.channels is not None
     np.testing.assert_array_equal(network.channels[1], expected)
+
+
+def test_levels_have_the_names_of_the_result() -> None:
+    """Step 1 was one level off, step 2 certain of the right names: what reads the points measured the wrong levels."""
+    case = columns.build(np.random.default_rng(3), fov="cervicothoracic", spacing=1.0)
+    right, raw = columns.classes(case, 1).raw, columns.classes(case, 1).raw
+    raw[(case.truth == CODE_OF["C2-C3"]) | (raw == Step1.C1.value)] = Step1.VERTEBRAE.value
+    raw[case.truth == CODE_OF["C7-T1"]] = Step1.DISC.value
+    raw[case.truth == CODE_OF["C6-C7"]] = Step1.DISC_C7_T1.value
+    scan = prepare(Volume(np.random.default_rng(0).random(raw.shape, np.float32), case.affine))
+    located, known = locate(scan, Knows(raw)), locate(scan, Knows(right))
+    box = crop_box(located.labels, margin=10)
+    result = finish(located, Knows(columns.classes(case, 2).raw[box]))
+    assert (located.levels != known.levels).any()
+    levels = named_levels(located, result)
+    shown = sorted(levels[levels > 0].tolist())
+    np.testing.assert_array_equal(levels, np.where(np.isin(known.levels, shown), known.levels, 0))
+    assert len(shown) > 8
+    assert named_levels(known, result) is known.levels
 
 
 def turned(volume: Volume, codes: str, target: tuple[float, float, float]) -> Grid:

@@ -68,6 +68,13 @@ def test_a_whole_label_is_taught(labels: np.ndarray) -> None:
     assert not [f for codes in (labels, hidden) for f in check(codes, grid) if f["kind"] == "incomplete"]
 
 
+def test_a_slip_of_the_brush_is_no_region_that_nobody_reviewed() -> None:
+    """One voxel called unreviewed, and a neck without a cord taught that there is none."""
+    labels = without(CERVICAL, CORD)
+    labels[0, 0, :10] = UNREVIEWED
+    assert missing_kinds(labels) == ("cord",)
+
+
 @pytest.mark.parametrize("labels", UPSIDE_DOWN.values(), ids=UPSIDE_DOWN)
 def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: np.ndarray) -> None:
     """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, judged so, and named another scan."""

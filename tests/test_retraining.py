@@ -21,7 +21,7 @@ from lib.nnunet.finetune import Stopped
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, show_version
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import retrain as retraining
+from lib.trainers import judging
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
 from lib.trainers.site import Site
@@ -38,7 +38,7 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         return scores_of(queue.pop(0) if queue else 0.1) if list(cases) else ()
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     return queue
 
@@ -107,6 +107,41 @@ def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, 
     require_served(site.models, result.version)
 
 
+def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared with its parent alone, each version might be a little worse than the one before."""
+    site = make_site(tmp_path)
+    compared: list[str] = []
+    score = judging.score_models
+
+    def watched(cases: Iterable[Any], *, active: Any, **options: Any) -> tuple[SubjectScores, ...]:
+        compared.append(active.step1.folder.name)
+        return score(cases, active=active, **options)
+
+    first = train(site)
+    correct(site, tmp_path, "sub-7", 7)
+    monkeypatch.setattr(judging, "score_models", watched)
+    second = train(site, iterations=4)
+    assert compared == [first.version] * 2 + [STARTER] * 2
+    names = [entry["name"] for entry in show_version(site.models, second.version)["gate"]["sets"]]
+    assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
+
+
+def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> None:
+    """The state of every training that was stopped stayed for good, a gigabyte with the official weights."""
+    site = make_site(tmp_path)
+    with pytest.raises(Stopped):
+        train(site, iterations=2, should_stop=lambda: True)
+    (stopped,) = (path for path in site.training_dir.iterdir() if path.is_dir())
+    (stopped / "step1" / ".partial-1.pth").write_bytes(b"cut short")
+    assert (stopped / "step1" / "state.pth").is_file()
+    correct(site, tmp_path, "sub-7", 7)
+    train(site, iterations=4)
+    assert not list(stopped.rglob("*.pth"))
+    assert (stopped / "log.txt").is_file()
+
+
 # --- what is recorded
 
 
@@ -121,9 +156,9 @@ def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) ->
     image, away = tmp_path / "studies" / "sub-1.nii.gz", tmp_path / "away.nii.gz"
     image.rename(away)
     with pytest.raises(Stopped):
-        train(site, iterations=2, should_stop=lambda: True)
+        train(site, iterations=4, should_stop=lambda: True)
     away.rename(image)
-    result = train(site, iterations=2)
+    result = train(site, iterations=4)
     assert (result.run,) == tuple(path for path in site.training_dir.iterdir() if path.is_dir())
     assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1, 2]}
     assert result.skipped == ()
@@ -150,16 +185,28 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
         raise ImageError("gone")
 
     replay = (*tiny_replay(), ScanSource("replay-2", Origin.SYNTHETIC, gone, {"synthetic": "replay-2"}))
-    result = train(site, replay=replay)
+    result = train(site, replay=replay, iterations=6)
     assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
     record = show_version(site.models, result.version)
     assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
     left_out = {entry["case"].split()[0]: entry["left_out_of"] for entry in record["skipped"]}
     assert left_out == {"replay-2": ["step 1", "step 2"], "sub-x": ["step 2"]}
-    alone = train(site, steps=(2,))
+    alone = train(site, steps=(2,), iterations=4)
     assert taught(site, alone) == {"sub-0": [2]}
     listed = json.loads((alone.run / "run.json").read_text())["training"]
     assert {entry["image"] for entry in listed} == {"sub-0", "sub-x"}
+
+
+def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
+    """A short training of many labels called all of them learned, and the next one hardly looked at them."""
+    site = make_site(tmp_path, scans=5)
+    first = train(site, steps=(1,), iterations=4)
+    (run,) = (path for path in site.training_dir.iterdir() if path.is_dir())
+    assert len(taught(site, first)) == 2
+    assert "step 1 from 5 new and 0 earlier corrections" in (run / "log.txt").read_text()
+    second = train(site, steps=(1,), iterations=6)
+    assert "step 1 from 3 new and 2 earlier corrections" in (second.run / "log.txt").read_text()
+    assert set(taught(site, second)) > set(taught(site, first).keys() ^ {f"sub-{k}" for k in range(5)})
 
 
 def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
@@ -177,21 +224,21 @@ def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
 def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the gate judged, and for ever after, clients showed no time and a Dice of 0."""
     site = make_site(tmp_path)
-    judging: list[RunState] = []
+    told: list[RunState] = []
     shown: list[dict[str, Any]] = []
 
     def score(cases: Iterable[Any], *, before_each: Callable[[str], None], **_: Any) -> tuple[SubjectScores, ...]:
         if not list(cases):
             return ()
         before_each("reference-0")
-        judging.append(present_state(site))
+        told.append(present_state(site))
         shown.append(SpineTrainTask(site, (1,)).stats())
         return scores_of(0.1)
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(finetune_run, "mean_dice", lambda dice: 0.25)
     train(site)
-    (during,), after = judging, present_state(site)
+    (during,), after = told, present_state(site)
     assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)
     assert (after.status, after.best_metric) == ("published", 0.25)
     assert 0 < during.seconds <= after.seconds

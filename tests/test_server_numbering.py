@@ -92,6 +92,39 @@ def test_the_review_knows_what_the_prediction_was_told(
     assert own.status_code == 404
 
 
+def marked(client: MONAILabelClient, image: str) -> tuple[set[str], set[str]]:
+    """Names of the phantom's structures that the review marks as uncertain, and as odd."""
+    file, _ = client.infer("totalspineseg_review", image, {"result_extension": ".nii"})
+    marks = read_labels(Path(file)).data
+    uncertain, odd = ({NAME_OF[c] for c in np.unique(CODES[marks == k]).tolist() if c} for k in (1, 2))
+    return uncertain, odd
+
+
+def test_the_review_judges_the_result_that_is_shown(server: Server, client: MONAILabelClient) -> None:
+    """After the iterative method, which knows no doubt, or a corrected step 1, it judged another result as certain."""
+    image = add_image(server, "by-rule", image_of(CODES))
+    client.infer("totalspineseg", image, {"numbering": "iterative"})
+    assert {"L3", "L3-L4", "T12-L1"} <= marked(client, image)[0]
+    client.infer("totalspineseg", image, {"pin": f"L3 {middle_of('L3')}"})
+    assert "L3" not in marked(client, image)[0]
+    records = PredictionStore(server.studies / ".totalspineseg")
+    label = client.infer("totalspineseg_step1", image, {"result_extension": ".nii", "save_label": True})[1]
+    step2 = client.infer("totalspineseg_step2", image, {"label": "original-step1"})[1]
+    assert label["models"].keys() == {"step1"}
+    review = client.infer("totalspineseg_review", image, {})[1]
+    assert (review["models"], review["numbering"]) == (step2["models"], step2["numbering"])
+    assert "step 2 network" not in review["latencies"]
+    assert next(records.newest_first(image)).versions.keys() == {"step2"}
+
+
+def test_the_review_shows_where_a_level_is_missing(server: Server, client: MONAILabelClient) -> None:
+    """What is missing has no voxels, so nothing was marked."""
+    image = add_image(server, "missing", image_of(np.where(CODE_OF["L2-L3"] == CODES, 0, CODES)))
+    client.infer("totalspineseg", image, {})
+    uncertain, odd = marked(client, image)
+    assert {"L1-L2", "L3-L4"} <= uncertain | odd
+
+
 def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, roll_back, show_version
 from lib.registry.records import trained_on
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import material
+from lib.trainers import judging, material
 from lib.trainers import retrain as retraining
 from lib.trainers.material import site_material
 from lib.trainers.request import client_config, read_settings
@@ -59,7 +59,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         return scores_of(change["value"]) if list(cases) else ()
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     return change
 
@@ -181,7 +181,7 @@ def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
         seen.append(weights_of(candidate.step1.folder))
         return scores_of(-0.2 if len(seen) == 1 else 0.01)
 
-    monkeypatch.setattr(retraining, "score_models", score)
+    monkeypatch.setattr(judging, "score_models", score)
     result = train(site, learning_rate=1e-2)
     assert result.report.publish and site.models.active() == {1: result.version, 2: result.version}
     served = weights_of(ModelFolder.open(site.models.resolve(1).root, step=1))
@@ -238,8 +238,24 @@ def test_held_out_subjects_judge_and_never_train(
     found = site_material(site)
     assert [s.provenance["image"] for s in found.training] == ["sub-0", "sub-2"]
     assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
-    record = show_version(site.models, train(site, iterations=1).version)
+    record = show_version(site.models, train(site, iterations=4).version)
     assert [entry["image"] for entry in record["training"]] == ["sub-0", "sub-2"]
+
+
+def test_an_image_that_trains_under_another_name_does_not_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uploaded twice, it trained under one name and was held out under the other."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject != "sub-0")
+    site = make_site(tmp_path, scans=2)
+    correct(site, tmp_path, "sub-again", 0)
+    found = site_material(site)
+    assert [s.provenance["image"] for s in found.training] == ["sub-0"]
+    assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
+    assert [(case.name.split()[0], "trains under no other name" in case.reason) for case in found.skipped] == [
+        ("sub-again", True)
+    ]
 
 
 def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from block_spines import block_spine
+from block_spines import block_spine, classes_of
+from lib.anatomy import CANAL, CORD
 from lib.errors import NoSpineError
 from lib.transforms import components as c
 from lib.transforms.canal import fill_canal
@@ -12,6 +13,7 @@ from lib.transforms.centerline import canal_extent, smooth_centerline
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import missing_discs, odd_discs
 from lib.transforms.soft import soft_structure
+from lib.transforms.spine import one_spine
 
 FULL = np.ones((3, 3, 3), dtype=bool)
 SEEDS = range(6)
@@ -159,6 +161,50 @@ def test_a_hole_in_the_canal_is_filled_and_a_second_cord_becomes_canal():
     broken[9, 15, 20:23] = 29
     broken[15, 23, 30] = 1
     np.testing.assert_array_equal(fill_canal(broken), spine)
+
+
+@pytest.mark.parametrize("hidden", [(CORD,), (CORD, CANAL)], ids=["cord", "canal"])
+@pytest.mark.parametrize(("gap_vox", "cord_goes_on"), [(8, True), (40, False)])
+def test_canal_and_cord_go_on_behind_a_stenosis(hidden: tuple[int, ...], gap_vox: int, cord_goes_on: bool):
+    """Below a level so narrow that no network draws it the canal was gone, and the cord had become canal."""
+    spine = block_spine("C2", "T12")
+    gap = spine[:, :, 90 : 90 + gap_vox]
+    gap[np.isin(gap, hidden)] = 0
+    below = spine[:, :, :90]
+    expected = below if cord_goes_on else np.where(below == CORD, CANAL, below)
+    np.testing.assert_array_equal(fill_canal(spine)[:, :, :90], expected)
+
+
+def test_stray_canal_is_no_part_of_it():
+    spine = block_spine("C2", "T12")
+    spine[:, :, 200:230][np.isin(spine[:, :, 200:230], (CORD, CANAL))] = 0
+    stray, beside = spine.copy(), spine.copy()
+    stray[10:14, 17:21, 210:214] = CANAL
+    beside[18:24, :6, 20:60] = CANAL
+    for labels in (stray, beside):
+        np.testing.assert_array_equal(fill_canal(labels), fill_canal(spine))
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
+    """All that lay above the screws was dropped without a word."""
+    classes = classes_of(block_spine("C2", "L5"), step)
+    classes[:, :, 100:140] = 0
+    np.testing.assert_array_equal(one_spine(classes, step), classes)
+
+
+def test_what_is_no_part_of_the_spine_is_not_kept():
+    """A second person's spine beside it (wrapped around), bone without canal, canal without a disc."""
+    classes = classes_of(block_spine("T1", "L5"), 2)
+    spine = np.zeros((90, *classes.shape[1:]), np.uint8)
+    spine[:24] = classes
+    for what in (classes, np.where(classes >= 10, 0, classes), np.where(classes <= 5, 0, classes)):
+        shown = spine.copy()
+        shown[:24, :, 150:] = 0
+        shown[-24:, :, 160:] = what[:, :, 160:]
+        expected = np.zeros_like(shown)
+        expected[:24, :, :150] = classes[:, :, :150]
+        np.testing.assert_array_equal(one_spine(shown, 2), expected)
 
 
 def test_odd_discs_begin_with_the_first_present():

@@ -13,6 +13,7 @@ from lib.agreement import score_case
 from lib.anatomy import (
     CANAL,
     CODE_OF,
+    DISC_T11_T12,
     DISCS,
     LUMBAR,
     NAME_OF,
@@ -183,9 +184,11 @@ def test_hidden_discs_do_not_shift_the_marks(count: int, swapped: bool) -> None:
 
 
 def test_a_hidden_vertebra_is_not_a_missing_one() -> None:
-    t12 = THORACIC[11]
-    assert thoracic_is_uneven(column_map(t12, region=False))
-    assert not thoracic_is_uneven(column_map(t12, region=True))
+    t12, above = THORACIC[11], DISC_T11_T12
+    assert thoracic_is_uneven(column_map(t12, above, region=False))
+    assert not thoracic_is_uneven(column_map(t12, above, region=True))
+    # Its body was not drawn; the disc above it shows that it is there.
+    assert not thoracic_is_uneven(column_map(t12, region=False))
 
 
 def test_named_structures_keep_the_parity_of_the_others() -> None:

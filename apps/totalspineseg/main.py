@@ -15,13 +15,15 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others.class_utils import get_class_names
 
 import lib.configs
+from lib.activelearning.offers import Offers
 from lib.activelearning.strategies import First, Last, Random
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR, sha256_of
-from lib.corrections.inbox import READER_TAGS, STEP1_TAG, Inbox, Publish
+from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
+from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.inbox import Inbox, Publish
 from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
@@ -32,7 +34,8 @@ from lib.errors import ImageError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.geometry import same_grid
 from lib.infers.batch import SpineBatch
-from lib.infers.http import NOT_FOUND, UnknownImageError, http_errors
+from lib.infers.http import NOT_FOUND, UnknownImageError, UnknownLabelError, http_errors
+from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
@@ -158,8 +161,10 @@ class App(MONAILabelApp):
             store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
             self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
             return store
+        work = self._settings.get("work")
         return StudiesDatastore(
-            self.studies,
+            str(Path(work) / STUDIES_DIR) if work else self.studies,
+            images=self.studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -199,7 +204,8 @@ class App(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Orders in which images are offered."""
-        return {"first": First(), "random": Random(), "last": Last()}
+        offers = Offers()
+        return {"first": First(offers), "random": Random(offers), "last": Last(offers)}
 
     def init_batch_infer(self) -> SpineBatch:
         """Batch inference that works without a GPU."""
@@ -226,11 +232,11 @@ class App(MONAILabelApp):
             raise HTTPException(NOT_FOUND, f"one of the models {', '.join(self._infers)} is required, got {model!r}")
         with http_errors():
             prepared = self._prepared(request)
-            tag = self._result_tag(prepared)
+            tag = result_tag(prepared, task.part)
             file, report = task(prepared)
             label = file
             if tag:
-                info = {"model": model, "params": report}
+                info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
                 try:
                     label = self._datastore.save_label(prepared["image_id"], file, tag, info)
                 except BaseException:
@@ -324,6 +330,19 @@ class App(MONAILabelApp):
                 sources=folder_of(image_id) if folder_of else None,
             )
 
+    def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
+        """Take back the labels of an image that were shown under a tag; see ``Inbox.withdraw``.
+
+        Raises:
+            UnknownLabelError: There is none, and there was none.
+            StorageError: It could not be kept.
+        """
+        shown = tag in self._datastore.get_labels_by_image_id(image_id)
+        withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
+        if not shown and not withdrawn:
+            raise UnknownLabelError(image_id, tag)
+        return withdrawn
+
     def _is_on_grid(self, label: Path, image_id: str) -> bool:
         """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
         image = self._image_file(image_id)
@@ -381,16 +400,6 @@ class App(MONAILabelApp):
             prepared["label_from"] = label
         return prepared
 
-    def _result_tag(self, request: Mapping[str, Any]) -> str:
-        """The tag to save the result under; empty for none."""
-        if request.get("save_label") not in (True, "true", "True"):
-            return ""
-        tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
-        if tag in READER_TAGS or not is_safe_tag(tag):
-            raise SettingError(f"a tag for predictions such as 'original' is required, got {tag!r}; change it")
-        # A step-1 map is no result to start from or to compare with.
-        return f"{tag}-{STEP1_TAG}" if request.get("model") == f"totalspineseg_{STEP1_TAG}" else tag
-
     def _image_file(self, image_id: str) -> Path | None:
         uri = self._datastore.get_image_uri(image_id) if image_id else ""
         return Path(uri) if uri and Path(uri).exists() else None
@@ -423,13 +432,13 @@ def is_address(studies: str) -> bool:
 
 
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
-    """Where the history of these studies is kept: inside the folder; for a server, where ``conf["work"]`` says.
+    """Where the history of these studies is kept: where ``conf["work"]`` says, else inside the folder.
 
     Corrections must outlive a cleaned cache, so the default for a server is the user's data folder.
     """
-    if not is_address(studies):
-        return Path(studies) / HISTORY_DIR
     if conf.get("work"):
         return Path(conf["work"])
+    if not is_address(studies):
+        return Path(studies) / HISTORY_DIR
     base = Path.home() / ".local" / "share" / "totalspineseg"
     return base / hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]

@@ -23,9 +23,9 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
     def train(self, request: dict[str, Any]) -> Any:
         from lib.nnunet.training_log import TrainingLog
         from lib.registry import store
-        from lib.trainers import publication, retrain
+        from lib.trainers import judging, publication, retrain
 
-        retrain.score_models = unjudged
+        judging.score_models = unjudged
         retrain.reference_cases = range
         TrainingLog.draw = lambda self: None
         self._hold("copying", publication.shutil, "copytree", call=2)

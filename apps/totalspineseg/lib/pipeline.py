@@ -31,7 +31,7 @@ from lib.numbering.step1_names import step1_names
 from lib.prediction import Predictor
 from lib.transforms.components import Box
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
-from lib.transforms.discs import odd_discs
+from lib.transforms.discs import discs_named_as, odd_discs
 from lib.transforms.levels import level_points
 from lib.transforms.soft import soft_structure
 
@@ -267,6 +267,20 @@ def finish(
     names, missed = _own_names(located, options, clock), located.numbering.missed if located.numbering else ()
     step2 = step2_input(located.scan, located.labels, names, missed=missed, clock=clock)
     return segment(step2, predictor, options, clock=clock)
+
+
+def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:
+    """The level points of step 1 with the names of the result, which may know better.
+
+    Args:
+        located: From ``locate``.
+        segmentation: From ``finish`` it.
+
+    Returns:
+        SCT disc points, see ``level_points``; those of step 1 itself where the names agree.
+    """
+    discs = discs_named_as(located.labels, segmentation.labels)
+    return located.levels if discs is located.labels else level_points(discs)
 
 
 def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names | None:

@@ -4,13 +4,16 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, UNREVIEWED, VERTEBRAE
+from lib.anatomy import BACKGROUND, CANAL, CERVICAL, CORD, DISCS, SACRUM, THORACIC, UNREVIEWED, VERTEBRAE
 from lib.errors import LabelError
 from lib.geometry import LabelArray
 
 BONES: Final = (*VERTEBRAE, SACRUM)
 WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
 """Vertebrae beside which there is a cord in everybody: it ends at T11 or below."""
+
+UNREVIEWED_SHARE: Final = 0.05
+"""Less of what is not background is a slip of the brush, and no place where a cord, a canal or discs may lie unseen."""
 
 
 def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
@@ -23,10 +26,11 @@ def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
 
     Returns:
         Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where it says by
-        ``UNREVIEWED`` that somebody has not looked at all of it.
+        ``UNREVIEWED`` that nobody has looked at a part of it.
     """
-    codes = frozenset(np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)).tolist())
-    if UNREVIEWED in codes:
+    counts = np.bincount(labels.ravel(order="K"), minlength=256)
+    codes = frozenset(np.flatnonzero(counts).tolist())
+    if counts[UNREVIEWED] > UNREVIEWED_SHARE * (counts.sum() - counts[BACKGROUND]):
         return ()
     missing = {
         "disc": codes.isdisjoint(DISCS),

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from lib.corrections.history import HISTORY_DIR
+from lib.errors import StorageError
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
 
@@ -33,6 +36,8 @@ REST_SECONDS: Final = 10.0
 """And so long the rest, whatever threads do that hang. Together they are less than ``lib.processes.STOP_SECONDS``."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
+ADDRESS: Final = ("http://", "https://")
+"""How studies that lie on a DICOMweb server begin."""
 
 
 def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, hosts: Collection[str] | None = None) -> FastAPI:
@@ -100,8 +105,9 @@ def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_d
     from lib.pacs.configured import set_default_filter
 
     set_default_filter()
-    if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(("http://", "https://")):
-        settings.MONAI_LABEL_SESSION_PATH = str(Path(studies) / ".totalspineseg" / "sessions")
+    if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(ADDRESS):
+        history = Path(conf["work"]) if conf.get("work") else Path(studies) / HISTORY_DIR
+        settings.MONAI_LABEL_SESSION_PATH = str(history / "sessions")
     options = Namespace(
         app=str(app_dir), studies=studies, port=port, conf=[list(item) for item in conf.items()], dryrun=False
     )
@@ -133,7 +139,8 @@ def serve(
         weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
-        work: Where corrections and fetched series of a DICOMweb server are kept; "" for the user's data folder.
+        work: Where what the server writes is kept: corrections, labels, fetched series. "" for the folder of images,
+            which is only read otherwise; for a DICOMweb server for the user's data folder.
         cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
@@ -142,14 +149,14 @@ def serve(
         request_seconds: How long what is being answered when the server is stopped may take.
 
     Raises:
-        TotalSpineSegError: The device or the runtime cannot be used.
+        TotalSpineSegError: The device or the runtime cannot be used, or a folder cannot be written.
     """
     import uvicorn
 
     from lib.nnunet.runtimes import require, runtime_of
 
     require(device or "auto", runtime_of(runtime))
-    if not studies.startswith(("http://", "https://")):
+    if not studies.startswith(ADDRESS):
         folder = Path(studies).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)
         if demo and not any(folder.iterdir()):
@@ -158,6 +165,8 @@ def serve(
             demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         studies = str(folder)
     work = str(Path(work).expanduser().resolve()) if work else ""
+    if work or not studies.startswith(ADDRESS):
+        _require_writable(Path(work or studies))
     asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
     asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
     conf = {name: value for name, value in asked.items() if value}
@@ -183,6 +192,18 @@ def serve(
         end_within(REST_SECONDS)
 
 
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"a folder that the server can write to is required, got {str(folder)!r} ({error.strerror}); make it "
+            "writable, or name another one with --work for what the server writes"
+        ) from error
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``serve``, for this module's own command and the project's."""
     parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
@@ -191,7 +212,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
-    parser.add_argument("--work", default="", help="for a DICOMweb address: folder of corrections and fetched series")
+    parser.add_argument("--work", default="", help="folder of all that the server writes (default: the studies' own)")
     parser.add_argument("--cache-gb", type=float, help="for a DICOMweb address: room for fetched series (default: 50)")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))

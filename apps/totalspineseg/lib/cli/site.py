@@ -1,8 +1,8 @@
-"""The place that a command learns from: a folder of studies, or the work folder of a server on a PACS."""
+"""The place that a command learns from: a folder of studies, or the work folder of a server."""
 
 from pathlib import Path
 
-from lib.corrections.history import HISTORY_DIR, PACS_DIR
+from lib.corrections.history import HISTORY_DIR, INDEX_FILE, PACS_DIR, STUDIES_DIR, read_json
 from lib.corrections.store import CorrectionStore
 from lib.registry.store import ModelStore
 from lib.trainers.site import Site, folder_site
@@ -17,12 +17,18 @@ def site_of(folder: Path, models: ModelStore) -> Site:
     """The site of a folder.
 
     Args:
-        folder: As ``serve`` was given it: the studies, or ``--work`` where these are a PACS; of it, the series that
-            were needed once are there.
+        folder: As ``serve`` was given it: the studies, or ``--work``; of a PACS, the series that were needed once are
+            there.
         models: Which weights are in use.
+
+    Raises:
+        StorageError: The index in the work folder is damaged.
     """
     if not _is_work_folder(folder):
         return folder_site(folder, models)
+    index = folder / STUDIES_DIR / INDEX_FILE
+    if index.is_file():
+        return folder_site(Path(read_json(index)["images_dir"]), models, work=folder)
     # Here, because the host's datastore is slow to import.
     from lib.pacs.kept import KeptSeries
 
@@ -31,4 +37,5 @@ def site_of(folder: Path, models: ModelStore) -> Site:
 
 
 def _is_work_folder(folder: Path) -> bool:
-    return (folder / PACS_DIR).is_dir() and not (folder / HISTORY_DIR).is_dir()
+    known = (folder / PACS_DIR).is_dir() or (folder / STUDIES_DIR / INDEX_FILE).is_file()
+    return known and not (folder / HISTORY_DIR).is_dir()

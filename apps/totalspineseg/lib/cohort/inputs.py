@@ -9,6 +9,7 @@ from typing import Any, Final
 from lib.certainty import is_doubtful
 from lib.cohort.record import read_record
 from lib.errors import ImageError
+from lib.gate.holdout import subject_of
 from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
 
 DICOM_DEPTH: Final = 3
@@ -186,7 +187,7 @@ def pair_localizers(
 
     Args:
         cases: From ``find_cases``.
-        localizer: A label map for all scans, or a folder of label maps, or None.
+        localizer: A label map for the scans of one subject, or a folder of label maps, or None.
         suffixes: Endings of the scans' names.
         localizer_suffix: Ending of the localizers' names; None: they are called like the scan.
         earlier: Folders of label maps from an earlier run, used when there is no ``localizer``.
@@ -195,13 +196,18 @@ def pair_localizers(
         The scans; ``no_localizer`` says why where one was asked for in vain.
 
     Raises:
-        ImageError: ``localizer`` does not exist.
+        ImageError: ``localizer`` does not exist, or is one file for several subjects.
     """
     if localizer is None and localizer_suffix is None:
         return tuple(cases)
     if localizer is not None and not localizer.exists():
         raise ImageError(f"a label map or a folder of them is required as localizer, got {str(localizer)!r}")
     if localizer is not None and localizer.is_file():
+        if (subjects := len({subject_of(case.name) for case in cases})) > 1:
+            raise ImageError(
+                f"a folder of label maps named like the scans is required as localizers of several subjects, got one "
+                f"file, {localizer.name!r}, for {subjects}; give a folder, or run one subject's scans (sub-..) alone"
+            )
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from lib.errors import StorageError
 from lib.geometry import AnyArray, FloatArray, LabelArray
-from lib.pipeline import Located, Scan, Segmentation
+from lib.pipeline import Located, Scan, Segmentation, named_levels
 from lib.preview import LEVEL_CODES, STEP1_TAGS, STEP_PALETTE, Course, Picture, Plane, course_of, save_picture
 from lib.volume_io import write_volume
 
@@ -56,6 +57,11 @@ class Result:
     def labels(self) -> LabelArray:
         """The last step's codes, on the 1 mm grid."""
         return self.located.labels if self.segmentation is None else self.segmentation.labels
+
+    @cached_property
+    def levels(self) -> LabelArray:
+        """SCT disc points on the 1 mm grid, by the last step's names."""
+        return self.located.levels if self.segmentation is None else named_levels(self.located, self.segmentation)
 
 
 def make_folders(output: Path, keep: Collection[str]) -> None:
@@ -142,7 +148,7 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
         "step1_output": labels(located.labels),
         "step1_cord": soft(located.soft_cord),
         "step1_canal": soft(located.soft_canal),
-        "step1_levels": lambda: located.levels if iso else scan.points_to_input(located.levels),
+        "step1_levels": lambda: result.levels if iso else scan.points_to_input(result.levels),
     }
     if second is not None:
         volumes |= {"step2_raw": labels(second.raw), "step2_output": labels(second.labels)}
@@ -167,7 +173,7 @@ def _pictures(plane: Plane, course: Course, result: Result) -> Iterator[tuple[st
         "input": (final, final_tags, {"palette": {}}),
         "step1_raw": (step1, STEP1_TAGS, {"paint": located.raw, "palette": STEP_PALETTE[1]}),
         "step1_output": (step1, STEP1_TAGS, {}),
-        "levels": (step1, STEP1_TAGS, {"palette": {}, "points": located.levels}),
+        "levels": (final, STEP1_TAGS, {"palette": {}, "points": result.levels}),
     }
     if second is not None:
         kinds["step2_raw"] = (second.labels, LEVEL_CODES, {"paint": second.raw, "palette": STEP_PALETTE[2]})

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Protocol
 
 from lib import pipeline
 from lib.cohort.inputs import Case
-from lib.cohort.levels import doubtful_codes, levels_in_view, structures_json
+from lib.cohort.levels import levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record, write_json
@@ -16,7 +16,9 @@ from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
 from lib.measurements import measure
+from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
+from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.lint import lint
 from lib.numbering.report import doubt, report
 from lib.pipeline import Options
@@ -283,6 +285,8 @@ def _warnings(case: Case, found: Found) -> list[str]:
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
         warnings.append(f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are off")
+    if numbering is not None:
+        warnings += [finding.message for finding in numbering.findings if finding.kind == ELSEWHERE]
     if found.apart:
         warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings

@@ -5,17 +5,21 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
 
 from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.label_notes import read_note, write_note
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
 from lib.volume_io import NIFTI_SUFFIXES, write_atomic
@@ -46,18 +50,33 @@ def is_safe_tag(tag: str) -> bool:
 class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     """``LocalDatastore`` that never overwrites an image, replaces labels whole, and lets writers take turns.
 
+    A label that was submitted or predicted is kept, but not shown nor used, while its image is another one.
+
+    Args:
+        path: Folder of the index and the labels that are shown; made when missing.
+        images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
+        auto_reload: Whether files that come and go are noticed.
+        read_only: Whether labels are refused.
+
     The host's own class copies over files in place and rewrites its index from memory that may be older than
     the file; a full disk or two writers then cost labels.
     """
 
-    def __init__(self, path: str, *, auto_reload: bool = True, read_only: bool = False) -> None:
+    def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
+        self._images_dir = images or "."
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
-        super().__init__(path, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only)
+        self._imprints = Imprints()
+        self._told: set[tuple[str, str, str]] = set()
+        super().__init__(
+            path, self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=auto_reload, read_only=read_only
+        )
         if auto_reload:
             # Whole files come by renaming, which the host's watcher does not listen to.
             self._handler.on_moved = self._on_moved
+            if images:
+                self._observer.schedule(self._handler, path=images)
         self._tell_of_shared_ids()
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -93,7 +112,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
         with self._index():
             if known := self._datastore.objects.get(image_id):
-                kept = Path(self._datastore.image_path()) / self._filename(image_id, known.image.ext)
+                kept = self._image_path(image_id, known)
                 if history.sha256_of(kept) == history.sha256_of(source):
                     return image_id
                 raise FileExistsError(
@@ -116,7 +135,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             image_id: Image it belongs to.
             label_filename: NIfTI file of wire ids. Copied.
             label_tag: "original", "final", ..
-            label_info: Kept beside it in the index.
+            label_info: Kept beside it in the index; with ``DRAWN_ON`` it counts only while the image stays that one.
 
         Returns:
             The label id, which is the image id.
@@ -138,11 +157,31 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             folder = Path(self._datastore.label_path(tag))
             _make_folder(folder)
             target = folder / self._filename(image_id, ending)
-            write_atomic(target, lambda temporary: _copy(source, temporary))
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
+            if DRAWN_ON in info:
+                with suppress(OSError):
+                    info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
+                write_note(target, source, info)
+            write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
         return image_id
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """Show no label under a tag any more; nothing happens where none is shown.
+
+        Raises:
+            StorageError: The file or the index could not be changed.
+        """
+        with self._index():
+            entry = self._datastore.objects.get(label_id)
+            label = entry.labels.get(label_tag) if entry else None
+            if label is None:
+                return
+            # First: a file that the index does not know would be shown again.
+            _remove(Path(self._datastore.label_path(label_tag)) / self._filename(label_id, label.ext))
+            del entry.labels[label_tag]
+            self._update_datastore_file()
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Images of the same examination, whose coordinates can be compared with this one's."""
@@ -162,29 +201,95 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     # The host answers from several threads; none may read while another adds an image.
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Images with a finished label."""
-        with self._guard:
-            return list(super().get_labeled_images(label_tag, labels))
+        """Images with a finished label that was drawn on them as they are now."""
+        finished = self._finished()
+        return [image_id for image_id, is_finished in finished.items() if is_finished]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Images without one."""
+        finished = self._finished()
+        return [image_id for image_id, is_finished in finished.items() if not is_finished]
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        """The file of a label; "" for none, and for one that was drawn on what the image was before."""
         with self._guard:
-            return list(super().get_unlabeled_images(label_tag, labels))
+            entry = self._datastore.objects.get(label_id)
+        return str(super().get_label_uri(label_id, label_tag)) if self._fits(label_id, entry, label_tag) else ""
 
     def status(self) -> dict[str, Any]:
         """How many images and labels there are; ``not_offered``: file -> the offered file that has its id."""
+        finished = self._finished()
         with self._guard:
-            return {**super().status(), "not_offered": dict(self._not_offered)}
+            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
+            counts = {"total": len(finished), "completed": sum(finished.values()), "label_tags": dict(tags)}
+            return {**counts, "not_offered": dict(self._not_offered)}
 
     def json(self) -> dict[str, Any]:
-        """The index."""
+        """The index, without labels that were drawn on what their image was before."""
         with self._guard:
-            return dict(super().json())
+            content, entries = dict(super().json()), dict(self._datastore.objects)
+        for image_id, listed in content["objects"].items():
+            tags = listed["labels"]
+            listed["labels"] = {tag: tags[tag] for tag in tags if self._fits(image_id, entries[image_id], tag)}
+        return content
+
+    def _finished(self) -> dict[str, bool]:
+        """Whether an image has a finished label that counts, for each. An image that was touched is read: no lock is
+        held meanwhile."""
+        with self._guard:
+            entries = dict(self._datastore.objects)
+        return {
+            image_id: self._fits(image_id, entry, DefaultLabelTag.FINAL.value) for image_id, entry in entries.items()
+        }
+
+    def _fits(self, image_id: str, entry: ImageLabelModel | None, tag: str) -> bool:
+        """Whether an image has a label under a tag that was drawn on it as it is now."""
+        label = entry.labels.get(tag) if entry else None
+        if entry is None or label is None:
+            return False
+        if not label.info.get(DRAWN_ON):
+            return True
+        try:
+            imprint = self._imprints.check(self._image_path(image_id, entry), label.info)
+        except OSError:
+            # It is gone, or cannot be read just now.
+            return True
+        if imprint is None:
+            self._tell_of_replaced(image_id, tag, label)
+            return False
+        # In memory; it goes to the disk with the next change of the index.
+        label.info[IMPRINT] = imprint
+        return True
+
+    def _tell_of_replaced(self, image_id: str, tag: str, label: DataModel) -> None:
+        told = (image_id, tag, str(label.info[DRAWN_ON]))
+        if told not in self._told:
+            self._told.add(told)
+            logger.warning(
+                "the image that was labeled is required, got another file as %r; its label %r is not used: restore the "
+                "image, or label it again",
+                *(image_id, tag),
+            )
+
+    def _image_path(self, image_id: str, entry: ImageLabelModel) -> Path:
+        return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
 
     def _reconcile_datastore(self) -> None:
         with self._index():
             super()._reconcile_datastore()
             self._tell_of_shared_ids()
+
+    def _add_non_existing_labels(self, tag: str) -> int:
+        """Take over label files that the index does not know, with what is known about those that it knew once."""
+        before = {image_id for image_id, entry in self._datastore.objects.items() if tag in entry.labels}
+        added: int = super()._add_non_existing_labels(tag)
+        for image_id, entry in self._datastore.objects.items():
+            if tag in entry.labels and image_id not in before:
+                label = entry.labels[tag]
+                label.info.update(
+                    read_note(Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext))
+                )
+        return added
 
     def _tell_of_shared_ids(self) -> None:
         """Log, once for each, the images that are not offered because another file has their id."""
@@ -253,6 +358,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
                 "or end it, and try again"
             ) from error
+        except OSError as error:
+            raise StorageError(
+                f"permission to write the index of the studies is required, got {error.strerror or str(error)!r}; make "
+                "its folder writable, or name another one with --work"
+            ) from error
         try:
             with self._guard:
                 yield
@@ -272,6 +382,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         if path.exists() and _stamp(path) != self._seen:
             self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
             self._datastore.base_path = self._datastore_path
+            # The folder may have been mounted somewhere else before.
+            self._datastore.images_dir = self._images_dir
             self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
@@ -321,6 +433,15 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"room and permission to write to {folder} are required, got {error.strerror!r}; free disk space"
+        ) from error
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
         ) from error
 
 

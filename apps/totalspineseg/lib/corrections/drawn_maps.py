@@ -107,6 +107,10 @@ class DrawnMaps:
         for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES]):
             shutil.rmtree(old, ignore_errors=True)
 
+    def ids(self, image_sha256: str) -> tuple[str, ...]:
+        """Ids of the predictions whose maps are kept, oldest first."""
+        return history.names(self._root / image_sha256)
+
     def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
         """The maps of one prediction, or None."""
         return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)

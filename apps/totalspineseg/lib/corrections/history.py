@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -19,16 +20,41 @@ HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
 PACS_DIR: Final = "pacs"
 """Of a PACS, below the history: fetched series and the labels shown to clients."""
+STUDIES_DIR: Final = "studies"
+"""Of a folder of images that is only read, below the history: its index and the labels shown to clients."""
+INDEX_FILE: Final = "datastore_v2.json"
+"""The host's name for the index of studies, in either of the two."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""
 CHUNK_BYTES: Final = 1 << 20
+ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")
+"""How ids look; those of trainings, which people type, have no fraction of a second."""
 
 Record = Mapping[str, Any]
 
 
-def new_id() -> str:
-    """An id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``."""
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+def new_id(earlier: Iterable[str] = ()) -> str:
+    """An id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``.
+
+    Args:
+        earlier: Ids of what came before, and maybe other names: the new id sorts behind these ids, even where the clock
+            was ahead when they were made.
+    """
+    return f"{time_after(earlier, timedelta(microseconds=1)):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+
+
+def time_after(earlier: Iterable[str], step: timedelta) -> datetime:
+    """The time in UTC; where it is not later than an earlier id, that one's with a step added.
+
+    Args:
+        earlier: Ids, and maybe other names, which are passed over.
+        step: What ids of one format differ by at least.
+    """
+    now = datetime.now(timezone.utc)
+    latest = max((match.groups(".0") for match in map(ID_TIME.fullmatch, earlier) if match), default=None)
+    if latest is None:
+        return now
+    return max(now, datetime.strptime("".join(latest), "%Y%m%dT%H%M%S.%f").replace(tzinfo=timezone.utc) + step)
 
 
 def now_text() -> str:
@@ -131,6 +157,11 @@ def append_entry(parent: Path, entry_id: str, fill: Callable[[Path], None]) -> P
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return parent / entry_id
+
+
+def names(parent: Path) -> tuple[str, ...]:
+    """The names of the entries of a folder, oldest first."""
+    return tuple(entry.name for entry in entries(parent))
 
 
 def entries(parent: Path) -> tuple[Path, ...]:

@@ -12,6 +12,8 @@ from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
 from lib.corrections.attribution import Attribution
 from lib.corrections.drawn_maps import DrawnMaps
+from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.meanwhile import finished_meanwhile
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.renames import follow_rename
@@ -38,6 +40,8 @@ Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """Says what is odd about a label map in codes, with ``UNREVIEWED`` where nobody has looked."""
 Publish = Callable[[str, Path, str, dict[str, Any]], None]
 """``publish(image_id, file, tag, info)``: show a label map in wire ids under a tag of the datastore."""
+Hide = Callable[[str, str], None]
+"""``hide(image_id, tag)``: show none under it any more."""
 
 
 class Inbox:
@@ -107,6 +111,7 @@ class Inbox:
         renumbered = None if followed is None else followed.report
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):
+            findings = (*findings, *finished_meanwhile(self._corrections.standing(image_id), received))
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
             try:
                 self._publish(correction, mapped, grid, publish)
@@ -116,6 +121,31 @@ class Inbox:
                 ) from error
         return correction
 
+    def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
+        """Take back all labels of an image that were shown under a tag; the history keeps them and says who did it.
+
+        Not the newest alone: the one before it was replaced for a reason.
+
+        Args:
+            image_id: Image they belong to.
+            tag: Tag of the datastore.
+            user: Who takes them back.
+            hide: Called once the withdrawal is kept: no label is to be shown under the tag any more.
+
+        Returns:
+            Ids of the corrections that count no more; none where only a prediction was shown.
+
+        Raises:
+            StorageError: It could not be kept, or the label could not be removed; asked again, the rest is done.
+        """
+        with self._turns.at(image_id):
+            standing = self._corrections.standing(image_id)
+            taken = tuple(c.id for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
+            for correction_id in taken:
+                self._corrections.withdrawals.add(image_id, correction_id, user)
+            hide(image_id, tag)
+        return taken
+
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
         labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS
         info = {
@@ -124,6 +154,7 @@ class Inbox:
             "client_id": correction.client,
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
             "prediction": correction.prediction,
+            DRAWN_ON: correction.image_sha256,
         }
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "label.nii.gz"

@@ -59,6 +59,10 @@ class PredictionStore:
 
         history.append_entry(self._folder(record.image), record.id, fill)
 
+    def ids(self, image_id: str) -> tuple[str, ...]:
+        """Ids of all predictions for an image, oldest first."""
+        return history.names(self._folder(image_id))
+
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """All predictions for an image, oldest first."""
         return tuple(self.newest_first(image_id))[::-1]

@@ -4,6 +4,7 @@
 ``record.json``. An entry appears whole or not at all, and none is ever changed.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,9 +14,12 @@ from typing import Any, Literal
 from lib.corrections import history
 from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
+from lib.corrections.withdrawals import Withdrawals
 from lib.errors import StorageError, TotalSpineSegError
 from lib.geometry import Grid, LabelArray
 from lib.volume_io import read_labels, write_volume
+
+logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
@@ -127,10 +131,15 @@ def label_suffix(name: str) -> str:
 
 
 class CorrectionStore:
-    """Corrections below a history folder; append-only, safe under simultaneous writers."""
+    """Corrections below a history folder; append-only, safe under simultaneous writers.
+
+    Attributes:
+        withdrawals: Which of them were taken back.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root / "corrections"
+        self.withdrawals = Withdrawals(root)
 
     def accept(
         self,
@@ -182,18 +191,19 @@ class CorrectionStore:
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Like ``all``, but a damaged record is reported (image folder and reason) and passed over."""
         for folder in history.entries(self._root):
-            for entry in history.entries(folder):
-                try:
-                    correction = _read(entry)
-                except StorageError as error:
-                    on_damaged(folder.name, error)
-                else:
-                    yield correction
+            yield from _readable(folder, on_damaged)
+
+    def standing(self, image_id: str) -> tuple[Correction, ...]:
+        """The accepted corrections of an image that nobody took back, oldest first; damaged ones are passed over."""
+        withdrawn = self.withdrawals.of_image(image_id)
+        known = _readable(
+            self._folder(image_id), lambda name, error: logger.warning("correction of %s: %s", name, error)
+        )
+        return tuple(c for c in known if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
-        """The newest accepted correction of an image for a step; None when there is none."""
-        accepted = [c for c in self.of_image(image_id) if c.status == "accepted" and c.step == step]
-        return accepted[-1] if accepted else None
+        """The newest accepted correction of an image for a step that nobody took back; None when there is none."""
+        return next((c for c in reversed(self.standing(image_id)) if c.step == step), None)
 
     def codes(self, correction: Correction) -> LabelArray:
         """Codes of an accepted correction, on the grid of its image.
@@ -224,7 +234,7 @@ class CorrectionStore:
     ) -> dict[str, Any]:
         prediction = received.prediction
         return {
-            "id": history.new_id(),
+            "id": history.new_id(history.names(self._folder(received.image_id))),
             "image": received.image_id,
             "status": status,
             "reason": reason,
@@ -251,6 +261,17 @@ class CorrectionStore:
 
         history.append_entry(self._folder(correction.image), correction.id, fill)
         return correction
+
+
+def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
+    """The corrections of an image's folder; a damaged record is reported and passed over."""
+    for entry in history.entries(folder):
+        try:
+            correction = _read(entry)
+        except StorageError as error:
+            on_damaged(folder.name, error)
+        else:
+            yield correction
 
 
 def _read(entry: Path) -> Correction:

@@ -14,6 +14,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from lib.dicom.headers import SEG_CLASSES, sop_class
+from lib.dicom.moments import made_utc
 from lib.errors import LabelError
 from lib.geometry import LabelArray
 
@@ -36,8 +37,7 @@ class SegReference:
         frame_of_reference: "" when it names none.
         referenced_series: Image series it was drawn on; empty when it names none.
         referenced_instances: Image objects it was drawn on; empty when it names none.
-        created: Content (else creation, else series) date and time as YYYYMMDDHHMMSS.ffffff, for sorting; "" when it
-            names none.
+        created: When it was made, UTC, as YYYYMMDDHHMMSS.ffffff, for sorting; "" when it does not say.
         manufacturer: Whose program wrote it; "" when it names none.
         labels: Segment labels in the order of the file.
         algorithms: Algorithm names of the segments, without repetition.
@@ -97,9 +97,7 @@ def seg_reference(source: SegSource) -> SegReference:
         frame_of_reference=_text(seg, "FrameOfReferenceUID"),
         referenced_series=tuple(_text(item, "SeriesInstanceUID") for item in series),
         referenced_instances=tuple(_text(item, "ReferencedSOPInstanceUID") for item in items),
-        created=_text(seg, "ContentDate") + _text(seg, "ContentTime")
-        or _text(seg, "InstanceCreationDate") + _text(seg, "InstanceCreationTime")
-        or _text(seg, "SeriesDate") + _text(seg, "SeriesTime"),
+        created=made_utc(seg),
         manufacturer=_text(seg, "Manufacturer"),
         labels=tuple(_text(item, "SegmentLabel") for item in segments),
         algorithms=tuple(dict.fromkeys(filter(None, algorithms))),

@@ -1,12 +1,20 @@
 """``POST /activelearning/{strategy}``: the next image, off the event loop; the log says nothing of patients."""
 
+import logging
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Depends
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
+
+from lib.activelearning.offers import NOTED, noted
+from lib.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+NOT_RECORDED: Final = "That this image was offered could not be recorded, since the server cannot write."
 
 
 def router() -> APIRouter:
@@ -20,14 +28,19 @@ def router() -> APIRouter:
         params: Annotated[dict[str, Any] | None, Body()] = None,
     ) -> dict[str, Any]:
         """The image to annotate next; empty when all are done."""
-        app, fields = app_instance(), params or {}
+        app, fields = app_instance(), dict(params or {})
+        if settings.MONAI_LABEL_AUTH_ENABLE or not fields.get("client_id"):
+            fields["client_id"] = user.username
         sample: dict[str, Any] = app.next_sample({**fields, "strategy": strategy})
         if not sample:
             return {}
         store, image = app.datastore(), sample["id"]
-        offered = dict(store.get_image_info(image).get("strategy") or {})
-        offered[strategy] = {"ts": int(time.time()), "client_id": fields.get("client_id", user.username)}
-        store.update_image_info(image, {"strategy": offered})
+        offer = {"ts": time.time(), "client_id": fields["client_id"]}
+        try:
+            store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
+        except StorageError as error:
+            logger.warning("what was offered is not recorded: %s", error)
+            sample["warning"] = NOT_RECORDED
         return {**sample, **store.get_image_info(image)}
 
     return routes

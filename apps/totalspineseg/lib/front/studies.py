@@ -4,7 +4,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, UploadFile
@@ -13,7 +13,9 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.sessions import SessionInfo, Sessions
 
+from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
+from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
 from lib.errors import StorageError
@@ -22,13 +24,17 @@ from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
 from lib.infers.settings import SettingError
-from lib.pacs.datastore import UNSENT
+from lib.pacs.datastore import COUNTED, UNSENT
 from lib.volume_io import read_image, stem
 
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
 """What is unpacked with bounds; see ``lib.front.archives``."""
+OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID")
+OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT))
+"""What is known about images and labels that this server found out itself, and relies on."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "
     "asks for the next sample."
@@ -71,6 +77,16 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             "warning": NOT_IN_PACS if shown.get(UNSENT) else "",
         }
 
+    @routes.delete("/datastore/label")
+    def delete_label(
+        id: str,
+        tag: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+    ) -> dict[str, Any]:
+        """Take a label back: it is shown no more, neither trains nor judges, and stays in the history."""
+        withdrawn = app_instance().withdraw_label(id, tag, user.username)
+        return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
+
     @routes.put("/datastore/")
     @routes.put("/datastore")
     @routes.put("/datastore/image")
@@ -81,8 +97,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         params: Annotated[str, Form()] = "{}",
     ) -> dict[str, Any]:
         """Add an image to the studies."""
-        fields = read_params(params)
-        sender = _sender(user, fields, file)
+        sender = _sender(user, read_params(params), file)
         image_id = image or stem(Path(client_name(file)))
         if not is_usable_id(image_id):
             raise SettingError(f"a short image id without control characters is required, got {image_id[:80]!r}")
@@ -90,7 +105,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             path = save_image(file, Path(folder))
             read_image(path)
             try:
-                info = {**fields, "user": user.username}
+                info = {**_told(params), "user": user.username}
                 return {"image": app_instance().add_image(image_id, path, info, sender)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
@@ -98,6 +113,23 @@ def router(max_unpacked_bytes: int) -> APIRouter:
                 raise
             except ValueError as error:
                 raise HTTPException(UNUSABLE, str(error)) from error
+
+    @routes.put("/datastore/image/info")
+    def put_image_info(image: str, user: Annotated[User, annotator], info: Annotated[str, Form()] = "{}") -> None:
+        """Add to what is known about an image."""
+        app_instance().datastore().update_image_info(image, {**_told(info), "user": user.username})
+
+    @routes.put("/datastore/label/info")
+    @routes.put("/datastore/updatelabelinfo")
+    def put_label_info(
+        label: str,
+        tag: str,
+        user: Annotated[User, annotator],
+        info: Annotated[str, Form()] = "{}",
+        params: Annotated[str, Form()] = "{}",
+    ) -> None:
+        """Add to what is known about a label."""
+        app_instance().datastore().update_label_info(label, tag, {**_told(params), **_told(info)})
 
     @routes.put("/session/")
     def put_session(
@@ -133,6 +165,11 @@ def router(max_unpacked_bytes: int) -> APIRouter:
 
 def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
     return Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(file))
+
+
+def _told(text: str) -> dict[str, Any]:
+    """What a client says about an image or a label, without what this server alone knows."""
+    return {name: value for name, value in read_params(text).items() if name not in OWN}
 
 
 def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, SessionInfo]:

@@ -23,6 +23,9 @@ RESAMPLES: Final = 2000
 """Bootstrap resamples: the 10 % quantile is then stable to about a tenth of a margin."""
 SEED: Final = 20250101
 """The verdict on the same scores is the same every time."""
+SINCE_BEGINNING: Final = 2.0
+"""What all trainings since the weights a site began with may cost together, in margins of one: small falls, each
+allowed, must not add up."""
 MIN_SUBJECTS: Final = 3
 """With fewer subjects a bootstrap has next to nothing to draw from."""
 
@@ -70,11 +73,12 @@ class Comparison:
         return self.subjects == 0 or self.lower >= -self.margin
 
 
-def compare(subjects: Sequence[SubjectScores]) -> tuple[Comparison, ...]:
+def compare(subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> tuple[Comparison, ...]:
     """Compare two models measure by measure, paired by scan, bootstrapped over subjects.
 
     Args:
         subjects: Scores of both models. Not modified.
+        margins: How many ``MARGINS`` are allowed.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
@@ -92,12 +96,11 @@ def compare(subjects: Sequence[SubjectScores]) -> tuple[Comparison, ...]:
                 f"scores of the same scans by both models are required, got {len(entry.active)} and "
                 f"{len(entry.candidate)} for {entry.subject!r}; score every scan with both"
             )
-    return tuple(_compare_measure(subjects, measure) for measure in MEASURES)
+    return tuple(_compare_measure(subjects, measure, margins * MARGINS[measure]) for measure in MEASURES)
 
 
-def _compare_measure(subjects: Sequence[SubjectScores], measure: str) -> Comparison:
+def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: float) -> Comparison:
     pairs = [mean for entry in subjects if (mean := _subject_means(entry, measure)) is not None]
-    margin = MARGINS[measure]
     if not pairs:
         nan = math.nan
         return Comparison(measure, nan, nan, nan, nan, margin, 0)

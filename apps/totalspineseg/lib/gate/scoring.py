@@ -65,6 +65,7 @@ def score_models(
     active: Model,
     candidate: Model,
     known: dict[str, CaseScore] | None = None,
+    known_candidate: dict[str, CaseScore] | None = None,
     before_each: Callable[[str], None] | None = None,
     on_left_out: Callable[[str, str], None] = lambda *_: None,
 ) -> tuple[SubjectScores, ...]:
@@ -75,6 +76,7 @@ def score_models(
         active: The model that is served.
         candidate: The model that asks.
         known: Scores of the active model by case name; added to, so that the next candidate costs its own alone.
+        known_candidate: The same of the candidate, for the next model it is compared with.
         before_each: Called with each case's name, for progress.
         on_left_out: Told the name and the reason of a scan that the pipeline refuses, or whose truth is not on its
             grid.
@@ -86,20 +88,20 @@ def score_models(
         WeightsError: A model cannot be loaded.
         MemoryShortageError: A scan does not fit into memory; left out, a busy machine would decide who judges.
     """
-    known = {} if known is None else known
+    known, rated = {} if known is None else known, {} if known_candidate is None else known_candidate
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
     for case in cases:
         if before_each is not None:
             before_each(case.name)
         try:
             require_same_grid(case.truth.grid, case.image.grid)
-            if case.name not in known:
-                known[case.name] = _score(case, active)
-            pair = known[case.name], _score(case, candidate)
+            for model, scores_of in ((active, known), (candidate, rated)):
+                if case.name not in scores_of:
+                    scores_of[case.name] = _score(case, model)
         except (ImageError, GridError) as error:
             on_left_out(case.name, str(error))
             continue
-        scores.setdefault(case.subject, []).append(pair)
+        scores.setdefault(case.subject, []).append((known[case.name], rated[case.name]))
     return tuple(
         SubjectScores(subject, tuple(a for a, _ in pairs), tuple(c for _, c in pairs))
         for subject, pairs in scores.items()

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from lib.gate.compare import CONFIDENCE, MIN_SUBJECTS, RESAMPLES, Comparison, SubjectScores, compare
+from lib.gate.compare import (
+    CONFIDENCE,
+    MIN_SUBJECTS,
+    RESAMPLES,
+    SINCE_BEGINNING,
+    Comparison,
+    SubjectScores,
+    compare,
+)
 
 REFERENCE, HOLDOUT = "reference", "hold-out"
 """The two sets a candidate is judged on."""
@@ -54,7 +62,8 @@ class GateReport:
         active: Version that is served.
         candidate: Version or run that asks to be served.
         publish: Whether it may be served.
-        sets: The reports of the reference set and of the hold-out.
+        sets: The reports of the reference set and of the hold-out; from the second training on, of both since the
+            beginning too.
         reason: One sentence for the log and the model list.
         left_out: Scans that could not judge, each with the reason.
     """
@@ -97,12 +106,28 @@ class GateReport:
         return cls(active, candidate, bool(content["publish"]), sets, reason, left_out)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The weights that the first of the trainings began with, beside the candidate.
+
+    Attributes:
+        name: Of the weights.
+        reference: Their scores as the active ones, the candidate's as such, on the reference set.
+        holdout: The same on the hold-out.
+    """
+
+    name: str
+    reference: Sequence[SubjectScores]
+    holdout: Sequence[SubjectScores]
+
+
 def judge(
     active: str,
     candidate: str,
     *,
     reference: Sequence[SubjectScores],
     holdout: Sequence[SubjectScores],
+    beginning: Beginning | None = None,
     left_out: Sequence[str] = (),
 ) -> GateReport:
     """Decide whether a candidate may be served.
@@ -112,21 +137,31 @@ def judge(
         candidate: Version that asks.
         reference: Scores on the fixed reference set.
         holdout: Scores on the site's own subjects that are never trained on.
+        beginning: The same beside the weights the first of the trainings began with; None where these are ``active``.
         left_out: Scans that could not judge, each with the reason; the report names them.
 
     Returns:
-        The decision. Nothing may fall beyond its margin on either set; too few hold-out subjects leave the
-        decision to the reference set, too few reference subjects publish nothing.
+        The decision. Nothing may fall beyond its margin on either set, nor by ``SINCE_BEGINNING`` margins since the
+        beginning; too few hold-out subjects leave the decision to the reference set, too few reference subjects publish
+        nothing.
     """
     sets = (_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout))
-    publish, reason = _decide(*sets)
+    since = (
+        ()
+        if beginning is None
+        else (
+            _judge_set(f"{REFERENCE}, since {beginning.name}", beginning.reference, margins=SINCE_BEGINNING),
+            _judge_set(f"{HOLDOUT}, since {beginning.name}", beginning.holdout, margins=SINCE_BEGINNING),
+        )
+    )
+    publish, reason = _decide(*sets, since)
     if left_out:
         reason = f"{reason}; could not judge: {len(left_out)} of the scans"
-    return GateReport(active, candidate, publish, sets, reason, tuple(left_out))
+    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out))
 
 
-def _decide(reference: SetReport, holdout: SetReport) -> tuple[bool, str]:
-    failed = [entry for entry in (reference, holdout) if entry.verdict is Verdict.FAIL]
+def _decide(reference: SetReport, holdout: SetReport, since: Sequence[SetReport]) -> tuple[bool, str]:
+    failed = [entry for entry in (reference, holdout, *since) if entry.verdict is Verdict.FAIL]
     if failed:
         return False, "not served: " + "; ".join(e.reason for e in failed)
     if reference.verdict is Verdict.TOO_FEW:
@@ -136,9 +171,10 @@ def _decide(reference: SetReport, holdout: SetReport) -> tuple[bool, str]:
     return True, "served: nothing fell beyond its margin on either set"
 
 
-def _judge_set(name: str, subjects: Sequence[SubjectScores]) -> SetReport:
-    comparisons = compare(subjects)
-    count = len(subjects)
+def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> SetReport:
+    comparisons = compare(subjects, margins=margins)
+    # A subject to whom no measure applies, with a sliver of a spine, judges nothing.
+    count = max(comparison.subjects for comparison in comparisons)
     if count < MIN_SUBJECTS:
         reason = f"the {name} set needs {MIN_SUBJECTS} subjects, got {count}"
         return SetReport(name, Verdict.TOO_FEW, count, comparisons, reason)

@@ -27,9 +27,16 @@ class UnknownImageError(TotalSpineSegError):
         )
 
 
+class UnknownLabelError(TotalSpineSegError):
+    """An image has no label under this tag."""
+
+    def __init__(self, image_id: str, tag: str) -> None:
+        super().__init__(f"a label of image {image_id!r} is required, got none under the tag {tag!r}; ask for the list")
+
+
 def status_of(error: TotalSpineSegError) -> int:
     """The HTTP status that fits an error."""
-    if isinstance(error, UnknownImageError):
+    if isinstance(error, (UnknownImageError, UnknownLabelError)):
         return NOT_FOUND
     if isinstance(error, WeightsError):
         return NOT_READY

@@ -1,11 +1,11 @@
 """The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lib import pipeline
-from lib.corrections.inbox import READER_TAGS
+from lib.corrections.inbox import READER_TAGS, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import without_regions
@@ -23,8 +23,8 @@ from lib.pipeline import Scan
 from lib.transforms.discs import missing_discs
 from lib.volume_io import read_labels
 
-STEP2_TAGS = (*READER_TAGS, "original")
-"""Where step 2 looks for the label to start from when none is sent."""
+PREDICTED_TAG = "original"
+"""Where step 2 looks for the label to start from when none is sent and no reader submitted one."""
 
 
 class FullTask(SpineTask):
@@ -50,7 +50,7 @@ class FullTask(SpineTask):
         options = self.options(settings, request, versions)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         if kept is not None:
-            drawn = kept.drawn
+            drawn, versions = kept.drawn, dict(kept.versions)
             found = pipeline.rename(scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, clock=clock)
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
@@ -61,6 +61,8 @@ class FullTask(SpineTask):
 
 class Step1Task(SpineTask):
     """Step 1 alone: discs with their levels, cord, canal, C1, and all other vertebrae in one piece."""
+
+    part = STEP1_TAG
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -126,7 +128,7 @@ class Step2Task(SpineTask):
     def _stored(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
         image_id = str(request.get("image_id") or "")
         asked = str(request.get("label_from") or "")
-        tags = (asked,) if asked else STEP2_TAGS
+        tags = (asked,) if asked else (*self._latest_first(image_id), PREDICTED_TAG)
         found = next(((tag, f) for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
         if found is None:
             raise LabelError(
@@ -137,6 +139,14 @@ class Step2Task(SpineTask):
         wire = read_labels(file)
         require_same_grid(wire.grid, scan.grid)
         return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
+
+    def _latest_first(self, image_id: str) -> Sequence[str]:
+        """Readers' tags, the one with the label submitted last before the other; ids of submissions sort by time."""
+
+        def submitted(tag: str) -> str:
+            return str(self.services.label_info(image_id, tag).get("correction", ""))
+
+        return sorted(READER_TAGS, key=submitted, reverse=True)
 
 
 def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:

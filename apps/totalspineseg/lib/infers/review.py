@@ -1,28 +1,39 @@
 """A model that shows where a reader should look: clients drop the report, but they show segments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 
+from lib.anatomy import BY_CODE, DISCS, Kind
+from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import REVIEW_PREFIX
-from lib.geometry import LabelArray
+from lib.geometry import LabelArray, same_grid
 from lib.infers.models import FullTask
 from lib.infers.services import Services
 from lib.infers.settings import Settings, pins_from_json
 from lib.infers.task import Outcome
-from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
+from lib.numbering.chain import CONFIDENT_PROBABILITY
+from lib.numbering.doubtful import NAMED, doubtful_codes
+from lib.numbering.findings import Finding
+from lib.numbering.weights import ORDER
+from lib.pipeline import Scan
+from lib.transforms.components import Mask, labels_present
 
 UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level not certain", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2})
 """Two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
+SPOT_MM: Final = 5.0
+"""Radius of the mark where something is that has no label: a piece that was left out."""
 
 
 class ReviewTask(FullTask):
-    """The full result, reduced to the structures that need a reader's eyes; asked after it, no network runs again."""
+    """The result that is shown, reduced to what needs a reader's eyes; asked after it, no network runs again."""
 
+    part = REVIEW_PREFIX
     reuses_maps = True
 
     def __init__(self, services: Services) -> None:
@@ -34,31 +45,71 @@ class ReviewTask(FullTask):
         )
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """With the localizer and the fixed levels of the result that is looked at, unless the request names its own.
+        """With what named the result that is looked at, unless the request names a localizer or levels of its own.
 
-        Without them the review would doubt levels that the result was told, or judge other names than are shown.
+        Otherwise the review would doubt levels that the result was told, or judge other names than are shown.
         """
-        for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
-            same = record.image_sha256 == request["image_sha256"]
-            if same and record.model != request.get("model") and "step2" in record.versions:
-                told = record.settings
-                pins = settings.pins or pins_from_json(told.get("pins", ()))
-                return replace(settings, localizer=settings.localizer or str(told.get("localizer", "")), pins=pins)
-        return settings
+        shown = self._shown(request)
+        if shown is None:
+            return settings
+        told = shown.settings
+        return replace(
+            settings,
+            localizer=settings.localizer or str(told.get("localizer", "")),
+            pins=settings.pins or pins_from_json(told.get("pins", ())),
+            numbering=told.get("numbering", settings.numbering),
+            other_series=bool(told.get("other_series", settings.other_series)),
+        )
+
+    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
+        """The maps of the result that is looked at, whatever weights drew them and whatever step 1 it began with."""
+        shown = self._shown(request)
+        found = None if shown is None else self.services.maps.of_prediction(str(request["image_sha256"]), shown.id)
+        if found is not None and same_grid(found.iso, scan.iso.grid):
+            return found
+        return super().kept(scan, step, request, versions)
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
         """1 where a level is not certain, 2 where the checks found something."""
-        uncertain: set[int] = set()
-        if outcome.numbering is not None:
-            uncertain = _uncertain(outcome.numbering)
-        odd = {finding.code for finding in outcome.findings} - uncertain
-        marks = np.zeros(outcome.labels.shape, dtype=np.uint8)
-        for name, codes in ((UNCERTAIN, uncertain), (ODD, odd)):
-            marks[np.isin(outcome.labels, sorted(codes & settings.codes))] = REVIEW_LABELS[name]
+        labels = outcome.labels
+        present = frozenset(np.flatnonzero(labels_present(labels)).tolist())
+        # The iterative method knows no doubts, so each of its levels may be wrong.
+        unsure = present & NAMED if outcome.numbering is None else doubtful_codes(outcome.numbering, labels)
+        findings = (*outcome.findings, *(() if outcome.numbering is None else outcome.numbering.findings))
+        odd = frozenset(code for finding in findings for code in _concerned(finding.code, present)) - unsure
+        marks = np.zeros(labels.shape, dtype=np.uint8)
+        for name, codes in ((UNCERTAIN, unsure), (ODD, odd)):
+            marks[np.isin(labels, sorted(codes & settings.codes))] = REVIEW_LABELS[name]
+        marks[(labels == 0) & _spots(findings, labels.shape, outcome.scan.iso.spacing)] = REVIEW_LABELS[ODD]
         return marks
 
+    def _shown(self, request: Mapping[str, Any]) -> PredictionRecord | None:
+        """The newest whole result for the image as it is now."""
+        for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
+            same = record.image_sha256 == request["image_sha256"]
+            if same and record.model != request.get("model") and "step2" in record.versions:
+                return record
+        return None
 
-def _uncertain(numbering: Numbering) -> set[int]:
-    """Codes of the doubtful levels; where the whole is doubtful but no single one, all of them."""
-    doubtful = {level.code for level in numbering.levels if level.probability < CONFIDENT_PROBABILITY}
-    return doubtful if doubtful or numbering.confident else {level.code for level in numbering.levels}
+
+def _concerned(code: int, present: frozenset[int]) -> tuple[int, ...]:
+    """What to mark for a code: itself, or the neighbors of one that is missing."""
+    if code in present or code not in ORDER:
+        return (code,) if code in present else ()
+    kind = BY_CODE[code].kind is Kind.DISC
+    row = sorted((c for c in present & ORDER.keys() if (c in DISCS) == kind), key=lambda c: ORDER[c])
+    above, below = [c for c in row if ORDER[c] < ORDER[code]], [c for c in row if ORDER[c] > ORDER[code]]
+    return (*above[-1:], *below[:1])
+
+
+def _spots(findings: Iterable[Finding], shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> Mask:
+    """Balls around what has a place and no code."""
+    spots = np.zeros(shape, dtype=np.bool_)
+    for finding in findings:
+        if finding.code == 0 and finding.point_vox is not None:
+            x, y, z = (
+                ((np.arange(length) - at) * mm) ** 2
+                for length, at, mm in zip(shape, finding.point_vox, spacing_mm, strict=True)
+            )
+            spots |= x[:, None, None] + y[None, :, None] + z[None, None, :] <= SPOT_MM**2
+    return spots

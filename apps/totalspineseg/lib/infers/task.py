@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
 
+NOT_RECORDED = (
+    "This prediction could not be recorded, since the server cannot write: levels will not follow one that is renamed "
+    "in it, and a correction will not know what it corrects."
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,7 +74,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         services: What all models share.
         description: What the model is for, as clients show it.
         labels: Published names with ids 1..N in fixed order.
+
+    Attributes:
+        part: What the model gives in place of the whole result, as a word for a tag; empty where it gives that.
     """
+
+    part = ""
 
     def __init__(self, services: Services, description: str, labels: Mapping[str, int] = WIRE_LABELS) -> None:
         super().__init__(InferType.SEGMENTATION, dict(labels), 3, description, client_config())
@@ -133,9 +143,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
         finally:
             self.services.lock.release()
         file = self._write(outcome, settings, clock)
+        image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id(),
-            image=str(request.get("image_id") or ""),
+            id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
+            image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),
             seconds=clock.as_json(),
@@ -144,13 +155,17 @@ class SpineTask(InferTask):  # type: ignore[misc]
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
         )
+        return str(file), self._reply(record, warning=self._record(record, outcome))
+
+    def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
+        """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
         try:
             self.services.predictions.keep(record)
-            self._keep_maps(sha256, record, outcome)
-        except StorageError:
-            file.unlink(missing_ok=True)
-            raise
-        return str(file), self._reply(record)
+            self._keep_maps(record.image_sha256, record, outcome)
+        except StorageError as error:
+            logger.warning("a prediction is not recorded: %s", error)
+            return NOT_RECORDED
+        return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
         if outcome.drawn is None:
@@ -180,14 +195,16 @@ class SpineTask(InferTask):  # type: ignore[misc]
                 raise
         return file
 
-    def _reply(self, record: PredictionRecord) -> dict[str, Any]:
+    def _reply(self, record: PredictionRecord, *, warning: str) -> dict[str, Any]:
         return {
             "label_names": dict(self.labels),
             "prediction": record.id,
+            "image_sha256": record.image_sha256,
             "models": dict(record.versions),
             "latencies": dict(record.seconds),
             "numbering": record.numbering,
             "settings": dict(record.settings),
+            "warning": warning,
         }
 
     def options(self, settings: Settings, request: Mapping[str, Any], versions: Mapping[str, str]) -> Options:

@@ -208,6 +208,8 @@ def prepare_cases(
     folder: ModelFolder,
     *,
     on_skip: Callable[[Skipped], None],
+    at_most: Mapping[Origin, int] | None = None,
+    before_each: Callable[[str], None] = lambda _: None,
     finder: Predictor | None = None,
 ) -> tuple[TrainingCase, ...]:
     """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
@@ -218,6 +220,8 @@ def prepare_cases(
         sources: Where the scans come from; one image at a time is held at full size.
         folder: The model whose plans apply.
         on_skip: Told about every case that is left out.
+        at_most: Usable cases of each origin that are wanted, the first ones; all of an origin that is not named.
+        before_each: Called with each case's name, for progress.
         finder: See ``prepare_case``.
 
     Returns:
@@ -226,14 +230,19 @@ def prepare_cases(
     Raises:
         TrainingError: The memory does not suffice, neither the GPU's nor the CPU's.
     """
-    cases = []
+    cases: list[TrainingCase] = []
+    left = dict(at_most or {})
     for source in sources:
-        if folder.step not in source.steps:
+        if folder.step not in source.steps or left.get(source.origin) == 0:
             continue
+        before_each(source.name)
         try:
             cases.append(prepare_case(source.read(), folder, finder=finder))
         except MemoryShortageError as error:
             raise TrainingError(f"case {source.name} cannot be prepared: {error}; then train again") from error
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
+        else:
+            if source.origin in left:
+                left[source.origin] -= 1
     return tuple(cases)

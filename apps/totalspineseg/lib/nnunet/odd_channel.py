@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lib.anatomy import BACKGROUND, DISCS, PARITY, Parity, column
+from lib.anatomy import DISCS
 from lib.geometry import LabelArray
 from lib.nnunet.targets import has_unreviewed, mark, present_codes
 from lib.transforms.discs import column_showing
@@ -28,35 +28,37 @@ HOLE_SHARE: Final = 0.3
 """Share in which a disc has a bite taken out, as at degenerate discs."""
 BITE_DISC_SHARE: Final = 0.4
 """Edge of the bite relative to the disc's box."""
-_LONGEST = column(lumbar=6)
-ODD_DISCS: Final = frozenset(
-    disc
-    for vertebra, disc in zip(_LONGEST.vertebrae, _LONGEST.discs, strict=True)
-    if disc is not None and PARITY[vertebra] is Parity.EVEN
-)
-"""Discs whose lower neighbor is odd in a column of twelve thoracic vertebrae; the plain variant marks these."""
 
 
 def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
-    """The discs a training channel marks: every other one present, in the phase the variant asks for.
+    """The discs a training channel marks: those above a vertebra that is odd in this variant.
 
     Args:
         codes: uint8 output codes of the whole scan. Not modified.
         swapped: The variant with odd and even exchanged marks the other set.
 
     Returns:
-        Disc codes, superior to inferior; empty without discs. What class 7 means follows: in both variants it is the
-        vertebra below a marked disc.
+        Disc codes, superior to inferior; empty where no disc of the set is in view, see ``taught_variant``.
+
+    Source:
+        The reference lists the discs of each set by name; here the place in the column decides, so that discs which are
+        missing between others, hidden or fused, shift nothing, nor do 11 or 13 thoracic vertebrae. What class 7 means
+        follows: it is the vertebra below a marked disc, as at inference.
     """
     shown = present_codes(codes)
-    # Discs missing between others, hidden or fused, would shift the count: the column says where each one stands.
-    row = column_showing(shown, whole=not has_unreviewed(codes)).discs
-    present = [code if code in shown else BACKGROUND for code in row if code is not None]
-    first = next((k for k, code in enumerate(present) if code and (code in ODD_DISCS) != swapped), None)
-    if first is None:
-        # One disc alone, of the other set: marked all the same, as inference never shows a channel without any.
-        first = 0 if has_unreviewed(codes) else next((k for k, code in enumerate(present) if code), 0)
-    return tuple(code for code in present[first % 2 :: 2] if code)
+    spine = column_showing(shown, whole=not has_unreviewed(codes))
+    # C1 is the first vertebra, so the one below the disc of index k is number k + 2.
+    return tuple(disc for k, disc in enumerate(spine.discs) if disc in shown and (k % 2 == 1) != swapped)
+
+
+def taught_variant(codes: LabelArray, *, swapped: bool) -> bool:
+    """Whether odd and even are exchanged: as asked, but never so that no disc is marked, for inference marks one.
+
+    Args:
+        codes: As in ``marked_discs``.
+        swapped: What is asked for.
+    """
+    return swapped if marked_discs(codes, swapped=swapped) else not swapped and bool(marked_discs(codes, swapped=True))
 
 
 def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:

@@ -21,6 +21,7 @@ from lib.nnunet.odd_channel import (
     FloatArray,
     disturbed_channel,
     marked_discs,
+    taught_variant,
 )
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
@@ -38,7 +39,7 @@ DISTURBED_SHARE: Final = 1 - EXACT_CHANNEL_SHARE
 TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 """Whose discs a second channel shows, in the record of the cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of the cases; raised when the same scan gives other files, so that older ones are written anew."""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
@@ -157,11 +158,12 @@ def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, opt
         """In the whole scan, as at inference; few variants ask for it."""
         return found_discs(image.data, labels.data, finder)[box]
 
-    for swapped in missing:
-        second, discs = _second_channel(codes, find, name, options, swapped=swapped)
+    for second_variant in missing:
+        swapped = taught_variant(codes, swapped=second_variant)
+        file = _variant(name, second_variant)
+        second, discs = _second_channel(codes, find, file, options, swapped=swapped)
         target = step_target(codes, 2, swapped=swapped, unreviewed=scan.unreviewed)
-        channels = [image.data[box], second]
-        folder.write(_variant(name, swapped), scan.subject, made_from, grid, channels, target, discs=discs)
+        folder.write(file, scan.subject, made_from, grid, [image.data[box], second], target, discs=discs)
 
 
 def _second_channel(
@@ -172,8 +174,8 @@ def _second_channel(
     *,
     swapped: bool,
 ) -> tuple[FloatArray, str]:
-    """The channel, and whose discs it shows."""
-    rng = np.random.default_rng([SEED, swapped, *name.encode()])
+    """The channel of a file, and whose discs it shows."""
+    rng = np.random.default_rng([SEED, *name.encode()])
     marked = marked_discs(codes, swapped=swapped)
     if rng.random() >= options.disturbed_share:
         return mark(codes, marked), TRUE
@@ -181,7 +183,7 @@ def _second_channel(
         channel = mark(find(options.finder), marked)
         if channel.any():
             return channel, f"{FOUND_BY}{options.finder.version}"
-        logger.warning("%s: step 1 finds none of its discs; errors are simulated", _variant(name, swapped))
+        logger.warning("%s: step 1 finds none of its discs; errors are simulated", name)
     return disturbed_channel(codes, marked, rng), SIMULATED
 
 

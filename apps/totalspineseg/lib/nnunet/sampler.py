@@ -1,6 +1,5 @@
 """Batches for fine-tuning: cases drawn by origin, patches around structures, channels and targets made on them."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -14,9 +13,16 @@ from lib.errors import LabelError
 from lib.geometry import LabelArray
 from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.cases import Origin, TrainingCase
+from lib.nnunet.draws import draws_of, place
 from lib.nnunet.finetune_settings import NONE, Strength
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
+from lib.nnunet.odd_channel import (
+    EXACT_CHANNEL_SHARE,
+    FOUND_CHANNEL_SHARE,
+    disturbed_channel,
+    marked_discs,
+    taught_variant,
+)
 from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
 
 Shape = tuple[int, int, int]
@@ -52,6 +58,7 @@ class _Known:
     places: Mapping[int, npt.NDArray[np.intp]]
     uneven_thoracic: bool
     marked: Mapping[bool, tuple[int, ...]]
+    variants: Mapping[bool, bool]
 
 
 class Sampler:
@@ -82,11 +89,10 @@ class Sampler:
         if not cases:
             raise LabelError("at least one usable case is required for training, got none; submit a corrected label")
         known = [_know(case) for case in cases]
-        self._fresh = [entry for entry in known if entry.case.origin is Origin.CORRECTION]
-        self._replay = [entry for entry in known if entry.case.origin is not Origin.CORRECTION]
+        self._pools = {origin: [entry for entry in known if entry.case.origin is origin] for origin in Origin}
+        self._draws = draws_of(cases, replay_share)
         self._patch = folder.patch
         self._step = cast(Step, folder.step)
-        self._replay_share = replay_share
         self._exact_share = exact_share
         self._seed = seed
         x_axis = folder.transpose.index(2)
@@ -104,17 +110,17 @@ class Sampler:
     def validation(self, number: int) -> Batch:
         """One unvaried patch with an exact channel, around a structure; ``number`` chooses it for good."""
         rng = np.random.default_rng((self._seed, 1 << 40, number))
-        cases = self._fresh or self._replay
+        fresh = self._pools[Origin.CORRECTION]
+        cases = fresh or [entry for pool in self._pools.values() for entry in pool]
         known = cases[number % len(cases)]
         with _seeded(rng):
             return self._patch_of(known, rng, self._plain, foreground=1, exact=1)
 
     def _draw(self, number: int) -> Batch:
         rng = np.random.default_rng((self._seed, number))
-        # Evenly spread, so that no batch is of one kind by chance.
-        turn = math.floor((number + 1) * self._replay_share) > math.floor(number * self._replay_share)
-        pool = self._replay if self._replay and (turn or not self._fresh) else self._fresh
-        known = pool[int(rng.integers(len(pool)))]
+        origin, turn = self._draws.turn(number)
+        pool = self._pools[origin]
+        known = pool[place(turn, len(pool), (self._seed, *origin.value.encode()))]
         with _seeded(rng):
             return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
 
@@ -128,7 +134,7 @@ class Sampler:
         parts = {"image": _crop([case.image], center, self._patch), "segmentation": _crop(maps, center, self._patch)}
         if case.shares is not None:
             parts["regression_target"] = _crop(list(case.shares), center, self._patch)
-        swapped = bool(self._step == 2 and rng.random() < 0.5)
+        swapped = self._step == 2 and known.variants[rng.random() < 0.5]
         varied = vary(**parts)
         codes, *found = varied["segmentation"].numpy().astype(np.uint8)
         channels = [varied["image"].float()]
@@ -155,7 +161,8 @@ def _know(case: TrainingCase) -> _Known:
         found = np.flatnonzero(case.codes == code)
         places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
     marked = {swapped: marked_discs(case.codes, swapped=swapped) for swapped in (False, True)}
-    return _Known(case, places, thoracic_is_uneven(case.codes), marked)
+    variants = {swapped: taught_variant(case.codes, swapped=swapped) for swapped in (False, True)}
+    return _Known(case, places, thoracic_is_uneven(case.codes), marked, variants)
 
 
 def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape:

@@ -30,7 +30,7 @@ EVALUATION_SEED: Final = 1_000_003
 """Far from every training seed: these spines are unseen."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
 """Extent of the evaluated scans, that of a usual sagittal series; whole columns are as tall as they are."""
-LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach")
+LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach", "wide")
 """What the linter says of names and levels; a loose fragment is a ragged border."""
 
 

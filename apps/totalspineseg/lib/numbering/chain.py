@@ -10,11 +10,12 @@ import numpy as np
 from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
+from lib.numbering.alignment import ELSEWHERE, misplaced
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
 from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, Step1Names, gather
 from lib.numbering.findings import Finding
-from lib.numbering.left_out import contradicts, left_out
+from lib.numbering.left_out import contradicts, left_out, moved_landmarks
 from lib.numbering.loose import name_loose
 from lib.numbering.pins import with_pins
 from lib.numbering.plain import with_plain_vertebrae
@@ -90,11 +91,11 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece, pin or certain step 1
-            contradicts; if not, this is an abstention.
+        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece, landmark, pin or
+            certain step 1 contradicts; if not, this is an abstention.
         would_settle: What would decide between the alternatives; empty when confident.
         missed: Codes of structures in view that have no piece.
-        findings: Pieces that got no name, for a reader to look at.
+        findings: Pieces that got no name, and what else a reader should look at.
         helped_by: Named series of the patient whose levels overlap.
         unmet: Codes of pins that lie near nothing they could name.
     """
@@ -129,7 +130,8 @@ def number_chain(
         raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
         step: 1 or 2.
         affine: (4, 4) voxel -> RAS mm.
-        localizers: Other series of the patient on the same grid. Not modified.
+        localizers: Other series of the patient on the same grid; one that lies elsewhere is not used, which a finding
+            says. Not modified.
         pins: Levels a reader has fixed.
         step1: What step 1 named in this scan, on the same grid; a reader's pins make a network's names void. Not
             modified.
@@ -144,6 +146,8 @@ def number_chain(
     pieces = divide(with_plain_vertebrae(pieces, raw, ruler), raw, ruler)
     if step1 is not None and pins and not step1.by_reader:
         step1 = None
+    misplacements = [(series, misplaced(series, pieces, ruler)) for series in localizers]
+    localizers = [series for series, why in misplacements if not why]
     others = (*localizers, *(() if step1 is None else (step1.discs,)))
     evidence = gather(pieces, raw, step, ruler=ruler, localizers=others)
     evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
@@ -156,9 +160,21 @@ def number_chain(
         for k, series in enumerate(localizers)
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
-    findings = (*map(_unmet, unmet), *numbering.findings)
-    confident = numbering.confident and not unmet
-    return replace(numbering, helped_by=helped, unmet=unmet, findings=findings, confident=confident)
+    elsewhere = (_elsewhere(series, why) for series, why in misplacements if why)
+    # What a reader says of this very scan may differ from what the network takes for a landmark; nothing else may.
+    by_reader = bool(pins) or (step1 is not None and step1.by_reader)
+    moved = () if by_reader else moved_landmarks(numbering.naming.discs, pieces)
+    findings = (
+        *map(_unmet, unmet),
+        *elsewhere,
+        *(_moved(k, code, numbering) for k, code in moved),
+        *numbering.findings,
+    )
+    confident = numbering.confident and not unmet and not moved
+    settle = numbering.would_settle or (() if confident else _settling(numbering.levels, numbering.alternatives))
+    return replace(
+        numbering, helped_by=helped, unmet=unmet, findings=findings, confident=confident, would_settle=settle
+    )
 
 
 def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
@@ -247,6 +263,12 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
         if named != UNNAMED and (code := max(shares, key=lambda c: shares[c])) != named:
             found.append((k, code))
     return found
+
+
+def _moved(k: int, code: int, numbering: Numbering) -> Finding:
+    named, piece = numbering.naming.discs[k], numbering.pieces.discs[k]
+    text = f"The network took this disc for {NAME_OF[code]}; by all else that is in view it is {NAME_OF[named]}."
+    return _found_at(piece, "landmark_differs", named, text)
 
 
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
@@ -340,6 +362,12 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
 def _unmet(code: int) -> Finding:
     text = f"The fixed level {NAME_OF[code]} lies beside no structure of its kind and was not used; click inside it."
     return Finding("pin_unmet", code, text)
+
+
+def _elsewhere(series: Localizer, why: str) -> Finding:
+    name = f"The series {series.source}" if series.source else "The localizer"
+    text = f"{name} was not used: {why}. It is another patient's, or the patient was moved between the two."
+    return Finding(ELSEWHERE, UNNAMED, text)
 
 
 def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:

@@ -75,6 +75,13 @@ class Ruler:
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
         return self.course.locate(points) if self.course is not None else -points[:, 2]
 
+    def is_anterior(self, point_vox: npt.ArrayLike) -> bool:
+        """Whether a point lies anterior to the canal, at the nearest height with canal; False without canal."""
+        if self.extent.z.size == 0:
+            return False
+        _, y, z = np.asarray(point_vox, dtype=np.float64)
+        return bool(y > self.extent.y_last[np.abs(self.extent.z - z).argmin()])
+
     def in_front(self, xyz: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Voxels anterior to the canal and within its width, at the nearest height with canal.
 

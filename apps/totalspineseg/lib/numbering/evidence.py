@@ -236,7 +236,7 @@ class _Seen:
             cut=self._is_cut(piece),
             width_mm=sides[0],
             volume_mm3=piece.voxels * float(np.prod(self.spacing)),
-            landmarks=_landmarks(piece) if piece.kind is Kind.DISC else {},
+            landmarks=landmark_shares(piece) if piece.kind is Kind.DISC else {},
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
         )
@@ -290,8 +290,8 @@ class _Seen:
         return np.array([x, y + canal_y + 1, z])
 
 
-def _landmarks(piece: Piece) -> dict[int, float]:
-    """Share of a disc in each landmark class."""
+def landmark_shares(piece: Piece) -> dict[int, float]:
+    """Landmark disc -> share of a disc's voxels in its class."""
     total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
     return {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()} if total else {}
 

@@ -16,9 +16,10 @@ from lib.numbering.lint import lint
 from lib.numbering.pins import PIN_REACH_MM
 from lib.numbering.report import report
 from lib.transforms.canal import fill_canal
-from lib.transforms.components import Labels, largest_component
+from lib.transforms.components import Labels
 from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.pieces import Step, find_pieces, require_spine
+from lib.transforms.spine import one_spine
 
 Method = Literal["chain", "iterative"]
 
@@ -84,7 +85,7 @@ def name_map(
                 "resample it with nearest neighbor first"
             )
     with clock(f"step {step} largest component"):
-        classes = largest_component(raw.data.astype(np.uint8, copy=False))
+        classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
     require_spine(classes, step)
     with clock(f"step {step} labeling"):
         pieces = find_pieces(classes, step)
@@ -112,8 +113,8 @@ def require_met(numbering: Numbering | None) -> None:
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
         raise LabelError(
-            f"a fixed level within {PIN_REACH_MM:.0f} mm of a structure of its kind is required, got {names} beside "
-            "none; click inside the structure (RAS mm)"
+            f"a fixed level within {PIN_REACH_MM:.0f} mm of a structure of its kind is required, at its height, got "
+            f"{names} beside none; click inside the structure (RAS mm), of a vertebra into its body"
         )
 
 

@@ -56,7 +56,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
     seen = observable(tree, step)
     disc = np.append(tree.disc, False)
     missed = tree.between.sum(axis=2) if step == 2 else tree.between[:, :, 0]
-    prior = tree.path_prior * w.missed_weight(missed)
+    prior = tree.path_prior * w.missed_weight(missed, w.P_NEXT_MISSED_WITHIN)
     prior[:, 0] = w.P_SPLIT
     fits = np.append(seen, False)[tree.ancestor] & seen[:, None] & (tree.ancestor < tree.code.size)
     fits &= (disc[tree.ancestor] == upper_is_disc) & (tree.disc == lower_is_disc)[:, None]
@@ -103,5 +103,6 @@ def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
     sd = np.where(steps.same, w.SPACING_MM + w.SPLIT_SPREAD * height, sd)
     apart = lower.place_mm - upper.place_mm
     ruled = np.exp(-0.5 * ((apart - expected) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
-    density = (1 - w.P_ODD_SPACING) * ruled + w.P_ODD_SPACING / w.ODD_SPACING_MM * ~steps.same
+    odd = ~steps.same & (apart <= w.ODD_STRETCH * expected)
+    density = (1 - w.P_ODD_SPACING) * ruled + w.P_ODD_SPACING / w.ODD_SPACING_MM * odd
     return np.asarray(density * w.UNIT_MM * steps.prior)

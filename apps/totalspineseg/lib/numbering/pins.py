@@ -6,17 +6,27 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, C1, SACRUM, Kind, column
+from lib.anatomy import BY_CODE, C1, LUMBAR, SACRUM, THORACIC, Kind, column
 from lib.numbering.course import Ruler
 from lib.numbering.evidence import Evidence, Floats, Item, Pin
+from lib.numbering.solver import SACRUM_LENGTH_MM
+from lib.numbering.states import HEIGHT_MM
 from lib.transforms.pieces import Pieces
 
 PIN_REACH_MM: Final = 15.0
 """A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
 AROUND_MM: Final = 70.0
 """Nor does one whose center is farther from it (the tip of a lumbar spinous process)."""
-BESIDE_MM: Final = 40.0
-"""A disc farther along the canal from a point in a vertebra does not border that vertebra (a lumbar level)."""
+INSIDE_MM: Final = 2.0
+"""So near to a piece's voxels a point lies in it: outlines are no better."""
+SAME_LEVEL: Final = 0.6
+"""A piece beside a point whose middle is farther from it along the canal is another level, share of the level's height:
+within a body no point is farther than half of it, and the next body's middle a whole one."""
+BORDERS: Final = 0.85
+"""A disc farther along the canal from a point in a vertebra does not border it, share of its height: from its middle
+the next disc is half of it away, the next but one three halves."""
+BORDERS_SACRUM_MM: Final = 40.0
+"""The same from a point in the sacrum, mm."""
 
 
 def with_pins(
@@ -24,8 +34,8 @@ def with_pins(
 ) -> tuple[Evidence, tuple[int, ...]]:
     """The evidence with the names readers gave.
 
-    Each pin goes to the nearest piece of its kind. A step-1 map has no single vertebrae: there it names the discs
-    above and below the point.
+    Each pin goes to the piece of its kind it lies in or beside, at the same level. Where there is none, as everywhere
+    in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and below.
 
     Args:
         evidence: From ``gather``.
@@ -46,11 +56,10 @@ def with_pins(
         if structure is None or structure.kind in (Kind.CORD, Kind.CANAL):
             raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
         point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
-        if evidence.step == 1 and structure.kind is not Kind.DISC:
-            named = _bordering(items, pieces, pin.code, point * ruler.spacing_mm, ruler)
-        else:
-            found = _nearest(items, pieces, structure.kind, point, ruler.spacing_mm)
-            named = {} if found is None else {found: frozenset({pin.code})}
+        found = _nearest(items, pieces, pin.code, point, ruler)
+        named = {} if found is None else {found: frozenset({pin.code})}
+        if structure.kind is not Kind.DISC and not named:
+            named = _bordering(items, pieces, pin.code, point, ruler)
         for k, codes in named.items():
             items[k] = replace(items[k], pin=codes)
         if not named:
@@ -59,24 +68,29 @@ def with_pins(
 
 
 def _bordering(
-    items: Sequence[Item], pieces: Pieces, code: int, point: Floats, ruler: Ruler
+    items: Sequence[Item], pieces: Pieces, code: int, point_vox: Floats, ruler: Ruler
 ) -> dict[int, frozenset[int]]:
-    """The discs above and below a point in a vertebra -> the codes they can have then, over all variants."""
+    """The discs above and below a point in a vertebra's body -> the codes they can have then, over all variants."""
+    if code == C1:
+        return {k: frozenset({C1}) for k, item in enumerate(items) if item.is_c1}
+    if not ruler.is_anterior(point_vox):
+        # Processes hang down beside other vertebrae.
+        return {}
     above, below = _neighbors(code)
-    place_mm = ruler.place(point)
+    point = point_vox * ruler.spacing_mm
+    place_mm, reach_mm = ruler.place(point), BORDERS_SACRUM_MM if code == SACRUM else BORDERS * HEIGHT_MM[code]
     discs = []
     for k, item in enumerate(items):
         if item.kind is Kind.DISC:
             center = np.array(pieces.discs[item.index].centroid_vox) * ruler.spacing_mm
             if np.linalg.norm(center - point) <= AROUND_MM:
                 discs.append(k)
-    upper = [k for k in discs if 0 < place_mm - items[k].place_mm <= BESIDE_MM]
-    lower = [k for k in discs if 0 <= items[k].place_mm - place_mm <= BESIDE_MM]
+    upper = [k for k in discs if 0 < place_mm - items[k].place_mm <= reach_mm]
+    lower = [k for k in discs if 0 <= items[k].place_mm - place_mm <= reach_mm]
     named = {upper[-1]: above} if upper and above else {}
     if lower and below:
         named[lower[0]] = below
-    atlas = [k for k, item in enumerate(items) if item.is_c1] if code == C1 else []
-    return named | {k: frozenset({C1}) for k in atlas}
+    return named
 
 
 def _neighbors(code: int) -> tuple[frozenset[int], frozenset[int]]:
@@ -93,13 +107,15 @@ def _neighbors(code: int) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(above), frozenset(below)
 
 
-def _nearest(items: Sequence[Item], pieces: Pieces, kind: Kind, point_vox: Floats, spacing: Floats) -> int | None:
+def _nearest(items: Sequence[Item], pieces: Pieces, code: int, point_vox: Floats, ruler: Ruler) -> int | None:
     best, best_mm = None, PIN_REACH_MM
+    disc, level_mm, spacing = BY_CODE[code].kind is Kind.DISC, _height_mm(code), ruler.spacing_mm
+    place_mm = ruler.place(point_vox * spacing)
     for k, item in enumerate(items):
-        if (item.kind is Kind.DISC) != (kind is Kind.DISC) or item.index < 0:
+        if (item.kind is Kind.DISC) != disc or item.index < 0:
             continue
-        numbered = pieces.disc_map if kind is Kind.DISC else pieces.vertebra_map
-        piece = (pieces.discs if kind is Kind.DISC else pieces.vertebrae)[item.index]
+        numbered = pieces.disc_map if disc else pieces.vertebra_map
+        piece = (pieces.discs if disc else pieces.vertebrae)[item.index]
         low = np.array([s.start for s in piece.box])
         high = np.array([s.stop - 1 for s in piece.box])
         away = float(np.linalg.norm((point_vox - np.clip(point_vox, low, high)) * spacing))
@@ -107,6 +123,13 @@ def _nearest(items: Sequence[Item], pieces: Pieces, kind: Kind, point_vox: Float
             continue
         xyz = np.argwhere(numbered[piece.box] == item.index + 1) + low
         away = float(np.sqrt((((xyz - point_vox) * spacing) ** 2).sum(axis=1).min()))
-        if away < best_mm:
+        if away < best_mm and (away <= INSIDE_MM or abs(item.place_mm - place_mm) <= SAME_LEVEL * level_mm):
             best, best_mm = k, away
     return best
+
+
+def _height_mm(code: int) -> float:
+    """Height of a level at the usual size: of a disc, that of the vertebra above with it; of the sacrum, its length."""
+    spine = column(len(THORACIC), len(LUMBAR))
+    above = {disc: vertebra for vertebra, disc in zip(spine.vertebrae, spine.discs, strict=True) if disc is not None}
+    return SACRUM_LENGTH_MM if code == SACRUM else HEIGHT_MM[above.get(code, code)]

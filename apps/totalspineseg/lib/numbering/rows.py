@@ -2,14 +2,17 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
+from lib.anatomy import BY_CODE, C1, C2, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part
+from lib.numbering.states import HEIGHT_MM
 from lib.numbering.weights import ORDER
 
 MIN_STRUCTURE_MM3: Final = 30.0
@@ -20,6 +23,8 @@ APART: Final = 2
 """A vertebra has nothing to do with the next but one."""
 NEAR_STEPS: Final = 3
 """How many steps on either side are compared."""
+MIN_STEPS: Final = 2
+"""With fewer there is no usual length."""
 
 
 def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
@@ -40,6 +45,7 @@ def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.i
         *_order(levels, origin),
         *_between(levels, origin),
         *_reaching(levels, origin),
+        *_wide(levels, origin),
     ]
 
 
@@ -141,6 +147,40 @@ def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Find
                 text = f"{NAME_OF[part.code]} reaches {where} to {NAME_OF[other.code]}: their outlines are mixed."
                 found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
     return found
+
+
+def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Neighbors by name that lie as far apart as if there were a level between them, which the names leave out."""
+    found = []
+    usual_mm = _lengths_mm()
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [part for part in levels if BY_CODE[part.code].kind is kind]
+        pairs = [(upper, lower) for upper, lower in pairwise(mine) if (upper.code, lower.code) in usual_mm]
+        lengths = [(lower.place_mm - upper.place_mm) / usual_mm[upper.code, lower.code] for upper, lower in pairs]
+        for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
+            near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
+            if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
+                names = f"{NAME_OF[upper.code]} and {NAME_OF[lower.code]}"
+                apart = f"{lower.place_mm - upper.place_mm:.0f} mm apart"
+                text = f"{names} lie {apart}, {length / float(np.median(near)):.1f} times what is usual here."
+                found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
+    return found
+
+
+@cache
+def _lengths_mm() -> Mapping[tuple[int, int], float]:
+    """Neighbors of one kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
+    lengths: dict[tuple[int, int], float] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            below = pairwise(zip(spine.vertebrae[1:], spine.discs[1:], strict=True))
+            for (upper, upper_disc), (lower, lower_disc) in below:
+                if upper != C2:
+                    lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
+                if upper_disc is not None and lower_disc is not None:
+                    lengths[upper_disc, lower_disc] = HEIGHT_MM[lower]
+    return lengths
 
 
 def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from lib.anatomy import C1, DISC_L5_S, DISC_T12_L1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
 from lib.numbering.evidence import Item, Overlap
@@ -22,13 +23,15 @@ LOOKBACK: Final = 3
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
 """Chance that a component of usual size is not real."""
-P_MISSED_DISC: Final = 0.02
-"""Chance that a disc in view has no component (fused, severely degenerated, missed by the network)."""
+P_MISSED: Final = 0.02
+"""Chance that a disc in view has no component (fused, severely degenerated, missed by the network), or a vertebra none
+with a body."""
 P_NEXT_MISSED: Final = 0.3
 """Chance that the disc after a missed one at the end of the row is missed too: what hides one (metal, a bad coil, the
 end of the canal) hides its neighbors."""
-P_MISSED_VERTEBRA: Final = 0.02
-"""Chance that a vertebra in view has none with a body; rarer, it is ten times larger."""
+P_NEXT_MISSED_WITHIN: Final = 0.1
+"""The same for a disc or a vertebra between two pieces, where only metal or a void does so. As independent misses, a
+few levels behind metal were less probable than one level 70 mm long, and all names beyond shifted, certainly."""
 LARGE_BONE_MM3: Final = 8000.0
 """A vertebra or sacrum drawn this large (a whole cervical vertebra, a third of a small sacrum) is"""
 FALSE_IF_LARGE: Final = 0.1
@@ -82,6 +85,8 @@ UNIT_MM: Final = 25.0
 """Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
 P_ODD_SPACING: Final = 0.005
 """Chance that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
+ODD_STRETCH: Final = 1.3
+"""What follows no rule is shorter than expected, or longer by this factor at most: beyond it a level was missed."""
 ODD_SPACING_MM: Final = 80.0
 """Range of such distances."""
 
@@ -124,13 +129,15 @@ ORDER: Final = _order()
 """Code -> place along the column with every variant's vertebra."""
 
 
-def missed_weight(count: Floats) -> Floats:
-    """Weight of so many discs missed in a row beyond the outermost piece.
+def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Floats:
+    """Weight of so many structures missed in a row.
 
     Args:
         count: How many, whole numbers; 0 weighs 1.
+        following: Chance that the next one is missed too.
     """
-    return np.where(count > 0, P_MISSED_DISC * P_NEXT_MISSED ** np.maximum(count - 1, 0), 1.0)
+    count = np.asarray(count, dtype=np.float64)
+    return np.where(count > 0, P_MISSED * following ** np.maximum(count - 1, 0), 1.0)
 
 
 @cache

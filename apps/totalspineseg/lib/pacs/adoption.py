@@ -55,6 +55,7 @@ class Adoption:
         self._told = told
         self._taking = Turns()
         self._looking = threading.Lock()
+        self._passed_over: set[str] = set()
         self._due = 0.0
 
     def of_image(self, image_id: str) -> None:
@@ -107,8 +108,10 @@ class Adoption:
 
     def _take(self, series: str, reference: SegReference) -> Outcome | None:
         """What became of a segmentation; None for one that is known, older than what is shown, or not to be had now."""
-        shown = str(self._datastore.get_label_info(series, FINAL_TAG).get("created", ""))
-        if shown and reference.created <= shown:
+        info = self._datastore.get_label_info(series, FINAL_TAG)
+        shown = str(info.get("created", ""))
+        older = bool(shown) and reference.created <= shown
+        if older and reference.instance in (info.get("instance"), *self._passed_over):
             return None
         name = f"{reference.instance}{SEG_SUFFIX}"
         try:
@@ -117,7 +120,16 @@ class Adoption:
             # One damaged record must not keep everybody from the next sample.
             logger.warning("segmentations of series %s are passed over: %s", series, error)
             return None
+        if older:
+            # Whatever is shown from now on is newer.
+            self._passed_over.add(reference.instance)
         if any(correction.file_name == name for correction in known):
+            return None
+        if older:
+            logger.warning(
+                "a segmentation of series %s is passed over: it was made at %s, and the label shown at %s (UTC)",
+                *(series, reference.created or "no time it tells", shown),
+            )
             return None
         with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
             file = Path(folder) / f"label{SEG_SUFFIX}"

@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from dicomweb_client import DICOMwebClient
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.inbox import FINAL_TAG
 from lib.dicom.headers import read_header
+from lib.dicom.moments import now_utc
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError, StorageError
@@ -232,8 +232,8 @@ class PacsDatastore(StudiesDatastore):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
         own = tag == FINAL_TAG and not label_info.get("instance")
-        # As DICOM writes time, to be compared with segmentations of the PACS.
-        info = {"created": f"{datetime.now():%Y%m%d%H%M%S.%f}", UNSENT: own, **label_info}
+        # To be compared with segmentations of the PACS.
+        info = {"created": now_utc(), UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
         if own:
             self.put_back(image_id)

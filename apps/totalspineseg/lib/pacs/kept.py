@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from monailabel.datastore.local import LocalDatastoreModel
 
-from lib.corrections.history import PACS_DIR
+from lib.corrections.history import INDEX_FILE, PACS_DIR
 from lib.corrections.image_ids import is_plain_stem
 from lib.pacs.series import patient_of
-
-INDEX_FILE: Final = "datastore_v2.json"
-"""The host's name for a datastore's index."""
 
 
 class KeptSeries:

@@ -93,11 +93,11 @@ class ModelStore:
             WeightsError: What the setting or the pointer names is not there.
         """
         if not self.weights:
-            return self._named(self.active().get(step, STARTER))
+            return self.named(self.active().get(step, STARTER))
         if self.weights == OFFICIAL:
-            return self._named(self._newest_official())
+            return self.named(self._newest_official())
         if NAME.fullmatch(self.weights) and (self.weights == STARTER or self.weights in self.versions()):
-            return self._named(self.weights)
+            return self.named(self.weights)
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
             raise WeightsError(
@@ -133,7 +133,7 @@ class ModelStore:
             StorageError: The pointer cannot be written.
         """
         for name in names.values():
-            self._named(name)
+            self.named(name)
         with locked(self.model_dir):
             self._point(names, back=back)
 
@@ -152,7 +152,7 @@ class ModelStore:
             StorageError: The pointer cannot be written.
         """
         for name in names.values():
-            self._named(name)
+            self.named(name)
         with locked(self.model_dir):
             if names.items() <= self.active().items():
                 return {}
@@ -191,7 +191,12 @@ class ModelStore:
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
 
-    def _named(self, name: str) -> Choice:
+    def named(self, name: str) -> Choice:
+        """An installed version, or the starter weights.
+
+        Raises:
+            WeightsError: There is none of this name.
+        """
         root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(

@@ -13,8 +13,10 @@ from lib.errors import WeightsError
 from lib.nnunet.candidate import mixed_weights, write_candidate
 from lib.nnunet.cases import Skipped
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.parallel import SHARED_DIR
 from lib.nnunet.training_state import STATE_FILE
 from lib.registry.files import write_json
+from lib.volume_io import PARTIAL_PREFIX
 
 CANDIDATE_DIR: Final = "candidate"
 MIXED_DIR: Final = "mixed-"
@@ -48,6 +50,11 @@ class Candidates:
 
     def __init__(self, run: Path, parents: Mapping[int, ModelFolder]) -> None:
         self._run, self._parents = run, parents
+
+    @property
+    def name(self) -> str:
+        """The run's id."""
+        return self._run.name
 
     def work(self, step: int) -> Path:
         """Folder of a step's training: its state and logs."""
@@ -95,9 +102,12 @@ class Candidates:
 
 
 def clear(run: Path) -> None:
-    """Remove what a run that has ended was judged on; logs and reports stay."""
-    for name in (CANDIDATE_DIR, f"{MIXED_DIR}*"):
+    """Remove what a run needs that has ended or is not continued; logs and reports stay."""
+    for name in (CANDIDATE_DIR, f"{MIXED_DIR}*", SHARED_DIR):
         for folder in run.glob(f"step[12]/{name}"):
             # First, so that half a folder is never taken for a whole one.
             (folder / DONE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
+    for name in (STATE_FILE, f"{PARTIAL_PREFIX}*"):
+        for file in run.glob(f"step[12]/{name}"):
+            file.unlink(missing_ok=True)

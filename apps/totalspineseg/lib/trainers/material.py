@@ -28,6 +28,12 @@ TAUGHT_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 """Step of a correction -> tags under which its author calls it finished; any other tag is work in progress."""
 
 
+TRAINS_TOO: Final = (
+    "an image that trains under no other name is required to judge, got one that does; give the images of one person "
+    "one subject (sub-..)"
+)
+
+
 @dataclass(frozen=True)
 class Material:
     """What a site's corrections give.
@@ -58,8 +64,8 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     """Collect the newest finished corrections of all images and split them by subject.
 
     Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
-    reason until a finished label follows it. Where a corrected step-1 map follows a finished label, step 1 learns from
-    the map and step 2 from the label.
+    reason until a finished label follows it, and what was taken back counts no more. Where a corrected step-1 map
+    follows a finished label, step 1 learns from the map and step 2 from the label.
 
     Args:
         site: Where they are.
@@ -83,6 +89,8 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
         if correction.status != "accepted" or correction.step not in TAUGHT_TAGS:
             continue
+        if correction.id in site.corrections.withdrawals.of_image(correction.image):
+            continue
         if correction.tag in TAUGHT_TAGS[correction.step]:
             subjects.append(site.subject(correction.image))
             newest[correction.image, correction.step] = correction
@@ -100,6 +108,10 @@ def site_material(site: Site, known: Mapping[int, frozenset[str]] | None = None)
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
+    trained = {source.provenance["image_sha256"] for source in training}
+    twice = [source for source in holdout if source.provenance["image_sha256"] in trained]
+    skipped += [Skipped(source.name, TRAINS_TOO) for source in twice]
+    holdout = [source for source in holdout if source not in twice]
     return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
 
 

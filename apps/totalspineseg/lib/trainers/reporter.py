@@ -38,13 +38,13 @@ class Reporter:
         except OSError as error:
             logger.warning("%s (not in the log of run %s: %s)", text, self._run.name, error)
 
-    def tell(self, message: str) -> None:
-        """What the run does before and after training.
+    def tell(self, message: str, *, now: bool = True) -> None:
+        """What the run does before and after training; what is not worth it at any time is written now and then.
 
         Raises:
             StorageError: It cannot be written.
         """
-        self._progress.write(self._state("running", message=message), now=True)
+        self._progress.write(self._state("running", message=message), now=now)
 
     def trained(self, progress: Progress) -> None:
         """One more iteration is done.

@@ -18,7 +18,7 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
     "learning_rate": (1e-7, 1),
-    "replay_share": (0, 1),
+    "replay_share": (0, 0.95),
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
     GPU_COUNT: (1, 64),

@@ -1,17 +1,18 @@
 """The whole loop: corrections and replay in, a fine-tuned model judged, published or kept with its report."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
 
-from lib.agreement import CaseScore
 from lib.errors import TrainingError
 from lib.gate.reference import reference_cases
-from lib.gate.scoring import JudgedCase, Model, score_models
-from lib.gate.verdict import GateReport, judge
+from lib.gate.scoring import JudgedCase
+from lib.gate.verdict import GateReport
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
+from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
@@ -21,6 +22,7 @@ from lib.registry.files import storage_errors, write_json
 from lib.registry.records import VersionRecord, trained_on
 from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
+from lib.trainers.judging import Judging
 from lib.trainers.material import Material, judged_cases, site_material
 from lib.trainers.publication import PREFIX, Judged, not_served, publish, published
 from lib.trainers.replay import replay_sources
@@ -198,8 +200,18 @@ class _Retraining:
             skipped.append(case)
             self._leave_out(case, f"step {step}")
 
+        work, settings = self.candidates.work(step), self.settings.finetune
+        sources = in_order_of_choice(
+            [source for source in (*taught, *self.replay) if step in source.steps], settings.seed
+        )
+        wanted = draws_of(sources, settings.replay_share).count(settings.iterations * settings.batch_size)
+        counted = itertools.count(1)
+
+        def tell(_: str) -> None:
+            self.reporter.tell(f"preparing case {next(counted)} for step {step}", now=False)
+
         finder = self._finder() if step == 2 else None
-        cases = prepare_cases((*taught, *self.replay), parent, on_skip=skip, finder=finder)
+        cases = prepare_cases(sources, parent, on_skip=skip, at_most=wanted, before_each=tell, finder=finder)
         if finder is not None:
             finder.free()
         names = frozenset(case.name for case in cases)
@@ -208,7 +220,6 @@ class _Retraining:
                 f"at least one usable correction for step {step} is required, got none; the log says why each was "
                 "left out"
             )
-        work, settings = self.candidates.work(step), self.settings.finetune
         trained = fine_tune(parent, cases, work, settings, on_progress=self.reporter.trained, should_stop=should_stop)
         lesson = Lesson(names, tuple(skipped), _plain(trained.best))
         self.candidates.keep(step, trained.weights, lesson)
@@ -226,44 +237,22 @@ class _Retraining:
         known += [place for place in places if place not in known]
 
     def _judge(self, reference: Callable[[], Iterable[JudgedCase]]) -> Judged:
-        """What the gate says of the first share of new weights that passes; of the first share if none does."""
-        active = self._model(self.parents)
-        known: tuple[dict[str, CaseScore], dict[str, CaseScore]] = ({}, {})
         holdout, skipped = judged_cases(self.material.holdout)
         for case in skipped:
             self._leave_out(case, GATE)
-        served = "+".join(self.parents[step].version for step in self.settings.steps)
-        verdicts: list[Judged] = []
-        for share in self.settings.new_weights:
-            candidate = self._trained_model(share)
-            scores = [
-                score_models(
-                    cases,
-                    active=active,
-                    candidate=candidate,
-                    known=rated,
-                    before_each=lambda name: self.reporter.tell(f"judging on {name}"),
-                    on_left_out=lambda name, reason: self._leave_out(Skipped(name, reason), GATE),
-                )
-                for cases, rated in zip((reference(), holdout), known, strict=True)
-            ]
-            left_out = [f"{case.name}: {case.reason}" for case, places in self.left_out.items() if GATE in places]
-            report = judge(served, self.run.name, reference=scores[0], holdout=scores[1], left_out=left_out)
-            verdicts.append(Judged(report, share))
-            if report.publish:
-                break
-            self.reporter.say(f"{share:.0%} of the new weights: {report.reason}", gate=report.as_json())
-        chosen = verdicts[-1] if verdicts[-1].report.publish else verdicts[0]
-        write_json(self.run / GATE_FILE, chosen.report.as_json() | {"new_weights": chosen.share})
-        return chosen
-
-    def _model(self, folders: Mapping[int, ModelFolder]) -> Model:
-        step1, step2 = (WarmPredictor(folders[step], device=self.settings.finetune.device) for step in (1, 2))
-        return Model(step1, step2)
-
-    def _trained_model(self, share: float) -> Model:
-        """What was trained with so much of its weights, beside the network in use of a step that was not."""
-        return self._model(self.parents | {step: self.candidates.open(step, share) for step in self.settings.steps})
+        judging = Judging(
+            self.site.models,
+            self.parents,
+            self.candidates,
+            self.settings,
+            say=self.reporter.say,
+            tell=self.reporter.tell,
+        )
+        judged = judging.verdict(
+            reference, holdout, unreadable=skipped, on_left_out=lambda case: self._leave_out(case, GATE)
+        )
+        write_json(self.run / GATE_FILE, judged.report.as_json() | {"new_weights": judged.share})
+        return judged
 
     def _publish(self, judged: Judged) -> str:
         """Let the version appear; returns why it is not to be served though it passed, else nothing."""

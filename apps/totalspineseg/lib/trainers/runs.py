@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from lib.corrections.history import time_after
 from lib.errors import StorageError, TrainingError
 from lib.registry.files import storage_errors, wait_for_lock, write_json
 
@@ -106,7 +107,8 @@ def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: boo
         record = _read(newest / RUN_FILE)
         if record.get("key") == key and _read(newest / PROGRESS_FILE).get("status", "running") in RESUMABLE:
             return newest
-    run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    begun = time_after([] if newest is None else [newest.name], timedelta(seconds=1))
+    run_id = f"{begun:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     folder = training_dir / run_id
     with storage_errors(training_dir):
         folder.mkdir(parents=True)
@@ -118,12 +120,7 @@ def newest_run(training_dir: Path) -> Path | None:
     """The run that was begun last, or None."""
     if not training_dir.is_dir():
         return None
-    runs = sorted((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), key=_begun)
-    return runs[-1] if runs else None
-
-
-def _begun(run: Path) -> tuple[int, str]:
-    return (run / RUN_FILE).stat().st_mtime_ns, run.name
+    return max((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), default=None)
 
 
 def state_of(training_dir: Path) -> RunState | None:

@@ -41,9 +41,15 @@ class Site:
         return self.history / "holdout.json"
 
 
-def folder_site(studies: Path, models: ModelStore) -> Site:
-    """The site of a plain studies folder, for programs that run without the server."""
-    history = studies / HISTORY_DIR
+def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) -> Site:
+    """The site of a plain studies folder, for programs that run without the server.
+
+    Args:
+        studies: Folder of images.
+        models: Which weights are in use.
+        work: Where the server keeps what it writes; None for inside the folder.
+    """
+    history = work or studies / HISTORY_DIR
 
     def image_file(image_id: str) -> Path | None:
         files = (studies / f"{file_stem(image_id)}{suffix}" for suffix in IMAGE_SUFFIXES)

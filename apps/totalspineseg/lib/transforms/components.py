@@ -150,6 +150,37 @@ def largest_mask(mask: Mask, *, join_vox: int = 0) -> Mask:
     return np.asarray(numbered == np.argmax(sizes), dtype=np.bool_)
 
 
+def row_mask(mask: Mask, *, min_vox: int, gap_vox: int) -> Mask:
+    """The largest component of a mask, and those that go on from it upward or downward.
+
+    Args:
+        mask: bool (X, Y, Z) RAS. Not modified.
+        min_vox: Voxels that another component must have.
+        gap_vox: How many slices may lie between it and what is kept.
+
+    Returns:
+        A new bool array; all False for an empty mask. No two of the components kept share an axial slice.
+    """
+    numbered, count = connected_components(mask)
+    if count <= 1:
+        return np.array(mask, dtype=np.bool_)
+    sizes = np.bincount(numbered[mask])
+    slices = {k: np.flatnonzero((numbered == k).any(axis=(0, 1))) for k in np.flatnonzero(sizes >= min_vox).tolist()}
+    order = sorted(slices, key=lambda k: -sizes[k])
+    kept = [int(np.argmax(sizes))]
+    low, high = (int(np.flatnonzero((numbered == kept[0]).any(axis=(0, 1)))[end]) for end in (0, -1))
+    while found := next((k for k in order if k not in kept and _follows(slices[k], low, high, gap_vox)), None):
+        kept.append(found)
+        low, high = min(low, int(slices[found][0])), max(high, int(slices[found][-1]))
+    keep = np.zeros(count + 1, dtype=np.bool_)
+    keep[kept] = True
+    return np.asarray(keep[numbered])
+
+
+def _follows(slices: npt.NDArray[np.intp], low: int, high: int, gap_vox: int) -> bool:
+    return bool(0 < slices[0] - high <= gap_vox + 1 or 0 < low - slices[-1] <= gap_vox + 1)
+
+
 def largest_component(labels: Labels, *, join_vox: int = JOIN_LARGEST_VOX) -> Labels:
     """Keep the largest component of a label map, all labels taken together.
 

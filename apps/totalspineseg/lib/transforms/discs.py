@@ -5,8 +5,10 @@ from collections.abc import Collection
 import numpy as np
 
 from lib.anatomy import (
+    BACKGROUND,
     DISC_L4_L5,
     DISC_L5_L6,
+    DISC_T11_T12,
     DISC_T12_T13,
     DISCS,
     L4,
@@ -45,6 +47,29 @@ def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
     return look_up(labels, table)
 
 
+def discs_named_as(labels: Labels, result: Labels) -> Labels:
+    """A step-1 map whose discs have the names that the result gave them.
+
+    Args:
+        labels: uint8 (X, Y, Z), codes of step 1. Not modified.
+        result: uint8, the same shape, codes of the result. Not modified.
+
+    Returns:
+        ``labels`` itself where the names agree; else a new map, in which a disc that the result shows under no name, or
+        under one that lies more on another disc, is gone.
+    """
+    both = np.isin(labels, DISCS) & np.isin(result, DISCS)
+    counts = np.zeros((256, 256), dtype=np.intp)
+    np.add.at(counts, (labels[both], result[both]), 1)
+    present = labels_present(labels)
+    table = np.arange(256, dtype=np.uint8)
+    for code in (code for code in DISCS if present[code]):
+        name = int(counts[code].argmax())
+        shown = counts[code, name] > 0 and counts[:, name].argmax() == code
+        table[code] = name if shown else BACKGROUND
+    return labels if (table == np.arange(256)).all() else look_up(labels, table)
+
+
 def missing_discs(labels: Labels) -> tuple[int, ...]:
     """Discs between the first and the last one present that have no voxels.
 
@@ -71,7 +96,7 @@ def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
     thoracic, lumbar = 12, 5
     if {T13, DISC_T12_T13} & shown:
         thoracic = 13
-    elif whole and {T11, LUMBAR[0]} <= shown and T12 not in shown:
+    elif whole and {T11, LUMBAR[0]} <= shown and not {T12, DISC_T11_T12} & shown:
         thoracic = 11
     if {L6, DISC_L5_L6} & shown:
         lumbar = 6

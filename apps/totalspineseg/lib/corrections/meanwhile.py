@@ -1,0 +1,39 @@
+"""What others did with an image while its label was drawn."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND
+from lib.corrections.store import Correction, Received
+from lib.numbering.findings import Finding
+
+
+def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
+    """A finding where somebody else submitted the same since the prediction that is corrected was made.
+
+    Most clients go by the name their program was installed with. So one of the same name counts as somebody else, too,
+    if it corrected another prediction: who goes on with a label of one's own has corrected the same one.
+
+    Args:
+        standing: Accepted corrections of the image that count, oldest first.
+        received: What was submitted. Not modified.
+
+    Returns:
+        One finding, or none; none where it is not known which prediction was corrected.
+    """
+    predicted, sender = received.prediction, received.sender
+    if predicted is None:
+        return ()
+    for other in reversed(standing):
+        since = other.tag == received.tag and other.id > predicted.id
+        same_name = (other.user, other.client) == (sender.user, sender.client)
+        if since and not (same_name and (other.prediction or {}).get("id") == predicted.id):
+            who = other.client or other.user
+            message = (
+                f"Another label of this image came in at {other.received} from {who!r}, after the prediction that this "
+                "one corrects; this one is shown in its place, both are kept: compare them."
+            )
+            return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
+    return ()

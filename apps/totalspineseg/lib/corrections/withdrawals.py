@@ -1,0 +1,39 @@
+"""Corrections that were taken back: they stay in the history, and count no more.
+
+``<history>/withdrawals/<image>/<id of the correction>/record.json`` says who took it back and when.
+"""
+
+from pathlib import Path
+
+from lib.corrections import history
+
+RECORD_FILE = "record.json"
+
+
+class Withdrawals:
+    """Withdrawals below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "withdrawals"
+
+    def add(self, image_id: str, correction_id: str, user: str) -> None:
+        """Take a correction back.
+
+        Args:
+            image_id: Image it belongs to.
+            correction_id: A correction that was not taken back before.
+            user: Who takes it back; "admin" where the server runs without authentication.
+
+        Raises:
+            StorageError: It could not be written; the correction counts as before.
+        """
+        record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
+        folder = self._folder(image_id)
+        history.append_entry(folder, correction_id, lambda entry: history.write_json(entry / RECORD_FILE, record))
+
+    def of_image(self, image_id: str) -> frozenset[str]:
+        """Ids of the corrections of an image that were taken back."""
+        return frozenset(history.names(self._folder(image_id)))
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root / history.folder_name(image_id)

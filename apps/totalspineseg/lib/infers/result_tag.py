@@ -1,0 +1,40 @@
+"""Under which tag of the datastore a result is kept: a whole one as it was asked for, any other beside it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from lib.anatomy import STRUCTURES
+from lib.corrections.datastore import is_safe_tag
+from lib.corrections.inbox import READER_TAGS
+from lib.infers.settings import SettingError, read_settings
+
+SOME_STRUCTURES: Final = "part"
+ISO_GRID: Final = "iso"
+
+
+def result_tag(request: Mapping[str, Any], part: str) -> str:
+    """The tag to save a result under.
+
+    Whoever asks for ``original`` (the next sample, a localizer, step 2) takes it for all structures under their names
+    on the grid of the image. What is something else never takes its place: it goes to ``original-step1``,
+    ``original-review``, ``original-part`` or ``original-iso``.
+
+    Args:
+        request: ``save_label``, ``label_tag`` and the settings.
+        part: What the model gives in place of the whole result; empty where it gives that.
+
+    Returns:
+        The tag; empty where nothing is to be saved.
+
+    Raises:
+        SettingError: A tag that is no word, or a reader's.
+    """
+    if request.get("save_label") not in (True, "true", "True"):
+        return ""
+    tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
+    if tag in READER_TAGS or not is_safe_tag(tag):
+        raise SettingError(f"a tag for predictions such as 'original' is required, got {tag!r}; change it")
+    settings = read_settings(request)
+    some = SOME_STRUCTURES if len(settings.codes) < len(STRUCTURES) else ""
+    grid = ISO_GRID if settings.output_grid == "iso" else ""
+    return "-".join(filter(None, (tag, part, some, grid)))

@@ -1,0 +1,150 @@
+"""A run's trained networks before the gate, beside those in use and those the first training began with."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lib.agreement import CaseScore
+from lib.errors import WeightsError
+from lib.gate.compare import SubjectScores
+from lib.gate.scoring import JudgedCase, Model, score_models
+from lib.gate.verdict import Beginning, judge
+from lib.nnunet.cases import Skipped
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
+from lib.registry.records import lineage
+from lib.registry.store import ModelStore
+from lib.trainers.candidates import Candidates
+from lib.trainers.publication import Judged
+from lib.trainers.settings import RetrainSettings
+
+Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
+"""Scores by case, of the reference set and of the hold-out."""
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A model, and how it scored so far.
+
+    Attributes:
+        model: Both networks.
+        known: Added to, so that each model answers each scan once.
+    """
+
+    model: Model
+    known: Known = field(default_factory=lambda: ({}, {}))
+
+
+class Judging:
+    """The gate of one run.
+
+    Args:
+        store: The model versions.
+        parents: Step -> the network in use that the training started from.
+        candidates: What was trained.
+        settings: Steps that were, shares of the new weights that are judged, device.
+        say: A line for the log.
+        tell: What the run does now, for progress.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        parents: Mapping[int, ModelFolder],
+        candidates: Candidates,
+        settings: RetrainSettings,
+        *,
+        say: Callable[..., None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._store, self._parents, self._candidates, self._settings = store, parents, candidates, settings
+        self._say, self._tell = say, tell
+
+    def verdict(
+        self,
+        reference: Callable[[], Iterable[JudgedCase]],
+        holdout: Sequence[JudgedCase],
+        *,
+        unreadable: Sequence[Skipped] = (),
+        on_left_out: Callable[[Skipped], None] = lambda _: None,
+    ) -> Judged:
+        """What the gate says of the first share of new weights that passes; of the first share if none does.
+
+        Args:
+            reference: Draws the fixed scans.
+            holdout: The site's own.
+            unreadable: Scans of the site that cannot even be asked about.
+            on_left_out: Told about every other scan that cannot judge.
+
+        Raises:
+            WeightsError: A model cannot be loaded.
+            MemoryShortageError: A scan does not fit into memory.
+        """
+        steps = self._settings.steps
+        left_out = {case.name: case.reason for case in unreadable}
+
+        def skip(name: str, reason: str) -> None:
+            left_out[name] = reason
+            on_left_out(Skipped(name, reason))
+
+        served = "+".join(self._parents[step].version for step in steps)
+        active, beginnings = self._rated(self._parents), self._beginnings()
+        first = self._rated({**self._parents, **beginnings})
+        verdicts: list[Judged] = []
+        for share in self._settings.new_weights:
+            trained = {step: self._candidates.open(step, share) for step in steps}
+            candidate = self._rated({**self._parents, **trained})
+            on_reference, on_holdout = self._scores(active, candidate, (reference(), holdout), skip)
+            since = None
+            if beginnings:
+                name = "+".join(sorted({folder.name for folder in beginnings.values()}))
+                since = Beginning(name, *self._scores(first, candidate, (reference(), holdout), skip))
+            report = judge(
+                served,
+                self._candidates.name,
+                reference=on_reference,
+                holdout=on_holdout,
+                beginning=since,
+                left_out=[f"{name}: {reason}" for name, reason in left_out.items()],
+            )
+            verdicts.append(Judged(report, share))
+            if report.publish:
+                break
+            self._say(f"{share:.0%} of the new weights: {report.reason}", gate=report.as_json())
+        return verdicts[-1] if verdicts[-1].report.publish else verdicts[0]
+
+    def _scores(
+        self,
+        active: _Rated,
+        candidate: _Rated,
+        sets: tuple[Iterable[JudgedCase], Iterable[JudgedCase]],
+        skip: Callable[[str, str], None],
+    ) -> list[tuple[SubjectScores, ...]]:
+        return [
+            score_models(
+                cases,
+                active=active.model,
+                candidate=candidate.model,
+                known=known,
+                known_candidate=rated,
+                before_each=lambda name: self._tell(f"judging on {name}"),
+                on_left_out=skip,
+            )
+            for cases, known, rated in zip(sets, active.known, candidate.known, strict=True)
+        ]
+
+    def _beginnings(self) -> dict[int, ModelFolder]:
+        """Step in training -> the network its first training began with; without steps whose first one this is."""
+        found: dict[int, ModelFolder] = {}
+        for step in self._settings.steps:
+            parent = self._parents[step].name
+            name = lineage(self._store, parent, step)[-1]
+            if name != parent:
+                try:
+                    found[step] = ModelFolder.open(self._store.named(name).root, step=step, name=name)
+                except WeightsError as error:
+                    self._say(f"not compared with {name}, which step {step} began with: {error}")
+        return found
+
+    def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
+        step1, step2 = (WarmPredictor(folders[step], device=self._settings.finetune.device) for step in (1, 2))
+        return _Rated(Model(step1, step2))

@@ -1,0 +1,72 @@
+"""One spine in a network's map, also where metal or a void cuts it in two."""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.anatomy import DISC_CLASSES
+from lib.transforms.components import JOIN_LARGEST_VOX, Labels, Mask, connected_components, foreground_box
+from lib.transforms.pieces import Step, canal_mask
+
+MIN_CANAL_VOX: Final = 1000
+"""Canal of a part of the spine at 1 mm, mm3: three to five millimeters of it are no stray spot."""
+MIN_DISC_VOX: Final = 300
+"""Discs of a part of the spine at 1 mm, mm3: half of a small one."""
+ASIDE_MM: Final = 15.0
+"""How far beside the end of the canal it may go on, mm,"""
+ASIDE_SHARE: Final = 0.5
+"""and by how much more for each mm of the gap: a lordotic lumbar canal runs 30 degrees off the vertical."""
+
+
+def one_spine(raw: Labels, step: Step) -> Labels:
+    """Keep the largest component of a map, and the parts of the spine above and below it.
+
+    Args:
+        raw: uint8 (X, Y, Z) RAS, 1 mm, classes of the step's network. Not modified.
+        step: 1 or 2.
+
+    Returns:
+        A new uint8 map, zero elsewhere; zeros for an empty map.
+
+    Source:
+        The reference keeps the largest component alone: behind metal that hides bone, discs and canal, half of the
+        spine was gone. A part is what holds canal and disc, has no height with canal in common with what is kept, and
+        begins about where the canal of that ends.
+    """
+    kept = np.zeros(raw.shape, dtype=np.uint8)
+    box = foreground_box(raw)
+    if box is None:
+        return kept
+    crop = np.ascontiguousarray(raw[box])
+    numbered, count = connected_components(crop != 0, join_vox=JOIN_LARGEST_VOX)
+    sizes = np.bincount(numbered[crop != 0], minlength=count + 1)
+    largest = int(np.argmax(sizes))
+    if count == 1:
+        kept[box] = crop
+        return kept
+    canal = canal_mask(crop, step)
+    of_canal = np.bincount(numbered[canal], minlength=count + 1)
+    of_discs = np.bincount(numbered[np.isin(crop, DISC_CLASSES)], minlength=count + 1)
+    parts = np.flatnonzero((of_canal >= MIN_CANAL_VOX) & (of_discs >= MIN_DISC_VOX))
+    mask = numbered == largest
+    for part in sorted((k for k in parts.tolist() if k != largest), key=lambda k: -sizes[k]):
+        mine = numbered == part
+        if _goes_on(canal & mine, canal & mask):
+            mask |= mine
+    kept[box] = crop * mask
+    return kept
+
+
+def _goes_on(part: Mask, canal: Mask) -> bool:
+    """Whether a piece of canal lies above or below the others, about where they end."""
+    mine, its = (np.flatnonzero(mask.any(axis=(0, 1))) for mask in (part, canal))
+    if not its.size or (mine[0] <= its[-1] and its[0] <= mine[-1]):
+        return False
+    ends = (mine[0], its[-1]) if mine[0] > its[-1] else (mine[-1], its[0])
+    aside = float(np.linalg.norm(_middle(part, int(ends[0])) - _middle(canal, int(ends[1]))))
+    return aside <= ASIDE_MM + ASIDE_SHARE * abs(int(ends[0]) - int(ends[1]))
+
+
+def _middle(mask: Mask, z: int) -> npt.NDArray[np.float64]:
+    return np.asarray(np.argwhere(mask[:, :, z]).mean(axis=0), dtype=np.float64)

@@ -1,0 +1,84 @@
+"""What came later counts as later, whatever the clock said when the earlier came."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lib.corrections import history
+from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
+from lib.corrections.predictions import PredictionStore
+from lib.infers.models import FullTask
+from lib.trainers import runs
+from lib.volume_io import write_volume
+from phantom import RAS, CodeReader, image_of, lumbar_codes
+from test_corrections_store import Desk
+
+
+@contextmanager
+def a_day_ahead() -> Iterator[None]:
+    """The clock is wrong in this block, and right again after it."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + timedelta(days=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(history, "datetime", Ahead)
+        yield
+
+
+def test_the_label_that_is_shown_is_the_one_that_trains(tmp_path: Path) -> None:
+    """The clock was set back a day between two submissions: the second was shown, and the first trained."""
+    desk = Desk(tmp_path)
+    with a_day_ahead():
+        desk.submit()
+    second = desk.submit()
+    newest = desk.store.latest_accepted("img")
+    assert newest is not None
+    assert desk.published[-1][3]["correction"] == second.id == newest.id
+
+
+def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_screen(tmp_path: Path) -> None:
+    """Corrections were compared with an older prediction, and the maps of the new one were removed at once."""
+    image = tmp_path / "a.nii.gz"
+    write_volume(image, image_of(lumbar_codes()), RAS)
+    services: Any = SimpleNamespace(
+        networks=SimpleNamespace(get=CodeReader),
+        predictions=PredictionStore(tmp_path),
+        maps=DrawnMaps(tmp_path),
+        siblings=lambda image_id: (),
+        lock=threading.Lock(),
+    )
+
+    def predict() -> str:
+        file, report = FullTask(services)({"image": str(image), "image_id": "a", "model": "totalspineseg"})
+        Path(file).unlink()
+        return str(report["prediction"])
+
+    with a_day_ahead():
+        for _ in range(KEPT_PER_IMAGE):
+            predict()
+    last = predict()
+    newest = services.predictions.latest("a")
+    assert newest is not None
+    assert newest.id == last
+    kept = services.maps.latest(history.sha256_of(image), 2)
+    assert kept is not None
+    assert kept.prediction == last
+
+
+def test_the_training_that_was_begun_last_is_the_one_that_is_told_of(tmp_path: Path) -> None:
+    """The state of a training of "tomorrow" was shown for that of today, by the time of its files."""
+    with a_day_ahead():
+        tomorrow = runs.begin(tmp_path, "a", {}, resume=True)
+    today = runs.begin(tmp_path, "b", {}, resume=True)
+    (tomorrow / runs.RUN_FILE).touch()
+    assert runs.newest_run(tmp_path) == today
+    assert runs.begin(tmp_path, "b", {}, resume=True) == today

@@ -1,0 +1,64 @@
+"""Whose turn it is in a fine-tuning: every case once before any twice, and what is not drawn was not learned from."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from lib.nnunet.cases import Origin
+from lib.nnunet.draws import draws_of, in_order_of_choice, place
+
+
+@dataclass(frozen=True)
+class Case:
+    origin: Origin
+    name: str
+
+
+def cases(**counts: int) -> tuple[Case, ...]:
+    return tuple(Case(Origin[kind.upper()], f"{kind}-{k}") for kind, count in counts.items() for k in range(count))
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "expected"),
+    [
+        ({"correction": 5, "earlier": 2, "synthetic": 48}, 0.5, (50, 25, 25)),
+        ({"correction": 5, "earlier": 500, "synthetic": 48}, 0.2, (80, 10, 10)),
+        ({"correction": 5, "synthetic": 3}, 0.5, (50, 0, 50)),
+        ({"correction": 5, "earlier": 3}, 0.5, (50, 50, 0)),
+        ({"correction": 5}, 0.5, (100, 0, 0)),
+        ({"earlier": 3, "synthetic": 3}, 0.5, (0, 50, 50)),
+        ({"synthetic": 1}, 0.0, (0, 0, 100)),
+    ],
+)
+def test_replay_is_earlier_labels_and_synthetic_scans_in_equal_parts(
+    counts: dict[str, int], share: float, expected: tuple[int, int, int]
+) -> None:
+    """Of a few earlier labels beside 48 synthetic scans next to nothing was replayed."""
+    found = Counter(draws_of(cases(**counts), share).turn(number)[0] for number in range(100))
+    assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)) == expected
+
+
+def test_every_case_has_its_turn_before_any_has_a_second() -> None:
+    """Of 300 labels 62 were never drawn, and recorded as learned from all the same."""
+    draws = draws_of(cases(correction=7), 0.5)
+    turns = [place(draws.turn(number)[1], 7, (1, 2)) for number in range(21)]
+    rounds = [turns[k : k + 7] for k in range(0, 21, 7)]
+    assert [sorted(order) for order in rounds] == [list(range(7))] * 3
+    assert rounds[0] != rounds[1]
+
+
+def test_no_more_cases_are_wanted_than_have_a_turn() -> None:
+    """All of a site's 500 scans were read and kept in memory for a training that draws from a part of them."""
+    draws = draws_of(cases(correction=300, earlier=400, synthetic=48), 0.5)
+    counts = [draws.count(patches) for patches in (1, 2, 8, 1000)]
+    found = [[count[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)] for count in counts]
+    assert found == [[1, 0, 0], [1, 1, 0], [4, 2, 2], [500, 250, 250]]
+
+
+def test_the_seed_chooses_which() -> None:
+    everything = cases(correction=300)
+    one, other = (in_order_of_choice(everything, seed) for seed in (0, 1))
+    assert set(one[:20]) != set(other[:20])
+    assert one == in_order_of_choice(everything, 0)
+    assert sorted(one, key=everything.index) == list(everything)

@@ -1,0 +1,32 @@
+"""Whether an image is still the one that was labeled: known by its content, which is read only if it must be."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lib.corrections import history
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+
+
+@pytest.mark.parametrize(
+    ("content", "same", "reads"),
+    [(None, True, 0), (b"first", True, 1), (b"other", False, 1), (b"another", False, 0)],
+    ids=["untouched", "touched", "same size", "another size"],
+)
+def test_an_image_is_read_once_and_only_if_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, same: bool, reads: int
+) -> None:
+    image, read = tmp_path / "a.nii", history.sha256_of
+    image.write_bytes(b"first")
+    label = {DRAWN_ON: read(image), IMPRINT: imprint_of(image)}
+    if content is not None:
+        image.write_bytes(content)
+        # File systems tell times apart by milliseconds at best.
+        os.utime(image, (0, 0))
+    seen: list[Path] = []
+    monkeypatch.setattr(history, "sha256_of", lambda path: seen.append(path) or read(path))
+    imprints = Imprints()
+    for _ in range(3):
+        assert imprints.check(image, label) == (imprint_of(image) if same else None)
+    assert len(seen) == reads

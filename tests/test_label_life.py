@@ -1,0 +1,224 @@
+"""The life of a label on a running server: its tag, what takes its place, and how it is taken back."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
+from lib.anatomy import CODE_OF
+from lib.corrections.store import CorrectionStore
+from lib.registry.store import ModelStore
+from lib.trainers.material import site_material
+from lib.trainers.site import Site
+from lib.volume_io import write_volume
+from pacs_serving import wait_for
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+from test_server import add_image
+
+CODES = lumbar_codes()
+# The client leaves its sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> MONAILabelClient:
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
+
+
+def shown(server: Server, image: str) -> dict[str, Any]:
+    """What clients are told of an image's labels, by tag."""
+    objects = requests.get(f"{server.url}/datastore/", params={"output": "all"}, timeout=10).json()["objects"]
+    labels: dict[str, Any] = objects[image]["labels"]
+    return labels
+
+
+def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final", *, step: int = 2) -> dict[str, Any]:
+    """The reply to a label with one level: of step 1 discs and all vertebrae in one piece."""
+    one, other = ("L4", "L4-L5") if step == 2 else ("vertebrae", "L4-L5")
+    bone = CODE_OF["L4"] == CODES if step == 2 else np.isin(CODES, [CODE_OF["L4"], CODE_OF["L5"]])
+    labels = np.select([bone, CODE_OF["L4-L5"] == CODES], [1, 2]).astype(np.uint8)
+    write_volume(folder / "label.nii.gz", labels, RAS)
+    params = {"label_info": [{"name": one}, {"name": other}]}
+    reply: dict[str, Any] = client.save_label(image, str(folder / "label.nii.gz"), tag=tag, params=params)
+    return reply
+
+
+def training(server: Server, folder: Path, image: str) -> list[str]:
+    """Ids of the corrections of an image that would train."""
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    material = site_material(Site(folder, ModelStore(folder), store, lambda image: None))
+    sources = (source.provenance for source in (*material.training, *material.holdout))
+    return [source["correction"] for source in sources if source["image"] == image]
+
+
+def delete(server: Server, image: str, tag: str) -> requests.Response:
+    return requests.delete(f"{server.url}/datastore/label", params={"id": image, "tag": tag}, timeout=10)
+
+
+def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILabelClient) -> None:
+    """A review's two marks took the prediction's place: readers got marks, and step 2 read them as cord and canal."""
+    image = add_image(server, "predicted", image_of(CODES) + 1)
+
+    def keep(model: str, **settings: Any) -> None:
+        client.infer(model, image, {"save_label": True, "result_extension": ".nii.gz", **settings})
+
+    keep("totalspineseg")
+    whole = Path(client.download_label(image, "original")).read_bytes()
+    keep("totalspineseg_review")
+    keep("totalspineseg_step1")
+    keep("totalspineseg", structures="discs")
+    keep("totalspineseg", output_grid="iso", label_tag="second")
+    keep("totalspineseg_step1", output_grid="iso", label_prompt=[1])
+    beside = {"original-review", "original-step1", "original-part", "second-iso", "original-step1-part-iso"}
+    assert set(shown(server, image)) == {"original"} | beside
+    assert Path(client.download_label(image, "original")).read_bytes() == whole
+
+
+def test_a_label_taken_back_is_neither_shown_nor_taught(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """A wrong label that was deleted went on to train, for training reads the history, where it still stood."""
+    image = add_image(server, "wrong", image_of(CODES) + 2)
+    step1 = submit(client, image, tmp_path, "step1", step=1)["correction"]
+    wrong = [submit(client, image, tmp_path)["correction"] for _ in range(2)]
+    assert training(server, tmp_path, image) == wrong[1:]
+    answer = delete(server, image, "final")
+    assert (answer.status_code, answer.json()["withdrawn"]) == (200, wrong)
+    assert set(shown(server, image)) == {"step1"}
+    assert training(server, tmp_path, image) == [step1], "what it had stood before counts again"
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    assert [kept.id for kept in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
+    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text())
+    assert (record["user"], record["correction"], bool(record["received"])) == ("admin", wrong[0], True)
+    right = submit(client, image, tmp_path)["correction"]
+    assert (set(shown(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])
+    assert delete(server, image, "step1").json()["withdrawn"] == [step1]
+    assert set(shown(server, image)) == {"final"}
+
+
+def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server, client: MONAILabelClient) -> None:
+    image = add_image(server, "removed", image_of(CODES) + 3)
+    client.infer("totalspineseg", image, {"save_label": True})
+    assert delete(server, image, "original").json()["withdrawn"] == []
+    assert shown(server, image) == {}
+    for name in (image, "nobody"):
+        answer = delete(server, name, "original")
+        assert (answer.status_code, "got none under the tag 'original'" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothing(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Its label counted as finished, so that it was never offered again and silently trained no more, and named the
+    levels of other scans."""
+    image = add_image(server, "replaced", image_of(CODES) + 4)
+    file, before = server.studies / "replaced.nii.gz", tmp_path / "before.nii.gz"
+    client.infer("totalspineseg", image, {"save_label": True})
+    submit(client, image, tmp_path)
+    finished = client.info()["datastore"]["completed"]
+    shutil.copy(file, before)
+    write_volume(file, np.roll(image_of(CODES), 6, axis=1), RAS)
+    assert shown(server, image) == {}
+    for tag in ("final", "original"):
+        assert requests.get(f"{server.url}/datastore/label", params={"label": image, "tag": tag}).status_code == 404
+    with pytest.raises(MONAILabelClientException, match="a localizer with a label is required"):
+        client.infer("totalspineseg", "z-last", {"localizer": image})
+    assert client.info()["datastore"]["completed"] == finished - 1
+    shutil.copy(before, file)
+    assert set(shown(server, image)) == {"final", "original"}, "restored, by its content"
+    assert client.info()["datastore"]["completed"] == finished
+
+
+def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Removed first and then copied anew, it was finished by the old label's file, of which nothing was known."""
+    image = add_image(server, "renewed", image_of(CODES) + 4.5)
+    file = server.studies / "renewed.nii.gz"
+    correction = submit(client, image, tmp_path)["correction"]
+    shutil.copy(file, tmp_path)
+    for renewed in (True, False):
+        file.unlink()
+        wait_for(lambda: image not in client.datastore()["objects"])
+        if renewed:
+            add_image(server, image, np.roll(image_of(CODES), 6, axis=1))
+            assert shown(server, image) == {}
+        else:
+            shutil.copy(tmp_path / file.name, file)
+            wait_for(lambda: image in client.datastore()["objects"])
+            assert shown(server, image)["final"]["info"]["correction"] == correction
+
+
+def test_clients_cannot_change_what_the_server_relies_on(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """``{"strategy": 1}`` as what is known about one image, and nobody got a next sample any more."""
+    write_volume(tmp_path / "odd.nii.gz", image_of(CODES) + 5, RAS)
+    odd = {"strategy": 1, "ward": "3b"}
+    image = client.upload_image(str(tmp_path / "odd.nii.gz"), "odd", params=odd)["image"]
+    correction = submit(client, image, tmp_path)["correction"]
+    for path, data in (
+        ("image/info", {"image": image}),
+        ("label/info", {"label": image, "tag": "final"}),
+        ("updatelabelinfo", {"label": image, "tag": "final"}),
+    ):
+        field = "params" if path == "updatelabelinfo" else "info"
+        told = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9}
+        answer = requests.put(f"{server.url}/datastore/{path}", params=data, data={field: json.dumps(told)}, timeout=10)
+        assert answer.status_code == 200, answer.text
+    known = requests.get(f"{server.url}/datastore/image/info", params={"image": image}, timeout=10).json()
+    assert (known["ward"], "strategy" in known) == ("3b", False)
+    label = shown(server, image)["final"]["info"]
+    assert (label["ward"], label["correction"]) == ("3b", correction)
+    assert (
+        requests.put(f"{server.url}/datastore/image/info", params={"image": image}, data={"info": "1"}).status_code
+        == 422
+    )
+    for strategy in ("first", "last", "random"):
+        assert client.next_sample(strategy, {})["id"]
+
+
+@contextmanager
+def nothing_can_be_written(studies: Path) -> Iterator[None]:
+    """As on a disk that is full or was mounted read-only, also for an administrator."""
+    lock, records = studies / ".lock", studies / ".totalspineseg" / "predictions"
+    for place in (lock, records):
+        place.rename(f"{place}.aside")
+    lock.mkdir()
+    records.touch()
+    try:
+        yield
+    finally:
+        lock.rmdir()
+        records.unlink()
+        for place in (lock, records):
+            Path(f"{place}.aside").rename(place)
+
+
+def test_who_only_looks_is_answered_when_nothing_can_be_written(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """On a read-only folder neither Next Sample nor Run was answered, the latter after all was computed."""
+    image = add_image(server, "looked-at", image_of(CODES) + 3.5)
+    client.infer("totalspineseg", image, {})
+    with nothing_can_be_written(server.studies):
+        file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
+        assert (Path(file).is_file(), "could not be recorded" in report["warning"]) == (True, True)
+        for _ in range(2):
+            sample = client.next_sample("first", {})
+            assert (bool(sample["id"]), "could not be recorded" in sample["warning"]) == (True, True)
+        with pytest.raises(MONAILabelClientException, match="Status: 507"):
+            client.infer("totalspineseg", image, {"save_label": True})
+    _, report = client.infer("totalspineseg", image, {})
+    assert report["warning"] == ""
+    assert "warning" not in client.next_sample("first", {})

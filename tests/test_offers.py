@@ -1,0 +1,67 @@
+"""Which image is offered next: not one that another reader has, and not always the same."""
+
+import time
+from typing import Any
+
+import pytest
+
+from lib.activelearning import offers
+from lib.activelearning.offers import Offers, last_noted, noted
+from lib.activelearning.strategies import First, Last, Random
+
+
+class Studies:
+    """Three images, of which none is finished."""
+
+    def __init__(self, **infos: Any) -> None:
+        self.infos = infos
+
+    def get_unlabeled_images(self) -> list[str]:
+        return ["b", "c", "a"]
+
+    def get_image_info(self, image: str) -> dict[str, Any]:
+        return self.infos.get(image, {})
+
+
+def asked(strategy: Any, studies: Studies, *clients: str) -> str:
+    return "".join(strategy({"client_id": client}, studies)["id"] for client in clients)
+
+
+@pytest.mark.parametrize(("strategy", "order"), [(First, "abcabc"), (Last, "cbacba")], ids=["first", "last"])
+def test_an_image_nobody_finishes_does_not_block_the_others(strategy: Any, order: str) -> None:
+    """A scan that is of no use, or was parked, was offered for ever, and nobody could get past it."""
+    assert asked(strategy(Offers()), Studies(), *["user-xyz"] * 6) == order
+
+
+@pytest.mark.parametrize("strategy", [First, Last, Random])
+@pytest.mark.parametrize("clients", ["ab", ["user-xyz", "user-xyz"]], ids=["two names", "one name"])
+def test_two_readers_get_different_images(strategy: Any, clients: list[str]) -> None:
+    """Everybody got the same scan, and who submitted it second replaced the other's label."""
+    for _ in range(20):
+        assert len(set(asked(strategy(Offers()), Studies(), *clients))) == 2
+
+
+def test_strategies_know_of_each_other_and_of_what_was_offered_before_a_restart() -> None:
+    shared, studies = Offers(), Studies(a={"strategy": {"random": {"ts": time.time() - 60, "client_id": "ada"}}})
+    assert asked(First(shared), studies, "bob") == "b"
+    assert asked(Last(shared), studies, "cyd", "bob") == "cb"
+    assert asked(First(shared), studies, "ada") == "a"
+
+
+def test_an_image_is_another_reader_s_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, studies, now = First(Offers()), Studies(), time.time()
+    assert asked(first, studies, "ada", "ada", "ada") == "abc"
+    assert asked(first, studies, "bob") == "a", "none is left, so the one offered longest ago"
+    monkeypatch.setattr(offers.time, "time", lambda: now + offers.RESERVED_SECONDS + 60)
+    assert asked(first, studies, "cyd") == "b", "nobody's any more"
+
+
+@pytest.mark.parametrize(
+    "strategy", [1, None, [], {"first": 3}, {"first": {"ts": "late"}}, {"first": {}}], ids=lambda value: repr(value)
+)
+def test_odd_notes_stop_nobody(strategy: Any) -> None:
+    """One image with an odd value, which any client could write, and nobody got a next sample."""
+    for kind in (First, Last, Random):
+        assert asked(kind(Offers()), Studies(b={"strategy": strategy}), "ada") in "abc"
+    assert last_noted({"strategy": strategy}) == offers.Offer()
+    assert noted({"strategy": strategy}).keys() <= {"first"}
