@@ -41,23 +41,6 @@ def test_name_and_code(name: str, code: int) -> None:
     assert anatomy.NAME_OF[code] == name
 
 
-@pytest.mark.parametrize(
-    ("spelling", "code"),
-    [
-        (" l4 ", 44),
-        ("vertebrae_L4", 44),
-        ("disc_L4_L5", 95),
-        ("L5-S1", 100),
-        ("Spinal Cord", 1),
-        ("L7", None),
-        ("", None),
-        ("tumor", None),
-    ],
-)
-def test_spellings_of_annotators(spelling: str, code: int | None) -> None:
-    assert anatomy.code_of_name(spelling) == code
-
-
 def test_wire_ids_are_contiguous_without_background() -> None:
     """A client gives the k-th published name to voxel value k; a hole shifts every later name."""
     assert list(anatomy.WIRE_LABELS.values()) == list(range(1, len(anatomy.STRUCTURES) + 1))

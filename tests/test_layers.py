@@ -13,6 +13,7 @@ LAYER = {
     "turns": -2,
     "certainty": -2,
     "anatomy": -1,
+    "spellings": 0,
     "geometry": 0,
     "tags": 0,
     "plausible": 1,

@@ -5,9 +5,9 @@ import pytest
 
 import columns
 from lib.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
-from lib.geometry import Volume
+from lib.geometry import LabelArray, Volume
 from lib.numbering.label import name_map
-from lib.numbering.renumber import Drawn, find_renamed, renumber
+from lib.numbering.renumber import Drawn, Recognized, recognize, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}
@@ -89,10 +89,14 @@ def test_a_level_that_cannot_be_is_refused(lumbar: Drawn) -> None:
     np.testing.assert_array_equal(lumbar.labels, before)
 
 
+def changed(old: LabelArray, new: LabelArray, code_of: dict[int, int]) -> list[Recognized]:
+    return [segment for segment in recognize(old, new, code_of) if segment.renamed]
+
+
 def test_a_renamed_segment_is_found(thoracic: Drawn) -> None:
     """It then carries the name of its neighbor: two segments of one name."""
     old = thoracic.labels
-    (renamed,) = find_renamed(old, old, {**SELF, CODE_OF["T5"]: CODE_OF["T6"]})
+    (renamed,) = changed(old, old, {**SELF, CODE_OF["T5"]: CODE_OF["T6"]})
     assert (renamed.old, renamed.new, renamed.value) == (CODE_OF["T5"], CODE_OF["T6"], CODE_OF["T5"])
     assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
@@ -101,10 +105,10 @@ def test_redrawn_borders_are_no_new_names(thoracic: Drawn) -> None:
     new = thoracic.labels.copy()
     xyz = np.argwhere(new == CODE_OF["T5"])
     new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]
-    assert find_renamed(thoracic.labels, new, SELF) == ()
+    assert changed(thoracic.labels, new, SELF) == []
 
 
 def test_a_disc_is_never_a_renamed_vertebra_nor_the_canal_a_level(lumbar: Drawn) -> None:
     new = lumbar.labels
-    assert find_renamed(new, new, {**SELF, CODE_OF["L3"]: CODE_OF["L3-L4"]}) == ()
-    assert find_renamed(new, new, {**SELF, CANAL: SACRUM}) == ()
+    assert changed(new, new, {**SELF, CODE_OF["L3"]: CODE_OF["L3-L4"]}) == []
+    assert changed(new, new, {**SELF, CANAL: SACRUM}) == []

@@ -315,7 +315,7 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
     store = CorrectionStore(tmp_path / "history")
     image = tmp_path / "image.nii"
     image.write_bytes(b"image")
-    received = Received("2.25.70001.1", image, image, "final", Sender("", "ohif", "l.nii"), None, None)
+    received = Received("2.25.70001.1", image, image, "final", Sender("", "ohif", "l.nii"), None, None, "")
     (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")
 
     def submit(*_: object) -> Correction:

@@ -9,7 +9,7 @@ from block_spines import block_spine, classes_of, step1_answer
 from lib.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.names import map_names
-from lib.corrections.renames import follow_rename
+from lib.corrections.renames import Followed, compare, follow_rename
 from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
 from lib.numbering.renumber import Drawn
@@ -35,10 +35,15 @@ def sent(step: int) -> Submission:
     return Submission((labels,), GRID, segments)
 
 
+def follow(submission: Submission, prediction: KeptMaps) -> Followed | None:
+    compared = compare(submission, GRID, prediction)
+    return None if compared is None else follow_rename(compared)
+
+
 @pytest.mark.parametrize(("predicted", "submitted"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> None:
     """A full label was renumbered as if it had corrected the step-1 map that somebody had looked at last."""
-    followed = follow_rename(sent(submitted), GRID, kept(predicted))
+    followed = follow(sent(submitted), kept(predicted))
     assert (followed is not None) is (predicted == submitted)
     if followed is not None:
         assert followed.report["renamed"] == {"from": "L5-L6", "to": "L4-L5"}
@@ -49,7 +54,7 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
     renamed = {"L4-L5": "L5-L6", "L3-L4": "L4-L5", "L2-L3": "L3-L4"}
     segments = tuple(Segment(renamed.get(name, name), value) for name, value in WIRE_LABELS.items())
     scene = Submission((to_wire(TRUTH),), GRID, segments)
-    assert follow_rename(scene, GRID, kept(2)) is None
+    assert follow(scene, kept(2)) is None
     codes = map_names(scene, GRID).codes
     for before, now in renamed.items():
         assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()
@@ -57,7 +62,7 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
 
 def test_names_left_as_predicted_follow_in_any_spelling() -> None:
     """Spelled otherwise than the segment, what nobody had checked was taught and what somebody had was not."""
-    followed = follow_rename(sent(2), GRID, kept(2))
+    followed = follow(sent(2), kept(2))
     assert followed is not None
     shifted = replace(followed, names={"L1-L2": "L2-L3"})
     assert shifted.now("L1-L2, disc_L1_L2,nose") == ["L2-L3", "L2-L3", "nose"]

@@ -117,8 +117,8 @@ def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
     app = FastAPI()
     errors.install(app)
     app.include_router(studies.router(1 << 20))
-    store = SimpleNamespace(datastore=lambda: SimpleNamespace(add_image=full))
-    monkeypatch.setattr(studies, "app_instance", lambda: store)
+    app_of_host = SimpleNamespace(add_image=full)
+    monkeypatch.setattr(studies, "app_instance", lambda: app_of_host)
     write_volume(tmp_path / "one.nii.gz", image_of(lumbar_codes()), RAS)
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.put("/datastore/", files={"file": ("one.nii.gz", (tmp_path / "one.nii.gz").read_bytes())})

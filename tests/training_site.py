@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.corrections.history import sha256_of
 from lib.corrections.names import Mapped
 from lib.corrections.store import Correction, Received, Sender
 from lib.gate.scoring import JudgedCase
@@ -87,5 +88,7 @@ def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
     write_volume(path, image.data, image.grid)
     write_volume(label, codes.data, codes.grid)
     present = tuple(int(code) for code in np.unique(codes.data) if code)
-    received = Received(image_id, path, label, "final", Sender("reader", "client", "label.nii.gz"), [], None)
+    received = Received(
+        image_id, path, label, "final", Sender("reader", "client", "label.nii.gz"), [], None, sha256_of(path)
+    )
     return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)

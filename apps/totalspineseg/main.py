@@ -21,15 +21,18 @@ from lib.anatomy import WIRE_LABELS
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
+from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Publish
 from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
+from lib.corrections.submission import submitted_grid
+from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
+from lib.geometry import same_grid
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, UnknownLabelError, http_errors
 from lib.infers.result_tag import result_tag
@@ -41,6 +44,7 @@ from lib.processes import end_with_parent
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
+from lib.volume_io import read_image
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
@@ -78,6 +82,7 @@ class App(MONAILabelApp):
         self._inbox = Inbox(self._corrections, self._predictions, check, self._maps)
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
+        self._uploads = Uploads()
         self._adoption: Adoption | None = None
         self._services = Services(
             self._networks,
@@ -246,6 +251,7 @@ class App(MONAILabelApp):
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
+        self._uploads.forget(str(request.get("client_id") or ""))
         if self._adoption is not None:
             self._adoption.look_through()
         for _ in range(len(self._datastore.list_images()) + 1):
@@ -265,6 +271,21 @@ class App(MONAILabelApp):
         self._adoption.of_image(image_id)
         return image_id not in self._datastore.get_unlabeled_images()
 
+    def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
+        """Add an image to the studies; see ``StudiesDatastore.add_image``.
+
+        Raises:
+            FileExistsError: Another image has this id.
+        """
+        content = sha256_of(file)
+        try:
+            added: str = self._datastore.add_image(image_id, str(file), dict(info))
+        except FileExistsError:
+            self._uploads.refused(sender.names, image_id, content)
+            raise
+        self._uploads.came(sender.names, added, content)
+        return added
+
     def submit_label(
         self,
         image_id: str,
@@ -277,7 +298,7 @@ class App(MONAILabelApp):
         """Take an annotator's label; see ``Inbox.submit``.
 
         Args:
-            image_id: Image it belongs to.
+            image_id: Image it was sent for; see ``Uploads.meant``.
             file: The label.
             tag: Tag it was sent for.
             params: What came with it.
@@ -289,6 +310,12 @@ class App(MONAILabelApp):
             LabelError: The label was kept, but not understood.
             StorageError: It could not be kept.
         """
+        said = image_id
+        image_id = self._uploads.meant(sender.names, said, lambda other: self._is_on_grid(file, other))
+        if image_id != said:
+            logger.info(
+                "a label sent for image %r is one of %r, as the same volume was called when uploaded", said, image_id
+            )
         image = self._image_file(image_id)
         if image is None:
             raise UnknownImageError(image_id)
@@ -319,6 +346,14 @@ class App(MONAILabelApp):
         if not shown and not withdrawn:
             raise UnknownLabelError(image_id, tag)
         return withdrawn
+
+    def _is_on_grid(self, label: Path, image_id: str) -> bool:
+        """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
+        image = self._image_file(image_id)
+        try:
+            return image is not None and same_grid(submitted_grid(label), read_image(image).grid)
+        except ImageError:
+            return False
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
         """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""

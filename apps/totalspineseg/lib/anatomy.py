@@ -114,32 +114,6 @@ WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType({s.name: WIRE_ID[s.code
 """Name -> wire id, in wire order; "background" is deliberately absent."""
 
 
-def _aliases() -> Mapping[str, int]:
-    names = {s.name.casefold(): s.code for s in STRUCTURES}
-    names |= {"spinal_cord": CORD, "spinal cord": CORD, "spinal_canal": CANAL, "spinal canal": CANAL}
-    for structure in STRUCTURES:
-        lower = structure.name.casefold()
-        if structure.kind is Kind.VERTEBRA:
-            names |= {f"vertebrae_{lower}": structure.code, f"vertebra_{lower}": structure.code}
-        if structure.kind is Kind.DISC:
-            plain = lower.replace("-", "_")
-            names |= {plain: structure.code, f"disc_{plain}": structure.code, f"disc_{lower}": structure.code}
-    names |= {"l5-s1": DISC_L5_S, "l5_s1": DISC_L5_S, "disc_l5_s1": DISC_L5_S}
-    return names
-
-
-_BY_ALIAS = _aliases()
-
-
-def code_of_name(name: str) -> int | None:
-    """The code a segment name stands for, or None when the name is unknown.
-
-    Case and surrounding space do not matter; the usual spellings of the field are understood
-    ("L4", "vertebrae_L4", "disc_L4_L5", "L5-S1", "spinal cord").
-    """
-    return _BY_ALIAS.get(name.strip().casefold())
-
-
 @dataclass(frozen=True)
 class Column:
     """One anatomical variant of the column, superior to inferior.

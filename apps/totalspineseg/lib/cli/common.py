@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lib.anatomy import BY_CODE, Kind, code_of_name
+from lib.anatomy import BY_CODE, Kind
+from lib.spellings import code_of_name
 
 if TYPE_CHECKING:
     from lib.numbering.evidence import Pin

@@ -1,4 +1,4 @@
-"""The studies folder as MONAI Label sees it, made safe: ids stay inside, files are whole, writers take turns."""
+"""The studies folder as MONAI Label sees it, made safe: files stay inside and are whole, writers take turns."""
 
 import json
 import logging
@@ -18,6 +18,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
+from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 from lib.corrections.label_notes import read_note, write_note
 from lib.corrections.watch import FolderWatch
@@ -31,20 +32,10 @@ IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
 """Files of the studies folder that are offered as images; of two that share an id the one whose ending is first here,
 unless another one was offered before: its labels are drawn on that one."""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-MAX_ID_CHARACTERS: Final = 200
 INDEX_SECONDS: Final = 60.0
 """How long another one that writes the index is waited for: to copy a large image to a slow disk takes seconds."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 """Series of one session share the scanner's coordinates; those of two sessions do not."""
-
-
-def is_safe_id(image_id: str) -> bool:
-    """Whether an image or label id is a plain name: no folder, no control character, not hidden."""
-    return (
-        0 < len(image_id) <= MAX_ID_CHARACTERS
-        and not image_id.startswith(".")
-        and not any(c in '/\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in image_id)
-    )
 
 
 def same_examination(one: str, other: str) -> bool:
@@ -89,12 +80,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._watch = self._watched() if auto_reload else None
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        """Name without its ending, and the ending; an ending-like part inside the name stays."""
-        for pattern in IMAGE_PATTERNS:
-            if file.endswith(pattern[1:]):
-                return file[: -len(pattern) + 1], pattern[1:]
-        path = Path(file)
-        return path.stem, path.suffix
+        """The id of an image by the name of its file, and the file's ending."""
+        stem, ending = _split(file)
+        return id_of_stem(stem), ending
+
+    def _filename(self, id: str, ext: str) -> str:
+        """The name of a file of an image, or of a label of it."""
+        return f"{file_stem(id)}{ext}"
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image.
@@ -108,25 +100,26 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             The id.
 
         Raises:
-            ValueError: An unsafe id, or not an image's ending.
+            ValueError: No id, one that cannot be read, or not an image's ending.
             FileExistsError: Another image has this id.
             StorageError: It could not be written.
         """
         source = Path(image_filename)
-        stem, ending = self._to_id(source.name)
-        image_id = image_id or stem
-        _require_safe_id(image_id)
+        own, ending = self._to_id(source.name)
+        image_id = image_id or own
+        _require_usable_id(image_id)
         if f"*{ending}" not in IMAGE_PATTERNS:
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
         with self._index():
             if known := self._datastore.objects.get(image_id):
-                kept = Path(self._datastore.image_path()) / f"{image_id}{known.image.ext}"
+                kept = self._image_path(image_id, known)
                 if history.sha256_of(kept) == history.sha256_of(source):
                     return image_id
                 raise FileExistsError(
-                    f"an unused image id is required, got {image_id!r}, which names another image; choose another id"
+                    f"an unused image id is required, got {image_id!r}, which names another image here; rename yours "
+                    "(in 3D Slicer the volume, in the module Data) and press 'Upload Volume' before 'Submit Label'"
                 )
-            target = Path(self._datastore.image_path()).resolve() / f"{image_id}{ending}"
+            target = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
             write_atomic(target, lambda temporary: _copy(source, temporary))
             info = {**image_info, "ts": int(time.time()), "name": target.name}
             self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
@@ -148,9 +141,12 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 raise ImageNotFoundException(
                     f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
                 )
-            labels = (Path(self._datastore.label_path(tag)) / f"{image_id}{v.ext}" for tag, v in entry.labels.items())
+            labels = (
+                Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext)
+                for tag, label in entry.labels.items()
+            )
             # The image first: where it cannot be removed, its labels stay.
-            for file in (Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}", *labels):
+            for file in (self._image_path(image_id, entry), *labels):
                 _remove(file)
             del self._datastore.objects[image_id]
             self._update_datastore_file()
@@ -170,11 +166,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             The label id, which is the image id.
 
         Raises:
-            ValueError: An unsafe id or tag.
+            ValueError: An unsafe tag.
             KeyError: There is no such image.
             StorageError: It could not be written; the label shown before is still there.
         """
-        _require_safe_id(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
         if not is_safe_tag(tag):
             raise ValueError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
@@ -186,7 +181,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 raise KeyError(image_id)
             folder = Path(self._datastore.label_path(tag))
             _make_folder(folder)
-            target = folder / f"{image_id}{ending}"
+            target = folder / self._filename(image_id, ending)
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
                 with suppress(OSError):
@@ -209,7 +204,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if label is None:
                 return
             # First: a file that the index does not know would be shown again.
-            _remove(Path(self._datastore.label_path(label_tag)) / f"{label_id}{label.ext}")
+            _remove(Path(self._datastore.label_path(label_tag)) / self._filename(label_id, label.ext))
             del entry.labels[label_tag]
             self._update_datastore_file()
 
@@ -302,7 +297,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             )
 
     def _image_path(self, image_id: str, entry: ImageLabelModel) -> Path:
-        return Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}"
+        return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
 
     def _reconcile_datastore(self) -> None:
         with self._index():
@@ -325,7 +320,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         for image_id, entry in self._datastore.objects.items():
             if tag in entry.labels and image_id not in before:
                 label = entry.labels[tag]
-                label.info.update(read_note(Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}"))
+                label.info.update(
+                    read_note(Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext))
+                )
         return added
 
     def _is_away(self) -> bool:
@@ -343,7 +340,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 entry = self._datastore.objects.get(image_id)
                 if entry is None or entry.image.ext == ending:
                     continue
-                offered = self._not_offered[file] = f"{image_id}{entry.image.ext}"
+                offered = self._not_offered[file] = self._filename(image_id, entry.image.ext)
                 if before.get(file) != offered:
                     logger.warning(
                         "one file an image id is required, got %r and %r; %r is not offered: rename or remove one",
@@ -370,7 +367,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
         """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
 
-        Not those being written, nor those whose name is no safe id.
+        Not those being written, nor those whose name is no plain one.
         """
         chosen: dict[str, str] = {}
         for name in self._files(path, patterns):
@@ -379,8 +376,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _files(self, path: str, patterns: list[str]) -> list[str]:
         """Names of all such files, by ending, as ``patterns`` has them, then by name."""
-        safe = [name for name in super()._list_files(path, patterns) if is_safe_id(self._to_id(name)[0])]
-        return sorted(safe, key=lambda name: (patterns.index(f"*{self._to_id(name)[1]}"), name))
+        plain = [name for name in super()._list_files(path, patterns) if is_plain_stem(_split(name)[0])]
+        return sorted(plain, key=lambda name: (patterns.index(f"*{self._to_id(name)[1]}"), name))
 
     @cached_property
     def _lock(self) -> FileLock:
@@ -458,9 +455,20 @@ def _stamp(index: Path) -> tuple[int, int]:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _require_safe_id(image_id: str) -> None:
-    if not is_safe_id(image_id):
-        raise ValueError(f"an image id without folders or special characters is required, got {image_id!r}; rename it")
+def _split(file: str) -> tuple[str, str]:
+    """A file's name without its ending, and the ending; an ending-like part inside the name stays."""
+    for pattern in IMAGE_PATTERNS:
+        if file.endswith(pattern[1:]):
+            return file[: -len(pattern) + 1], pattern[1:]
+    path = Path(file)
+    return path.stem, path.suffix
+
+
+def _require_usable_id(image_id: str) -> None:
+    if not is_usable_id(image_id):
+        raise ValueError(
+            f"a short image id without control characters is required, got {image_id[:80]!r}; rename the image"
+        )
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What the networks drew, kept for a while: so that levels can be named again without running them."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -115,6 +115,10 @@ class DrawnMaps:
         """The maps of one prediction, or None."""
         return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
 
+    def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
+        """What is kept for an image, each read when it is asked for."""
+        return (kept for entry in reversed(self._entries(image_sha256)) if (kept := _read(entry)) is not None)
+
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
         """The newest maps of a step, or None.
 
@@ -123,10 +127,8 @@ class DrawnMaps:
             step: 1 or 2.
             versions: Only maps of these weights.
         """
-        for entry in reversed(self._entries(image_sha256)):
-            kept = _read(entry)
-            same = kept is not None and (versions is None or dict(kept.versions) == dict(versions))
-            if kept is not None and same and kept.drawn.step == step:
+        for kept in self.newest_first(image_sha256):
+            if kept.drawn.step == step and (versions is None or dict(kept.versions) == dict(versions)):
                 return kept
         return None
 

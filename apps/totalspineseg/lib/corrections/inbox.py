@@ -1,20 +1,22 @@
 """What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
 
-import logging
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
+from lib.corrections import history
+from lib.corrections.attribution import Attribution
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
 from lib.corrections.names import Mapped, map_names
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.renames import Followed, follow_rename
+from lib.corrections.predictions import PredictionStore
+from lib.corrections.renames import follow_rename
 from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
 from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
@@ -26,8 +28,6 @@ from lib.numbering.findings import Finding
 from lib.segments import Submission
 from lib.turns import Turns
 from lib.volume_io import read_image, write_volume
-
-logger = logging.getLogger(__name__)
 
 FINAL_TAG: Final = "final"
 """Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
@@ -47,13 +47,10 @@ Hide = Callable[[str, str], None]
 class Inbox:
     """Takes submissions for one studies folder."""
 
-    def __init__(
-        self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint, maps: DrawnMaps | None = None
-    ) -> None:
+    def __init__(self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint, maps: DrawnMaps) -> None:
         self._corrections = corrections
-        self._predictions = predictions
+        self._attribution = Attribution(predictions, maps)
         self._lint = lint
-        self._maps = maps
         self._turns = Turns()
 
     def submit(
@@ -91,12 +88,16 @@ class Inbox:
             StorageError: It could not be kept, or it is kept and could not be shown; the message says which.
         """
         label_info, stated = params.get("label_info"), params.get("prediction")
-        received = Received(image_id, image, file, tag, sender, label_info, self._corrected(image_id, sender, stated))
+        received = Received(image_id, image, file, tag, sender, label_info, None, history.sha256_of(image))
+        received = replace(received, prediction=self._attribution.likely(received, stated))
+        followed = None
         try:
-            self._require_of_image(image_id, stated)
+            self._attribution.require_of_image(received, stated)
             grid = read_image(image).grid
             submission = _read(file, grid, label_info, sources)
-            followed = self._followed(submission, grid, received)
+            if (corrected := self._attribution.corrected(received, stated, submission, grid)) is not None:
+                received = replace(received, prediction=corrected.prediction)
+                followed = None if corrected.compared is None else follow_rename(corrected.compared)
             unreviewed = params.get(PARAMETER)
             if followed is not None:
                 submission, unreviewed = followed.submission, followed.now(unreviewed)
@@ -144,41 +145,6 @@ class Inbox:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
         return taken
-
-    def _corrected(self, image_id: str, sender: Sender, stated: object) -> PredictionRecord | None:
-        """The prediction that was corrected: as stated, else this client's newest one, else the newest.
-
-        None where a record is damaged, too: what a reader did counts without it.
-        """
-        try:
-            if isinstance(stated, str) and (found := self._predictions.find(image_id, stated)):
-                return found
-            # With authentication predictions are known by the user, whatever the program calls itself.
-            return self._predictions.latest(image_id, sender.client, sender.user)
-        except StorageError:
-            logger.warning("which prediction was corrected is not known: the record of one is damaged")
-            return None
-
-    def _require_of_image(self, image_id: str, stated: object) -> None:
-        """Check that a label which says what it corrects was sent for that image; series of a patient share grids."""
-        if not isinstance(stated, str) or not stated:
-            return
-        try:
-            other = None if self._predictions.find(image_id, stated) else self._predictions.image_of(stated)
-        except StorageError:
-            return
-        if other:
-            raise LabelError(
-                f"a label of image {image_id!r} is required, got one that corrects a prediction for {other!r}; send it "
-                "for that image"
-            )
-
-    def _followed(self, submission: Submission, grid: Grid, received: Received) -> Followed | None:
-        """The submission after its levels followed a renamed one; None where that does not apply."""
-        if self._maps is None or received.prediction is None:
-            return None
-        kept = self._maps.of_prediction(received.image_sha256, received.prediction.id)
-        return None if kept is None else follow_rename(submission, grid, kept)
 
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
         labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS

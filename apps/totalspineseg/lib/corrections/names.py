@@ -1,5 +1,6 @@
 """From segment names to codes: the only road by which a client's label becomes one of ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,12 +15,12 @@ from lib.anatomy import (
     UNREVIEWED_NAME,
     VERTEBRAE,
     Kind,
-    code_of_name,
 )
 from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, require_same_grid
 from lib.segments import Segment, Submission
+from lib.spellings import code_of_name, meant_by
 
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Where segments overlap the later kind stays, as where the pipeline paints its own result."""
@@ -101,14 +102,20 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
         codes.append(code)
     if unknown:
         raise LabelError(
-            f"segment names of the published list are required, got {_listed(unknown)}; "
+            f"segment names of the published list are required, got {_listed(unknown, _and_meant)}; "
             f"rename or remove {'it' if len(unknown) == 1 else 'them'}"
         )
     return tuple(codes)
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:NAMES_SHOWN])) + (" and others" if len(names) > NAMES_SHOWN else "")
+def _listed(names: list[str], told: Callable[[str], str] = repr) -> str:
+    return ", ".join(map(told, names[:NAMES_SHOWN])) + (" and others" if len(names) > NAMES_SHOWN else "")
+
+
+def _and_meant(name: str) -> str:
+    """An unknown name, with the published one it may stand for; that is for its author to say."""
+    meant = meant_by(name)
+    return repr(name) if meant is None else f"{name!r} ({meant!r}?)"
 
 
 def _filled(submission: Submission) -> tuple[Segment, ...]:

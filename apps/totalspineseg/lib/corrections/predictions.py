@@ -69,7 +69,7 @@ class PredictionStore:
 
     def newest_first(self, image_id: str) -> Iterator[PredictionRecord]:
         """All predictions for an image, each read when it is asked for."""
-        return (PredictionRecord(**history.read_json(e / RECORD_FILE)) for e in reversed(self._entries(image_id)))
+        return (_read(entry) for entry in reversed(self._entries(image_id)))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""
@@ -81,8 +81,9 @@ class PredictionStore:
         return newest
 
     def find(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
-        """The prediction of an image with this id, or None."""
-        return next((record for record in self.newest_first(image_id) if record.id == prediction_id), None)
+        """The prediction of an image with this id, or None; "" for one that is not among the studies."""
+        found = next((entry for entry in self._entries(image_id) if entry.name == prediction_id), None)
+        return None if found is None else _read(found)
 
     def image_of(self, prediction_id: str) -> str | None:
         """The image a prediction was made for, "" for one beside the studies; None when there is no such prediction."""
@@ -98,3 +99,7 @@ class PredictionStore:
     def _folder(self, image_id: str) -> Path:
         # Image folders have a prefix of their own, so that no image id can be the name of another folder.
         return self._root / (f"image-{history.folder_name(image_id)}" if image_id else UNLISTED)
+
+
+def _read(entry: Path) -> PredictionRecord:
+    return PredictionRecord(**history.read_json(entry / RECORD_FILE))

@@ -1,4 +1,4 @@
-"""One renamed segment in a submission: the other levels follow it."""
+"""A submission beside the prediction it corrects; where one segment was renamed, the other levels follow it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,12 +7,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF, Kind, code_of_name
+from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.wire import is_vertebrae
 from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
-from lib.numbering.renumber import Renamed, find_renamed, renumber
+from lib.numbering.renumber import Recognized, recognize, renumber
 from lib.segments import Segment, Submission
+from lib.spellings import code_of_name
+from lib.transforms.components import labels_present
 
 SHOWN: Final = 3
 """How many names a message lists."""
@@ -42,18 +44,44 @@ class Followed:
         return [now.get(code_of_name(name), name) if isinstance(name, str) else name for name in names]
 
 
-def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followed | None:
-    """Let all levels follow if exactly one segment was renamed since the prediction; the voxels stay.
+@dataclass(frozen=True)
+class Compared:
+    """A submission beside a prediction of its step.
+
+    Attributes:
+        submission: As sent.
+        kept: The prediction.
+        filled: Segments that have voxels.
+        recognized: Those of them that are segments of the prediction.
+    """
+
+    submission: Submission
+    kept: KeptMaps
+    filled: tuple[Segment, ...]
+    recognized: tuple[tuple[Segment, Recognized], ...]
+
+    @property
+    def renamed(self) -> tuple[tuple[Segment, Recognized], ...]:
+        """The recognized segments whose name was changed."""
+        return tuple(pair for pair in self.recognized if pair[1].renamed)
+
+    @property
+    def likeness(self) -> tuple[int, int]:
+        """How many segments have kept their names, and how many are recognized: the larger, the likelier was it this
+        prediction that was corrected."""
+        return len(self.recognized) - len(self.renamed), len(self.recognized)
+
+
+def compare(submission: Submission, grid: Grid, kept: KeptMaps) -> Compared | None:
+    """Find the segments of a prediction in a submission.
 
     Args:
         submission: As sent. Not modified.
         grid: Grid of the image.
-        kept: The prediction that was corrected.
+        kept: The prediction.
 
     Returns:
-        What came of it; None when no single level was renamed, or it cannot be told because the grids differ, or what
-        was sent is no map of the prediction's step. A reader who renamed several levels has numbered them, so they are
-        taken as sent.
+        None where they cannot be compared: the grids differ, or what was sent is no map of the prediction's step.
     """
     if not same_grid(submission.grid, grid) or not same_grid(iso_grid(grid), kept.iso):
         return None
@@ -61,11 +89,22 @@ def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followe
     if kept.drawn.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
         return None
     old = labels_from_iso(kept.labels, kept.iso, grid)
-    renamed = _renamed(submission, filled, old, step=kept.drawn.step)
-    if len(renamed) != 1:
+    recognized = _recognized(submission, filled, old, step=kept.drawn.step)
+    return Compared(submission, kept, tuple(filled), tuple(recognized))
+
+
+def follow_rename(compared: Compared) -> Followed | None:
+    """Let all levels follow if exactly one segment was renamed since the prediction; the voxels stay.
+
+    Returns:
+        What came of it; None when no single level was renamed. A reader who renamed several levels has numbered them,
+        so they are taken as sent.
+    """
+    if len(compared.renamed) != 1:
         return None
-    (segment, change) = renamed[0]
-    found = renumber(kept.drawn, {change.old: change.new})
+    submission, filled = compared.submission, compared.filled
+    (segment, change) = compared.renamed[0]
+    found = renumber(compared.kept.drawn, {change.old: change.new})
     if found is None:
         return Followed(submission, {}, _report(change, {}, None, None))
     codes, numbering = found
@@ -82,18 +121,18 @@ def follow_rename(submission: Submission, grid: Grid, kept: KeptMaps) -> Followe
 
 def _filled(submission: Submission) -> list[Segment]:
     """Segments that have voxels."""
-    present = [set(np.unique(layer).tolist()) - {BACKGROUND} for layer in submission.layers]
+    present = [set(np.flatnonzero(labels_present(layer)).tolist()) for layer in submission.layers]
     return [s for s in submission.segments if s.layer < len(present) and s.value in present[s.layer]]
 
 
-def _renamed(
+def _recognized(
     submission: Submission, filled: list[Segment], old: np.ndarray[Any, np.dtype[np.uint8]], *, step: int
-) -> list[tuple[Segment, Renamed]]:
+) -> list[tuple[Segment, Recognized]]:
     found = []
     for layer, data in enumerate(submission.layers):
         mine = {s.value: s for s in filled if s.layer == layer}
         codes = {value: code for value, s in mine.items() if (code := _level_code(s, step))}
-        found += [(mine[change.value], change) for change in find_renamed(old, data, codes)]
+        found += [(mine[segment.value], segment) for segment in recognize(old, data, codes)]
     return found
 
 
@@ -112,7 +151,7 @@ def _new_name(segment: Segment, codes: Mapping[int, int]) -> str:
 
 
 def _report(
-    change: Renamed, names: dict[str, str], probability: float | None, confident: bool | None
+    change: Recognized, names: dict[str, str], probability: float | None, confident: bool | None
 ) -> Mapping[str, Any]:
     was, now = NAME_OF[change.old], NAME_OF[change.new]
     if names:

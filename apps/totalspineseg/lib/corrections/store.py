@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +44,11 @@ class Sender:
     user: str
     client: str
     file_name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What predictions that this sender asked for are known by: with authentication the user, else the client."""
+        return tuple(name for name in (self.client, self.user) if name)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Received:
         sender: Who sent it.
         label_info: Segment names as they were sent.
         prediction: What it corrects.
+        image_sha256: Hash of the image as it is now.
     """
 
     image_id: str
@@ -117,11 +122,7 @@ class Received:
     sender: Sender
     label_info: Any
     prediction: PredictionRecord | None
-
-    @cached_property
-    def image_sha256(self) -> str:
-        """Hash of the image as it is now, computed once: a series may be large."""
-        return history.sha256_of(self.image)
+    image_sha256: str
 
 
 def label_suffix(name: str) -> str:

@@ -47,6 +47,15 @@ def read_submission(path: Path, label_info: object) -> Submission:
     return Submission((volume.data,), volume.grid, _segments_by_position(label_info))
 
 
+def submitted_grid(path: Path) -> Grid:
+    """The grid of a submitted label file.
+
+    Raises:
+        ImageError: Not a readable label map.
+    """
+    return _layers(_read_nrrd(path))[1] if path.name.lower().endswith(".nrrd") else read_labels(path).grid
+
+
 def _segments_by_position(label_info: object) -> tuple[Segment, ...]:
     if not isinstance(label_info, Sequence) or isinstance(label_info, str) or not label_info:
         raise LabelError(

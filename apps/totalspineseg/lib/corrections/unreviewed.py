@@ -10,10 +10,11 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, code_of_name
+from lib.anatomy import BACKGROUND, NAME_OF, UNREVIEWED
 from lib.corrections.names import Mapped
 from lib.errors import LabelError
 from lib.geometry import LabelArray
+from lib.spellings import code_of_name
 
 PARAMETER: Final = "unreviewed"
 """Of a submission: a list of names, or one text with commas."""

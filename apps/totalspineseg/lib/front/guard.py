@@ -11,7 +11,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lib.corrections.datastore import is_safe_id, is_safe_tag
+from lib.corrections.datastore import is_safe_tag
+from lib.corrections.image_ids import is_usable_id
 from lib.front.names import is_own
 from lib.front.policy import with_policy
 from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
@@ -131,11 +132,11 @@ def unsafe_path(path: str) -> Refusal | None:
 
 
 def unsafe_parameter(name: str, value: str) -> Refusal | None:
-    """An id, tag or session that could leave its folder."""
+    """An id that nobody can read, or a tag or session that could leave its folder."""
     if not value:
         return None
-    if name in ID_PARAMETERS and not is_safe_id(value):
-        return Refusal(BAD_REQUEST, f"{name!r} must be a plain id without folders or special characters, got {value!r}")
+    if name in ID_PARAMETERS and not is_usable_id(value):
+        return Refusal(BAD_REQUEST, f"{name!r} must be a short id without control characters, got {value[:80]!r}")
     if name == "tag" and not is_safe_tag(value):
         return Refusal(BAD_REQUEST, f"'tag' must be a word of letters, digits, '-' and '_', got {value!r}")
     if name == "session_id" and not SESSION_ID.fullmatch(value):

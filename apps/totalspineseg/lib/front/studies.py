@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import uuid4
@@ -13,7 +14,7 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from lib.activelearning.offers import NOTED
-from lib.corrections.datastore import is_safe_id
+from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.store import Sender
@@ -59,14 +60,14 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     ) -> dict[str, Any]:
         """Submit a corrected label."""
         fields = read_params(params)
-        sender = Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(label))
+        sender = _sender(user, fields, label)
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
             kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender)
-        shown = app_instance().datastore().get_label_info(image, kept.tag)
+        shown = app_instance().datastore().get_label_info(kept.image, kept.tag)
         return {
-            "image": image,
-            "label": image,
+            "image": kept.image,
+            "label": kept.image,
             "correction": kept.id,
             "step": kept.step,
             "findings": list(kept.findings),
@@ -96,15 +97,16 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         params: Annotated[str, Form()] = "{}",
     ) -> dict[str, Any]:
         """Add an image to the studies."""
-        info = {**_told(params), "user": user.username}
+        sender = _sender(user, read_params(params), file)
         image_id = image or stem(Path(client_name(file)))
-        if not is_safe_id(image_id):
-            raise SettingError(f"an image id without folders or special characters is required, got {image_id!r}")
+        if not is_usable_id(image_id):
+            raise SettingError(f"a short image id without control characters is required, got {image_id[:80]!r}")
         with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
             path = save_image(file, Path(folder))
             read_image(path)
             try:
-                return {"image": app_instance().datastore().add_image(image_id, str(path), info)}
+                info = {**_told(params), "user": user.username}
+                return {"image": app_instance().add_image(image_id, path, info, sender)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
             except StorageError:
@@ -159,6 +161,10 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
 
     return routes
+
+
+def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
+    return Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(file))
 
 
 def _told(text: str) -> dict[str, Any]:

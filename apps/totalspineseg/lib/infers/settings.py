@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from lib.anatomy import BY_CODE, STRUCTURES, WIRE_ID, Kind, code_of_name
+from lib.anatomy import BY_CODE, STRUCTURES, WIRE_ID, Kind
 from lib.errors import LabelError, TotalSpineSegError
 from lib.numbering.chain import Pin
+from lib.spellings import code_of_name
 
 Grid = Literal["input", "iso"]
 

@@ -44,14 +44,14 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """A segment whose name a reader changed.
+class Recognized:
+    """A submitted segment that is one of the prediction's, whatever it is called.
 
     Attributes:
         old: Code it had.
         new: Code it has now.
         value: Its value in the submitted map.
-        voxels: Voxels of the prediction that carry the new name.
+        voxels: Voxels that both have.
     """
 
     old: int
@@ -59,9 +59,14 @@ class Renamed:
     value: int
     voxels: int
 
+    @property
+    def renamed(self) -> bool:
+        """Whether a reader changed its name."""
+        return self.old != self.new
 
-def find_renamed(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Renamed, ...]:
-    """Segments whose name a reader changed.
+
+def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
+    """Segments that are those of a prediction; redrawn borders do not matter.
 
     Args:
         old: Codes (X, Y, Z) as predicted. Not modified.
@@ -69,8 +74,8 @@ def find_renamed(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -
         code_of: Code that each value of ``new`` stands for now; several may stand for one.
 
     Returns:
-        The renamed segments, the largest first; empty where no name changed (redrawn borders do not count). The cord
-        and the canal have no level and are never renamed.
+        The recognized segments, the largest first; a disc is none of the prediction's bones. The cord and the canal
+        have no level and are not among them.
     """
     drawn = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
     pairs = new.ravel()[drawn].astype(np.intp) << 8 | old.ravel()[drawn]
@@ -81,11 +86,11 @@ def find_renamed(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -
         below = both[value].copy()
         below[[BACKGROUND, CORD, CANAL]] = 0
         was, voxels = int(below.argmax()), int(below.max())
-        if was == code or voxels < RENAMED_VOXELS or not _alike(was, code):
+        if voxels < RENAMED_VOXELS or not _alike(was, code):
             continue
         if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
-            found.append(Renamed(was, code, value, voxels))
-    return tuple(sorted(found, key=lambda renamed: -renamed.voxels))
+            found.append(Recognized(was, code, value, voxels))
+    return tuple(sorted(found, key=lambda recognized: -recognized.voxels))
 
 
 def _alike(one: int, other: int) -> bool:

@@ -6,8 +6,8 @@ from typing import Any
 
 from monailabel.datastore.local import LocalDatastoreModel
 
-from lib.corrections.datastore import is_safe_id
 from lib.corrections.history import INDEX_FILE, PACS_DIR
+from lib.corrections.image_ids import is_plain_stem
 from lib.pacs.series import patient_of
 
 
@@ -28,7 +28,7 @@ class KeptSeries:
     def image_file(self, series: str) -> Path | None:
         """The volume of a series; None when it is not here."""
         entry = self._objects.get(series)
-        file = self._folder / f"{series}{entry.image.ext}" if entry and is_safe_id(series) else None
+        file = self._folder / f"{series}{entry.image.ext}" if entry and is_plain_stem(series) else None
         return file if file and file.is_file() else None
 
     def subject(self, series: str) -> str:

@@ -11,10 +11,10 @@ import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from lib.anatomy import code_of_name
 from lib.dicom.seg_object import SegReference, seg_reference
 from lib.dicom.seg_writer import MANUFACTURER
 from lib.errors import LabelError
+from lib.spellings import code_of_name
 
 logger = logging.getLogger(__name__)
 

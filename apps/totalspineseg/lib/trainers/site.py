@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.corrections.history import HISTORY_DIR
+from lib.corrections.image_ids import file_stem
 from lib.corrections.store import CorrectionStore
 from lib.gate.holdout import subject_of
 from lib.registry.store import ModelStore
@@ -51,7 +52,7 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
     history = work or studies / HISTORY_DIR
 
     def image_file(image_id: str) -> Path | None:
-        files = (studies / f"{image_id}{suffix}" for suffix in IMAGE_SUFFIXES)
+        files = (studies / f"{file_stem(image_id)}{suffix}" for suffix in IMAGE_SUFFIXES)
         return next((file for file in files if file.is_file()), None)
 
     return Site(history, models, CorrectionStore(history), image_file)

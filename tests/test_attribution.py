@@ -1,0 +1,96 @@
+"""A submission is compared with the prediction its reader saw, whoever predicted what meanwhile."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine, classes_of
+from lib.anatomy import CODE_OF, NAME_OF
+from lib.corrections.attribution import Attribution
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.store import Received, Sender
+from lib.geometry import Grid, LabelArray, Volume
+from lib.numbering.renumber import Drawn
+from lib.segments import Segment, Submission
+
+TRUTH = block_spine("T11")
+GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
+CONTENT = "ab" * 32
+LEVELS = ("L1", "L2", "L3", "L4")
+
+
+class Predictions:
+    """Predictions for the image "scan", or in a session, with their maps."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store, self.maps = PredictionStore(root), DrawnMaps(root)
+        self.attribution = Attribution(self.store, self.maps)
+
+    def add(
+        self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
+    ) -> None:
+        self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
+        drawn = Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
+        self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, ()))
+
+    def corrected(self, submission: Submission, *, client: str = "user-xyz", stated: str | None = None) -> str | None:
+        received = Received("scan", Path(), Path(), "final", Sender("", client, ""), [], None, CONTENT)
+        found = self.attribution.corrected(received, stated, submission, GRID)
+        return None if found is None else found.prediction.id
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Predictions:
+    return Predictions(tmp_path)
+
+
+def renamed(**names: str) -> Submission:
+    """The truth, with other names of some levels."""
+    segments = (Segment(names.get(NAME_OF[c], NAME_OF[c]), c) for c in np.unique(TRUTH).tolist() if c)
+    return Submission((TRUTH,), GRID, tuple(segments))
+
+
+def shifted() -> LabelArray:
+    """As if the lumbar levels had been named one too low."""
+    labels = TRUTH.copy()
+    for name, lower in zip(LEVELS, (*LEVELS[1:], "L5"), strict=True):
+        labels[CODE_OF[name] == TRUTH] = CODE_OF[lower]
+    return labels
+
+
+def test_of_equal_predictions_this_readers_then_the_newest(predictions: Predictions) -> None:
+    predictions.add("1", TRUTH, client="ada")
+    predictions.add("2", TRUTH, client="bob")
+    predictions.add("3", shifted(), client="ada")
+    assert predictions.corrected(renamed(), client="ada") == "1"
+    assert predictions.corrected(renamed(), client="nobody") == "2"
+    assert predictions.corrected(renamed(), client="nobody", stated="1") == "1"
+
+
+def test_one_that_other_weights_drew_is_not_taken_for_having_no_renamed_level(predictions: Predictions) -> None:
+    """Where borders differ so much that hardly a segment is recognized, none is renamed either."""
+    elsewhere = np.roll(TRUTH, 8, axis=1)
+    predictions.add("1", TRUTH)
+    predictions.add("2", elsewhere)
+    assert predictions.corrected(renamed(L2="L3")) == "1"
+
+
+def test_a_session_counts_for_what_it_held(predictions: Predictions) -> None:
+    """A reader who predicts in a session uploads the volume later: its record was filed under no image."""
+    predictions.add("1", TRUTH, image="")
+    predictions.add("2", TRUTH, image="", content="cd" * 32)
+    assert predictions.corrected(renamed(L2="L3")) == "1"
+    assert predictions.corrected(renamed(), stated="1") == "1"
+    assert predictions.corrected(renamed(), stated="2") == "1"
+
+
+def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytest.LogCaptureFixture) -> None:
+    for key in "12":
+        predictions.add(key, TRUTH)
+    (record,) = (predictions.root / "predictions").glob("*/2/record.json")
+    record.write_text("{", encoding="utf-8")
+    assert predictions.corrected(renamed(), stated="2") == "1"
+    assert "passed over" in caplog.text

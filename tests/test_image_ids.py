@@ -1,0 +1,77 @@
+"""Clients call images what they like; each has a file of its own, inside the studies."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.corrections.datastore import StudiesDatastore, label_volume_path
+from lib.corrections.history import sha256_of
+from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from lib.corrections.imprints import DRAWN_ON
+from lib.geometry import Grid
+from lib.registry.store import ModelStore
+from lib.trainers.site import folder_site
+from lib.volume_io import write_volume
+
+GRID = Grid((4, 4, 4), np.eye(4))
+OF_3D_SLICER = ("5: t2_tse_sag", "T2/STIR", "t2 <sag>", "5 t2?", 'a "b"', "a|b", "a*", "c:\\x")
+CLIMBING = ("..", ".", "../up", "/etc/passwd", ".hidden", "../../up.nii.gz")
+LIKE_CODES = ("100%", "5%3A t2_tse_sag", "5%253A t2", "a%2fb", "%2E", "%", "%25", "a%FFb")
+PLAIN = ("sub-01_T2w", "1.2.3", "a b", "\u00e4", "x" * 200)
+
+
+@pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *PLAIN], ids=ascii)
+def test_an_id_and_the_name_of_its_file_lead_to_each_other(image_id: str) -> None:
+    assert is_usable_id(image_id)
+    assert is_plain_stem(file_stem(image_id))
+    assert id_of_stem(file_stem(image_id)) == image_id
+    if is_plain_stem(image_id):
+        assert file_stem(id_of_stem(image_id)) == image_id
+
+
+def test_no_two_ids_share_a_file() -> None:
+    """Volumes of two patients in one file would mix their corrections."""
+    ids = {*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *PLAIN}
+    for _ in range(3):
+        ids |= {file_stem(image_id) for image_id in ids}
+    assert len({file_stem(image_id) for image_id in ids}) == len(ids)
+
+
+@pytest.mark.parametrize("image_id", ["", "a\nb", "a\x00b", "a\x7f", "x" * 201, ":" * 70, "%" + "25" * 4000], ids=ascii)
+def test_what_nobody_can_read_or_no_file_holds_is_no_id(image_id: str) -> None:
+    assert not is_usable_id(image_id)
+
+
+@pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES], ids=ascii)
+def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
+    """Whatever 3D Slicer had loaded from DICOM could neither be uploaded nor segmented nor submitted."""
+    image, label, folder = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "deep" / "studies"
+    write_volume(image, np.arange(64, dtype=np.uint8).reshape(GRID.shape), GRID)
+    write_volume(label, np.ones(GRID.shape, dtype=np.uint8), GRID)
+    folder.mkdir(parents=True)
+    studies = StudiesDatastore(str(folder), auto_reload=False)
+    assert studies.add_image(image_id, str(image), {}) == image_id
+    assert studies.save_label(image_id, str(label), "final", {DRAWN_ON: sha256_of(image)}) == image_id
+    before = {path.relative_to(folder) for path in folder.rglob("*.nii.gz")}
+    assert {path.parent for path in before} == {Path(), Path("labels/final")}
+    # As after a restart, also where the index is lost.
+    for _ in range(2):
+        again = StudiesDatastore(str(folder), auto_reload=False)
+        assert again.list_images() == [image_id]
+        assert again.get_labeled_images() == [image_id]
+        assert Path(again.get_image_uri(image_id)).read_bytes() == image.read_bytes()
+        shown = label_volume_path(again, image_id, "final")
+        assert shown is not None
+        assert shown.read_bytes() == label.read_bytes()
+        (folder / "datastore_v2.json").unlink()
+    assert {path.relative_to(folder) for path in folder.rglob("*.nii.gz")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]
+    found = folder_site(folder, ModelStore(tmp_path / "model")).image_file(image_id)
+    assert found == Path(again.get_image_uri(image_id))
+    write_volume(found, np.arange(64, 128, dtype=np.uint8).reshape(GRID.shape), GRID)
+    assert again.get_labeled_images() == [], "the label of what the image was before"
+    again.remove_label(image_id, "final")
+    assert label_volume_path(again, image_id, "final") is None
+    again.remove_image(image_id)
+    assert not list(folder.rglob("*.nii.gz"))

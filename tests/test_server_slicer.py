@@ -1,0 +1,165 @@
+"""How 3D Slicer names its volumes, uploads them and submits what it drew, in the order of its plugin."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
+from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.wire import from_wire
+from lib.geometry import Grid
+from lib.volume_io import read_labels, write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server
+from test_server import accepted
+
+CODES = lumbar_codes()
+DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def client(server: Server, tmp_path: Path) -> MONAILabelClient:
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="user-xyz")
+
+
+def grid(moved_mm: float) -> Grid:
+    affine = np.eye(4)
+    affine[0, 3] = moved_mm
+    return Grid(RAS.shape, affine)
+
+
+def volume(folder: Path, brightness: float, moved_mm: float = 0.0) -> str:
+    """A volume that 3D Slicer has written, another one for each brightness."""
+    path = folder / "volume.nii.gz"
+    write_volume(path, image_of(CODES) + np.float32(brightness), grid(moved_mm))
+    return str(path)
+
+
+def submit(
+    client: MONAILabelClient,
+    image: str,
+    folder: Path,
+    renamed: dict[str, str] | None = None,
+    moved_mm: float = 0.0,
+) -> dict[str, Any]:
+    """Submit all structures of the phantom, some under other names."""
+    label = folder / "label.nii.gz"
+    sent = np.zeros(CODES.shape, dtype=np.uint8)
+    for value, name in enumerate(DRAWN, start=1):
+        sent[CODE_OF[name] == CODES] = value
+    write_volume(label, sent, grid(moved_mm))
+    names = [{"name": (renamed or {}).get(name, name)} for name in DRAWN]
+    reply: dict[str, Any] = client.save_label(image, str(label), params={"label_info": names})
+    return reply
+
+
+@pytest.mark.parametrize("name", ["5: t2_tse_sag", "t2 <sag>", "T2/STIR", "5 t2?", "../up", "100%3A"])
+def test_a_volume_loaded_from_dicom_can_be_uploaded_segmented_and_submitted(
+    server: Server, client: MONAILabelClient, tmp_path: Path, name: str
+) -> None:
+    """3D Slicer calls it by its series ("5: t2_tse_sag"), and every request was refused: no plain id."""
+    path = volume(tmp_path, sum(name.encode()) / 4096)
+    assert client.upload_image(path, name) == {"image": name}
+    file, report = client.infer("totalspineseg", name, {"result_extension": ".nii"})
+    np.testing.assert_array_equal(from_wire(read_labels(Path(file)).data), CODES)
+    reply = submit(client, name, tmp_path)
+    assert (reply["image"], reply["prediction"]["id"]) == (name, report["prediction"])
+    shown = read_labels(Path(client.download_label(name, "final")))
+    np.testing.assert_array_equal(from_wire(shown.data), CODES)
+    assert "final" in client.datastore()["objects"][name]["labels"]
+    image = requests.get(f"{server.url}/datastore/image", params={"image": name}, timeout=10)
+    assert image.content == Path(path).read_bytes()
+    assert not list(server.studies.parent.glob("up*"))
+
+
+def test_a_session_needs_no_plain_name(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+    """What is only looked at is not uploaded, but its name comes with the request, and was refused."""
+    session = client.create_session(volume(tmp_path, 0.5))["session_id"]
+    assert client.infer("totalspineseg", "9: t1_tse_sag/fs", {}, session_id=session)[1]["prediction"]
+    assert "9: t1_tse_sag/fs" not in client.datastore()["objects"]
+
+
+def test_a_volume_of_the_same_name_as_another_patients_is_refused(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """Series have the same names in all patients: the labels of two must not come together in one image."""
+    name = "6: t2_tse_sag"
+    first = volume(tmp_path, 0.25)
+    client.upload_image(first, name)
+    before = client.datastore()["objects"].keys()
+    with pytest.raises(MONAILabelClientException) as caught:
+        client.upload_image(volume(tmp_path, 0.75), name)
+    assert "409" in caught.value.msg
+    assert f"'{name}', which names another image here; rename yours" in caught.value.msg
+    assert client.datastore()["objects"].keys() == before
+    assert client.upload_image(volume(tmp_path, 0.25), name) == {"image": name}, "the same bytes again"
+
+
+@pytest.mark.parametrize("moved_mm", [0.0, 30.0], ids=["same grid", "other grid"])
+def test_a_volume_renamed_before_submit_keeps_its_label(
+    server: Server, client: MONAILabelClient, tmp_path: Path, moved_mm: float
+) -> None:
+    """3D Slicer uploads it under the new name and sends the label for the old one, that of another patient's image."""
+    taken, free = f"8: t2 {moved_mm}", f"8: t2 {moved_mm} of the second"
+    client.upload_image(volume(tmp_path, 2 + moved_mm / 100), taken)
+    client.next_sample("first", {})
+    second = volume(tmp_path, 2.125 + moved_mm / 100, moved_mm)
+    session = client.create_session(second)["session_id"]
+    client.infer("totalspineseg", taken, {}, session_id=session)
+    with pytest.raises(MONAILabelClientException, match="409"):
+        client.upload_image(second, taken)
+    client.upload_image(second, free)
+    for _ in range(2):
+        assert submit(client, taken, tmp_path, {"L5": "L6"}, moved_mm)["image"] == free
+    assert (accepted(server, taken), accepted(server, free).renumbered["names"]["L4"]) == (None, "L5")
+    # A new scene with an image of the server.
+    client.next_sample("first", {})
+    assert submit(client, taken, tmp_path)["image"] == taken
+
+
+def test_a_volume_renamed_before_submit_under_a_name_nobody_has(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """The label was refused, since no image had the name under which the volume had been opened."""
+    client.upload_image(volume(tmp_path, 2.75), "renamed at once")
+    assert submit(client, "9: t2_tse_sag", tmp_path)["image"] == "renamed at once"
+
+
+def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """3D Slicer uploads a volume of its own at *Submit Label*: nothing followed, and L5 was missing in the label."""
+    name = "7: t2_tse_sag"
+    session = client.create_session(volume(tmp_path, 1.25))["session_id"]
+    _, predicted = client.infer("totalspineseg", name, {}, session_id=session)
+    client.upload_image(volume(tmp_path, 1.25), name)
+    reply = submit(client, name, tmp_path, {"L5": "L6"})
+    assert reply["prediction"]["id"] == predicted["prediction"]
+    assert reply["renumbered"]["names"]["L4"] == "L5"
+    kept = accepted(server, name)
+    assert CODE_OF["L5"] in kept.present
+    assert "L5 is missing" not in str(kept.findings)
+
+
+@pytest.mark.parametrize("new", ["L6", "L4"])
+def test_the_prediction_that_was_corrected_is_found_among_those_of_two_readers(
+    server: Server, client: MONAILabelClient, tmp_path: Path, new: str
+) -> None:
+    """3D Slicer calls everybody user-xyz: the label was compared with what another reader had seen last."""
+    name = f"two-readers-{new}"
+    client.upload_image(volume(tmp_path, 1.5 if new == "L6" else 1.75), name)
+    _, first = client.infer("totalspineseg", name, {})
+    x, y, z = np.argwhere(CODE_OF["L5"] == CODES).mean(axis=0)
+    _, second = client.infer("totalspineseg", name, {"pin": f"L6 {x} {y} {z}"})
+    reply = submit(client, name, tmp_path, {"L5": new})
+    assert reply["prediction"]["id"] == first["prediction"]
+    assert reply["renumbered"]["names"]["L4"] == {"L6": "L5", "L4": "L3"}[new]
+    up = {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
+    other = submit(client, name, tmp_path, {**up, "T12": "L1", "T12-L1": "L1-L2"})
+    assert (other["prediction"]["id"], other["renumbered"]) == (second["prediction"], None)
