@@ -78,8 +78,9 @@ def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
 
 
 def write_study(folder: Path, number: int, name: str) -> Study:
-    """A sagittal series and a three-plane localizer of one patient."""
+    """A sagittal series and a three-plane localizer of one patient, no two alike: one image cannot train and judge."""
     pixels, grid = phantom_slices()
+    pixels[0, 0, 0] += number
     uid = f"2.25.7000{number}"
     tags = {
         "PatientName": f"{name}^Phantom",
