@@ -56,32 +56,35 @@ def test_a_crack_of_two_voxels_is_bridged(gap: int, parts: int):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_largest_component_is_scipys(seed: int):
+def test_most_voxels_are_the_spine(seed: int):
     labels = (blobs(seed, (40, 30, 50), 0.0006) * np.random.default_rng(seed).integers(1, 9, (40, 30, 50))).astype("u1")
     expected, _ = ndimage.label(ndimage.binary_dilation(labels > 0, iterations=5), FULL)
     sizes = np.bincount(expected[labels > 0])
-    ours = c.largest_component(labels)
+    ours = one_spine(labels, 2)
     assert sizes[1:].size > 1
     assert np.count_nonzero(ours) == sizes.max()
     np.testing.assert_array_equal(ours[ours > 0], labels[ours > 0])
-    np.testing.assert_array_equal(c.largest_component(ours), ours)
+    np.testing.assert_array_equal(one_spine(ours, 2), ours)
 
 
 def test_most_voxels_win_not_the_widest_component():
     labels = np.zeros((60, 8, 8), dtype=np.uint8)
     labels[0:40:8, 0, 0] = 3
     labels[55:58, 2:5, 2:5] = 4
-    assert set(np.unique(c.largest_component(labels))) == {0, 4}
+    assert set(np.unique(one_spine(labels, 2))) == {0, 4}
 
 
-@pytest.mark.parametrize("name", ["largest_component", "fill_canal", "odd_discs"])
-def test_empty_maps_stay_empty(name: str):
-    function = {"largest_component": c.largest_component, "fill_canal": fill_canal, "odd_discs": odd_discs}[name]
+def spine_of_step1(labels: np.ndarray) -> np.ndarray:
+    return one_spine(labels, 1)
+
+
+@pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
+def test_empty_maps_stay_empty(function):
     result = function(np.zeros((4, 5, 6), dtype=np.uint8))
     assert (result.shape, result.dtype, result.any()) == ((4, 5, 6), np.uint8, False)
 
 
-@pytest.mark.parametrize("function", [c.largest_component, fill_canal, odd_discs])
+@pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_input_is_kept_and_memory_order_does_not_matter(function, order: str):
     spine = block_spine("T9", "L3")
@@ -94,7 +97,7 @@ def test_input_is_kept_and_memory_order_does_not_matter(function, order: str):
     assert not np.shares_memory(result, given)
 
 
-@pytest.mark.parametrize("function", [c.largest_component, fill_canal, odd_discs])
+@pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
 def test_padding_does_not_matter(function):
     spine = block_spine("T9", "L3")
     spine[1, 1, 3] = 45
@@ -190,6 +193,16 @@ def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
     """All that lay above the screws was dropped without a word."""
     classes = classes_of(block_spine("C2", "L5"), step)
     classes[:, :, 100:140] = 0
+    np.testing.assert_array_equal(one_spine(classes, step), classes)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_part_between_two_voids_is_kept(step: int):
+    """The longer parts above and below were joined first, and all between them was dropped without a word."""
+    spine = block_spine("C2", "L5")
+    spine[:, :, 60:90] = spine[:, :, 120:150] = 0
+    np.testing.assert_array_equal(fill_canal(spine) > 0, spine > 0)
+    classes = classes_of(spine, step)
     np.testing.assert_array_equal(one_spine(classes, step), classes)
 
 

@@ -40,10 +40,10 @@ def fill_canal(labels: Labels) -> Labels:
         return filled
     crop = np.array(labels[box], order="C")
     cord = crop == CORD
-    lost_cord = cord & ~row_mask(cord, min_vox=CORD_PART_VOX, gap_vox=CORD_GAP_VOX)
+    lost_cord = cord & ~row_mask(cord, min_vox=CORD_PART_VOX, max_gap_vox=CORD_GAP_VOX)
     crop[lost_cord] = CANAL
     canal = (crop == CANAL) | (crop == CORD)
-    kept = row_mask(canal, min_vox=CANAL_PART_VOX, gap_vox=CANAL_GAP_VOX)
+    kept = row_mask(canal, min_vox=CANAL_PART_VOX, max_gap_vox=CANAL_GAP_VOX)
     crop[canal & ~kept] = BACKGROUND
     inside = between_extremes(kept, 0) & between_extremes(kept, 1)
     crop[inside & (crop != CORD)] = CANAL

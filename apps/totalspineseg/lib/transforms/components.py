@@ -13,6 +13,7 @@ import numpy.typing as npt
 Box = tuple[slice, slice, slice]
 Mask = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.uint8]
+Slices = npt.NDArray[np.intp]
 
 CONNECTIVITY: Final = 26
 """Voxels that share a face, an edge or a corner belong together."""
@@ -133,30 +134,13 @@ def connected_components(mask: Mask, *, join_vox: int = 0) -> tuple[npt.NDArray[
     return numbered, int(count)
 
 
-def largest_mask(mask: Mask, *, join_vox: int = 0) -> Mask:
-    """The component of a mask with most voxels.
-
-    Args:
-        mask: bool (X, Y, Z). Not modified.
-        join_vox: As in ``connected_components``; voxels are counted before dilation.
-
-    Returns:
-        A new bool array; all False for an empty mask. Of equal components the first one stays.
-    """
-    numbered, count = connected_components(mask, join_vox=join_vox)
-    if count <= 1:
-        return np.array(mask, dtype=np.bool_)
-    sizes = np.bincount(numbered[mask])
-    return np.asarray(numbered == np.argmax(sizes), dtype=np.bool_)
-
-
-def row_mask(mask: Mask, *, min_vox: int, gap_vox: int) -> Mask:
+def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
     """The largest component of a mask, and those that go on from it upward or downward.
 
     Args:
         mask: bool (X, Y, Z) RAS. Not modified.
         min_vox: Voxels that another component must have.
-        gap_vox: How many slices may lie between it and what is kept.
+        max_gap_vox: How many slices may lie between it and what is kept.
 
     Returns:
         A new bool array; all False for an empty mask. No two of the components kept share an axial slice.
@@ -164,37 +148,30 @@ def row_mask(mask: Mask, *, min_vox: int, gap_vox: int) -> Mask:
     numbered, count = connected_components(mask)
     if count <= 1:
         return np.array(mask, dtype=np.bool_)
-    sizes = np.bincount(numbered[mask])
+    sizes = np.bincount(numbered[mask], minlength=count + 1)
     slices = {k: np.flatnonzero((numbered == k).any(axis=(0, 1))) for k in np.flatnonzero(sizes >= min_vox).tolist()}
-    order = sorted(slices, key=lambda k: -sizes[k])
-    kept = [int(np.argmax(sizes))]
-    low, high = (int(np.flatnonzero((numbered == kept[0]).any(axis=(0, 1)))[end]) for end in (0, -1))
-    while found := next((k for k in order if k not in kept and _follows(slices[k], low, high, gap_vox)), None):
+    largest = int(np.argmax(sizes))
+    kept, its = [largest], np.flatnonzero((numbered == largest).any(axis=(0, 1)))
+    left = sorted((k for k in slices if k != largest), key=lambda k: -sizes[k])
+    while found := next((k for k in left if 0 < gap_vox(slices[k], its) <= max_gap_vox + 1), None):
+        left.remove(found)
         kept.append(found)
-        low, high = min(low, int(slices[found][0])), max(high, int(slices[found][-1]))
+        its = np.union1d(its, slices[found])
     keep = np.zeros(count + 1, dtype=np.bool_)
     keep[kept] = True
     return np.asarray(keep[numbered])
 
 
-def _follows(slices: npt.NDArray[np.intp], low: int, high: int, gap_vox: int) -> bool:
-    return bool(0 < slices[0] - high <= gap_vox + 1 or 0 < low - slices[-1] <= gap_vox + 1)
-
-
-def largest_component(labels: Labels, *, join_vox: int = JOIN_LARGEST_VOX) -> Labels:
-    """Keep the largest component of a label map, all labels taken together.
+def gap_vox(slices: Slices, others: Slices) -> int:
+    """How far something lies from the nearest slice of others, where it lies above, below or between them.
 
     Args:
-        labels: uint8 (X, Y, Z), 1 mm. Not modified.
-        join_vox: Dilation that joins components, in voxels.
+        slices: Its slices, rising; at least one.
+        others: Those of the others, rising.
 
     Returns:
-        A new uint8 map, zero outside the largest component; zeros for an empty map.
+        1 for neighbors; 0 where they share a slice, or there are no others.
     """
-    kept = np.zeros(labels.shape, dtype=np.uint8)
-    box = foreground_box(labels)
-    if box is None:
-        return kept
-    crop = np.ascontiguousarray(labels[box])
-    kept[box] = crop * largest_mask(crop != 0, join_vox=join_vox)
-    return kept
+    below, above = slices[0] - others, others - slices[-1]
+    gaps = np.maximum(below, above)
+    return max(0, int(gaps.min())) if others.size else 0

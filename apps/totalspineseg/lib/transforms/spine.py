@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import DISC_CLASSES
-from lib.transforms.components import JOIN_LARGEST_VOX, Labels, Mask, connected_components, foreground_box
+from lib.transforms.canal import CANAL_PART_VOX
+from lib.transforms.components import JOIN_LARGEST_VOX, Labels, Mask, connected_components, foreground_box, gap_vox
 from lib.transforms.pieces import Step, canal_mask
 
-MIN_CANAL_VOX: Final = 1000
-"""Canal of a part of the spine at 1 mm, mm3: three to five millimeters of it are no stray spot."""
 MIN_DISC_VOX: Final = 300
 """Discs of a part of the spine at 1 mm, mm3: half of a small one."""
 ASIDE_MM: Final = 15.0
@@ -20,7 +19,7 @@ ASIDE_SHARE: Final = 0.5
 
 
 def one_spine(raw: Labels, step: Step) -> Labels:
-    """Keep the largest component of a map, and the parts of the spine above and below it.
+    """Keep the largest component of a map, and the parts of the spine above, below and between.
 
     Args:
         raw: uint8 (X, Y, Z) RAS, 1 mm, classes of the step's network. Not modified.
@@ -48,24 +47,25 @@ def one_spine(raw: Labels, step: Step) -> Labels:
     canal = canal_mask(crop, step)
     of_canal = np.bincount(numbered[canal], minlength=count + 1)
     of_discs = np.bincount(numbered[np.isin(crop, DISC_CLASSES)], minlength=count + 1)
-    parts = np.flatnonzero((of_canal >= MIN_CANAL_VOX) & (of_discs >= MIN_DISC_VOX))
+    parts = np.flatnonzero((of_canal >= CANAL_PART_VOX) & (of_discs >= MIN_DISC_VOX))
     mask = numbered == largest
-    for part in sorted((k for k in parts.tolist() if k != largest), key=lambda k: -sizes[k]):
-        mine = numbered == part
-        if _goes_on(canal & mine, canal & mask):
-            mask |= mine
+    left = sorted((k for k in parts.tolist() if k != largest), key=lambda k: -sizes[k])
+    while found := next((k for k in left if _goes_on(canal & (numbered == k), canal & mask)), None):
+        left.remove(found)
+        mask |= numbered == found
     kept[box] = crop * mask
     return kept
 
 
 def _goes_on(part: Mask, canal: Mask) -> bool:
-    """Whether a piece of canal lies above or below the others, about where they end."""
+    """Whether a piece of canal lies above, below or between the others, about where they end."""
     mine, its = (np.flatnonzero(mask.any(axis=(0, 1))) for mask in (part, canal))
-    if not its.size or (mine[0] <= its[-1] and its[0] <= mine[-1]):
+    gap = gap_vox(mine, its)
+    if not gap:
         return False
-    ends = (mine[0], its[-1]) if mine[0] > its[-1] else (mine[-1], its[0])
-    aside = float(np.linalg.norm(_middle(part, int(ends[0])) - _middle(canal, int(ends[1]))))
-    return aside <= ASIDE_MM + ASIDE_SHARE * abs(int(ends[0]) - int(ends[1]))
+    end, next_to_it = (mine[0], mine[0] - gap) if mine[0] - gap in its else (mine[-1], mine[-1] + gap)
+    aside = float(np.linalg.norm(_middle(part, int(end)) - _middle(canal, int(next_to_it))))
+    return aside <= ASIDE_MM + ASIDE_SHARE * gap
 
 
 def _middle(mask: Mask, z: int) -> npt.NDArray[np.float64]:
