@@ -440,8 +440,12 @@ def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
     """In an uncertain numbering the topmost vertebra, seen by its arch alone, was shown as certain."""
     labels = np.array([0, CODE_OF["T7"], CODE_OF["T8"], CODE_OF["L1"], SACRUM], dtype=np.uint8).reshape(5, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF["T8"], probability=0.98), SimpleNamespace(code=CODE_OF["L1"], probability=1)]
-    for confident, expected in ((False, {"T7", "T8"}), (True, {"T8"})):
-        numbering: Any = SimpleNamespace(levels=levels, confident=confident)
+    for confident, contradicted, expected in (
+        (False, False, {"T7", "T8"}),
+        (True, False, {"T8"}),
+        (False, True, {"T7", "T8", "L1"}),
+    ):
+        numbering: Any = SimpleNamespace(levels=levels, confident=confident, contradicted=contradicted)
         assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
     assert doubtful_codes(None, labels) == frozenset()
 
@@ -451,7 +455,7 @@ def test_where_the_whole_is_not_certain_some_level_is_not() -> None:
     labels = np.array([0, CODE_OF["T8"], CODE_OF["L1"], CODE_OF["canal"]], dtype=np.uint8).reshape(4, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF[name], probability=1) for name in ("T8", "L1")]
     for confident, expected in ((False, {"T8", "L1"}), (True, set())):
-        numbering: Any = SimpleNamespace(levels=levels, confident=confident)
+        numbering: Any = SimpleNamespace(levels=levels, confident=confident, contradicted=False)
         assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
 
 

@@ -689,7 +689,7 @@ def test_a_full_disk_keeps_the_state_before(
     [
         {"iterations": 0},
         {"batch_size": 0},
-        {"replay_share": 1.5},
+        {"replay_share": 1},
         {"teacher_share": -1},
         {"learning_rate": 0},
         {"epoch": 0},

@@ -254,6 +254,15 @@ def test_a_pin_on_a_process_names_nothing_in_a_step_1_map() -> None:
     assert numbering.unmet == (26,)
 
 
+def test_c1_pinned_elsewhere_in_a_step_1_map_is_not_met() -> None:
+    """Wherever the point lay, the ring that is C1 anyway had the name, and the reader was not told."""
+    case = draw("cervicothoracic", 1)
+    _, numbering = name(case, pins=[Pin(C1, truth_point(case, 22))])
+    assert (numbering.unmet, numbering.confident) == ((C1,), False)
+    labels, numbering = name(case, pins=[Pin(C1, truth_point(case, C1))])
+    assert (numbering.unmet, numbering.confident, columns.errors(case, labels)) == ((), True, {})
+
+
 def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:
     """Behind metal two vertebrae and three discs were missing: the names below were two levels off, certainly."""
     case = draw("cervicothoracic", 2, seed=3)
@@ -311,6 +320,20 @@ def test_a_landmark_that_the_names_contradict_is_a_doubt(step: int) -> None:
     assert not numbering.confident
     assert numbering.would_settle
     assert ("landmark_differs" in [f.kind for f in numbering.findings]) or columns.errors(case, labels) == {}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_pin_settles_a_landmark_as_far_as_nothing_is_missed(whole: bool) -> None:
+    """A level fixed in the chest made names above a gap certain that a landmark there contradicts."""
+    case = draw("cervicothoracic", 2)
+    case.raw[case.truth == 63] = case.raw[case.truth == 12].max()
+    case.raw[case.truth == 64] = 2
+    case.raw[:, :, int(np.argwhere(case.truth == C1)[:, 2].min()) :] = 0
+    if not whole:
+        case.raw[np.isin(case.truth, [68, 71])] = 0
+    _, numbering = name(case, pins=[Pin(22, truth_point(case, 22))])
+    assert numbering.confident == whole
+    assert ("landmark_differs" in [f.kind for f in numbering.findings]) != whole
 
 
 def test_a_landmark_spread_over_its_neighbor_is_no_doubt() -> None:

@@ -27,6 +27,8 @@ class Strength:
     flip: float = 0.5
 
 
+MAX_REPLAY_SHARE: Final = 0.95
+"""With nothing but replay no correction would be learned from."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
 """No variation at all."""
 
@@ -71,7 +73,7 @@ class FinetuneSettings:
         """Check the values.
 
         Raises:
-            ValueError: A count below 1, more GPUs than patches, a share outside 0..1, or a rate that is not positive.
+            ValueError: A count below 1, more GPUs than patches, a share or a rate outside its range.
         """
         for name in ("iterations", "batch_size", "gpus", "epoch", "checkpoint_every", "validation_patches"):
             if getattr(self, name) < 1:
@@ -81,8 +83,8 @@ class FinetuneSettings:
                 f"gpus must be at most batch_size ({self.batch_size}), since they share each batch, got {self.gpus!r}; "
                 "raise batch_size too"
             )
-        for name in ("replay_share", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}")
+        for name, most in (("replay_share", MAX_REPLAY_SHARE), ("teacher_share", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from 0 to {most}, got {getattr(self, name)!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")

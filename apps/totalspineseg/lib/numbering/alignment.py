@@ -7,7 +7,9 @@ import numpy as np
 from lib.anatomy import CANAL, CORD, DISCS
 from lib.numbering.course import Floats, Ruler
 from lib.numbering.evidence import Localizer
+from lib.numbering.findings import Finding
 from lib.transforms.centerline import canal_extent
+from lib.transforms.labeling import UNNAMED
 from lib.transforms.pieces import Pieces
 
 ELSEWHERE: Final = "localizer_elsewhere"
@@ -42,6 +44,13 @@ def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
     if _off_levels(series, pieces, ruler) > BETWEEN_LEVELS:
         return "its discs lie at the height of this scan's vertebrae"
     return ""
+
+
+def elsewhere_finding(series: Localizer, why: str) -> Finding:
+    """What a reader is told about a series that was not used."""
+    name = f"The series {series.source}" if series.source else "The localizer"
+    text = f"{name} was not used: {why}. It is another patient's, or the patient was moved between the two."
+    return Finding(ELSEWHERE, UNNAMED, text)
 
 
 def _beside_mm(series: Localizer, ruler: Ruler) -> float:

@@ -10,18 +10,19 @@ import numpy as np
 from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
-from lib.numbering.alignment import ELSEWHERE, misplaced
+from lib.numbering.alignment import elsewhere_finding, misplaced
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
 from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, Step1Names, gather
-from lib.numbering.findings import Finding
-from lib.numbering.left_out import contradicts, left_out, moved_landmarks
+from lib.numbering.findings import Finding, found_at
+from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
-from lib.numbering.pins import with_pins
+from lib.numbering.moved import moved_landmarks
+from lib.numbering.pins import unmet_finding, with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from lib.transforms.labeling import UNNAMED, Naming
-from lib.transforms.pieces import Piece, Pieces, Step, canal_mask
+from lib.transforms.pieces import Pieces, Step, canal_mask
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
@@ -98,6 +99,7 @@ class Numbering:
         findings: Pieces that got no name, and what else a reader should look at.
         helped_by: Named series of the patient whose levels overlap.
         unmet: Codes of pins that lie near nothing they could name.
+        contradicted: Whether a large piece, a landmark or a pin speaks against the names, of all levels alike.
     """
 
     pieces: Pieces
@@ -111,6 +113,7 @@ class Numbering:
     findings: tuple[Finding, ...] = ()
     helped_by: tuple[str, ...] = ()
     unmet: tuple[int, ...] = ()
+    contradicted: bool = False
 
 
 def number_chain(
@@ -160,20 +163,23 @@ def number_chain(
         for k, series in enumerate(localizers)
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
-    elsewhere = (_elsewhere(series, why) for series, why in misplacements if why)
+    elsewhere = (elsewhere_finding(series, why) for series, why in misplacements if why)
     # What a reader says of this very scan may differ from what the network takes for a landmark; nothing else may.
-    by_reader = bool(pins) or (step1 is not None and step1.by_reader)
-    moved = () if by_reader else moved_landmarks(numbering.naming.discs, pieces)
-    findings = (
-        *map(_unmet, unmet),
-        *elsewhere,
-        *(_moved(k, code, numbering) for k, code in moved),
-        *numbering.findings,
-    )
-    confident = numbering.confident and not unmet and not moved
+    names, pinned = numbering.naming.discs, {pin.code for pin in pins} - set(unmet)
+    by_reader = step1 is not None and step1.by_reader
+    moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
+    findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
+    contradicted = numbering.contradicted or bool(unmet or moved)
+    confident = numbering.confident and not contradicted
     settle = numbering.would_settle or (() if confident else _settling(numbering.levels, numbering.alternatives))
     return replace(
-        numbering, helped_by=helped, unmet=unmet, findings=findings, confident=confident, would_settle=settle
+        numbering,
+        helped_by=helped,
+        unmet=unmet,
+        findings=findings,
+        confident=confident,
+        contradicted=contradicted,
+        would_settle=settle,
     )
 
 
@@ -211,10 +217,14 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     )
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
-    confident = probability >= CONFIDENT_PROBABILITY and not contradicts(out, best, evidence, missed)
+    contradicted = contradicts(out, best, evidence, missed)
+    confident = probability >= CONFIDENT_PROBABILITY and not contradicted
     findings = tuple(_finding(k, evidence, pieces) for k in out)
     settle = () if confident else _settling(levels, alternatives)
-    return Numbering(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings)
+    return Numbering(
+        *(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings),
+        contradicted=contradicted,
+    )
 
 
 def _settling(levels: Sequence[Level], alternatives: Sequence[Alternative]) -> tuple[str, ...]:
@@ -265,17 +275,11 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
     return found
 
 
-def _moved(k: int, code: int, numbering: Numbering) -> Finding:
-    named, piece = numbering.naming.discs[k], numbering.pieces.discs[k]
-    text = f"The network took this disc for {NAME_OF[code]}; by all else that is in view it is {NAME_OF[named]}."
-    return _found_at(piece, "landmark_differs", named, text)
-
-
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
     index = evidence.items[k].index
     named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
     text = f"The first network named this disc {NAME_OF[code]}, and the others to match; here it is {NAME_OF[named]}."
-    return _found_at(piece, "steps_differ", named, text)
+    return found_at(piece, "steps_differ", named, text)
 
 
 def _ranked(
@@ -359,27 +363,11 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
 
 
-def _unmet(code: int) -> Finding:
-    text = f"The fixed level {NAME_OF[code]} lies beside no structure of its kind and was not used; click inside it."
-    return Finding("pin_unmet", code, text)
-
-
-def _elsewhere(series: Localizer, why: str) -> Finding:
-    name = f"The series {series.source}" if series.source else "The localizer"
-    text = f"{name} was not used: {why}. It is another patient's, or the patient was moved between the two."
-    return Finding(ELSEWHERE, UNNAMED, text)
-
-
 def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
     text = f"A piece drawn as {WHAT[item.kind]} ({piece.voxels} voxels) fits no level and was left out."
-    return _found_at(piece, "left_out", UNNAMED, text)
-
-
-def _found_at(piece: Piece, kind: str, code: int, text: str) -> Finding:
-    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
-    return Finding(kind, code, text, piece.voxels, (x, y, z))
+    return found_at(piece, "left_out", UNNAMED, text)
 
 
 WHAT: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})

@@ -18,8 +18,8 @@ def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset
     """Codes of the levels that are not certain.
 
     A level in the map that the numbering has no probability for (the arch of a vertebra whose body is out of view)
-    hangs on its neighbors: it is as certain as the numbering as a whole. Where the whole is not certain, but each level
-    by itself (a point fixed by hand that no level meets), none is.
+    hangs on its neighbors: it is as certain as the numbering as a whole. Where something speaks against all names (a
+    point fixed by hand that no level meets), or the whole is not certain, but each level by itself, none is.
 
     Args:
         numbering: What the chain model knows; None with the iterative method, which knows no doubt.
@@ -34,5 +34,6 @@ def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset
     if not numbering.confident:
         present = set(np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=256)).tolist())
         named = present & NAMED
-        unsure |= named - {level.code for level in numbering.levels} if unsure else named
+        by_themselves = bool(unsure) and not numbering.contradicted
+        unsure |= named - {level.code for level in numbering.levels} if by_themselves else named
     return frozenset(unsure)

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lib.transforms.pieces import Piece
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -43,3 +45,9 @@ class Finding:
             return self
         x, y, z = (a + b for a, b in zip(self.point_vox, by_vox, strict=True))
         return replace(self, point_vox=(x, y, z))
+
+
+def found_at(piece: Piece, kind: str, code: int, text: str) -> Finding:
+    """A finding about a piece, at its middle."""
+    x, y, z = (round(value) for value in piece.body_centroid_vox or piece.centroid_vox)
+    return Finding(kind, code, text, piece.voxels, (x, y, z))

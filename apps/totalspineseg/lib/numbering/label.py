@@ -84,7 +84,7 @@ def name_map(
                 f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {other.codes.shape}; "
                 "resample it with nearest neighbor first"
             )
-    with clock(f"step {step} largest component"):
+    with clock(f"step {step} spine"):
         classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
     require_spine(classes, step)
     with clock(f"step {step} labeling"):

@@ -1,4 +1,4 @@
-"""Pieces that got no name, or another one than they were drawn with: a doubt about the names of the others."""
+"""Pieces that got no name: a doubt about the names of the others."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -6,20 +6,13 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import BY_CODE, Kind
-from lib.numbering.evidence import Evidence, landmark_shares
+from lib.numbering.evidence import Evidence
 from lib.numbering.solver import FALSE, Path
-from lib.numbering.weights import MOSTLY, ORDER
+from lib.numbering.weights import ORDER
 from lib.transforms.labeling import UNNAMED, Naming
-from lib.transforms.pieces import Pieces
 
 UNEXPLAINED_SHARE: Final = 0.5
 """A piece with this share of the usual volume of its kind has the size of a structure."""
-
-
-NEAR: Final = 6
-"""Three levels, in places of the column: a landmark that is drawn farther off tells of no shift."""
-SPREAD: Final = 0.25
-"""A disc of which this share was drawn as the landmark it is named shows that the network saw it there too."""
 
 SWOLLEN: Final = 1.35
 """A vertebra this much larger than its neighbors holds more than itself (one differs by 5-10 % from the next)."""
@@ -44,32 +37,6 @@ def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
         if code == FALSE and item.index >= 0 and names[item.index] == UNNAMED:
             out.append(k)
     return tuple(out)
-
-
-def moved_landmarks(names: Sequence[int], pieces: Pieces) -> tuple[tuple[int, int], ...]:
-    """Discs that were drawn as one landmark and got the name of another disc.
-
-    A landmark that is spread over its own disc and the next is no doubt, nor one that is drawn far from its place: that
-    the network errs there is plain.
-
-    Args:
-        names: Code of each disc of ``pieces``.
-        pieces: The pieces. Not modified.
-
-    Returns:
-        Which disc, and what it was drawn as.
-    """
-    shares = [landmark_shares(piece) for piece in pieces.discs]
-    own = {name for name, drawn in zip(names, shares, strict=True) if drawn.get(name, 0.0) >= SPREAD}
-    return tuple(
-        (k, landmark)
-        for k, (name, drawn) in enumerate(zip(names, shares, strict=True))
-        for landmark, share in drawn.items()
-        if share > MOSTLY
-        and name not in (UNNAMED, landmark)
-        and landmark not in own
-        and abs(ORDER[name] - ORDER[landmark]) <= NEAR
-    )
 
 
 def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequence[int]) -> bool:

@@ -6,9 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, C1, LUMBAR, SACRUM, THORACIC, Kind, column
+from lib.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
 from lib.numbering.course import Ruler
 from lib.numbering.evidence import Evidence, Floats, Item, Pin
+from lib.numbering.findings import Finding
 from lib.numbering.solver import SACRUM_LENGTH_MM
 from lib.numbering.states import HEIGHT_MM
 from lib.transforms.pieces import Pieces
@@ -67,18 +68,27 @@ def with_pins(
     return replace(evidence, items=tuple(items)), tuple(unmet)
 
 
+def unmet_finding(code: int) -> Finding:
+    """What a reader is told about a pin that lies near nothing it could name."""
+    text = f"The fixed level {NAME_OF[code]} lies beside no structure of its kind and was not used; click inside it."
+    return Finding("pin_unmet", code, text)
+
+
 def _bordering(
     items: Sequence[Item], pieces: Pieces, code: int, point_vox: Floats, ruler: Ruler
 ) -> dict[int, frozenset[int]]:
     """The discs above and below a point in a vertebra's body -> the codes they can have then, over all variants."""
+    point = point_vox * ruler.spacing_mm
+    place_mm = ruler.place(point)
     if code == C1:
-        return {k: frozenset({C1}) for k, item in enumerate(items) if item.is_c1}
+        # The ring leans: from its front to its back it comes as low as the dens is high.
+        near = (k for k, item in enumerate(items) if item.is_c1 and abs(item.place_mm - place_mm) <= HEIGHT_MM[C1])
+        return {k: frozenset({C1}) for k in near}
     if not ruler.is_anterior(point_vox):
         # Processes hang down beside other vertebrae.
         return {}
     above, below = _neighbors(code)
-    point = point_vox * ruler.spacing_mm
-    place_mm, reach_mm = ruler.place(point), BORDERS_SACRUM_MM if code == SACRUM else BORDERS * HEIGHT_MM[code]
+    reach_mm = BORDERS_SACRUM_MM if code == SACRUM else BORDERS * HEIGHT_MM[code]
     discs = []
     for k, item in enumerate(items):
         if item.kind is Kind.DISC:

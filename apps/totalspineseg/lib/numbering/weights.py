@@ -30,8 +30,8 @@ P_NEXT_MISSED: Final = 0.3
 """Chance that the disc after a missed one at the end of the row is missed too: what hides one (metal, a bad coil, the
 end of the canal) hides its neighbors."""
 P_NEXT_MISSED_WITHIN: Final = 0.1
-"""The same for a disc or a vertebra between two pieces, where only metal or a void does so. As independent misses, a
-few levels behind metal were less probable than one level 70 mm long, and all names beyond shifted, certainly."""
+"""The same for a disc or a vertebra between two pieces, where only metal or a void does so. Not less: a few levels
+behind metal must stay more probable than one level of their length."""
 LARGE_BONE_MM3: Final = 8000.0
 """A vertebra or sacrum drawn this large (a whole cervical vertebra, a third of a small sacrum) is"""
 FALSE_IF_LARGE: Final = 0.1

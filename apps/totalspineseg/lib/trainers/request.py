@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from lib.errors import TrainingError
-from lib.nnunet.finetune_settings import FinetuneSettings
+from lib.nnunet.finetune_settings import MAX_REPLAY_SHARE, FinetuneSettings
 from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
@@ -18,7 +18,7 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
     "learning_rate": (1e-7, 1),
-    "replay_share": (0, 0.95),
+    "replay_share": (0, MAX_REPLAY_SHARE),
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
     GPU_COUNT: (1, 64),
