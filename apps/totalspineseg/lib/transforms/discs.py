@@ -6,6 +6,7 @@ import numpy as np
 
 from lib.anatomy import (
     BACKGROUND,
+    C1,
     DISC_L4_L5,
     DISC_L5_L6,
     DISC_T11_T12,
@@ -19,6 +20,7 @@ from lib.anatomy import (
     T11,
     T12,
     T13,
+    VERTEBRAE,
     Column,
     column,
 )
@@ -73,6 +75,8 @@ def discs_named_as(labels: Labels, result: Labels) -> Labels:
 def missing_discs(labels: Labels) -> tuple[int, ...]:
     """Discs between the first and the last one present that have no voxels.
 
+    In a map of step 1 nothing tells a missed T11-T12 or L4-L5 from a column that has none: they are not counted.
+
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
 
@@ -80,7 +84,9 @@ def missing_discs(labels: Labels) -> tuple[int, ...]:
         Their codes, superior to inferior, in the column of ``column_showing``.
     """
     present = np.flatnonzero(labels_present(labels)).tolist()
-    row = [code for code in column_showing(present).discs if code is not None]
+    of_step1 = not any(code in present for code in VERTEBRAE if code != C1)
+    open_ones = (DISC_T11_T12, DISC_L4_L5) if of_step1 else ()
+    row = [c for c in column_showing(present).discs if c is not None and (c in present or c not in open_ones)]
     shown = [place for place, code in enumerate(row) if code in present]
     return tuple(code for code in row[min(shown) : max(shown)] if code not in present) if shown else ()
 
