@@ -11,7 +11,7 @@ from lib.cli import main
 from lib.gate import holdout
 from lib.gate.compare import SubjectScores
 from lib.gate.scoring import JudgedCase, score_models
-from lib.registry.records import VersionRecord, read_record, write_record
+from lib.registry.records import VersionRecord, images_trained_on, read_record, write_record
 from lib.registry.store import ModelStore
 from lib.trainers import judged_version, judging
 from lib.trainers.material import site_material
@@ -135,6 +135,44 @@ def test_what_a_version_has_learned_from_does_not_judge_it(
     change["sub"] = -0.2
     code, out, _ = run(site, capsys, "judge", "other", str(tmp_path / "studies"))
     assert (code, f"could not judge: {judge.name}: one of the two has learned from this image" in out) == (0, True), out
+
+
+@pytest.mark.parametrize("training", [[1], "x", {"image_sha256": "x"}, [{"image_sha256": None}]])
+def test_what_an_imported_version_says_it_has_learned_from_does_not_judge_it(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, training: Any
+) -> None:
+    """Weights from elsewhere were judged on the scans they had been trained on, though their own record said so."""
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    (judge,) = site_material(site).holdout
+    sha256 = judge.provenance["image_sha256"]
+    for name, claim in (("odd", training), ("other", [{"image_sha256": sha256}])):
+        with site.models.publish(name) as staging:
+            write_model_folder(staging, 2, spacing=SPACING_MM, seed=4)
+            imported = {"imported": {"record": {"training": claim}}}
+            write_record(staging, VersionRecord(name, "2026", (2,), {}, {}, settings=imported))
+        assert run(site, capsys, "judge", name, str(tmp_path / "studies"))[0] == 0
+    assert (sha256 in images_trained_on(site.models, "other"), sha256 in images_trained_on(site.models, "odd")) == (
+        True,
+        False,
+    )
+
+
+def test_a_refusal_holds_under_another_name(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float]
+) -> None:
+    """What the gate had refused was served after it had been exported and imported again."""
+    change["reference"] = -0.2
+    archive = str(tmp_path / "theirs.zip")
+    run(site, capsys, "export", "theirs", archive)
+    run(site, capsys, "import", archive, "--name", "one")
+    run(site, capsys, "judge", "one")
+    run(site, capsys, "import", archive, "--name", "two")
+    code, _, error = run(site, capsys, "activate", "two")
+    assert (code, "did not pass: on the reference set these fell" in error) == (2, True), error
+    change["reference"] = 0.0
+    assert run(site, capsys, "judge", "two")[0] == 0
+    assert run(site, capsys, "activate", "one")[0] == 0
 
 
 def test_real_networks_are_judged(

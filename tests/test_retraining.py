@@ -13,20 +13,26 @@ import training_site
 from lib.anatomy import DISCS, UNREVIEWED
 from lib.corrections.store import Correction, CorrectionStore
 from lib.errors import ImageError
+from lib.gate import holdout
 from lib.gate.compare import SubjectScores
 from lib.geometry import Volume
 from lib.nnunet import finetune_run
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.nnunet.finetune import Stopped
 from lib.nnunet.training_log import TrainingLog
+from lib.registry.judgments import Judgment, keep_judgment
 from lib.registry.manage import list_versions, require_served, show_version
+from lib.registry.records import VersionRecord, removed_versions, write_record
+from lib.registry.removal import remove_versions
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers import judging
+from lib.trainers.material import site_material
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
 from lib.trainers.site import Site
 from lib.trainers.task import SpineTrainTask
 from test_trainers import scores_of
+from tiny_models import write_model_folder
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
 
 
@@ -80,6 +86,45 @@ def test_a_version_is_served_by_its_own_verdict(
     assert (state.status, state.epoch, state.total_epochs) == ("published", 2, 2)
 
 
+def killed_before_activation(site: Site, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The version that a training has published, but not put into use."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ModelStore, "activate_in_place_of", killed)
+        train(site)
+    (name,) = site.models.versions()
+    return name
+
+
+def test_what_the_gate_refused_since_is_not_served_when_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first verdict alone counted, whatever another hold-out had found meanwhile."""
+    site = make_site(tmp_path)
+    name = killed_before_activation(site, monkeypatch)
+    keep_judgment(site.models, name, Judgment("2026-01-01T00:00:00+00:00", "", False, "did not pass: discs fell", {}))
+    result = train(site)
+    assert (result.version, result.served, site.models.active()) == (name, False, {})
+    assert "did not pass: discs fell" in result.message
+    assert present_state(site).status == "kept"
+
+
+def test_a_removed_version_does_not_come_back_with_other_weights(
+    tmp_path: Path, changes: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run went on, was judged again and published under the name of what had been removed."""
+    site = make_site(tmp_path)
+    removed = killed_before_activation(site, monkeypatch)
+    remove_versions(site.models, [removed])
+    changes += [-0.2, 0.01]
+    result = train(site)
+    assert (result.served, result.version != removed) == (True, True)
+    assert removed_versions(site.models) == (removed,)
+
+
 @pytest.mark.parametrize("who", ["an operator goes back meanwhile", "a server of other weights trains"])
 def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, who: str) -> None:
     """A model nobody had compared with the one in use took its place."""
@@ -126,6 +171,48 @@ def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
     assert compared == [first.version] * 2 + [STARTER] * 2
     names = [entry["name"] for entry in show_version(site.models, second.version)["gate"]["sets"]]
     assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
+
+
+def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but a line of the log told that small falls could add up again."""
+    site = make_site(tmp_path)
+    with site.models.publish("base") as staging:
+        for step in (1, 2):
+            write_model_folder(staging, step, spacing=training_site.SPACING_MM, seed=5)
+    site.models.activate("base")
+    first = train(site)
+    correct(site, tmp_path, "sub-7", 7)
+    train(site, iterations=2)
+    remove_versions(site.models, ["base"], force=True)
+    correct(site, tmp_path, "sub-8", 8)
+    third = train(site, iterations=3)
+    names = [entry["name"] for entry in show_version(site.models, third.version)["gate"]["sets"]]
+    assert names[2:] == [f"reference, since {first.version}", f"hold-out, since {first.version}"]
+    assert [line.split(":")[0] for line in third.report.left_out] == [
+        f"base, which step {step} began with" for step in (1, 2)
+    ]
+
+
+def test_what_the_weights_in_use_have_learned_from_does_not_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server of the same models had trained on what is held out here: the gate looked at a training scan."""
+    site = make_site(tmp_path, scans=2)
+    monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
+    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    (judge,) = site_material(site).holdout
+    learned = {"correction": "of another server", "image_sha256": judge.provenance["image_sha256"]}
+    with site.models.publish("other") as staging:
+        for step in (1, 2):
+            write_model_folder(staging, step, spacing=training_site.SPACING_MM, seed=5)
+        write_record(staging, VersionRecord("other", "2026", (1, 2), {}, {}, [learned]))
+    site.models.activate("other")
+    result = train(site)
+    assert [(case.name, case.reason) for case in result.skipped] == [
+        (judge.name, "one of the two has learned from this image")
+    ]
 
 
 def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> None:

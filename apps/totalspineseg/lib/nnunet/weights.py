@@ -119,7 +119,12 @@ def _publish(store: ModelStore, name: str, archives: Sequence[Path], hashes: Map
             model.load_network()
         write_json(
             staging / RECORD_FILE,
-            {"source": source, "zips": dict(hashes), "models": {str(m.step): m.version for m in models}},
+            {
+                "source": source,
+                "zips": dict(hashes),
+                "models": {str(m.step): m.version for m in models},
+                "digests": {str(m.step): m.digest for m in models},
+            },
         )
 
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lib.errors import WeightsError
-from lib.registry.judgments import judgments
-from lib.registry.records import lineage, read_record, removed_versions
+from lib.registry.judgments import Judgment, judgments
+from lib.registry.records import lineage, read_record, removed_versions, same_networks
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
 
@@ -43,7 +43,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
     listed = []
     for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}
-        last = judgments(store, name)[-1:]
+        last = _looks(store, name)[-1:]
         parents = {parent["name"] for parent in record.get("parents", {}).values()}
         listed.append(
             Listed(
@@ -69,7 +69,7 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
     if name not in removed_versions(store):
         require_known(store, name)
     record = read_record(store, name) or {"name": name}
-    judged = [asdict(judgment) for judgment in judgments(store, name)]
+    judged = [asdict(judgment) for judgment in _looks(store, name)]
     return {**record, "judgments": judged, "lineage": list(lineage(store, name))}
 
 
@@ -84,7 +84,7 @@ def require_served(store: ModelStore, name: str) -> None:
     require_known(store, name)
     gate = (read_record(store, name) or {}).get("gate") or {}
     refusals = [str(gate.get("reason", "no reason recorded"))] if gate and not gate.get("publish", False) else []
-    last_looks = {judgment.site: judgment for judgment in judgments(store, name)}.values()
+    last_looks = {judgment.site: judgment for judgment in _looks(store, name)}.values()
     refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
     if refusals:
         raise WeightsError(
@@ -95,7 +95,7 @@ def require_served(store: ModelStore, name: str) -> None:
 
 def was_judged(store: ModelStore, name: str) -> bool:
     """Whether a gate was ever asked about a version; the starter weights are what others are compared with."""
-    return name == STARTER or bool((read_record(store, name) or {}).get("gate") or judgments(store, name))
+    return name == STARTER or bool((read_record(store, name) or {}).get("gate") or _looks(store, name))
 
 
 def require_known(store: ModelStore, name: str) -> None:
@@ -108,3 +108,9 @@ def require_known(store: ModelStore, name: str) -> None:
     if not NAME.fullmatch(name) or name not in known:
         gone = ", whose weights were removed" if name in removed_versions(store) else ""
         raise WeightsError(f"one of the versions {known!r} is required, got {name!r}{gone}; see 'models list'")
+
+
+def _looks(store: ModelStore, name: str) -> list[Judgment]:
+    """What the gate said of the networks of a version, under whatever name, oldest first."""
+    every = [entry for other in same_networks(store, name) for entry in judgments(store, other)]
+    return sorted(every, key=lambda entry: entry.time)

@@ -135,11 +135,31 @@ def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
 
 
 def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
-    """SHA-256 of the images that a version, or one of its ancestors, has learned from, by any network."""
+    """SHA-256 of the images that a version, or one of its ancestors, has learned from, by any network.
+
+    What the record says that came with imported weights is believed here: it can only keep an image from judging.
+    """
     records = [read_record(store, entry) or {} for entry in lineage(store, name)]
     return frozenset(
-        str(case["image_sha256"]) for r in records for case in r.get("training", ()) if "image_sha256" in case
+        str(case["image_sha256"])
+        for record in records
+        for case in (*record.get("training", ()), *_claimed(record))
+        if "image_sha256" in case
     )
+
+
+def same_networks(store: ModelStore, name: str) -> tuple[str, ...]:
+    """The version, and those, there or removed, that hold the very same networks under another name."""
+    digests = (read_record(store, name) or {}).get("digests")
+    names = (*store.versions(), *removed_versions(store)) if digests else ()
+    return (name, *(n for n in names if n != name and (read_record(store, n) or {}).get("digests") == digests))
+
+
+def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Training cases of the record that came with imported weights, as far as it can be read."""
+    claim = record.get("settings", {}).get("imported", {}).get("record")
+    cases = claim.get("training") if isinstance(claim, dict) else None
+    return [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -8,13 +8,11 @@ from typing import Any
 from lib.errors import WeightsError
 from lib.gate.holdout import foreseen_split
 from lib.gate.reference import reference_cases
-from lib.nnunet.cases import ScanSource, Skipped
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder, models_of
 from lib.registry.judgments import Judgment, keep_judgment
-from lib.registry.records import images_trained_on
 from lib.registry.store import Choice, ModelStore
-from lib.trainers.judging import Judging
+from lib.trainers.judging import Judging, never_seen
 from lib.trainers.material import judged_cases, site_material
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
@@ -65,7 +63,8 @@ def judge_version(
     models = models_of(store, name)
     compared = _compared_with(store, name, models)
     parents = {step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in compared.items()}
-    fair, unfair = _never_seen(store, {name, *(choice.name for choice in compared.values())}, site)
+    foreseen = site_material(site, split_of=foreseen_split).holdout if site else ()
+    fair, unfair = never_seen(store, {name, *(choice.name for choice in compared.values())}, foreseen)
     holdout, unreadable = judged_cases(fair)
     settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
 
@@ -87,17 +86,6 @@ def judge_version(
     )
     keep_judgment(store, name, judgment)
     return judgment
-
-
-def _never_seen(
-    store: ModelStore, names: Collection[str], site: Site | None
-) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
-    """The hold-out without what a server that shares the models has taught one of the versions."""
-    seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
-    holdout = site_material(site, split_of=foreseen_split).holdout if site else ()
-    taught = [source for source in holdout if source.provenance["image_sha256"] in seen]
-    fair = tuple(source for source in holdout if source not in taught)
-    return fair, tuple(Skipped(source.name, "one of the two has learned from this image") for source in taught)
 
 
 def _compared_with(store: ModelStore, name: str, steps: Collection[int]) -> Mapping[int, Choice]:

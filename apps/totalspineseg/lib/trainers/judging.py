@@ -1,6 +1,6 @@
 """Networks before the gate, beside those in use and those the first training began with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -9,10 +9,10 @@ from lib.errors import WeightsError
 from lib.gate.compare import SubjectScores
 from lib.gate.scoring import JudgedCase, Model, score_models
 from lib.gate.verdict import Beginning, judge
-from lib.nnunet.cases import Skipped
+from lib.nnunet.cases import ScanSource, Skipped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
-from lib.registry.records import lineage
+from lib.registry.records import images_trained_on, lineage
 from lib.registry.store import ModelStore
 from lib.trainers.publication import Judged
 from lib.trainers.settings import RetrainSettings
@@ -98,7 +98,7 @@ class Judging:
             on_left_out(Skipped(name, reason))
 
         served = "+".join(self._parents[step].version for step in steps)
-        active, beginnings = self._rated(self._parents), self._beginnings()
+        active, beginnings = self._rated(self._parents), self._beginnings(left_out)
         first = self._rated({**self._parents, **beginnings})
         verdicts: list[Judged] = []
         for share in self._settings.new_weights:
@@ -143,19 +143,43 @@ class Judging:
             for cases, known, rated in zip(sets, active.known, candidate.known, strict=True)
         ]
 
-    def _beginnings(self) -> dict[int, ModelFolder]:
-        """Step in training -> the network its first training began with; without steps whose first one this is."""
+    def _beginnings(self, left_out: dict[str, str]) -> dict[int, ModelFolder]:
+        """Step in training -> the network its first training began with; without steps whose first one this is.
+
+        Where that is gone, the oldest one of its successors that is there; ``left_out`` has the reason.
+        """
         found: dict[int, ModelFolder] = {}
         for step in self._settings.steps:
-            parent = self._parents[step].name
-            name = lineage(self._store, parent, step)[-1]
-            if name != parent:
+            for name in lineage(self._store, self._parents[step].name, step)[:0:-1]:
                 try:
                     found[step] = ModelFolder.open(self._store.named(name).root, step=step, name=name)
+                    break
                 except WeightsError as error:
+                    left_out[f"{name}, which step {step} began with"] = str(error)
                     self._say(f"not compared with {name}, which step {step} began with: {error}")
         return found
 
     def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
         step1, step2 = (WarmPredictor(folders[step], device=self._settings.finetune.device) for step in (1, 2))
         return _Rated(Model(step1, step2))
+
+
+def never_seen(
+    store: ModelStore, names: Collection[str], holdout: Sequence[ScanSource]
+) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
+    """The hold-out without images that one of the versions has learned from.
+
+    A server that shares the models may have taught them, or this one under a name that trained then.
+
+    Args:
+        store: Where the versions are.
+        names: "starter" or versions' names.
+        holdout: Scans that would judge.
+
+    Returns:
+        Those that may, and the others with the reason.
+    """
+    seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
+    taught = [source for source in holdout if source.provenance["image_sha256"] in seen]
+    fair = tuple(source for source in holdout if source not in taught)
+    return fair, tuple(Skipped(source.name, "one of the two has learned from this image") for source in taught)

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from lib.errors import StorageError
+from lib.errors import StorageError, WeightsError
 from lib.gate.verdict import GateReport
 from lib.nnunet.model_folder import ModelFolder
 from lib.registry.files import storage_errors
+from lib.registry.manage import require_served
 from lib.registry.records import VersionRecord, read_record, write_record
 from lib.registry.store import Choice, ModelStore
 from lib.trainers.candidates import DONE_FILE, Candidates
@@ -88,6 +89,15 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
         f"passed the gate, but not served: the weights it was compared with ({there}) must be in use, got {here}; "
         f"to serve it all the same: totalspineseg models activate {name}"
     )
+
+
+def refused_since(store: ModelStore, name: str) -> str:
+    """Why a version that passed is not put into use, where the gate has looked again; empty where nothing fell."""
+    try:
+        require_served(store, name)
+    except WeightsError as refusal:
+        return f"passed the gate when it was made, but not served: {refusal}"
+    return ""
 
 
 def taken_back(store: ModelStore, name: str) -> str:

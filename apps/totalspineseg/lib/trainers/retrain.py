@@ -18,12 +18,12 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_state import run_key
 from lib.registry.files import storage_errors, write_json
-from lib.registry.records import VersionRecord
+from lib.registry.records import VersionRecord, removed_versions
 from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
-from lib.trainers.judging import Judging
+from lib.trainers.judging import Judging, never_seen
 from lib.trainers.material import Material, judged_cases
-from lib.trainers.publication import PREFIX, Judged, not_served, publish, published, taken_back
+from lib.trainers.publication import PREFIX, Judged, not_served, publish, published, refused_since, taken_back
 from lib.trainers.replay import replay_sources
 from lib.trainers.reporter import Reporter
 from lib.trainers.runs import begin, only_one
@@ -118,6 +118,9 @@ class _Retraining:
         anywhere = replace(settings, finetune=replace(settings.finetune, device="", gpus=1))
         key = run_key(about | {"settings": _plain(asdict(anywhere))})
         self.run = begin(site.training_dir, key, about, resume=settings.resume)
+        if f"{PREFIX}{self.run.name}" in removed_versions(site.models):
+            # Published before a kill and removed since; under its name no other weights may come.
+            self.run = begin(site.training_dir, key, about, resume=False)
         for other in site.training_dir.iterdir():
             if other != self.run:
                 # What a kill left of a run that is not continued.
@@ -142,7 +145,7 @@ class _Retraining:
                     judged = self._judge(reference)
                     why_not = self._publish(judged)
                 else:
-                    judged, why_not = before[0], self._take_up(before[1])
+                    judged, why_not = before[0], self._take_up(*before)
                 if judged.report.publish and not why_not:
                     why_not = self._serve()
         except Stopped as stop:
@@ -225,7 +228,10 @@ class _Retraining:
         known += [place for place in places if place not in known]
 
     def _judge(self, reference: Callable[[], Iterable[JudgedCase]]) -> Judged:
-        holdout, skipped = judged_cases(self.material.holdout)
+        parents = {folder.name for folder in self.parents.values()}
+        fair, learned = never_seen(self.site.models, parents, self.material.holdout)
+        holdout, unreadable = judged_cases(fair)
+        skipped = (*learned, *unreadable)
         for case in skipped:
             self._leave_out(case, GATE)
         judging = Judging(
@@ -250,14 +256,17 @@ class _Retraining:
         publish(self.site.models, self._record(judged, why_not), self.candidates)
         return why_not
 
-    def _take_up(self, record: Mapping[str, Any]) -> str:
+    def _take_up(self, judged: Judged, record: Mapping[str, Any]) -> str:
         """Go on with a version that an earlier process published; returns as ``_publish`` does."""
         for step in self.settings.steps:
             lesson = self.candidates.lesson(step)
             self.reporter.finished(step, lesson.best if lesson else None)
         for entry in record.get("skipped", ()):
             self._leave_out(Skipped(entry["case"], entry["reason"]), *entry.get("left_out_of", ()))
-        return str(record.get("not_served", "")) or taken_back(self.site.models, self.version)
+        if not judged.report.publish:
+            return ""
+        models, name = self.site.models, self.version
+        return str(record.get("not_served", "")) or taken_back(models, name) or refused_since(models, name)
 
     def _serve(self) -> str:
         """Put the version into use; returns why that was not done."""
