@@ -5,14 +5,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from pydicom.filereader import read_dataset, read_preamble
+from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from lib.errors import ImageError
 from lib.unpacking import MAX_BYTES
 
-META_BYTES: Final = 4096
-"""The elements before the deflated ones say how these are encoded, in some hundred bytes."""
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -27,11 +25,10 @@ def require_bounded(source: Path | bytes) -> None:
         zlib.error: It is damaged.
     """
     with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        if DeflatedExplicitVRLittleEndian.encode() not in file.read(META_BYTES):
-            return
-        file.seek(0)
         read_preamble(file, force=True)
-        read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
+        # The very reading by which dcmread decides to unpack: any other one could be led elsewhere.
+        if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
         inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, b""
         while total <= MAX_BYTES and (chunk := rest or file.read(CHUNK_BYTES)):
             total += len(inflater.decompress(chunk, CHUNK_BYTES))
