@@ -83,6 +83,22 @@ def test_what_was_taken_back_is_not_found_in_the_pacs_again(app: Any, drawn: byt
     assert app._corrections.standing(FIRST) == ()
 
 
+def test_what_a_label_had_replaced_does_not_come_back_when_that_is_taken_back(
+    app: Any, tmp_path: Path, drawn: bytes
+) -> None:
+    """An older segmentation of the PACS, passed over so far, became the finished label that nobody had asked for."""
+    pacs, labeled = app.datastore()._client, app.datastore().get_labeled_images
+    submit_from_slicer(app, tmp_path)
+    pacs.add(made_at(datetime.now() - timedelta(days=30), drawn))
+    app.withdraw_label(FIRST, "final", "ada")
+    for _ in range(2):
+        app._adoption.of_image(FIRST)
+    assert FIRST not in labeled()
+    pacs.add(made_at(datetime.now() + timedelta(hours=1), drawn))
+    app._adoption.of_image(FIRST)
+    assert FIRST in labeled()
+
+
 def test_what_is_exported_and_found_at_once_is_kept_once(
     app: Any, tmp_path: Path, drawn: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +141,22 @@ def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
     assert (first.status, parked.status) == ("accepted", "parked")
     assert export(app, seg, tmp_path).status == "parked"
     assert [kept.status for kept in history.of_image(FIRST)] == ["accepted", "parked"]
+
+
+def submit_from_slicer(app: Any, folder: Path) -> None:
+    """A label of FIRST."""
+    label = folder / "label.nii.gz"
+    grid = read_image(Path(app.datastore().get_image_uri(FIRST))).grid
+    write_volume(label, np.where(CODE_OF["L4"] == CODES, 1, 0).astype(np.uint8), grid)
+    slicer = Sender("ada", "slicer", "label.nii.gz")
+    app.submit_label(FIRST, label, "final", {"label_info": [{"name": "L4"}]}, slicer)
+
+
+def made_at(moment: datetime, drawn: bytes) -> Dataset:
+    """A segmentation of FIRST that says so."""
+    seg = read(drawn)
+    seg.ContentDate, seg.ContentTime = f"{moment:%Y%m%d}", f"{moment:%H%M%S}"
+    return seg
 
 
 def export(app: Any, seg: Dataset, folder: Path) -> Outcome:
@@ -182,20 +214,11 @@ def test_of_a_label_and_a_segmentation_the_newer_counts_in_every_time_zone(
     """In Berlin what a reader drew in OHIF half an hour after a label from 3D Slicer never counted, and no log said so;
     in New York an older one took the place of a newer label."""
     in_zone(zone)
-    store = app.datastore()
-    label = tmp_path / "label.nii.gz"
-    write_volume(
-        label,
-        np.where(CODE_OF["L4"] == CODES, 1, 0).astype(np.uint8),
-        read_image(Path(store.get_image_uri(FIRST))).grid,
-    )
-    slicer = Sender("ada", "slicer", "label.nii.gz")
-    app.submit_label(FIRST, label, "final", {"label_info": [{"name": "L4"}]}, slicer)
-    seg, made = read(drawn), datetime.now(written_in) + timedelta(minutes=minutes)
-    seg.ContentDate, seg.ContentTime = f"{made:%Y%m%d}", f"{made:%H%M%S}"
+    submit_from_slicer(app, tmp_path)
+    seg = made_at(datetime.now(written_in) + timedelta(minutes=minutes), drawn)
     for keyword, value in header.items():
         setattr(seg, keyword, value)
-    store._client.add(seg)
+    app.datastore()._client.add(seg)
     for _ in range(2):
         app._adoption.of_all()
     clients = [kept.client for kept in CorrectionStore(tmp_path / "work").of_image(FIRST)]

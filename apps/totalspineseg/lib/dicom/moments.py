@@ -23,7 +23,12 @@ DCMJS: Final = {"SoftwareVersions": "0", "DeviceSerialNumber": "1"}
 
 def now_utc() -> str:
     """This moment."""
-    return f"{datetime.now(timezone.utc):{UTC_FORMAT}}"
+    return utc_text(datetime.now(timezone.utc))
+
+
+def utc_text(moment: datetime) -> str:
+    """A moment that knows its time zone."""
+    return f"{moment.astimezone(timezone.utc):{UTC_FORMAT}}"
 
 
 def made_utc(dataset: Dataset) -> str:

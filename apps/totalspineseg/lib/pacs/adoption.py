@@ -5,6 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from pydicom.errors import InvalidDicomError
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome
 from lib.corrections.store import SEG_SUFFIX, Sender
+from lib.dicom.moments import utc_text
 from lib.dicom.seg_object import SegReference
 from lib.errors import StorageError
 from lib.pacs.datastore import PacsDatastore
@@ -109,12 +111,12 @@ class Adoption:
     def _take(self, series: str, reference: SegReference) -> Outcome | None:
         """What became of a segmentation; None for one that is known, older than what is shown, or not to be had now."""
         info = self._datastore.get_label_info(series, FINAL_TAG)
-        shown = str(info.get("created", ""))
-        older = bool(shown) and reference.created <= shown
-        if older and reference.instance in (info.get("instance"), *self._passed_over):
-            return None
         name = f"{reference.instance}{SEG_SUFFIX}"
         try:
+            shown = str(info.get("created", "")) or self._taken_back(series)
+            older = bool(shown) and reference.created <= shown
+            if older and reference.instance in (info.get("instance"), *self._passed_over):
+                return None
             known = self._corrections.of_image(series)
         except StorageError as error:
             # One damaged record must not keep everybody from the next sample.
@@ -127,7 +129,7 @@ class Adoption:
             return None
         if older:
             logger.warning(
-                "a segmentation of series %s is passed over: it was made at %s, and the label shown at %s (UTC)",
+                "a segmentation of series %s is passed over: it was made at %s, and the last label at %s (UTC)",
                 *(series, reference.created or "no time it tells", shown),
             )
             return None
@@ -140,3 +142,10 @@ class Adoption:
                 return None
             sender = Sender("", ADOPTED_BY, name)
             return submit_segmentation(self._datastore, self._submit, self._corrections, file, reference, sender)
+
+    def _taken_back(self, series: str) -> str:
+        """When the last label of a series came that was taken back: what is older was replaced by it for a reason."""
+        standing = {correction.id for correction in self._corrections.standing(series)}
+        every = self._corrections.of_image(series)
+        came = [c.received for c in every if c.status == "accepted" and c.id not in standing]
+        return max((utc_text(datetime.fromisoformat(time)) for time in came), default="")

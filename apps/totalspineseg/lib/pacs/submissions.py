@@ -28,6 +28,9 @@ class Corrections(Protocol):
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """All submissions for an image."""
 
+    def standing(self, image_id: str) -> tuple[Correction, ...]:
+        """Those that were accepted and that nobody took back."""
+
     def path(self, correction: Correction) -> Path:
         """The folder of a submission."""
 
