@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -114,6 +115,24 @@ def test_files_that_keep_coming_are_offered_meanwhile(
         return len(watched.list_images()) > 0
 
     assert any(one_more() for _ in range(200))
+
+
+def test_an_index_that_cannot_be_read_for_a_moment_does_not_end_the_watch(
+    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one fault of a network drive no file that came was offered any more, until the server was started anew."""
+    other, asked = StudiesDatastore(str(tmp_path), auto_reload=False), threading.Event()
+
+    def stale() -> None:
+        asked.set()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched, "_reload_index", stale)
+        other.add_image("one", str(volume(tmp_path / ".new" / "one.nii.gz")), {})
+        wait_for(asked.is_set)
+    (tmp_path / "two.nii.gz").touch()
+    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
 
 
 @pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="Linux tells of its watches")

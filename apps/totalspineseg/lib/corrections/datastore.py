@@ -435,7 +435,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         try:
             with self._turn():
                 self._reload_index()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             if throw_exception:
                 raise
             logger.warning("the index of the studies cannot be read: %s", error)
