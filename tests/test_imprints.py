@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lib.corrections import history
+from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 
 
@@ -30,3 +31,19 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
     for _ in range(3):
         assert imprints.check(image, label) == (imprint_of(image) if same else None)
     assert len(seen) == reads
+
+
+def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: Path) -> None:
+    """A label of what the image was a minute ago counted for good: the file that took its place was never read."""
+    image, label = tmp_path / "studies" / "a.nii", tmp_path / "label.nii"
+    image.parent.mkdir()
+    for file in (image, label):
+        file.write_bytes(b"first")
+    drawn_on = history.sha256_of(image)
+    studies = StudiesDatastore(str(image.parent), auto_reload=False)
+    image.write_bytes(b"other")
+    studies.save_label("a", str(label), "final", {DRAWN_ON: drawn_on})
+    assert (studies.get_labeled_images(), studies.get_label_uri("a", "final")) == ([], "")
+    image.write_bytes(b"first")
+    os.utime(image, (0, 0))
+    assert studies.get_labeled_images() == ["a"]

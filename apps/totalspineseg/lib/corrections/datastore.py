@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints
 from lib.corrections.label_notes import read_note, write_note
 from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
@@ -184,8 +184,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             target = folder / self._filename(image_id, ending)
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
-                with suppress(OSError):
-                    info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
+                # No imprint: the image may have been replaced since that hash was taken, so it is read once.
                 write_note(target, source, info)
             write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
