@@ -1,6 +1,9 @@
 """Whether an image is still the one that was labeled: known by its content, which is read only if it must be."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,27 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
     image.write_bytes(b"first")
     os.utime(image, (0, 0))
     assert studies.get_labeled_images() == ["a"]
+
+
+def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a copy of the studies each list that clients asked for read all images anew, all at the same time."""
+    image, read, askers = tmp_path / "a.nii", history.sha256_of, 4
+    image.write_bytes(b"first")
+    label, together = {DRAWN_ON: read(image)}, threading.Barrier(askers)
+    seen: list[Path] = []
+
+    def slowly(path: Path) -> str:
+        seen.append(path)
+        time.sleep(0.2)
+        return read(path)
+
+    monkeypatch.setattr(history, "sha256_of", slowly)
+    imprints = Imprints()
+
+    def ask(_: int) -> bool:
+        together.wait()
+        return imprints.check(image, label) is not None
+
+    with ThreadPoolExecutor(askers) as pool:
+        assert all(pool.map(ask, range(askers)))
+    assert len(seen) == 1
