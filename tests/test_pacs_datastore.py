@@ -160,6 +160,15 @@ def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path
     assert pacs.fetched == ["2.25.70001.1"] * 2
 
 
+def test_a_volume_that_the_index_does_not_know_is_replaced(tmp_path: Path, files: Path) -> None:
+    """A server that was killed while it made room left one, maybe of fewer images than the PACS has by now."""
+    store = datastore(Pacs(files), tmp_path)
+    left = store._volume("2.25.70001.1")
+    left.write_bytes(b"another")
+    assert Path(store.get_image_uri("2.25.70001.1")) == left
+    assert read_image(left).data.shape == (80, 252, 48)
+
+
 def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, files: Path) -> None:
     """The label of the cut series stood for the whole one once the server was started again."""
     pacs = Pacs(files)

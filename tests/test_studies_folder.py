@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -44,6 +45,41 @@ def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> No
     assert (list((tmp_path / "studies").rglob("one.*")), kept.is_file()) == ([], True)
     with pytest.raises(ImageNotFoundException):
         studies.remove_image("one")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"], ids=["same ending", "another ending"])
+def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path: Path, ending: str) -> None:
+    """A scan that had lain in the folder for less than some seconds was overwritten by another patient's."""
+    studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
+    copied, other = volume(tmp_path / "studies" / f"one{ending}"), tmp_path / "other.nii.gz"
+    content = copied.read_bytes()
+    write_volume(other, np.ones(GRID.shape, dtype=np.uint8), GRID)
+    with pytest.raises(FileExistsError, match="'one', which names another image here"):
+        studies.add_image("one", str(other), {})
+    assert ([path.name for path in copied.parent.glob("one.*")], copied.read_bytes()) == ([copied.name], content)
+    shutil.copy(copied, tmp_path / f"same{ending}")
+    assert studies.add_image("one", str(tmp_path / f"same{ending}"), {"ward": "3b"}) == "one"
+    assert (Path(studies.get_image_uri("one")), studies.get_image_info("one")["ward"]) == (copied, "3b")
+    assert [path.name for path in copied.parent.glob("one.*")] == [copied.name]
+
+
+def test_an_image_that_was_removed_by_hand_can_be_uploaded_at_once(tmp_path: Path) -> None:
+    """For some seconds the answer was a fault of the server."""
+    copied = volume(tmp_path / "studies" / "one.nii")
+    studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
+    copied.unlink()
+    studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
+    assert Path(studies.get_image_uri("one")).read_bytes() == (tmp_path / "new.nii.gz").read_bytes()
+
+
+def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path) -> None:
+    volume(tmp_path / "archive" / "one.nii.gz")
+    studies = StudiesDatastore(str(tmp_path / "work"), images=str(tmp_path / "archive"), auto_reload=False)
+    (tmp_path / "archive").rename(tmp_path / "away")
+    (tmp_path / "archive").mkdir()
+    with pytest.raises(StorageError, match="mount their folder"):
+        studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
+    assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
 
 
 def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         Raises:
             ValueError: No id, one that cannot be read, or not an image's ending.
             FileExistsError: Another image has this id.
-            StorageError: It could not be written.
+            StorageError: It could not be written, or the image that has this id is away.
         """
         source = Path(image_filename)
         own, ending = self._to_id(source.name)
@@ -111,18 +111,25 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         if f"*{ending}" not in IMAGE_PATTERNS:
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
         with self._index():
-            if known := self._datastore.objects.get(image_id):
-                kept = self._image_path(image_id, known)
-                if history.sha256_of(kept) == history.sha256_of(source):
-                    return image_id
+            known, kept = self._datastore.objects.get(image_id), self._lying(image_id)
+            if kept is None:
+                if known and self._is_away():
+                    raise StorageError(
+                        f"the image {image_id!r} is required to tell whether yours is another one, got no image at "
+                        "all where those of this server lie; mount their folder, or rename yours"
+                    )
+                kept = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
+                write_atomic(kept, lambda temporary: _copy(source, temporary))
+            elif history.sha256_of(kept) != history.sha256_of(source):
                 raise FileExistsError(
                     f"an unused image id is required, got {image_id!r}, which names another image here; rename yours "
                     "(in 3D Slicer the volume, in the module Data) and press 'Upload Volume' before 'Submit Label'"
                 )
-            target = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
-            write_atomic(target, lambda temporary: _copy(source, temporary))
-            info = {**image_info, "ts": int(time.time()), "name": target.name}
-            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
+            elif known and kept == self._image_path(image_id, known):
+                return image_id
+            info = {**image_info, "ts": int(time.time()), "name": kept.name}
+            image = DataModel(info=info, ext=self._to_id(kept.name)[1])
+            self._datastore.objects[image_id] = ImageLabelModel(image=image)
             self._update_datastore_file()
         return image_id
 
@@ -297,6 +304,14 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _image_path(self, image_id: str, entry: ImageLabelModel) -> Path:
         return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
+
+    def _lying(self, image_id: str) -> Path | None:
+        """The file of an image, also one that was copied a moment ago, so that the index does not know it; None where
+        there is none, also of an image that the index knows."""
+        entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.image_path())
+        named = [self._image_path(image_id, entry)] if entry else []
+        files = (*named, *(folder / self._filename(image_id, pattern[1:]) for pattern in IMAGE_PATTERNS))
+        return next((file for file in files if file.is_file()), None)
 
     def _reconcile_datastore(self) -> None:
         with self._index():
