@@ -16,6 +16,8 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import watch
 from lib.corrections.datastore import StudiesDatastore
+from lib.corrections.history import sha256_of
+from lib.corrections.imprints import DRAWN_ON
 from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.volume_io import write_volume
@@ -37,12 +39,12 @@ def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> No
     volume(tmp_path / "studies" / "two.nii.gz")
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     for tag in ("final", "original"):
-        studies.save_label("one", str(image), tag, {})
+        studies.save_label("one", str(image), tag, {DRAWN_ON: sha256_of(image)})
     kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
     studies.remove_image("one")
     studies.refresh()
     assert studies.list_images() == ["two"]
-    assert (list((tmp_path / "studies").rglob("one.*")), kept.is_file()) == ([], True)
+    assert (list((tmp_path / "studies").rglob("*one.*")), kept.is_file()) == ([], True), "nor a note of who drew it"
     with pytest.raises(ImageNotFoundException):
         studies.remove_image("one")
 
@@ -80,6 +82,39 @@ def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path
     with pytest.raises(StorageError, match="mount their folder"):
         studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
     assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
+
+
+def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None:
+    """A prediction saved as .nrrd was shown again once the newer one was deleted, or while its image was away."""
+    image, old = volume(tmp_path / "one.nii.gz"), tmp_path / ".new" / "one.nrrd"
+    studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+    folder = tmp_path / "labels" / "original"
+    studies.save_label("one", str(old), "original", {DRAWN_ON: sha256_of(image)})
+    studies.save_label("one", str(image), "original", {DRAWN_ON: sha256_of(image)})
+    assert sorted(path.name for path in folder.iterdir()) == [".one.nii.gz.json", "one.nii.gz"]
+    shutil.copy(old, folder)
+    studies.remove_label("one", "original")
+    studies.refresh()
+    assert (studies.get_label_uri("one", "original"), list(folder.iterdir())) == ("", [])
+
+
+def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> None:
+    """Copied by hand in another format, under the same tag or one that the index did not know yet."""
+    image = volume(tmp_path / "one.nii.gz")
+    studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    for tag in ("final", "step1"):
+        (tmp_path / "labels" / tag).mkdir(exist_ok=True)
+    studies.save_label("one", str(image), "final", {DRAWN_ON: sha256_of(image)})
+    for file in ("final/one.nrrd", "step1/one.nii"):
+        shutil.copy(image, tmp_path / "labels" / file)
+    shutil.copy(image, tmp_path / "labels" / "final" / "other.nrrd")
+    studies.remove_image("one")
+    studies.add_image("one", str(volume(tmp_path / ".new" / "one.nii.gz")), {})
+    studies.refresh()
+    assert studies.status()["label_tags"] == {}
+    assert [path.name for path in (tmp_path / "labels").rglob("*.*")] == ["other.nrrd"]
 
 
 def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints
-from lib.corrections.label_notes import read_note, write_note
+from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
@@ -148,10 +148,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 raise ImageNotFoundException(
                     f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
                 )
-            labels = (
-                Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext)
-                for tag, label in entry.labels.items()
-            )
+            labels = self._all_label_files(image_id)
             # The image first: where it cannot be removed, its labels stay.
             for file in (self._image_path(image_id, entry), *labels):
                 _remove(file)
@@ -189,6 +186,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             folder = Path(self._datastore.label_path(tag))
             _make_folder(folder)
             target = folder / self._filename(image_id, ending)
+            others = [file for file in self._label_files(image_id, tag) if file not in (target, note_of(target))]
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
                 # No imprint: the image may have been replaced since that hash was taken, so it is read once.
@@ -196,6 +194,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
+            _remove_if_possible(others)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -210,7 +209,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if label is None:
                 return
             # First: a file that the index does not know would be shown again.
-            _remove(Path(self._datastore.label_path(label_tag)) / self._filename(label_id, label.ext))
+            for file in self._label_files(label_id, label_tag):
+                _remove(file)
             del entry.labels[label_tag]
             self._update_datastore_file()
 
@@ -304,6 +304,20 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _image_path(self, image_id: str, entry: ImageLabelModel) -> Path:
         return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
+
+    def _label_files(self, image_id: str, tag: str) -> tuple[Path, ...]:
+        """Where a label of an image may lie under a tag: in one format the index has it, and any other one would be
+        shown once that is gone. With what is noted about each, which names its reader."""
+        entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.label_path(tag))
+        label = entry.labels.get(tag) if entry else None
+        endings = {*([label.ext] if label else []), *(pattern[1:] for pattern in IMAGE_PATTERNS)}
+        files = (folder / self._filename(image_id, ending) for ending in sorted(endings))
+        return tuple(path for file in files for path in (file, note_of(file)))
+
+    def _all_label_files(self, image_id: str) -> tuple[Path, ...]:
+        """The same under every tag, also those that the index does not know for this image."""
+        tags = (folder.name for folder in Path(self._datastore.label_path(None)).iterdir() if folder.is_dir())
+        return tuple(file for tag in tags for file in self._label_files(image_id, tag))
 
     def _lying(self, image_id: str) -> Path | None:
         """The file of an image, also one that was copied a moment ago, so that the index does not know it; None where
@@ -501,6 +515,15 @@ def _remove(file: Path) -> None:
         raise StorageError(
             f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
         ) from error
+
+
+def _remove_if_possible(files: Iterable[Path]) -> None:
+    """Remove files of labels that another one took the place of, which is shown whether or not they go."""
+    for file in files:
+        try:
+            _remove(file)
+        except StorageError as error:
+            logger.warning("a label that was replaced could be shown again: %s", error)
 
 
 def _copy(source: Path, target: Path) -> None:
