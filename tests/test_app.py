@@ -11,12 +11,14 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others import class_utils
 
 from lib.anatomy import WIRE_LABELS
+from lib.corrections.datastore import is_safe_tag
 from lib.errors import BusyError, ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
 from lib.geometry import Volume
 from lib.infers import http
 from lib.infers.batch import SpineBatch
 from lib.infers.latencies import Latencies
 from lib.infers.models import FullTask
+from lib.infers.result_tag import result_tag
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, read_pins, read_settings
 from lib.pipeline import prepare
@@ -99,6 +101,16 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
     with pytest.raises(HTTPException, match="room is required"):
         app.infer({**request, "save_label": True})
     assert not made.exists()
+
+
+def test_a_tag_that_gets_too_long_is_refused_before_anything_is_computed() -> None:
+    """A review was computed for minutes, and then the server failed: the tag it was kept under was no word any more."""
+    request = {"save_label": True, "label_tag": "a" * 60}
+    assert result_tag(request, "") == "a" * 60
+    for part, more in (("review", {}), ("", {"structures": "discs"}), ("", {"output_grid": "iso"})):
+        with pytest.raises(SettingError, match="a short tag for predictions such as 'original' is required"):
+            result_tag({**request, "label_tag": "a" * 61, **more}, part)
+    assert is_safe_tag(result_tag({**request, "label_tag": "a" * 57}, "review"))
 
 
 def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:

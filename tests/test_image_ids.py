@@ -1,5 +1,6 @@
 """Clients call images what they like; each has a file of its own, inside the studies."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ GRID = Grid((4, 4, 4), np.eye(4))
 OF_3D_SLICER = ("5: t2_tse_sag", "T2/STIR", "t2 <sag>", "5 t2?", 'a "b"', "a|b", "a*", "c:\\x")
 CLIMBING = ("..", ".", "../up", "/etc/passwd", ".hidden", "../../up.nii.gz")
 LIKE_CODES = ("100%", "5%3A t2_tse_sag", "5%253A t2", "a%2fb", "%2E", "%", "%25", "a%FFb")
-PLAIN = ("sub-01_T2w", "1.2.3", "a b", "\u00e4", "x" * 200)
+LONG = ("x" * 200, "\u810a" * 80)
+PLAIN = ("sub-01_T2w", "1.2.3", "a b", "\u00e4", *LONG)
 
 
 @pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *PLAIN], ids=ascii)
@@ -38,12 +40,25 @@ def test_no_two_ids_share_a_file() -> None:
     assert len({file_stem(image_id) for image_id in ids}) == len(ids)
 
 
-@pytest.mark.parametrize("image_id", ["", "a\nb", "a\x00b", "a\x7f", "x" * 201, ":" * 70, "%" + "25" * 4000], ids=ascii)
+@pytest.mark.parametrize(
+    "image_id",
+    ["", "a\nb", "a\x00b", "a\x7f", "x" * 201, ":" * 70, "%" + "25" * 4000, "\u810a" * 81, "a\ud800", "a\udcff:"],
+    ids=ascii,
+)
 def test_what_nobody_can_read_or_no_file_holds_is_no_id(image_id: str) -> None:
+    """A long Chinese name was taken for a full disk: file systems count bytes."""
     assert not is_usable_id(image_id)
 
 
-@pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES], ids=ascii)
+def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -> None:
+    """One name in the code page of an old computer, and the index could never be read again."""
+    for name in (b"plain.nii", b"a\xe4.nii"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    for _ in range(2):
+        assert StudiesDatastore(str(tmp_path), auto_reload=False).list_images() == ["plain"]
+
+
+@pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *LONG], ids=ascii)
 def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
     """Whatever 3D Slicer had loaded from DICOM could neither be uploaded nor segmented nor submitted."""
     image, label, folder = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "deep" / "studies"

@@ -1,11 +1,15 @@
 """Whether an image is still the one that was labeled: known by its content, which is read only if it must be."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lib.corrections import history
+from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 
 
@@ -30,3 +34,43 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
     for _ in range(3):
         assert imprints.check(image, label) == (imprint_of(image) if same else None)
     assert len(seen) == reads
+
+
+def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: Path) -> None:
+    """A label of what the image was a minute ago counted for good: the file that took its place was never read."""
+    image, label = tmp_path / "studies" / "a.nii", tmp_path / "label.nii"
+    image.parent.mkdir()
+    for file in (image, label):
+        file.write_bytes(b"first")
+    drawn_on = history.sha256_of(image)
+    studies = StudiesDatastore(str(image.parent), auto_reload=False)
+    image.write_bytes(b"other")
+    studies.save_label("a", str(label), "final", {DRAWN_ON: drawn_on})
+    assert (studies.get_labeled_images(), studies.get_label_uri("a", "final")) == ([], "")
+    image.write_bytes(b"first")
+    os.utime(image, (0, 0))
+    assert studies.get_labeled_images() == ["a"]
+
+
+def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a copy of the studies each list that clients asked for read all images anew, all at the same time."""
+    image, read, askers = tmp_path / "a.nii", history.sha256_of, 4
+    image.write_bytes(b"first")
+    label, together = {DRAWN_ON: read(image)}, threading.Barrier(askers)
+    seen: list[Path] = []
+
+    def slowly(path: Path) -> str:
+        seen.append(path)
+        time.sleep(0.2)
+        return read(path)
+
+    monkeypatch.setattr(history, "sha256_of", slowly)
+    imprints = Imprints()
+
+    def ask(_: int) -> bool:
+        together.wait()
+        return imprints.check(image, label) is not None
+
+    with ThreadPoolExecutor(askers) as pool:
+        assert all(pool.map(ask, range(askers)))
+    assert len(seen) == 1

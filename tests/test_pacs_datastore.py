@@ -12,6 +12,7 @@ import requests
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
+from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.store import Correction, CorrectionStore, Received, Sender
 from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
@@ -160,6 +161,15 @@ def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path
     assert pacs.fetched == ["2.25.70001.1"] * 2
 
 
+def test_a_volume_that_the_index_does_not_know_is_replaced(tmp_path: Path, files: Path) -> None:
+    """A server that was killed while it made room left one, maybe of fewer images than the PACS has by now."""
+    store = datastore(Pacs(files), tmp_path)
+    left = store._volume("2.25.70001.1")
+    left.write_bytes(b"another")
+    assert Path(store.get_image_uri("2.25.70001.1")) == left
+    assert read_image(left).data.shape == (80, 252, 48)
+
+
 def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, files: Path) -> None:
     """The label of the cut series stood for the whole one once the server was started again."""
     pacs = Pacs(files)
@@ -168,10 +178,14 @@ def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, fi
     pacs.series["2.25.70001.1"] = [i for i in whole if i.InstanceNumber <= 40]
     label = tmp_path / "label.nii.gz"
     label.write_bytes(b"label")
-    store.save_label("2.25.70001.1", str(label), "final", {})
+    store.save_label("2.25.70001.1", str(label), "final", {DRAWN_ON: "ab"})
+    folder = tmp_path / "labels" / "final"
+    label.rename(folder / "2.25.70001.1.nrrd")
+    assert len(list(folder.iterdir())) == 3
     pacs.series["2.25.70001.1"] = whole
     store.changed()
     assert store.get_image_uri("2.25.70001.1")
+    assert list(folder.iterdir()) == [], "in no format, nor a note of who drew it"
     assert datastore(pacs, tmp_path).get_labeled_images() == []
 
 

@@ -2,6 +2,8 @@
 
 import errno
 import itertools
+import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +16,8 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import watch
 from lib.corrections.datastore import StudiesDatastore
+from lib.corrections.history import sha256_of
+from lib.corrections.imprints import DRAWN_ON
 from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.volume_io import write_volume
@@ -35,14 +39,82 @@ def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> No
     volume(tmp_path / "studies" / "two.nii.gz")
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     for tag in ("final", "original"):
-        studies.save_label("one", str(image), tag, {})
+        studies.save_label("one", str(image), tag, {DRAWN_ON: sha256_of(image)})
     kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
     studies.remove_image("one")
     studies.refresh()
     assert studies.list_images() == ["two"]
-    assert (list((tmp_path / "studies").rglob("one.*")), kept.is_file()) == ([], True)
+    assert (list((tmp_path / "studies").rglob("*one.*")), kept.is_file()) == ([], True), "nor a note of who drew it"
     with pytest.raises(ImageNotFoundException):
         studies.remove_image("one")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii"], ids=["same ending", "another ending"])
+def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path: Path, ending: str) -> None:
+    """A scan that had lain in the folder for less than some seconds was overwritten by another patient's."""
+    studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
+    copied, other = volume(tmp_path / "studies" / f"one{ending}"), tmp_path / "other.nii.gz"
+    content = copied.read_bytes()
+    write_volume(other, np.ones(GRID.shape, dtype=np.uint8), GRID)
+    with pytest.raises(FileExistsError, match="'one', which names another image here"):
+        studies.add_image("one", str(other), {})
+    assert ([path.name for path in copied.parent.glob("one.*")], copied.read_bytes()) == ([copied.name], content)
+    shutil.copy(copied, tmp_path / f"same{ending}")
+    assert studies.add_image("one", str(tmp_path / f"same{ending}"), {"ward": "3b"}) == "one"
+    assert (Path(studies.get_image_uri("one")), studies.get_image_info("one")["ward"]) == (copied, "3b")
+    assert [path.name for path in copied.parent.glob("one.*")] == [copied.name]
+
+
+def test_an_image_that_was_removed_by_hand_can_be_uploaded_at_once(tmp_path: Path) -> None:
+    """For some seconds the answer was a fault of the server."""
+    copied = volume(tmp_path / "studies" / "one.nii")
+    studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
+    copied.unlink()
+    studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
+    assert Path(studies.get_image_uri("one")).read_bytes() == (tmp_path / "new.nii.gz").read_bytes()
+
+
+def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path) -> None:
+    volume(tmp_path / "archive" / "one.nii.gz")
+    studies = StudiesDatastore(str(tmp_path / "work"), images=str(tmp_path / "archive"), auto_reload=False)
+    (tmp_path / "archive").rename(tmp_path / "away")
+    (tmp_path / "archive").mkdir()
+    with pytest.raises(StorageError, match="mount their folder"):
+        studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
+    assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
+
+
+def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None:
+    """A prediction saved as .nrrd was shown again once the newer one was deleted, or while its image was away."""
+    image, old = volume(tmp_path / "one.nii.gz"), tmp_path / ".new" / "one.nrrd"
+    studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+    folder = tmp_path / "labels" / "original"
+    studies.save_label("one", str(old), "original", {DRAWN_ON: sha256_of(image)})
+    studies.save_label("one", str(image), "original", {DRAWN_ON: sha256_of(image)})
+    assert sorted(path.name for path in folder.iterdir()) == [".one.nii.gz.json", "one.nii.gz"]
+    shutil.copy(old, folder)
+    studies.remove_label("one", "original")
+    studies.refresh()
+    assert (studies.get_label_uri("one", "original"), list(folder.iterdir())) == ("", [])
+
+
+def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> None:
+    """Copied by hand in another format, under the same tag or one that the index did not know yet."""
+    image = volume(tmp_path / "one.nii.gz")
+    studies = StudiesDatastore(str(tmp_path), auto_reload=False)
+    for tag in ("final", "step1"):
+        (tmp_path / "labels" / tag).mkdir(exist_ok=True)
+    studies.save_label("one", str(image), "final", {DRAWN_ON: sha256_of(image)})
+    for file in ("final/one.nrrd", "step1/one.nii"):
+        shutil.copy(image, tmp_path / "labels" / file)
+    shutil.copy(image, tmp_path / "labels" / "final" / "other.nrrd")
+    studies.remove_image("one")
+    studies.add_image("one", str(volume(tmp_path / ".new" / "one.nii.gz")), {})
+    studies.refresh()
+    assert studies.status()["label_tags"] == {}
+    assert [path.name for path in (tmp_path / "labels").rglob("*.*")] == ["other.nrrd"]
 
 
 def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +186,24 @@ def test_files_that_keep_coming_are_offered_meanwhile(
         return len(watched.list_images()) > 0
 
     assert any(one_more() for _ in range(200))
+
+
+def test_an_index_that_cannot_be_read_for_a_moment_does_not_end_the_watch(
+    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one fault of a network drive no file that came was offered any more, until the server was started anew."""
+    other, asked = StudiesDatastore(str(tmp_path), auto_reload=False), threading.Event()
+
+    def stale() -> None:
+        asked.set()
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched, "_reload_index", stale)
+        other.add_image("one", str(volume(tmp_path / ".new" / "one.nii.gz")), {})
+        wait_for(asked.is_set)
+    (tmp_path / "two.nii.gz").touch()
+    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
 
 
 @pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="Linux tells of its watches")

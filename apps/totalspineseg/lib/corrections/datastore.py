@@ -6,8 +6,8 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +19,8 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
-from lib.corrections.label_notes import read_note, write_note
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints
+from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
@@ -102,7 +102,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         Raises:
             ValueError: No id, one that cannot be read, or not an image's ending.
             FileExistsError: Another image has this id.
-            StorageError: It could not be written.
+            StorageError: It could not be written, or the image that has this id is away.
         """
         source = Path(image_filename)
         own, ending = self._to_id(source.name)
@@ -111,18 +111,25 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         if f"*{ending}" not in IMAGE_PATTERNS:
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
         with self._index():
-            if known := self._datastore.objects.get(image_id):
-                kept = self._image_path(image_id, known)
-                if history.sha256_of(kept) == history.sha256_of(source):
-                    return image_id
+            known, kept = self._datastore.objects.get(image_id), self._lying(image_id)
+            if kept is None:
+                if known and self._is_away():
+                    raise StorageError(
+                        f"the image {image_id!r} is required to tell whether yours is another one, got no image at "
+                        "all where those of this server lie; mount their folder, or rename yours"
+                    )
+                kept = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
+                write_atomic(kept, lambda temporary: _copy(source, temporary))
+            elif history.sha256_of(kept) != history.sha256_of(source):
                 raise FileExistsError(
                     f"an unused image id is required, got {image_id!r}, which names another image here; rename yours "
                     "(in 3D Slicer the volume, in the module Data) and press 'Upload Volume' before 'Submit Label'"
                 )
-            target = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
-            write_atomic(target, lambda temporary: _copy(source, temporary))
-            info = {**image_info, "ts": int(time.time()), "name": target.name}
-            self._datastore.objects[image_id] = ImageLabelModel(image=DataModel(info=info, ext=ending))
+            elif known and kept == self._image_path(image_id, known):
+                return image_id
+            info = {**image_info, "ts": int(time.time()), "name": kept.name}
+            image = DataModel(info=info, ext=self._to_id(kept.name)[1])
+            self._datastore.objects[image_id] = ImageLabelModel(image=image)
             self._update_datastore_file()
         return image_id
 
@@ -141,10 +148,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 raise ImageNotFoundException(
                     f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
                 )
-            labels = (
-                Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext)
-                for tag, label in entry.labels.items()
-            )
+            labels = self._all_label_files(image_id)
             # The image first: where it cannot be removed, its labels stay.
             for file in (self._image_path(image_id, entry), *labels):
                 _remove(file)
@@ -182,14 +186,15 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             folder = Path(self._datastore.label_path(tag))
             _make_folder(folder)
             target = folder / self._filename(image_id, ending)
+            others = [file for file in self._label_files(image_id, tag) if file not in (target, note_of(target))]
             info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
             if DRAWN_ON in info:
-                with suppress(OSError):
-                    info[IMPRINT] = imprint_of(self._image_path(image_id, entry))
+                # No imprint: the image may have been replaced since that hash was taken, so it is read once.
                 write_note(target, source, info)
             write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
+            _remove_if_possible(others)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -204,7 +209,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if label is None:
                 return
             # First: a file that the index does not know would be shown again.
-            _remove(Path(self._datastore.label_path(label_tag)) / self._filename(label_id, label.ext))
+            for file in self._label_files(label_id, label_tag):
+                _remove(file)
             del entry.labels[label_tag]
             self._update_datastore_file()
 
@@ -298,6 +304,28 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _image_path(self, image_id: str, entry: ImageLabelModel) -> Path:
         return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
+
+    def _label_files(self, image_id: str, tag: str) -> tuple[Path, ...]:
+        """Where a label of an image may lie under a tag: in one format the index has it, and any other one would be
+        shown once that is gone. With what is noted about each, which names its reader."""
+        entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.label_path(tag))
+        label = entry.labels.get(tag) if entry else None
+        endings = {*([label.ext] if label else []), *(pattern[1:] for pattern in IMAGE_PATTERNS)}
+        files = (folder / self._filename(image_id, ending) for ending in sorted(endings))
+        return tuple(path for file in files for path in (file, note_of(file)))
+
+    def _all_label_files(self, image_id: str) -> tuple[Path, ...]:
+        """The same under every tag, also those that the index does not know for this image."""
+        tags = (folder.name for folder in Path(self._datastore.label_path(None)).iterdir() if folder.is_dir())
+        return tuple(file for tag in tags for file in self._label_files(image_id, tag))
+
+    def _lying(self, image_id: str) -> Path | None:
+        """The file of an image, also one that was copied a moment ago, so that the index does not know it; None where
+        there is none, also of an image that the index knows."""
+        entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.image_path())
+        named = [self._image_path(image_id, entry)] if entry else []
+        files = (*named, *(folder / self._filename(image_id, pattern[1:]) for pattern in IMAGE_PATTERNS))
+        return next((file for file in files if file.is_file()), None)
 
     def _reconcile_datastore(self) -> None:
         with self._index():
@@ -435,7 +463,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         try:
             with self._turn():
                 self._reload_index()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             if throw_exception:
                 raise
             logger.warning("the index of the studies cannot be read: %s", error)
@@ -487,6 +515,15 @@ def _remove(file: Path) -> None:
         raise StorageError(
             f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
         ) from error
+
+
+def _remove_if_possible(files: Iterable[Path]) -> None:
+    """Remove files of labels that another one took the place of, which is shown whether or not they go."""
+    for file in files:
+        try:
+            _remove(file)
+        except StorageError as error:
+            logger.warning("a label that was replaced could be shown again: %s", error)
 
 
 def _copy(source: Path, target: Path) -> None:

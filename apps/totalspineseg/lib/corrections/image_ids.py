@@ -5,7 +5,9 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 MAX_STEM_CHARACTERS: Final = 200
-"""File systems allow 255 bytes, the rest is room for endings."""
+"""What a person can still read."""
+MAX_STEM_BYTES: Final = 240
+"""File systems allow 255; the longest file of an image is what is noted about a label, ``.<stem>.nii.gz.json``."""
 SPECIAL: Final = re.compile(r'[/\\:*?"<>|]')
 """What names of files cannot have on one system or another."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -18,13 +20,13 @@ def is_usable_id(image_id: str) -> bool:
     """
     if not 0 < len(image_id) <= MAX_STEM_CHARACTERS or CONTROL.search(image_id):
         return False
-    return len(file_stem(image_id)) <= MAX_STEM_CHARACTERS
+    return _fits_a_name(file_stem(image_id))
 
 
 def is_plain_stem(stem: str) -> bool:
     """Whether a file's name without its ending is harmless: no folder, no special character, not hidden."""
     bad = stem.startswith(".") or SPECIAL.search(stem) or CONTROL.search(stem)
-    return 0 < len(stem) <= MAX_STEM_CHARACTERS and not bad
+    return not bad and _fits_a_name(stem)
 
 
 def file_stem(image_id: str) -> str:
@@ -39,6 +41,16 @@ def file_stem(image_id: str) -> str:
 def id_of_stem(stem: str) -> str:
     """The id of an image whose file has this name; ``file_stem`` the other way round, for every plain name."""
     return unquote(stem) if _is_code(stem) else stem
+
+
+def _fits_a_name(stem: str) -> bool:
+    """Whether a name is text of a length that a person can read and file systems can hold."""
+    try:
+        length_bytes = len(stem.encode())
+    except UnicodeEncodeError:
+        # Half a character, as for a file whose name is in another code page: no index can hold it.
+        return False
+    return 0 < len(stem) <= MAX_STEM_CHARACTERS and length_bytes <= MAX_STEM_BYTES
 
 
 def _needs_code(image_id: str) -> bool:

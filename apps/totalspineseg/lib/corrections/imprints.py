@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.corrections import history
+from lib.turns import Turns
 
 DRAWN_ON: Final = "image_sha256"
 """What is known about a label: hash of the image it was drawn on; labels that were copied by hand have none."""
@@ -30,6 +31,7 @@ class Imprints:
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Imprint, str]] = {}
+        self._turns = Turns()
 
     def check(self, image: Path, label_info: Mapping[str, Any]) -> Imprint | None:
         """Whether the image is the one that a label was drawn on.
@@ -52,8 +54,10 @@ class Imprints:
         return now if same else None
 
     def _sha256(self, image: Path, now: Imprint) -> str:
-        imprint, sha256 = self._known.get(image, (None, ""))
-        if imprint != now:
-            sha256 = history.sha256_of(image)
-            self._known[image] = now, sha256
-        return sha256
+        # Many may ask at once; who waited finds what the first one has read.
+        with self._turns.at(str(image)):
+            imprint, sha256 = self._known.get(image, (None, ""))
+            if imprint != now:
+                sha256 = history.sha256_of(image)
+                self._known[image] = now, sha256
+            return sha256

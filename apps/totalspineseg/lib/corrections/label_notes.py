@@ -22,19 +22,20 @@ def write_note(label: Path, source: Path, info: Mapping[str, Any]) -> None:
         StorageError: It could not be written.
     """
     text = json.dumps({"label_sha256": history.sha256_of(source), "info": info}, ensure_ascii=False, default=str)
-    write_atomic(_note_of(label), lambda temporary: _write(temporary, text))
+    write_atomic(note_of(label), lambda temporary: _write(temporary, text))
 
 
 def read_note(label: Path) -> dict[str, Any]:
     """What is known about a label; nothing where its file is another one by now, as one copied there by hand."""
     try:
-        note = history.read_json(_note_of(label))
+        note = history.read_json(note_of(label))
         return dict(note["info"]) if note["label_sha256"] == history.sha256_of(label) else {}
     except (StorageError, OSError, KeyError, TypeError, ValueError):
         return {}
 
 
-def _note_of(label: Path) -> Path:
+def note_of(label: Path) -> Path:
+    """Where that is kept, beside the label's file; it names a reader, so that it has to go with that."""
     return label.with_name(f".{label.name}.json")
 
 

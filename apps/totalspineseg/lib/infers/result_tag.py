@@ -27,14 +27,18 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
         The tag; empty where nothing is to be saved.
 
     Raises:
-        SettingError: A tag that is no word, or a reader's.
+        SettingError: A tag that is no word, too long with what is added to it, or a reader's.
     """
     if request.get("save_label") not in (True, "true", "True"):
         return ""
     tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
-    if tag in READER_TAGS or not is_safe_tag(tag):
-        raise SettingError(f"a tag for predictions such as 'original' is required, got {tag!r}; change it")
     settings = read_settings(request)
     some = SOME_STRUCTURES if len(settings.codes) < len(STRUCTURES) else ""
     grid = ISO_GRID if settings.output_grid == "iso" else ""
-    return "-".join(filter(None, (tag, part, some, grid)))
+    whole = "-".join(filter(None, (tag, part, some, grid)))
+    # What is joined can be too long where the tag is not.
+    if tag in READER_TAGS or not is_safe_tag(whole):
+        raise SettingError(
+            f"a short tag for predictions such as 'original' is required, got {tag!r}, kept as {whole!r}; change it"
+        )
+    return whole

@@ -353,13 +353,15 @@ class PacsDatastore(StudiesDatastore):
     def _forget(self, image_id: str) -> None:
         """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
         with self._index():
+            labels = self._all_label_files(image_id)
             entry = self._datastore.objects.pop(image_id, None)
             self._update_datastore_file()
         shutil.rmtree(self._folder(image_id), ignore_errors=True)
+        # Also one that the index does not know, as after a kill while room was made: it would not be replaced.
+        self._volume(image_id).unlink(missing_ok=True)
         if entry is None:
             return
         logger.warning("series %s had more images than were fetched; it was fetched anew", image_id)
         # Labels on the old grid; a file that stays would be shown again after a restart.
-        old = [Path(self._datastore.label_path(tag)) / f"{image_id}{label.ext}" for tag, label in entry.labels.items()]
-        for file in (*old, Path(self._datastore.image_path()) / f"{image_id}{entry.image.ext}"):
+        for file in labels:
             file.unlink(missing_ok=True)
