@@ -77,10 +77,16 @@ def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
     return data.astype(np.uint16), Grid((80, 252, 48), PIR)
 
 
-def write_study(folder: Path, number: int, name: str) -> Study:
-    """A sagittal series and a three-plane localizer of one patient, no two alike: one image cannot train and judge."""
+def patient_slices(number: int) -> tuple[npt.NDArray[np.uint16], Grid]:
+    """Those of a patient; no two are alike, since one image cannot train and judge."""
     pixels, grid = phantom_slices()
     pixels[0, 0, 0] += number
+    return pixels, grid
+
+
+def write_study(folder: Path, number: int, name: str) -> Study:
+    """A sagittal series and a three-plane localizer of one patient."""
+    pixels, grid = patient_slices(number)
     uid = f"2.25.7000{number}"
     tags = {
         "PatientName": f"{name}^Phantom",

@@ -22,7 +22,7 @@ from lib.pacs.adoption import Adoption
 from lib.pacs.series import PAGE, Segmentations, find_series
 from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
-from pacs_serving import phantom_slices
+from pacs_serving import patient_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 
@@ -75,7 +75,7 @@ def test_a_series_is_fetched_once_and_read_as_it_lies(tmp_path: Path, files: Pat
     (path,) = paths
     assert pacs.fetched == ["2.25.70001.1"]
     image = read_image(Path(path))
-    np.testing.assert_array_equal(image.data, phantom_slices()[0])
+    np.testing.assert_array_equal(image.data, patient_slices(1)[0])
     np.testing.assert_allclose(image.affine, PIR, atol=1e-6)
     assert len(list(store.series_folder("2.25.70001.1").iterdir())) == CODES.shape[2]
 
