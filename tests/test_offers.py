@@ -48,6 +48,22 @@ def test_strategies_know_of_each_other_and_of_what_was_offered_before_a_restart(
     assert asked(First(shared), studies, "ada") == "a"
 
 
+@pytest.mark.parametrize("strategy", [First, Last])
+def test_two_readers_who_ask_at_once_get_different_images(strategy: Any) -> None:
+    """What was noted with an image was read before, and kept after, another reader was given it."""
+
+    class AskedMeanwhile(Studies):
+        given = ""
+
+        def get_image_info(self, image: str) -> dict[str, Any]:
+            if not self.given and image == {First: "a", Last: "c"}[strategy]:
+                self.given = asked(order, Studies(), "bob")
+            return {}
+
+    order, studies = strategy(Offers()), AskedMeanwhile()
+    assert (asked(order, studies, "ada"), studies.given) == {First: ("b", "a"), Last: ("b", "c")}[strategy]
+
+
 def test_an_image_is_another_reader_s_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     first, studies, now = First(Offers()), Studies(), time.time()
     assert asked(first, studies, "ada", "ada", "ada") == "abc"
