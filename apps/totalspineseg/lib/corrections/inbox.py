@@ -111,7 +111,7 @@ class Inbox:
         renumbered = None if followed is None else followed.report
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):
-            findings = (*findings, *finished_meanwhile(self._corrections.standing(image_id), received))
+            findings = (*findings, *finished_meanwhile(self._shown(image_id, _shown_as(tag, mapped.step)), received))
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
             try:
                 self._publish(correction, mapped, grid, publish)
@@ -139,12 +139,16 @@ class Inbox:
             StorageError: It could not be kept, or the label could not be removed; asked again, the rest is done.
         """
         with self._turns.at(image_id):
-            standing = self._corrections.standing(image_id)
-            taken = tuple(c.id for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
+            taken = tuple(c.id for c in self._shown(image_id, tag))
             for correction_id in taken:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
         return taken
+
+    def _shown(self, image_id: str, tag: str) -> tuple[Correction, ...]:
+        """The corrections of an image that count and were shown under a tag of the datastore, oldest first."""
+        standing = self._corrections.standing(image_id)
+        return tuple(c for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
         labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS
