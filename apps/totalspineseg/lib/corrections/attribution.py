@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.renames import Compared, compare
+from lib.corrections.renames import Compared, compare, left_as_drawn
 from lib.corrections.store import Received
 from lib.errors import LabelError, StorageError
 from lib.geometry import Grid
@@ -112,6 +112,11 @@ class Attribution:
             if best is None or rank > best_rank:
                 best, best_rank = Corrected(record, compared), rank
         return best
+
+    def left_as_drawn(self, image_sha256: str, submission: Submission, grid: Grid) -> tuple[int, int]:
+        """How much of a prediction lately made for an image a submission shows unchanged; see ``renames``."""
+        kept = self._maps.newest_first(image_sha256)
+        return max((left_as_drawn(submission, grid, maps) for maps in kept), default=(0, 0))
 
     def _stated(self, received: Received, stated: object) -> PredictionRecord | None:
         """The prediction a client says it corrects, if it was made for this image or for what it holds."""

@@ -64,6 +64,7 @@ class Inbox:
         params: Mapping[str, Any],
         publish: Publish,
         sources: Path | None = None,
+        unclear: LabelError | None = None,
     ) -> Correction:
         """Keep a submission and publish it when it is understood.
 
@@ -79,6 +80,7 @@ class Inbox:
             publish: Called with the label in wire ids once the correction is kept.
             sources: The DICOM files of the image, where there are any; a DICOM segmentation may place its frames by
                 reference to them.
+            unclear: Why it is not known that the label belongs to this image; None where it is.
 
         Returns:
             The record, already kept.
@@ -92,6 +94,8 @@ class Inbox:
         received = replace(received, prediction=self._attribution.likely(received, stated))
         followed = None
         try:
+            if unclear is not None:
+                raise unclear
             self._attribution.require_of_image(received, stated)
             grid = read_image(image).grid
             submission = _read(file, grid, label_info, sources)
@@ -120,6 +124,30 @@ class Inbox:
                     f"{error} (the label is kept, but not shown: correction {correction.id} of image {image_id!r})"
                 ) from error
         return correction
+
+    def shown(self, file: Path, params: Mapping[str, Any], images: Mapping[str, Path]) -> str:
+        """Of some images the one whose prediction a label shows: the reader has left structures of it as they were.
+
+        Args:
+            file: The submitted file. Not modified.
+            params: What came with it.
+            images: Their files by id.
+
+        Returns:
+            Its id; empty where the label shows none, or as much of another.
+        """
+        try:
+            left = {name: self._left_as_drawn(file, params, image) for name, image in images.items()}
+        except (LabelError, GridError, ImageError):
+            return ""
+        most = max(left.values(), default=(0, 0))
+        best = [name for name, count in left.items() if count == most]
+        return best[0] if len(best) == 1 and any(most) else ""
+
+    def _left_as_drawn(self, file: Path, params: Mapping[str, Any], image: Path) -> tuple[int, int]:
+        grid = read_image(image).grid
+        submission = _read(file, grid, params.get("label_info"), None)
+        return self._attribution.left_as_drawn(history.sha256_of(image), submission, grid)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
         """Take back all labels of an image that were shown under a tag; the history keeps them and says who did it.
