@@ -26,6 +26,12 @@ def is_unclear(uploads: Uploads, image: str, *fitting: str) -> bool:
     return True
 
 
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it be so late that no label comes at once any more."""
+    now = module.time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + module.AT_ONCE_SECONDS + 1)
+
+
 @pytest.fixture
 def uploads() -> Uploads:
     return Uploads()
@@ -89,8 +95,7 @@ def test_who_has_the_other_image_open_may_have_labeled_that(
         uploads.came(READER, "5: t2", "cd")
     uploads.came(READER, "of Ada", "ab")
     if how == "later":
-        now = module.time.monotonic()
-        monkeypatch.setattr(module.time, "monotonic", lambda: now + module.AT_ONCE_SECONDS + 1)
+        later(monkeypatch)
     assert is_unclear(uploads, "5: t2", *BOTH)
 
 
@@ -103,11 +108,24 @@ def test_two_readers_are_refused_the_same_name(renamed: Uploads) -> None:
     assert is_unclear(renamed, "5: t2", "of Ada", "of Bob")
 
 
-def test_a_volume_renamed_before_it_was_refused_is_not_the_image_that_has_its_name(uploads: Uploads) -> None:
+def test_a_volume_renamed_before_it_was_refused_is_not_the_image_that_has_its_name(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its label was accepted as one of another patient's image, since the two lie on one grid."""
     uploads.came(READER, "of Ada", "ab")
-    assert is_unclear(uploads, "5: t2", *BOTH)
+    meant(uploads, "another reader's", "another reader's")
+    for _ in range(2):
+        assert is_unclear(uploads, "5: t2", *BOTH)
+        later(monkeypatch)
     assert meant(uploads, "5: t2", *BOTH, shown="of Ada") == "of Ada"
+
+
+def test_a_label_of_an_image_that_lay_in_the_folder_long_after_another_was_uploaded(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads.came(OTHER, "uploaded", "ab")
+    later(monkeypatch)
+    assert meant(uploads, "in the folder", "in the folder", "uploaded", client=OTHER) == "in the folder"
 
 
 @pytest.mark.parametrize("stranger", ["admin", READER])

@@ -19,7 +19,8 @@ class _Volumes:
 
     Attributes:
         last: The image uploaded last; empty once a label came under its name, or another image was given.
-        since: When, on a clock that is never set; before all time once a label came since.
+        since: When, on a clock that is never set.
+        labeled: A label came since, of whatever image.
         open: Images that were uploaded or given, and have no label yet.
         refused: Name -> hashes of the volumes that were refused it.
         renamed: Name -> images that may still be called so by whoever uploaded them.
@@ -27,6 +28,7 @@ class _Volumes:
 
     last: str = ""
     since: float = -math.inf
+    labeled: bool = False
     open: set[str] = field(default_factory=set)
     refused: dict[str, set[str]] = field(default_factory=dict)
     renamed: dict[str, set[str]] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Uploads:
         """
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
-            known.last, known.since = image_id, time.monotonic()
+            known.last, known.since, known.labeled = image_id, time.monotonic(), False
             known.open.add(image_id)
             for name, refused in known.refused.items():
                 if sha256 in refused and name != image_id:
@@ -105,7 +107,8 @@ class Uploads:
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
             renamed, last = set(known.renamed.get(image_id, ())), known.last
-            at_once, known.since = time.monotonic() - known.since < AT_ONCE_SECONDS, -math.inf
+            recent = time.monotonic() - known.since < AT_ONCE_SECONDS
+            first, known.labeled = not known.labeled, True
             is_open = image_id in known.open
             if last in ("", image_id):
                 known.open.discard(image_id)
@@ -119,15 +122,15 @@ class Uploads:
             found = fitting[0]
         elif not (found := shown(fitting)):
             # Who uploads many and then submits the labels of all has each of them open.
-            if is_open and not renamed:
+            if not renamed and (is_open or not recent):
                 found = image_id
-            elif at_once and not is_open and last in renamed and last in others:
+            elif recent and first and not is_open and last in renamed and last in others:
                 found = last
-        if not found:
-            raise LabelError(_unclear(image_id, others))
         if found != image_id:
             with self._lock:
-                known.renamed.setdefault(image_id, set()).add(found)
+                known.renamed.setdefault(image_id, set()).update({found} if found else others)
+        if not found:
+            raise LabelError(_unclear(image_id, others))
         return found
 
 
