@@ -11,6 +11,7 @@ from lib.corrections.attribution import Attribution
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.store import Received, Sender
+from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.renumber import Drawn
 from lib.segments import Segment, Submission
@@ -34,10 +35,13 @@ class Predictions:
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
         drawn = Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
-        self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, ()))
+        self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
+
+    def received(self, client: str = "user-xyz") -> Received:
+        return Received("scan", Path(), Path(), "final", Sender("", client, ""), [], None, CONTENT)
 
     def corrected(self, submission: Submission, *, client: str = "user-xyz", stated: str | None = None) -> str | None:
-        received = Received("scan", Path(), Path(), "final", Sender("", client, ""), [], None, CONTENT)
+        received = self.received(client)
         found = self.attribution.corrected(received, stated, submission, GRID)
         return None if found is None else found.prediction.id
 
@@ -85,6 +89,21 @@ def test_a_session_counts_for_what_it_held(predictions: Predictions) -> None:
     assert predictions.corrected(renamed(L2="L3")) == "1"
     assert predictions.corrected(renamed(), stated="1") == "1"
     assert predictions.corrected(renamed(), stated="2") == "1"
+
+
+def test_a_prediction_counts_for_what_it_was_made_for_under_any_name(predictions: Predictions) -> None:
+    """A file was renamed after its prediction: no rename in its label was followed, and who stated it was refused."""
+    predictions.add("1", TRUTH, image="before")
+    predictions.add("2", TRUTH, image="other", content="cd" * 32)
+    attribution, received = predictions.attribution, predictions.received()
+    assert predictions.corrected(renamed(L2="L3")) == "1"
+    assert predictions.corrected(renamed(), stated="1") == "1"
+    likely = attribution.likely(received, None)
+    assert likely is not None
+    assert likely.id == "1"
+    attribution.require_of_image(received, "1")
+    with pytest.raises(LabelError, match="a prediction for 'other'"):
+        attribution.require_of_image(received, "2")
 
 
 def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytest.LogCaptureFixture) -> None:

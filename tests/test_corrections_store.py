@@ -256,6 +256,22 @@ def test_who_finishes_what_another_finished_meanwhile_is_told(
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [("final", "final", False), ("final", "step1", True), ("step1", "final", True)],
+    ids=["a finished label beside a map", "a map sent as a map", "a map sent as finished"],
+)
+def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: str, told: bool) -> None:
+    """A finished label was said to be shown in the place of a step-1 map, which is shown elsewhere."""
+    step1 = {"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}
+    record = prediction("img", "slicer-8")
+    desk.predictions.keep(record)
+    desk.submit(step1, first)
+    sent = {**(step1 if told else L4_L5), "prediction": record.id}
+    kept = desk.submit(sent, second, sender=replace(SENDER, client="slicer-8"))
+    assert [found["kind"] for found in kept.findings].count("finished_meanwhile") == int(told)
+
+
+@pytest.mark.parametrize(
     "image_id",
     ["a b", "1.2.840.113", "..", ".hidden", "a/b", "../../etc/passwd", "ä" * 150, "x" * 400, "a%2Fb", "", "a\x00b"],
     ids=repr,

@@ -162,7 +162,7 @@ def test_clients_cannot_change_what_the_server_relies_on(
 ) -> None:
     """``{"strategy": 1}`` as what is known about one image, and nobody got a next sample any more."""
     write_volume(tmp_path / "odd.nii.gz", image_of(CODES) + 5, RAS)
-    odd = {"strategy": 1, "ward": "3b"}
+    odd = {"strategy": 1, "ward": "3b", "id": "9", "warning": "9"}
     image = client.upload_image(str(tmp_path / "odd.nii.gz"), "odd", params=odd)["image"]
     correction = submit(client, image, tmp_path)["correction"]
     for path, data in (
@@ -171,11 +171,11 @@ def test_clients_cannot_change_what_the_server_relies_on(
         ("updatelabelinfo", {"label": image, "tag": "final"}),
     ):
         field = "params" if path == "updatelabelinfo" else "info"
-        told = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9}
+        told = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9, "id": "9", "path": "9"}
         answer = requests.put(f"{server.url}/datastore/{path}", params=data, data={field: json.dumps(told)}, timeout=10)
         assert answer.status_code == 200, answer.text
     known = requests.get(f"{server.url}/datastore/image/info", params={"image": image}, timeout=10).json()
-    assert (known["ward"], "strategy" in known) == ("3b", False)
+    assert (known["ward"], known.keys() & {"strategy", "id", "warning"}) == ("3b", set())
     label = shown(server, image)["final"]["info"]
     assert (label["ward"], label["correction"]) == ("3b", correction)
     assert (

@@ -4,10 +4,13 @@ import time
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 from lib.activelearning import offers
 from lib.activelearning.offers import Offers, last_noted, noted
 from lib.activelearning.strategies import First, Last, Random
+from lib.front import samples
 
 
 class Studies:
@@ -48,6 +51,22 @@ def test_strategies_know_of_each_other_and_of_what_was_offered_before_a_restart(
     assert asked(First(shared), studies, "ada") == "a"
 
 
+@pytest.mark.parametrize("strategy", [First, Last])
+def test_two_readers_who_ask_at_once_get_different_images(strategy: Any) -> None:
+    """What was noted with an image was read before, and kept after, another reader was given it."""
+
+    class AskedMeanwhile(Studies):
+        given = ""
+
+        def get_image_info(self, image: str) -> dict[str, Any]:
+            if not self.given and image == {First: "a", Last: "c"}[strategy]:
+                self.given = asked(order, Studies(), "bob")
+            return {}
+
+    order, studies = strategy(Offers()), AskedMeanwhile()
+    assert (asked(order, studies, "ada"), studies.given) == {First: ("b", "a"), Last: ("b", "c")}[strategy]
+
+
 def test_an_image_is_another_reader_s_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     first, studies, now = First(Offers()), Studies(), time.time()
     assert asked(first, studies, "ada", "ada", "ada") == "abc"
@@ -65,3 +84,23 @@ def test_odd_notes_stop_nobody(strategy: Any) -> None:
         assert asked(kind(Offers()), Studies(b={"strategy": strategy}), "ada") in "abc"
     assert last_noted({"strategy": strategy}) == offers.Offer()
     assert noted({"strategy": strategy}).keys() <= {"first"}
+
+
+def test_what_is_known_about_an_image_makes_no_other_image_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client had noted ``{"id": "b"}`` with one image: the label drawn on that was sent for another patient's."""
+
+    class App(Studies):
+        def datastore(self) -> "App":
+            return self
+
+        def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+            return {"id": "a", "path": "/studies/a.nii.gz"}
+
+        def update_image_info(self, image: str, info: dict[str, Any]) -> None:
+            self.infos[image] |= info
+
+    app, studies = FastAPI(), App(a={"id": "b", "path": "/studies/b.nii.gz", "ward": "3b"})
+    monkeypatch.setattr(samples, "app_instance", lambda: studies)
+    app.include_router(samples.router())
+    sample = TestClient(app).post("/activelearning/first", json={}).json()
+    assert (sample["id"], sample["path"], sample["ward"]) == ("a", "/studies/a.nii.gz", "3b")

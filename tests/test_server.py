@@ -302,7 +302,9 @@ def test_a_localizer_names_a_scan_without_landmarks(server: Server, client: MONA
     image, localizer = add_image(server, "no-landmarks", image_of(middle)), add_image(server, "loc", image_of(CODES))
     label = tmp_path / "l.nii.gz"
     write_volume(label, (CODE_OF["L3-L4"] == CODES).astype(np.uint8), RAS)
-    client.save_label(localizer, str(label), params={"label_info": [{"name": "L3-L4"}]})
+    # Another one, for what this one uploaded last may lie on the same grid.
+    reader = MONAILabelClient(server.url, client_id="slicer-8")
+    reader.save_label(localizer, str(label), params={"label_info": [{"name": "L3-L4"}]})
     file, report = client.infer("totalspineseg", image, {"localizer": localizer, "result_extension": ".nii"})
     result = from_wire(read_labels(Path(file)).data)
     assert (result == CODE_OF["L3-L4"])[CODE_OF["L3-L4"] == CODES].all(), report["numbering"]

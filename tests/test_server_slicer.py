@@ -18,6 +18,8 @@ from test_server import accepted
 
 CODES = lumbar_codes()
 DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]
+ONE_UP = {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
+ONE_UP |= {"T12": "L1", "T12-L1": "L1-L2"}
 pytestmark = pytest.mark.filterwarnings(
     "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -57,6 +59,11 @@ def submit(
     names = [{"name": (renamed or {}).get(name, name)} for name in DRAWN]
     reply: dict[str, Any] = client.save_label(image, str(label), params={"label_info": names})
     return reply
+
+
+def pin_of_l5(name: str) -> str:
+    x, y, z = np.argwhere(CODE_OF["L5"] == CODES).mean(axis=0)
+    return f"{name} {x} {y} {z}"
 
 
 @pytest.mark.parametrize("name", ["5: t2_tse_sag", "t2 <sag>", "T2/STIR", "5 t2?", "../up", "100%3A"])
@@ -120,7 +127,35 @@ def test_a_volume_renamed_before_submit_keeps_its_label(
     assert (accepted(server, taken), accepted(server, free).renumbered["names"]["L4"]) == (None, "L5")
     # A new scene with an image of the server.
     client.next_sample("first", {})
+    client.infer("totalspineseg", taken, {"pin": pin_of_l5("L6")})
+    assert submit(client, taken, tmp_path, ONE_UP)["image"] == taken
+
+
+def test_a_label_that_may_be_another_patients_is_parked_until_that_is_clear(
+    server: Server, client: MONAILabelClient, tmp_path: Path
+) -> None:
+    """3D Slicer calls everybody user-xyz: after one had renamed a volume, the label of another was taken for its."""
+    taken, free = "10: t2", "10: t2 of the second"
+    client.upload_image(volume(tmp_path, 3.25), taken)
     assert submit(client, taken, tmp_path)["image"] == taken
+    second = volume(tmp_path, 3.5)
+    with pytest.raises(MONAILabelClientException, match="409"):
+        client.upload_image(second, taken)
+    client.upload_image(second, free)
+    assert submit(client, taken, tmp_path)["image"] == free, "what 3D Slicer uploads and submits at once"
+    first = accepted(server, taken)
+    for strategy in ("first", "last"):
+        MONAILabelClient(server.url).next_sample(strategy, {})
+        client.next_sample(strategy, {})
+        with pytest.raises(MONAILabelClientException, match="422") as caught:
+            submit(client, taken, tmp_path)
+        assert f"may be that of '{free}'; if you renamed the volume, press 'Upload Volume'" in caught.value.msg
+        assert "kept but not used" in caught.value.msg
+    assert accepted(server, taken) == first
+    client.upload_image(second, free)
+    assert submit(client, free, tmp_path)["image"] == free
+    other = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="bob")
+    assert submit(other, taken, tmp_path)["image"] == taken
 
 
 def test_a_volume_renamed_before_submit_under_a_name_nobody_has(
@@ -155,11 +190,9 @@ def test_the_prediction_that_was_corrected_is_found_among_those_of_two_readers(
     name = f"two-readers-{new}"
     client.upload_image(volume(tmp_path, 1.5 if new == "L6" else 1.75), name)
     _, first = client.infer("totalspineseg", name, {})
-    x, y, z = np.argwhere(CODE_OF["L5"] == CODES).mean(axis=0)
-    _, second = client.infer("totalspineseg", name, {"pin": f"L6 {x} {y} {z}"})
+    _, second = client.infer("totalspineseg", name, {"pin": pin_of_l5("L6")})
     reply = submit(client, name, tmp_path, {"L5": new})
     assert reply["prediction"]["id"] == first["prediction"]
     assert reply["renumbered"]["names"]["L4"] == {"L6": "L5", "L4": "L3"}[new]
-    up = {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
-    other = submit(client, name, tmp_path, {**up, "T12": "L1", "T12-L1": "L1-L2"})
+    other = submit(client, name, tmp_path, ONE_UP)
     assert (other["prediction"]["id"], other["renumbered"]) == (second["prediction"], None)

@@ -30,7 +30,7 @@ from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import Correction, CorrectionStore, Sender
 from lib.corrections.submission import submitted_grid
 from lib.corrections.uploads import Uploads
-from lib.errors import ImageError, StorageError, WeightsError
+from lib.errors import ImageError, LabelError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.geometry import same_grid
 from lib.infers.batch import SpineBatch
@@ -251,7 +251,12 @@ class App(MONAILabelApp):
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
-        self._uploads.forget(str(request.get("client_id") or ""))
+        sample = self._next_sample(request)
+        client = str(request.get("client_id") or "")
+        self._uploads.given(client, str(sample.get("id") or ""), is_user=host_settings.MONAI_LABEL_AUTH_ENABLE)
+        return sample
+
+    def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self._adoption is not None:
             self._adoption.look_through()
         for _ in range(len(self._datastore.list_images()) + 1):
@@ -281,9 +286,9 @@ class App(MONAILabelApp):
         try:
             added: str = self._datastore.add_image(image_id, str(file), dict(info))
         except FileExistsError:
-            self._uploads.refused(sender.names, image_id, content)
+            self._uploads.refused(_known_as(sender), image_id, content)
             raise
-        self._uploads.came(sender.names, added, content)
+        self._uploads.came(_known_as(sender), added, content)
         return added
 
     def submit_label(
@@ -307,11 +312,19 @@ class App(MONAILabelApp):
 
         Raises:
             UnknownImageError: There is no such image.
-            LabelError: The label was kept, but not understood.
+            LabelError: The label was kept, but not understood, or it may be another image's.
             StorageError: It could not be kept.
         """
-        said = image_id
-        image_id = self._uploads.meant(sender.names, said, lambda other: self._is_on_grid(file, other))
+        said, unclear = image_id, None
+
+        def shown(images: tuple[str, ...]) -> str:
+            files = {name: image for name in images if (image := self._image_file(name)) is not None}
+            return self._inbox.shown(file, params, files)
+
+        try:
+            image_id = self._uploads.meant(_known_as(sender), said, lambda other: self._is_on_grid(file, other), shown)
+        except LabelError as error:
+            unclear = error
         if image_id != said:
             logger.info(
                 "a label sent for image %r is one of %r, as the same volume was called when uploaded", said, image_id
@@ -332,6 +345,7 @@ class App(MONAILabelApp):
                 params=params,
                 publish=publish or self._publish,
                 sources=folder_of(image_id) if folder_of else None,
+                unclear=unclear,
             )
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
@@ -428,6 +442,11 @@ class App(MONAILabelApp):
 
     def _label_info(self, image_id: str, tag: str) -> Mapping[str, Any]:
         return dict(self._datastore.get_label_info(image_id, tag))
+
+
+def _known_as(sender: Sender) -> str:
+    """What the volumes of a client are known by: with authentication the user, else the client where it has a name."""
+    return sender.user if host_settings.MONAI_LABEL_AUTH_ENABLE else sender.client or sender.user
 
 
 def is_address(studies: str) -> bool:

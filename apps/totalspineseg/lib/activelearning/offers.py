@@ -59,7 +59,8 @@ class Offers:
             return None
         for image in images:
             if image not in self._last:
-                self._last[image] = last_noted(datastore.get_image_info(image))
+                # Whoever asked meanwhile may have been given it: what was noted before then does not undo that.
+                self._last.setdefault(image, last_noted(datastore.get_image_info(image)))
         client, now = str(request.get("client_id") or ""), time.time()
         with self._lock:
             free = [image for image in images if not self._is_reserved(image, client, now)]

@@ -40,6 +40,7 @@ class KeptMaps:
         levels: Code -> how probable each name is for it, for other series of the patient (44 -> {44: 0.97, 45: 0.02});
             empty where they should not count it.
         helped_by: Images whose numbering helped to name this one.
+        image: What the image was called; empty when it was not among the studies, and in older records.
     """
 
     prediction: str
@@ -48,6 +49,7 @@ class KeptMaps:
     versions: Mapping[str, str]
     levels: Chances
     helped_by: tuple[str, ...]
+    image: str = ""
 
     @property
     def box(self) -> Box:
@@ -90,6 +92,7 @@ class DrawnMaps:
                 "versions": dict(kept.versions),
                 "levels": _plain(kept.levels),
                 "helped_by": list(kept.helped_by),
+                "image": kept.image,
             }
             if drawn.step1 is not None:
                 write_volume(folder / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
@@ -158,6 +161,7 @@ def _read(entry: Path) -> KeptMaps | None:
             versions=record["versions"],
             levels=_chances(record["levels"]),
             helped_by=tuple(record["helped_by"]),
+            image=str(record.get("image") or ""),
         )
     except (StorageError, ImageError, KeyError, ValueError):
         return None

@@ -64,6 +64,7 @@ class Inbox:
         params: Mapping[str, Any],
         publish: Publish,
         sources: Path | None = None,
+        unclear: LabelError | None = None,
     ) -> Correction:
         """Keep a submission and publish it when it is understood.
 
@@ -79,6 +80,7 @@ class Inbox:
             publish: Called with the label in wire ids once the correction is kept.
             sources: The DICOM files of the image, where there are any; a DICOM segmentation may place its frames by
                 reference to them.
+            unclear: Why it is not known that the label belongs to this image; None where it is.
 
         Returns:
             The record, already kept.
@@ -92,6 +94,8 @@ class Inbox:
         received = replace(received, prediction=self._attribution.likely(received, stated))
         followed = None
         try:
+            if unclear is not None:
+                raise unclear
             self._attribution.require_of_image(received, stated)
             grid = read_image(image).grid
             submission = _read(file, grid, label_info, sources)
@@ -111,7 +115,7 @@ class Inbox:
         renumbered = None if followed is None else followed.report
         # Of two at once the one that counts as the newer is the one that is shown.
         with self._turns.at(image_id):
-            findings = (*findings, *finished_meanwhile(self._corrections.standing(image_id), received))
+            findings = (*findings, *finished_meanwhile(self._shown(image_id, _shown_as(tag, mapped.step)), received))
             correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
             try:
                 self._publish(correction, mapped, grid, publish)
@@ -120,6 +124,30 @@ class Inbox:
                     f"{error} (the label is kept, but not shown: correction {correction.id} of image {image_id!r})"
                 ) from error
         return correction
+
+    def shown(self, file: Path, params: Mapping[str, Any], images: Mapping[str, Path]) -> str:
+        """Of some images the one whose prediction a label shows: the reader has left structures of it as they were.
+
+        Args:
+            file: The submitted file. Not modified.
+            params: What came with it.
+            images: Their files by id.
+
+        Returns:
+            Its id; empty where the label shows none, or as much of another.
+        """
+        try:
+            left = {name: self._left_as_drawn(file, params, image) for name, image in images.items()}
+        except (LabelError, GridError, ImageError):
+            return ""
+        most = max(left.values(), default=(0, 0))
+        best = [name for name, count in left.items() if count == most]
+        return best[0] if len(best) == 1 and any(most) else ""
+
+    def _left_as_drawn(self, file: Path, params: Mapping[str, Any], image: Path) -> tuple[int, int]:
+        grid = read_image(image).grid
+        submission = _read(file, grid, params.get("label_info"), None)
+        return self._attribution.left_as_drawn(history.sha256_of(image), submission, grid)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
         """Take back all labels of an image that were shown under a tag; the history keeps them and says who did it.
@@ -139,12 +167,16 @@ class Inbox:
             StorageError: It could not be kept, or the label could not be removed; asked again, the rest is done.
         """
         with self._turns.at(image_id):
-            standing = self._corrections.standing(image_id)
-            taken = tuple(c.id for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
+            taken = tuple(c.id for c in self._shown(image_id, tag))
             for correction_id in taken:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
         return taken
+
+    def _shown(self, image_id: str, tag: str) -> tuple[Correction, ...]:
+        """The corrections of an image that count and were shown under a tag of the datastore, oldest first."""
+        standing = self._corrections.standing(image_id)
+        return tuple(c for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
     def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
         labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS

@@ -17,7 +17,7 @@ def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tu
     if it corrected another prediction: who goes on with a label of one's own has corrected the same one.
 
     Args:
-        standing: Accepted corrections of the image that count, oldest first.
+        standing: Accepted corrections of the image that count and were shown where this one is, oldest first.
         received: What was submitted. Not modified.
 
     Returns:
@@ -27,9 +27,8 @@ def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tu
     if predicted is None:
         return ()
     for other in reversed(standing):
-        since = other.tag == received.tag and other.id > predicted.id
         same_name = (other.user, other.client) == (sender.user, sender.client)
-        if since and not (same_name and (other.prediction or {}).get("id") == predicted.id):
+        if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
             who = other.client or other.user
             message = (
                 f"Another label of this image came in at {other.received} from {who!r}, after the prediction that this "

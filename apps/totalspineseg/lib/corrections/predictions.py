@@ -85,12 +85,12 @@ class PredictionStore:
         found = next((entry for entry in self._entries(image_id) if entry.name == prediction_id), None)
         return None if found is None else _read(found)
 
-    def image_of(self, prediction_id: str) -> str | None:
-        """The image a prediction was made for, "" for one beside the studies; None when there is no such prediction."""
+    def anywhere(self, prediction_id: str) -> PredictionRecord | None:
+        """The prediction with this id, whatever its image is called, or None."""
         for folder in history.entries(self._root):
             for entry in history.entries(folder):
                 if entry.name == prediction_id:
-                    return str(history.read_json(entry / RECORD_FILE)["image"])
+                    return _read(entry)
         return None
 
     def _entries(self, image_id: str) -> tuple[Path, ...]:

@@ -43,6 +43,7 @@ def router() -> APIRouter:
         except StorageError as error:
             logger.warning("what was offered is not recorded: %s", error)
             sample["warning"] = NOT_RECORDED
-        return {**sample, **store.get_image_info(image)}
+        # The sample last: its label is sent for that id, whatever is known about the image.
+        return {**store.get_image_info(image), **sample}
 
     return routes

@@ -178,6 +178,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             versions=outcome.versions,
             levels=level_chances(numbering),
             helped_by=() if numbering is None else numbering.helped_by,
+            image=record.image,
         )
         self.services.maps.keep(sha256, kept)
 
