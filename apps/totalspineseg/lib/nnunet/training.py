@@ -21,8 +21,8 @@ FULL_SHARE: Final = 0.02
 """Rate at the end relative to its peak."""
 
 
-USUAL_RATE: Final = 0.0075
-"""Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 7e-4 and 8e-4 for the
+USUAL_RATE: Final = 0.009
+"""Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 8e-4 and 1e-3 for the
 starter weights, on which it was chosen (decision 16)."""
 
 
