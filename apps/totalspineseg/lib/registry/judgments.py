@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from lib.errors import StorageError
 from lib.registry.files import locked, storage_errors, write_json
-from lib.registry.store import ModelStore
+from lib.registry.store import NAME, ModelStore
 
 JUDGMENTS_DIR: Final = "judgments"
 """In the model folder, since a version, and the starter weights that ship with the project, stay as they are."""
@@ -48,6 +48,12 @@ def judgments(store: ModelStore, name: str) -> tuple[Judgment, ...]:
         raise StorageError(
             f"a readable {str(file)!r} is required, got {error}; remove it, and have the version judged again"
         ) from error
+
+
+def judged_names(store: ModelStore) -> tuple[str, ...]:
+    """Versions, there or removed, that the gate has looked at since they were made, sorted."""
+    found = (file.stem for file in (store.model_dir / JUDGMENTS_DIR).glob("*.json"))
+    return tuple(sorted(name for name in found if NAME.fullmatch(name)))
 
 
 def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:

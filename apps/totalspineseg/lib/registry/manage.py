@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lib.errors import WeightsError
-from lib.registry.judgments import Judgment, judgments
-from lib.registry.records import lineage, read_record, removed_versions, same_networks
+from lib.registry.judgments import Judgment, judged_names, judgments
+from lib.registry.records import lineage, read_record, removed_versions
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
 
@@ -112,5 +112,10 @@ def require_known(store: ModelStore, name: str) -> None:
 
 def _looks(store: ModelStore, name: str) -> list[Judgment]:
     """What the gate said of the networks of a version, under whatever name, oldest first."""
-    every = [entry for other in same_networks(store, name) for entry in judgments(store, other)]
-    return sorted(every, key=lambda entry: entry.time)
+    digests = (read_record(store, name) or {}).get("digests")
+    same = [
+        other
+        for other in judged_names(store)
+        if other == name or (digests and (read_record(store, other) or {}).get("digests") == digests)
+    ]
+    return sorted((entry for other in same for entry in judgments(store, other)), key=lambda entry: entry.time)

@@ -148,13 +148,6 @@ def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
     )
 
 
-def same_networks(store: ModelStore, name: str) -> tuple[str, ...]:
-    """The version, and those, there or removed, that hold the very same networks under another name."""
-    digests = (read_record(store, name) or {}).get("digests")
-    names = (*store.versions(), *removed_versions(store)) if digests else ()
-    return (name, *(n for n in names if n != name and (read_record(store, n) or {}).get("digests") == digests))
-
-
 def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """Training cases of the record that came with imported weights, as far as it can be read."""
     claim = record.get("settings", {}).get("imported", {}).get("record")
