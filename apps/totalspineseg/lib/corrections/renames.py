@@ -85,7 +85,7 @@ def compare(submission: Submission, grid: Grid, kept: KeptMaps) -> Compared | No
     Returns:
         None where they cannot be compared: the grids differ, or what was sent is no map of the prediction's step.
     """
-    if not same_grid(submission.grid, grid) or not same_grid(iso_grid(grid), kept.iso):
+    if not _share_grids(submission, grid, kept):
         return None
     filled = _filled(submission)
     if kept.drawn.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
@@ -106,7 +106,7 @@ def left_as_drawn(submission: Submission, grid: Grid, kept: KeptMaps) -> tuple[i
     Returns:
         How many have kept their names, too, and how many there are.
     """
-    if not same_grid(submission.grid, grid) or not same_grid(iso_grid(grid), kept.iso):
+    if not _share_grids(submission, grid, kept):
         return 0, 0
     old = labels_from_iso(kept.labels, kept.iso, grid)
     sizes = np.bincount(old.ravel(), minlength=256)
@@ -143,6 +143,11 @@ def follow_rename(compared: Compared) -> Followed | None:
     changed = {before: name for before, name in names.items() if before != name}
     report = _report(change, changed, numbering.probability, numbering.confident)
     return Followed(replace(submission, segments=segments), changed, report)
+
+
+def _share_grids(submission: Submission, grid: Grid, kept: KeptMaps) -> bool:
+    """Whether a submission and a prediction lie on the image's grid, and on that grid at 1 mm."""
+    return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), kept.iso)
 
 
 def _filled(submission: Submission) -> list[Segment]:
