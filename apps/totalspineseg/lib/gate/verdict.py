@@ -9,7 +9,6 @@ from typing import Any, Final
 from lib.gate.compare import (
     CONFIDENCE,
     MIN_SUBJECTS,
-    RESAMPLES,
     SINCE_BEGINNING,
     Comparison,
     SubjectScores,
@@ -85,7 +84,6 @@ class GateReport:
             "rule": {
                 "min_subjects": MIN_SUBJECTS,
                 "confidence": CONFIDENCE,
-                "resamples": RESAMPLES,
                 "too_few": TOO_FEW_DEFAULT,
             },
             "sets": [_set_json(entry) for entry in self.sets],

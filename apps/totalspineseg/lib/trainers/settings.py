@@ -8,8 +8,9 @@ from lib.nnunet.finetune_settings import FinetuneSettings
 REPLAY_CASES: Final = 48
 """Synthetic scans against forgetting, used many times in varied patches: with fewer, what they show is learned by heart
 and other old scans become worse."""
-REFERENCE_CASES: Final = 6
-"""Scans of the reference set: enough for the bootstrap, few enough to score on a CPU in minutes."""
+REFERENCE_CASES: Final = 12
+"""Scans of the reference set: every measure applies to six or more, and a CPU scores the starter weights on them in
+minutes. With half of them the bound would refuse what did no harm."""
 NEW_WEIGHTS: Final = (1.0, 0.5)
 """What is judged, in order, until one passes: the trained weights, then their mean with those in use, which learns less
 and forgets less. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022."""
