@@ -37,12 +37,12 @@ $(BIN)/totalspineseg: $(READY)
 	@chmod +x $@
 
 serve: setup
-	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host $(HOST) --port $(PORT) $(if $(NAME),--name "$(NAME)") \
-	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(RUNTIME),--runtime $(RUNTIME))
+	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" $(if $(NAME),--name "$(NAME)") \
+	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(RUNTIME),--runtime "$(RUNTIME)")
 
 # Needs Debian's packages orthanc, orthanc-dicomweb; another PACS with DICOMWEB=address.
 serve-ohif: setup
-	$(BIN)/python tools/serve_ohif.py --folder "$(OHIF_STUDIES)" --host $(HOST) --port $(PORT) $(if $(NAME),--name "$(NAME)") \
+	$(BIN)/python tools/serve_ohif.py --folder "$(OHIF_STUDIES)" --host "$(HOST)" --port "$(PORT)" $(if $(NAME),--name "$(NAME)") \
 	  $(if $(DICOMWEB),--dicomweb "$(DICOMWEB)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # A process for each file (5: none of its tests runs here): with every native library of the tests in one process, it

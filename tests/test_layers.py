@@ -8,6 +8,7 @@ import pytest
 LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
+    "version": -2,
     "clock": -2,
     "processes": -2,
     "turns": -2,

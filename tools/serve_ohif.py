@@ -16,10 +16,12 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
+from lib.cli import EXIT_USAGE  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
+from lib.front.sockets import listening  # noqa: E402
 from lib.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
 from lib.processes import free_port, unwind_on_signals  # noqa: E402
-from lib.server import DEFAULT_HOST, DEFAULT_PORT, serve  # noqa: E402
+from lib.server import DEFAULT_HOST, DEFAULT_PORT, require_dicomweb, require_weights, serve  # noqa: E402
 
 DEMO_STUDIES, DEMO_SEED = 3, 7
 ASK_SECONDS = 0.5
@@ -40,6 +42,12 @@ def main() -> int:
     if not arguments.dicomweb:
         pacs = running_orthanc(folder / "orthanc", free_port())
     try:
+        # Before a PACS is started and filled; ``serve`` looks again.
+        if arguments.dicomweb:
+            require_dicomweb(arguments.dicomweb)
+        require_weights(arguments.weights)
+        with listening(arguments.host, arguments.port):
+            pass
         with pacs as orthanc:
             if orthanc is not None:
                 prepare(orthanc)
@@ -49,7 +57,8 @@ def main() -> int:
             where = {"host": arguments.host, "port": arguments.port, "names": arguments.names}
             serve(address, **where, weights=arguments.weights, work=work)
     except TotalSpineSegError as error:
-        sys.exit(f"serve-ohif: {error}")
+        print(f"serve-ohif: {error}", file=sys.stderr)
+        return EXIT_USAGE
     return 0
 
 

@@ -44,6 +44,7 @@ from lib.processes import end_with_parent
 from lib.registry.store import STARTER, ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
+from lib.version import VERSION
 from lib.volume_io import read_image
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION: Final = "0.1.0"
 CITATIONS: Final = (
     "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
     "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."

@@ -48,5 +48,9 @@ class TrainingError(TotalSpineSegError):
     """A training cannot start or go on: nothing to learn from, another one is running, or memory does not suffice."""
 
 
+class AddressError(TotalSpineSegError):
+    """The server cannot listen where it should, or an address of another server is none."""
+
+
 class ClusterError(TotalSpineSegError):
     """Other processes or machines that were asked to help cannot, or would give other results."""

@@ -1,23 +1,27 @@
 """The server: MONAI Label's application behind a front of our own, and the command that starts it."""
 
 import argparse
+import errno
 import logging
+import math
 import os
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from lib.corrections.history import HISTORY_DIR
-from lib.errors import StorageError, TotalSpineSegError
+from lib.errors import AddressError, StorageError
 from lib.front.names import LOOPBACK, own_names
+from lib.front.sockets import listening
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
 
@@ -40,7 +44,9 @@ ADDRESS: Final = ("http://", "https://")
 """How studies that lie on a DICOMweb server begin."""
 
 
-def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] = LOOPBACK) -> FastAPI:
+def create_app(
+    *, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] = LOOPBACK, address: str = ""
+) -> FastAPI:
     """The front with MONAI Label's application behind it.
 
     The host's settings (studies, app folder) must be in place; ``serve`` does that.
@@ -48,6 +54,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] =
     Args:
         max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
         names: What the server may be called, besides its IP addresses.
+        address: Where it listens, for the log.
     """
     from lib.front import auth, driver, errors, host, infer, logs, ohif, proxy, samples, start, studies, threads, train
     from lib.front.guard import Guard
@@ -60,6 +67,7 @@ def create_app(*, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] =
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with behind.router.lifespan_context(behind):
             host.warm_up()
+            logger.info("The server answers at %s (Ctrl-C ends it).", address)
             yield
             host.stop_background_tasks()
             await host.finish_submissions(SUBMISSION_SECONDS)
@@ -153,34 +161,40 @@ def serve(
         request_seconds: How long what is being answered when the server is stopped may take.
 
     Raises:
-        TotalSpineSegError: The device, the runtime or a folder cannot be used.
+        TotalSpineSegError: The host, the port, the device, the runtime, the weights or a folder cannot be used; nothing
+            was written.
     """
     import uvicorn
 
     from lib.nnunet.runtimes import require, runtime_of
 
-    require(device or "auto", runtime_of(runtime))
-    work = str(_writable(Path(work))) if work else ""
-    if not studies.startswith(ADDRESS):
-        folder = _existing(Path(studies)) if work else _writable(Path(studies))
-        if demo and not work and not any(folder.iterdir()):
-            from lib.synthesis import demo_studies
+    # All that can be wrong is found before anything is written.
+    with listening(host, port) as sockets:
+        require(device or "auto", runtime_of(runtime))
+        require_weights(weights, app_dir=app_dir)
+        folder = _studies_folder(studies, may_be_made=not work)
+        work = str(_writable(_folder(work, "--work"))) if work else ""
+        if folder is not None:
+            studies = str(folder if work else _writable(folder))
+            if demo and not work and not any(folder.iterdir()):
+                from lib.synthesis import demo_studies
 
-            demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
-        studies = str(folder)
-    asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
-    asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
-    conf = {name: value for name, value in asked.items() if value}
-    configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
-    from monailabel.config import settings
-    from monailabel.utils.others.generic import init_log_config
+                demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
+        asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
+        conf = {name: value for name, value in asked.items() if value}
+        configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
+        from monailabel.config import settings
+        from monailabel.utils.others.generic import init_log_config
 
-    log_config = init_log_config(None, str(app_dir), "app.log", log_level)
-    if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
-        logger.warning("listening on %s without authentication: everybody who reaches it can read the studies", host)
-    app = create_app(max_upload_mb=max_upload_mb, names=own_names(host, names))
-    try:
-        uvicorn.run(
+        log_config = init_log_config(None, str(app_dir), "app.log", log_level)
+        if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
+            logger.warning(
+                "listening on %s without authentication: everybody who reaches it can read the studies", host
+            )
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = create_app(max_upload_mb=max_upload_mb, names=own_names(host, names), address=address)
+        config = uvicorn.Config(
             app,
             host=host,
             port=port,
@@ -188,8 +202,11 @@ def serve(
             access_log=False,
             timeout_graceful_shutdown=request_seconds,
         )
-    finally:
-        end_within(REST_SECONDS)
+        try:
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run(sockets)
+        finally:
+            end_within(REST_SECONDS)
 
 
 def _writable(folder: Path) -> Path:
@@ -198,32 +215,110 @@ def _writable(folder: Path) -> Path:
     Raises:
         StorageError: It cannot be written.
     """
-    folder = folder.expanduser().resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
         raise StorageError(
-            f"a folder that can be written is required for labels and corrections, got {str(folder)!r} "
-            f"({error.strerror}); name one with --work"
+            f"The folder {str(folder)!r} cannot be written ({error.strerror}). Name another for labels and corrections "
+            "with --work."
         ) from error
 
 
-def _existing(folder: Path) -> Path:
-    """A folder of images that may only be read.
+def _studies_folder(studies: str, *, may_be_made: bool) -> Path | None:
+    """Return the folder of images; None where an address of a DICOMweb server is named.
+
+    Args:
+        studies: As the owner wrote it.
+        may_be_made: Whether a folder that is missing will be made.
 
     Raises:
-        StorageError: There is none.
+        AddressError: It is an address, but of no DICOMweb server.
+        StorageError: There is no folder, or it cannot be read.
     """
-    folder = folder.expanduser().resolve()
-    if not folder.is_dir():
-        raise StorageError(f"a folder of images is required, got {str(folder)!r}, which is none; correct --studies")
+    if "://" in studies:
+        require_dicomweb(studies)
+        return None
+    folder = _folder(studies, "--studies")
+    try:
+        with os.scandir(folder) as entries:
+            next(entries, None)
+        if not os.access(folder, os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except FileNotFoundError as error:
+        if may_be_made:
+            return folder
+        raise StorageError(f"There is no folder {str(folder)!r}. Correct --studies.") from error
+    except OSError as error:
+        raise StorageError(
+            f"The folder {str(folder)!r} cannot be read ({error.strerror}). Correct --studies or its permissions."
+        ) from error
     return folder
 
 
+def require_dicomweb(address: str) -> None:
+    """Check that a text can be the address of a DICOMweb server; nobody is asked.
+
+    Raises:
+        AddressError: It cannot.
+    """
+    try:
+        parts = urlsplit(address)
+        usable = address.startswith(ADDRESS) and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise AddressError(
+            f"{address!r} is not the address of a DICOMweb server. Correct it to one such as http://pacs:8042/dicom-web."
+        )
+
+
+def _folder(text: str, option: str) -> Path:
+    """Return the folder that an option names, without links.
+
+    Raises:
+        StorageError: It names none, such as the home of an unknown user, or links that lead in a circle.
+    """
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{text!r} names no folder ({error}). Correct {option}.") from error
+
+
+def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
+    """Check the weights that the owner named; "" names none, and the server says when it has none to use.
+
+    Raises:
+        WeightsError: They are not there, or not usable.
+    """
+    if not weights:
+        return
+    from lib.nnunet.networks import Networks
+    from lib.registry.store import ModelStore
+
+    networks = Networks(ModelStore(app_dir / "model", weights=weights))
+    for step in (1, 2):
+        networks.folder(step)
+
+
+def _positive(text: str) -> float:
+    """Read a number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``serve``, for this module's own command and the project's."""
+    """Add the options of ``serve``."""
     parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
@@ -238,21 +333,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
     parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
     parser.add_argument("--work", default="", help="folder of all that the server writes (default: the studies' own)")
-    parser.add_argument("--cache-gb", type=float, help="for a DICOMweb address: room for fetched series (default: 50)")
-    parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
+    parser.add_argument(
+        "--cache-gb", type=_positive, help="for a DICOMweb address: room for fetched series (default: 50)"
+    )
+    parser.add_argument("--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Start the server from the command line: ``python -m lib.server --studies FOLDER``."""
-    parser = argparse.ArgumentParser(prog="lib.server", description="Serve spine segmentation to MONAI Label clients.")
-    add_arguments(parser)
-    try:
-        serve(**vars(parser.parse_args(arguments)))
-    except TotalSpineSegError as error:
-        sys.exit(f"lib.server: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from types import MappingProxyType, ModuleType
 from typing import Final, NoReturn
 
 from lib.errors import TotalSpineSegError
+from lib.version import VERSION
 
 COMMANDS: Final = MappingProxyType(
     {
@@ -88,5 +89,6 @@ def _parser(command: str, module: ModuleType) -> _Parser:
         epilog=f"other commands (totalspineseg COMMAND --help):\n{others}" if main_command else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"totalspineseg {VERSION}")
     module.add_arguments(parser)
     return parser
