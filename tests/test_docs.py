@@ -161,7 +161,7 @@ def zips(folder: Path, models: Path) -> None:
     for step in (1, 2):
         name = tiny_models.DATASETS[step]
         made = shutil.make_archive(str(folder / "made"), "zip", models, name)
-        Path(made).rename(folder / f"{name}_r20251124.zip")
+        Path(made).rename(folder / f"{name}_r20260730.zip")
     assert main(["models", "export", "starter", "trained.zip"]) == 0
 
 

@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from lib.cli import main
 from lib.cli.retrain import SETTINGS
@@ -37,7 +40,7 @@ def publish(store: ModelStore, name: str, seed: int, *, passed: bool = True) -> 
         gate={"publish": passed, "reason": "served" if passed else "not served: discs fell"},
     )
     with store.publish(name) as staging:
-        write_models(staging, seed=seed)
+        write_models(staging, seed=seed, trainer="nnUNetTrainer")
         digests = {str(step): model.digest for step, model in models_in(staging).items()}
         write_record(staging, replace(record, digests=digests))
 
@@ -153,6 +156,32 @@ def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
     code, _, error = run(store, capsys, "import", str(tmp_path / "out.zip"), "--name", "trained-1")
     assert (code, "a name that no version had is required" in error) == (2, True), error
     assert store.versions() == ("trained-2",)
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerDAExtGPU", "SpineTrainer", "nnUNetTrainer"])
+def test_stock_nnunet_loads_what_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str) -> None:
+    """A checkpoint named the class it was trained by, and nnU-Net refused it: "Could not find requested trainer"."""
+    made = ModelStore(tmp_path / "model")
+    write_models(made.versions_dir / "site", trainer=trainer, checkpoint="checkpoint_best.pth", seed=5)
+    assert run(made, capsys, "export", "site", str(tmp_path / "out.zip"))[0] == 0
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        archive.extractall(tmp_path / "nnunet")
+    for step, own in models_in(made.versions_dir / "site").items():
+        dataset = own.path.parent.name
+        stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+        folder = tmp_path / "nnunet" / dataset / "nnUNetTrainer__nnUNetResEncUNetLPlans__3d_fullres"
+        stock.initialize_from_trained_model_folder(str(folder), use_folds=(0,), checkpoint_name="checkpoint_best.pth")
+        noise = np.random.default_rng(step).normal(size=(step, 16, 20, 16)).astype(np.float32)
+        logits = stock.predict_logits_from_preprocessed_data(torch.from_numpy(noise))
+        assert logits.shape == (len(own.regions), 16, 20, 16)
+        for name, value in own.load_network().state_dict().items():
+            assert torch.equal(stock.network.state_dict()[name], value)
+    archive_again = tmp_path / "again.zip"
+    run(made, capsys, "import", str(tmp_path / "out.zip"), "--name", "again")
+    run(made, capsys, "export", "again", str(archive_again))
+    with zipfile.ZipFile(archive_again) as one, zipfile.ZipFile(tmp_path / "out.zip") as other:
+        names = [name for name in other.namelist() if name != "version.json"]
+        assert all(one.read(name) == other.read(name) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,71 @@ def test_nothing_is_printed(tmp_path, capfd):
     write_model_folder(tmp_path, 1, arch="plain")
     WarmPredictor(ModelFolder.open(tmp_path), device="cpu").predict(np.ones((1, 8, 8, 8), np.float32))
     assert capfd.readouterr() == ("", "")
+
+
+def test_best_checkpoint_of_the_totalspineseg_trainer(tmp_path):
+    """A lab's own training folder holds both; TotalSpineSeg runs the best one, we ran the final one."""
+    for trainer, used in ((TRAINER, "checkpoint_best.pth"), ("nnUNetTrainer", "checkpoint_final.pth")):
+        path = write_model_folder(tmp_path / trainer, 1, trainer=trainer)
+        shutil.copy(path / "fold_0" / "checkpoint_final.pth", path / "fold_0" / "checkpoint_best.pth")
+        assert ModelFolder.open(path).checkpoint.name == used
+
+
+SCORES = [np.float64(0.5), np.float32(0.25), np.float16(2), np.int64(-3), np.bool_(True)]
+ARRAYS = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3)), np.zeros((0, 2))]
+
+
+def test_numbers_and_arrays_of_numpy_are_read(tmp_path):
+    """Checkpoints of label-based nnU-Net log arrays, and were refused as unsafe."""
+    path = write_model_folder(tmp_path, 1)
+    file = path / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False) | {"logging": {"scores": SCORES, "arrays": ARRAYS}}
+    torch.save(content, file)
+    ModelFolder.open(path).load_network()
+    logged = load_checkpoint(file)["logging"]
+    assert [(value, value.dtype) for value in logged["scores"]] == [(value, value.dtype) for value in SCORES]
+    for value, wanted in zip(logged["arrays"], ARRAYS, strict=True):
+        np.testing.assert_array_equal(value, wanted, strict=True)
+    torch.save({"logging": logged}, file)
+    again = torch.load(file, weights_only=False)["logging"]["arrays"]
+    assert {type(value) for value in again} == {np.ndarray}, "what is written is plain numpy again"
+
+
+class Crafted:
+    """Pickles as a call of the reader's choice."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+NUMBER, (NUMBER_DTYPE, _) = np.float64(1).__reduce__()
+DTYPE_FLAGS = Crafted(np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(np.array([object()]), id="objects"),
+        pytest.param(np.zeros(2, [("a", "f8")]), id="fields"),
+        pytest.param(np.array(["2020-01-01"], dtype="datetime64"), id="dates"),
+        pytest.param(DTYPE_FLAGS, id="a-number-flagged-as-a-pointer"),
+        pytest.param(Crafted(NUMBER, (NUMBER_DTYPE, b"abc")), id="too-few-bytes"),
+        pytest.param(Crafted(RECONSTRUCT, (np.ndarray, (1 << 40,), b"b")), id="huge"),
+        pytest.param(
+            Crafted(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (9,), NUMBER_DTYPE, False, b"12345678")), id="short"
+        ),
+        pytest.param(Crafted(np.dtype, (["f8"],)), id="no-data-type"),
+        pytest.param(Crafted(bytes, (1 << 40,)), id="memory"),
+    ],
+)
+def test_crafted_values_of_numpy_are_refused(tmp_path, value):
+    """A state from the file went into numpy's types unchecked: its flags make a number a pointer."""
+    path = write_model_folder(tmp_path, 1)
+    file = path / "fold_0" / "checkpoint_final.pth"
+    torch.save(torch.load(file, weights_only=False) | {"logging": value}, file)
+    with pytest.raises(WeightsError, match=r"checkpoint"):
+        load_checkpoint(file)

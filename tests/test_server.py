@@ -102,6 +102,9 @@ def test_the_annotators_loop(untouched: Server, tmp_path: Path) -> None:
     assert report["models"] == {"step1": "reader-1", "step2": "reader-2"}
     assert report["numbering"]["confident"] is False, "a T12-L1 on top is counted from the sacrum"
     assert report["latencies"]["total"] > 0
+    assert report["weights"].startswith("Weights in use: starter")
+    assert report["weights"] in info["description"]
+    assert report["weights"] in requests.get(server.url, timeout=10).text, "the start page says which weights run"
     wire = read_labels(Path(file))
     assert wire.data.shape == (80, 252, 48)
     np.testing.assert_allclose(wire.affine, PIR, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import stat
 import threading
 import zipfile
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 
 import lib.nnunet.unpack as unpack_module
+from lib.cli import main
 from lib.errors import StorageError, WeightsError
+from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.networks import Networks
 from lib.nnunet.unpack import unpack_model
-from lib.nnunet.weights import ASSETS, install
+from lib.nnunet.weights import assets, install
+from lib.registry.releases import NEWEST, RELEASES
 from lib.registry.store import ModelStore
 from tiny_models import write_model_folder
 
@@ -34,7 +38,7 @@ def zips(tmp_path_factory) -> list[Path]:
     """Zips of the official names and layout, with random weights."""
     root = tmp_path_factory.mktemp("zips")
     made = []
-    for step, asset in enumerate(ASSETS, start=1):
+    for step, asset in enumerate(assets(NEWEST), start=1):
         folder = root / f"step{step}"
         path = write_model_folder(folder, step, seed=7)
         (path / "fold_0" / "progress.png").write_bytes(b"plot")
@@ -111,10 +115,10 @@ def release(zips) -> Iterator[tuple[str, type[Release]]]:
 
 def test_install_from_zips(tmp_path, zips):
     name = install(tmp_path, zips=zips)
-    assert name == "official-r20251124"
+    assert name == "official-r20260730"
     networks = Networks(ModelStore(tmp_path), device="cpu")
     assert [networks.get(step).folder.step for step in (1, 2)] == [1, 2]
-    assert networks.get(1).version.startswith("official-r20251124-")
+    assert networks.get(1).version.startswith("official-r20260730-")
     record = json.loads((tmp_path / "versions" / name / "weights.json").read_text())
     assert record["zips"] == {path.name: sha256_of(path) for path in zips}
     assert record["models"]["1"] == networks.get(1).version
@@ -125,7 +129,7 @@ def test_install_from_the_web(tmp_path, release, zips):
     url, handler = release
     reports: list[tuple[int, int]] = []
     assert (
-        install(tmp_path, url=url, progress=lambda done, total: reports.append((done, total))) == "official-r20251124"
+        install(tmp_path, url=url, progress=lambda done, total: reports.append((done, total))) == "official-r20260730"
     )
     sizes = [path.stat().st_size for path in zips]
     assert [report for report in reports if report[0] == report[1]] == [(size, size) for size in sizes]
@@ -226,13 +230,13 @@ def test_only_https(tmp_path, url):
 
 def test_installing_twice_is_quick_and_the_same(tmp_path, zips):
     install(tmp_path, zips=zips)
-    folder = tmp_path / "versions" / "official-r20251124"
+    folder = tmp_path / "versions" / "official-r20260730"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     ModelStore(tmp_path).versions()
     (tmp_path / "active.json").unlink()
-    assert install(tmp_path, zips=zips) == "official-r20251124"
+    assert install(tmp_path, zips=zips) == "official-r20260730"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert ModelStore(tmp_path).active() == {1: "official-r20251124", 2: "official-r20251124"}
+    assert ModelStore(tmp_path).active() == {1: "official-r20260730", 2: "official-r20260730"}
 
 
 def test_another_file_under_a_known_name_is_refused(tmp_path, zips):
@@ -254,7 +258,7 @@ def test_expected_hash_is_compared(tmp_path, zips):
     with pytest.raises(WeightsError, match="one SHA-256 per zip is required, got 1 for 2"):
         install(tmp_path, zips=zips, sha256=right[:1])
     assert not (tmp_path / "versions").exists()
-    assert install(tmp_path, zips=zips, sha256=right) == "official-r20251124"
+    assert install(tmp_path, zips=zips, sha256=right) == "official-r20260730"
 
 
 def test_refused_download_is_not_kept(tmp_path, release):
@@ -265,7 +269,7 @@ def test_refused_download_is_not_kept(tmp_path, release):
     with pytest.raises(WeightsError, match="readable zip is required"):
         install(tmp_path, url=url)
     handler.files = good
-    assert install(tmp_path, url=url) == "official-r20251124"
+    assert install(tmp_path, url=url) == "official-r20260730"
 
 
 def test_other_zips_get_a_name_of_their_own(tmp_path, zips):
@@ -292,12 +296,12 @@ def test_half_an_installation_changes_nothing(tmp_path, zips):
     install(tmp_path / "model", zips=zips)
     one = tmp_path / "one.zip"
     one.write_bytes(zips[0].read_bytes())
-    with pytest.raises(WeightsError, match="model folder of step 2"):
+    with pytest.raises(WeightsError, match="zip of step 2 of release r20260730 is missing"):
         install(tmp_path / "model", zips=[one])
     store = ModelStore(tmp_path / "model")
-    assert store.versions() == ("official-r20251124",)
-    assert store.resolve(1).name == "official-r20251124"
-    assert [p.name for p in store.versions_dir.iterdir()] == ["official-r20251124"]
+    assert store.versions() == ("official-r20260730",)
+    assert store.resolve(1).name == "official-r20260730"
+    assert [p.name for p in store.versions_dir.iterdir()] == ["official-r20260730"]
 
 
 def test_missing_zip_is_said(tmp_path):
@@ -394,5 +398,113 @@ def test_zip_without_a_model(tmp_path):
 def test_full_disk_is_said_before_unpacking(tmp_path, zips, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(unpack_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(StorageError, match="disk space are required"):
+    with pytest.raises(StorageError, match="too little disk space"):
         unpack_model(zips[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_the_release_is_a_choice(tmp_path, release, zips, name):
+    url, handler = release
+    content = [path.read_bytes() for path in zips]
+    handler.files = dict(zip(assets(name), content, strict=True))
+    assert install(tmp_path, release=name, url=url) == f"official-{name}"
+    record = json.loads((tmp_path / "versions" / f"official-{name}" / "weights.json").read_text())
+    assert record["release"] == name
+
+
+def renamed(zips: list[Path], folder: Path, *names: str) -> list[Path]:
+    folder.mkdir()
+    return [Path(shutil.copy(path, folder / name)) for path, name in zip(zips, names, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("releases", "match"),
+    [
+        pytest.param(("r20251124", "r20260730"), "step1_r20251124.*from r20251124 and step 2.*r20260730", id="mixed"),
+        pytest.param(("r20241005", "r20241005"), "r20241005 is too old.*r20260730", id="too-old"),
+        pytest.param(("r20241005", "r20260730"), "r20241005 is too old", id="old-and-mixed"),
+    ],
+)
+def test_pairs_of_no_release_are_refused_by_name(tmp_path, zips, releases, match):
+    """Step 1 of one release was put into use with step 2 of another, as a version "zip-..."."""
+    names = [assets(release)[index] for index, release in enumerate(releases)]
+    with pytest.raises(WeightsError, match=match):
+        install(tmp_path / "model", zips=renamed(zips, tmp_path / "zips", *names))
+    assert ModelStore(tmp_path / "model").versions() == ()
+
+
+def test_a_zip_of_unknown_origin_is_not_paired_with_an_official_one(tmp_path, zips):
+    with pytest.raises(WeightsError, match=r"of release r20260730, but nothing tells the release of 'mine\.zip'"):
+        install(tmp_path / "model", zips=renamed(zips, tmp_path / "zips", zips[0].name, "mine.zip"))
+
+
+def test_a_second_download_is_known_by_its_name(tmp_path, zips):
+    """A browser's " (1)" made the official weights nameless."""
+    names = [f"{path.stem} (1).zip" for path in zips]
+    assert install(tmp_path / "model", zips=renamed(zips, tmp_path / "zips", *names)) == "official-r20260730"
+
+
+def test_renamed_zips_are_known_by_their_content(tmp_path, zips):
+    """What was installed once under its own name is known under any, one of another release included."""
+    install(tmp_path / "model", zips=zips)
+    plain = renamed(zips, tmp_path / "plain", "a.zip", "b.zip")
+    assert install(tmp_path / "model", zips=plain) == "official-r20260730"
+    wrong = renamed(zips, tmp_path / "wrong", *assets("r20251124"))
+    assert install(tmp_path / "model", zips=wrong) == "official-r20260730"
+    known = json.loads((tmp_path / "model" / "known-zips.json").read_text())
+    assert sorted(known) == sorted(assets("r20260730"))
+
+
+def test_a_name_that_the_content_denies_is_refused(tmp_path):
+    """A tile of 256 x 256 x 48 voxels is that of r20251124, whatever the file is called."""
+    made = {}
+    for step in (1, 2):
+        write_model_folder(tmp_path / f"step{step}", step, patch=(256, 256, 48))
+        made[step] = zip_folder(tmp_path / f"step{step}", tmp_path / f"{step}.zip")
+    newest, right = (renamed(list(made.values()), tmp_path / name, *assets(name)) for name in RELEASES[::-1])
+    with pytest.raises(WeightsError, match=r"named r20260730, but its tile of 256 x 256 x 48.*r20251124"):
+        install(tmp_path / "model", zips=newest)
+    assert install(tmp_path / "model", zips=right) == "official-r20251124"
+
+
+def test_extras_beside_the_checkpoint_are_no_obstacle(tmp_path, zips):
+    """A validation summary that packs well was taken for a bomb."""
+    made = []
+    for path in zips:
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / path.name, "w", zipfile.ZIP_DEFLATED) as sink:
+            for known in source.infolist():
+                sink.writestr(known, source.read(known))
+            fold = next(name for name in source.namelist() if name.endswith(".pth")).rpartition("/")[0]
+            for extra in ("test/summary.json", "debug.json", "progress.png.txt"):
+                sink.writestr(f"{fold}/{extra}", b" " * (4 << 20))
+        made.append(tmp_path / path.name)
+    name = install(tmp_path / "model", zips=made)
+    found = {path.name for path in (tmp_path / "model" / "versions" / name).rglob("*") if path.is_file()}
+    assert found == {"plans.json", "dataset.json", "checkpoint_final.pth", "weights.json"}
+
+
+def test_room_is_checked_before_the_download(tmp_path, release, monkeypatch):
+    url, handler = release
+    monkeypatch.setattr(unpack_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4 * 10**9}))
+    with pytest.raises(StorageError, match="4100 MiB are needed and 3814 MiB are free"):
+        install(tmp_path, url=url)
+    assert handler.seen == []
+
+
+def test_size_and_license_come_before_the_download(tmp_path, monkeypatch, capsys):
+    before = []
+
+    def fail(*_: object, release: str, **__: object) -> str:
+        before.append(capsys.readouterr().out)
+        raise WeightsError(f"no network for {release}")
+
+    monkeypatch.setattr(weights_module, "install", fail)
+    words = ["weights", "install", "--data-dir", str(tmp_path)]
+    assert [main(words), main([*words, "--release", "r20251124"])] == [2, 2]
+    for text, name in zip(before, ("r20260730", "r20251124"), strict=True):
+        assert "license" in text
+        assert f"{name}: two files of just under 1 GiB" in text
+        assert "4.3 GB" in text
+    with pytest.raises(SystemExit):
+        main([*words, "--release", "r20241005"])
+    assert "r20251124" in capsys.readouterr().err

@@ -41,7 +41,8 @@ from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.releases import weights_text
+from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
 from lib.version import VERSION
@@ -57,7 +58,6 @@ CITATIONS: Final = (
     "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
     "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."
 )
-STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
 
 
 class App(MONAILabelApp):
@@ -96,6 +96,7 @@ class App(MONAILabelApp):
             self._same_space,
         )
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
+        self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, self._image_file, self._subject)
         super().__init__(
             app_dir,
@@ -119,6 +120,7 @@ class App(MONAILabelApp):
 
     def warm_up(self) -> None:
         """Load the networks before a request needs them; without usable weights the request says so."""
+        logger.info(self.weights_text())
         try:
             self._networks.warm_up()
         except WeightsError as error:
@@ -142,11 +144,14 @@ class App(MONAILabelApp):
     def weights_text(self) -> str:
         """One sentence on the weights that run, for clients; loads nothing."""
         try:
-            names = sorted({self._networks.folder(step).name for step in (1, 2)})
+            names = {step: self._networks.folder(step).name for step in (1, 2)}
         except WeightsError as error:
             return f"No weights run: {error}."
-        use = f" ({STARTER_USE})" if STARTER in names else ""
-        return f"Weights in use: {', '.join(names)}{use}."
+        # Versions do not change: their records are read once.
+        key = tuple(names.items())
+        if key not in self._weights_texts:
+            self._weights_texts[key] = weights_text(self._site.models, names)
+        return self._weights_texts[key]
 
     def init_datastore(self) -> Any:
         """The studies folder, made safe, or the PACS; other servers as the host does it."""

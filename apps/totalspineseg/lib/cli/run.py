@@ -105,6 +105,7 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     from lib.cohort.work import Work
     from lib.nnunet.runtimes import with_runtime
     from lib.nnunet.version import version_in_use
+    from lib.registry.releases import weights_text
 
     store = model_store(arguments.data_dir, arguments.weights)
     steps = (1,) if options.step1 else (1, 2)
@@ -113,7 +114,8 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
     summary = run(work, cases, executor_of(arguments, work, store), overwrite=arguments.overwrite, progress=progress)
     progress.close()
-    write_documents(arguments.output, cases, summary, versions=versions, asked=_asked(arguments))
+    weights = weights_text(store, {step: store.resolve(step).name for step in steps})
+    write_documents(arguments.output, cases, summary, versions=versions, weights=weights, asked=_asked(arguments))
     return summary
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib.cli.common import MIB, MODEL_DIR
 from lib.errors import WeightsError
+from lib.registry.releases import NEWEST, RELEASES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     install = actions.add_parser("install", help="install the official weights and put them into use")
     install.add_argument(
         "--zip", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="zips on disk"
+    )
+    install.add_argument(
+        "--release",
+        default=NEWEST,
+        choices=RELEASES,
+        help=f"official release to download (default: {NEWEST})",
     )
     install.add_argument(
         "--sha256",
@@ -35,10 +42,27 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> None:
-    from lib.nnunet.weights import install
+    from lib.nnunet.weights import INSTALL_BYTES, LICENSE_NOTE, install
+    from lib.registry.releases import release_text
+    from lib.registry.store import ModelStore
 
-    name = install(arguments.data_dir, zips=arguments.zip, sha256=arguments.sha256, progress=_Bar())
+    print(LICENSE_NOTE)
+    if not arguments.zip:
+        print(
+            f"Downloading release {arguments.release}: two files of just under 1 GiB each; with unpacking they take "
+            f"about {INSTALL_BYTES / 1e9:.1f} GB of disk.",
+            flush=True,
+        )
+    name = install(
+        arguments.data_dir,
+        release=arguments.release,
+        zips=arguments.zip,
+        sha256=arguments.sha256,
+        progress=_Bar(),
+    )
     print(f"installed {name}; it is in use now")
+    if text := release_text(ModelStore(arguments.data_dir), {1: name, 2: name}):
+        print(text)
 
 
 class _Bar:
@@ -60,6 +84,7 @@ class _Bar:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from lib.registry.releases import release_text
     from lib.registry.store import STARTER, ModelStore
 
     store = ModelStore(arguments.data_dir)
@@ -75,5 +100,8 @@ def _list(arguments: argparse.Namespace) -> None:
         steps = chosen.get(name, [])
         text = f"  in use for step {' and '.join(map(str, steps))}" if steps else ""
         print(f"{'*' if steps else ' '} {name}{text}")
+    in_use = {step: name for name, steps in chosen.items() for step in steps}
+    if release := release_text(store, in_use):
+        print(release)
     if not starter and not store.versions():
         print(f"no weights in {store.model_dir}; run: totalspineseg weights install")

@@ -23,7 +23,13 @@ REPORT_FILE: Final = "report.html"
 
 
 def write_documents(
-    output: Path, cases: Sequence[Case], summary: Summary, *, versions: Mapping[str, str], asked: Mapping[str, Any]
+    output: Path,
+    cases: Sequence[Case],
+    summary: Summary,
+    *,
+    versions: Mapping[str, str],
+    weights: str,
+    asked: Mapping[str, Any],
 ) -> None:
     """Write the documents of a run, each atomically.
 
@@ -32,17 +38,18 @@ def write_documents(
         cases: All scans of the run.
         summary: How it went.
         versions: Step -> version of the weights.
+        weights: Sentences on the weights: which run, and of which release they are.
         asked: The options as typed.
 
     Raises:
         StorageError: A file could not be written.
     """
-    write_json(output / RUN_FILE, _run_json(cases, summary, versions, asked))
+    write_json(output / RUN_FILE, {**_run_json(cases, summary, versions, asked), "weights": weights})
     rows = [{"scan": name, **row} for name, record in sorted(summary.records.items()) for row in record["measurements"]]
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
-    html = report_html(rows_html, title=title, note=f"{CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.")
+    html = report_html(rows_html, title=title, note=f"{weights} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.")
     write_text(output / REPORT_FILE, html)
 
 

@@ -1,23 +1,28 @@
 """``/`` and ``/docs``: a page of ours in place of the host's, which run scripts of other servers in this one's name."""
 
+import html
 from typing import Final
 
 from fastapi import APIRouter, Response
+from monailabel.interfaces.utils.app import app_instance
 
 from lib.front.ohif import PAGES
 
 PAGE: Final = "start.html"
+PLACE: Final = "<!-- weights -->"
+"""Where the page says which weights run."""
 
 
 def router() -> APIRouter:
     """The routes."""
     routes = APIRouter()
-    page = (PAGES / PAGE).read_bytes()
+    page = (PAGES / PAGE).read_text(encoding="utf-8")
 
     @routes.get("/")
     @routes.get("/docs")
     def start() -> Response:
-        """What this server is, and where to go on."""
-        return Response(page, media_type="text/html")
+        """Say what this server is, which weights run, and where to go on."""
+        text = page.replace(PLACE, html.escape(app_instance().weights_text()))
+        return Response(text, media_type="text/html")
 
     return routes

@@ -202,6 +202,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             "prediction": record.id,
             "image_sha256": record.image_sha256,
             "models": dict(record.versions),
+            "weights": self.services.weights_text(),
             "latencies": dict(record.seconds),
             "numbering": record.numbering,
             "settings": dict(record.settings),

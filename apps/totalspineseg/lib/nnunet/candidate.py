@@ -3,17 +3,19 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
-from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.volume_io import write_atomic
 
-KEPT: Final = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+KEPT: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
 """Entries of a checkpoint that nnU-Net reads for inference or that tell its history; the optimizer's state is not."""
+STOCK_TRAINER: Final = "nnUNetTrainer"
+"""nnU-Net looks the trainer's class up before it predicts, and has no other than its own; the network is the same."""
 
 
 def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path) -> Path:
@@ -25,22 +27,39 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         target: Folder to write below; made when missing.
 
     Returns:
-        The model folder, named as the parent's in a folder of its dataset, as nnU-Net's own tools expect it.
+        The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
 
     Raises:
         StorageError: It cannot be written.
         WeightsError: The parent's checkpoint cannot be read.
     """
     # A folder for each step: two models given by plain folders may bear the same name.
-    folder = target / dataset_name(parent.step) / parent.path.name
+    folder = target / dataset_name(parent.step) / stock_name(parent)
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
         source = parent.path / name
         write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
-    checkpoint = load_checkpoint(parent.checkpoint)
-    content = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {"network_weights": dict(weights)}
+    content = stock_checkpoint(load_checkpoint(parent.checkpoint), weights)
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder
+
+
+def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return a checkpoint that nnU-Net loads without the class it was trained by.
+
+    Args:
+        checkpoint: From ``load_checkpoint``. Not modified.
+        weights: The network's tensors.
+    """
+    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    return {**kept, "trainer_name": STOCK_TRAINER, "network_weights": dict(weights)}
+
+
+def stock_name(model: ModelFolder) -> str:
+    """Return a model's folder name (trainer, plans, configuration) with nnU-Net's own trainer in it."""
+    parts = model.path.name.split("__")
+    plans, configuration = parts[1:] if len(parts) == 3 else ("nnUNetPlans", CONFIGURATION)
+    return f"{STOCK_TRAINER}__{plans}__{configuration}"
 
 
 def mixed_weights(parent: ModelFolder, trained: ModelFolder, share: float) -> dict[str, torch.Tensor]:

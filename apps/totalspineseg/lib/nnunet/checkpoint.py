@@ -6,22 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from lib.errors import WeightsError
 from lib.nnunet.discovery import region_classes
+from lib.nnunet.numpy_pickles import allowed_globals
 
 SHOWN: Final = ("spacing", "normalization_schemes", "use_mask_for_norm", "transpose_forward")
 """What of the plans decides about the images a network is shown."""
-
-
-def _allowed_globals() -> list[Any]:
-    """The few numpy types nnU-Net's training log puts into a checkpoint (scores as numpy scalars)."""
-    scalar = np.core.multiarray.scalar  # type: ignore[attr-defined]
-    dtypes = (np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType, np.dtypes.Int32DType)
-    # numpy 2 writes another module name for the same function.
-    return [np.dtype, scalar, (scalar, "numpy._core.multiarray.scalar"), *dtypes]
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
@@ -37,7 +29,8 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         WeightsError: The file is missing, damaged, holds anything but plain data, or is no nnU-Net checkpoint.
     """
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        # nnU-Net's log holds scores as numbers and arrays of numpy.
+        with torch.serialization.safe_globals(allowed_globals()):
             # Mapping keeps the optimizer's state (twice the size of the weights) on disk.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -45,7 +38,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
             f"a checkpoint must hold tensors and plain values only, got {path.name!r} which asks to run other code "
             "or is damaged; do not use it, and fetch the file again from its source"
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"a readable checkpoint is required, got {path.name!r} ({_short(error)}); install the weights again"
         ) from error

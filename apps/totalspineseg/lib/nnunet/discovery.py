@@ -18,6 +18,8 @@ STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
 """Input channels: the image, and in step 2 the odd discs."""
 CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
 """In the order of preference."""
+BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
+"""TotalSpineSeg's trainers, by the beginning of their names: their best checkpoint is the one in use."""
 SEARCH_DEPTH: Final = 4
 """Folders below the given one that are searched: Dataset, trainer, and one each a zip and an install add."""
 
@@ -91,14 +93,17 @@ def _classes(value: Any) -> tuple[Any, ...]:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint to use: fold 0 first, then "all", then the others; in a fold final before best.
+    """Return the checkpoint to use: fold 0 first, then "all", then the others.
+
+    In a fold the final checkpoint comes before the best one, except in a folder of TotalSpineSeg's trainer.
 
     Raises:
         WeightsError: There is none.
     """
     folds = sorted(folder.glob("fold_*"), key=lambda fold: (fold.name != "fold_0", fold.name != "fold_all", fold.name))
+    names = CHECKPOINTS[::-1] if folder.name.startswith(BEST_TRAINERS) else CHECKPOINTS
     for fold in folds:
-        for name in CHECKPOINTS:
+        for name in names:
             if (fold / name).is_file():
                 return fold / name
     raise WeightsError(f"fold_0/{CHECKPOINTS[0]} is required, got none in {folder.name!r}; install the weights again")

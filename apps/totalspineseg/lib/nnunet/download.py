@@ -26,7 +26,7 @@ ATTEMPTS: Final = 6
 BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 """Answers below 500 after which another attempt makes sense."""
 MAX_BYTES: Final = 4 << 30
-"""The official files hold some hundred megabytes; a server that sends more than 4 GiB sends something else."""
+"""The official files hold just under 1 GiB each; a server that sends more than 4 GiB sends something else."""
 
 
 def download(

@@ -8,9 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from lib.errors import WeightsError
+from lib.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
+from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.hashing import sha256_of
-from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in, models_of
+from lib.nnunet.model_folder import ModelFolder, models_in, models_of
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
 from lib.registry.files import write_json
@@ -55,11 +59,16 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
 
 def _pack(archive: zipfile.ZipFile, models: Mapping[int, ModelFolder]) -> None:
     for step, model in models.items():
-        folder = f"{DATASET_NAMES[step]}/{_configuration_folder(model)}"
+        folder = f"{DATASET_NAMES[step]}/{stock_name(model)}"
         for file in ("plans.json", "dataset.json"):
             archive.write(model.path / file, f"{folder}/{file}")
-        checkpoint = model.checkpoint.relative_to(model.path)
-        archive.write(model.checkpoint, f"{folder}/{checkpoint.as_posix()}", zipfile.ZIP_STORED)
+        name = f"{folder}/{model.checkpoint.relative_to(model.path).as_posix()}"
+        content = load_checkpoint(model.checkpoint)
+        if content.get("trainer_name") in (None, STOCK_TRAINER):
+            archive.write(model.checkpoint, name, zipfile.ZIP_STORED)
+        else:
+            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=True) as stream:
+                torch.save(stock_checkpoint(content, content["network_weights"]), stream)
 
 
 def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
@@ -127,12 +136,6 @@ def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) 
             "a plans.json, and a dataset.json with the regions of step 1 or 2, beside every checkpoint are required, "
             f"got {str(lost[0].relative_to(root))!r} without in {name!r}; export it again, or without that model"
         )
-
-
-def _configuration_folder(model: ModelFolder) -> str:
-    """Trainer__Plans__Configuration, made up where the folder's own name is another."""
-    own = model.path.name
-    return own if own.count("__") == 2 else f"nnUNetTrainer__nnUNetPlans__{CONFIGURATION}"
 
 
 def _record_in(archive: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import Runtime, with_runtime
+from lib.registry.releases import require_one_release
 from lib.registry.store import ModelStore
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class Networks:
         known = self._opened.get(step)
         if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):
             return known
+        if not self.store.weights:
+            require_one_release(self.store, self.store.active())
         folder = ModelFolder.open(choice.root, step=step, name=choice.name)
         opened = _Opened(folder, (choice.name, choice.root, _stamp(folder)))
         self._opened[step] = opened

@@ -10,17 +10,24 @@ from lib.errors import WeightsError
 from lib.nnunet.download import Progress, download
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.unpack import unpack_model
+from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.unpack import require_space, unpack_model
 from lib.registry.files import locked, storage_errors, write_json
-from lib.registry.store import OFFICIAL_PREFIX, ModelStore
+from lib.registry.releases import NEWEST, RELEASES, require_same, require_supported
+from lib.registry.store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 
-RELEASE: Final = "r20251124"
-RELEASE_URL: Final = f"https://github.com/neuropoly/totalspineseg/releases/download/{RELEASE}"
-ASSETS: Final = (
-    f"Dataset101_TotalSpineSeg_step1_{RELEASE}.zip",
-    f"Dataset102_TotalSpineSeg_step2_{RELEASE}.zip",
+RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"
+OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
+"""How the file name of an official zip begins; a browser may add " (1)" to it."""
+STEP1_PATCH: Final = (256, 256, 48)
+"""Tile (z, y, x) of step 1 in r20251124 and in no other release, voxels."""
+STEP1_PATCH_RELEASE: Final = "r20251124"
+INSTALL_BYTES: Final = 43 * 10**8
+"""Two zips of just under 1 GiB, and the two checkpoints of 1.13 GB that come out of them."""
+LICENSE_NOTE: Final = (
+    "The official weights belong to their authors, who state no license for them: ask them before you pass the "
+    "weights on or use them in a product."
 )
-OFFICIAL_ASSET: Final = re.compile(r"Dataset10[12]_TotalSpineSeg_step[12]_(r\d{8})\.zip")
 RECORD_FILE: Final = "weights.json"
 """Beside an installed version: where it came from and the hashes of its zips."""
 
@@ -28,10 +35,11 @@ RECORD_FILE: Final = "weights.json"
 def install(
     model_dir: Path | str,
     *,
+    release: str = NEWEST,
     zips: Sequence[Path | str] = (),
     sha256: Sequence[str] = (),
     progress: Progress | None = None,
-    url: str = RELEASE_URL,
+    url: str = "",
 ) -> str:
     """Install both steps' weights and put them into use; running servers take them at their next request.
 
@@ -40,41 +48,55 @@ def install(
 
     Args:
         model_dir: The app's model folder.
-        zips: Zips on disk, together holding a model of each step; empty downloads the official release.
+        release: The official release to download.
+        zips: Zips on disk, together holding a model of each step, in place of a download.
         sha256: Expected SHA-256 of the zips (hex), in the same order (downloads: step 1, step 2); empty: not compared.
         progress: Called with (bytes done, bytes in total) of the file that is being downloaded.
-        url: Address of the release's files.
+        url: Address of the release's files; empty for the official one.
 
     Returns:
         Name of the version in use now, such as "official-r20251124".
 
     Raises:
-        WeightsError: A zip is missing, damaged, unsafe or another than recorded, or holds no model of a step.
-        StorageError: The model folder cannot be written.
+        WeightsError: A zip is missing, damaged, unsafe or another than recorded, or holds no model of a step, or the
+            zips are of different releases or of one that is too old.
+        StorageError: The model folder cannot be written, or there is too little room.
     """
     store = ModelStore(model_dir)
     with locked(store.model_dir / "downloads"):
-        fetched = () if zips else _fetch(store.model_dir / "downloads", url, progress)
+        fetched = () if zips else _fetch(store.model_dir / "downloads", release, url, progress)
         archives = [Path(archive) for archive in zips] or list(fetched)
         try:
-            hashes = _check_hashes(archives, sha256, _known(store))
-            name = _version_name(hashes)
+            known = _known(store)
+            hashes = _check_hashes(archives, sha256, known)
+            found = _release(hashes, known)
+            name = f"{OFFICIAL_PREFIX}{found}" if found else _zip_name(hashes)
             if name not in store.versions():
-                _publish(store, name, archives, hashes, source=url if fetched else "zip")
+                source = (url or f"{RELEASES_URL}/{release}") if fetched else "zip"
+                _publish(store, name, archives, hashes, source=source, release=found)
         finally:
             # A refused or installed download is not continued; only an incomplete one (.part) is.
             for archive in fetched:
                 archive.unlink(missing_ok=True)
-        _remember(store, hashes)
+        _remember(store, hashes, found)
     store.activate(name)
     return name
 
 
-def _fetch(folder: Path, url: str, progress: Progress | None) -> tuple[Path, ...]:
-    targets = tuple(folder / asset for asset in ASSETS)
+def assets(release: str) -> tuple[str, ...]:
+    """Return the file names of a release, step 1 first."""
+    return tuple(f"{dataset_name(step)}_{release}.zip" for step in sorted(DATASET_OF_STEP))
+
+
+def _fetch(folder: Path, release: str, url: str, progress: Progress | None) -> tuple[Path, ...]:
+    if release not in RELEASES:
+        raise WeightsError(f"expected the release {' or '.join(RELEASES)}, got {release!r}")
+    present = sum(path.stat().st_size for path in folder.glob("*.zip*"))
+    require_space(INSTALL_BYTES - present, folder)
+    targets = tuple(folder / asset for asset in assets(release))
     for target in targets:
         if not target.is_file():
-            download(f"{url.rstrip('/')}/{target.name}", target, progress=progress)
+            download(f"{(url or f'{RELEASES_URL}/{release}').rstrip('/')}/{target.name}", target, progress=progress)
     return targets
 
 
@@ -98,15 +120,56 @@ def _check_hashes(archives: Sequence[Path], expected: Sequence[str], known: Mapp
     return hashes
 
 
-def _version_name(hashes: Mapping[str, str]) -> str:
-    """ "official-<release>" for the official zips, "zip-<hash>" for any others."""
-    releases = {match[1] if (match := OFFICIAL_ASSET.fullmatch(name)) else None for name in hashes}
-    if len(releases) == 1 and (release := releases.pop()):
-        return f"{OFFICIAL_PREFIX}{release}"
+def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
+    """Return the release that all zips are of, by their names or known hashes; empty where no zip is of one.
+
+    Raises:
+        WeightsError: They are of different releases, or of one that is too old, or only some are of one.
+    """
+    known_by_hash = {digest: name for name, digest in known.items()}
+    releases, names = {}, {}
+    for name, digest in hashes.items():
+        # A name is a claim: a file that was installed before is known by its content.
+        if match := OFFICIAL_NAME.match(known_by_hash.get(digest, name)):
+            releases[int(match[1])], names[int(match[1])] = match[2], repr(name)
+    for release in releases.values():
+        require_supported(release)
+    require_same(releases, names)
+    if releases and len(releases) < len(hashes):
+        others = sorted(set(map(repr, hashes)) - set(names.values()))
+        raise WeightsError(
+            f"{', '.join(names.values())} is of release {next(iter(releases.values()))}, but nothing tells the release "
+            f"of {', '.join(others)}. Give both zips of one release under their own names."
+        )
+    if releases and (missing := set(DATASET_OF_STEP) - set(releases)):
+        raise WeightsError(
+            f"The zip of step {missing.pop()} of release {next(iter(releases.values()))} is missing. Give both zips."
+        )
+    return next(iter(releases.values()), "")
+
+
+def _zip_name(hashes: Mapping[str, str]) -> str:
+    """Return the name of a version made of zips that are no official ones."""
     return "zip-" + "-".join(digest[:8] for digest in sorted(hashes.values()))
 
 
-def _publish(store: ModelStore, name: str, archives: Sequence[Path], hashes: Mapping[str, str], *, source: str) -> None:
+def _require_patch(model: ModelFolder, release: str) -> None:
+    """Check that step 1 does not look at tiles that another release alone has: a file's name is a claim.
+
+    Raises:
+        WeightsError: It does.
+    """
+    if model.patch == STEP1_PATCH and release != STEP1_PATCH_RELEASE:
+        tile = " x ".join(map(str, model.patch))
+        raise WeightsError(
+            f"The zip of step 1 is named {release}, but its tile of {tile} voxels is that of {STEP1_PATCH_RELEASE}. "
+            "Download both zips of one release again, and keep their names."
+        )
+
+
+def _publish(
+    store: ModelStore, name: str, archives: Sequence[Path], hashes: Mapping[str, str], *, source: str, release: str
+) -> None:
     with store.publish(name) as staging:
         for index, archive in enumerate(archives):
             # A folder each: two zips may use the same names inside.
@@ -115,12 +178,15 @@ def _publish(store: ModelStore, name: str, archives: Sequence[Path], hashes: Map
                 folder.mkdir()
             unpack_model(archive, folder)
         models = [ModelFolder.open(staging, step=step, name=name) for step in (1, 2)]
+        if release:
+            _require_patch(models[0], release)
         for model in models:
             model.load_network()
         write_json(
             staging / RECORD_FILE,
             {
                 "source": source,
+                "release": release,
                 "zips": dict(hashes),
                 "models": {str(m.step): m.version for m in models},
                 "digests": {str(m.step): m.digest for m in models},
@@ -146,8 +212,9 @@ def _known(store: ModelStore) -> dict[str, str]:
     return {str(name): str(digest) for name, digest in dict(content).items()}
 
 
-def _remember(store: ModelStore, hashes: Mapping[str, str]) -> None:
-    official = {name: digest for name, digest in hashes.items() if OFFICIAL_ASSET.fullmatch(name)}
+def _remember(store: ModelStore, hashes: Mapping[str, str], release: str) -> None:
+    names = {name: match[2] for name in hashes if (match := OFFICIAL_NAME.match(name))}
+    official = {name: hashes[name] for name, of in names.items() if of == release}
     known = _known(store)
     if official.keys() - known.keys():
         write_json(_known_file(store), known | official)

@@ -48,6 +48,7 @@ class VersionRecord:
         run: Id of the training run.
         new_weights: Share of the trained weights; the rest are the parents'.
         digests: Step -> SHA-256 of the model, by which it is known again under another name.
+        releases: Step -> official release that the network was trained from; a step of other origin is left out.
         software: Package -> version.
     """
 
@@ -65,6 +66,7 @@ class VersionRecord:
     run: str = ""
     new_weights: float = 1.0
     digests: Mapping[str, str] = field(default_factory=dict)
+    releases: Mapping[str, str] = field(default_factory=dict)
     software: Mapping[str, str] = field(default_factory=lambda: software_versions())
 
 

@@ -19,6 +19,7 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_state import run_key
 from lib.registry.files import storage_errors, write_json
 from lib.registry.records import VersionRecord, removed_versions
+from lib.registry.releases import release_of
 from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
 from lib.trainers.judging import Judging, never_seen
@@ -298,6 +299,9 @@ class _Retraining:
             not_served=why_not,
             run=self.run.name,
             new_weights=judged.share,
+            releases={
+                str(s): release for s in steps if (release := release_of(self.site.models, self.parents[s].name, s))
+            },
         )
 
     def _taught(self, sources: Iterable[ScanSource]) -> list[dict[str, Any]]:

@@ -1,0 +1,114 @@
+"""The official releases: which this software runs, and which one the weights in use come from."""
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from lib.errors import WeightsError
+from lib.registry.records import lineage, read_record
+from lib.registry.store import OFFICIAL_PREFIX, STARTER, ModelStore
+
+RELEASES: Final = ("r20251124", "r20260730")
+"""The releases this software was made for, oldest first."""
+NEWEST: Final = RELEASES[-1]
+RELEASE_NAME: Final = re.compile(r"r\d{8}")
+"""The letter and the date; names sort by age."""
+STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
+
+
+def release_of(store: ModelStore, name: str, step: int) -> str:
+    """Return the official release that a version's network was trained from; empty where nothing tells.
+
+    Args:
+        store: Holds the version and its ancestors, or their records.
+        name: The version.
+        step: 1 or 2.
+    """
+    for entry in lineage(store, name, step):
+        release = entry.removeprefix(OFFICIAL_PREFIX)
+        if entry != release and RELEASE_NAME.fullmatch(release):
+            return release
+        recorded = (read_record(store, entry) or {}).get("releases", {}).get(str(step), "")
+        if RELEASE_NAME.fullmatch(str(recorded)):
+            return str(recorded)
+    return ""
+
+
+def require_supported(release: str) -> None:
+    """Check that a release is not older than this software; a newer one may fit, and its regions are checked.
+
+    Raises:
+        WeightsError: It is too old.
+    """
+    if release < RELEASES[0]:
+        raise WeightsError(
+            f"Release {release} is too old: this software runs {' and '.join(RELEASES)}. Install {NEWEST} with "
+            "'totalspineseg weights install'."
+        )
+
+
+def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
+    """Check that no step runs with another release's step: nobody has trained or judged the two as a pair.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version that is in use or will be.
+
+    Raises:
+        WeightsError: The releases differ, or one is too old.
+    """
+    releases = {step: release for step, name in names.items() if (release := release_of(store, name, step))}
+    for release in releases.values():
+        require_supported(release)
+    require_same(releases, {step: repr(names[step]) for step in releases})
+
+
+def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
+    """Check that the steps are of one release.
+
+    Args:
+        releases: Step -> release; a step whose release is unknown is left out.
+        names: Step -> what to call its weights.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    if len(set(releases.values())) > 1:
+        pair = " and ".join(f"step {step} ({names[step]}) from {releases[step]}" for step in sorted(releases))
+        raise WeightsError(
+            f"The two steps come from different releases: {pair}. Use both steps of one release, for example with "
+            "'totalspineseg weights install'."
+        )
+
+
+def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
+    """Say which weights run, what they are good for, which release they come from and whether a newer one is supported.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version in use.
+    """
+    distinct = sorted(set(names.values()))
+    use = f" ({STARTER_USE})" if STARTER in distinct else ""
+    return f"Weights in use: {', '.join(distinct)}{use}. {release_text(store, names)}".rstrip()
+
+
+def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
+    """Return one sentence on the release the weights come from, and on newer ones; empty where none is known.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version in use.
+    """
+    found = sorted({release for step, name in names.items() if (release := release_of(store, name, step))})
+    if not found:
+        return ""
+    release = found[0]
+    if release > NEWEST:
+        return f"They come from the official release {release}; this software was made for {NEWEST} and earlier ones."
+    if release == NEWEST:
+        return f"They come from the official release {release}, the newest that this software supports."
+    return (
+        f"They come from the official release {release}. This software supports the newer {NEWEST}: "
+        "'totalspineseg weights install' installs it."
+    )

@@ -1,0 +1,79 @@
+"""Which official release runs, and that two of them are never mixed."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.cli import main
+from lib.errors import WeightsError
+from lib.nnunet.networks import Networks
+from lib.registry.records import VersionRecord, write_record
+from lib.registry.releases import NEWEST, RELEASES, release_of, require_one_release, weights_text
+from lib.registry.store import ModelStore
+from tiny_models import write_model_folder, write_models
+
+OLDER, NEWER = RELEASES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    made = ModelStore(tmp_path / "model")
+    for name in (f"official-{OLDER}", f"official-{NEWER}", "official-r20241005", "official-r20991231"):
+        write_models(made.versions_dir / name)
+    return made
+
+
+def train(store: ModelStore, name: str, parents: dict[int, str], releases: dict[str, str] | None = None) -> None:
+    """Publish what was trained from some versions."""
+    origin = {str(step): {"name": parent, "version": ""} for step, parent in parents.items()}
+    with store.publish(name) as staging:
+        for step in parents:
+            write_model_folder(staging, step, trainer="nnUNetTrainer")
+        write_record(staging, VersionRecord(name, "2026", tuple(parents), origin, {}, releases=releases or {}))
+
+
+def test_release_of_what_was_trained_from_it(store: ModelStore) -> None:
+    train(store, "site-1", {1: f"official-{OLDER}", 2: f"official-{OLDER}"})
+    train(store, "site-2", {1: "site-1"})
+    train(store, "elsewhere", {1: "site-9", 2: "site-9"}, {"1": NEWER})
+    assert [release_of(store, "site-2", step) for step in (1, 2)] == [OLDER, ""]
+    assert [release_of(store, "elsewhere", step) for step in (1, 2)] == [NEWER, ""]
+    assert release_of(store, "starter", 1) == ""
+
+
+def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step 1 trained from one release ran with the other release's step 2, which nobody ever judged as a pair."""
+    train(store, "site-1", {1: f"official-{OLDER}"})
+    store.activate(f"official-{NEWER}")
+    before = store.active()
+    assert main(["models", "activate", "site-1", "--data-dir", str(store.model_dir)]) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in (OLDER, NEWER, "site-1", f"official-{NEWER}"))
+    assert store.active() == before
+    store.activate("site-1", steps=[1])
+    with pytest.raises(WeightsError, match="different releases"):
+        Networks(store, device="cpu").folder(1)
+
+
+def test_a_release_that_is_too_old_is_refused_by_name(store: ModelStore) -> None:
+    for name in ("official-r20241005", f"official-{OLDER}", "official-r20991231"):
+        if name == "official-r20241005":
+            with pytest.raises(WeightsError, match=f"r20241005 is too old: .*{OLDER}.*{NEWER}"):
+                require_one_release(store, dict.fromkeys((1, 2), name))
+        else:
+            require_one_release(store, dict.fromkeys((1, 2), name))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        pytest.param(f"official-{OLDER}", (OLDER, f"supports the newer {NEWER}"), id="older"),
+        pytest.param(f"official-{NEWER}", (NEWER, "the newest"), id="newest"),
+        pytest.param("official-r20991231", ("r20991231", f"made for {NEWEST}"), id="newer-than-the-software"),
+        pytest.param("starter", ("starter", "synthetic"), id="starter"),
+    ],
+)
+def test_clients_read_which_release_runs(store: ModelStore, name: str, words: tuple[str, ...]) -> None:
+    text = weights_text(store, {1: name, 2: name})
+    assert all(word in text for word in words)
+    assert ("official release" in text) == (name != "starter")
