@@ -42,6 +42,8 @@ META_HEADER_BYTES: Final = 8192
 """A MetaImage header has some twenty short lines."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
+MIN_SLICES: Final = 3
+"""Of two sagittal slices half may miss the canal, and levels are then named wrongly, yet with confidence."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -135,8 +137,11 @@ def require_usable(volume: Volume) -> None:
         ImageError: 2D, complex or color values, NaN or infinity, or the same value everywhere.
     """
     data = volume.data
-    if min(data.shape) < 2:
-        raise ImageError(f"a 3D image of at least 2 slices is required, got shape {data.shape}; send the whole series")
+    if min(data.shape) < MIN_SLICES:
+        raise ImageError(
+            f"The image has {min(data.shape)} of the at least {MIN_SLICES} slices in which levels can be told apart "
+            f"(shape {data.shape}). Send the whole series."
+        )
     if data.dtype.kind not in "fiub":
         raise ImageError(f"one gray value a voxel is required, got values of type {data.dtype}; send a magnitude image")
     low, high = data.min(), data.max()
@@ -182,6 +187,8 @@ def open_itk(path: Path) -> sitk.Image:
         RuntimeError: It cannot be read.
     """
     reader = sitk.ImageFileReader()
+    # By itself ITK finds no reader for a MetaImage whose ending is in capitals.
+    reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
