@@ -24,7 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, MemoryShortageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume, to_ras
-from lib.nifti import read_nifti
+from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
 from lib.unpacking import require_bounded
 
@@ -289,7 +289,8 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
 
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
-    image.set_qform(grid.affine, code=1)
+    # A qform holds no skew: beside the sform it would place the image in a second way.
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
