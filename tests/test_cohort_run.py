@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
+from dicom_series import SAGITTAL, placed, save, slices
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
@@ -264,6 +265,18 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
     assert [bool(records[name]["measurements"]) for name in "ab"] == [True, False]
     assert not any("skews" in warning for warning in records["a"]["warnings"])
     assert "skews the image by 12 degrees" in records["b"]["warnings"][-1]
+
+
+def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: np.ndarray) -> None:
+    """It was done without a word; the record and the report's page carry what the reader should know."""
+    sagittal = np.ascontiguousarray(image_of(few).transpose(1, 2, 0)[::-1, ::-1])
+    every_second = slices(placed(SAGITTAL, (1, 1, 1), np.eye(3)), pixels=sagittal)[::2]
+    save(tmp_path / "in" / "series", every_second)
+    summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
+    record = summary.records["series"]
+    assert any("2.0 mm apart" in warning for warning in record["warnings"])
+    assert [f["kind"] for f in record["findings"]].count("image") == 1
+    assert "2.0 mm apart" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lib.cohort.levels import levels_in_view, structures_json
 from lib.errors import NoSpineError
 from lib.geometry import Volume
 from lib.image_faults import image_faults
-from lib.pipeline import Scan, locate, prepare
+from lib.pipeline import Scan, image_findings, locate, prepare
 from lib.prediction import Prediction
 from phantom import CodeReader, image_of, lumbar_codes
 
@@ -98,9 +99,13 @@ def test_where_no_level_fits_the_message_says_so() -> None:
 
 def test_a_numbering_in_doubt_says_what_is_odd_about_the_image() -> None:
     codes = lumbar_codes()[:, :, 100:139]
-    located = locate(prepare(Volume(image_of(codes), np.eye(4))), CodeReader(1))
-    assert located.numbering is not None and not located.numbering.confident
-    assert [f.message for f in located.numbering.findings if "39 mm from head to foot" in f.message]
+    scan = prepare(Volume(image_of(codes), np.eye(4)), warnings=("Slices are missing.",))
+    numbering = locate(scan, CodeReader(1)).numbering
+    assert numbering is not None and not numbering.confident
+    warning, fault = image_findings(scan, numbering)
+    assert warning.message == "Slices are missing." and "39 mm from head to foot" in fault.message
+    assert image_findings(scan, replace(numbering, confident=True)) == (warning,)
+    assert image_findings(scan, None) == (warning,)
 
 
 def test_a_speck_of_a_level_is_not_in_view() -> None:

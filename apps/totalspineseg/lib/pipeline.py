@@ -28,7 +28,7 @@ from lib.geometry import (
 from lib.image_faults import image_faults
 from lib.numbering.chain import Numbering, Pin
 from lib.numbering.evidence import Localizer, Step1Names
-from lib.numbering.findings import Finding
+from lib.numbering.findings import IMAGE, Finding
 from lib.numbering.label import Method, name_map
 from lib.numbering.step1_names import step1_names
 from lib.prediction import Predictor
@@ -47,10 +47,12 @@ class Scan:
     Attributes:
         iso: float32 image at 1 mm, nearest RAS.
         grid: The grid of the image as it came; results go back to it.
+        warnings: What is odd about its file.
     """
 
     iso: Volume
     grid: Grid
+    warnings: tuple[str, ...] = ()
 
     def labels_to_input(self, labels: LabelArray) -> LabelArray:
         """Labels on the 1 mm grid, back on the grid of the input (nearest voxel)."""
@@ -161,18 +163,19 @@ class Segmentation:
     step1: Step1Names | None = None
 
 
-def prepare(image: Volume, *, clock: Clock = no_clock) -> Scan:
+def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_clock) -> Scan:
     """Bring an image to nearest RAS and 1 mm.
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
+        warnings: What is odd about its file.
         clock: Measures the stage.
 
     Raises:
         ImageError: The header gives an impossible field of view.
     """
     with clock("resample to 1 mm"):
-        return Scan(image_to_iso(image), image.grid)
+        return Scan(image_to_iso(image), image.grid, warnings)
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
@@ -198,7 +201,7 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
         canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
     with clock("levels"):
         levels = level_points(labels)
-    return Located(scan, prediction.labels, labels, _with_faults(numbering, scan), cord, canal, levels)
+    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels)
 
 
 def step2_input(
@@ -332,7 +335,7 @@ def rename(
     if numbering is not None:
         first = (box[0].start, box[1].start, box[2].start)
         numbering = replace(numbering, findings=tuple(finding.moved(first) for finding in numbering.findings))
-    return Segmentation(scan, raw, labels, _with_faults(numbering, scan), box, step1)
+    return Segmentation(scan, raw, labels, numbering, box, step1)
 
 
 @contextmanager
@@ -341,7 +344,7 @@ def _explained(scan: Scan) -> Iterator[None]:
     try:
         yield
     except NoSpineError as error:
-        raise NoSpineError(" ".join([str(error), *image_faults(scan.iso)])) from error
+        raise NoSpineError(" ".join([str(error), *scan.warnings, *image_faults(scan.iso)])) from error
 
 
 def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
@@ -358,12 +361,19 @@ def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
         )
 
 
-def _with_faults(numbering: Numbering | None, scan: Scan) -> Numbering | None:
-    """Add what about the image may be the cause to the findings of a numbering that is not certain."""
-    if numbering is None or numbering.confident:
-        return numbering
-    faults = [Finding("image", UNNAMED, fault) for fault in image_faults(scan.iso)]
-    return replace(numbering, findings=(*numbering.findings, *faults))
+def image_findings(scan: Scan, numbering: Numbering | None) -> tuple[Finding, ...]:
+    """Return what is odd about the image of a result.
+
+    Args:
+        scan: The scan.
+        numbering: What is known about its levels. Where they are not certain, the image may be the reason.
+
+    Returns:
+        Findings without a place; none for a sound image.
+    """
+    in_doubt = numbering is not None and not numbering.confident
+    faults = (*scan.warnings, *(image_faults(scan.iso) if in_doubt else ()))
+    return tuple(Finding(IMAGE, UNNAMED, fault) for fault in faults)
 
 
 def _name(

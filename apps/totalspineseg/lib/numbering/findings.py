@@ -1,12 +1,15 @@
 """What the linter reports."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.transforms.pieces import Piece
+
+IMAGE: Final = "image"
+"""Kind of the finding about an image, not its labels."""
 
 
 @dataclass(frozen=True)
