@@ -49,8 +49,15 @@ def picture(size: tuple[int, int, int] = SIZE) -> np.ndarray:
     return (np.random.default_rng(0).random(size) * 1000 + 1).astype(np.uint16)
 
 
-def slices(affine: np.ndarray = OBLIQUE, size: tuple[int, int, int] = SIZE, **tags: Any) -> list[FileDataset]:
+def slices(
+    affine: np.ndarray = OBLIQUE,
+    size: tuple[int, int, int] = SIZE,
+    *,
+    pixels: np.ndarray | None = None,
+    **tags: Any,
+) -> list[FileDataset]:
     """The slices of one series in the order of the stack; ``tags`` replace the usual ones."""
+    pixels = picture(size) if pixels is None else pixels
     usual = {
         "PatientName": "SYNTHETIC^SMALL",
         "PatientID": "S1",
@@ -67,8 +74,10 @@ def slices(affine: np.ndarray = OBLIQUE, size: tuple[int, int, int] = SIZE, **ta
         "SeriesDescription": "T2",
     }
     usual |= tags
-    instances = [uid_from("i" if usual["SeriesInstanceUID"] == uid_from("e") else "j", str(k)) for k in range(size[2])]
-    return list(mr_slices(picture(size), affine, instances, usual))
+    instances = [
+        uid_from("i" if usual["SeriesInstanceUID"] == uid_from("e") else "j", str(k)) for k in range(pixels.shape[2])
+    ]
+    return list(mr_slices(pixels, affine, instances, usual))
 
 
 def save(folder: Path, objects: list[FileDataset], change: Callable[[Dataset, int], None] | None = None) -> Path:

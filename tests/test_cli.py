@@ -181,7 +181,7 @@ def test_label_takes_a_folder_and_goes_on_after_a_bad_map(
         (source / path.name).write_bytes(path.read_bytes())
     write_volume(source / "empty.nii.gz", np.zeros(SHAPE, dtype=np.uint8), Grid(SHAPE, np.eye(4)))
     assert main(["label", str(source), str(tmp_path / "out"), "--report", str(tmp_path / "reports")]) == 1
-    assert "empty.nii.gz: a spine MRI with at least one disc" in capsys.readouterr().err
+    assert "empty.nii.gz: Step 1 found no intervertebral disc" in capsys.readouterr().err
     names = {"cervical_noise", "lower_lumbar_clean"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{name}.nii.gz" for name in names}
     assert {p.stem for p in (tmp_path / "reports").iterdir()} == names

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from pydicom import Dataset
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from dicom_series import (
     AXIAL,
+    ENHANCED_MR,
     OBLIQUE,
     SECONDARY_CAPTURE,
     SIZE,
@@ -25,10 +26,11 @@ from dicom_series import (
 from lib.dicom.headers import read_headers
 from lib.dicom.stack import stack_of
 from lib.dicom.uids import uid_from
-from lib.errors import ImageError
+from lib.errors import ImageError, StorageError
 from lib.geometry import same_grid
 from lib.volume_io import read_image
 
+ENHANCED_KINDS = (ENHANCED_MR, "1.2.840.10008.5.1.4.1.1.4.4", "1.2.840.10008.5.1.4.1.1.2.1")
 STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 LEFT_OUT = (
     "Modality",
@@ -111,16 +113,89 @@ def test_slices_with_their_own_scaling(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.data[..., 0], plain[..., 0])
 
 
-@pytest.mark.parametrize("slopes", [(2, 2, 2, 2, 2), (1, 2, 3, 4, 5)], ids=["one scaling", "differing"])
-def test_frames_of_one_object_with_their_own_scaling(tmp_path: Path, slopes: tuple[int, ...]) -> None:
-    """Frames whose scaling differs came out unscaled, bright slices beside dark ones."""
+def rescaled(slope: float, intercept: float = 0) -> Dataset:
+    item = Dataset()
+    item.RescaleSlope, item.RescaleIntercept, item.RescaleType = str(slope), str(intercept), "US"
+    return item
+
+
+@pytest.mark.parametrize("kind", ENHANCED_KINDS)
+@pytest.mark.parametrize(
+    "scalings",
+    [
+        [(2, 0)] * 5,
+        [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)],
+        [(2, -100), (2.1, -80), (2.2, -60), (2.3, -40), (2.4, -20)],
+        [(2, -100), None, (2, -100), None, (1, 0)],
+    ],
+    ids=["one scaling", "from 1", "differing", "some"],
+)
+def test_frames_of_one_object_with_their_own_scaling(
+    tmp_path: Path, scalings: list[tuple[float, float] | None], kind: str
+) -> None:
+    """The first frame's scaling was applied to all, and each frame's own besides: bright slices beside dark ones."""
     image = enhanced(slices())
-    for slope, groups in zip(slopes, image.PerFrameFunctionalGroupsSequence, strict=True):
-        item = Dataset()
-        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = str(slope), "0", "US"
-        groups.PixelValueTransformationSequence = [item]
+    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = kind
+    for scaling, groups in zip(scalings, image.PerFrameFunctionalGroupsSequence, strict=True):
+        if scaling:
+            groups.PixelValueTransformationSequence = [rescaled(*scaling)]
     volume = read_image(save(tmp_path / "series", [image]))
-    np.testing.assert_allclose(volume.data, picture() * np.array(slopes))
+    slopes, intercepts = np.array([scaling or (1, 0) for scaling in scalings]).T
+    np.testing.assert_allclose(volume.data, picture() * slopes + intercepts, rtol=1e-5)
+
+
+def test_a_scaling_that_frames_share_is_applied_once(tmp_path: Path) -> None:
+    image = enhanced(slices())
+    image.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence = [rescaled(2, -7)]
+    volume = read_image(save(tmp_path / "series", [image]))
+    np.testing.assert_allclose(volume.data, picture() * 2.0 - 7)
+
+
+def deflate(item: Dataset, _: int) -> None:
+    item.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+
+def test_deflated_files_are_read(tmp_path: Path) -> None:
+    """They were said to be headers without pixels."""
+    np.testing.assert_array_equal(read_image(save(tmp_path / "series", slices(), deflate)).data, picture())
+    image = enhanced(slices())
+    image.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence = [rescaled(3)]
+    volume = read_image(save(tmp_path / "enhanced", [image], deflate))
+    np.testing.assert_allclose(volume.data, picture() * np.array([1, 3, 1, 1, 1]))
+
+
+def test_without_room_to_unpack_a_file_is_not_called_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "series", slices(), deflate)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Dataset, "save_as", full)
+    with pytest.raises(StorageError, match=r"No space left on device.*Free disk space"):
+        read_image(folder)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_missing_slices_are_a_warning_where_the_others_are_even(tmp_path: Path, step: int) -> None:
+    """Each second slice of a series was missing, and nobody heard of it."""
+    some = slices(size=(13, 11, 9))[::step]
+    volume = read_image(save(tmp_path / "some", some))
+    assert volume.spacing[2] == pytest.approx(3.3 * step)
+    (warning,) = volume.warnings
+    assert f"{3.3 * step:.1f} mm apart" in warning and "3.3 mm" in warning
+    assert read_image(save(tmp_path / "all", slices())).warnings == ()
+
+
+@pytest.mark.parametrize("stated", ["", "0.3", "12", "3.0"])
+def test_a_spacing_that_scanners_write_otherwise_is_no_warning(tmp_path: Path, stated: str) -> None:
+    """Some state the empty space between slices, or that of an interleaved group."""
+
+    def state(item: Dataset, _: int) -> None:
+        item.SpacingBetweenSlices = stated
+
+    assert read_image(save(tmp_path / "series", slices(), state)).warnings == ()
 
 
 def test_copies_reports_and_screenshots_beside_the_slices_are_left_out(tmp_path: Path) -> None:
@@ -246,13 +321,28 @@ REFUSED = {
     "multi-frame capture": (multi_frame_capture, "secondary captures"),
     "frames without a place": (frames_without_groups, "every frame is required, got 5 frames"),
     "colors": (lambda f: save(f, slices(), colored), "3 values a voxel"),
-    "single slice": (lambda f: save(f, slices()[:1]), "at least 2 slices"),
+    "single slice": (lambda f: save(f, slices()[:1]), "at least 3 slices"),
     "file cut short": (cut_short, "cannot be read"),
     "file cut in its header": (cut_in_the_header, "damaged"),
     "empty file": (emptied, "'5.dcm', which is damaged"),
+    "two patients under one UID": (
+        lambda f: save(save(f, slices()), slices(PatientID="S2", StudyInstanceUID=uid_from("t")), between),
+        "2 patients .'S1' and 'S2'",
+    ),
+    "two studies under one UID": (
+        lambda f: save(save(f, slices()), slices(StudyInstanceUID=uid_from("t")), between),
+        "2 studies",
+    ),
     "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "got 2 series"),
     "no image": (lambda f: save(f, slices(), reported), "without any"),
 }
+
+
+def between(item: Dataset, k: int) -> None:
+    """Move a slice half way to the next, as those of another patient may lie."""
+    step = (np.array(slices()[1].ImagePositionPatient) - slices()[0].ImagePositionPatient) / 2
+    item.ImagePositionPatient = [round(float(v), 8) for v in np.array(item.ImagePositionPatient, dtype=float) + step]
+    item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid_from("between", str(k))
 
 
 def doubled(item: Dataset, k: int) -> None:

@@ -17,6 +17,8 @@ LAYER = {
     "spellings": 0,
     "geometry": 0,
     "tags": 0,
+    "image": 1,
+    "image_faults": 1,
     "plausible": 1,
     "agreement": 1,  # the gate and the bench of the starter weights measure by it
     "segments": 1,

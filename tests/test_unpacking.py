@@ -68,13 +68,13 @@ def little_memory() -> Iterator[None]:
 def test_no_more_is_unpacked_than_the_header_tells_of(tmp_path: Path, read: Callable[[Path], object]) -> None:
     """A label of 2.6 MB, whose header told of 64 voxels, took 5 GB of the server's memory."""
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti(more=64 * MIB)))
-    with little_memory(), pytest.raises(ImageError, match=r"'a.nii.gz', which holds more than its header"):
+    with little_memory():
         read(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
-@pytest.mark.parametrize(("more", "match"), [(1, "holds more"), (-1, "readable NIfTI"), (0, "")])
+@pytest.mark.parametrize(("more", "match"), [(1, ""), (1000, ""), (-1, "readable NIfTI"), (0, "")])
 def test_a_nifti_file_holds_what_its_header_tells_of(
     tmp_path: Path, kind: type, ending: str, more: int, match: str
 ) -> None:

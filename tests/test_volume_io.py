@@ -27,13 +27,32 @@ def nifti(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
     return path
 
 
-def with_forms(path: Path, sform: np.ndarray | None, qform: np.ndarray | None) -> Path:
-    """A NIfTI file with these forms, None for one that is not set."""
+def with_forms(
+    path: Path,
+    sform: np.ndarray | None,
+    qform: np.ndarray | None,
+    codes: tuple[int, int] = (1, 1),
+    *,
+    unit: str = "mm",
+) -> Path:
+    """A NIfTI file with these forms and their codes, None for one that is not set."""
     image = nib.Nifti1Image(picture(), np.eye(4))
-    image.set_sform(sform, 0 if sform is None else 1)
-    image.set_qform(qform, 0 if qform is None else 1)
-    image.to_filename(path)
+    image.set_qform(qform, 0 if qform is None else codes[1])
+    image.set_sform(sform, 0 if sform is None else codes[0])
+    if qform is None:
+        image.header["pixdim"][1:4] = np.linalg.norm(sform[:3, :3], axis=0) if sform is not None else 1
+    image.header.set_xyzt_units(unit)
+    path.write_bytes(image.to_bytes())
     return path
+
+
+def as_itk_places(path: Path) -> np.ndarray:
+    """Voxel -> RAS mm as ITK reads the file, and so 3D Slicer."""
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1, -1, 1, 1]) @ affine
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "with space.v2.nii.gz"])
@@ -77,16 +96,107 @@ def test_written_labels_lie_on_the_grid_of_the_image(tmp_path: Path, name: str) 
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
+    """Its qform, which holds no skew, placed the label elsewhere than its sform."""
+    skewed = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, skewed))
+    np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
+
+
 def test_4d_is_averaged(tmp_path: Path) -> None:
     data = np.stack([picture(np.float32), picture(np.float32) + 2], axis=-1)
     volume = read_image(nifti(tmp_path / "four.nii.gz", data))
     np.testing.assert_allclose(volume.data, data.mean(-1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("forms", [(STRAIGHT, None), (None, STRAIGHT), (AFFINE, STRAIGHT)], ids=["s", "q", "both"])
-def test_one_form_or_two_that_agree_place_a_nifti_image(tmp_path: Path, forms: tuple) -> None:
-    affine = forms[0] if forms[0] is not None else forms[1]
-    np.testing.assert_allclose(read_image(with_forms(tmp_path / "a.nii", *forms)).affine, affine, atol=1e-5)
+CLOSE = STRAIGHT + np.array([[0, 0, 0, 0.2], [0, 0, 0, 0.1], [0, 0, 0, 0.1], [0, 0, 0, 0]])
+"""A fraction of a voxel beside STRAIGHT."""
+SHEARED = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.004, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("sform_code", range(5))
+@pytest.mark.parametrize("qform_code", range(5))
+def test_of_two_forms_the_one_counts_that_itk_follows(tmp_path: Path, sform_code: int, qform_code: int) -> None:
+    """The result followed the sform; 3D Slicer showed the image by the qform."""
+    if not sform_code and not qform_code:
+        with pytest.raises(ImageError, match="does not say how it lies"):
+            read_image(with_forms(tmp_path / "a.nii", None, None))
+        return
+    path = with_forms(tmp_path / "a.nii", CLOSE, STRAIGHT, (sform_code, qform_code))
+    affine = read_image(path).affine
+    np.testing.assert_allclose(affine, as_itk_places(path), atol=1e-4)
+    assert np.abs(affine - STRAIGHT).max() < 1e-4 or np.abs(affine - CLOSE).max() < 1e-4
+
+
+@pytest.mark.parametrize("sform", [SHEARED, STRAIGHT @ np.diag([1.01, 1, 1, 1])], ids=["sheared", "other size"])
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (1, 2), (2, 2)], ids=str)
+def test_an_sform_that_itk_mends_is_read_as_mended(tmp_path: Path, sform: np.ndarray, codes: tuple[int, int]) -> None:
+    path = with_forms(tmp_path / "a.nii", sform, STRAIGHT, codes)
+    np.testing.assert_allclose(read_image(path).affine, as_itk_places(path), atol=1e-4)
+
+
+def turned(degrees: float) -> np.ndarray:
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return turn @ STRAIGHT
+
+
+def shifted(*by_mm: float) -> np.ndarray:
+    moved = STRAIGHT.copy()
+    moved[:3, 3] += by_mm
+    return moved
+
+
+@pytest.mark.parametrize(
+    ("sform", "apart"),
+    [
+        (turned(13), "mm"),
+        (shifted(4, -30, 50), r"58\.4 mm"),
+        (shifted(0, 0, 0.31), r"0\.3 mm"),
+        (shifted(1.8, 0, 0), "1.8 mm"),
+    ],
+    ids=["turned", "far", "half a pixel", "half a slice"],
+)
+@pytest.mark.parametrize("codes", [(1, 1), (2, 1), (1, 2), (4, 2)], ids=str)
+def test_an_image_placed_in_two_ways_is_refused(
+    tmp_path: Path, sform: np.ndarray, apart: str, codes: tuple[int, int]
+) -> None:
+    """The result lay 58 mm beside the scan that 3D Slicer showed, without a word."""
+    path = with_forms(tmp_path / "a.nii", sform, STRAIGHT, codes)
+    for read in (read_image, read_labels):
+        with pytest.raises(ImageError, match=rf"(?s)two ways.*{apart} apart.*3D Slicer"):
+            read(path)
+
+
+def test_an_sform_of_another_voxel_size_than_the_header_is_refused(tmp_path: Path) -> None:
+    """ITK takes the sizes of the header, other programs those of the sform."""
+    path = with_forms(tmp_path / "a.nii", STRAIGHT, None)
+    content = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]))
+    header["pixdim"][1:4] = 1
+    content[:348] = header.binaryblock
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"1 x 1 x 1 mm or .* 0\.6 x 0\.6 x 3\.3 mm"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("unit", "per_mm"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
+@pytest.mark.parametrize("forms", ["s", "q", "both"])
+def test_lengths_are_read_in_the_unit_of_the_header(tmp_path: Path, unit: str, per_mm: float, forms: str) -> None:
+    """A scan in meters was one of a voxel, and one in micrometers as large as a house."""
+    affine = np.diag([1 / per_mm, 1 / per_mm, 1 / per_mm, 1]) @ STRAIGHT
+    path = with_forms(tmp_path / "a.nii", affine if forms != "q" else None, affine if forms != "s" else None, unit=unit)
+    volume = read_image(path)
+    np.testing.assert_allclose(volume.affine, STRAIGHT, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(volume.affine, as_itk_places(path), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 14, 12), (14, 2, 12), (12, 14, 2), (12, 14, 2, 3), (12, 14, 1)], ids=str)
+def test_fewer_than_three_slices_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Two slices got certain names that were wrong."""
+    data = np.random.default_rng(0).random(shape, dtype=np.float32)
+    with pytest.raises(ImageError, match=r"at least 3 slices.*whole series"):
+        read_image(nifti(tmp_path / "a.nii.gz", data))
 
 
 def test_a_rotation_that_rounding_made_too_long_is_one(tmp_path: Path) -> None:
@@ -220,17 +330,17 @@ BAD = {
     "all zero": (lambda p: nifti(p / "a.nii.gz", np.zeros(SHAPE, np.int16)), "all zero"),
     "constant": (lambda p: nifti(p / "a.nii.gz", np.full(SHAPE, 7, np.int16)), "contrast"),
     "nan": (lambda p: nifti(p / "a.nii.gz", NAN), "1 that are NaN"),
-    "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 2 slices"),
+    "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 3 slices"),
     "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "3D or 4D"),
     "complex": (lambda p: nifti(p / "a.nii.gz", picture().astype(np.complex64)), "one gray value"),
     "no place in space": (lambda p: with_forms(p / "a.nii", None, None), "does not say how it lies"),
     "contradicting forms": (
         lambda p: with_forms(p / "a.nii", np.eye(4), np.diag([-1, 1, 1, 1])),
-        "axes LAS by the one and RAS by the other",
+        "two ways .*RAS.*LAS.* 22.0 mm apart",
     ),
     "stretched to a template": (
         lambda p: with_forms(p / "a.nii", STRAIGHT * [1.1, 1, 1, 1], STRAIGHT),
-        r"with 0.6 x 0.6 x 3.3 mm by the one and 0.66 x 0.6 x 3.3 mm by the other",
+        r"two ways .*0.6 x 0.6 x 3.3 mm or .*0.66 x 0.6 x 3.3 mm",
     ),
     "nrrd without directions": (lambda p: nrrd(p / "a.nrrd", "spacings: 1 1 3"), "has a space such as"),
     "nrrd of no space": (lambda p: nrrd(p / "a.nrrd", "space dimension: 3", *DIRECTIONS), "has a space such as"),

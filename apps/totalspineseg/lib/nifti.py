@@ -1,9 +1,10 @@
-"""NIfTI files: voxels as far as the header tells of them, and where they lie."""
+"""NIfTI files: the voxels that the header describes, and where they lie."""
 
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import IO, Final
@@ -11,17 +12,27 @@ from typing import IO, Final
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 
 from lib.errors import ImageError
-from lib.geometry import Affine, AnyArray, Grid
+from lib.geometry import Affine, AnyArray, Grid, Volume
 from lib.unpacking import require_bounded
 
-MIN_COSINE: Final = 0.5
-"""An axis by the qform and by the sform of a NIfTI file: further apart than 60 degrees, they contradict each other."""
-SIZE_ROUNDING: Final = 0.02
-"""How far voxel sizes by qform and sform may differ: beyond it distances are wrong by one of them, below it by less
-than discs are measured to."""
+MAX_APART_VOX: Final = 0.5
+"""A header that moves a corner of the image this far from one of its forms to the other lies about one of them; what
+rounding does to forms stays below a tenth."""
+MAX_SKEW_DEG: Final = 0.012
+"""ITK takes no sform whose axes are further from right angles while there is a qform (measured with ITK 5.4)."""
+SCANNER: Final = 1
+"""Code of a form that gives the scanner's coordinates."""
+UNIT_MASK: Final = 7
+"""Bits of the units field that say what lengths are measured in."""
+UNIT_MM: Final = {1: 1000.0, 3: 0.001}
+"""Unit of length -> mm, for meters and micrometers; every other one is read as mm, as ITK does."""
+CHUNK_BYTES: Final = 1 << 20
+MAX_TRAILING_CHUNKS: Final = 64
+"""How much behind the last voxel is unpacked to reach the check sum of a compressed file."""
 ROTATION_ROUNDING: Final = 1e-4
 """How much longer than 1 the square of a qform's quaternion may be: some programs write four digits."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -33,28 +44,27 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
     """Read a NIfTI file, compressed or not.
 
     Args:
-        path: The file. Of what it holds no more is unpacked than its header tells of.
+        path: The file. Of what it holds only the voxels of its header are kept.
 
     Returns:
-        Voxels of any dimension, scaled where the header says so, and the affine.
+        Voxels of any dimension, scaled where the header says so, and the affine, voxel -> RAS mm.
 
     Raises:
-        ImageError: It holds more or less than its header says, too much, or does not say where its voxels lie.
+        ImageError: It holds less than its header says, too much, or does not say where its voxels lie.
     """
     with _opened(path) as file:
         header = _header(file)
-        _require_placed(header, path.name)
         shape, offset = header.get_data_shape(), header.get_data_offset()
         if min(shape, default=0) < 1:
             raise ImageError(f"an image with voxels is required, got {path.name!r} of shape {shape}; export it again")
         require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
+        affine = _affine(header, path.name)
         data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
-        if file.read(1):
-            raise ImageError(
-                f"a NIfTI file that ends with its last voxel is required, got {path.name!r}, which holds more than its "
-                "header tells of; export it again"
-            )
-    return data, header.get_best_affine()
+        # Some programs pad their files. Only at its end does a compressed one say whether the voxels are sound.
+        for _ in range(MAX_TRAILING_CHUNKS):
+            if not file.read(CHUNK_BYTES):
+                break
+    return data, affine
 
 
 @contextmanager
@@ -82,36 +92,55 @@ def _header(file: IO[bytes]) -> nib.Nifti1Header:
     return kind.from_fileobj(BytesIO(file.read(kind.template_dtype.itemsize)))
 
 
-def _require_placed(header: nib.Nifti1Header, name: str) -> None:
-    """Check that a NIfTI header says where its voxels lie, and nothing else in a second place.
+def _affine(header: nib.Nifti1Header, name: str) -> Affine:
+    """Voxel -> RAS mm by the form that ITK follows, and so 3D Slicer, which shows the result over the image.
 
-    Without a form, and with two that contradict each other, programs differ in which side is left.
+    Raises:
+        ImageError: The header has no form, or places the image in two ways: programs then differ in where it lies.
     """
     # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
     header.quaternion_threshold = -ROTATION_ROUNDING
-    forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+    # So does NIfTI's library count a size that is missing as 1.
+    sizes = [float(size) if size and np.isfinite(size) else 1.0 for size in header["pixdim"][1:4]]
+    header["pixdim"][1:4] = sizes
+    (sform, by_sform), (qform, by_qform) = header.get_sform(coded=True), header.get_qform(coded=True)
+    forms = [form for form in (sform, qform) if form is not None]
     if not forms:
         raise ImageError(
-            f"a NIfTI file with a qform or sform is required, got {name!r}, which does not say how it lies in the "
-            "patient; export it again"
+            f"{name!r} does not say how it lies in the patient: it has neither a qform nor an sform. Export it again."
         )
-    one, other = forms[0][:3, :3], forms[-1][:3, :3]
-    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(other, axis=0)
-    if ((one * other).sum(axis=0) < MIN_COSINE * lengths).any():
-        shape = header.get_data_shape()[:3]
-        by_sform, by_qform = (Grid(shape, form).orientation for form in forms)
-        raise ImageError(
-            f"a NIfTI file whose qform and sform agree is required, got {name!r} with axes "
-            f"{by_qform} by the one and {by_sform} by the other; export it again"
-        )
-    by_sform_mm, by_qform_mm = (np.linalg.norm(form, axis=0) for form in (one, other))
-    if (np.abs(by_sform_mm / by_qform_mm - 1) > SIZE_ROUNDING).any():
-        raise ImageError(
-            f"a NIfTI file whose qform and sform give one voxel size is required, got {name!r} with {_mm(by_qform_mm)} "
-            f"by the one and {_mm(by_sform_mm)} by the other, as after a registration to a template; take the image as "
-            "it was scanned"
-        )
+    unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & UNIT_MASK, 1.0)
+    grids = [_grid(header.get_data_shape()[:3], np.diag([unit_mm, unit_mm, unit_mm, 1]) @ form) for form in forms]
+    chosen = grids[-1]
+    if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= MAX_SKEW_DEG)):
+        # ITK takes the directions of an sform, but the voxel sizes of the header.
+        ratios = np.array(sizes) * unit_mm / grids[0].spacing
+        chosen = Grid(grids[0].shape, grids[0].affine @ np.diag([*ratios, 1]))
+    for grid in grids:
+        _require_one_place(chosen, grid, name)
+    return chosen.affine
 
 
-def _mm(sizes: AnyArray) -> str:
+def _grid(shape: tuple[int, ...], affine: Affine) -> Grid:
+    x, y, z = (*shape, 1, 1)[:3]
+    return Volume(np.broadcast_to(np.uint8(0), (x, y, z)), affine).grid
+
+
+def _require_one_place(one: Grid, other: Grid, name: str) -> None:
+    """Check that no corner of the image moves by ``MAX_APART_VOX`` along an axis from one grid to the other."""
+    corners = np.array(list(product(*[(0, count - 1) for count in one.shape])))
+    moved_mm = apply_affine(other.affine, corners) - apply_affine(one.affine, corners)
+    if np.abs(moved_mm @ np.linalg.inv(one.affine[:3, :3]).T).max() < MAX_APART_VOX:
+        return
+    apart_mm = np.linalg.norm(moved_mm, axis=1).max()
+    first, second = (f"{grid.orientation}, voxels of {_mm(grid.spacing)}" for grid in (one, other))
+    ways = "" if first == second else f": {first} or {second}"
+    raise ImageError(
+        f"The header of {name!r} places the image in two ways (its qform, sform and voxel size disagree{ways}): a "
+        f"corner lies {apart_mm:.1f} mm apart. Export the image again as it was scanned. If 3D Slicer shows it in the "
+        "right place, save it there under another name and use that file."
+    )
+
+
+def _mm(sizes: tuple[float, ...]) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes) + " mm"

@@ -4,13 +4,14 @@
 ``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from lib.anatomy import CANAL, CORD
+from lib.anatomy import CANAL, CORD, DISCS, SACRUM, VERTEBRAE
 from lib.clock import Clock, no_clock
 from lib.errors import GridError, NoSpineError
 from lib.geometry import (
@@ -24,14 +25,17 @@ from lib.geometry import (
     points_from_iso,
     soft_from_iso,
 )
+from lib.image_faults import image_faults
 from lib.numbering.chain import Numbering, Pin
 from lib.numbering.evidence import Localizer, Step1Names
+from lib.numbering.findings import IMAGE, Finding
 from lib.numbering.label import Method, name_map
 from lib.numbering.step1_names import step1_names
 from lib.prediction import Predictor
 from lib.transforms.components import Box
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 from lib.transforms.discs import discs_named_as, odd_discs
+from lib.transforms.labeling import UNNAMED
 from lib.transforms.levels import level_points
 from lib.transforms.soft import soft_structure
 
@@ -43,10 +47,12 @@ class Scan:
     Attributes:
         iso: float32 image at 1 mm, nearest RAS.
         grid: The grid of the image as it came; results go back to it.
+        warnings: What is odd about its file.
     """
 
     iso: Volume
     grid: Grid
+    warnings: tuple[str, ...] = ()
 
     def labels_to_input(self, labels: LabelArray) -> LabelArray:
         """Labels on the 1 mm grid, back on the grid of the input (nearest voxel)."""
@@ -157,18 +163,19 @@ class Segmentation:
     step1: Step1Names | None = None
 
 
-def prepare(image: Volume, *, clock: Clock = no_clock) -> Scan:
+def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_clock) -> Scan:
     """Bring an image to nearest RAS and 1 mm.
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
+        warnings: What is odd about its file.
         clock: Measures the stage.
 
     Raises:
         ImageError: The header gives an impossible field of view.
     """
     with clock("resample to 1 mm"):
-        return Scan(image_to_iso(image), image.grid)
+        return Scan(image_to_iso(image), image.grid, warnings)
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
@@ -181,12 +188,14 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
         clock: Measures the stages.
 
     Raises:
-        NoSpineError: The network found no disc or no canal.
+        NoSpineError: The network found no disc or no canal, or no level fits what it found.
     """
     options = options or Options()
     with clock("step 1 network"):
         prediction = predictor.predict(scan.iso.data[np.newaxis], soft=("canal", "cord"))
-    labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock)
+    with _explained(scan):
+        labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock)
+        _require_named(labels, 1)
     with clock("soft maps"):
         cord = soft_structure(prediction.soft["cord"], labels == CORD)
         canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
@@ -314,10 +323,12 @@ def rename(
         clock: Measures the stages.
 
     Raises:
-        NoSpineError: The map has no disc or no canal.
+        NoSpineError: The map has no disc or no canal, or no level fits what it shows.
     """
     grid = scan.iso.grid
-    cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock, step1)
+    with _explained(scan):
+        cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock, step1)
+        _require_named(cropped, step)
     with clock("back to the scan"):
         raw = _uncrop(classes, box, grid.shape)
         labels = _uncrop(cropped, box, grid.shape)
@@ -325,6 +336,44 @@ def rename(
         first = (box[0].start, box[1].start, box[2].start)
         numbering = replace(numbering, findings=tuple(finding.moved(first) for finding in numbering.findings))
     return Segmentation(scan, raw, labels, numbering, box, step1)
+
+
+@contextmanager
+def _explained(scan: Scan) -> Iterator[None]:
+    """Add to the message that no spine was found what about the image may be the cause."""
+    try:
+        yield
+    except NoSpineError as error:
+        raise NoSpineError(" ".join([str(error), *scan.warnings, *image_faults(scan.iso)])) from error
+
+
+def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
+    """Check that something has the name of a level.
+
+    Raises:
+        NoSpineError: Nothing has.
+    """
+    levels = DISCS if step == 1 else (*VERTEBRAE, SACRUM, *DISCS)
+    if not np.isin(labels, levels).any():
+        raise NoSpineError(
+            f"No level fits what step {step} found in this image. Check that it shows the spine and that its "
+            "orientation and voxel size are right."
+        )
+
+
+def image_findings(scan: Scan, numbering: Numbering | None) -> tuple[Finding, ...]:
+    """Return what is odd about the image of a result.
+
+    Args:
+        scan: The scan.
+        numbering: What is known about its levels. Where they are not certain, the image may be the reason.
+
+    Returns:
+        Findings without a place; none for a sound image.
+    """
+    in_doubt = numbering is not None and not numbering.confident
+    faults = (*scan.warnings, *(image_faults(scan.iso) if in_doubt else ()))
+    return tuple(Finding(IMAGE, UNNAMED, fault) for fault in faults)
 
 
 def _name(

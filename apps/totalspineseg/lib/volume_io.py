@@ -24,7 +24,8 @@ from nibabel.wrapstruct import WrapStructError
 from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, MemoryShortageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume, to_ras
-from lib.nifti import read_nifti
+from lib.image import Image
+from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
 from lib.unpacking import require_bounded
 
@@ -42,6 +43,8 @@ META_HEADER_BYTES: Final = 8192
 """A MetaImage header has some twenty short lines."""
 PARTIAL_PREFIX: Final = ".partial-"
 """Files and folders being written, or left by a crash; never read."""
+MIN_SLICES: Final = 3
+"""Of two sagittal slices half may miss the canal, and levels are then named wrongly, yet with confidence."""
 GZIP_LEVEL = 1
 """Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
@@ -70,21 +73,21 @@ def is_image_name(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_image(path: Path) -> Volume:
+def read_image(path: Path) -> Image:
     """Read an image to be segmented.
 
     Args:
         path: NIfTI, NRRD or MetaImage file, or a folder (or one file) of a DICOM series.
 
     Returns:
-        The image as stored (any orientation). 4D is averaged over the last axis, as float32.
+        The image as stored (any orientation), with warnings. 4D is averaged over the last axis, as float32.
 
     Raises:
         ImageError: Not readable, not an image, not 3D or 4D, empty, not finite, or constant.
     """
-    volume = _read(path, average=True)
-    require_usable(volume)
-    return volume
+    image = _read(path, average=True)
+    require_usable(image)
+    return image
 
 
 def read_labels(path: Path) -> Volume:
@@ -135,8 +138,11 @@ def require_usable(volume: Volume) -> None:
         ImageError: 2D, complex or color values, NaN or infinity, or the same value everywhere.
     """
     data = volume.data
-    if min(data.shape) < 2:
-        raise ImageError(f"a 3D image of at least 2 slices is required, got shape {data.shape}; send the whole series")
+    if min(data.shape) < MIN_SLICES:
+        raise ImageError(
+            f"The image has {min(data.shape)} of the at least {MIN_SLICES} slices in which levels can be told apart "
+            f"(shape {data.shape}). Send the whole series."
+        )
     if data.dtype.kind not in "fiub":
         raise ImageError(f"one gray value a voxel is required, got values of type {data.dtype}; send a magnitude image")
     low, high = data.min(), data.max()
@@ -150,19 +156,19 @@ def require_usable(volume: Volume) -> None:
         raise ImageError(f"an image with contrast is required, got voxels that are {kind}; check the series")
 
 
-def _read(path: Path, *, average: bool) -> Volume:
+def _read(path: Path, *, average: bool) -> Image:
     if not path.exists():
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             data, affine = read_nifti(path)
-            return Volume(_to_3d(data, average=average), affine)
+            return Image(_to_3d(data, average=average), affine)
         if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
             image = open_itk(path)
             _require_oriented(image, path)
             return _from_sitk(image, average=average)
         return _read_dicom(path)
-    except ImageError:
+    except (ImageError, StorageError):
         raise
     except MemoryError as error:
         raise MemoryShortageError(
@@ -182,6 +188,8 @@ def open_itk(path: Path) -> sitk.Image:
         RuntimeError: It cannot be read.
     """
     reader = sitk.ImageFileReader()
+    # By itself ITK finds no reader for a MetaImage whose ending is in capitals.
+    reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
@@ -216,7 +224,7 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
     return data
 
 
-def _read_dicom(path: Path) -> Volume:
+def _read_dicom(path: Path) -> Image:
     # Here because importing pydicom takes longer than reading a NIfTI image.
     from lib.dicom.series import read_series
 
@@ -243,7 +251,7 @@ def _require_oriented(image: sitk.Image, path: Path) -> None:
         )
 
 
-def _from_sitk(image: sitk.Image, *, average: bool) -> Volume:
+def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(
             f"one gray value a voxel is required, got {image.GetNumberOfComponentsPerPixel()} values a voxel; "
@@ -255,7 +263,7 @@ def _from_sitk(image: sitk.Image, *, average: bool) -> Volume:
     direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
     affine[:3, :3] = direction * np.array(image.GetSpacing()[:3])
     affine[:3, 3] = image.GetOrigin()[:3]
-    return Volume(data, _LPS_TO_RAS @ affine)
+    return Image(data, _LPS_TO_RAS @ affine)
 
 
 def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
@@ -282,7 +290,8 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
 
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
-    image.set_qform(grid.affine, code=1)
+    # A qform holds no skew: beside the sform it would place the image in a second way.
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from lib.agreement import MIN_MM3
 from lib.anatomy import BACKGROUND, SACRUM, STRUCTURES, Kind
 from lib.corrections.wire import VERTEBRAE_NAME
 from lib.geometry import LabelArray
@@ -33,10 +34,20 @@ def structures_json(labels: LabelArray, spacing: tuple[float, float, float], *, 
 
 
 def levels_in_view(structures: list[dict[str, Any]], *, step: Step) -> str:
-    """ "T11 - sacrum" from ``structures_json``: the first and last vertebra; discs in step 1 and without vertebrae."""
+    """Return the first and last level in view, such as "T11 - sacrum".
+
+    Args:
+        structures: From ``structures_json``. One of less than ``MIN_MM3`` is a speck or the edge of a level, and does
+            not count.
+        step: In step 2 levels are vertebrae; in step 1, and where there are none, discs.
+
+    Returns:
+        "L4" for a single level, "" for none.
+    """
     bones = {kind.value for kind in (Kind.VERTEBRA, Kind.SACRUM)} if step == 2 else set()
-    names = [s["name"] for s in structures if s["kind"] in bones]
-    names = names or [s["name"] for s in structures if s["kind"] == Kind.DISC.value]
+    large = [row for row in structures if row["volume_ml"] * 1000 >= MIN_MM3]
+    names = [row["name"] for row in large if row["kind"] in bones]
+    names = names or [row["name"] for row in large if row["kind"] == Kind.DISC.value]
     if not names:
         return ""
     return names[0] if len(names) == 1 else f"{names[0]} - {names[-1]}"

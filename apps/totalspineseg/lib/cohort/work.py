@@ -15,6 +15,7 @@ from lib.cohort.stamps import same_content, stamp
 from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
+from lib.image import Image
 from lib.measurements import measure
 from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
@@ -52,7 +53,7 @@ class Networks(Protocol):
 class Loaded:
     """A scan as read."""
 
-    image: Volume
+    image: Image
     localizer: Volume | None
     watch: Stopwatch
 
@@ -177,7 +178,7 @@ class Work:
             NoSpineError: Step 1 found no disc or no canal.
         """
         watch = loaded.watch
-        scan = pipeline.prepare(loaded.image, clock=watch)
+        scan = pipeline.prepare(loaded.image, warnings=loaded.image.warnings, clock=watch)
         localizer = None if loaded.localizer is None else labels_on_grid(loaded.localizer, scan.iso.grid)
         named = None if localizer is None else Volume(localizer, scan.iso.affine)
         options = Options(method=self.options.method, localizer=named, pins=self.options.pins)
@@ -218,13 +219,14 @@ class Work:
             structures = structures_json(result.labels, spacing, step=step)
             measurable = result.segmentation is not None and iso.grid.skew_deg <= MAX_SKEW_DEG
             rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
+        odd = pipeline.image_findings(result.located.scan, found.numbering)
         record = {
             "scan": case.name,
             "source": _source(case),
-            **report(found.numbering, lint(result.labels, spacing), affine=iso.affine),
+            **report(found.numbering, (*odd, *lint(result.labels, spacing)), affine=iso.affine),
             "in_view": levels_in_view(structures, step=step),
             "structures": structures,
-            "warnings": _warnings(case, found),
+            "warnings": [*_warnings(case, found), *(finding.message for finding in odd)],
             "measurements": rows,
             "files": files,
             "seconds": watch.as_json(),

@@ -3,7 +3,7 @@
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -12,6 +12,19 @@ from lib.errors import ImageError
 from lib.unpacking import MAX_BYTES
 
 CHUNK_BYTES: Final = 1 << 20
+
+
+def is_deflated(path: Path) -> bool:
+    """Return whether a DICOM file is deflated as a whole."""
+    with path.open("rb") as file:
+        return _is_deflated(file)
+
+
+def _is_deflated(file: BinaryIO) -> bool:
+    """Read the start of a file, and leave the place of the reading behind it."""
+    read_preamble(file, force=True)
+    # The very reading by which dcmread decides to unpack: any other one could be led elsewhere.
+    return bool(_read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
 
 
 def require_bounded(source: Path | bytes) -> None:
@@ -25,9 +38,7 @@ def require_bounded(source: Path | bytes) -> None:
         zlib.error: It is damaged.
     """
     with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        read_preamble(file, force=True)
-        # The very reading by which dcmread decides to unpack: any other one could be led elsewhere.
-        if _read_file_meta_info(file).get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        if not _is_deflated(file):
             return
         inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, b""
         while total <= MAX_BYTES and (chunk := rest or file.read(CHUNK_BYTES)):

@@ -38,6 +38,7 @@ class Frame:
         rows: Pixels in a column.
         columns: Pixels in a row.
         thickness: mm, 0 when the header does not say.
+        gap: mm from the middle of one slice to that of the next, 0 when the header does not say.
         scaling: Slope and intercept of this frame of a multi-frame object, None where it has none of its own.
         file: Where the pixels are, None when only the header is at hand.
     """
@@ -51,6 +52,7 @@ class Frame:
     rows: int
     columns: int
     thickness: float
+    gap: float
     scaling: Scaling
     file: Path | None
 
@@ -99,7 +101,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
         raise ImageError("DICOM slices with a position and orientation are required, got some without; export again")
     if spacing is None or min(spacing) <= 0:
         raise ImageError("DICOM slices with a pixel spacing are required, got some without; export again")
-    thickness = _numbers(places, "SliceThickness", 1)
+    thickness, gap = (_numbers(places, keyword, 1) for keyword in ("SliceThickness", "SpacingBetweenSlices"))
     slope, intercept = (_numbers(places, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     name: Any = getattr(header, "filename", None)
     return Frame(
@@ -112,6 +114,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
         rows=int(header.Rows),
         columns=int(header.Columns),
         thickness=thickness[0] if thickness else 0.0,
+        gap=gap[0] if gap else 0.0,
         scaling=(slope[0], intercept[0]) if number is not None and slope and intercept else None,
         file=Path(name) if isinstance(name, str | Path) else None,
     )

@@ -26,6 +26,9 @@ _IMAGE_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.2.1",
 )
 """MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT: without rows they are cut short."""
+_ONE_OWNER: Final = {"PatientID": "patients", "PatientBirthDate": "dates of birth", "StudyInstanceUID": "studies"}
+"""Attributes that all files of a series share, and what differs where they do not: some programs give one series UID
+to several."""
 _PREAMBLE: Final = 128
 _MAGIC: Final = b"DICM"
 _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
@@ -50,7 +53,7 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
         One header an image object, in the order given (files of a folder by name); never empty.
 
     Raises:
-        ImageError: No DICOM image, or images of several series.
+        ImageError: No DICOM image, or images of several series, patients or studies.
     """
     name = sources.name if isinstance(sources, Path) else "the files"
     headers = [header for header in _all_headers(sources) if _is_image(header)]
@@ -63,6 +66,12 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
             f"a folder with one DICOM series is required, got {len(series)} series in {name!r}; "
             "put each series in its own folder"
         )
+    for keyword, owner in _ONE_OWNER.items():
+        if len(owners := {str(header.get(keyword) or "").strip() for header in headers} - {""}) > 1:
+            raise ImageError(
+                f"The files of {name!r} have one series UID, but belong to {len(owners)} {owner} "
+                f"({' and '.join(map(repr, sorted(owners)[:3]))}). Put the files of each into a folder of their own."
+            )
     return tuple(headers)
 
 
@@ -100,6 +109,8 @@ def _parsed(path: Path) -> Dataset | None:
     # Some archives write objects without the DICOM preamble.
     require_bounded(path)
     header = pydicom.dcmread(path, stop_before_pixels=True, force=not marked)
+    # Of a deflated file pydicom does not keep the name.
+    header.filename = str(path)
     return header if marked or sop_class(header) else None
 
 

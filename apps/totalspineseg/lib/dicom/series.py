@@ -1,19 +1,34 @@
 """The voxels of a DICOM series."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
 
-from lib.dicom.frames import Scaling
+from lib.dicom.deflated import is_deflated
 from lib.dicom.headers import read_headers
 from lib.dicom.stack import Stack, stack_of
-from lib.errors import ImageError
-from lib.geometry import AnyArray, Volume
+from lib.errors import ImageError, StorageError
+from lib.geometry import AnyArray
+from lib.image import Image
+
+SCALING_KEYWORDS: Final = (
+    "PixelValueTransformationSequence",
+    "RealWorldValueMappingSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+)
 
 
-def read_series(path: Path) -> Volume:
+def read_series(path: Path) -> Image:
     """Read the image of a DICOM series.
 
     Args:
@@ -21,27 +36,25 @@ def read_series(path: Path) -> Volume:
 
     Returns:
         (column, row, slice) on ``stack_of(read_headers(path)).grid``, values as stored or, where the header
-        scales them, scaled.
+        scales them, scaled; with a warning where slices seem to be missing.
 
     Raises:
         ImageError: Not one stack of slices, or pixels that cannot be read.
+        StorageError: There is no room to unpack a file.
     """
     stack = stack_of(read_headers(path))
-    return Volume(_pixels(stack), stack.affine)
+    return Image(_pixels(stack), stack.affine, stack.warnings)
 
 
 def _pixels(stack: Stack) -> AnyArray:
     read = cache(_read_object)  # one object may hold many frames
-    scalings: dict[Path | None, set[Scaling]] = {}
-    for frame in stack.frames:
-        scalings.setdefault(frame.file, set()).add(frame.scaling)
+    scaled = {frame.file for frame in stack.frames if frame.scaling}
     planes = []
     for frame in stack.frames:
         if frame.file is None:
-            raise ImageError("DICOM files are required, got a header without pixels; send the files")
-        plane = read(frame.file)[(frame.number or 1) - 1]
-        if len(scalings[frame.file]) > 1 and frame.scaling:
-            # The decoder scales the frames of an object where all have one scaling, and leaves them alone otherwise.
+            raise ImageError("The slices have no pixels. Send the complete DICOM files.")
+        plane = read(frame.file, frame.file in scaled)[(frame.number or 1) - 1]
+        if frame.scaling:
             slope, intercept = frame.scaling
             plane = plane * np.float32(slope) + np.float32(intercept)
         planes.append(plane)
@@ -49,13 +62,48 @@ def _pixels(stack: Stack) -> AnyArray:
     return data
 
 
-def _read_object(path: Path) -> AnyArray:
-    """(frame, row, column)."""
+def _read_object(path: Path, unscaled: bool) -> AnyArray:
+    """Read the pixels of one object, (frame, row, column); ``unscaled`` for those stored, whatever its header says."""
     try:
-        image = sitk.ReadImage(str(path), imageIO="GDCMImageIO")
+        with _for_decoder(path, unscaled) as file:
+            image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
         raise ImageError(
             f"a readable DICOM image is required, got {path.name!r}, whose pixels cannot be read; export it again"
         ) from error
     data: AnyArray = sitk.GetArrayFromImage(image)
     return data if data.ndim == 3 else data[np.newaxis]
+
+
+@contextmanager
+def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
+    """Yield a file from which the decoder reads what is meant.
+
+    The decoder knows no deflated files, and scales all frames of an object like its first one.
+    """
+    deflated = is_deflated(path)
+    if not deflated and not unscaled:
+        yield path
+        return
+    dataset = pydicom.dcmread(path, force=True)
+    if deflated:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if unscaled:
+        _remove_scaling(dataset)
+    try:
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-dicom-") as folder:
+            copy = Path(folder) / "copy.dcm"
+            dataset.save_as(copy)
+            yield copy
+    except OSError as error:
+        raise StorageError(
+            f"{path.name!r} could not be unpacked to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
+        ) from error
+
+
+def _remove_scaling(dataset: Dataset) -> None:
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    for item in (dataset, *(item for keyword in groups for item in dataset.get(keyword) or [])):
+        for keyword in SCALING_KEYWORDS:
+            if keyword in item:
+                delattr(item, keyword)

@@ -21,6 +21,10 @@ SPACING_TOLERANCE_MM: Final = 1e-3
 """Pixel spacings of one series may differ by this much: below it, 500 pixels move by less than one."""
 SAME_PLACE_MM: Final = 0.01
 """Slices closer than this lie at the same place: the precision of headers."""
+MISSING_RATIO: Final = 1.5
+"""Slices this many times as far apart as their header says are not all there; where each second one is left, twice."""
+WHOLE_SLICE: Final = 0.9
+"""Slices that lie closer than this share of their thickness overlap, or their header says something else."""
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PLANES: Final = ("sagittal", "coronal", "axial")
 """Name of the plane whose normal is nearest to patient x, y, z."""
@@ -47,6 +51,21 @@ class Stack:
         """The grid on which ``read_series`` gives the pixels."""
         first = self.frames[0]
         return Grid((first.columns, first.rows, len(self.frames)), self.affine)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Say whether slices seem to be missing although the others are evenly spaced.
+
+        A header with a gap below the thickness is not followed: some scanners write the empty space between slices.
+        """
+        stated = self.frames[0].gap
+        is_plausible = stated >= WHOLE_SLICE * self.frames[0].thickness and stated > 0
+        if len(self.frames) < 2 or not is_plausible or self.spacing_mm < MISSING_RATIO * stated:
+            return ()
+        return (
+            f"The slices lie {self.spacing_mm:.1f} mm apart, but their header says {stated:.1f} mm: some are missing. "
+            "Send the whole series.",
+        )
 
     @property
     def spacing_mm(self) -> float:

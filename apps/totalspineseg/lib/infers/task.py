@@ -55,7 +55,7 @@ class Outcome:
         labels: Codes on ``scan.iso``'s grid.
         numbering: What is known about the levels, if the method gives that.
         versions: Weights by step.
-        findings: What is odd about the labels.
+        findings: What is odd about the image and the labels.
         drawn: What the network drew and how it was named, to name it again later.
     """
 
@@ -136,10 +136,11 @@ class SpineTask(InferTask):  # type: ignore[misc]
         try:
             with clock("read image"):
                 image = read_image(Path(request["image"]))
-            scan = pipeline.prepare(image, clock=clock)
+            scan = pipeline.prepare(image, warnings=image.warnings, clock=clock)
             outcome = self.run(scan, settings, request, clock)
             with clock("lint"):
-                outcome = replace(outcome, findings=lint(outcome.labels, scan.iso.spacing))
+                odd = pipeline.image_findings(scan, outcome.numbering)
+                outcome = replace(outcome, findings=(*odd, *lint(outcome.labels, scan.iso.spacing)))
         finally:
             self.services.lock.release()
         file = self._write(outcome, settings, clock)

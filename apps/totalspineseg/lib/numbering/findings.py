@@ -1,12 +1,15 @@
 """What the linter reports."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.transforms.pieces import Piece
+
+IMAGE: Final = "image"
+"""Kind of the finding about an image, not its labels."""
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Finding:
     Attributes:
         kind: "gap", "duplicate", "fragment", "order", "disc_between", "reach", "wide", "cord_outside_canal",
             "unknown_code", "step_code", of a numbering "left_out", "pin_unmet", "localizer_elsewhere",
-            "landmark_differs" and "steps_differ", or of a submission "image_replaced", "finished_meanwhile" and
-            "incomplete".
+            "landmark_differs", "steps_differ" and "image", or of a submission "image_replaced",
+            "finished_meanwhile" and "incomplete".
         code: The code concerned; 0 for a piece that was left out.
         message: One sentence for the reader.
         voxels: How many voxels are concerned; 0 for a gap.

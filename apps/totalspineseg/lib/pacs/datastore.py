@@ -298,6 +298,8 @@ class PacsDatastore(StudiesDatastore):
         fresh = download(self._client, series, folder.parent)
         try:
             volume = read_series(fresh)
+            for warning in volume.warnings:
+                logger.warning("series %s: %s", series.uid, warning)
             with tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name:
                 # Not compressed: the same series must give the same bytes whenever it is fetched.
                 file = Path(name) / f"{series.uid}.nii"

@@ -109,8 +109,8 @@ def require_spine(raw: Labels, step: Step) -> None:
         missing.append("spinal canal")
     if missing:
         raise NoSpineError(
-            f"a spine MRI with at least one disc and the spinal canal is required, got no {' and no '.join(missing)} "
-            f"in step {step}; check that the image shows the spine and that its orientation is right"
+            f"Step {step} found no {' and no '.join(missing)} in this image. Check that it shows the spine and that "
+            "its orientation and voxel size are right."
         )
 
 

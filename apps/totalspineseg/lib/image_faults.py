@@ -1,0 +1,65 @@
+"""What about an image can keep the networks from finding its levels: a view too small, values far from all others."""
+
+from typing import Final
+
+import numpy as np
+
+from lib.geometry import FloatArray, Volume
+
+MIN_VIEW_MM: Final = (10.0, 30.0, 40.0)
+"""Less shows from left to right a part of the canal, from front to back no vertebra with its canal, and from head to
+foot a single level (40 mm in the lower back)."""
+VIEW_AXES: Final = ("from left to right", "from front to back", "from head to foot")
+BULK_PERCENT: Final = (5, 95)
+"""Percentiles between which the bulk of the values lies."""
+BELOW: Final = 3
+"""Values this many times the width of the bulk below it are no tissue: the lowest is air, which is close."""
+ABOVE: Final = 10
+"""Above it are bright fat and vessels, in images of much air many times the width of the bulk."""
+CONTRAST_LOSS: Final = 3
+"""Such values do harm once the standard deviation, by which images are normalized, is this many times that of the
+others."""
+
+
+def image_faults(image: Volume) -> tuple[str, ...]:
+    """Say what about an image can keep the networks from finding its levels.
+
+    Args:
+        image: Finite values, nearest RAS. Not modified.
+
+    Returns:
+        A sentence for each fault; empty for an image of a usual size with usual values.
+    """
+    return (*_small_view(image), *_far_values(image.data))
+
+
+def _small_view(image: Volume) -> tuple[str, ...]:
+    extents_mm = [count * mm for count, mm in zip(image.data.shape, image.spacing, strict=True)]
+    small = [
+        f"{extent:.0f} mm {axis}"
+        for extent, least, axis in zip(extents_mm, MIN_VIEW_MM, VIEW_AXES, strict=True)
+        if extent < least
+    ]
+    if not small:
+        return ()
+    return (f"The image covers only {' and '.join(small)}. Send one that shows several levels.",)
+
+
+def _far_values(data: FloatArray) -> tuple[str, ...]:
+    low, high = data.min(), data.max()
+    # A fill value may be the commonest of all.
+    others = data[(data != low) & (data != high)]
+    if not others.size:
+        return ()
+    start, end = (float(value) for value in np.percentile(others, BULK_PERCENT))
+    width = max(end - start, float(np.finfo(np.float32).tiny))
+    far = (data < start - BELOW * width) | (data > end + ABOVE * width)
+    count = int(np.count_nonzero(far))
+    if not count or data.std(dtype=np.float64) < CONTRAST_LOSS * data[~far].std(dtype=np.float64):
+        return ()
+    furthest = float(low if start - low > high - end else high)
+    return (
+        f"The image has values far from all others, such as {furthest:.6g} (most lie between {start:.6g} and "
+        f"{end:.6g}), in {count} of its {data.size} voxels, which leave no contrast. Replace them, a fill value by the "
+        "value of air.",
+    )
