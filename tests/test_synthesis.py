@@ -117,7 +117,7 @@ def test_sacs_differ_between_people_and_the_cord_keeps_within() -> None:
         cord, sac = spine.labels == anatomy.CORD, np.isin(spine.labels, (anatomy.CORD, anatomy.CANAL))
         middle = spine.labels.shape[2] // 2
         areas.append(cord[:, :, middle].sum() / sac[:, :, middle].sum())
-    assert max(areas) > 0.5 > 0.4 > min(areas)
+    assert max(areas) > 0.45 > 0.35 > min(areas)
 
 
 def test_head_shows_what_networks_take_for_column_and_names_none_of_it() -> None:
@@ -209,7 +209,7 @@ def test_the_box_a_part_is_drawn_in_holds_all_of_it(
 
 def test_ligaments_run_before_the_bodies_between_and_behind_the_spinous_processes() -> None:
     column = bend_column(np.random.default_rng(0), 12, 5, 0.0)
-    raster = Raster((20, 200, 700), (2.0, 1.0, 1.0), (-20.0, -100.0, -60.0))
+    raster = Raster((20, 300, 700), (2.0, 1.0, 1.0), (-20.0, -200.0, -60.0))
     out = np.zeros(raster.shape, np.uint8)
     draw_ligaments(np.random.default_rng(0), out, column, raster)
 

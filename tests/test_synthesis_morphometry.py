@@ -178,7 +178,9 @@ def test_canal_is_wider_than_the_cord_everywhere(average: SyntheticSpine, people
 
 
 def test_cord_fills_as_much_of_the_sac_of_the_neck_as_in_people() -> None:
-    """Filled too little (41 %), it was drawn a third too thin on scans of people."""
+    """Where the cord filled 58 % of a narrow sac, networks took the outer half of real sacs for something else.
+
+    Source: on four public T2 scans the cord fills 0.32 to 0.54 of the sac of C3 to C7, mean 0.45."""
     shares = []
     for seed in range(60):
         column = bend_column(np.random.default_rng(seed), 12, 5, 1.0)
@@ -187,7 +189,8 @@ def test_cord_fills_as_much_of_the_sac_of_the_neck_as_in_people() -> None:
             np.random.default_rng(seed), column, Raster((2, 2, 1), (1.0, 1.0, 1.0), (0.0, 0.0, level)), 1.0
         )
         shares.append(float(curve.cord_width[0] * curve.cord_depth[0] / (curve.width[0] * curve.depth[0])))
-    assert np.mean(shares) == pytest.approx(0.58, abs=0.07), "Kato et al., Eur Spine J 21, 2012: 58 % (7)"
+    assert np.mean(shares) == pytest.approx(0.46, abs=0.04)
+    assert np.std(shares) > 0.06, "sacs differ between people"
 
 
 def test_tail_bone_follows_the_sacrum_where_the_scan_reaches_it(people: tuple[SyntheticSpine, ...]) -> None:

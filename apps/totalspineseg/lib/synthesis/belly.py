@@ -9,6 +9,11 @@ from lib.synthesis.shapes import Local, Mask
 from lib.synthesis.tissues import Tissue
 
 Tissues = NDArray[np.uint8]
+_LOOPS = (18, 44)
+"""Loops of bowel in the whole belly."""
+_LOOP_MM, _WALL_MM = (9.0, 24.0), 2.0
+_CONTENTS = (Tissue.ORGAN_A, Tissue.ORGAN_B, Tissue.ORGAN_C, Tissue.AIR, Tissue.URINE, Tissue.CORTICAL)
+"""What a loop holds: chyme, stool, gas, or water."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,38 @@ def draw_belly(rng: np.random.Generator, out: Tissues, space: BellySpace) -> Non
 
 
 def _bowel(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mask) -> None:
-    """Loops of different content in fat, some of them with gas."""
+    """Draw loops of different content with walls of muscle, in fat; some lie right before the column and the sacrum."""
     out[room] = Tissue.FAT
-    for tissue, low, high in (
-        (Tissue.ORGAN_A, 0.3, 0.9),
-        (Tissue.ORGAN_B, 0.9, 9.0),
-        (Tissue.ORGAN_C, -0.9, -0.3),
-        (Tissue.AIR, -9.0, -1.5 - rng.random()),
-    ):
-        out[room & (space.noise > low) & (space.noise < high)] = tissue
+    out[room & (space.noise > 1.2)] = Tissue.ORGAN_A
+    for _ in range(int(rng.integers(*_LOOPS))):
+        center = rng.normal(0, 45), rng.uniform(30, 110), rng.uniform(-130, space.diaphragm)
+        half = rng.uniform(*_LOOP_MM) * space.scale * rng.uniform(0.7, 1.4, 3)
+        _loop(out, space, room, center, half, Tissue(int(rng.choice(_CONTENTS))))
+    bladder = rng.normal(0, 6), rng.uniform(80, 105) * space.scale, rng.uniform(-115, -80) * space.scale
+    _loop(out, space, room, bladder, rng.uniform(14, 42, 3), Tissue.URINE)
+
+
+def _loop(
+    out: Tissues,
+    space: BellySpace,
+    room: Mask,
+    center: tuple[float, float, float],
+    half: NDArray[np.float64],
+    content: Tissue,
+) -> None:
+    """Draw an ellipsoid with a wall, in the box that holds it."""
+    parts = space.local.right, space.local.anterior, space.local.superior
+    near = [np.abs(part - c) < h for part, c, h in zip(parts, center, half, strict=True)]
+    spans = [np.flatnonzero(n.any(axis=tuple(k for k in range(3) if k != axis))) for axis, n in enumerate(near)]
+    if not all(span.size for span in spans):
+        return
+    box = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+    cut = [part[tuple(b if n > 1 else slice(None) for b, n in zip(box, part.shape, strict=True))] for part in parts]
+    offsets = [(part - c) / h for part, c, h in zip(cut, center, half, strict=True)]
+    distance = np.sqrt(offsets[0] ** 2 + offsets[1] ** 2 + offsets[2] ** 2)
+    free = room[box]
+    out[box][free & (distance < 1)] = Tissue.MUSCLE
+    out[box][free & (distance < 1 - _WALL_MM / float(half.min()))] = content
 
 
 def _psoas(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:

@@ -17,11 +17,11 @@ from lib.synthesis.tissues import Tissue
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
-SAC_SHARE = (0.80, 0.86)
+SAC_SHARE = (0.86, 0.88)
 """Dural sac against bony canal, width and depth (the rest is epidural fat and veins)."""
-_NECK_SAC = (1.0, 0.92, 0.83, 0.83, 0.83, 0.83, 0.83, 0.92)
-"""How much narrower and flatter it is from C1 to T1: the cord fills 58 % (7) of its area at C5 (Kato et al., Eur Spine
-J 21, 2012, 1499-1507); roots and veins fill the rest of the bony canal."""
+_NECK_SAC = ((1.0, 1.0), (0.95, 0.92), *[(0.93, 0.86)] * 5, (0.97, 0.92))
+"""How much narrower and flatter it is from C1 to T1. Source: on four public T2 scans, cut half-way between cord and
+fluid, the sac of C3 to C7 has 145 to 250 mm2, of which the cord fills 0.32 to 0.54 (mean 0.45)."""
 _SAC_RANGE = ((0.78, 1.06), (0.74, 1.10))
 """How much narrower or wider than usual a person's sac is, width and depth. Source: sagittal canal of 11 to 18 mm in
 healthy necks (Ulbrich et al., Radiology 271(1), 2014), of which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
@@ -33,6 +33,10 @@ _SACRAL_CANAL_MM = ((22.0, 14.0), (17.0, 11.0), (12.0, 8.0))
 """Width and depth of the canal at S1, S2, S3."""
 EPIDURAL_REACH_MM = 2.5
 """Epidural fat reaches this far beyond the dural sac."""
+_FAT_PADS_MM = (6.0, 7.0)
+"""How much farther it reaches behind the sac of the loin, between the laminae, and in front of it at the sacrum."""
+_THREADS, _THREAD_MM = 48, 0.9
+"""Nerve roots are threads along the sac, as thick as this and scattered over so many places a side."""
 ABOVE_ATLAS_MM = 7.0
 """The labeled canal ends this far above the middle of C1, at the foramen magnum."""
 _GRAY_SHARE = (0.62, 0.5)
@@ -55,6 +59,7 @@ class CanalCurve:
         cord_depth: Cord, front to back; 0 where there is none.
         top: Height where the labeled canal ends.
         bottom: Height where the dural sac ends.
+        pads: Share of the fat pads behind the sac and in front of it.
     """
 
     z: Floats
@@ -68,6 +73,7 @@ class CanalCurve:
     cord_depth: Floats
     top: float
     bottom: float
+    pads: tuple[Floats, Floats]
 
 
 def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, jitter: float) -> CanalCurve:
@@ -83,12 +89,13 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
         The curve at each slice of the grid.
     """
     knots = []
-    for vertebra, neck in zip(column.vertebrae, chain(_NECK_SAC, repeat(1.0)), strict=False):
+    for vertebra, neck in zip(column.vertebrae, chain(_NECK_SAC, repeat((1.0, 1.0))), strict=False):
         size, offset = vertebra.size, canal_center(vertebra)
+        wide, deep = neck
         tilt = max(float(vertebra.frame.axes[2, 2]), 0.6)
         for rise in (-0.45, 0.45):
             point = vertebra.frame.point(0, offset, rise * size.height)
-            knots.append((*point, neck * size.canal_width, neck * size.canal_depth / tilt))
+            knots.append((*point, wide * size.canal_width, deep * size.canal_depth / tilt))
     for segment, (width, depth) in zip(column.sacrum[:3], _SACRAL_CANAL_MM, strict=True):
         tilt = max(float(segment.frame.axes[2, 2]), 0.6)
         point = segment.frame.point(0, -(segment.depth / 2 + depth / 2), 0)
@@ -116,7 +123,16 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
     bottom = float(column.sacrum[1].frame.origin[2] + jitter * rng.normal(0, 9))
     taper = np.clip((z - bottom) / 25.0, 0, 1) ** 0.5
     width, depth = width * taper, depth * taper
-    return CanalCurve(z, x, y, width, depth, *_cord(rng, column, z, x, y, width, depth, jitter), top, bottom)
+    return CanalCurve(
+        z, x, y, width, depth, *_cord(rng, column, z, x, y, width, depth, jitter), top, bottom, _pads(column, z)
+    )
+
+
+def _pads(column: BentColumn, z: Floats) -> tuple[Floats, Floats]:
+    """Share of the fat behind the sac, from the first lumbar vertebra down, and before it, from the lowest one down."""
+    first_lumbar = max(v.frame.origin[2] for v in column.vertebrae if v.region == "lumbar")
+    lowest = column.vertebrae[-1].frame.origin[2]
+    return np.clip((first_lumbar + 25 - z) / 40, 0, 1), np.clip((lowest - 5 - z) / 20, 0, 1)
 
 
 def _stenoses(rng: np.random.Generator, column: BentColumn, z: Floats, jitter: float) -> Floats:
@@ -162,13 +178,16 @@ def _cord(
 def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
     """Epidural fat, dural sac, cauda equina and cord, over whatever bone reached in."""
     filling = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
-    scattered = rng.random(raster.shape) < 0.6
+    threads = rng.random((_THREADS, _THREADS)) < 0.6
+    pads = rng.spawn(1)[0].uniform(0.3, 1.0, 2) * _FAT_PADS_MM
+    behind, before = (pad * share for pad, share in zip(pads, curve.pads, strict=True))
     middle = np.stack([curve.x, curve.y, curve.z])
     reach_mm = np.stack([curve.width, curve.depth, np.zeros_like(curve.z)]) / 2 + EPIDURAL_REACH_MM
+    reach_mm[1] += np.maximum(behind, before)
     box = raster.box(WORLD, (middle - reach_mm).min(1), (middle + reach_mm).max(1))
     if box is None:
         return
-    labels, tissues, scattered = labels[box], tissues[box], scattered[box]
+    labels, tissues = labels[box], tissues[box]
     x = raster.axis(0)[box[0], None, None]
     y = raster.axis(1)[None, box[1], None]
 
@@ -180,6 +199,9 @@ def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: C
     reach = 2 * EPIDURAL_REACH_MM
     around = (ellipse(curve.x, curve.y, curve.width + reach, curve.depth + reach) < 1) & below & (labels == 0)
     tissues[around] = filling
+    pad_y, pad_depth = curve.y + (before - behind) / 2, curve.depth + reach + before + behind
+    pad = (ellipse(curve.x, pad_y, 0.8 * (curve.width + reach), pad_depth) < 1) & below & (labels == 0) & ~around
+    tissues[pad & (behind + before > 0.5)[None, None, :]] = Tissue.EPIDURAL
     inside = ellipse(curve.x, curve.y, curve.width, curve.depth) < 1
     cord = (ellipse(curve.cord_x, curve.cord_y, curve.cord_width, curve.cord_depth) < 1) & inside
     fluid = inside & (curve.z < curve.top + 15)[None, None, :]
@@ -187,7 +209,14 @@ def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: C
     labels[inside & below] = anatomy.CANAL
     tail = (curve.cord_width < 5)[None, None, :] & below
     roots = ellipse(curve.x, curve.y - 0.2 * curve.depth, curve.width * 0.8, curve.depth * 0.55) < 1
-    tissues[inside & tail & roots & scattered] = Tissue.CAUDA_EQUINA
+    nerves = inside & tail & roots
+    at = np.nonzero(nerves)
+    across, along = (
+        np.round((axis.ravel()[i] - middle[at[2]]) / _THREAD_MM).astype(int) % _THREADS
+        for axis, i, middle in ((x, at[0], curve.x), (y, at[1], curve.y))
+    )
+    nerves[at] = threads[across, along]
+    tissues[nerves] = Tissue.CAUDA_EQUINA
     tissues[cord & (curve.z < curve.top + 15)[None, None, :]] = Tissue.CORD
     wide, deep = _GRAY_SHARE
     core = ellipse(curve.cord_x, curve.cord_y, wide * curve.cord_width, deep * curve.cord_depth) < 1

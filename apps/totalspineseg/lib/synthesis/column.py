@@ -9,8 +9,9 @@ from lib import anatomy
 from lib.synthesis import morphometry as mm
 from lib.synthesis.morphometry import LevelSize
 
-_LUMBAR_SHARE = (0.13, 0.16, 0.20, 0.24, 0.27)
-"""Share of the lumbar lordosis taken by the segments L1-L2 .. L5-S, rising downward."""
+_LUMBAR_SHARE = (0.10, 0.14, 0.19, 0.24, 0.33)
+"""Share of the lumbar lordosis taken by the segments L1-L2 .. L5-S, rising downward. The lowest disc is a wedge:
+11.2 mm (3.2) high in front and 6.8 mm (2.7) behind in 25 patients of the SPIDER data set."""
 _SACRAL_KYPHOSIS_DEG = 62.0
 """Turn of the sacrum from S1 to S5."""
 _CRUSH_ODDS, _CRUSH = 0.05, (0.15, 0.5)
@@ -18,6 +19,16 @@ _CRUSH_ODDS, _CRUSH = 0.05, (0.15, 0.5)
 prevalence in the elderly, 15 to 25 % of persons (Schousboe, J Clin Densitom 19(1), 2016), spread over the levels."""
 _LIP = 0.16
 """Largest osteophyte at the rim of an endplate, share of the body's half width."""
+_SLIP_ODDS, _SLIP_SHARE, _SLIP_BACK = {"cervical": 0.03, "thoracic": 0.0, "lumbar": 0.05}, (0.08, 0.3), 0.25
+"""Odds that a vertebra has slipped on the one below, how far against its depth, and the share that slipped backward.
+Source: lumbar slips in 6 to 14 % of adults (Kalichman et al., Spine 34(2), 2009), most of the first grade."""
+_SACRALIZED_ODDS, _SACRALIZED = 0.04, {"disc_height": 0.4, "transverse_width": 1.25}
+"""Odds that the lowest vertebra has grown toward the sacrum, and what that does to its measures. It keeps its name."""
+_LUMBARIZED_ODDS, _LUMBARIZED_MM = 0.04, (4.5, 8.0)
+"""Odds that the first sacral disc is as good as a lumbar one, and its height. Source of both odds: transitional
+vertebrae in 12 % of people (Apazidis et al., Spine J 11(9), 2011). It stays part of the sacrum."""
+_SACRAL_DISCS_MM = ((0.8, 5.0), (0.5, 3.5), (0.0, 2.0), (0.0, 1.5))
+"""Height of the rudimentary discs S1-S2 .. S4-S5 of people; seen on scans of adults of all ages."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +77,21 @@ class Vertebra:
 
 @dataclass(frozen=True)
 class Segment:
-    """One sacral segment (S1 .. S5): frame, height, depth, width in mm."""
+    """One sacral segment (S1 .. S5).
+
+    Attributes:
+        frame: Its middle.
+        height: mm.
+        depth: mm.
+        width: With the alae, mm.
+        gap: Height of the rudimentary disc below it, mm; 0 for the last.
+    """
 
     frame: Frame
     height: float
     depth: float
     width: float
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +131,24 @@ def _crushed(rng: np.random.Generator, sizes: list[LevelSize], age: float) -> tu
     broken = [i > 7 and rng.random() < _CRUSH_ODDS * age for i in range(len(sizes))]  # the neck is spared
     sunk = [float(rng.uniform(*_CRUSH)) * s.height if b else 0.0 for s, b in zip(sizes, broken, strict=True)]
     return [replace(s, height=s.height - d / 2) for s, d in zip(sizes, sunk, strict=True)], sunk
+
+
+def _sacralized(rng: np.random.Generator, sizes: list[LevelSize], jitter: float) -> list[LevelSize]:
+    """Sizes in which the lowest vertebra of a few has a narrow disc and wide transverse processes."""
+    if rng.random() >= _SACRALIZED_ODDS * min(jitter, 1.0):
+        return sizes
+    grown = {name: getattr(sizes[-1], name) * factor for name, factor in _SACRALIZED.items()}
+    return [*sizes[:-1], replace(sizes[-1], **grown)]
+
+
+def _slips(rng: np.random.Generator, regions: list[str], sizes: list[LevelSize], jitter: float) -> list[float]:
+    """How far each vertebra has slipped forward on the one below, mm; mostly 0, and never the first two."""
+    slips = []
+    for i, (region, size) in enumerate(zip(regions, sizes, strict=True)):
+        slipped, back = rng.random() < _SLIP_ODDS[region] * min(jitter, 1.0), rng.random() < _SLIP_BACK
+        far = float(rng.uniform(*_SLIP_SHARE)) * size.depth * (-0.5 if back else 1.0)
+        slips.append(far if slipped and i > 1 else 0.0)
+    return slips
 
 
 def _tilts(rng: np.random.Generator, counts: tuple[int, int, int], jitter: float) -> NDArray[np.float64]:
@@ -162,6 +200,8 @@ def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: fl
     ageing = rng.spawn(1)[0]  # a stream of its own: what a seed drew before stays
     sizes, sunk = _crushed(ageing, sizes, age)
     lips = _LIP * age * ageing.random(len(sizes))
+    sizes = _sacralized(ageing, sizes, jitter)
+    slips = _slips(ageing, regions, sizes, jitter)
     total = len(sizes)
     tilts = _tilts(rng, counts, jitter) + np.r_[0.0, jitter * 1.2 * rng.standard_normal(total)]
     tilts -= _lean(tilts, sizes) - jitter * rng.normal(0, 3.5)
@@ -182,6 +222,8 @@ def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: fl
         origin = cursor + disc_axes[:, 2] * gap + axes[:, 2] * size.height / 2
         if i == 0:  # C1 rides on the shoulders of C2, around the dens
             origin = cursor + axes[:, 2] * size.height * 0.65
+        disc_frame = Frame(disc_frame.origin + axes[:, 1] * slips[i] / 2, disc_axes)
+        origin = origin + axes[:, 1] * slips[i]  # those above ride along
         cursor = origin + axes[:, 2] * size.height / 2
         below = tilts[step - 1] - tilts[step]
         wedge = float(np.tan(np.deg2rad(np.clip(0.25 * below, -6, 6)))) - sunk[i] / (2 * size.depth)
@@ -197,9 +239,20 @@ def _sacrum(rng: np.random.Generator, slope: float, side: float, scale: float, j
     steps = slope + 8.0 - turn * np.array([0.0, 0.10, 0.30, 0.65, 1.0])
     cursor, segments = np.zeros(3), []
     size = scale * (1 + jitter * 0.05 * rng.standard_normal())
-    for tilt, h, d, w in zip(steps, mm.SACRAL_HEIGHTS, mm.SACRAL_DEPTHS, mm.SACRAL_WIDTHS, strict=True):
+    gaps = _sacral_gaps(rng.spawn(1)[0], jitter)
+    for tilt, h, d, w, gap in zip(
+        steps, mm.SACRAL_HEIGHTS, mm.SACRAL_DEPTHS, mm.SACRAL_WIDTHS, (*gaps, 0.0), strict=True
+    ):
         axes = _axes(float(tilt), side, 0.0)
         height = h * size
-        segments.append(Segment(Frame(cursor - axes[:, 2] * height / 2, axes), height, d * size, w * size))
+        segments.append(Segment(Frame(cursor - axes[:, 2] * height / 2, axes), height, d * size, w * size, gap * size))
         cursor = cursor - axes[:, 2] * height
     return tuple(segments)
+
+
+def _sacral_gaps(rng: np.random.Generator, jitter: float) -> list[float]:
+    """Heights of the rudimentary discs of an individual, mm."""
+    gaps = [0.5 * (low + high) + jitter * rng.uniform(-0.5, 0.5) * (high - low) for low, high in _SACRAL_DISCS_MM]
+    if rng.random() < _LUMBARIZED_ODDS * min(jitter, 1.0):
+        gaps[0] = float(rng.uniform(*_LUMBARIZED_MM))
+    return [max(0.0, float(gap)) for gap in gaps]

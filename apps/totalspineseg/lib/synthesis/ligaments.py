@@ -13,7 +13,9 @@ from lib.synthesis.tissues import Tissue
 Tissues = NDArray[np.uint8]
 Point = tuple[float, float, float]
 
-_FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_RADIUS_MM, _SHEET_STEP_MM = 2.5, 2.5, 1.8, 2.5
+_FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_STEP_MM = 2.5, 2.5, 2.5
+_FAT_ODDS, _FAT_RADIUS_MM, _SHEET_RADIUS_MM = 0.7, 3.2, 1.8
+"""How often fat lies between the spinous processes, its half thickness, and that of the ligament in its place."""
 
 
 def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
@@ -25,13 +27,14 @@ def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, r
         column: The bent column.
         raster: Its grid.
     """
-    between = Tissue.FAT if rng.random() < 0.5 else Tissue.LIGAMENT  # with age fat takes the sheet's place
+    fat = rng.random() < _FAT_ODDS
+    between, radius = (Tissue.FAT, _FAT_RADIUS_MM) if fat else (Tissue.LIGAMENT, _SHEET_RADIUS_MM)
     for upper, lower in itertools.pairwise(column.vertebrae[1:]):
         _cord(out, raster, _front(upper), _front(lower), _FRONT_RADIUS_MM, Tissue.LIGAMENT)
         (above, above_tip), (below, below_tip) = ([_world(v, p) for p in spinous_ends(v)] for v in (upper, lower))
         for share in np.arange(0, 1, _SHEET_STEP_MM / np.linalg.norm(above_tip - above)):
             ends = above + share * (above_tip - above), below + share * (below_tip - below)
-            _cord(out, raster, *ends, _SHEET_RADIUS_MM, between)
+            _cord(out, raster, *ends, radius, between)
         _cord(out, raster, above_tip, below_tip, _TIP_RADIUS_MM, Tissue.LIGAMENT)
 
 

@@ -12,14 +12,23 @@ from lib.synthesis.surroundings import smooth_noise
 from lib.synthesis.tissues import PRIORS, Tissue
 
 Image = NDArray[np.float32]
+_MARROW = [Tissue.MARROW, Tissue.ARCH_MARROW, Tissue.OTHER_BONE]
 
-SLICE_AXES = (0, 0, 0, 0, 1, 2)
-"""Thick-slice direction is drawn from these: mostly sagittal acquisitions, some coronal and axial."""
+SLICE_AXES = (0, 0, 0, 0, 0, 1, 2, 2)
+"""Thick-slice direction is drawn from these: mostly sagittal acquisitions, some axial, few coronal."""
+_CLINICAL_ODDS, _CLINICAL_MM = 0.45, (3.2, 5.2)
+"""Share of the scans with slices as thick as usual in clinics; the rest are drawn from the whole range."""
+_MOTTLE, _STRONG_MOTTLE = 0.08, 0.3
+"""Spread of the signal within marrow, usual and in a fifth of people: fat and blood-forming marrow lie in spots."""
+_DARK_MARROW_ODDS, _DARK_MARROW = 0.2, (0.35, 0.85)
+"""Share of people whose marrow has less signal, and how much is left: the young, the anemic, smokers."""
+_SATURATION_ODDS, _SATURATION_MM = 0.3, (4.0, 40.0)
+"""Share of scans with a saturation band before the column, and how far before the bodies it begins."""
 FLOW_ODDS = 0.35
 """Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
 ODDS = {"T1": 0.17, "T2": 0.37, "STIR": 0.1, "T2star": 0.08, "T1gre": 0.08, "random": 0.2}
 """Share of the scans by contrast, where none is asked for."""
-WEIGHTING = (0.75, 2.2)
+WEIGHTING, WEIGHTING_ODDS = (0.8, 2.3), 0.75
 """Exponent on a contrast's signals. At 1 fluid is twice as bright as the cord on T2, as in short echo trains; long
 echo times reach four times (measured on public cervical and whole-spine scans)."""
 
@@ -59,7 +68,7 @@ def tissue_signals(rng: np.random.Generator, contrast: str) -> NDArray[np.float3
         table[: len(Tissue)] = random
         table[[Tissue.AIR, Tissue.LUNG, Tissue.CORTICAL]] *= 0.25
     else:
-        weighting = rng.uniform(*WEIGHTING) if rng.random() < 0.6 else 1.0
+        weighting = rng.uniform(*WEIGHTING) if rng.random() < WEIGHTING_ODDS else 1.0
         for tissue, value in PRIORS[contrast].items():
             table[tissue] = value**weighting
         jitter = rng.uniform(0.06, 0.25)
@@ -93,12 +102,16 @@ def render(
     spacing = spacing_mm or tuple(float(v) for v in np.abs(np.diag(spine.affine)[:3]))
     strength = options.strength
     signals = tissue_signals(rng, contrast)
+    people = rng.spawn(1)[0]
+    if people.random() < _DARK_MARROW_ODDS * strength:
+        signals[_MARROW] *= people.uniform(*_DARK_MARROW)
     own = np.exp(0.06 * strength * rng.standard_normal(256)).astype(np.float32)
     own[0] = 1.0
     image = signals.take(spine.tissues)
     image *= own.take(spine.labels)
     image *= _flow(rng.spawn(1)[0], spine.tissues, strength)
-    image *= _texture(rng, image.shape, strength)
+    image *= _texture(rng, spine.tissues, strength)
+    _saturate(rng.spawn(1)[0], image, spine, spacing, strength)
     image = _blur(rng, image, spacing, strength)
     image = _thick_slices(rng, image, spacing, options)
     image *= _coil(rng, image.shape, spacing, strength)
@@ -132,15 +145,38 @@ def thick_slices(image: Image, axis: int, count: int) -> Image:
     return np.asarray(np.take(moved, low, axis) * (1 - weight) + np.take(moved, low + 1, axis) * weight)
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, ...], strength: float) -> Image:
-    """Factors near 1 that make no tissue even: coarse clouds and finer ones."""
+def _texture(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image:
+    """Factors near 1 that make no tissue even: coarse clouds and finer ones, the finer strongest in marrow."""
+    shape = tissues.shape
     texture = smooth_noise(rng, shape, 40)
     texture *= np.float32(0.06 * strength)
     texture += 1
     fine = smooth_noise(rng, shape, 110)
-    fine *= 0.03 * strength
+    people = rng.spawn(1)[0]
+    mottle = (_STRONG_MOTTLE if people.random() < 0.2 else _MOTTLE) * people.random()
+    share = np.full(256, 0.03 * strength, np.float32)
+    share[_MARROW] = 0.03 * strength + mottle * min(strength, 1.0)
+    fine *= share.take(tissues)
     texture += fine
-    return texture
+    return np.clip(texture, 0, None, out=texture)
+
+
+def _saturate(
+    rng: np.random.Generator, image: Image, spine: SyntheticSpine, spacing: tuple[float, ...], strength: float
+) -> None:
+    """Take the signal before the column from a few scans, as a band against motion of the belly or throat does."""
+    if rng.random() >= _SATURATION_ODDS * strength:
+        return
+    column = spine.labels.max(0) > 0
+    seen = column.any(0)
+    if not seen.any():
+        return
+    front = column.shape[0] - 1 - np.argmax(column[::-1], axis=0)
+    slope, base = np.polyfit(np.flatnonzero(seen), front[seen], 1) if seen.sum() > 1 else (0.0, float(front[seen][0]))
+    line = slope * np.arange(column.shape[1]) + base
+    begin = line + np.ptp(front[seen] - line[seen]) / 2 + rng.uniform(*_SATURATION_MM) / spacing[1]
+    off = (np.arange(column.shape[0])[:, None] - begin[None, :]) * np.float32(spacing[1] / rng.uniform(2, 8))
+    image *= (1 - rng.uniform(0.6, 0.97) / (1 + np.exp(-np.clip(off, -30, 30)))).astype(np.float32)
 
 
 def _receive(rng: np.random.Generator, image: Image, strength: float) -> Image:
@@ -174,6 +210,9 @@ def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, 
     """Slices of up to 7 mm, or as thick as asked for."""
     axis = int(rng.choice(SLICE_AXES))
     drawn = rng.uniform(0.8, 0.8 + 6.2 * min(options.strength, 1.0))
+    clinic = rng.spawn(1)[0]
+    if clinic.random() < _CLINICAL_ODDS * min(options.strength, 1.0):
+        drawn = clinic.uniform(*_CLINICAL_MM)
     thickness = options.slice_mm if options.slice_mm is not None else float(drawn)
     step = round(thickness / spacing[axis])
     length = image.shape[axis]

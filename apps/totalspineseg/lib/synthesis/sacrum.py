@@ -15,19 +15,26 @@ _COCCYX_MM = 42.0
 """Length along its curve. Source: Woon et al., Eur Spine J 22(4), 2013, 863-870: 44 mm in men, 40 mm in women."""
 
 
-def draw_sacrum(labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
-    """S1 .. S5 with alae, rudimentary discs between them, and the bone behind the sacral canal."""
+_DISC_TISSUES = (Tissue.ANNULUS, Tissue.SACRAL_DISC, Tissue.NUCLEUS)
+"""What rudimentary discs are made of: dark as most old discs, like marrow, or bright; an individual's are alike."""
+_PLATE_MM = 0.9
+"""Cortical bone above and below a rudimentary disc."""
+
+
+def draw_sacrum(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
+    """Draw S1 .. S5 with alae, rudimentary discs between them, and the bone behind the sacral canal."""
+    filling = _DISC_TISSUES[int(rng.integers(len(_DISC_TISSUES)))]
     for number, segment in enumerate(column.sacrum):
         half, w, d = segment.height / 2, segment.width / 2, segment.depth
         box = raster.box(segment.frame, (-w - 5, -d / 2 - 40, -half - 6), (w + 5, d / 2 + 5, half + 6))
         if box is None:
             continue
         local = raster.local(segment.frame, box)
-        part, gap = _sacral_part(local, segment, number)
+        part = _sacral_part(local, segment, number)
         labels[box][part] = anatomy.SACRUM
         tissues[box][part] = Tissue.MARROW
-        if number < len(column.sacrum) - 1:
-            tissues[box][part & gap] = Tissue.SACRAL_DISC
+    for number, segment in enumerate(column.sacrum[:-1]):
+        _draw_gap(labels, tissues, segment, number, raster, filling)
     _draw_coccyx(tissues, column, raster)
 
 
@@ -47,7 +54,22 @@ def _draw_coccyx(tissues: Codes, column: BentColumn, raster: Raster) -> None:
     tissues[box][bone & (tissues[box] != Tissue.AIR)] = Tissue.OTHER_BONE
 
 
-def _sacral_part(local: Local, segment: Segment, number: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _draw_gap(labels: Codes, tissues: Codes, segment: Segment, number: int, raster: Raster, filling: Tissue) -> None:
+    """Draw the rudimentary disc below a segment between two plates of cortical bone; it stays sacrum."""
+    low, thick = -segment.height / 2, segment.gap / 2
+    width, depth = (0.5 - 0.03 * number) * segment.width, 0.88 * segment.depth
+    reach = thick + 2 * _PLATE_MM
+    box = raster.box(segment.frame, (-width / 2, -depth / 2, low - reach), (width / 2, depth / 2, low + reach))
+    if box is None or segment.gap <= 0:
+        return
+    local = raster.local(segment.frame, box)
+    inside = (outline(local, width, depth) < 1) & (labels[box] == anatomy.SACRUM)
+    off = np.abs(local.superior - low)
+    tissues[box][inside & (off < thick + _PLATE_MM)] = Tissue.CORTICAL
+    tissues[box][inside & (off < thick)] = filling
+
+
+def _sacral_part(local: Local, segment: Segment, number: int) -> NDArray[np.bool_]:
     half, w, d = segment.height / 2, segment.width / 2, segment.depth
     narrow = 1 - 0.12 * (half - local.superior) / segment.height  # tapers downward
     tall = np.abs(local.superior) < half + 0.6
@@ -60,5 +82,4 @@ def _sacral_part(local: Local, segment: Segment, number: int) -> tuple[NDArray[n
     plate = (np.abs(local.anterior - back + 0.25 * side) < 4.0) & (side < 0.42 * w) & tall
     walls = (np.abs(side - 0.33 * w) < 5) & (local.anterior < -d / 2 + 4) & (local.anterior > back) & tall
     crest = capsule(local, (0, back - 3, -half * 0.6), (0, back - 8, half * 0.4), 3.5) & (number < 4)
-    gap = (local.superior < -half + 1.3) & (outline(local, 0.4 * segment.width, 0.75 * d) < 1)
-    return (core | (wing & ~hole) | plate | walls | crest), np.asarray(gap)
+    return np.asarray(core | (wing & ~hole) | plate | walls | crest)

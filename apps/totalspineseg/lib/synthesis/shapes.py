@@ -17,6 +17,14 @@ EPIDURAL_MM = 1.6
 _BODY_POWER = 2.6
 """Exponent of the body's outline: between an ellipse (2) and a box."""
 
+_WAIST = 0.12
+"""How much narrower a body is at half height."""
+_CORNER_SHARE, _CORNER_FROM = 0.09, 0.68
+"""How much of its half height a body loses at the rim, and from where on its endplates round off; old ones with
+osteophytes have sharp corners."""
+_SPINOUS_POWER = 3.0
+"""Exponent of a spinous process' cross-section and of its rounded tip."""
+
 _SPINOUS_RISE = {"cervical": -0.25, "thoracic": -0.35, "lumbar": -0.22}
 """Where the spinous process begins, against the body's middle and in its height."""
 
@@ -51,12 +59,15 @@ def body(local: Local, vertebra: Vertebra) -> Mask:
     """The vertebral body: waisted, wedged, with hollow endplates and osteophytes; cervical ones with raised edges."""
     size = vertebra.size
     relative = local.superior * np.float32(2 / size.height)
-    waist = 1 - 0.09 * np.clip(1 - relative**2, 0, 1)
+    waist = 1 - _WAIST * np.clip(1 - relative**2, 0, 1)
     waist = waist + vertebra.lip * np.clip(np.abs(relative) - 0.6, 0, 0.4) / 0.4
     rim = outline(local, size.width, size.depth)
     inside = rim < waist**_BODY_POWER
     half = size.height / 2 + vertebra.wedge * local.anterior
     hollow = (0.05 * size.height) * (1 - np.clip(rim, 0, 1))
+    young = max(0.0, 1 - vertebra.lip / 0.08)
+    corner = _CORNER_SHARE * young * size.height * (np.clip(rim - _CORNER_FROM, 0, None) / (1 - _CORNER_FROM)) ** 2
+    half = half - corner
     top = half - hollow
     if vertebra.region == "cervical":
         top = top + 2.2 * np.clip(np.abs(local.right) * 2 / size.width - 0.6, 0, 1) / 0.4
@@ -157,13 +168,15 @@ def spinous(local: Local, vertebra: Vertebra) -> Mask:
     along = (start - local.anterior) / np.float32(size.spinous_length)
     rise = _SPINOUS_RISE[vertebra.region] * size.height
     middle = rise - along * np.float32(size.spinous_length * size.spinous_slope)
-    grows = {"cervical": 0.25, "thoracic": -0.35, "lumbar": 0.15}[vertebra.region]
+    grows = {"cervical": 0.25, "thoracic": -0.35, "lumbar": 0.05}[vertebra.region]
     half_height = size.spinous_height / 2 * (1 + grows * along)
     half_width = {"cervical": 3.0, "thoracic": 3.2, "lumbar": 3.8}[vertebra.region] * (1.15 - 0.3 * along)
     if vertebra.region == "cervical" and vertebra.index < 6:
         half_width = half_width + 3.5 * np.clip(along - 0.75, 0, 1)  # forked tip
-    inside = (along > -0.15) & (along < 1) & (np.abs(local.right) < half_width)
-    return np.asarray(inside & (np.abs(local.superior - middle) < half_height))
+    blunt = 1 - np.clip((along - 0.55) / 0.45, 0, 1) ** _SPINOUS_POWER
+    across, up = np.abs(local.right) / half_width, np.abs(local.superior - middle) / half_height
+    inside = (along > -0.15) & (along < 1)
+    return np.asarray(inside & (across**_SPINOUS_POWER + up**_SPINOUS_POWER < blunt))
 
 
 def spinous_reach(vertebra: Vertebra) -> Reach:

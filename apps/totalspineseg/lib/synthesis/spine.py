@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lib import anatomy
 from lib.synthesis.canal import draw_canal, trace_canal
 from lib.synthesis.column import BentColumn, bend_column
+from lib.synthesis.implants import draw_implants
 from lib.synthesis.options import Field, SpineOptions
 from lib.synthesis.raster import Raster
 from lib.synthesis.sacrum import draw_sacrum
@@ -20,6 +21,8 @@ Codes = NDArray[np.uint8]
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
 """How often a thoracic and a lumbar count is drawn: anomalies twice as often as in people (7.7 %: Tins and Balain,
 Insights Imaging 7(2), 2016, 199-203), so that networks see them."""
+_SLAB_ODDS, _SLAB_MM = 0.12, (15.0, 36.0)
+"""Share of the scans that show the middle of the column alone, and their width: few slices, as of thin volumes."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
     Field.WHOLE: (None, None),
@@ -73,7 +76,7 @@ def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) 
     curve = trace_canal(rng, column, raster, options.jitter)
     tissues = draw_surroundings(rng, column, curve, raster, options.jitter)
     labels = np.zeros(raster.shape, np.uint8)
-    draw_sacrum(labels, tissues, column, raster)
+    draw_sacrum(rng.spawn(1)[0], labels, tissues, column, raster)
     for vertebra in column.vertebrae:
         draw_vertebra(rng, labels, tissues, vertebra, raster)
     draw_dens(rng.spawn(1)[0], labels, tissues, column, raster)
@@ -81,6 +84,7 @@ def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) 
         draw_disc(rng, labels, tissues, vertebra, raster, options.jitter)
     draw_cortical_shell(labels, tissues)
     draw_canal(rng, labels, tissues, curve, raster)
+    draw_implants(rng.spawn(1)[0], tissues, column, raster)
     codes = tuple(v.code for v in column.vertebrae)
     discs = tuple(v.disc for v in column.vertebrae if v.disc is not None)
     return SyntheticSpine(labels, tissues, raster.affine, column.name, codes, discs)
@@ -104,7 +108,11 @@ def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOpti
         seen = np.concatenate([seen, [s.frame.origin for s in column.sacrum if s.frame.origin[2] > bottom]])
     middle = (seen.min(0) + seen.max(0)) / 2
     spread = np.ptp(seen, axis=0)
-    width = options.width_mm or spread[0] + rng.uniform(50, 120)
+    slab = rng.spawn(1)[0]
+    width = spread[0] + rng.uniform(50, 120)
+    if slab.random() < _SLAB_ODDS:
+        width = slab.uniform(*_SLAB_MM)
+    width = options.width_mm or width
     depth = options.depth_mm or spread[1] + rng.uniform(120, 210)
     center = middle + rng.uniform(-1, 1, 3) * (0.06 * width, 0.08 * depth, 0)
     center[1] += rng.uniform(-0.1, 0.12) * depth

@@ -1,5 +1,6 @@
 """What lies around the column: head, neck, chest, belly, pelvis, skin and air."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from lib.synthesis.canal import CanalCurve
 from lib.synthesis.column import BentColumn, Frame
 from lib.synthesis.head import LOWEST_MM, HeadSpace, draw_head
 from lib.synthesis.ligaments import draw_ligaments
-from lib.synthesis.raster import Box, Raster, overlap
+from lib.synthesis.raster import WORLD, Box, Raster, overlap
 from lib.synthesis.shapes import Local, capsule
 from lib.synthesis.tissues import Tissue
 
@@ -18,8 +19,12 @@ Tissues = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 Point = tuple[float, float, float]
 
-_RIB, _NEXT_RIB, _LAST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0)
-"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free: ours."""
+_RIB, _NEXT_RIB, _LAST_RIB, _FIRST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0), (48.0, 10.0)
+"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free; of T1, which bends
+forward after so far: ours."""
+_STOUT_ODDS, _STOUT_MM = 0.25, (8.0, 42.0)
+"""Share of people with more fat under the skin of the back, and how much more."""
+_RECTUM_MM = (7.0, 15.0)
 _AORTA_MM = ((12.0, 9.0), 50.0)
 """Radius of aorta and vena cava above and below the diaphragm (Rogers et al., Am J Cardiol 111(10), 2013, 1510-1516),
 and how far above the sacrum the aorta divides: at L4."""
@@ -86,6 +91,9 @@ def draw_surroundings(
     knots = [at.tail, at.sacrum, at.last_thoracic, at.first_rib, at.neck, at.atlas, at.atlas + 60]
     size = 1 + jitter * 0.12 * rng.standard_normal()
     fat = (3 + 14 * rng.random() ** 1.5) * min(1.0, 0.3 + jitter)
+    stout = rng.spawn(1)[0]
+    if stout.random() < _STOUT_ODDS * jitter:
+        fat += stout.uniform(*_STOUT_MM)
     back = np.interp(z, knots, [34, 42, 50, 52, 55, 50, 75]) * size + fat
     depth = np.interp(z, knots, [190, 200, 205, 150, 115, 150, 190]) * size + 2 * fat
     half_width = np.interp(z, knots, [165, 165, 150, 170, 62, 75, 85]) * size + fat
@@ -117,6 +125,7 @@ def draw_surroundings(
     _ribs(rng.spawn(1)[0], out, column, raster)
     _vessels(rng, out, x, y, z, spine_y, at, column.scale)
     _pelvis(out, x, y, z, spine_y, at, column.scale)
+    _rectum(rng.spawn(1)[0], out, column, raster)
     draw_ligaments(rng.spawn(1)[0], out, column, raster)
     return out
 
@@ -193,15 +202,20 @@ def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Ra
     for vertebra, (reach, fall) in zip(
         reversed(thoracic), [_LAST_RIB, _NEXT_RIB, *[_RIB] * len(thoracic)], strict=False
     ):
-        box = raster.box(vertebra.frame, (-95.0, -60.0, -60.0), (95.0, 15.0, 15.0))
+        box = raster.box(vertebra.frame, (-95.0, -60.0, -60.0), (95.0, 15.0 + 45.0 * (vertebra is thoracic[0]), 15.0))
         if box is None:
             continue
         size = vertebra.size
+        first = vertebra is thoracic[0]
+        reach, fall = _FIRST_RIB if first else (reach, fall)
         up = size.height * 0.42
         head = (size.width / 2, -size.depth * 0.35, up)
         bend = (size.transverse_width / 2 + 6, -size.depth / 2 - 22.0, up - 6)
         end = (reach * float(rng.uniform(0.9, 1.1)), -size.depth / 2 - 18.0, up - fall)
-        for start, stop, radius in ((head, bend, 4.5), (bend, end, 5.0)):
+        pieces = [(head, bend, 4.5), (bend, end, 5.0)]
+        if first:
+            pieces.append((end, (0.8 * end[0], end[1] + 60.0, end[2] - 14.0), 5.0))
+        for start, stop, radius in pieces:
             _rib(out, raster, vertebra.frame, (start, stop), radius, box)
 
 
@@ -255,3 +269,17 @@ def _pelvis(
     ahead = y - spine_y.astype(np.float32)[None, None, :]
     wing = (np.abs(side - 0.5 * np.clip(ahead, 0, 60)) < 8) & (ahead > -20) & (ahead < 70)
     out[wing & (height < 22) & (height > -70) & (out != Tissue.AIR)] = Tissue.OTHER_BONE
+
+
+def _rectum(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
+    """Draw the gut before the sacrum: stool or gas in a wall, some fat between it and the bone."""
+    radius = float(rng.uniform(*_RECTUM_MM))
+    content = Tissue(int(rng.choice((Tissue.AIR, Tissue.ORGAN_A, Tissue.ORGAN_C))))
+    away = radius + rng.uniform(4, 14)
+    points = [s.frame.point(0, s.depth / 2 + away, 0) for s in column.sacrum]
+    for tissue, size in ((Tissue.MUSCLE, radius), (content, radius - 2.5)):
+        for upper, lower in itertools.pairwise(points):
+            ends = [(float(p[0]), float(p[1]), float(p[2])) for p in (upper, lower)]
+            box = raster.around(WORLD, upper, lower, size)
+            if box is not None:
+                out[box][capsule(raster.local(WORLD, box), ends[0], ends[1], size) & (out[box] != 0)] = tissue

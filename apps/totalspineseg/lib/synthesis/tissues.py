@@ -37,6 +37,8 @@ class Tissue(IntEnum):
     SACRAL_DISC = 22
     LESION = 23
     GRAY_MATTER = 24
+    URINE = 25
+    IMPLANT = 26
 
 
 _T1 = {
@@ -63,6 +65,8 @@ _T1 = {
     Tissue.VEIN: 0.3,
     Tissue.SACRAL_DISC: 0.35,
     Tissue.GRAY_MATTER: 0.4,
+    Tissue.URINE: 0.14,
+    Tissue.IMPLANT: 0.02,
     Tissue.LESION: 0.4,
 }
 _T2 = {
@@ -89,6 +93,8 @@ _T2 = {
     Tissue.VEIN: 0.6,
     Tissue.SACRAL_DISC: 0.3,
     Tissue.GRAY_MATTER: 0.52,
+    Tissue.URINE: 0.95,
+    Tissue.IMPLANT: 0.02,
     Tissue.LESION: 0.7,
 }
 _STIR = {
@@ -115,6 +121,8 @@ _STIR = {
     Tissue.VEIN: 0.6,
     Tissue.SACRAL_DISC: 0.25,
     Tissue.GRAY_MATTER: 0.55,
+    Tissue.URINE: 0.95,
+    Tissue.IMPLANT: 0.02,
     Tissue.LESION: 0.8,
 }
 _T2STAR = _T2 | {
