@@ -8,6 +8,8 @@ import pytest
 LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
+    "leftovers": -2,
+    "fields": -1,  # its errors are ours
     "clock": -2,
     "processes": -2,
     "turns": -2,

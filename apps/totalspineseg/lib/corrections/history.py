@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from lib.errors import StorageError
-from lib.volume_io import PARTIAL_PREFIX
+from lib.leftovers import PARTIAL_PREFIX
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
@@ -89,7 +89,8 @@ def sha256_of(path: Path) -> str:
 
 def write_json(path: Path, record: Record) -> None:
     """Write a record and sync it to disk. Meant for a folder that is not yet under its final name."""
-    with path.open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which a client may send, is no text; escaped, JSON reads it back as it was.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
@@ -102,9 +103,11 @@ def read_json(path: Path) -> dict[str, Any]:
         StorageError: The record is damaged.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"a readable record is required, got a damaged {path.name!r} in {path.parent}") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"The record {path.name!r} in {path.parent} cannot be read ({error}).") from error
+    if not isinstance(record, dict):
+        raise StorageError(f"The record {path.name!r} in {path.parent} is damaged: it holds no fields.")
     return record
 
 

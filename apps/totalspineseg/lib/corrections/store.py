@@ -5,7 +5,6 @@
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.withdrawals import Withdrawals
 from lib.errors import StorageError, TotalSpineSegError
+from lib.fields import from_fields
 from lib.geometry import Grid, LabelArray
 from lib.volume_io import read_labels, write_volume
 
@@ -175,18 +175,16 @@ class CorrectionStore:
         return self._keep(Correction(**self._record(received, "parked", str(error))), received.file, None)
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """All corrections of an image, oldest first, parked ones too."""
-        return tuple(_read(entry) for entry in history.entries(self._folder(image_id)))
+        """Return all corrections of an image, oldest first, parked ones too; those that cannot be read are logged."""
+        return tuple(_readable(self._folder(image_id), _log))
 
     def any_of(self, image_id: str) -> bool:
         """Whether an image has a correction, even a parked or damaged one."""
         return bool(history.entries(self._folder(image_id)))
 
     def all(self) -> Iterator[Correction]:
-        """All corrections of all images."""
-        for folder in history.entries(self._root):
-            for entry in history.entries(folder):
-                yield _read(entry)
+        """Yield all corrections of all images; those that cannot be read are logged."""
+        return self.readable(_log)
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Like ``all``, but a damaged record is reported (image folder and reason) and passed over."""
@@ -196,10 +194,7 @@ class CorrectionStore:
     def standing(self, image_id: str) -> tuple[Correction, ...]:
         """The accepted corrections of an image that nobody took back, oldest first; damaged ones are passed over."""
         withdrawn = self.withdrawals.of_image(image_id)
-        known = _readable(
-            self._folder(image_id), lambda name, error: logger.warning("correction of %s: %s", name, error)
-        )
-        return tuple(c for c in known if c.status == "accepted" and c.id not in withdrawn)
+        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
         """The newest accepted correction of an image for a step that nobody took back; None when there is none."""
@@ -276,12 +271,8 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 
 def _read(entry: Path) -> Correction:
     record = history.read_json(entry / RECORD_FILE)
-    try:
-        # Records from before there was a way to say what was not reviewed have no such field.
-        record = {"unreviewed": ()} | record
-        sequences = {key: tuple(record[key]) for key in ("present", "findings", "unreviewed")}
-        return Correction(**{**record, **sequences})
-    except (KeyError, TypeError) as error:
-        raise StorageError(
-            f"a correction record with all its fields is required, got {entry.name!r} of {os.fspath(entry.parent)}"
-        ) from error
+    return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _log(image: str, error: StorageError) -> None:
+    logger.warning("a correction of %s is passed over: %s", image, error)
