@@ -17,7 +17,7 @@ from lib import server as server_module
 from lib.cli.site import has_corrections, site_of
 from lib.corrections import datastore
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.store import Sender
+from lib.corrections.receipts import Sender
 from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.registry.store import ModelStore
