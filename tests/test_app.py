@@ -12,7 +12,16 @@ from monailabel.utils.others import class_utils
 
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.datastore import is_safe_tag
-from lib.errors import BusyError, ImageError, MemoryShortageError, NoSpineError, StorageError, WeightsError
+from lib.errors import (
+    BusyError,
+    ImageError,
+    MemoryShortageError,
+    NoSpineError,
+    StorageError,
+    SubmissionError,
+    UnknownImageError,
+    WeightsError,
+)
 from lib.geometry import Volume
 from lib.infers import http
 from lib.infers.batch import SpineBatch
@@ -130,7 +139,8 @@ def test_an_unknown_image_is_not_read_from_disk(app: Any) -> None:
         (StorageError("x"), 507),
         (BusyError("x"), 503),
         (MemoryShortageError("x"), 507),
-        (http.UnknownImageError("x"), 404),
+        (UnknownImageError("x"), 404),
+        (SubmissionError("x"), 500),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, Exception) else str(v),
 )

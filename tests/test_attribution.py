@@ -10,7 +10,8 @@ from lib.anatomy import CODE_OF, NAME_OF
 from lib.corrections.attribution import Attribution
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.store import Received, Sender
+from lib.corrections.receipts import Receipt
+from lib.corrections.store import Received
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.renumber import Drawn
@@ -37,12 +38,12 @@ class Predictions:
         drawn = Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
         self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
 
-    def received(self, client: str = "user-xyz") -> Received:
-        return Received("scan", Path(), Path(), "final", Sender("", client, ""), [], None, CONTENT)
+    def received(self, client: str = "user-xyz", stated: str | None = None) -> Received:
+        receipt = Receipt("9", "scan", "final", "", client, "", "raw.bin", "", "", {"prediction": stated})
+        return Received(receipt, Path(), "scan", CONTENT)
 
     def corrected(self, submission: Submission, *, client: str = "user-xyz", stated: str | None = None) -> str | None:
-        received = self.received(client)
-        found = self.attribution.corrected(received, stated, submission, GRID)
+        found = self.attribution.corrected(self.received(client, stated), submission, GRID)
         return None if found is None else found.prediction.id
 
 
@@ -95,15 +96,15 @@ def test_a_prediction_counts_for_what_it_was_made_for_under_any_name(predictions
     """A file was renamed after its prediction: no rename in its label was followed, and who stated it was refused."""
     predictions.add("1", TRUTH, image="before")
     predictions.add("2", TRUTH, image="other", content="cd" * 32)
-    attribution, received = predictions.attribution, predictions.received()
+    attribution = predictions.attribution
     assert predictions.corrected(renamed(L2="L3")) == "1"
     assert predictions.corrected(renamed(), stated="1") == "1"
-    likely = attribution.likely(received, None)
+    likely = attribution.likely(predictions.received())
     assert likely is not None
     assert likely.id == "1"
-    attribution.require_of_image(received, "1")
+    attribution.require_of_image(predictions.received(stated="1"))
     with pytest.raises(LabelError, match="a prediction for 'other'"):
-        attribution.require_of_image(received, "2")
+        attribution.require_of_image(predictions.received(stated="2"))
 
 
 def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytest.LogCaptureFixture) -> None:

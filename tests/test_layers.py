@@ -9,6 +9,8 @@ LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
     "version": -2,
+    "leftovers": -2,
+    "fields": -1,  # its errors are ours
     "clock": -2,
     "processes": -2,
     "turns": -2,

@@ -102,7 +102,7 @@ def test_a_version_survives_the_way_out_and_in(
     assert shown["gate"] is None
     assert shown["settings"]["imported"]["record"]["training"] == [{"correction": "c1", "image": "sub-1"}]
     code, _, error = run(other, capsys, "import", str(archive))
-    assert (code, "new version name" in error) == (2, True)
+    assert (code, "Choose another name" in error) == (2, True)
     assert run(other, capsys, "import", str(archive), "--name", "again")[0] == 0
 
 

@@ -13,7 +13,9 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from lib.corrections.imprints import DRAWN_ON
-from lib.corrections.store import Correction, CorrectionStore, Received, Sender
+from lib.corrections.receipts import Receipts, Sender
+from lib.corrections.store import Correction, CorrectionStore, Received
+from lib.corrections.uploads import Claims
 from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
 from lib.errors import ImageError, LabelError, StorageError
@@ -329,13 +331,21 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
     store = CorrectionStore(tmp_path / "history")
     image = tmp_path / "image.nii"
     image.write_bytes(b"image")
-    received = Received("2.25.70001.1", image, image, "final", Sender("", "ohif", "l.nii"), None, None, "")
+    receipts, series, sender = Receipts(tmp_path / "history"), "2.25.70001.1", Sender("", "ohif", "l.nii")
+    receipt = receipts.keep(
+        receipts.new_id(()), series, image, tag="final", sender=sender, params={}, info={}, claims=Claims()
+    )
+    received = Received(receipt, receipts.folder(receipt), series, "")
     (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")
 
-    def submit(*_: object) -> Correction:
-        raise AssertionError("unreachable")
+    taken = []
+
+    def submit(series: str, *_: object) -> Correction:
+        taken.append(series)
+        raise LabelError("no")
 
     Adoption(datastore(pacs, tmp_path), store, submit).of_all()
+    assert taken == [series], "nor the next label"
 
 
 def test_the_newest_reader_s_segmentation(files: Path) -> None:

@@ -16,7 +16,7 @@ from lib import cli
 from lib.cli.site import has_corrections, site_of
 from lib.corrections import datastore
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.store import Sender
+from lib.corrections.receipts import Sender
 from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.processes import free_port

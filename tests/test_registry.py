@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 
 import lib.registry.files as files
+from lib import leftovers
 from lib.errors import BusyError, StorageError, WeightsError
 from lib.registry.activations import before_last, changes
 from lib.registry.files import locked, write_json
@@ -119,7 +120,7 @@ def test_failed_version_leaves_nothing(tmp_path):
 
 def test_versions_are_never_overwritten(model_dir):
     (model_dir / "versions" / "site-2" / "old").touch()
-    with pytest.raises(StorageError, match="'site-2' which exists"), ModelStore(model_dir).publish("site-2"):
+    with pytest.raises(StorageError, match="'site-2' already"), ModelStore(model_dir).publish("site-2"):
         pass
     assert [p.name for p in (model_dir / "versions" / "site-2").iterdir()] == ["old"]
 
@@ -259,7 +260,7 @@ def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
     old, new = versions / ".staging-old", versions / ".staging-new"
     for leftover in (old, new):
         leftover.mkdir(parents=True)
-    long_ago = time.time() - 2 * files.LEFTOVER_S
+    long_ago = time.time() - 2 * leftovers.DAY_S
     os.utime(old, (long_ago, long_ago))
     with ModelStore(tmp_path).publish("site-3"):
         pass
@@ -296,3 +297,46 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
             pass
     with locked(tmp_path):
         pass
+
+
+def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    """The sweep of leftovers stumbled over what others renamed: a finished training could not be published."""
+    store, count = ModelStore(tmp_path), 40
+
+    def publish(thread: int) -> None:
+        for number in range(count):
+            with store.publish(f"site-{thread}-{number}") as folder:
+                (folder / "version.json").write_text("{}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(publish, range(4)))
+    assert len(store.versions()) == 4 * count
+
+
+def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
+    """The later one heard that the folder could not be written, and to check its permissions."""
+    store = ModelStore(tmp_path)
+    with pytest.raises(StorageError, match=r"'site-3' already.*another name"), store.publish("site-3") as late:
+        (late / "a").write_text("late")
+        with store.publish("site-3") as first:
+            (first / "a").write_text("first")
+    assert (store.versions_dir / "site-3" / "a").read_text() == "first"
+
+
+def test_leftovers_that_others_rename_meanwhile_are_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "old"):
+        (tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}").mkdir()
+        os.utime(tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}", (0, 0))
+    stat = Path.stat
+
+    def renamed(path: Path, **options: bool) -> os.stat_result:
+        if path.name.endswith("gone"):
+            raise FileNotFoundError(path)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", renamed)
+    leftovers.remove_leftovers(tmp_path)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{leftovers.PARTIAL_PREFIX}gone"]

@@ -9,7 +9,7 @@ from block_spines import block_spine, classes_of, step1_answer
 from lib.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.names import map_names
-from lib.corrections.renames import Followed, compare, follow_rename, left_as_drawn
+from lib.corrections.renames import Followed, compare, follow_rename
 from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
 from lib.numbering.renumber import Drawn
@@ -38,18 +38,6 @@ def sent(step: int) -> Submission:
 def follow(submission: Submission, prediction: KeptMaps) -> Followed | None:
     compared = compare(submission, GRID, prediction)
     return None if compared is None else follow_rename(compared)
-
-
-def test_what_a_reader_left_as_it_was_drawn_tells_the_scan() -> None:
-    submission = sent(2)
-    everything = len(submission.segments)
-    assert left_as_drawn(submission, GRID, kept(2)) == (everything - 1, everything)
-    edited = TRUTH.copy()
-    edited[tuple(np.argwhere(edited == CODE_OF["L3"])[0])] = 0
-    assert left_as_drawn(replace(submission, layers=(edited,)), GRID, kept(2)) == (everything - 2, everything - 1)
-    elsewhere = replace(submission, layers=(np.roll(TRUTH, 1, axis=0),))
-    assert left_as_drawn(elsewhere, GRID, kept(2)) == (0, 0)
-    assert left_as_drawn(submission, Grid(GRID.shape, 2 * np.eye(4)), kept(2)) == (0, 0)
 
 
 @pytest.mark.parametrize(("predicted", "submitted"), [(1, 1), (2, 2), (1, 2), (2, 1)])

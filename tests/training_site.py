@@ -8,7 +8,9 @@ import numpy as np
 
 from lib.corrections.history import sha256_of
 from lib.corrections.names import Mapped
-from lib.corrections.store import Correction, Received, Sender
+from lib.corrections.receipts import Receipts, Sender
+from lib.corrections.store import Correction, Received
+from lib.corrections.uploads import Claims
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
@@ -88,7 +90,9 @@ def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
     write_volume(path, image.data, image.grid)
     write_volume(label, codes.data, codes.grid)
     present = tuple(int(code) for code in np.unique(codes.data) if code)
-    received = Received(
-        image_id, path, label, "final", Sender("reader", "client", "label.nii.gz"), [], None, sha256_of(path)
+    receipts, sender = Receipts(site.history), Sender("reader", "client", "label.nii.gz")
+    receipt = receipts.keep(
+        receipts.new_id(()), image_id, label, tag="final", sender=sender, params={}, info={}, claims=Claims()
     )
+    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path))
     return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)

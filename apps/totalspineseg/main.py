@@ -23,18 +23,17 @@ from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volum
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
 from lib.corrections.imprints import DRAWN_ON
-from lib.corrections.inbox import Inbox, Publish
+from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
-from lib.corrections.store import Correction, CorrectionStore, Sender
-from lib.corrections.submission import submitted_grid
+from lib.corrections.receipts import Receipts, Sender, Waiting
+from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
-from lib.errors import ImageError, LabelError, StorageError, WeightsError
+from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
-from lib.geometry import same_grid
 from lib.infers.batch import SpineBatch
-from lib.infers.http import NOT_FOUND, UnknownImageError, UnknownLabelError, http_errors
+from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
@@ -46,7 +45,6 @@ from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
 from lib.version import VERSION
-from lib.volume_io import read_image
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
@@ -79,7 +77,9 @@ class App(MONAILabelApp):
         self._corrections = CorrectionStore(root)
         self._predictions = PredictionStore(root)
         self._maps = DrawnMaps(root)
-        self._inbox = Inbox(self._corrections, self._predictions, check, self._maps)
+        self._receipts = Receipts(root)
+        images = Studies(self._image_file, self._publish, self._sources)
+        self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
         self._uploads = Uploads()
@@ -257,8 +257,7 @@ class App(MONAILabelApp):
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
         sample = self._next_sample(request)
-        client = str(request.get("client_id") or "")
-        self._uploads.given(client, str(sample.get("id") or ""), is_user=host_settings.MONAI_LABEL_AUTH_ENABLE)
+        self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
         return sample
 
     def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,9 +290,9 @@ class App(MONAILabelApp):
         try:
             added: str = self._datastore.add_image(image_id, str(file), dict(info))
         except FileExistsError:
-            self._uploads.refused(_known_as(sender), image_id, content)
+            self._uploads.record_refusal(_known_as(sender), image_id, content)
             raise
-        self._uploads.came(_known_as(sender), added, content)
+        self._uploads.record_upload(_known_as(sender), added, content)
         return added
 
     def submit_label(
@@ -303,55 +302,38 @@ class App(MONAILabelApp):
         tag: str,
         params: Mapping[str, Any],
         sender: Sender,
-        publish: Publish | None = None,
+        info: Mapping[str, Any] | None = None,
+        fault: str = "",
     ) -> Correction:
-        """Take an annotator's label; see ``Inbox.submit``.
+        """Take an annotator's label; see ``Inbox.submit``, also for what it raises.
 
         Args:
-            image_id: Image it was sent for; see ``Uploads.meant``.
+            image_id: Image it was sent for; see ``lib.corrections.uploads``.
             file: The label.
             tag: Tag it was sent for.
             params: What came with it.
             sender: Who sent it.
-            publish: How it is shown once it is kept; None for the datastore's own way.
-
-        Raises:
-            UnknownImageError: There is no such image.
-            LabelError: The label was kept, but not understood, or it may be another image's.
-            StorageError: It could not be kept.
+            info: What else is known about it, to be shown with it.
+            fault: Why it cannot be understood, where that is known already.
         """
-        said, unclear = image_id, None
-
-        def shown(images: tuple[str, ...]) -> str:
-            files = {name: image for name in images if (image := self._image_file(name)) is not None}
-            return self._inbox.shown(file, params, files)
-
-        try:
-            image_id = self._uploads.meant(_known_as(sender), said, lambda other: self._is_on_grid(file, other), shown)
-        except LabelError as error:
-            unclear = error
-        if image_id != said:
-            logger.info(
-                "a label sent for image %r is one of %r, as the same volume was called when uploaded", said, image_id
-            )
-        image = self._image_file(image_id)
-        if image is None:
-            raise UnknownImageError(image_id)
-        if not is_safe_tag(tag):
-            raise SettingError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
-        folder_of = getattr(self._datastore, "series_folder", None)
         with self.submissions.one():
+            claims = self._uploads.claims(_known_as(sender), image_id)
             return self._inbox.submit(
-                image_id,
-                image,
-                file,
-                tag=tag,
-                sender=sender,
-                params=params,
-                publish=publish or self._publish,
-                sources=folder_of(image_id) if folder_of else None,
-                unclear=unclear,
+                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
             )
+
+    def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
+        """Read the submissions that could not be read when they came; see ``Inbox.interpret_waiting``."""
+        with self.submissions.one():
+            return self._inbox.interpret_waiting(again=again)
+
+    def unused_submissions(self) -> tuple[Waiting, ...]:
+        """Return the submissions that belong to no image or are not read yet, with the reason, oldest first."""
+        return (*self._receipts.unfiled(), *self._receipts.waiting())
+
+    def parked_corrections(self) -> tuple[Correction, ...]:
+        """Return the submissions that were not understood, with the reason."""
+        return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
         """Take back the labels of an image that were shown under a tag; see ``Inbox.withdraw``.
@@ -365,14 +347,6 @@ class App(MONAILabelApp):
         if not shown and not withdrawn:
             raise UnknownLabelError(image_id, tag)
         return withdrawn
-
-    def _is_on_grid(self, label: Path, image_id: str) -> bool:
-        """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
-        image = self._image_file(image_id)
-        try:
-            return image is not None and same_grid(submitted_grid(label), read_image(image).grid)
-        except ImageError:
-            return False
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
         """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
@@ -422,6 +396,11 @@ class App(MONAILabelApp):
                 raise SettingError(f"a label file or the tag of a label is required, got {label!r}; send the file")
             prepared["label_from"] = label
         return prepared
+
+    def _sources(self, image_id: str) -> Path | None:
+        """Return the DICOM files of an image, where the studies hold any."""
+        folder_of = getattr(self._datastore, "series_folder", None)
+        return folder_of(image_id) if folder_of else None
 
     def _image_file(self, image_id: str) -> Path | None:
         uri = self._datastore.get_image_uri(image_id) if image_id else ""

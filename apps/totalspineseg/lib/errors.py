@@ -28,6 +28,23 @@ class LabelError(TotalSpineSegError):
     """A submitted label map cannot be understood by name."""
 
 
+class UnknownImageError(TotalSpineSegError):
+    """No image of the studies has this id.
+
+    Args:
+        image_id: The id.
+        note: Another sentence for the user; empty for none.
+    """
+
+    def __init__(self, image_id: str, note: str = "") -> None:
+        sentence = f"There is no image {image_id!r} in the studies. Ask for the list, or upload it."
+        super().__init__(f"{sentence} {note}".strip())
+
+
+class SubmissionError(TotalSpineSegError):
+    """A submission is kept, but the server could not read it for a fault of its own."""
+
+
 class WeightsError(TotalSpineSegError):
     """Model weights are missing, damaged or unsafe to load."""
 

@@ -4,9 +4,7 @@ Nothing is ever half-written under a final name: a result is written beside its 
 """
 
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import prod
@@ -25,6 +23,7 @@ from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, MemoryShortageError, StorageError
 from lib.geometry import AnyArray, Grid, Volume, to_ras
 from lib.image import Image
+from lib.leftovers import PARTIAL_PREFIX
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
 from lib.unpacking import require_bounded
@@ -41,8 +40,6 @@ META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
 """Names of the field of a MetaImage header that says which way its axes run."""
 META_HEADER_BYTES: Final = 8192
 """A MetaImage header has some twenty short lines."""
-PARTIAL_PREFIX: Final = ".partial-"
-"""Files and folders being written, or left by a crash; never read."""
 MIN_SLICES: Final = 3
 """Of two sagittal slices half may miss the canal, and levels are then named wrongly, yet with confidence."""
 GZIP_LEVEL = 1
@@ -307,24 +304,6 @@ def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str])
     for key, value in meta.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(path), useCompression=True)
-
-
-def remove_leftovers(folder: Path, older_than_s: float) -> None:
-    """Remove what a crash left half-written in a folder, files and folders.
-
-    Args:
-        folder: Looked at itself, not below.
-        older_than_s: What was changed since may still be written.
-    """
-    limit = time.time() - older_than_s
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime >= limit:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:

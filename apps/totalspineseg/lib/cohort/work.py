@@ -16,6 +16,7 @@ from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
 from lib.image import Image
+from lib.leftovers import remove_leftovers
 from lib.measurements import measure
 from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
@@ -24,7 +25,7 @@ from lib.numbering.lint import lint
 from lib.numbering.report import doubt, report
 from lib.pipeline import Options
 from lib.prediction import Predictor
-from lib.volume_io import read_codes, read_image, remove_leftovers
+from lib.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
 """A temporary file older than this was left by a run that was killed."""

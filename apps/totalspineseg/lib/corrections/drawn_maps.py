@@ -163,7 +163,7 @@ def _read(entry: Path) -> KeptMaps | None:
             helped_by=tuple(record["helped_by"]),
             image=str(record.get("image") or ""),
         )
-    except (StorageError, ImageError, KeyError, ValueError):
+    except (StorageError, ImageError, KeyError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -7,14 +7,15 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from lib.errors import StorageError
-from lib.volume_io import PARTIAL_PREFIX
+from lib.leftovers import PARTIAL_PREFIX
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
@@ -89,7 +90,8 @@ def sha256_of(path: Path) -> str:
 
 def write_json(path: Path, record: Record) -> None:
     """Write a record and sync it to disk. Meant for a folder that is not yet under its final name."""
-    with path.open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which a client may send, is no text; escaped, JSON reads it back as it was.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(record, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
@@ -102,9 +104,11 @@ def read_json(path: Path) -> dict[str, Any]:
         StorageError: The record is damaged.
     """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"a readable record is required, got a damaged {path.name!r} in {path.parent}") from error
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"The record {path.name!r} in {path.parent} cannot be read ({error}).") from error
+    if not isinstance(record, dict):
+        raise StorageError(f"The record {path.name!r} in {path.parent} is damaged: it holds no fields.")
     return record
 
 
@@ -141,22 +145,58 @@ def append_entry(parent: Path, entry_id: str, fill: Callable[[Path], None]) -> P
     """
     partial: Path | None = None
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
-        fill(partial)
-        sync_folder(partial)
-        partial.chmod(0o755)
-        partial.rename(parent / entry_id)
-        sync_folder(parent)
-    except OSError as error:
-        raise StorageError(
-            f"room and permission to write to {parent} are required, got {error.strerror or str(error)!r}; "
-            "free disk space and send it again"
-        ) from error
+        with storage_errors(parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
+            fill(partial)
+            partial.chmod(0o755)
+            _rename(partial, parent / entry_id)
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
     return parent / entry_id
+
+
+def move_entry(entry: Path, parent: Path) -> Path:
+    """Move an entry below another folder of the history, in one step.
+
+    Args:
+        entry: Its folder, complete.
+        parent: Where it belongs; made when missing.
+
+    Returns:
+        Its new folder.
+
+    Raises:
+        StorageError: It could not be moved, and is where it was.
+    """
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        _rename(entry, parent / entry.name)
+        sync_folder(entry.parent)
+    return parent / entry.name
+
+
+def _rename(source: Path, target: Path) -> None:
+    sync_folder(source)
+    source.rename(target)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors while writing below a folder into one sentence.
+
+    Raises:
+        StorageError: In place of any ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"Nothing could be written to {folder} ({error.strerror or error}): free disk space there, or correct its "
+            "permissions, and send it again."
+        ) from error
 
 
 def names(parent: Path) -> tuple[str, ...]:

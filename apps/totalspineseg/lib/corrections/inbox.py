@@ -1,8 +1,12 @@
-"""What happens to a submission: read, mapped by name, checked, kept, and put where clients find it again."""
+"""What happens to a submission: it is kept, read, mapped by name, checked, filed, and put where clients find it."""
 
+import errno
+import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,23 +15,37 @@ import numpy as np
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
 from lib.corrections.attribution import Attribution
+from lib.corrections.datastore import is_safe_tag
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionStore
+from lib.corrections.receipts import NOT_TRIED, SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from lib.corrections.renames import follow_rename
-from lib.corrections.store import SEG_SUFFIX, Correction, CorrectionStore, Received, Sender
-from lib.corrections.submission import read_submission
+from lib.corrections.store import Correction, CorrectionStore, Received
+from lib.corrections.submission import read_submission, submitted_grid
 from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
+from lib.corrections.uploads import Claims, resolve_image
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.dicom.seg_reader import read_seg
-from lib.errors import GridError, ImageError, LabelError, StorageError
-from lib.geometry import Grid, LabelArray
+from lib.errors import (
+    GridError,
+    ImageError,
+    LabelError,
+    MemoryShortageError,
+    StorageError,
+    SubmissionError,
+    TotalSpineSegError,
+    UnknownImageError,
+)
+from lib.geometry import Grid, LabelArray, same_grid
 from lib.numbering.findings import Finding
 from lib.segments import Submission
 from lib.turns import Turns
 from lib.volume_io import read_image, write_volume
+
+logger = logging.getLogger(__name__)
 
 FINAL_TAG: Final = "final"
 """Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
@@ -35,119 +53,255 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """Says what is odd about a label map in codes, with ``UNREVIEWED`` where nobody has looked."""
-Publish = Callable[[str, Path, str, dict[str, Any]], None]
-"""``publish(image_id, file, tag, info)``: show a label map in wire ids under a tag of the datastore."""
 Hide = Callable[[str, str], None]
 """``hide(image_id, tag)``: show none under it any more."""
 
 
-class Inbox:
-    """Takes submissions for one studies folder."""
+@dataclass(frozen=True)
+class Studies:
+    """The images that submissions belong to.
 
-    def __init__(self, corrections: CorrectionStore, predictions: PredictionStore, lint: Lint, maps: DrawnMaps) -> None:
+    Attributes:
+        image_file: ``image_file(image_id)`` is the file or folder of an image, or None.
+        publish: ``publish(image_id, file, tag, info)`` shows a label map in wire ids under a tag of the datastore.
+        sources: ``sources(image_id)`` are the DICOM files of an image, or None; a DICOM segmentation may place its
+            frames by reference to them.
+    """
+
+    image_file: Callable[[str], Path | None]
+    publish: Callable[[str, Path, str, dict[str, Any]], None]
+    sources: Callable[[str], Path | None] = lambda image_id: None
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A submission that was understood."""
+
+    mapped: Mapped
+    grid: Grid
+    findings: tuple[Mapping[str, Any], ...]
+    renumbered: Mapping[str, Any] | None
+
+
+class Inbox:
+    """Takes submissions for one studies folder: keeps what comes first, and reads it afterwards.
+
+    Args:
+        receipts: Submissions that are not read yet.
+        corrections: Those that are.
+        predictions: What they may correct.
+        lint: Says what is odd about a label.
+        maps: What the networks drew lately.
+        studies: The images.
+    """
+
+    def __init__(
+        self,
+        receipts: Receipts,
+        corrections: CorrectionStore,
+        predictions: PredictionStore,
+        lint: Lint,
+        maps: DrawnMaps,
+        studies: Studies,
+    ) -> None:
+        self._receipts = receipts
         self._corrections = corrections
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
+        self._studies = studies
         self._turns = Turns()
+        self._guard = threading.Lock()
+        self._in_work: set[str] = set()
 
     def submit(
         self,
         image_id: str,
-        image: Path,
         file: Path,
         *,
         tag: str,
         sender: Sender,
         params: Mapping[str, Any],
-        publish: Publish,
-        sources: Path | None = None,
-        unclear: LabelError | None = None,
+        claims: Claims | None = None,
+        info: Mapping[str, Any] | None = None,
+        fault: str = "",
     ) -> Correction:
-        """Keep a submission and publish it when it is understood.
+        """Keep a submission, read it, and publish it when it is understood.
+
+        The same submission sent again after the server failed to read it is read again, not kept twice.
 
         Args:
-            image_id: Image it belongs to.
-            image: That image's file or folder.
+            image_id: Image it was sent for.
             file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
             tag: Tag it was sent for; a step-1 map goes to STEP1_TAG instead, unfinished to
                 one that ends so.
             sender: Who sent it.
             params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
                 of structures nobody checked.
-            publish: Called with the label in wire ids once the correction is kept.
-            sources: The DICOM files of the image, where there are any; a DICOM segmentation may place its frames by
-                reference to them.
-            unclear: Why it is not known that the label belongs to this image; None where it is.
+            claims: Other images it may belong to.
+            info: What else is known about the label, to be shown with it.
+            fault: Why it cannot be understood, where that is known already; empty where it is not.
 
         Returns:
             The record, already kept.
 
         Raises:
             LabelError: The label is not understood; the message says why and where the file was kept.
-            StorageError: It could not be kept, or it is kept and could not be shown; the message says which.
+            UnknownImageError: There is no such image; the file is kept for a while.
+            StorageError: It could not be kept, or it is kept and could not be read or shown; the message says which.
+            MemoryShortageError: It is kept, and there was not enough memory to read it.
+            SubmissionError: It is kept, and could not be read for another fault of the server.
         """
-        label_info, stated = params.get("label_info"), params.get("prediction")
-        received = Received(image_id, image, file, tag, sender, label_info, None, history.sha256_of(image))
-        received = replace(received, prediction=self._attribution.likely(received, stated))
-        followed = None
+        came: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
+        claims = claims or Claims()
+        sha256 = history.sha256_of(file)
+        with self._guard:
+            receipt = self._waiting_same(image_id, sha256, came)
+            images = filter(None, {image_id, *claims.renamed})
+            earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
+            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
+            self._in_work.add(receipt_id)
         try:
-            if unclear is not None:
-                raise unclear
-            self._attribution.require_of_image(received, stated)
-            grid = read_image(image).grid
-            submission = _read(file, grid, label_info, sources)
-            if (corrected := self._attribution.corrected(received, stated, submission, grid)) is not None:
-                received = replace(received, prediction=corrected.prediction)
-                followed = None if corrected.compared is None else follow_rename(corrected.compared)
-            unreviewed = params.get(PARAMETER)
-            if followed is not None:
-                submission, unreviewed = followed.submission, followed.now(unreviewed)
-            mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        except (LabelError, GridError, ImageError) as error:
-            parked = self._corrections.park(received, error)
-            raise LabelError(
-                f"{error} (the file is kept but not used: correction {parked.id} of image {image_id!r})"
-            ) from error
-        findings = (*self._lint(mapped.codes, grid), *_replaced(received))
-        renumbered = None if followed is None else followed.report
-        # Of two at once the one that counts as the newer is the one that is shown.
-        with self._turns.at(image_id):
-            findings = (*findings, *finished_meanwhile(self._shown(image_id, _shown_as(tag, mapped.step)), received))
-            correction = self._corrections.accept(received, mapped, grid, findings, renumbered)
-            try:
-                self._publish(correction, mapped, grid, publish)
-            except StorageError as error:
-                raise type(error)(
-                    f"{error} (the label is kept, but not shown: correction {correction.id} of image {image_id!r})"
-                ) from error
-        return correction
+            if receipt is None:
+                receipt = self._receipts.keep(receipt_id, image_id, file, **came, info=info or {}, claims=claims)
+            return self._interpret(receipt)
+        finally:
+            self._done(receipt_id)
 
-    def shown(self, file: Path, params: Mapping[str, Any], images: Mapping[str, Path]) -> str:
-        """Of some images the one whose prediction a label shows: the reader has left structures of it as they were.
+    def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
+        """Read what could not be read when it came.
 
         Args:
-            file: The submitted file. Not modified.
-            params: What came with it.
-            images: Their files by id.
+            again: Whether to try again what failed before. What ended the server once may do so again.
 
         Returns:
-            Its id; empty where the label shows none, or as much of another.
+            What still waits.
         """
-        try:
-            left = {name: self._left_as_drawn(file, params, image) for name, image in images.items()}
-        except (LabelError, GridError, ImageError):
-            return ""
-        most = max(left.values(), default=(0, 0))
-        best = [name for name, count in left.items() if count == most]
-        return best[0] if len(best) == 1 and any(most) else ""
+        for waiting in self._receipts.waiting():
+            receipt = waiting.receipt
+            if not (again or waiting.reason == NOT_TRIED) or not self._begin(receipt.id):
+                continue
+            try:
+                self._receipts.fail(receipt, "The server ended while it read the label.")
+                correction = self._interpret(receipt)
+                logger.info("submission %s that waited is now a correction of %r", receipt.id, correction.image)
+            except TotalSpineSegError as error:
+                logger.warning("submission %s that waited: %s", receipt.id, error)
+            finally:
+                self._done(receipt.id)
+        return self._receipts.waiting()
 
-    def _left_as_drawn(self, file: Path, params: Mapping[str, Any], image: Path) -> tuple[int, int]:
-        grid = read_image(image).grid
-        submission = _read(file, grid, params.get("label_info"), None)
-        return self._attribution.left_as_drawn(history.sha256_of(image), submission, grid)
+    def _waiting_same(self, image_id: str, sha256: str, came: Mapping[str, Any]) -> Receipt | None:
+        """Return the very same submission that waits, and that nobody reads now."""
+        for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
+            known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
+            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, came)
+            if same and receipt.id not in self._in_work:
+                return receipt
+        return None
+
+    def _begin(self, receipt_id: str) -> bool:
+        with self._guard:
+            is_free = receipt_id not in self._in_work
+            self._in_work.add(receipt_id)
+            return is_free
+
+    def _done(self, receipt_id: str) -> None:
+        with self._guard:
+            self._in_work.discard(receipt_id)
+
+    def _interpret(self, receipt: Receipt) -> Correction:
+        """Read a submission that is kept, file it, and show it; see ``submit``."""
+        with self._waits_on_failure(receipt):
+            received, judged = self._judged(receipt)
+        # Of two at once the one that counts as the newer is the one that is shown.
+        with self._turns.at(received.image_id):
+            if isinstance(judged, TotalSpineSegError):
+                with self._waits_on_failure(receipt):
+                    parked = self._corrections.park(received, judged)
+                raise LabelError(
+                    f"{judged} (the file is kept but not used: correction {parked.id} of image {parked.image!r})"
+                ) from judged
+            shown_as = _shown_as(receipt.tag, judged.mapped.step)
+            with self._waits_on_failure(receipt):
+                findings = (*judged.findings, *finished_meanwhile(self._shown(received.image_id, shown_as), received))
+                later = self._later(received.image_id, shown_as, receipt.id)
+                correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
+            if not later:
+                self._publish(correction, judged, receipt.info)
+            elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
+                # It had waited, and whoever took back what followed it wanted none of it shown.
+                logger.info("correction %s is taken back as %s was", correction.id, max(withdrawn))
+                self._corrections.withdrawals.add(received.image_id, correction.id, correction.user)
+        return correction
+
+    @contextmanager
+    def _waits_on_failure(self, receipt: Receipt) -> Iterator[None]:
+        """Let a submission wait where something fails in this block, with the reason, and say that it is kept."""
+        try:
+            yield
+        except UnknownImageError as error:
+            self._receipts.set_aside(receipt, str(error))
+            note = f"The file is kept for a while (submission {receipt.id})."
+            raise UnknownImageError(receipt.image, note) from error
+        except Exception as error:
+            logger.exception("submission %s for image %r could not be read", receipt.id, receipt.image)
+            self._receipts.fail(receipt, f"{type(error).__name__}: {error}")
+            raise _failure(error, receipt) from error
+
+    def _judged(self, receipt: Receipt) -> tuple[Received, _Label | TotalSpineSegError]:
+        """Return a submission with its label, or with the reason why it is not understood."""
+        folder, fault = self._receipts.folder(receipt), receipt.fault
+        if not fault and not is_safe_tag(receipt.tag):
+            fault = f"The tag {receipt.tag!r} has other characters than letters, digits, '-' and '_'. Use 'final'."
+        try:
+            image_id = resolve_image(
+                receipt.image,
+                receipt.claims,
+                lambda other: self._studies.image_file(other) is not None,
+                lambda other: self._is_on_grid(folder / receipt.raw, other),
+            )
+        except LabelError as error:
+            image_id, fault = receipt.image, str(error)
+        if image_id != receipt.image:
+            logger.info("a label sent for %r is one of %r, which was refused that name", receipt.image, image_id)
+        image = self._studies.image_file(image_id)
+        if image is None:
+            raise UnknownImageError(image_id)
+        received = Received(receipt, folder, image_id, history.sha256_of(image))
+        received = replace(received, prediction=self._attribution.likely(received))
+        if fault:
+            return received, LabelError(fault)
+        try:
+            self._attribution.require_of_image(received)
+            return self._label(received, image)
+        except (LabelError, GridError, ImageError) as error:
+            return received, error
+
+    def _is_on_grid(self, label: Path, image_id: str) -> bool:
+        """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
+        image = self._studies.image_file(image_id)
+        try:
+            return image is not None and same_grid(submitted_grid(label), read_image(image).grid)
+        except ImageError:
+            return False
+
+    def _label(self, received: Received, image: Path) -> tuple[Received, _Label]:
+        params, grid = received.receipt.params, read_image(image).grid
+        submission = _read(received.file, grid, params.get("label_info"), self._studies.sources(received.image_id))
+        followed = None
+        if (corrected := self._attribution.corrected(received, submission, grid)) is not None:
+            received = replace(received, prediction=corrected.prediction)
+            followed = None if corrected.compared is None else follow_rename(corrected.compared)
+        unreviewed = params.get(PARAMETER)
+        if followed is not None:
+            submission, unreviewed = followed.submission, followed.now(unreviewed)
+        mapped = with_unreviewed(map_names(submission, grid), unreviewed)
+        findings = (*self._lint(mapped.codes, grid), *_replaced(received))
+        return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
         """Take back all labels of an image that were shown under a tag; the history keeps them and says who did it.
@@ -178,8 +332,13 @@ class Inbox:
         standing = self._corrections.standing(image_id)
         return tuple(c for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
-    def _publish(self, correction: Correction, mapped: Mapped, grid: Grid, publish: Publish) -> None:
-        labels = STEP1_WIRE_LABELS if mapped.step == 1 else WIRE_LABELS
+    def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
+        """Return the ids of corrections that came after another one and were shown under its tag, or are."""
+        known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
+        return frozenset(c.id for c in known if c.step is not None and _shown_as(c.tag, c.step) == tag)
+
+    def _publish(self, correction: Correction, label: _Label, more: Mapping[str, Any]) -> None:
+        labels = STEP1_WIRE_LABELS if label.mapped.step == 1 else WIRE_LABELS
         info = {
             "correction": correction.id,
             "user": correction.user,
@@ -187,11 +346,31 @@ class Inbox:
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
             "prediction": correction.prediction,
             DRAWN_ON: correction.image_sha256,
+            **more,
         }
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "label.nii.gz"
-            write_volume(file, to_wire(without_regions(mapped.codes)), grid)
-            publish(correction.image, file, _shown_as(correction.tag, mapped.step), info)
+        kept = f"(the label is kept, but not shown: correction {correction.id} of image {correction.image!r})"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / "label.nii.gz"
+                write_volume(file, to_wire(without_regions(label.mapped.codes)), label.grid)
+                self._studies.publish(correction.image, file, _shown_as(correction.tag, label.mapped.step), info)
+        except StorageError as error:
+            raise type(error)(f"{error} {kept}") from error
+        except Exception as error:
+            logger.exception("correction %s is not shown", correction.id)
+            raise SubmissionError(f"The server failed to show the label; its log says why {kept}.") from error
+
+
+def _failure(error: Exception, receipt: Receipt) -> TotalSpineSegError:
+    """Return what a client hears when a submission could not be read; it waits."""
+    kept = f"The label is kept (submission {receipt.id}), but not read yet: submit it again later."
+    if isinstance(error, StorageError):
+        return type(error)(f"{error} {kept}")
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return StorageError(f"The server's disk is full. {kept}")
+    if isinstance(error, MemoryShortageError | MemoryError):
+        return MemoryShortageError(f"The server had not enough memory to read the label. {kept}")
+    return SubmissionError(f"The server failed to read the label; its log says why. {kept}")
 
 
 def _shown_as(tag: str, step: int) -> str:

@@ -32,7 +32,7 @@ def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tu
             who = other.client or other.user
             message = (
                 f"Another label of this image came in at {other.received} from {who!r}, after the prediction that this "
-                "one corrects; this one is shown in its place, both are kept: compare them."
+                "one corrects; the newer one is shown, both are kept: compare them."
             )
             return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
     return ()

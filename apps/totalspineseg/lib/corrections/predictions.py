@@ -1,11 +1,16 @@
 """Records of what was predicted for which image by which weights, so that a correction knows what it corrects."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.corrections import history
+from lib.errors import StorageError
+from lib.fields import from_fields
+
+logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 UNLISTED = "unlisted"
@@ -42,7 +47,10 @@ class PredictionRecord:
 
 
 class PredictionStore:
-    """Prediction records below a history folder; append-only."""
+    """Prediction records below a history folder; append-only.
+
+    A record that cannot be read is logged and passed over: nothing else may fail for it.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root / "predictions"
@@ -69,7 +77,7 @@ class PredictionStore:
 
     def newest_first(self, image_id: str) -> Iterator[PredictionRecord]:
         """All predictions for an image, each read when it is asked for."""
-        return (_read(entry) for entry in reversed(self._entries(image_id)))
+        return _readable(reversed(self._entries(image_id)))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""
@@ -82,16 +90,12 @@ class PredictionStore:
 
     def find(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
         """The prediction of an image with this id, or None; "" for one that is not among the studies."""
-        found = next((entry for entry in self._entries(image_id) if entry.name == prediction_id), None)
-        return None if found is None else _read(found)
+        return next(_readable(entry for entry in self._entries(image_id) if entry.name == prediction_id), None)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """The prediction with this id, whatever its image is called, or None."""
-        for folder in history.entries(self._root):
-            for entry in history.entries(folder):
-                if entry.name == prediction_id:
-                    return _read(entry)
-        return None
+        every = (entry for folder in history.entries(self._root) for entry in history.entries(folder))
+        return next(_readable(entry for entry in every if entry.name == prediction_id), None)
 
     def _entries(self, image_id: str) -> tuple[Path, ...]:
         return history.entries(self._folder(image_id))
@@ -101,5 +105,10 @@ class PredictionStore:
         return self._root / (f"image-{history.folder_name(image_id)}" if image_id else UNLISTED)
 
 
-def _read(entry: Path) -> PredictionRecord:
-    return PredictionRecord(**history.read_json(entry / RECORD_FILE))
+def _readable(entries: Iterable[Path]) -> Iterator[PredictionRecord]:
+    """Yield the records of some entries; one that cannot be read is logged and passed over."""
+    for entry in entries:
+        try:
+            yield from_fields(PredictionRecord, history.read_json(entry / RECORD_FILE), f"of prediction {entry.name}")
+        except StorageError as error:
+            logger.warning("a prediction is passed over: %s", error)

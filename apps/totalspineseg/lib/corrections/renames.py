@@ -16,8 +16,6 @@ from lib.segments import Segment, Submission
 from lib.spellings import code_of_name
 from lib.transforms.components import labels_present
 
-MIN_SAME_VOXELS: Final = 50
-"""Fewer voxels may be the same in labels of two scans by chance; the smallest disc has hundreds."""
 SHOWN: Final = 3
 """How many names a message lists."""
 
@@ -93,30 +91,6 @@ def compare(submission: Submission, grid: Grid, kept: KeptMaps) -> Compared | No
     old = labels_from_iso(kept.labels, kept.iso, grid)
     recognized = _recognized(submission, filled, old, step=kept.drawn.step)
     return Compared(submission, kept, tuple(filled), tuple(recognized))
-
-
-def left_as_drawn(submission: Submission, grid: Grid, kept: KeptMaps) -> tuple[int, int]:
-    """Structures that a submission shows exactly as a prediction drew them, which no label of another scan does.
-
-    Args:
-        submission: As sent. Not modified.
-        grid: Grid of the image.
-        kept: The prediction.
-
-    Returns:
-        How many have kept their names, too, and how many there are.
-    """
-    if not _share_grids(submission, grid, kept):
-        return 0, 0
-    old = labels_from_iso(kept.labels, kept.iso, grid)
-    sizes = np.bincount(old.ravel(), minlength=256)
-    found = []
-    for segment in _filled(submission):
-        drawn = old[submission.layers[segment.layer] == segment.value]
-        code = int(drawn[0])
-        if code and len(drawn) == sizes[code] >= MIN_SAME_VOXELS and (drawn == code).all():
-            found.append(code_of_name(segment.name) == code)
-    return sum(found), len(found)
 
 
 def follow_rename(compared: Compared) -> Followed | None:

@@ -1,11 +1,11 @@
 """Every correction anyone ever sent, append-only: the file as it came, its codes, and a record.
 
-``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``codes.nii.gz`` (accepted ones) and
-``record.json``. An entry appears whole or not at all, and none is ever changed.
+``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
+``lib.corrections.receipts``), ``codes.nii.gz`` (accepted ones) and ``record.json``. An entry appears whole or not at
+all, and none is ever changed.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any, Literal
 from lib.corrections import history
 from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
+from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.withdrawals import Withdrawals
 from lib.errors import StorageError, TotalSpineSegError
+from lib.fields import from_fields
 from lib.geometry import Grid, LabelArray
 from lib.volume_io import read_labels, write_volume
 
@@ -23,32 +25,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
-SEG_SUFFIX = ".dcm"
-"""Of a DICOM segmentation."""
-LABEL_SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
-"""Endings kept for the raw file; any other becomes ".bin"."""
 
 Status = Literal["accepted", "parked"]
-
-
-@dataclass(frozen=True)
-class Sender:
-    """Who sent a correction, and from what.
-
-    Attributes:
-        user: Name of the authenticated user; "admin" where the server runs without authentication.
-        client: Id the client program gives for its user.
-        file_name: Name of the file as the client called it, without folders.
-    """
-
-    user: str
-    client: str
-    file_name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What predictions that this sender asked for are known by: with authentication the user, else the client."""
-        return tuple(name for name in (self.client, self.user) if name)
 
 
 @dataclass(frozen=True)
@@ -102,32 +80,31 @@ class Correction:
 
 @dataclass(frozen=True)
 class Received:
-    """A submission before it is judged.
+    """A submission while it is judged.
 
     Attributes:
+        receipt: What came.
+        folder: Where it lies.
         image_id: Image it belongs to.
-        image: That image's file or folder.
-        file: The submitted file.
-        tag: Tag under which it was submitted.
-        sender: Who sent it.
-        label_info: Segment names as they were sent.
+        image_sha256: Hash of that image as it is now.
         prediction: What it corrects.
-        image_sha256: Hash of the image as it is now.
     """
 
+    receipt: Receipt
+    folder: Path
     image_id: str
-    image: Path
-    file: Path
-    tag: str
-    sender: Sender
-    label_info: Any
-    prediction: PredictionRecord | None
     image_sha256: str
+    prediction: PredictionRecord | None = None
 
+    @property
+    def file(self) -> Path:
+        """The submitted file."""
+        return self.folder / self.receipt.raw
 
-def label_suffix(name: str) -> str:
-    """The known ending of a label file's name, ".bin" when there is none."""
-    return next((suffix for suffix in LABEL_SUFFIXES if name.lower().endswith(suffix)), ".bin")
+    @property
+    def sender(self) -> Sender:
+        """Who sent it."""
+        return self.receipt.sender
 
 
 class CorrectionStore:
@@ -149,7 +126,7 @@ class CorrectionStore:
         findings: tuple[Mapping[str, Any], ...] = (),
         renumbered: Mapping[str, Any] | None = None,
     ) -> Correction:
-        """Keep a submission that could be read by name.
+        """File a submission that could be read by name.
 
         Args:
             received: The submission.
@@ -159,34 +136,37 @@ class CorrectionStore:
             renumbered: What followed a renamed level.
 
         Raises:
-            StorageError: It could not be written; nothing is left half-written.
+            StorageError: It could not be written; it waits where it was.
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed}
-        return self._keep(Correction(**record), received.file, (mapped.codes, grid))
+        write_volume(received.folder / CODES_FILE, mapped.codes, grid)
+        return self._file(Correction(**record), received)
 
     def park(self, received: Received, error: TotalSpineSegError) -> Correction:
-        """Keep a submission that could not be understood, with the reason.
+        """File a submission that could not be understood, with the reason.
 
         Raises:
-            StorageError: It could not be written; nothing is left half-written.
+            StorageError: It could not be written; it waits where it was.
         """
-        return self._keep(Correction(**self._record(received, "parked", str(error))), received.file, None)
+        return self._file(Correction(**self._record(received, "parked", str(error))), received)
+
+    def ids(self, image_id: str) -> tuple[str, ...]:
+        """Return the ids of all corrections of an image, oldest first."""
+        return history.names(self._folder(image_id))
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """All corrections of an image, oldest first, parked ones too."""
-        return tuple(_read(entry) for entry in history.entries(self._folder(image_id)))
+        """Return all corrections of an image, oldest first, parked ones too; those that cannot be read are logged."""
+        return tuple(_readable(self._folder(image_id), _log))
 
     def any_of(self, image_id: str) -> bool:
         """Whether an image has a correction, even a parked or damaged one."""
         return bool(history.entries(self._folder(image_id)))
 
     def all(self) -> Iterator[Correction]:
-        """All corrections of all images."""
-        for folder in history.entries(self._root):
-            for entry in history.entries(folder):
-                yield _read(entry)
+        """Yield all corrections of all images; those that cannot be read are logged."""
+        return self.readable(_log)
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Like ``all``, but a damaged record is reported (image folder and reason) and passed over."""
@@ -196,10 +176,7 @@ class CorrectionStore:
     def standing(self, image_id: str) -> tuple[Correction, ...]:
         """The accepted corrections of an image that nobody took back, oldest first; damaged ones are passed over."""
         withdrawn = self.withdrawals.of_image(image_id)
-        known = _readable(
-            self._folder(image_id), lambda name, error: logger.warning("correction of %s: %s", name, error)
-        )
-        return tuple(c for c in known if c.status == "accepted" and c.id not in withdrawn)
+        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
         """The newest accepted correction of an image for a step that nobody took back; None when there is none."""
@@ -232,34 +209,31 @@ class CorrectionStore:
         step: int | None = None,
         findings: tuple[Mapping[str, Any], ...] = (),
     ) -> dict[str, Any]:
-        prediction = received.prediction
+        prediction, receipt = received.prediction, received.receipt
         return {
-            "id": history.new_id(history.names(self._folder(received.image_id))),
+            "id": receipt.id,
             "image": received.image_id,
             "status": status,
             "reason": reason,
             "step": step,
-            "tag": received.tag,
-            **asdict(received.sender),
-            "raw": f"raw{label_suffix(received.sender.file_name)}",
-            "raw_sha256": history.sha256_of(received.file),
+            "tag": receipt.tag,
+            **asdict(receipt.sender),
+            "raw": receipt.raw,
+            "raw_sha256": receipt.raw_sha256,
             "image_sha256": received.image_sha256,
-            "received": history.now_text(),
+            "received": receipt.received,
             "prediction": None
             if prediction is None
             else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
-            "label_info": received.label_info,
+            "label_info": receipt.params.get("label_info"),
             "findings": findings,
         }
 
-    def _keep(self, correction: Correction, raw: Path, codes: tuple[LabelArray, Grid] | None) -> Correction:
-        def fill(folder: Path) -> None:
-            history.copy_synced(raw, folder / correction.raw)
-            if codes is not None:
-                write_volume(folder / CODES_FILE, *codes)
-            history.write_json(folder / RECORD_FILE, asdict(correction))
-
-        history.append_entry(self._folder(correction.image), correction.id, fill)
+    def _file(self, correction: Correction, received: Received) -> Correction:
+        # The entry appears whole: everything is written before its folder moves.
+        with history.storage_errors(received.folder):
+            history.write_json(received.folder / RECORD_FILE, asdict(correction))
+        history.move_entry(received.folder, self._folder(correction.image))
         return correction
 
 
@@ -276,12 +250,8 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 
 def _read(entry: Path) -> Correction:
     record = history.read_json(entry / RECORD_FILE)
-    try:
-        # Records from before there was a way to say what was not reviewed have no such field.
-        record = {"unreviewed": ()} | record
-        sequences = {key: tuple(record[key]) for key in ("present", "findings", "unreviewed")}
-        return Correction(**{**record, **sequences})
-    except (KeyError, TypeError) as error:
-        raise StorageError(
-            f"a correction record with all its fields is required, got {entry.name!r} of {os.fspath(entry.parent)}"
-        ) from error
+    return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _log(image: str, error: StorageError) -> None:
+    logger.warning("a correction of %s is passed over: %s", image, error)

@@ -1,4 +1,4 @@
-"""What clients uploaded and were given: 3D Slicer goes on calling a volume as it was called when it was opened."""
+"""Which image a label belongs to: 3D Slicer goes on calling a volume as it was called when it was opened."""
 
 import math
 import threading
@@ -7,137 +7,128 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from lib.errors import LabelError
+from lib.errors import LabelError, UnknownImageError
 
 AT_ONCE_SECONDS: Final = 60.0
-"""So long after *Submit Label* has uploaded a volume its label may come: to write and send a large one takes that."""
+"""*Submit Label* uploads a volume and then sends its label; to write and send a large one takes so long."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Images that a label may belong to beside the one it was sent for.
+
+    Attributes:
+        renamed: Images that its client uploaded after the same bytes had been refused the name it was sent for.
+        uploaded: The image that its client uploaded a moment ago, if the client has never had the one it was sent for;
+            empty for none.
+    """
+
+    renamed: tuple[str, ...] = ()
+    uploaded: str = ""
 
 
 @dataclass
 class _Volumes:
-    """Of the clients of one name.
+    """What all clients of one name did.
 
     Attributes:
-        last: The image uploaded last; empty once a label came under its name, or another image was given.
+        last: The image uploaded last; empty once a label was sent or another image was offered.
         since: When, on a clock that is never set.
-        labeled: A label came since, of whatever image.
-        open: Images that were uploaded or given, and have no label yet.
+        opened: Images that were uploaded by one of them, or offered to one.
         refused: Name -> hashes of the volumes that were refused it.
-        renamed: Name -> images that may still be called so by whoever uploaded them.
+        renamed: Name -> images that such a volume has become.
     """
 
     last: str = ""
     since: float = -math.inf
-    labeled: bool = False
-    open: set[str] = field(default_factory=set)
+    opened: set[str] = field(default_factory=set)
     refused: dict[str, set[str]] = field(default_factory=dict)
     renamed: dict[str, set[str]] = field(default_factory=dict)
 
 
 class Uploads:
-    """Volumes that clients uploaded, or tried to, and images they were given.
+    """Volumes that clients uploaded, or tried to, and images they were offered.
 
     Whoever renames a volume in 3D Slicer and presses *Submit Label* uploads it under the new name, but the label is
     sent for the old one, which may be that of another patient's image. Without authentication most clients go by one
-    name: what one of them does neither ends what another one does, nor settles whose label comes.
+    name, so nothing that one of them does settles whose label is sent.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._of: dict[str, _Volumes] = {}
 
-    def came(self, client: str, image_id: str, sha256: str) -> None:
-        """A client uploaded a volume.
+    def record_upload(self, client: str, image_id: str, sha256: str) -> None:
+        """Note that a client uploaded a volume.
 
         Args:
-            client: What it goes by.
-            image_id: The image it is now.
+            client: Its name.
+            image_id: The image that the volume is now.
             sha256: Hash of the file.
         """
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
-            known.last, known.since, known.labeled = image_id, time.monotonic(), False
-            known.open.add(image_id)
+            known.last, known.since = image_id, time.monotonic()
+            known.opened.add(image_id)
             for name, refused in known.refused.items():
                 if sha256 in refused and name != image_id:
                     known.renamed.setdefault(name, set()).add(image_id)
 
-    def refused(self, client: str, image_id: str, sha256: str) -> None:
-        """A client tried to upload a volume under the name of another image."""
+    def record_refusal(self, client: str, image_id: str, sha256: str) -> None:
+        """Note that a client tried to upload a volume under the name of another image."""
         with self._lock:
             self._of.setdefault(client, _Volumes()).refused.setdefault(image_id, set()).add(sha256)
 
-    def given(self, client: str, image_id: str, *, is_user: bool) -> None:
-        """A client is given another image: its scene is cleared.
-
-        Args:
-            client: What it goes by.
-            image_id: The image; empty for none.
-            is_user: Nobody else goes by that name.
-        """
+    def record_offer(self, client: str, image_id: str) -> None:
+        """Note that a client was offered an image, which clears its scene; "" for none."""
         with self._lock:
-            if is_user:
-                self._of.pop(client, None)
             known = self._of.setdefault(client, _Volumes())
             known.last = ""
-            known.open.add(image_id)
+            known.opened.add(image_id)
 
-    def meant(
-        self,
-        client: str,
-        image_id: str,
-        fits: Callable[[str], bool],
-        shown: Callable[[tuple[str, ...]], str],
-    ) -> str:
-        """The image that a label belongs to.
+    def claims(self, client: str, image_id: str) -> Claims:
+        """Return which other images a label that a client sends now may belong to.
 
         Args:
-            client: What its sender goes by.
-            image_id: The image it was sent for.
-            fits: Whether the label lies on the grid of an image, which need not exist.
-            shown: Of several images the one whose prediction the label shows for certain; empty where none is known.
-
-        Returns:
-            The image it was sent for, or one that may still be called so: the only one it fits; of several the one
-            whose prediction it shows, else one that was just uploaded when nobody has the other open.
-
-        Raises:
-            LabelError: It may belong to several.
+            client: Its name.
+            image_id: The image it is sent for.
         """
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
-            renamed, last = set(known.renamed.get(image_id, ())), known.last
             recent = time.monotonic() - known.since < AT_ONCE_SECONDS
-            first, known.labeled = not known.labeled, True
-            is_open = image_id in known.open
-            if last in ("", image_id):
-                known.open.discard(image_id)
-                # Whoever uses its new name does not go on with an old one.
-                known.last = ""
-        others = tuple(other for other in sorted({*renamed, last} - {"", image_id}) if fits(other))
-        if not others:
-            return image_id
-        fitting = (image_id, *others) if fits(image_id) else others
-        if len(fitting) == 1:
-            found = fitting[0]
-        elif not (found := shown(fitting)):
-            # Who uploads many and then submits the labels of all has each of them open.
-            if not renamed and (is_open or not recent):
-                found = image_id
-            elif recent and first and not is_open and last in renamed and last in others:
-                found = last
-        if found != image_id:
-            with self._lock:
-                known.renamed.setdefault(image_id, set()).update({found} if found else others)
-        if not found:
-            raise LabelError(_unclear(image_id, others))
-        return found
+            uploaded = known.last if recent and image_id not in known.opened else ""
+            known.last = ""
+            return Claims(tuple(sorted(known.renamed.get(image_id, ()))), uploaded)
 
 
-def _unclear(image_id: str, others: tuple[str, ...]) -> str:
-    return (
-        f"a label that can belong to one image alone is required, got one for {image_id!r} which may be that of "
-        f"{' or '.join(repr(other) for other in others)}; if you renamed the volume, press 'Upload Volume' and then "
-        f"'Submit Label' in 3D Slicer; if it is a label of {image_id!r}, set a Client/User-ID of your own in the "
-        "settings of MONAI Label and submit it again"
-    )
+def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], fits: Callable[[str], bool]) -> str:
+    """Return the image that a label belongs to.
+
+    It is never filed under another image than the one it was sent for, unless this very client was refused that name,
+    and the label lies on the grid of what it uploaded instead.
+
+    Args:
+        image_id: The image it was sent for.
+        claims: Others it may belong to.
+        exists: Whether there is an image.
+        fits: Whether the label lies on the grid of an image, which need not exist.
+
+    Raises:
+        UnknownImageError: There is no image that it may belong to.
+        LabelError: It may belong to several.
+    """
+    others = {*claims.renamed, claims.uploaded} - {"", image_id}
+    fitting = sorted(filter(fits, others))
+    is_known = exists(image_id)
+    if len(fitting) == 1 and fitting[0] in claims.renamed and (fitting[0] == claims.uploaded or not fits(image_id)):
+        return fitting[0]
+    if not is_known:
+        raise UnknownImageError(image_id)
+    if fitting:
+        listed = " or ".join(map(repr, fitting))
+        raise LabelError(
+            f"This label was sent for {image_id!r}, but it may be one of {listed}. If you renamed the volume, press "
+            "'Upload Volume' and then 'Submit Label' in 3D Slicer. If it is a label of "
+            f"{image_id!r}, set a Client/User-ID of your own in the settings of MONAI Label and submit it again."
+        )
+    return image_id

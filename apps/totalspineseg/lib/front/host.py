@@ -44,8 +44,14 @@ def known() -> Known:
 
 
 def warm_up() -> None:
-    """Load the networks while the server already answers, so that the first request need not wait for them."""
-    Thread(target=app_instance().warm_up, name="warm-up", daemon=True).start()
+    """Read labels that wait and load the networks, while the server already answers."""
+    Thread(target=_warm_up, name="warm-up", daemon=True).start()
+
+
+def _warm_up() -> None:
+    app = app_instance()
+    app.interpret_waiting(again=False)
+    app.warm_up()
 
 
 def stop_background_tasks() -> None:

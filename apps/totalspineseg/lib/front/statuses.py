@@ -12,7 +12,5 @@ CONFLICT: Final = 409
 TOO_LARGE: Final = 413
 BUSY: Final = 429
 """What was asked for runs already; the host's own answer to a second training."""
-OURS: Final = 500
-"""The server's own fault."""
 UPSTREAM: Final = 502
 """A server behind this one did not answer, or not as it should."""

@@ -14,7 +14,7 @@ from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.corrections.outcomes import Outcome
-from lib.corrections.store import SEG_SUFFIX, Sender
+from lib.corrections.receipts import SEG_SUFFIX, Sender
 from lib.dicom.seg_object import SegReference, is_seg, seg_reference
 from lib.errors import TotalSpineSegError
 

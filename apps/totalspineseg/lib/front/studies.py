@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import uuid4
@@ -17,7 +17,8 @@ from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG
-from lib.corrections.store import Sender
+from lib.corrections.receipts import Receipt, Sender, Waiting
+from lib.corrections.store import Correction
 from lib.errors import StorageError
 from lib.front.archives import unpack_series
 from lib.front.statuses import CONFLICT, SESSIONS_OFF
@@ -60,11 +61,16 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         tag: str = FINAL_TAG,
     ) -> dict[str, Any]:
         """Submit a corrected label."""
-        fields = read_params(params)
+        fields, fault = {}, ""
+        try:
+            fields = read_params(params)
+        except SettingError as error:
+            # The label is kept first, whatever came with it.
+            fault = str(error)
         sender = _sender(user, fields, label)
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
-            kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender)
+            kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         shown = app_instance().datastore().get_label_info(kept.image, kept.tag)
         return {
             "image": kept.image,
@@ -87,6 +93,20 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Take a label back: it is shown no more, neither trains nor judges, and stays in the history."""
         withdrawn = app_instance().withdraw_label(id, tag, user.username)
         return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
+
+    @routes.get("/submissions/")
+    def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
+        """Return what was submitted and is not used, with the reason, oldest first."""
+        app = app_instance()
+        unused = [_unused(one.id, one.image, one, "parked", one.reason) for one in app.parked_corrections()]
+        return sorted((*unused, *_waiting(app.unused_submissions())), key=lambda known: str(known["submission"]))
+
+    @routes.post("/submissions/interpret")
+    def interpret_submissions(
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+    ) -> list[dict[str, Any]]:
+        """Read what the server failed to read when it came, and return what still waits."""
+        return _waiting(app_instance().interpret_waiting(again=True))
 
     @routes.put("/datastore/")
     @routes.put("/datastore")
@@ -162,6 +182,23 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
 
     return routes
+
+
+def _waiting(found: Iterable[Waiting]) -> list[dict[str, Any]]:
+    return [_unused(one.receipt.id, one.receipt.image, one.receipt, "waiting", one.reason) for one in found]
+
+
+def _unused(submission: str, image: str, known: Receipt | Correction, status: str, reason: str) -> dict[str, Any]:
+    return {
+        "submission": submission,
+        "image": image,
+        "tag": known.tag,
+        "user": known.user,
+        "client_id": known.client,
+        "received": known.received,
+        "status": status,
+        "reason": reason,
+    }
 
 
 def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:

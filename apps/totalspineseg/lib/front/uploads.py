@@ -9,7 +9,7 @@ from typing import Any, Final
 from fastapi import UploadFile
 
 from lib.corrections.history import CHUNK_BYTES
-from lib.corrections.store import label_suffix
+from lib.corrections.receipts import label_suffix
 from lib.infers.settings import SettingError
 from lib.volume_io import IMAGE_SUFFIXES
 
@@ -69,7 +69,7 @@ def read_params(text: str) -> dict[str, Any]:
     """
     try:
         params = json.loads(text) if text.strip() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}; correct it") from error
     if params is None:
         return {}

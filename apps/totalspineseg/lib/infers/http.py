@@ -6,7 +6,15 @@ from typing import Final
 
 from fastapi import HTTPException
 
-from lib.errors import BusyError, MemoryShortageError, StorageError, TotalSpineSegError, WeightsError
+from lib.errors import (
+    BusyError,
+    MemoryShortageError,
+    StorageError,
+    SubmissionError,
+    TotalSpineSegError,
+    UnknownImageError,
+    WeightsError,
+)
 
 UNUSABLE: Final = 422
 """What was sent cannot be used: image, label, setting."""
@@ -16,15 +24,8 @@ NO_ROOM: Final = 507
 HELD: Final = 503
 """The same request may succeed a little later."""
 NOT_FOUND: Final = 404
-
-
-class UnknownImageError(TotalSpineSegError):
-    """No image of the studies has this id."""
-
-    def __init__(self, image_id: str) -> None:
-        super().__init__(
-            f"the id of an image of the studies is required, got {image_id!r}; ask for the list or upload it"
-        )
+OURS: Final = 500
+"""A fault of the server's own."""
 
 
 class UnknownLabelError(TotalSpineSegError):
@@ -42,6 +43,8 @@ def status_of(error: TotalSpineSegError) -> int:
         return NOT_READY
     if isinstance(error, BusyError):
         return HELD
+    if isinstance(error, SubmissionError):
+        return OURS
     return NO_ROOM if isinstance(error, (StorageError, MemoryShortageError)) else UNUSABLE
 
 

@@ -20,9 +20,9 @@ from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
-from lib.errors import StorageError
+from lib.errors import StorageError, UnknownImageError
 from lib.geometry import LabelArray, Volume, same_grid
-from lib.infers.http import UnknownImageError, http_errors
+from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings

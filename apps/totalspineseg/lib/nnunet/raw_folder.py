@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from lib.errors import StorageError
 from lib.geometry import Grid, LabelArray
-from lib.registry.files import STAGING_PREFIX, storage_errors, write_json
-from lib.volume_io import PARTIAL_PREFIX, write_atomic, write_volume
+from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
+from lib.registry.files import storage_errors, write_json
+from lib.volume_io import write_atomic, write_volume
 
 CASES_FILE: Final = "cases.json"
 """Beside ``dataset.json``: case -> its subject, what it was made from, and in step 2 whose discs mark it."""
@@ -92,9 +93,8 @@ class RawFolder:
             for name in (IMAGES, LABELS):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             (self.path / DATASET_FILE).unlink(missing_ok=True)
-            begun = [file for file in self._present() if file.name.startswith(PARTIAL_PREFIX)]
-            for file in (*begun, *self.path.glob(f"{STAGING_PREFIX}*"), *self.path.glob(f"{PARTIAL_PREFIX}*")):
-                file.unlink()
+            for folder in (self.path, self.path / IMAGES, self.path / LABELS):
+                remove_leftovers(folder, 0)
 
     def keep(self, case: str, subject: str, made_from: str) -> bool:
         """Keep a case as it is, if it is whole and was made from the same; False when it must be written."""

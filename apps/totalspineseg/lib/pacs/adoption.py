@@ -14,10 +14,9 @@ from pydicom.errors import InvalidDicomError
 
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome
-from lib.corrections.store import SEG_SUFFIX, Sender
+from lib.corrections.receipts import SEG_SUFFIX, Sender
 from lib.dicom.moments import utc_text
 from lib.dicom.seg_object import SegReference
-from lib.errors import StorageError
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import FRESH_SECONDS
 from lib.pacs.submissions import Corrections, Submit, send_waiting, submit_segmentation
@@ -112,16 +111,11 @@ class Adoption:
         """What became of a segmentation; None for one that is known, older than what is shown, or not to be had now."""
         info = self._datastore.get_label_info(series, FINAL_TAG)
         name = f"{reference.instance}{SEG_SUFFIX}"
-        try:
-            shown = str(info.get("created", "")) or self._taken_back(series)
-            older = bool(shown) and reference.created <= shown
-            if older and reference.instance in (info.get("instance"), *self._passed_over):
-                return None
-            known = self._corrections.of_image(series)
-        except StorageError as error:
-            # One damaged record must not keep everybody from the next sample.
-            logger.warning("segmentations of series %s are passed over: %s", series, error)
+        shown = str(info.get("created", "")) or self._taken_back(series)
+        older = bool(shown) and reference.created <= shown
+        if older and reference.instance in (info.get("instance"), *self._passed_over):
             return None
+        known = self._corrections.of_image(series)
         if older:
             # Whatever is shown from now on is newer.
             self._passed_over.add(reference.instance)

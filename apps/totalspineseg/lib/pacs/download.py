@@ -3,16 +3,12 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Final
 
 from dicomweb_client import DICOMwebClient
 
 from lib.errors import StorageError
+from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
 from lib.pacs.series import Series
-from lib.volume_io import PARTIAL_PREFIX, remove_leftovers
-
-LEFT_SECONDS: Final = 24 * 3600.0
-"""A download that is older was cut off by a crash."""
 
 
 def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
@@ -36,7 +32,7 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
     partial: Path | None = None
     try:
         below.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(below, LEFT_SECONDS)
+        remove_leftovers(below)
         partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
         for number, instance in enumerate(instances):
             instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)

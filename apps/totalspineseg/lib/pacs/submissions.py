@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from lib.corrections.inbox import FINAL_TAG, Publish
+from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome, accepted
-from lib.corrections.store import Correction, Sender
+from lib.corrections.receipts import Sender
+from lib.corrections.store import Correction
 from lib.dicom.seg_object import SegReference, seg_content
 from lib.errors import LabelError, StorageError, TotalSpineSegError
 from lib.pacs.datastore import PacsDatastore
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent until it does."
 
-Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Publish], Correction]
+Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
 """The app's way to take a label."""
 
 
@@ -65,16 +66,12 @@ def submit_segmentation(
         message = "A segmentation of a series this server offers is required, got one of another; it was not counted."
         return Outcome(instance, "refused", message)
 
-    def publish(image_id: str, label: Path, tag: str, info: dict[str, Any]) -> None:
-        own = {"instance": instance, "created": reference.created}
-        datastore.save_label(image_id, str(label), tag, {**info, **own})
-
     params = {"label_info": [{"name": name} for name in reference.labels]}
     with datastore.submitting.at(instance):
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:
-            kept = submit(series, file, FINAL_TAG, params, sender, publish)
+            kept = submit(series, file, FINAL_TAG, params, sender, {"instance": instance, "created": reference.created})
         except LabelError as error:
             return Outcome(instance, "parked", f"Not counted: {error}", series)
         except TotalSpineSegError as error:

@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from lib.errors import BusyError, StorageError
+from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
 from lib.processes import lock_holder
 
 LOCK_FILE: Final = ".lock"
-STAGING_PREFIX: Final = ".staging-"
-"""Folders under construction; readers skip names with a leading dot."""
 LOCK_SECONDS: Final = 60.0
 """What a folder is locked for takes moments, or so long that whoever waits should know."""
 LOOK_SECONDS: Final = 0.05
-LEFTOVER_S: Final = 24 * 3600
-"""A folder under construction that nobody touched for a day belongs to a killed process, seconds."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,7 +42,7 @@ def write_json(path: Path, content: Any) -> None:
         StorageError: The disk is full or the folder cannot be written.
     """
     with storage_errors(path.parent):
-        descriptor, name = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 json.dump(content, stream, indent=2, sort_keys=True)
@@ -125,16 +122,21 @@ def staged_folder(target: Path) -> Iterator[Path]:
     """
     with storage_errors(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent)
-        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=target.parent))
+        remove_leftovers(target.parent)
+        staging = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=target.parent))
     try:
         yield staging
         with storage_errors(target.parent):
-            if target.exists():
-                raise StorageError(f"a new version name is required, got {target.name!r} which exists; choose another")
             _sync_tree(staging)
             staging.chmod(0o755)
-            staging.rename(target)
+            try:
+                if target.exists():
+                    raise FileExistsError
+                staging.rename(target)
+            except OSError as error:
+                if not target.exists():
+                    raise
+                raise StorageError(f"There is a {target.name!r} already. Choose another name.") from error
             sync_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -156,12 +158,6 @@ def storage_errors(folder: Path) -> Iterator[None]:
         raise StorageError(
             f"a writable folder is required, got {str(folder)!r} ({reason}); check its permissions"
         ) from error
-
-
-def _remove_leftovers(parent: Path) -> None:
-    for leftover in parent.glob(f"{STAGING_PREFIX}*"):
-        if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.errors import StorageError
+from lib.fields import from_fields
 from lib.registry.files import locked, storage_errors, write_json
 from lib.registry.store import NAME, ModelStore
 
@@ -39,15 +40,7 @@ def judgments(store: ModelStore, name: str) -> tuple[Judgment, ...]:
     Raises:
         StorageError: They cannot be read.
     """
-    file = _file(store, name)
-    try:
-        return tuple(Judgment(**entry) for entry in json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(
-            f"a readable {str(file)!r} is required, got {error}; remove it, and have the version judged again"
-        ) from error
+    return tuple(from_fields(Judgment, entry, f"of a judgment of {name}") for entry in _entries(store, name))
 
 
 def judged_names(store: ModelStore) -> tuple[str, ...]:
@@ -66,7 +59,20 @@ def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:
     with locked(store.model_dir):
         with storage_errors(file.parent):
             file.parent.mkdir(exist_ok=True)
-        write_json(file, [asdict(entry) for entry in (*judgments(store, name), judgment)])
+        write_json(file, [*_entries(store, name), asdict(judgment)])
+
+
+def _entries(store: ModelStore, name: str) -> list[Any]:
+    file = _file(store, name)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        content = error
+    if not isinstance(content, list):
+        raise StorageError(f"{str(file)!r} cannot be read ({content}). Remove it and have the version judged again.")
+    return content
 
 
 def _file(store: ModelStore, name: str) -> Path:

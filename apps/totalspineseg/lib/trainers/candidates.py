@@ -10,13 +10,13 @@ from typing import Final
 import torch
 
 from lib.errors import WeightsError
+from lib.leftovers import PARTIAL_PREFIX
 from lib.nnunet.candidate import mixed_weights, write_candidate
 from lib.nnunet.cases import Skipped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.parallel import SHARED_DIR
 from lib.nnunet.training_state import STATE_FILE
 from lib.registry.files import write_json
-from lib.volume_io import PARTIAL_PREFIX
 
 CANDIDATE_DIR: Final = "candidate"
 MIXED_DIR: Final = "mixed-"

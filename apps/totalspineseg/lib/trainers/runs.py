@@ -7,13 +7,14 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from lib.corrections.history import time_after
 from lib.errors import StorageError, TrainingError
+from lib.fields import from_fields
 from lib.registry.files import storage_errors, wait_for_lock, write_json
 
 logger = logging.getLogger(__name__)
@@ -130,11 +131,11 @@ def state_of(training_dir: Path) -> RunState | None:
         return None
     content = _read(newest / PROGRESS_FILE)
     try:
-        state = RunState(**content)
-    except TypeError:
+        state = from_fields(RunState, content, f"of run {newest.name}")
+    except StorageError:
         state = RunState(newest.name, "running")
     if state.status == "running" and not is_running(training_dir):
-        return RunState(**{**asdict(state), "status": "interrupted"})
+        return replace(state, status="interrupted")
     return state
 
 

@@ -15,12 +15,12 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from lib.leftovers import PARTIAL_PREFIX
 from lib.nnunet.augmentation import FirstChannelTransform, scanner_variations
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune_settings import Strength
 from lib.nnunet.targets import REGIONS, Step
 from lib.nnunet.training_log import TrainingLog, dice_text
-from lib.volume_io import PARTIAL_PREFIX
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"

@@ -1,0 +1,221 @@
+"""Submissions as they came in, kept before anything is read of them.
+
+``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` where reading it failed.
+Once it is read the folder moves to the corrections of its image (``lib.corrections.store``). What belongs to no image
+moves to ``<history>/unfiled/``.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lib.corrections import history
+from lib.corrections.uploads import Claims
+from lib.errors import StorageError
+from lib.fields import from_fields
+from lib.leftovers import remove_leftovers
+from lib.volume_io import write_atomic
+
+logger = logging.getLogger(__name__)
+
+RECEIPT_FILE: Final = "received.json"
+FAILURE_FILE: Final = "failure.json"
+SEG_SUFFIX: Final = ".dcm"
+"""Ending of a DICOM segmentation."""
+LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
+"""Endings kept for the raw file; any other becomes ".bin"."""
+MAX_UNFILED: Final = 100
+"""So many submissions that belong to no image are kept; the oldest goes."""
+NOT_TRIED: Final = "The server ended before the label was read."
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a correction, and from what.
+
+    Attributes:
+        user: Name of the authenticated user; "admin" where the server runs without authentication.
+        client: Id the client program gives for its user.
+        file_name: Name of the file as the client called it, without folders.
+    """
+
+    user: str
+    client: str
+    file_name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What predictions that this sender asked for are known by: with authentication the user, else the client."""
+        return tuple(name for name in (self.client, self.user) if name)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came with a submission.
+
+    Attributes:
+        id: Sorts by time; the correction that comes of it has the same.
+        image: Image it was sent for.
+        tag: Tag it was sent for.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        file_name: See ``Sender``.
+        raw: Name of the file as it came, inside the entry.
+        raw_sha256: Its hash.
+        received: UTC, ISO 8601.
+        params: What the client sent with it: ``label_info``, ``prediction``, ``unreviewed``.
+        info: What else is known about the label and shown with it.
+        renamed: See ``Claims``.
+        uploaded: See ``Claims``.
+        fault: Why it cannot be understood, as far as that was known before it was read; empty for none.
+    """
+
+    id: str
+    image: str
+    tag: str
+    user: str
+    client: str
+    file_name: str
+    raw: str
+    raw_sha256: str
+    received: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    renamed: tuple[str, ...] = ()
+    uploaded: str = ""
+    fault: str = ""
+
+    @property
+    def sender(self) -> Sender:
+        """Who sent it."""
+        return Sender(self.user, self.client, self.file_name)
+
+    @property
+    def claims(self) -> Claims:
+        """Other images it may belong to."""
+        return Claims(self.renamed, self.uploaded)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A submission that became no correction.
+
+    Attributes:
+        receipt: What came.
+        reason: Why; ``NOT_TRIED`` where reading it was not begun.
+    """
+
+    receipt: Receipt
+    reason: str
+
+
+def label_suffix(name: str) -> str:
+    """Return the known ending of a label file's name, ".bin" when there is none."""
+    return next((suffix for suffix in LABEL_SUFFIXES if name.lower().endswith(suffix)), ".bin")
+
+
+class Receipts:
+    """Submissions below a history folder that no correction came of yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "received"
+        self._unfiled = root / "unfiled"
+
+    def new_id(self, earlier: Iterable[str]) -> str:
+        """Return an id that sorts behind those of all that wait, and behind earlier ones."""
+        return history.new_id((*history.names(self._root), *earlier))
+
+    def keep(
+        self,
+        receipt_id: str,
+        image_id: str,
+        file: Path,
+        *,
+        tag: str,
+        sender: Sender,
+        params: Mapping[str, Any],
+        info: Mapping[str, Any],
+        claims: Claims,
+        fault: str = "",
+    ) -> Receipt:
+        """Keep what came, whole or not at all; see ``Receipt``.
+
+        Raises:
+            StorageError: It could not be written; nothing is left half-written.
+        """
+        receipt = Receipt(
+            id=receipt_id,
+            image=image_id,
+            tag=tag,
+            **asdict(sender),
+            raw=f"raw{label_suffix(file.name)}",
+            raw_sha256=history.sha256_of(file),
+            received=history.now_text(),
+            params=params,
+            info=info,
+            **asdict(claims),
+            fault=fault,
+        )
+
+        def fill(folder: Path) -> None:
+            history.copy_synced(file, folder / receipt.raw)
+            history.write_json(folder / RECEIPT_FILE, asdict(receipt))
+
+        history.append_entry(self._root, receipt.id, fill)
+        remove_leftovers(self._root)
+        return receipt
+
+    def folder(self, receipt: Receipt) -> Path:
+        """Return where a submission lies until it is read."""
+        return self._root / receipt.id
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Return what is not read yet, oldest first; what cannot be listed is logged, and stays."""
+        return tuple(_listed(self._root, NOT_TRIED))
+
+    def unfiled(self) -> tuple[Waiting, ...]:
+        """Return the latest that belong to no image, oldest first."""
+        return tuple(_listed(self._unfiled, ""))
+
+    def fail(self, receipt: Receipt, reason: str) -> None:
+        """Note why a submission could not be read; it waits on."""
+        try:
+            _write_reason(self.folder(receipt), reason)
+        except StorageError as error:
+            logger.warning("why submission %s could not be read is not recorded: %s", receipt.id, error)
+
+    def set_aside(self, receipt: Receipt, reason: str) -> None:
+        """Keep a submission that belongs to no image for a while, with the reason.
+
+        Raises:
+            StorageError: It could not be written; then it waits on.
+        """
+        _write_reason(self.folder(receipt), reason)
+        history.move_entry(self.folder(receipt), self._unfiled)
+        for old in history.entries(self._unfiled)[:-MAX_UNFILED]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_reason(folder: Path, reason: str) -> None:
+    record = json.dumps({"reason": reason, "time": history.now_text()})
+    write_atomic(folder / FAILURE_FILE, lambda path: _write(path, record))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
+    for entry in history.entries(folder):
+        try:
+            receipt = from_fields(Receipt, history.read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
+            failure = history.read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
+        except StorageError as error:
+            if entry.exists():
+                logger.warning("a submission is passed over: %s", error)
+        else:
+            yield Waiting(receipt, str(failure.get("reason", reason)))

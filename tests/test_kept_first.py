@@ -1,0 +1,224 @@
+"""A submission is kept before it is read: whatever fails afterwards, the file is there and can be read again."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.corrections import inbox, receipts
+from lib.corrections.receipts import NOT_TRIED, Waiting
+from lib.corrections.store import CorrectionStore
+from lib.corrections.uploads import Claims
+from lib.errors import LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
+from test_corrections_store import L4_L5, SENDER, Desk
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+def waiting(desk: Desk) -> Waiting:
+    """The one that waits, whose file is the one that was sent."""
+    (found,) = desk.receipts.waiting()
+    assert (desk.receipts.folder(found.receipt) / found.receipt.raw).read_bytes() == desk.label.read_bytes()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("error", "heard"),
+    [
+        (MemoryError(), MemoryShortageError),
+        (MemoryShortageError("a smaller image is required"), MemoryShortageError),
+        (TypeError("a field of a later version"), SubmissionError),
+        (RecursionError(), SubmissionError),
+        (OSError(5, "Input/output error"), SubmissionError),
+        (OSError(28, "No space left on device"), StorageError),
+        (StorageError("no room"), StorageError),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
+)
+@pytest.mark.parametrize("place", ["lint", "read_image", "sha256_of", "accept", "likely"])
+def test_what_fails_while_a_label_is_read_loses_nothing(
+    desk: Desk, place: str, error: Exception, heard: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shortage of memory, a fault of the linter or an odd record lost the submission with a bare 500."""
+    with monkeypatch.context() as patch:
+        if place == "lint":
+            patch.setattr(desk, "lint", fails(error))
+        if place == "read_image":
+            patch.setattr(inbox, "read_image", fails(error))
+        if place == "sha256_of":
+            own = inbox.history.sha256_of
+            patch.setattr(inbox.history, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
+        if place == "accept":
+            patch.setattr(desk.store, "accept", fails(error))
+        if place == "likely":
+            patch.setattr(desk.inbox._attribution, "likely", fails(error))
+        for _ in range(2):
+            with pytest.raises(heard, match=r"kept.*submit it again"):
+                desk.submit()
+            assert type(error).__name__ in waiting(desk).reason
+    assert (desk.store.of_image("img"), desk.published) == ((), [])
+    kept = waiting(desk).receipt
+    assert (kept.image, kept.sender, kept.params) == ("img", SENDER, L4_L5)
+    assert desk.submit().id == kept.id, "sent again, it is the same submission"
+    assert [c.id for c in desk.store.of_image("img")] == [kept.id]
+    assert (desk.receipts.waiting(), len(desk.published)) == ((), 1)
+
+
+def killed_while_reading(desk: Desk, then: Callable[[], object]) -> None:
+    """Do something in a process of its own that is killed with SIGKILL when the linter is reached."""
+
+    def run() -> None:
+        desk.lint = lambda codes, grid: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
+        then()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_kill_9_after_a_label_was_kept_costs_nothing(desk: Desk) -> None:
+    """The server was killed while it read a label: nothing of it was left."""
+    killed_while_reading(desk, desk.submit)
+    found = waiting(desk)
+    assert found.reason == NOT_TRIED
+    again = Desk(desk.root)
+    assert again.inbox.interpret_waiting(again=False) == ()
+    (kept,) = again.store.of_image("img")
+    assert (kept.id, kept.status, kept.received) == (found.receipt.id, "accepted", found.receipt.received)
+    assert len(again.published) == 1
+
+
+def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) -> None:
+    """One label that takes all memory must not end the server at every start."""
+    killed_while_reading(desk, desk.submit)
+    killed_while_reading(desk, lambda: desk.inbox.interpret_waiting(again=False))
+    (left,) = desk.inbox.interpret_waiting(again=False)
+    assert "ended while" in left.reason
+    assert desk.inbox.interpret_waiting(again=True) == ()
+    assert [c.status for c in desk.store.of_image("img")] == ["accepted"]
+
+
+@pytest.mark.parametrize("file", ["codes.nii.gz", "record.json"])
+def test_kill_9_while_a_label_is_filed_costs_nothing(desk: Desk, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.store.accept = fails(RuntimeError())  # type: ignore[method-assign]
+    with pytest.raises(SubmissionError):
+        desk.submit()
+    (desk.receipts.folder(waiting(desk).receipt) / file).write_bytes(b"half a file")
+    again = Desk(desk.root)
+    assert again.inbox.interpret_waiting(again=True) == ()
+    (kept,) = again.store.of_image("img")
+    assert again.store.codes(kept).any()
+
+
+def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
+    desk.lint = fails(MemoryError())
+    with pytest.raises(MemoryShortageError):
+        desk.submit()
+    desk.lint = lambda codes, grid: ()
+    newer = desk.submit({**L4_L5, "unreviewed": "L5"})
+    assert desk.inbox.interpret_waiting(again=True) == ()
+    late, newest = desk.store.of_image("img")
+    assert (late.id < newest.id, newest) == (True, newer)
+    assert [info["correction"] for _, _, _, info in desk.published] == [newer.id]
+    assert [c.id for c in desk.store.standing("img")] == [late.id, newer.id]
+
+
+def test_a_label_that_waited_does_not_come_back_after_the_next_was_taken_back(desk: Desk) -> None:
+    desk.lint = fails(MemoryError())
+    with pytest.raises(MemoryShortageError):
+        desk.submit()
+    desk.lint = lambda codes, grid: ()
+    newer = desk.submit({**L4_L5, "unreviewed": "L5"})
+    assert desk.inbox.withdraw("img", "final", user="ada", hide=lambda image, tag: None) == (newer.id,)
+    desk.inbox.interpret_waiting(again=True)
+    assert len(desk.store.of_image("img")) == 2
+    assert (desk.store.standing("img"), len(desk.published)) == ((), 1)
+
+
+def test_a_label_that_cannot_be_shown_is_filed_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "_publish", fails(TypeError("a field")))
+        with pytest.raises(SubmissionError, match="kept, but not shown"):
+            desk.submit()
+    assert [c.status for c in desk.store.of_image("img")] == ["accepted"]
+
+
+@pytest.mark.parametrize("tag", ["a b", "../x", "x" * 200])
+def test_a_label_with_an_odd_tag_is_kept(desk: Desk, tag: str) -> None:
+    """It was refused before its file was kept."""
+    with pytest.raises(LabelError, match=r"tag.*kept but not used"):
+        desk.submit(tag=tag)
+    (parked,) = desk.store.of_image("img")
+    assert (parked.status, parked.tag) == ("parked", tag)
+
+
+@pytest.mark.parametrize("image", ["nobody", "", "../etc", "img "])
+def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipts, "MAX_UNFILED", 2)
+    for tag in ("a", "b", "c"):
+        with pytest.raises(UnknownImageError, match=r"no image .*kept for a while"):
+            desk.submit(tag=tag, image=image)
+    assert [one.receipt.tag for one in desk.receipts.unfiled()] == ["b", "c"]
+    assert all("no image" in one.reason for one in desk.receipts.unfiled())
+    assert (desk.receipts.waiting(), list(desk.store.all())) == ((), [])
+    if image == "nobody":
+        desk.images["nobody"] = desk.image
+        assert desk.inbox.interpret_waiting(again=True) == ()
+        assert list(desk.store.all()) == [], "another one's image that has the name since"
+
+
+def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(desk: Desk) -> None:
+    """What a client had uploaded is forgotten at the next start; the label must not change its patient then."""
+    desk.images["of Ada"] = desk.root / "ada.nii.gz"
+    desk.images["of Ada"].write_bytes(desk.image.read_bytes())
+    desk.lint = fails(MemoryError())
+    claims = Claims(("of Ada",), "of Ada")
+    with pytest.raises(MemoryShortageError):
+        desk.inbox.submit("img", desk.label, tag="final", sender=SENDER, params=L4_L5, claims=claims)
+    again = Desk(desk.root)
+    again.images["of Ada"] = desk.images["of Ada"]
+    again.inbox.interpret_waiting(again=True)
+    assert (again.store.of_image("img"), len(again.store.of_image("of Ada"))) == ((), 1)
+
+
+def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None:
+    """Entries had the file, its codes and one record, and no word of what was not reviewed."""
+    desk = Desk(tmp_path / "new")
+    accepted = desk.submit()
+    with pytest.raises(LabelError):
+        desk.submit({})
+    for entry in (tmp_path / "new" / "corrections" / "img").iterdir():
+        (entry / "received.json").unlink()
+        record = json.loads((entry / "record.json").read_text())
+        del record["unreviewed"], record["renumbered"]
+        (entry / "record.json").write_text(json.dumps(record))
+    store = CorrectionStore(tmp_path / "new")
+    old, parked = store.of_image("img")
+    assert asdict(old) == asdict(accepted)
+    assert (parked.status, store.codes(old).any()) == ("parked", True)
+    assert desk.submit().id > parked.id
+
+
+def test_what_a_client_sends_that_is_no_text_is_kept(desk: Desk) -> None:
+    """Half a surrogate pair in a segment's name could not be written, and the label was lost."""
+    with pytest.raises(LabelError, match="kept but not used"):
+        desk.submit({"label_info": [{"name": "L4 \ud800"}, {"name": "L5"}]})
+    (parked,) = desk.store.of_image("img")
+    assert parked.label_info[0]["name"] == "L4 \ud800"
