@@ -14,8 +14,8 @@ def router() -> APIRouter:
     routes = APIRouter()
     page = (PAGES / PAGE).read_bytes()
 
-    @routes.get("/")
-    @routes.get("/docs")
+    @routes.get("/", include_in_schema=False)
+    @routes.get("/docs", include_in_schema=False)
     def start() -> Response:
         """What this server is, and where to go on."""
         return Response(page, media_type="text/html")
