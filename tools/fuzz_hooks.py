@@ -29,6 +29,11 @@ NAMES = (
     "",
 )
 """Names of files, some of which are none."""
+OK = 200
+REASON = 70
+"""Letters of a refusal that are kept."""
+MADE = {"PUT /session/": ("session_id", "session_id"), "PUT /datastore/image": ("image", "image")}
+"""Operation -> parameter whose values it makes, and where its answer has them."""
 FILES = {"file": "images", "label": "labels"}
 JSON_TEXTS = (
     "{}",
@@ -59,6 +64,28 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         kwargs["files"] = [part for name, value in case.body.items() for part in _parts(name, value)]
     elif isinstance(case.body, dict) and case.media_type == "application/x-www-form-urlencoded":
         case.body = {name: _text(name, value) for name, value in case.body.items()}
+
+
+@schemathesis.hook
+def after_call(context: Any, case: Any, response: Any) -> None:
+    """Note what was answered; what a request has made is asked for by later ones."""
+    described = case.method.upper() == case.operation.method.upper()
+    name = f"{case.operation.method.upper()} {case.operation.path}" if described else "methods that are not described"
+    content = _json(response)
+    with Path(os.environ["FUZZ_ANSWERS"]).open("a", encoding="utf-8") as file:
+        reason = str(content.get("detail", ""))[:REASON]
+        file.write(json.dumps([name, case.meta.generation.mode.value, response.status_code, reason]) + "\n")
+    if name in MADE and response.status_code == OK:
+        parameter, field = MADE[name]
+        KNOWN["values"][parameter].append(content[field])
+
+
+def _json(response: Any) -> dict[str, Any]:
+    try:
+        content = json.loads(response.content)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _parts(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -27,7 +27,9 @@ JSON_TEXT: Final = {"contentMediaType": "application/json", "contentSchema": {"t
 LEFT_OUT: Final = {"/batch/infer/{model}": ("run_sync", "token"), "": ("token",)}
 """Path -> parameters of the host that the guard turns away, or that the host reads without authentication alone, to no
 effect; those of all other paths under ""."""
-PACS: Final = "/proxy/"
+PACS: Final = ("/proxy/", "/submissions/")
+SCORING: Final = ("/scoring/",)
+"""Paths without anything behind them where there is no PACS, or no scoring method."""
 METHODS: Final = ("get", "head", "put", "post", "delete")
 
 
@@ -62,11 +64,8 @@ def described(document: Mapping[str, Any], known: Known) -> dict[str, Any]:
         "/scoring/{method}": known.scorers,
         "/activelearning/{strategy}": known.strategies,
     }
-    paths = {
-        path: operations
-        for path, operations in document["paths"].items()
-        if names.get(path, ("any",)) and (known.on_server or not path.startswith(PACS))
-    }
+    closed = (*(() if known.on_server else PACS), *(() if known.scorers else SCORING))
+    paths = {path: operations for path, operations in document["paths"].items() if not path.startswith(closed)}
     for path, operation in _operations(paths):
         operation["parameters"] = [
             _parameter(entry, names.get(path, ()))
