@@ -36,7 +36,7 @@ ANSWER_SECONDS = 120
 REASONS = 25
 LABELED = "z-last"
 """The image whose label is made beforehand."""
-SPARE = 20
+ADDED, SPARE = 5, 20
 """Images and sessions that may be removed."""
 FAULT = 500
 
@@ -105,7 +105,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
     names = [stem(path) for path in images]
     sessions = [session(server, copies[:1]), session(server, copies)]
     spare = [session(server, copies[:1]) for _ in range(SPARE)]
-    added = [f"added {number}" for number in range(SPARE)]
+    added = [f"added {number}" for number in range(ADDED)]
     return {
         "seed": seed,
         "images": [str(path) for path in copies],

@@ -14,7 +14,7 @@ import schemathesis
 KNOWN = json.loads(Path(os.environ["FUZZ_KNOWN"]).read_text(encoding="utf-8"))
 CONTENT = {name: Path(name).read_bytes() for name in (*KNOWN["images"], *KNOWN["labels"])}
 RANDOM = random.Random(KNOWN["seed"])
-REAL = 0.75
+REAL = 0.9
 """Share of the values that are replaced by real ones."""
 NAMES = (
     "image.nii.gz",
