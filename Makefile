@@ -17,7 +17,7 @@ APP := apps/totalspineseg
 READY := .venv/.ready
 
 .PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-cli bench-runtimes \
-  bench-starter bench-retrain lock wheelhouse clean
+  bench-starter bench-retrain fuzz lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -86,6 +86,15 @@ bench-starter: setup
 bench-retrain: setup
 	$(BIN)/python tools/bench_retrain.py
 
+# Odd requests made from the server's own description: some minutes, and it stops by itself.
+fuzz: setup .venv-fuzz/.ready
+	$(BIN)/python tools/fuzz.py
+
+.venv-fuzz/.ready: requirements-fuzz.txt
+	@test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	$(BIN)/uv pip install --quiet --python .venv-fuzz/bin/python $(FROM_WHEELS) -r requirements-fuzz.txt
+	@touch $@
+
 # For machines without internet: every package of the lock, and what builds those that come as source.
 wheelhouse: setup
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
@@ -98,4 +107,4 @@ lock: setup
 	  --no-header requirements-dev.txt -o requirements.lock
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-fuzz demo .pytest_cache .mypy_cache .ruff_cache

@@ -72,7 +72,7 @@ def guarded(origins: tuple[str, ...] = (), limit: int = 1 << 20) -> TestClient:
     def form(text: str = Form()) -> int:
         return len(text)
 
-    known = Known(models=("m",), trainers=("t",), scorers=(), on_server=True)
+    known = Known(models=("m",), trainers=("t",), scorers=(), strategies=(), on_server=True)
     app.add_middleware(Guard, known=lambda: known, origins=origins, max_upload_bytes=limit, names=["testserver"])
     return TestClient(app)
 

@@ -22,6 +22,7 @@ from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
+from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.ongoing import Ongoing
@@ -342,6 +343,8 @@ class App(MONAILabelApp):
             UnknownLabelError: There is none, and there was none.
             StorageError: It could not be kept.
         """
+        if not (is_usable_id(image_id) and is_safe_tag(tag)):
+            raise UnknownLabelError(image_id, tag)
         shown = tag in self._datastore.get_labels_by_image_id(image_id)
         withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
         if not shown and not withdrawn:

@@ -56,7 +56,22 @@ def create_app(
         names: What the server may be called, besides its IP addresses.
         address: Where it listens, for the log.
     """
-    from lib.front import auth, driver, errors, host, infer, logs, ohif, proxy, samples, start, studies, threads, train
+    from lib.front import (
+        auth,
+        description,
+        driver,
+        errors,
+        host,
+        infer,
+        logs,
+        ohif,
+        proxy,
+        samples,
+        start,
+        studies,
+        threads,
+        train,
+    )
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -73,20 +88,25 @@ def create_app(
             await host.finish_submissions(SUBMISSION_SECONDS)
         executor.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=description.URL, docs_url=None, redoc_url=None)
+    description.install(app, host.known)
     errors.install(app)
     auth.install(app, behind)
-    app.include_router(infer.router(executor))
-    app.include_router(studies.router(limit))
-    app.include_router(train.router())
-    app.include_router(samples.router())
-    app.include_router(ohif.router())
-    app.include_router(proxy.router())
-    app.include_router(driver.router())
-    app.include_router(logs.router())
-    app.include_router(start.router())
-    # Behind our own routes, before the host's.
-    app.include_router(threads.router())
+    own = (
+        infer.router(executor),
+        studies.router(limit),
+        train.router(),
+        samples.router(),
+        ohif.router(),
+        proxy.router(),
+        driver.router(),
+        logs.router(),
+        start.router(),
+    )
+    # Before the host's.
+    shared = threads.router([route for routes in own for route in routes.routes])
+    for routes in (*own, shared):
+        app.include_router(routes)
     app.mount("/", behind)
     origins = host.allowed_origins()
     if origins:

@@ -57,12 +57,13 @@ class Offers:
         images = sorted(datastore.get_unlabeled_images())
         if not images:
             return None
-        for image in images:
-            if image not in self._last:
-                # Whoever asked meanwhile may have been given it: what was noted before then does not undo that.
-                self._last.setdefault(image, last_noted(datastore.get_image_info(image)))
+        # Each time: another server of these studies may have offered an image since.
+        notes = {image: last_noted(datastore.get_image_info(image)) for image in images}
         client, now = str(request.get("client_id") or ""), time.time()
         with self._lock:
+            for image, offer in notes.items():
+                # Whoever asked meanwhile may have been given it: what was noted before then does not undo that.
+                self._last[image] = max(offer, self._last.get(image, Offer()), key=lambda known: known.time)
             free = [image for image in images if not self._is_reserved(image, client, now)]
             chosen = choose(free or images, lambda image: self._last[image].time)
             self._last[chosen] = Offer(now, client)

@@ -21,8 +21,6 @@ MAX_ENTRIES: Final = 10_000
 """A whole spine of thin slices is 500 files."""
 MAX_READ_BYTES: Final = 512 * MAX_ENTRIES
 """Of the archive at once. The list of entries comes in one piece, and an entry takes some 100 bytes of it."""
-MAX_NAME: Final = 60
-"""Characters of a file's name that are kept, with its ending; in bytes they may be four times as many."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Other ways to compress cannot be unpacked piece by piece: a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
@@ -63,7 +61,7 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
                 raise HTTPException(UNUSABLE, "a .zip with the files of one series is required, got none in it")
             _require_room(sum(entry.file_size for entry in files), folder)
             for number, entry in enumerate(files):
-                name = plain_name(entry.filename)[-MAX_NAME:] or "image"
+                name = plain_name(entry.filename) or "image"
                 path = folder / (name if len(files) == 1 else f"{number:05d}-{name}")
                 with content.open(entry) as source, path.open("xb") as target:
                     shutil.copyfileobj(source, target, CHUNK_BYTES)

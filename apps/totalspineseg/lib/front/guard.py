@@ -32,12 +32,14 @@ class Known:
         models: Names of its models.
         trainers: Names of its trainers.
         scorers: Names of its scoring methods.
+        strategies: Names of the orders in which it offers images.
         on_server: Whether the studies lie on a DICOMweb server.
     """
 
     models: Collection[str]
     trainers: Collection[str]
     scorers: Collection[str]
+    strategies: Collection[str]
     on_server: bool
 
 

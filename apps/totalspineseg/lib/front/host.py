@@ -39,6 +39,7 @@ def known() -> Known:
         models=tuple(app._infers),
         trainers=tuple(app._trainers),
         scorers=tuple(app._scoring_methods),
+        strategies=tuple(app._strategies),
         on_server=str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")),
     )
 

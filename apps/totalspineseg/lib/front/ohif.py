@@ -45,7 +45,7 @@ def router() -> APIRouter:
     tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in pages.items()}
     files = StaticFiles(directory=OHIF_FOLDER)
 
-    @routes.get("/ohif/{path:path}")
+    @routes.get("/ohif/{path:path}", include_in_schema=False)
     async def viewer(
         path: str, request: Request, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
     ) -> Response:

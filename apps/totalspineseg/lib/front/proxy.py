@@ -171,7 +171,7 @@ def router() -> APIRouter:
 
             return await pacs.beside(work)
 
-    @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS))
+    @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS), include_in_schema=False)
     def others(path: str, request: Request) -> None:
         """Closed: the host's own routes here pass any path on."""
         if path.split("/")[0] == "dicom" and request.method not in ("GET", "POST"):

@@ -18,8 +18,8 @@ def router() -> APIRouter:
     routes = APIRouter()
     page = (PAGES / PAGE).read_text(encoding="utf-8")
 
-    @routes.get("/")
-    @routes.get("/docs")
+    @routes.get("/", include_in_schema=False)
+    @routes.get("/docs", include_in_schema=False)
     def start() -> Response:
         """Say what this server is, which weights run, and where to go on."""
         text = page.replace(PLACE, html.escape(app_instance().weights_text()))

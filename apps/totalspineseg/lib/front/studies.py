@@ -12,6 +12,8 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.sessions import SessionInfo, Sessions
+from pydantic import BaseModel
+from starlette.responses import FileResponse
 
 from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
@@ -41,6 +43,13 @@ NOT_IN_PACS = (
     "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "
     "asks for the next sample."
 )
+
+
+class SessionAnswer(BaseModel):
+    """What a client learns of a session it made."""
+
+    session_id: str
+    session_info: dict[str, Any]
 
 
 def router(max_unpacked_bytes: int) -> APIRouter:
@@ -108,8 +117,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Read what the server failed to read when it came, and return what still waits."""
         return _waiting(app_instance().interpret_waiting(again=True))
 
-    @routes.put("/datastore/")
-    @routes.put("/datastore")
+    @routes.put("/datastore/", include_in_schema=False)
+    @routes.put("/datastore", include_in_schema=False)
     @routes.put("/datastore/image")
     def put_image(
         file: Annotated[UploadFile, File()],
@@ -141,7 +150,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         app_instance().datastore().update_image_info(image, {**_told(info), "user": user.username})
 
     @routes.put("/datastore/label/info")
-    @routes.put("/datastore/updatelabelinfo")
+    @routes.put("/datastore/updatelabelinfo", include_in_schema=False)
     def put_label_info(
         label: str,
         tag: str,
@@ -154,15 +163,13 @@ def router(max_unpacked_bytes: int) -> APIRouter:
 
     @routes.put("/session/")
     def put_session(
-        files: Annotated[list[UploadFile], File()],
+        files: Annotated[list[UploadFile], File(min_length=1)],
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
         uncompress: bool = False,
         expiry: int = 0,
-    ) -> dict[str, Any]:
+    ) -> SessionAnswer:
         """Keep an image for a while, outside the studies."""
-        sessions = app_instance().sessions()
-        if sessions is None:
-            raise HTTPException(SESSIONS_OFF, "this server keeps no sessions; upload the image to the studies instead")
+        sessions = _sessions()
         if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
             raise HTTPException(UNUSABLE, "one .zip file is required to unpack; send the series as a .zip")
         # The host moves what it is given, so the folder must outlive nothing but this call.
@@ -174,9 +181,32 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             else:
                 image = save_all(files, series)
             session_id, info = _add_session(sessions, image, expiry)
-        return {"session_id": session_id, "session_info": info.to_json()}
+        return SessionAnswer(session_id=session_id, session_info=info.to_json())
 
-    @routes.get("/datastore/dataset")
+    @routes.get("/session/{session_id}", response_model=None)
+    def get_session(
+        session_id: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        update_ts: bool = False,
+        image: bool = False,
+    ) -> dict[str, Any] | FileResponse:
+        """What is known about a session, or its image where that is one file."""
+        session = _sessions().get_session(session_id, update_ts=update_ts)
+        if session is None:
+            raise HTTPException(
+                NOT_FOUND, f"There is no session {session_id!r}. It may have expired; start another one."
+            )
+        file = Path(session.image)
+        if not image:
+            known: dict[str, Any] = session.to_json()
+            return known
+        if not file.is_file():
+            raise HTTPException(
+                UNUSABLE, "This session holds a series of several files, which are not sent back. Ask without 'image'."
+            )
+        return FileResponse(file, filename=file.name)
+
+    @routes.get("/datastore/dataset", include_in_schema=False)
     def get_dataset() -> None:
         """Closed: the host leaves an archive of all studies in the temporary folder at every call."""
         raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
@@ -208,6 +238,13 @@ def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
 def _told(text: str) -> dict[str, Any]:
     """What a client says about an image or a label, without what this server alone knows."""
     return {name: value for name, value in read_params(text).items() if name not in OWN}
+
+
+def _sessions() -> Sessions:
+    sessions = app_instance().sessions()
+    if sessions is None:
+        raise HTTPException(SESSIONS_OFF, "this server keeps no sessions; upload the image to the studies instead")
+    return sessions
 
 
 def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, SessionInfo]:

@@ -5,21 +5,41 @@ The host's handlers are coroutines that never give way: while one waits for a PA
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
 
 from fastapi import APIRouter
-from monailabel.endpoints import batch_infer, datastore, info, scoring, session
+from fastapi.routing import APIRoute
+from monailabel.config import settings
+from monailabel.endpoints import batch_infer, datastore, info, login, scoring, session, train
+from starlette.routing import BaseRoute
 
-SLOW: Final = (info.router, datastore.router, batch_infer.router, scoring.router, session.router)
-"""What asks the datastore, which may lie on another machine, or reads and removes files."""
+SLOW: Final = (info, datastore, batch_infer, scoring, session, train)
+"""What asks the datastore, which may lie on another machine, reads and removes files, or ends programs."""
 
 
-def router() -> APIRouter:
-    """The routes; parameters, roles and answers are the host's."""
+def router(answered: Iterable[BaseRoute] = ()) -> APIRouter:
+    """The routes; parameters, roles and answers are the host's.
+
+    Args:
+        answered: Routes of our own, which answer in place of the host's.
+    """
+    ours = {(route.path, method) for route in answered if isinstance(route, APIRoute) for method in route.methods or ()}
     routes = APIRouter()
-    for route in (route for host in SLOW for route in host.routes):
-        routes.add_api_route(route.path, in_a_thread(route.endpoint), methods=sorted(route.methods))
+    # The host asks the identity server in its own handler, too.
+    modules = (*SLOW, login) if settings.MONAI_LABEL_AUTH_ENABLE else SLOW
+    for route in (route for module in modules for route in module.router.routes):
+        methods = sorted(method for method in route.methods if (route.path, method) not in ours)
+        if methods:
+            routes.add_api_route(
+                route.path,
+                in_a_thread(route.endpoint),
+                methods=methods,
+                summary=route.summary,
+                tags=route.tags,
+                response_model=route.response_model,
+                include_in_schema=route.include_in_schema,
+            )
     return routes
 
 
@@ -30,4 +50,6 @@ def in_a_thread(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
         return asyncio.run(handler(**arguments))
 
     run.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
+    # Names of operations are made from it.
+    run.__name__ = handler.__name__
     return run

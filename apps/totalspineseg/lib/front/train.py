@@ -42,7 +42,7 @@ def router() -> APIRouter:
         with _start(starting, waits=enqueue):
             return run_model(model, params, run_sync, enqueue)
 
-    @routes.post("/train/")
+    @routes.post("/train/", include_in_schema=False)
     def train_all(
         user: Annotated[User, admin], params: Annotated[dict[str, Any] | None, Body()] = None, run_sync: bool = False
     ) -> Any:

@@ -10,10 +10,12 @@ from fastapi import UploadFile
 
 from lib.corrections.history import CHUNK_BYTES
 from lib.corrections.receipts import label_suffix
+from lib.infers.sessions import META_FILE
 from lib.infers.settings import SettingError
 from lib.volume_io import IMAGE_SUFFIXES
 
 MAX_FILE_NAME: Final = 200
+"""Bytes. File systems allow 255, and a number may be put before the name."""
 
 
 def client_name(upload: UploadFile) -> str:
@@ -22,9 +24,12 @@ def client_name(upload: UploadFile) -> str:
 
 
 def plain_name(path: str) -> str:
-    """The last part of a path of whatever system, without control characters."""
+    """Return the end of the last part of a path of whatever system, as a file can be called; "" where there is none."""
     name = PurePosixPath(PureWindowsPath(path).as_posix()).name
-    return "".join(c for c in name if ord(c) >= 32)[-MAX_FILE_NAME:]
+    letters = "".join(c for c in name if ord(c) >= 32)
+    # Half characters, as of a name in another code page, and the half of one that is cut in two are left out.
+    plain = letters.encode(errors="ignore")[-MAX_FILE_NAME:].decode(errors="ignore")
+    return "" if plain in (".", "..") else plain
 
 
 def image_suffix(name: str) -> str:
@@ -49,7 +54,9 @@ def save_all(uploads: Sequence[UploadFile], folder: Path) -> Path:
         The file, or the folder when there are several.
     """
     if len(uploads) == 1:
-        return _save(uploads[0], folder / (client_name(uploads[0]) or "image"))
+        name = client_name(uploads[0])
+        # The host notes what it knows of a session beside its image.
+        return _save(uploads[0], folder / (f"image-{name}" if name in ("", META_FILE) else name))
     for number, upload in enumerate(uploads):
         _save(upload, folder / f"{number:05d}-{client_name(upload)}")
     return folder

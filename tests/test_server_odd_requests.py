@@ -1,0 +1,105 @@
+"""Requests that no client of today sends, found by ``make fuzz``: none is the server's own fault."""
+
+import json
+from typing import Any
+
+import pytest
+import requests
+
+from lib.front.uploads import MAX_FILE_NAME, plain_name
+from lib.version import VERSION
+from serving import Server
+
+FILES = [("files", ("a.dcm", b"one")), ("files", ("b.dcm", b"two"))]
+
+
+def session(server: Server, files: list[tuple[str, tuple[str, bytes]]]) -> str:
+    answer = requests.put(f"{server.url}/session/", files=files, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["session_id"])
+
+
+@pytest.mark.parametrize("query", ["id=&tag=", "id=&tag=final", "id=z-last&tag=", "id=nobody&tag=final"])
+def test_a_label_without_a_name_is_not_there(server: Server, query: str) -> None:
+    """``DELETE /datastore/label?id=&tag=`` was answered with 500."""
+    answer = requests.delete(f"{server.url}/datastore/label?{query}", timeout=60)
+    assert (answer.status_code, "label" in answer.json()["detail"]) == (404, True)
+
+
+def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> None:
+    """``GET /session/ID?image=true`` was answered with 500 where the session holds a folder."""
+    series, one = session(server, FILES), session(server, FILES[:1])
+    url = f"{server.url}/session"
+    answer = requests.get(f"{url}/{series}?image=true", timeout=60)
+    assert (answer.status_code, "several files" in answer.json()["detail"]) == (422, True)
+    assert requests.get(f"{url}/{series}", timeout=60).json()["name"] == series
+    assert requests.get(f"{url}/{one}?image=true", timeout=60).content == b"one"
+    assert requests.get(f"{url}/{one[:-1]}0a?image=true", timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ("ü" * 150 + ".dcm", "ü" * 98 + ".dcm"),
+        ("脊" * 200, "脊" * 66),
+        ("..", ""),
+        ("a/..", ""),
+        ("a\\..", ""),
+        (".", ""),
+        ("\ud800.dcm", ".dcm"),
+        ("C:\\scans\\a\n.dcm", "a.dcm"),
+    ],
+)
+def test_a_file_of_any_name_can_be_kept(sent: str, kept: str) -> None:
+    """Names were cut by letters: 150 umlauts were answered with 500, and so was a file called ``..``."""
+    assert plain_name(sent) == kept
+    assert len(kept.encode()) <= MAX_FILE_NAME
+
+
+@pytest.mark.parametrize("name", ["ü" * 150 + ".dcm", "..", "meta.info"])
+def test_a_session_of_a_file_of_any_name(server: Server, name: str) -> None:
+    """The image called ``meta.info`` was overwritten by what the host notes about the session."""
+    made = session(server, [("files", (name, b"image"))])
+    assert requests.get(f"{server.url}/session/{made}?image=true", timeout=60).content == b"image"
+    session(server, [("files", (name, b"image")), ("files", (name, b"image"))])
+
+
+@pytest.fixture(scope="module")
+def description(server: Server) -> Any:
+    return requests.get(f"{server.url}/openapi.json", timeout=60).json()
+
+
+def test_the_description_is_of_this_server(server: Server, description: Any) -> None:
+    """It was the host's: models were any text, and closed routes were listed as open."""
+    assert (description["info"]["title"], description["info"]["version"]) == ("TotalSpineSeg", VERSION)
+    info = requests.get(f"{server.url}/info/", timeout=60).json()
+    for path, known in {
+        "/infer/{model}": info["models"],
+        "/batch/infer/{model}": info["models"],
+        "/train/{model}": info["trainers"],
+        "/activelearning/{strategy}": info["strategies"],
+    }.items():
+        assert parameter(description, path, "post", path.rpartition("{")[2][:-1])["enum"] == sorted(known)
+    paths = description["paths"]
+    assert {"/scoring/{method}", "/model/{model}", "/infer/wsi_v2/{model}", "/datastore/dataset", "/reload"} & set(
+        paths
+    ) == set()
+    assert not [path for path in paths if path.startswith("/proxy")]
+    assert {"get", "delete"} <= set(paths["/train/"])
+
+
+def parameter(description: Any, path: str, method: str, name: str) -> Any:
+    (schema,) = [entry["schema"] for entry in description["paths"][path][method]["parameters"] if entry["name"] == name]
+    return schema
+
+
+def test_the_description_says_what_the_guard_takes(description: Any) -> None:
+    assert parameter(description, "/datastore/label", "get", "tag")["pattern"].startswith("^[A-Za-z0-9]")
+    assert parameter(description, "/datastore/image", "get", "image")["maxLength"] == 200
+    assert {"const": ""} in parameter(description, "/infer/{model}", "post", "image")["anyOf"]
+    names = {entry["name"] for entry in description["paths"]["/batch/infer/{model}"]["post"]["parameters"]}
+    assert names == {"model", "images"}
+    (form,) = description["paths"]["/datastore/label"]["put"]["requestBody"]["content"].values()
+    fields = description["components"]["schemas"][form["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    assert fields["params"]["contentSchema"] == {"type": "object"}
+    assert json.dumps(description)
