@@ -1,5 +1,6 @@
 """Synthetic spines: anatomy in order, variants, fields of view, contrast, determinism."""
 
+import importlib
 import itertools
 from collections.abc import Callable
 
@@ -438,7 +439,7 @@ def test_marrow_is_dark_in_some_people_and_mottled_in_others(
     for seed in range(8):
         means = []
         for odds in (0.0, 1.0):
-            monkeypatch.setattr("lib.synthesis.render._DARK_MARROW_ODDS", odds)
+            monkeypatch.setattr(importlib.import_module("lib.synthesis.render"), "_DARK_MARROW_ODDS", odds)
             image = render(np.random.default_rng(seed), whole, RenderOptions(contrast="T1", slice_mm=1.0))
             means.append(float(image[marrow].mean()))
         assert 0.25 < means[1] / means[0] < 0.95
