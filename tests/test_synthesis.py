@@ -1,5 +1,6 @@
 """Synthetic spines: anatomy in order, variants, fields of view, contrast, determinism."""
 
+import importlib
 import itertools
 from collections.abc import Callable
 
@@ -24,10 +25,11 @@ from lib.synthesis import (
     step2_classes,
 )
 from lib.synthesis.column import Vertebra, bend_column
+from lib.synthesis.implants import IMPLANT_ODDS, draw_implants
 from lib.synthesis.ligaments import draw_ligaments
 from lib.synthesis.morphometry import level_sizes
 from lib.synthesis.raster import Raster
-from lib.synthesis.render import _coil, _flow
+from lib.synthesis.render import _coil, _flow, _saturate
 from lib.synthesis.shapes import (
     Local,
     Mask,
@@ -354,3 +356,102 @@ def test_demo_studies_are_readable_named_and_repeatable(tmp_path: object) -> Non
     truth = nib.load(first[0].parent / "truth" / first[0].name)
     assert truth.shape == image.shape
     assert anatomy.DISC_L5_S in np.asarray(truth.dataobj)
+
+
+def test_sacral_discs_show_between_plates_and_stay_sacrum() -> None:
+    """A second L5-S was drawn on S1-S2 of real people: the synthetic sacrum had no disc that could be seen."""
+    heights = []
+    for seed in range(6):
+        spine = make(seed, field=Field.LOWER_LUMBAR, spacing_mm=(2.0, 1.0, 0.75), width_mm=60.0)
+        column = bend_column(np.random.default_rng(seed), 12, 5, 1.0)
+        heights.append(column.sacrum[0].gap)
+        sacrum = spine.labels == anatomy.SACRUM
+        rudiments = np.isin(spine.tissues, (Tissue.ANNULUS, Tissue.SACRAL_DISC, Tissue.NUCLEUS)) & sacrum
+        assert rudiments.sum() * 1.5 > 300, "mm3"
+        assert (np.isin(spine.labels, anatomy.DISCS) & sacrum).sum() == 0
+    assert max(heights) > 3 > min(heights)
+    assert column.sacrum[-1].gap == 0
+
+
+def test_lowest_disc_is_a_wedge_open_to_the_front() -> None:
+    """Source: 11.2 mm (3.2) in front and 6.8 mm (2.7) behind in 25 patients of the SPIDER data set."""
+    spine = make(
+        0, field=Field.LOWER_LUMBAR, thoracic=12, lumbar=5, jitter=0.0, spacing_mm=(2.0, 0.5, 0.5), width_mm=40.0
+    )
+    disc = spine.labels == anatomy.DISC_L5_S
+    slab = disc[disc.shape[0] // 2]
+    columns = np.flatnonzero(slab.any(1))
+    third = len(columns) // 5
+    behind, before = (
+        slab[part].sum(1).mean() * 0.5 for part in (columns[third : 2 * third], columns[-2 * third : -third])
+    )
+    assert before > behind + 2
+    assert 8 < before < 16
+
+
+def test_a_slipped_vertebra_takes_those_above_along() -> None:
+    slips = []
+    for seed in range(80):
+        for vertebra in bend_column(np.random.default_rng(seed), 12, 5, 1.0).vertebrae[2:]:
+            size, disc, own = vertebra.size, vertebra.disc_frame, vertebra.frame
+            straight = disc.axes[:, 2] * size.disc_height / 2 + own.axes[:, 2] * size.height / 2
+            slip = 2 * float((own.origin - disc.origin - straight) @ own.axes[:, 1]) / size.depth
+            slips.append((vertebra.region, slip))
+    lumbar = [slip for region, slip in slips if region == "lumbar"]
+    assert 0.02 < np.mean(np.abs(lumbar) > 0.03) < 0.09
+    assert max(lumbar) < 0.31 and min(lumbar) < -0.03, "forward up to the first grade, in some backward"
+    assert max(abs(slip) for region, slip in slips if region == "thoracic") < 1e-6
+
+
+def test_implants_are_drawn_in_few_columns_and_change_no_label() -> None:
+    column = bend_column(np.random.default_rng(0), 12, 5, 0.5)
+    raster = Raster((60, 90, 220), (2.0, 3.0, 3.0), (-60.0, -200.0, -60.0))
+    seen = 0
+    for seed in range(200):
+        tissues = np.zeros(raster.shape, np.uint8)
+        draw_implants(np.random.default_rng(seed), tissues, column, raster)
+        assert set(np.unique(tissues)) <= {0, Tissue.IMPLANT}
+        seen += bool(tissues.any())
+    assert 0.5 * IMPLANT_ODDS < seen / 200 < 3 * IMPLANT_ODDS
+
+
+def test_few_scans_are_slabs_of_the_middle_alone() -> None:
+    widths = [make(seed, field=Field.LOWER_LUMBAR, width_mm=None).labels.shape[0] * COARSE[0] for seed in range(40)]
+    assert 1 <= sum(width < 40 for width in widths) <= 12
+    assert max(widths) > 60
+
+
+def test_a_saturation_band_darkens_what_lies_before_the_column_alone(whole: SyntheticSpine) -> None:
+    dark = 0
+    for seed in range(12):
+        image = np.ones(whole.labels.shape, np.float32)
+        _saturate(np.random.default_rng(seed), image, whole, COARSE, 1.0)
+        assert image[whole.labels > 0].mean() > 0.9
+        dark += image.min() < 0.5
+    assert 1 <= dark <= 8
+
+
+def test_marrow_is_dark_in_some_people_and_mottled_in_others(
+    whole: SyntheticSpine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies with dark or mottled marrow came out with holes."""
+    marrow, spreads = whole.tissues == Tissue.MARROW, []
+    for seed in range(8):
+        means = []
+        for odds in (0.0, 1.0):
+            monkeypatch.setattr(importlib.import_module("lib.synthesis.render"), "_DARK_MARROW_ODDS", odds)
+            image = render(np.random.default_rng(seed), whole, RenderOptions(contrast="T1", slice_mm=1.0))
+            means.append(float(image[marrow].mean()))
+        assert 0.25 < means[1] / means[0] < 0.95
+        spreads.append(image[marrow].std() / image[marrow].mean())
+    assert max(spreads) > 1.3 * min(spreads)
+
+
+def test_fat_lies_behind_the_sac_of_the_loin_and_is_no_canal() -> None:
+    found = []
+    for seed in range(8):
+        spine = make(seed, field=Field.LUMBAR, spacing_mm=(2.0, 1.0, 1.5), width_mm=60.0)
+        fat = spine.tissues == Tissue.EPIDURAL
+        assert (spine.labels[fat] == 0).all()
+        found.append(fat.sum() * 3.0)
+    assert np.median(found) > 1000, "mm3"

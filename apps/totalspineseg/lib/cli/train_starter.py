@@ -1,4 +1,6 @@
-"""Train the small starter networks on synthetic spines; may be stopped at any moment and called again.
+"""Train the small starter networks on synthetic spines and, if you have them, labeled scans of people.
+
+It may be stopped at any moment and called again.
 
 Every second patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
 """
@@ -33,11 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--learning-rate", type=float, metavar="R")
     parser.add_argument("--early-phase", type=float, metavar="SHARE", help="share of the training on small patches")
     parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="starter folder whose weights to begin with")
+    parser.add_argument("--real", type=Path, metavar="FOLDER", help="training cases of people (tools/spider_cases.py)")
+    parser.add_argument("--real-share", type=float, metavar="SHARE", help="share of the patches taken of them (0.35)")
     parser.add_argument("--restart", action="store_true", help="forget what an earlier call left")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the training; returns the exit code."""
+    from lib.nnunet.real_spines import read_cases
     from lib.nnunet.starter import train_starter
     from lib.nnunet.starter_plans import STARTER_FOLDERS
     from lib.nnunet.starter_settings import StarterSettings
@@ -46,11 +51,12 @@ def execute(arguments: argparse.Namespace) -> int:
     given = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
     settings = StarterSettings(**{name: value for name, value in given.items() if value is not None})
     source = arguments.start_from
+    real = read_cases(arguments.real) if arguments.real is not None else ()
     for step in sorted(set(arguments.step or (1, 2))):
         start = source / STARTER_FOLDERS[step] if source is not None else None
         finder = _finder(arguments.out, source) if step == 2 else None
         folder = train_starter(
-            step, arguments.out, settings, resume=not arguments.restart, start_from=start, discs_by=finder
+            step, arguments.out, settings, resume=not arguments.restart, start_from=start, discs_by=finder, real=real
         )
         print(f"step {step}: {folder}")
     return 0

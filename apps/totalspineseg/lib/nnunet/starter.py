@@ -1,4 +1,4 @@
-"""Training of the starter weights on synthetic spines, into nnU-Net's own folder format.
+"""Training of the starter weights on synthetic spines and scans of people, into nnU-Net's own folder format.
 
 Importable with PyTorch, nnU-Net, numpy and scipy alone.
 """
@@ -6,7 +6,7 @@ Importable with PyTorch, nnU-Net, numpy and scipy alone.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
+from lib.nnunet.real_spines import RealSpine
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
@@ -55,6 +56,7 @@ class _Run:
         self.origin: str | None = None
         self.finder: StarterFinder | None = None
         self.finders: list[str] = []
+        self.cases: list[str] = []
         self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
 
     def begin_from(self, folder: Path) -> None:
@@ -105,6 +107,7 @@ class _Run:
             "losses": self.losses,
             "origin": self.origin or "",
             "finders": self.finders,
+            "cases": self.cases,
             "spacing_mm": GRIDS[self.step].spacing_mm,
         }
 
@@ -126,6 +129,7 @@ class _Run:
         self.iteration, self.seconds, self.losses = state["iteration"], state["seconds"], state["losses"]
         self.origin = state.get("origin") or None
         self.finders = list(state.get("finders", ()))  # older states have none
+        self.cases = list(state.get("cases", ()))
 
 
 def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,24 +141,43 @@ class _Stream(IterableDataset[tuple[torch.Tensor, ...]]):  # type: ignore[misc] 
     """Training examples without end, another stream in every worker."""
 
     def __init__(
-        self, step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings, near_every: int | None
+        self,
+        step: int,
+        seed: int,
+        patch: tuple[int, ...],
+        settings: StarterSettings,
+        near_every: int | None,
+        real: Sequence[RealSpine],
     ) -> None:
-        self.step, self.seed, self.patch, self.settings, self.near_every = step, seed, patch, settings, near_every
+        self.step, self.seed, self.patch, self.settings = step, seed, patch, settings
+        self.near_every, self.real = near_every, real
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         worker = get_worker_info()
         seed = self.seed + _WORKERS_APART * (worker.id if worker is not None else 0)
-        pool, uses = self.settings.pool_size, self.settings.uses_per_spine
         for sample in samples(
-            self.step, seed, self.patch, pool_size=pool, uses_per_spine=uses, near_every=self.near_every
+            self.step,
+            seed,
+            self.patch,
+            pool_size=self.settings.pool_size,
+            uses_per_spine=self.settings.uses_per_spine,
+            near_every=self.near_every,
+            real=self.real,
+            real_share=self.settings.real_share,
         ):
             yield sample.channels, sample.regions, sample.near_marked
 
 
 def _batches(
-    step: int, seed: int, patch: tuple[int, ...], settings: StarterSettings, *, near_every: int | None = None
+    step: int,
+    seed: int,
+    patch: tuple[int, ...],
+    settings: StarterSettings,
+    *,
+    near_every: int | None = None,
+    real: Sequence[RealSpine] = (),
 ) -> Iterator[Batch]:
-    stream = _Stream(step, seed, patch, settings, near_every)
+    stream = _Stream(step, seed, patch, settings, near_every, real)
     yield from DataLoader(stream, batch_size=settings.batch_size, num_workers=settings.workers)
 
 
@@ -166,6 +189,7 @@ def train_starter(
     resume: bool = True,
     start_from: Path | None = None,
     discs_by: Path | None = None,
+    real: Sequence[RealSpine] = (),
 ) -> Path:
     """Train one step's starter model; may be stopped at any moment and called again.
 
@@ -176,6 +200,7 @@ def train_starter(
         resume: Go on from the state a former call left.
         start_from: Starter model whose weights to begin with when there is no state; step 2 may begin with a step 1.
         discs_by: Step-1 starter model whose discs mark every second patch of step 2; None: all marks are drawn.
+        real: Scans of people that patches are taken of, too.
 
     Returns:
         The model folder.
@@ -197,11 +222,12 @@ def train_starter(
         run.begin_from(start_from)
     if discs_by is not None and step == 2:
         run.mark_by(StarterFinder(discs_by, run.device))
+    run.cases = sorted({*run.cases, *(case.sha256 for case in real)})
     start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
     near_every = FOUND_EVERY if run.finder is not None else None
     patch = settings.patch_of(step)
-    early = _batches(step, start, _early_patch(patch), settings, near_every=near_every)
-    stream = _batches(step, start + 1, patch, settings, near_every=near_every)
+    early = _batches(step, start, _early_patch(patch), settings, near_every=near_every, real=real)
+    stream = _batches(step, start + 1, patch, settings, near_every=near_every, real=real)
     saved = began = time.monotonic()
     before = run.seconds
     while True:
@@ -235,6 +261,7 @@ def _save(run: _Run, folder: Path, latest: Path) -> None:
         "begun_from_sha256": run.origin,
     }
     done |= {"discs_by_sha256": run.finders} if run.finders else {}
+    done |= {"real_cases_sha256": run.cases} if run.cases else {}
     (folder / "training.json").write_text(
         json.dumps({"step": run.step, **run.settings.record(run.step), **done}, indent=2) + "\n"
     )

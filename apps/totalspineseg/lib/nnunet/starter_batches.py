@@ -1,7 +1,8 @@
 """Training patches drawn from synthetic spines as they are needed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,14 +13,19 @@ from torch.nn.functional import avg_pool3d
 from lib import anatomy
 from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, disturbed_channel
+from lib.nnunet.real_spines import RealSpine, draw_size, vary_scan
 from lib.nnunet.starter_plans import GRIDS, Grid, regions_of
 from lib.nnunet.targets import mark
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.transforms.crop import CROP_MARGIN_MM
 
+Spine: TypeAlias = SyntheticSpine | RealSpine
+
 _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
 """Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
+_REAL_POOL = 4
+"""Scans of people at hand at a time, each in a size of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Sample:
 
     Attributes:
         channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
-        regions: Share of each region in each voxel, float32 (R, Z, Y, X).
+        regions: Share of each region in each voxel, float32 (R, Z, Y, X); where scans of people are among the
+            examples, (2 R, Z, Y, X): then the share of each voxel in which nobody knows the region.
         near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to one of them than to any other
             disc, and not far from it; bool (1, Z, Y, X), nowhere when not asked for and in step 1.
     """
@@ -38,12 +45,12 @@ class Sample:
     near_marked: torch.Tensor
 
 
-def position_parity(spine: SyntheticSpine) -> dict[int, bool]:
+def position_parity(spine: Spine) -> dict[int, bool]:
     """Vertebra code -> whether its position in the column (C1 = 1) is odd; neighbors always differ."""
     return {code: position % 2 == 1 for position, code in enumerate(spine.vertebrae, start=1)}
 
 
-def odd_discs(rng: np.random.Generator, spine: SyntheticSpine) -> tuple[tuple[int, ...], bool]:
+def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], bool]:
     """Every other disc in view, from the first or the second, and whether odd and even swap for it.
 
     The rule the network learns is local: the vertebra above a marked disc is even, the one below odd.
@@ -58,7 +65,7 @@ def odd_discs(rng: np.random.Generator, spine: SyntheticSpine) -> tuple[tuple[in
     return marked, position_parity(spine)[above]
 
 
-def class_table(step: int, spine: SyntheticSpine, *, swapped: bool = False) -> NDArray[np.uint8]:
+def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np.uint8]:
     """Output code -> class of a step for this very column, as a table of 256."""
     table = np.zeros(256, np.uint8)
     source = anatomy.STEP1_FROM_CODE if step == 1 else anatomy.STEP2_FROM_CODE
@@ -70,10 +77,10 @@ def class_table(step: int, spine: SyntheticSpine, *, swapped: bool = False) -> N
     return table
 
 
-def _window(rng: np.random.Generator, spine: SyntheticSpine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
+def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
     """A patch's place, (X, Y, Z): step 2 within the box of the column; half of them at a landmark disc."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
-    spots = np.nonzero(spine.labels)
+    spots = np.nonzero(spine.shown if isinstance(spine, RealSpine) else spine.labels)
     if step == 2 or rng.random() < 0.3:
         spacing = np.abs(np.diag(spine.affine)[:3])
         margin = np.round(CROP_MARGIN_MM * rng.uniform(0.6, 1.6) / spacing).astype(int)
@@ -93,11 +100,12 @@ def _window(rng: np.random.Generator, spine: SyntheticSpine, size: tuple[int, ..
 
 def draw_sample(
     rng: np.random.Generator,
-    spine: SyntheticSpine,
+    spine: Spine,
     step: int,
     patch: tuple[int, ...],
     *,
     near_marked: bool = False,
+    with_hidden: bool = False,
 ) -> Sample:
     """One patch of one spine in a fresh contrast.
 
@@ -107,6 +115,7 @@ def draw_sample(
         step: 1 or 2.
         patch: Size on the network's grid, (Z, Y, X).
         near_marked: Say where found discs are marked ones, which takes two distance maps; the rest stays the same.
+        with_hidden: Say where nobody knows a region, too.
 
     Returns:
         Channels and region shares, zero-padded to the patch.
@@ -116,18 +125,18 @@ def draw_sample(
     if rng.random() < _SMALL_SCAN:
         fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
     window = _window(rng, spine, tuple(fine[::-1]), step)
-    part = SyntheticSpine(
-        spine.labels[window], spine.tissues[window], spine.affine, spine.column, spine.vertebrae, spine.discs
-    )
-    image = render(rng, part, RenderOptions(strength=float(rng.uniform(0.3, 1.1))))
+    part = _cut(spine, window)
+    image = _image_of(rng, part, float(rng.uniform(0.3, 1.1)))
     image = (image - image.mean()) / (image.std() + 1e-6)
     marked, swapped = odd_discs(rng, spine) if step == 2 else ((), False)
     channels = [image]
     if step == 2:
         exact = rng.random() < EXACT_CHANNEL_SHARE
         channels.append(mark(part.labels, marked) if exact else disturbed_channel(part.labels, marked, rng))
-    classes = class_table(step, spine, swapped=swapped)[part.labels]
-    regions = [np.isin(classes, values) for values in regions_of(step).values()]
+    table = class_table(step, spine, swapped=swapped)
+    regions = [np.isin(table[part.labels], values) for values in regions_of(step).values()]
+    if with_hidden:
+        regions += _hidden(part, table, step, regions)
     others = [code for code in spine.discs if code not in marked]
     discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
     maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
@@ -137,6 +146,32 @@ def draw_sample(
     shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
     near = _near_marked(rest[0].numpy() > 0, rest[1].numpy() > 0, grid) if discs else np.zeros(patch, bool)
     return Sample(inputs, shares, torch.from_numpy(near)[None])
+
+
+def _cut(spine: Spine, window: tuple[slice, ...]) -> Spine:
+    if isinstance(spine, RealSpine):
+        return spine.cut(window)
+    parts = spine.labels[window], spine.tissues[window]
+    return SyntheticSpine(*parts, spine.affine, spine.column, spine.vertebrae, spine.discs)
+
+
+def _image_of(rng: np.random.Generator, spine: Spine, strength: float) -> NDArray[np.float32]:
+    if isinstance(spine, RealSpine):
+        return vary_scan(rng, spine.image, spine.spacing_mm, strength)
+    return render(rng, spine, RenderOptions(strength=strength))
+
+
+def _hidden(
+    spine: Spine, table: NDArray[np.uint8], step: int, regions: list[NDArray[np.bool_]]
+) -> list[NDArray[np.bool_]]:
+    """Where nobody knows each region: its two readings differ, or there is none."""
+    if not isinstance(spine, RealSpine):
+        return [np.zeros_like(region) for region in regions]
+    classes, unknown = table[spine.second], spine.labels == anatomy.UNREVIEWED
+    return [
+        (np.isin(classes, values) != region) | unknown
+        for values, region in zip(regions_of(step).values(), regions, strict=True)
+    ]
 
 
 def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
@@ -169,6 +204,8 @@ def samples(
     pool_size: int = 8,
     uses_per_spine: int = 20,
     near_every: int | None = None,
+    real: Sequence[RealSpine] = (),
+    real_share: float = 0.0,
 ) -> Iterator[Sample]:
     """Training examples without end; the seed fixes them.
 
@@ -179,6 +216,8 @@ def samples(
         pool_size: Spines at hand at a time.
         uses_per_spine: Patches taken of one drawn spine, on average.
         near_every: The first and then every so many say where found discs are marked ones; None: none does.
+        real: Scans of people.
+        real_share: Share of the examples that are taken of them.
 
     Yields:
         One example after the other.
@@ -186,8 +225,18 @@ def samples(
     rng = np.random.default_rng(seed)
     spacing = GRIDS[step].drawn_mm
     pool: list[SyntheticSpine] = []
+    people: list[RealSpine] = []
     number = 0
     while True:
+        near = near_every is not None and number % near_every == 0
+        if real and rng.random() < real_share:
+            if len(people) < _REAL_POOL or rng.random() < 1 / uses_per_spine:
+                person = draw_size(rng, real[int(rng.integers(len(real)))], spacing)
+                people = [*people, person][-_REAL_POOL:]
+            person = people[int(rng.integers(len(people)))]
+            yield draw_sample(rng, person, step, patch, near_marked=near, with_hidden=True)
+            number += 1
+            continue
         if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
             options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
@@ -195,6 +244,6 @@ def samples(
             if np.isin(spine.labels, anatomy.DISCS).any():
                 pool = [*pool, spine][-pool_size:]
             continue
-        near = near_every is not None and number % near_every == 0
-        yield draw_sample(rng, pool[int(rng.integers(len(pool)))], step, patch, near_marked=near)
+        spine = pool[int(rng.integers(len(pool)))]
+        yield draw_sample(rng, spine, step, patch, near_marked=near, with_hidden=bool(real))
         number += 1

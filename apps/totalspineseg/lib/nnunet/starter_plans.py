@@ -76,7 +76,7 @@ def dataset_json(step: int) -> dict[str, Any]:
         "regions_class_order": list(range(1, len(regions) + 1)),
         "numTraining": 0,
         "file_ending": ".nii.gz",
-        "description": "Starter weights trained on synthetic spines only; see docs/model-card.md.",
+        "description": "Starter weights; docs/model-card.md says what they were trained on.",
     }
 
 

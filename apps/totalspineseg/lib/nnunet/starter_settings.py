@@ -27,6 +27,7 @@ class StarterSettings:
         pool_size: Spines at hand at a time: neighbors in the stream should differ; each holds some 20 MB.
         features: Features by stage.
         patch: Patch on the network's grid, (Z, Y, X); None: the step's own.
+        real_share: Share of the patches that are taken of scans of people, where there are any.
     """
 
     iterations: int = 3000
@@ -45,6 +46,7 @@ class StarterSettings:
     pool_size: int = 8
     features: tuple[int, ...] = FEATURES
     patch: tuple[int, ...] | None = None
+    real_share: float = 0.35
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -62,6 +64,8 @@ class StarterSettings:
                 )
         if self.workers < 0:
             raise ValueError(f"workers must be 0 or more, got {self.workers!r}; 0 draws in the training's own process")
+        if not 0 <= self.real_share <= 1:
+            raise ValueError(f"real_share must lie between 0 and 1, got {self.real_share!r}; 0.35 is usual")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}; 0.0015 is usual")
 

@@ -47,8 +47,8 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (N, R, ...) of the network.
-        target: (N, R or R + 1, ...) share of each region in each voxel, then the share that nobody has looked at: a
-            voxel where it is not 0 counts for nothing.
+        target: (N, R, R + 1 or 2 R, ...) share of each region in each voxel, then the share that nobody has looked at,
+            of all regions together or of each: a voxel where it is not 0 counts for nothing.
 
     Returns:
         A scalar, at best -1: cross-entropy 0 less a mean Dice of 1.
@@ -64,10 +64,10 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
     truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
     every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known
-    entropy = every.sum() / (known.sum() * logits.shape[1]).clamp(min=1)
+    entropy = every.sum() / known.sum().clamp(min=1)
     if parts := inner_regions(logits.shape[1]):
-        within = (truth.amax(1, keepdim=True) >= HALF) * known
-        entropy = entropy + (every[:, parts] * within).sum() / (within.sum() * len(parts)).clamp(min=1)
+        within = ((truth.amax(1, keepdim=True) >= HALF) * known)[:, parts]
+        entropy = entropy + (every[:, parts] * within).sum() / within.sum().clamp(min=1)
     share, truth = torch.sigmoid(logits) * known, truth * known
     axes = (0, *range(2, logits.ndim))
     size, error = (share + truth).sum(axes), (share - truth).abs().sum(axes)
@@ -87,9 +87,10 @@ def inner_regions(count: int) -> list[int]:
 
 
 def truth_and_known(target: torch.Tensor, regions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Region shares (N, R, ...), and (N, 1, ...) whether a voxel counts; see ``region_loss``."""
+    """Region shares, and whether a voxel counts for a region; both (N, R, ...), see ``region_loss``."""
     truth, hidden = target[:, :regions], target[:, regions:]
-    return truth, (hidden == 0).all(1, keepdim=True)
+    known = hidden == 0 if hidden.shape[1] == regions else (hidden == 0).all(1, keepdim=True)
+    return truth, known.expand_as(truth)
 
 
 @dataclass

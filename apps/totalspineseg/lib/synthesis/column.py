@@ -26,7 +26,7 @@ _SACRALIZED_ODDS, _SACRALIZED = 0.04, {"disc_height": 0.4, "transverse_width": 1
 """Odds that the lowest vertebra has grown toward the sacrum, and what that does to its measures. It keeps its name."""
 _LUMBARIZED_ODDS, _LUMBARIZED_MM = 0.04, (4.5, 8.0)
 """Odds that the first sacral disc is as good as a lumbar one, and its height. Source of both odds: transitional
-vertebrae in 12 % of people (Apazidis et al., Spine J 11(9), 2011). It stays part of the sacrum."""
+vertebrae in 12 % of people (Bron et al., Acta Orthop Belg 73(6), 2007). It stays part of the sacrum."""
 _SACRAL_DISCS_MM = ((0.8, 5.0), (0.5, 3.5), (0.0, 2.0), (0.0, 1.5))
 """Height of the rudimentary discs S1-S2 .. S4-S5 of people; seen on scans of adults of all ages."""
 

@@ -121,6 +121,6 @@ CORD_DEPTHS: Final[Sequence[float]] = (8.3, 7.6, 7.2, 6.6, 6.6, 8.0, 2.0)
 
 SACRAL_SLOPE_DEG: Final = (37.0, 7.0)
 """Mean and spread of the tilt of the first sacral endplate."""
-LUMBAR_LORDOSIS_DEG: Final = (48.0, 10.0)
+LUMBAR_LORDOSIS_DEG: Final = (44.0, 11.0)
 THORACIC_KYPHOSIS_DEG: Final = (40.0, 9.0)
 CERVICAL_LORDOSIS_DEG: Final = (21.0, 12.0)

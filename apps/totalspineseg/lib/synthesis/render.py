@@ -24,6 +24,8 @@ _DARK_MARROW_ODDS, _DARK_MARROW = 0.2, (0.35, 0.85)
 """Share of people whose marrow has less signal, and how much is left: the young, the anemic, smokers."""
 _SATURATION_ODDS, _SATURATION_MM = 0.3, (4.0, 40.0)
 """Share of scans with a saturation band before the column, and how far before the bodies it begins."""
+_COIL_REACH_MM = (60.0, 500.0)
+"""Distance from a spine coil over which its signal falls to a third."""
 FLOW_ODDS = 0.35
 """Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
 ODDS = {"T1": 0.17, "T2": 0.37, "STIR": 0.1, "T2star": 0.08, "T1gre": 0.08, "random": 0.2}
@@ -224,7 +226,7 @@ def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, 
 def _coil(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...], strength: float) -> Image:
     """Smooth bias field, and signal that falls off in front of a spine coil and at the ends of the scan."""
     field = 0.18 * strength * smooth_noise(rng, shape, 4)
-    reach = rng.uniform(120, 500) / max(strength, 0.01)
+    reach = np.exp(rng.uniform(*np.log(_COIL_REACH_MM))) / max(strength, 0.01)
     y = np.arange(shape[1], dtype=np.float32)[None, :, None] * spacing[1]
     falloff = np.exp(-y / np.float32(reach))
     ends = np.abs(np.linspace(-1, 1, shape[2], dtype=np.float32))[None, None, :]

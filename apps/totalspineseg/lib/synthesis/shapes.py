@@ -66,6 +66,7 @@ def body(local: Local, vertebra: Vertebra) -> Mask:
     half = size.height / 2 + vertebra.wedge * local.anterior
     hollow = (0.05 * size.height) * (1 - np.clip(rim, 0, 1))
     young = max(0.0, 1 - vertebra.lip / 0.08)
+    young = 0.4 * young if vertebra.region == "cervical" else young  # low bodies, whose edges rise
     corner = _CORNER_SHARE * young * size.height * (np.clip(rim - _CORNER_FROM, 0, None) / (1 - _CORNER_FROM)) ** 2
     half = half - corner
     top = half - hollow

@@ -40,7 +40,7 @@ _BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
 
 
 _DARK_ODDS = {"cervical": 0.5, "thoracic": 0.4, "lumbar": 0.5}
-"""How often a disc has no bright nucleus; the lowest one more often. Source: loss of signal in 54 % of people of 30 and
+"""How often a disc has no bright nucleus; the lowest one more often. Source: loss of signal in 54 % of people of 40 and
 86 % of those of 60 (Brinjikji et al., AJNR 36(4), 2015); scans show more of the old."""
 _LOWEST_DARK_ODDS = 0.65
 _CLEFT_ODDS = 0.5

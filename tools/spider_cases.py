@@ -1,0 +1,260 @@
+"""Slabs of the SPIDER data set as training cases for ``totalspineseg train-starter --real``.
+
+    python tools/spider_cases.py SLABS CASES            # the patients that train
+    python tools/spider_cases.py SLABS CASES --held-out # those that choose and report
+
+A slab is NNN_image.nii.gz with NNN_label.nii.gz: 1 disc, 2 vertebra with its processes, 3 canal with the cord inside.
+Names are counted up from the lowest disc, which lies on the sacrum. What SPIDER does not show is taught to nobody:
+whether the sacrum lies below that disc, whether the canal above L3 holds cord, where the canal ends below, and what
+stands above the topmost disc. That there is no disc below the lowest one is known, and taught.
+
+Source: van der Graaf et al., Lumbar spine segmentation in MR images, Sci Data 2024; Zenodo 10159290; CC BY 4.0.
+"""
+
+import argparse
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+
+from lib.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
+from lib.errors import TotalSpineSegError  # noqa: E402
+from lib.geometry import LabelArray, require_same_grid, to_ras  # noqa: E402
+from lib.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
+from lib.volume_io import read_image, read_labels  # noqa: E402
+
+PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
+"""Who trains, who is held out, and why; names that nobody is sure of."""
+DISC, VERTEBRA, WHOLE_CANAL = 1, 2, 3
+"""Values of a slab's labels."""
+SMALLEST_DISC: Final = 0.15
+"""Of the median disc's volume; smaller pieces are no disc of their own."""
+PROCESS_DROP: Final = 0.45
+"""How much lower a spinous process lies than its body, in distances between discs."""
+CONUS_ABOVE: Final = "L3"
+"""The cord of nearly all adults ends above this vertebra."""
+FACET_MM: Final = 10.0
+"""How far above the lowest disc's back edge the first sacral joints reach."""
+PROMONTORY_MM: Final = 6.0
+"""The sacrum does not reach farther forward than this before the lowest disc."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A line of the list.
+
+    Attributes:
+        number: Three digits, as in the files' names.
+        held_out: Takes no part in training.
+        sure: Whether counting from the lowest disc gives the right names.
+        note: What was seen, and the reason for the group.
+    """
+
+    number: str
+    held_out: bool
+    sure: bool
+    note: str
+
+
+@dataclass(frozen=True)
+class Discs:
+    """Discs from the lowest up.
+
+    Attributes:
+        masks: One mask each, bool (X, Y, Z).
+        centers: Voxels, (N, 3).
+        slope: Rise of each disc's plane toward the front.
+    """
+
+    masks: tuple[NDArray[np.bool_], ...]
+    centers: NDArray[np.float64]
+    slope: NDArray[np.float64]
+
+    def plane(self, which: int, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+        """Height of a disc's plane, in voxels above each (x, y); (1, Y, 1)."""
+        center = self.centers[which]
+        return (center[2] + self.slope[which] * (np.arange(shape[1]) - center[1]))[None, :, None]
+
+
+def read_patients(path: Path = PATIENTS) -> tuple[Patient, ...]:
+    """The list of patients."""
+    rows = [line.split(",", 3) for line in path.read_text().splitlines()[1:] if line]
+    return tuple(Patient(number, group == "held out", names == "sure", note) for number, group, names, note in rows)
+
+
+def find_discs(label: LabelArray) -> Discs:
+    """Separate the discs of a slab.
+
+    Raises:
+        TotalSpineSegError: It shows fewer than two.
+    """
+    pieces, count = ndimage.label(label == DISC, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    kept = [k + 1 for k in range(count) if sizes[k] >= SMALLEST_DISC * np.median(sizes)]
+    if len(kept) < 2:
+        raise TotalSpineSegError(f"The slab shows {len(kept)} discs. Two or more are needed to name the levels.")
+    places = {k: np.argwhere(pieces == k) for k in kept}
+    upward = sorted(kept, key=lambda k: places[k][:, 2].mean())
+    slope = [np.polyfit(places[k][:, 1], places[k][:, 2], 1)[0] for k in upward]
+    centers = np.array([places[k].mean(0) for k in upward])
+    return Discs(tuple(pieces == k for k in upward), centers, np.clip(slope, -1.2, 1.2))
+
+
+def name_levels(label: LabelArray, discs: Discs) -> LabelArray:
+    """Codes of a slab: discs counted up from the lowest, bodies between them, processes half a level lower.
+
+    Args:
+        label: uint8 (X, Y, Z), RAS, values of a slab. Not modified.
+        discs: Its discs.
+    """
+    plan = column()
+    codes = np.zeros(label.shape, np.uint8)
+    for mask, code in zip(discs.masks, reversed([d for d in plan.discs if d is not None]), strict=False):
+        codes[mask] = code
+    height, front = discs.centers[:, 2], discs.centers[:, 1]
+    rows = np.arange(label.shape[2])
+    middle, tilt = np.interp(rows, height, front), np.interp(rows, height, discs.slope)
+    voxels = np.argwhere(label == VERTEBRA)
+    ahead = voxels[:, 1] - middle[voxels[:, 2]]
+    level = voxels[:, 2] - tilt[voxels[:, 2]] * ahead  # along the tilt of the discs near by
+    behind = voxels[:, 1] < _canal_middle(label)[voxels[:, 2]]
+    level = np.where(
+        behind, voxels[:, 2] + PROCESS_DROP * np.median(np.diff(height)) - 0.5 * tilt[voxels[:, 2]] * ahead, level
+    )
+    names = np.array([BACKGROUND, *reversed(plan.vertebrae)], np.uint8)
+    codes[tuple(voxels.T)] = names[np.maximum(np.searchsorted(height, level), 1)]
+    pieces = np.zeros(label.shape, bool)
+    pieces[tuple(voxels[behind].T)] = True
+    codes = _whole_processes(codes, pieces, tallest=1.5 * float(np.median(np.diff(height))))
+    codes[label == WHOLE_CANAL] = CANAL
+    return codes
+
+
+def _whole_processes(codes: LabelArray, pieces: NDArray[np.bool_], *, tallest: float) -> LabelArray:
+    """Give each piece of a sagittal slice behind the canal one name, unless it is taller than a process."""
+    out = codes.copy()
+    for x in range(codes.shape[0]):
+        numbered, _ = ndimage.label(pieces[x])
+        for number, place in enumerate(ndimage.find_objects(numbered), start=1):
+            if place[1].stop - place[1].start <= tallest:
+                inside = numbered[place] == number
+                out[x][place][inside] = np.bincount(codes[x][place][inside]).argmax()
+    return out
+
+
+def _canal_middle(label: LabelArray) -> NDArray[np.float64]:
+    """Front-to-back middle of the canal in each slice, voxels; interpolated where there is none."""
+    canal = label == WHOLE_CANAL
+    seen = np.flatnonzero(canal.any((0, 1)))
+    if not seen.size:
+        raise TotalSpineSegError("The slab shows no canal. Processes cannot be told from bodies.")
+    middle = [np.argwhere(canal[:, :, k])[:, 1].mean() for k in seen]
+    return np.asarray(np.interp(np.arange(label.shape[2]), seen, middle))
+
+
+def read_twice(
+    codes: LabelArray, discs: Discs, spacing_mm: tuple[float, ...], *, sure: bool
+) -> tuple[LabelArray, LabelArray]:
+    """What each voxel is, and what it may be as well.
+
+    Args:
+        codes: From ``name_levels``. Not modified.
+        discs: The slab's discs.
+        spacing_mm: Voxel size.
+        sure: Whether the names are right; else every named landmark may be another disc.
+
+    Returns:
+        Two maps of uint8 codes; a region is known where they agree on it. ``UNREVIEWED`` where nothing is.
+    """
+    plan, shape = column(), codes.shape
+    first, second = codes.copy(), codes.copy()
+    z = np.arange(shape[2])[None, None, :]
+    empty, under = codes == BACKGROUND, _below_lowest(discs, shape, spacing_mm)
+    second[empty & under] = SACRUM
+    canal = np.flatnonzero((codes == CANAL).any((0, 1)))
+    first[empty & under & (z < canal[0] + FACET_MM / spacing_mm[2])] = CANAL  # its label ends somewhere
+    last_cord = plan.discs[plan.vertebrae.index(CODE_OF[CONUS_ABOVE]) - 1]
+    reach = np.flatnonzero((codes == last_cord).any((0, 1)))
+    above = 0 if not sure else reach[0] if reach.size else shape[2]
+    second[(codes == CANAL) & (z >= above)] = CORD
+    over = empty & (z > discs.plane(len(discs.masks) - 1, shape))
+    first[over] = second[over] = UNREVIEWED
+    second = _unsure_processes(codes, second, discs)
+    if not sure:
+        usual, last = plan.discs[-2], plan.discs[-1]
+        for code in set(np.unique(codes).tolist()) & {d for d in plan.discs if d is not None} - {last}:
+            second[codes == code] = usual
+    return first, second
+
+
+def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> NDArray[np.bool_]:
+    """Where the sacrum may be: under the tilted lowest disc, behind it up to the first sacral joints; (1, Y, Z)."""
+    y, z = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None, :]
+    back, front = (float(np.percentile(np.argwhere(discs.masks[0])[:, 1], q)) for q in (3, 97))
+    plane = discs.plane(0, shape)
+    joints = plane[:, [int(back)], :] + FACET_MM / spacing_mm[2]
+    top = np.where(y < back, np.minimum(plane, joints), plane)
+    return np.asarray((z < top) & (y < front + PROMONTORY_MM / spacing_mm[1]))
+
+
+def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> LabelArray:
+    """The processes above the last disc but one may belong to the vertebra above: there they are mixed in places."""
+    vertebrae = column().vertebrae
+    canal = (codes == CANAL).any(0)
+    front = canal.shape[0] - 1 - np.argmax(canal[::-1], axis=0)
+    behind = np.arange(codes.shape[1])[None, :, None] < front[None, None, :]
+    top = np.arange(codes.shape[2])[None, None, :] > discs.centers[-2][2]
+    out = second.copy()
+    for upper, lower in itertools.pairwise(vertebrae):
+        out[(codes == lower) & behind & top] = upper
+    return out
+
+
+def write_case(slabs: Path, out: Path, patient: Patient) -> None:
+    """Write one patient's case.
+
+    Raises:
+        TotalSpineSegError: The slab cannot be read or named.
+    """
+    image, label = (
+        to_ras(read(slabs / f"{patient.number}_{part}.nii.gz"))
+        for read, part in ((read_image, "image"), (read_labels, "label"))
+    )
+    require_same_grid(label.grid, image.grid)
+    discs = find_discs(label.data)
+    codes = name_levels(label.data, discs)
+    spacing = tuple(float(v) for v in np.linalg.norm(image.affine[:3, :3], axis=0))
+    readings = read_twice(codes, discs, spacing, sure=patient.sure)
+    save_case(out / f"spider_{patient.number}{SUFFIX}", image.data, *readings, spacing)
+
+
+def main() -> int:
+    """Write the cases; 1 when one had to be left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("slabs", type=Path, help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--held-out", action="store_true", help="write the held-out patients instead")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    patients = [p for p in read_patients() if p.held_out == arguments.held_out]
+    left_out = 0
+    for patient in patients:
+        try:
+            write_case(arguments.slabs, arguments.out, patient)
+        except (TotalSpineSegError, OSError) as error:
+            print(f"Left out {patient.number}: {error}", file=sys.stderr)
+            left_out += 1
+    print(f"{len(patients) - left_out} of {len(patients)} cases written to {arguments.out}")
+    return 1 if left_out else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
