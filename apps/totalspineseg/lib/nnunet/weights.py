@@ -88,9 +88,9 @@ def assets(release: str) -> tuple[str, ...]:
 def _fetch(folder: Path, release: str, url: str, progress: Progress | None) -> tuple[Path, ...]:
     if release not in RELEASES:
         raise WeightsError(f"expected the release {' or '.join(RELEASES)}, got {release!r}")
-    present = sum(path.stat().st_size for path in folder.glob("*.zip*"))
-    require_space(INSTALL_BYTES - present, folder)
     targets = tuple(folder / asset for asset in assets(release))
+    present = sum(path.stat().st_size for target in targets for path in folder.glob(f"{target.name}*"))
+    require_space(INSTALL_BYTES - present, folder)
     for target in targets:
         if not target.is_file():
             download(f"{(url or f'{RELEASES_URL}/{release}').rstrip('/')}/{target.name}", target, progress=progress)
