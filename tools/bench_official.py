@@ -37,6 +37,7 @@ from server_process import server_process
 
 from lib.cli import main as totalspineseg
 from lib.corrections.history import new_id
+from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, prepare_case
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.finetune import fine_tune
@@ -47,10 +48,10 @@ from lib.processes import unwind_on_signals
 from lib.registry.records import VersionRecord
 from lib.registry.releases import NEWEST
 from lib.registry.store import ModelStore
-from lib.synthesis import demo_studies
+from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from lib.trainers.candidates import Candidates, Lesson
 from lib.trainers.publication import publish
-from lib.volume_io import read_image, read_labels
+from lib.volume_io import write_volume
 
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]
 BLOCKS: Final = [1, 3, 4, 6, 6, 6, 6]
@@ -58,8 +59,8 @@ COARSEST: Final = 3
 """Voxels along an axis below which it is not halved again."""
 TRAINER: Final = "nnUNetTrainerDAExtGPU__nnUNetPlans__3d_fullres"
 SEED: Final = 11
-SCANS: Final = {"lumbar": 0, "cervicothoracic": 1, "whole": 2}
-"""Which of the demo studies."""
+WIDTH_MM: Final = 72.0
+"""Of the scan, right to left: a sagittal series of some eighteen slices."""
 STEPS: Final = ("make", "install", "request", "train", "publish", "export", "stock")
 VERSION: Final = "bench-1"
 
@@ -70,7 +71,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--patch", type=int, nargs=3, default=STEP1_PATCH, metavar="N", help="tile (z, y, x), voxels")
     parser.add_argument("--training-patch", type=int, nargs=3, metavar="N", help="default: the tile")
-    parser.add_argument("--scan", choices=SCANS, default="whole")
+    parser.add_argument("--scan", choices=[field.name.lower() for field in Field], default="whole")
+    parser.add_argument("--width", type=float, default=WIDTH_MM, metavar="MM", help="of the scan, right to left")
+    parser.add_argument("--depth", type=float, metavar="MM", help="of the scan, front to back (default: usual)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--alone", choices=STEPS, help=argparse.SUPPRESS)
@@ -120,22 +123,23 @@ def install_step(arguments: argparse.Namespace) -> None:
 def request_step(arguments: argparse.Namespace) -> None:
     """Ask a server for the spine of one scan."""
     studies, app, log = arguments.folder / "studies", arguments.folder / "app", arguments.folder / "server.log"
-    scan = demo_studies(arguments.folder / "scans", SCANS[arguments.scan] + 1, SEED)[-1]
     studies.mkdir(exist_ok=True)
-    (studies / scan.name).write_bytes(scan.read_bytes())
+    scan = studies / f"{arguments.scan}.nii.gz"
+    image, _ = synthetic_scan(Field[arguments.scan.upper()], arguments.width, arguments.depth)
+    write_volume(scan, image.data, image.grid)
     app.mkdir(exist_ok=True)
     (app / "main.py").unlink(missing_ok=True)
     (app / "main.py").symlink_to(Path(__file__).resolve().parent / "official_app" / "main.py")
     environment = {"OMP_NUM_THREADS": str(arguments.threads)}
     with server_process(studies, app, log, environment=environment) as (url, process):
         start = time.perf_counter()
-        query = {"image": scan.name.removesuffix(".nii.gz"), "output": "json"}
+        query = {"image": arguments.scan, "output": "json"}
         answer = requests.post(f"{url}/infer/totalspineseg", params=query, timeout=2 * 3600)
         answer.raise_for_status()
-        reply = answer.json()["params"]
+        reply = answer.json()
         seconds = time.perf_counter() - start
         peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
-        print(f"{scan.name} {read_image(scan).data.shape}: {seconds:.0f} s; {peak}\n{reply['weights']}")
+        print(f"{scan.name} {image.data.shape}: {seconds:.0f} s; {peak}\n{reply['weights']}")
         print(json.dumps(reply["latencies"]))
 
 
@@ -144,8 +148,7 @@ def train_step(arguments: argparse.Namespace) -> None:
     parent = ModelFolder.open(_store(arguments).resolve(1).root, step=1, name=_store(arguments).resolve(1).name)
     patch = list(arguments.training_patch or arguments.patch)
     folder = replace(parent, configuration={**parent.configuration, "patch_size": patch})
-    (scan,) = demo_studies(arguments.folder / "training", 1, SEED, labels=True)
-    pair = read_image(scan), read_labels(scan.parent / "truth" / scan.name)
+    pair = synthetic_scan(Field.LUMBAR, WIDTH_MM, None)
     cases = [prepare_case(LabeledScan(kind.value, kind.value, kind, *pair), folder) for kind in KINDS]
     settings = FinetuneSettings(
         iterations=1, batch_size=1, warmup=1, epoch=1, validation_patches=1, checkpoint_every=1, device="cpu"
@@ -192,6 +195,15 @@ def stock_step(arguments: argparse.Namespace) -> None:
     image = torch.from_numpy(np.random.default_rng(SEED).normal(size=(1, *arguments.patch)).astype(np.float32))
     logits = predictor.predict_logits_from_preprocessed_data(image)
     print(f"{folder.name}: {tuple(logits.shape)} in {time.perf_counter() - start:.0f} s")
+
+
+def synthetic_scan(field: Field, width_mm: float, depth_mm: float | None) -> tuple[Volume, Volume]:
+    """Return image and labels at 1 mm."""
+    rng = np.random.default_rng(SEED)
+    size = {"width_mm": width_mm} | ({"depth_mm": depth_mm} if depth_mm else {})
+    spine = random_spine(rng, SpineOptions(field=field, thoracic=12, lumbar=5, spacing_mm=(1, 1, 1), **size))
+    image = render(rng, spine, RenderOptions(contrast="T2", strength=0.5))
+    return Volume(image, spine.affine), Volume(spine.labels, spine.affine)
 
 
 def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, momentum: bool = False) -> ModelFolder:
