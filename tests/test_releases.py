@@ -1,5 +1,6 @@
 """Which official release runs, and that two of them are never mixed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: py
     store.activate("site-1", steps=[1])
     with pytest.raises(WeightsError, match="different releases"):
         Networks(store, device="cpu").folder(1)
+
+
+def test_an_imported_zip_tells_its_release(store: ModelStore, tmp_path: Path) -> None:
+    """A single step that came in by ``models import`` ran with the other release's step."""
+    write_model_folder(tmp_path / "old", 1, seed=4)
+    archive = shutil.make_archive(str(tmp_path / f"Dataset101_TotalSpineSeg_step1_{OLDER}"), "zip", tmp_path / "old")
+    assert main(["models", "import", archive, "--name", "mine", "--data-dir", str(store.model_dir)]) == 0
+    assert release_of(store, "mine", 1) == OLDER
+    out = str(tmp_path / "out.zip")
+    assert main(["models", "export", "mine", out, "--data-dir", str(store.model_dir)]) == 0
+    other = ["--data-dir", str(tmp_path / "other")]
+    assert main(["models", "import", out, *other]) == 0
+    assert release_of(ModelStore(tmp_path / "other"), "mine", 1) == OLDER, "its record travels with it"
 
 
 def test_a_release_that_is_too_old_is_refused_by_name(store: ModelStore) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -90,7 +91,11 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert "trained already" in capsys.readouterr().out
     store = ModelStore(tmp_path / "model")
     assert main(["models", "import", str(folders.results), "--name", "ours", "--data-dir", str(store.model_dir)]) == 0
-    assert ModelFolder.open(store.versions_dir / "ours", step=1).digest == opened.digest
+    imported = ModelFolder.open(store.versions_dir / "ours", step=1)
+    stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    stock.initialize_from_trained_model_folder(str(imported.path), use_folds=(0,))
+    weights = opened.load_network().state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in stock.network.state_dict().items())
     more = write_cases(tmp_path, 6)
     with pytest.raises(TrainingError, match=r"/fold_0 of .* were trained on so far are required, got others"):
         train_from_scratch(more, 1, "1", TINY)

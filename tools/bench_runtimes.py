@@ -8,7 +8,6 @@ wall seconds also what it waited for.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -19,17 +18,15 @@ from typing import Any
 
 import local_server
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from bench_official import official_shape
 
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.openvino_network import load_openvino
 from lib.processes import unwind_on_signals
 
-FEATURES = [32, 64, 128, 256, 320, 320]
-BLOCKS = [1, 3, 4, 6, 6, 6]
 SIDE = 128
-"""nnU-Net's ResEncL preset at 1 mm; side of the tile in voxels."""
+"""Of the tile, voxels at 1 mm."""
 
 
 def main() -> int:
@@ -47,7 +44,7 @@ def main() -> int:
         for step in (1, 2):
             compare(f"starter, step {step}", ModelFolder.open(starter, step=step), Path(name), arguments.turns)
         if arguments.side:
-            large = official_shape(Path(name) / "large", ModelFolder.open(starter, step=1), arguments.side)
+            large = official_shape(Path(name) / "large", ModelFolder.open(starter, step=1), [arguments.side] * 3)
             compare(f"official shape, {arguments.side}^3", large, Path(name), arguments.turns)
     return 0
 
@@ -93,40 +90,6 @@ def copy_of(model: ModelFolder, folder: Path) -> ModelFolder:
         (folder / file).write_bytes((model.path / file).read_bytes())
     checkpoint.write_bytes(model.checkpoint.read_bytes())
     return ModelFolder.open(folder, step=model.step)
-
-
-def official_shape(folder: Path, like: ModelFolder, side: int) -> ModelFolder:
-    """A model of nnU-Net's ResEncL preset with random weights."""
-    plans = json.loads((like.path / "plans.json").read_text())
-    configuration = plans["configurations"]["3d_fullres"]
-    configuration |= {"patch_size": [side] * 3, "spacing": [1.0, 1.0, 1.0]}
-    architecture = configuration["architecture"]
-    architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
-    stages = len(FEATURES)
-    kwargs = architecture["arch_kwargs"]
-    kwargs.pop("n_conv_per_stage", None)
-    kwargs |= {
-        "n_stages": stages,
-        "features_per_stage": FEATURES,
-        "kernel_sizes": [[3, 3, 3]] * stages,
-        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-        "n_blocks_per_stage": BLOCKS,
-        "n_conv_per_stage_decoder": [1] * (stages - 1),
-    }
-    torch.manual_seed(0)
-    network = get_network_from_plans(
-        architecture["network_class_name"],
-        kwargs,
-        architecture["_kw_requires_import"],
-        STEP_CHANNELS[like.step],
-        len(like.regions),
-        deep_supervision=False,
-    )
-    (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_bytes((like.path / "dataset.json").read_bytes())
-    torch.save({"network_weights": network.state_dict()}, folder / "fold_0" / "checkpoint_final.pth")
-    return ModelFolder.open(folder, step=like.step)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
 from lib.registry.files import write_json
 from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
+from lib.registry.releases import OFFICIAL_NAME, RELEASE_NAME
 from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.volume_io import write_atomic
 
@@ -110,7 +112,8 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
         if chosen in removed_versions(store):
             write_json(staging / RECORD_FILE, _restored(store, chosen, digests))
         else:
-            write_record(staging, _imported(store, chosen, {"zip_sha256": digest, "record": record}, digests))
+            imported = _imported(store, chosen, {"zip_sha256": digest, "record": record}, digests)
+            write_record(staging, replace(imported, releases=_releases(archive.name, record, models)))
     return chosen
 
 
@@ -178,6 +181,15 @@ def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Map
         gate=_refusal(origin["record"]) if own is None else own.get("gate"),
         digests=digests,
     )
+
+
+def _releases(name: str, record: Mapping[str, Any], steps: Collection[int]) -> dict[str, str]:
+    """Return the official release of each step, as the zip's name or its record tells."""
+    official = OFFICIAL_NAME.match(name)
+    named = {official[1]: official[2]} if official else {}
+    claimed = record.get("releases")
+    told = {**(claimed if isinstance(claimed, dict) else {}), **named}
+    return {str(step): str(told[str(step)]) for step in steps if RELEASE_NAME.fullmatch(str(told.get(str(step))))}
 
 
 def _refusal(record: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """Installing the official weights: from the web or from zips on disk, checked, and put into use in one step."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -13,12 +12,10 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.unpack import require_space, unpack_model
 from lib.registry.files import locked, storage_errors, write_json
-from lib.registry.releases import NEWEST, RELEASES, require_same, require_supported
+from lib.registry.releases import NEWEST, OFFICIAL_NAME, RELEASES, require_same, require_supported
 from lib.registry.store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 
 RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"
-OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
-"""How the file name of an official zip begins; a browser may add " (1)" to it."""
 STEP1_PATCH: Final = (256, 256, 48)
 """Tile (z, y, x) of step 1 in r20251124 and in no other release, voxels."""
 STEP1_PATCH_RELEASE: Final = "r20251124"
@@ -91,9 +88,9 @@ def assets(release: str) -> tuple[str, ...]:
 def _fetch(folder: Path, release: str, url: str, progress: Progress | None) -> tuple[Path, ...]:
     if release not in RELEASES:
         raise WeightsError(f"expected the release {' or '.join(RELEASES)}, got {release!r}")
-    present = sum(path.stat().st_size for path in folder.glob("*.zip*"))
-    require_space(INSTALL_BYTES - present, folder)
     targets = tuple(folder / asset for asset in assets(release))
+    present = sum(path.stat().st_size for target in targets for path in folder.glob(f"{target.name}*"))
+    require_space(INSTALL_BYTES - present, folder)
     for target in targets:
         if not target.is_file():
             download(f"{(url or f'{RELEASES_URL}/{release}').rstrip('/')}/{target.name}", target, progress=progress)

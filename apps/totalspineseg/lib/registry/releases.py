@@ -13,6 +13,8 @@ RELEASES: Final = ("r20251124", "r20260730")
 NEWEST: Final = RELEASES[-1]
 RELEASE_NAME: Final = re.compile(r"r\d{8}")
 """The letter and the date; names sort by age."""
+OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
+"""How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
 STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
 
 
