@@ -322,12 +322,16 @@ class App(MONAILabelApp):
         with self.submissions.one():
             return self._inbox.interpret_waiting(again=again)
 
-    def unused_submissions(self) -> tuple[Waiting, ...]:
-        """Return the submissions that belong to no image or are not read yet, with the reason, oldest first."""
-        return (*self._receipts.unfiled(), *self._receipts.waiting())
+    def waiting_submissions(self) -> tuple[Waiting, ...]:
+        """Return the submissions that could not be read yet, oldest first."""
+        return self._receipts.waiting()
 
-    def parked_corrections(self) -> tuple[Correction, ...]:
-        """Return the submissions that were not understood, with the reason."""
+    def unfiled_submissions(self) -> tuple[Waiting, ...]:
+        """Return the latest submissions that belong to no image, oldest first."""
+        return self._receipts.unfiled()
+
+    def parked_submissions(self) -> tuple[Correction, ...]:
+        """Return the submissions that were not understood."""
         return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
