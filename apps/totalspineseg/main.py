@@ -39,8 +39,9 @@ from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
+from lib.nnunet.version import warning_of
 from lib.processes import end_with_parent
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
 
@@ -55,7 +56,6 @@ CITATIONS: Final = (
     "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
     "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."
 )
-STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
 
 
 class App(MONAILabelApp):
@@ -134,7 +134,7 @@ class App(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What clients show about the app and its models; never "config", which would override requests."""
-        return {**super().info(), "description": self._description()}
+        return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
 
     def _description(self) -> str:
         return f"Spine MRI: every vertebra, disc, the cord and the canal by name. {self.weights_text()} {CITATIONS}"
@@ -145,8 +145,14 @@ class App(MONAILabelApp):
             names = sorted({self._networks.folder(step).name for step in (1, 2)})
         except WeightsError as error:
             return f"No weights run: {error}."
-        use = f" ({STARTER_USE})" if STARTER in names else ""
-        return f"Weights in use: {', '.join(names)}{use}."
+        return f"Weights in use: {', '.join(names)}. {warning_of(names)}".strip()
+
+    def weights_warning(self) -> str:
+        """Return a sentence where results are not for patients; "" where nothing warns of the weights in use."""
+        try:
+            return warning_of(self._networks.folder(step).name for step in (1, 2))
+        except WeightsError:
+            return ""
 
     def init_datastore(self) -> Any:
         """The studies folder, made safe, or the PACS; other servers as the host does it."""

@@ -17,6 +17,7 @@ from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG
+from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.store import Correction
 from lib.errors import StorageError
@@ -74,6 +75,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         shown = app_instance().datastore().get_label_info(kept.image, kept.tag)
         return {
+            "message": message_of(kept),
             "image": kept.image,
             "label": kept.image,
             "correction": kept.id,

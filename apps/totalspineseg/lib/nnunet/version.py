@@ -1,15 +1,22 @@
 """Which weights a model is, told from its files alone: nothing here imports torch."""
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from lib.nnunet.discovery import find_checkpoint, find_model
 from lib.nnunet.hashing import sha256_of
-from lib.registry.store import ModelStore
+from lib.registry.store import STARTER, ModelStore
 
 DIGITS: Final = 8
 """Of the digest in a version's name: enough to tell any two models of a site apart."""
+STARTER_VERSION: Final = re.compile(rf"{STARTER}(-[0-9a-f]{{{DIGITS}}})?(@.*)?")
+STARTER_WARNING: Final = (
+    "The starter weights were trained on synthetic spines only: good for trying the software, not for patients."
+)
+"""What people read wherever the starter weights made a result."""
 
 
 def model_digest(folder: Path, checkpoint: Path) -> str:
@@ -31,6 +38,15 @@ def model_digest(folder: Path, checkpoint: Path) -> str:
 def version_name(name: str, digest: str) -> str:
     """Name and the first digits of the digest, such as "starter-1a2b3c4d"."""
     return f"{name}-{digest[:DIGITS]}"
+
+
+def warning_of(versions: Iterable[str]) -> str:
+    """Return the sentence that warns of the results of the starter weights; "" where none of the versions is one.
+
+    Args:
+        versions: Names, or versions with their digest and runtime.
+    """
+    return STARTER_WARNING if any(STARTER_VERSION.fullmatch(version) for version in versions) else ""
 
 
 def version_in_use(store: ModelStore, step: int) -> str:
