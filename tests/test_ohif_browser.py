@@ -124,8 +124,9 @@ def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewe
 def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: Viewer) -> None:
     """A second result takes the place of the first one: the review wiped the segmentation, unsaved edits included."""
     offered = set(requests.get(f"{server.url}/info/", timeout=300).json()["models"])
-    options = viewer.page.locator("select.selectBox").first.locator("option").all_inner_texts()
-    assert offered - set(options) == {"totalspineseg_review"}
+    options = viewer.page.locator("select.selectBox").first.locator("option")
+    names = options.evaluate_all("all => all.map(option => option.value)")
+    assert offered - set(names) == {"totalspineseg_review"}
     assert not any("review" in name for name in viewer.segments())
 
 

@@ -1,6 +1,6 @@
 """What is odd about a submission beside the prediction it corrects: doubtful levels, and renames that make some."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,7 +46,7 @@ def beside_prediction(
         return (Finding(UNCHANGED, BACKGROUND, message).as_dict(np.eye(4)),)
     if compared.renamed and numbering.get("confident") is True:
         before = {int(code) for code in np.unique(compared.kept.drawn.labels)}
-        gaps = _gaps(lint) - _gaps(numbering.get("findings", ()))
+        gaps = _gaps(lint) - _gaps(numbering.get("findings"))
         odd = [f"{name} is missing" for code, name in NAME_OF.items() if code in gaps]
         odd += ["there is a T13"] if T13 in mapped.present and T13 not in before else []
         if odd:
@@ -59,9 +59,11 @@ def beside_prediction(
     return ()
 
 
-def _gaps(findings: Iterable[Mapping[str, Any]]) -> set[Any]:
-    """Return the codes of missing levels."""
-    return {finding.get("code") for finding in findings if finding.get("kind") == GAP}
+def _gaps(findings: object) -> set[Any]:
+    """Return the codes of missing levels; of a record, findings may be whatever another version wrote."""
+    listed = findings if isinstance(findings, Sequence) else ()
+    known = [finding for finding in listed if isinstance(finding, Mapping)]
+    return {finding.get("code") for finding in known if finding.get("kind") == GAP}
 
 
 def _is_unchanged(compared: Compared, mapped: Mapped, grid: Grid) -> bool:

@@ -19,7 +19,7 @@ class Outcome:
 
     Attributes:
         instance: Its SOP instance UID.
-        status: "accepted"; "parked": kept, but not understood; "refused": not kept here; "prediction": a model's own.
+        status: "accepted"; "parked": kept, but not understood; "refused": not counted; "prediction": a model's own.
         message: One or more sentences for the user.
         image: Series it belongs to; empty when unknown.
         correction: Id of the record in the history; empty when there is none.
