@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lib.anatomy import CODE_OF
 from lib.cli import COMMANDS, main
 from lib.cohort.outputs import FOLDERS
 from lib.geometry import Grid, Volume, labels_to_iso, to_ras
+from lib.nnunet.version import STARTER_WARNING
 from lib.volume_io import read_image, read_labels, write_volume
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -255,6 +257,19 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     (source / "bad_T2w.nii.gz").unlink()
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_of_the_starter_weights_ends_with_a_warning(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the page of the server and a column of the report said that its results are not for patients."""
+    noise_scan(tmp_path / "in" / "a.nii.gz", 1)
+    shutil.copytree(models, tmp_path / "model" / "starter")
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--step1", "--keep-only", "step1_output", "--device", "cpu"]
+    for folder, warns in ((models, False), (tmp_path / "model", True), (tmp_path / "model", True)):
+        assert main([*words, "--data-dir", str(folder)]) == 0
+        assert (capsys.readouterr().out.splitlines()[-1] == STARTER_WARNING) is warns
+        assert (STARTER_WARNING in (tmp_path / "out" / "report.html").read_text()) is warns
 
 
 def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) -> None:

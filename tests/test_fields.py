@@ -12,6 +12,7 @@ from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.errors import StorageError
 from lib.fields import from_fields
+from lib.infers.settings import pins_from_json
 from lib.registry.judgments import Judgment, judgments, keep_judgment
 from lib.registry.store import ModelStore
 from lib.trainers.runs import PROGRESS_FILE, RUN_FILE, state_of
@@ -90,3 +91,9 @@ def test_a_judgment_of_a_later_version_is_read_and_stays_whole(tmp_path: Path) -
     keep_judgment(store, "site-1", Judgment("2027", "", False, "no", {}))
     assert [one.verdict for one in judgments(store, "site-1")] == ["yes", "no"]
     assert json.loads(file.read_text())[0] == later
+
+
+@pytest.mark.parametrize("pins", [None, 3, ["L5"], [{"code": 45}], [{"code": 45, "point_mm": [1, 2]}]], ids=repr)
+def test_fixed_levels_of_another_version_hinder_no_review(pins: Any) -> None:
+    assert pins_from_json(pins) == ()
+    assert len(pins_from_json([{"code": 45, "point_mm": [1, 2, 3]}])) == 1

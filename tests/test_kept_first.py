@@ -200,6 +200,7 @@ def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(de
 
 def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None:
     """Entries had the file, its codes and one record, and no word of what was not reviewed."""
+    (tmp_path / "new").mkdir()
     desk = Desk(tmp_path / "new")
     accepted = desk.submit()
     with pytest.raises(LabelError):

@@ -12,6 +12,7 @@ import requests
 from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from lib.corrections.store import CorrectionStore
 from lib.dicom.stack import LPS_TO_RAS
+from lib.nnunet.version import STARTER_WARNING
 from lib.pacs.orthanc import fill
 from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
 from phantom import PIR, lumbar_codes
@@ -72,6 +73,8 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
 
     viewer.open(first.uid)
     viewer.settle()
+    assert viewer.page.locator("#totalspineseg-warning").inner_text() == STARTER_WARNING
+    no_model_replaces_the_segmentation_by_marks(server, viewer)
     plain = viewer.picture(tmp_path / "plain.png")
     viewer.run()
     overlaid = viewer.picture(tmp_path / "overlaid.png")
@@ -116,6 +119,15 @@ def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewe
     viewer.export()
     (kept,) = CorrectionStore(server.work).of_image(study.series)
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), SERIES_CODES)
+
+
+def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: Viewer) -> None:
+    """A second result takes the place of the first one: the review wiped the segmentation, unsaved edits included."""
+    offered = set(requests.get(f"{server.url}/info/", timeout=300).json()["models"])
+    options = viewer.page.locator("select.selectBox").first.locator("option")
+    names = options.evaluate_all("all => all.map(option => option.value)")
+    assert offered - set(names) == {"totalspineseg_review"}
+    assert not any("review" in name for name in viewer.segments())
 
 
 def the_overlay_covers_the_structures(viewer: Viewer, plain: Picture, overlaid: Picture) -> None:

@@ -70,3 +70,10 @@ def test_confidence_sorts_failed_then_doubtful_then_certain(cells: list[list[dic
 def test_the_page_counts() -> None:
     assert "4 scans, 1 failed, 1 with a numbering that is not certain" in report_html(ROWS, title="t")
     assert "0 scans" in report_html([], title="t")
+
+
+def test_a_warning_stands_before_everything_else() -> None:
+    """Whoever opened a report of the starter weights did not read that they are not for patients."""
+    page = report_html(ROWS, title="t", warning="Not for <patients>.")
+    assert page.index("Not for &lt;patients&gt;.") < page.index("4 scans")
+    assert 'role="alert"' not in report_html(ROWS, title="t")

@@ -87,6 +87,9 @@ def claims(**changes: Any) -> dict[str, Any]:
         "email": "ada@example.org",
         "realm_access": {"roles": ["monailabel-annotator"]},
         "exp": time.time() + 60,
+        "iss": settings.MONAI_LABEL_AUTH_REALM_URI,
+        "azp": "monailabel-app",
+        "aud": "account",
     }
     return {name: value for name, value in {**fields, **changes}.items() if value is not None}
 
@@ -141,6 +144,20 @@ def test_a_valid_token_is_its_user() -> None:
     assert user_of(signed(realm_access=None)).roles == []
 
 
+def test_issuer_and_audience_can_be_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token of any program that the realm knows opened the server."""
+    realm = settings.MONAI_LABEL_AUTH_REALM_URI
+    assert user_of(signed(azp=None, aud="monailabel-app")).username == "ada"
+    assert user_of(signed(azp=None, aud=["account", "monailabel-app"], iss=f"{realm}/")).username == "ada"
+    monkeypatch.setenv(auth.ISSUER_VARIABLE, "https://id.example/realms/spine")
+    monkeypatch.setenv(auth.AUDIENCE_VARIABLE, "spine-server")
+    good = {"iss": "https://id.example/realms/spine", "aud": "spine-server"}
+    assert user_of(signed(**good)).username == "ada"
+    for wrong in ({**good, "iss": realm}, {**good, "aud": "monailabel-app"}):
+        with pytest.raises(jwt.InvalidTokenError):
+            user_of(signed(**wrong))
+
+
 @pytest.mark.parametrize(
     "token",
     [
@@ -150,6 +167,11 @@ def test_a_valid_token_is_its_user() -> None:
         pytest.param(lambda: signed(exp=time.time() - 60), id="expired"),
         pytest.param(lambda: signed(exp=None), id="no expiry"),
         pytest.param(lambda: signed(preferred_username=None), id="no user"),
+        pytest.param(lambda: signed(iss=None), id="no issuer"),
+        pytest.param(lambda: signed(iss="https://id.example/realms/other"), id="another issuer"),
+        pytest.param(lambda: signed(azp="another-app"), id="issued to another program"),
+        pytest.param(lambda: signed(azp=None, aud=["account", "another-app"]), id="for another program"),
+        pytest.param(lambda: signed(azp=None, aud=None), id="for nobody"),
         pytest.param(lambda: jwt.encode(claims(), None, algorithm="none"), id="unsigned"),
         pytest.param(with_public_key_as_secret, id="public key as secret"),
         pytest.param(lambda: signed()[:-4] + "AAAA", id="tampered"),
@@ -278,6 +300,11 @@ def test_a_server_with_authentication(tmp_path: Path) -> None:
         files = {"label": ("l.nii.gz", b"x")}
         answer = requests.put(f"{server.url}/datastore/label?image=x", headers=bearer, files=files, timeout=10)
         assert answer.status_code == 403
+        # A user may look at results, but write none among the labels.
+        saving = {"params": json.dumps({"save_label": True, "label_tag": "draft"})}
+        url = f"{server.url}/infer/totalspineseg?image=x"
+        assert requests.post(url, headers=bearer, data=saving, timeout=10).status_code == 403
+        assert requests.post(url, headers=bearer, timeout=10).status_code == 404
         (server.signals / "slow").write_text("600")
         admin = {"Authorization": f"Bearer {signed(realm_access={'roles': ['monailabel-admin']})}"}
         start = requests.post(f"{server.url}/batch/infer/totalspineseg", headers=admin, json={}, timeout=10)

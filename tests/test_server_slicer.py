@@ -114,56 +114,48 @@ def test_a_volume_renamed_before_submit_keeps_its_label(
 ) -> None:
     """3D Slicer uploads it under the new name and sends the label for the old one, that of another patient's image."""
     taken, free = f"8: t2 {moved_mm}", f"8: t2 {moved_mm} of the second"
-    client.upload_image(volume(tmp_path, 2 + moved_mm / 100), taken)
-    client.next_sample("first", {})
+    MONAILabelClient(server.url, client_id="ada").upload_image(volume(tmp_path, 2 + moved_mm / 100), taken)
     second = volume(tmp_path, 2.125 + moved_mm / 100, moved_mm)
     session = client.create_session(second)["session_id"]
     client.infer("totalspineseg", taken, {}, session_id=session)
     with pytest.raises(MONAILabelClientException, match="409"):
         client.upload_image(second, taken)
     client.upload_image(second, free)
-    for _ in range(2):
-        assert submit(client, taken, tmp_path, {"L5": "L6"}, moved_mm)["image"] == free
+    assert submit(client, taken, tmp_path, {"L5": "L6"}, moved_mm)["image"] == free
     assert (accepted(server, taken), accepted(server, free).renumbered["names"]["L4"]) == (None, "L5")
-    # A new scene with an image of the server.
-    client.next_sample("first", {})
-    client.infer("totalspineseg", taken, {"pin": pin_of_l5("L6")})
-    assert submit(client, taken, tmp_path, ONE_UP)["image"] == taken
-
-
-def test_a_label_that_may_be_another_patients_is_parked_until_that_is_clear(
-    server: Server, client: MONAILabelClient, tmp_path: Path
-) -> None:
-    """3D Slicer calls everybody user-xyz: after one had renamed a volume, the label of another was taken for its."""
-    taken, free = "10: t2", "10: t2 of the second"
-    client.upload_image(volume(tmp_path, 3.25), taken)
-    assert submit(client, taken, tmp_path)["image"] == taken
-    second = volume(tmp_path, 3.5)
-    with pytest.raises(MONAILabelClientException, match="409"):
-        client.upload_image(second, taken)
-    client.upload_image(second, free)
-    assert submit(client, taken, tmp_path)["image"] == free, "what 3D Slicer uploads and submits at once"
-    first = accepted(server, taken)
-    for strategy in ("first", "last"):
-        MONAILabelClient(server.url).next_sample(strategy, {})
-        client.next_sample(strategy, {})
+    if moved_mm:
+        assert submit(client, taken, tmp_path, {"L5": "L6"}, moved_mm)["image"] == free
+        assert submit(client, taken, tmp_path, ONE_UP)["image"] == taken
+        return
+    before = accepted(server, free)
+    for client_id in ("user-xyz", "ada"):
+        again = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id=client_id)
+        if client_id == "ada":
+            assert submit(again, taken, tmp_path)["image"] == taken
+            continue
         with pytest.raises(MONAILabelClientException, match="422") as caught:
-            submit(client, taken, tmp_path)
-        assert f"may be that of '{free}'; if you renamed the volume, press 'Upload Volume'" in caught.value.msg
+            submit(again, taken, tmp_path)
+        assert f"may be one of '{free}'. If you renamed the volume, press 'Upload Volume'" in caught.value.msg
         assert "kept but not used" in caught.value.msg
-    assert accepted(server, taken) == first
+    assert accepted(server, free) == before
     client.upload_image(second, free)
     assert submit(client, free, tmp_path)["image"] == free
-    other = MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="bob")
-    assert submit(other, taken, tmp_path)["image"] == taken
 
 
-def test_a_volume_renamed_before_submit_under_a_name_nobody_has(
-    server: Server, client: MONAILabelClient, tmp_path: Path
-) -> None:
-    """The label was refused, since no image had the name under which the volume had been opened."""
+def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+    """It was filed under the image that its client had uploaded last."""
     client.upload_image(volume(tmp_path, 2.75), "renamed at once")
-    assert submit(client, "9: t2_tse_sag", tmp_path)["image"] == "renamed at once"
+    with pytest.raises(MONAILabelClientException, match="404") as caught:
+        submit(client, "9: t2_tse_sag", tmp_path)
+    assert "no image '9: t2_tse_sag'" in caught.value.msg
+    assert accepted(server, "renamed at once") is None
+    unused = requests.get(f"{server.url}/submissions/", timeout=10).json()[-1]
+    assert (unused["image"], unused["status"]) == ("9: t2_tse_sag", "unfiled")
+    (folder,) = (server.studies / ".totalspineseg" / "unfiled").iterdir()
+    assert (folder.name, (folder / "raw.nii.gz").read_bytes()) == (
+        unused["submission"],
+        (tmp_path / "label.nii.gz").read_bytes(),
+    )
 
 
 def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(

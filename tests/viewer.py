@@ -41,6 +41,10 @@ COUNTS = """() => {
   const segments = service.getSegmentation('1').segments;
   return Object.fromEntries(Object.entries(counts).map(([value, count]) => [segments[value].label, count]));
 }"""
+SEGMENTS = """() => {
+  const segments = window.services.segmentationService.getSegmentation('1').segments;
+  return Object.values(segments).filter(segment => segment).map(segment => segment.label);
+}"""
 STROKES = 4
 SAGITTAL = "mpr-sagittal"
 
@@ -104,6 +108,11 @@ class Viewer:
         """Voxels of each segment that has any, by name."""
         counts: Mapping[str, int] = self.page.evaluate(COUNTS)
         return counts
+
+    def segments(self) -> list[str]:
+        """Names of the segments, empty ones too."""
+        names: list[str] = self.page.evaluate(SEGMENTS)
+        return names
 
     def panel(self, name: str) -> None:
         """Show a panel on the right: "monailabel" or "panelSegmentationWithTools"."""

@@ -41,7 +41,7 @@ from lib.infers.sessions import remove_expired
 from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
-from lib.registry.releases import weights_text
+from lib.registry.releases import warning_of, weights_text
 from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
@@ -137,7 +137,7 @@ class App(MONAILabelApp):
 
     def info(self) -> dict[str, Any]:
         """What clients show about the app and its models; never "config", which would override requests."""
-        return {**super().info(), "description": self._description()}
+        return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
 
     def _description(self) -> str:
         return f"Spine MRI: every vertebra, disc, the cord and the canal by name. {self.weights_text()} {CITATIONS}"
@@ -153,6 +153,13 @@ class App(MONAILabelApp):
         if key not in self._weights_texts:
             self._weights_texts[key] = weights_text(self._site.models, names)
         return self._weights_texts[key]
+
+    def weights_warning(self) -> str:
+        """Return a sentence where results are not for patients; "" where nothing warns of the weights in use."""
+        try:
+            return warning_of(self._networks.folder(step).name for step in (1, 2))
+        except WeightsError:
+            return ""
 
     def init_datastore(self) -> Any:
         """The studies folder, made safe, or the PACS; other servers as the host does it."""
@@ -328,12 +335,16 @@ class App(MONAILabelApp):
         with self.submissions.one():
             return self._inbox.interpret_waiting(again=again)
 
-    def unused_submissions(self) -> tuple[Waiting, ...]:
-        """Return the submissions that belong to no image or are not read yet, with the reason, oldest first."""
-        return (*self._receipts.unfiled(), *self._receipts.waiting())
+    def waiting_submissions(self) -> tuple[Waiting, ...]:
+        """Return the submissions that could not be read yet, oldest first."""
+        return self._receipts.waiting()
 
-    def parked_corrections(self) -> tuple[Correction, ...]:
-        """Return the submissions that were not understood, with the reason."""
+    def unfiled_submissions(self) -> tuple[Waiting, ...]:
+        """Return the latest submissions that belong to no image, oldest first."""
+        return self._receipts.unfiled()
+
+    def parked_submissions(self) -> tuple[Correction, ...]:
+        """Return the submissions that were not understood."""
         return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:

@@ -89,13 +89,14 @@ dialog.addEventListener('click', () => dialog.close());
 """
 
 
-def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "") -> str:
+def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning: str = "") -> str:
     """The page.
 
     Args:
         rows: One per scan, in the order to show first.
         title: Heading; escaped, as all texts are.
         note: A sentence below the heading.
+        warning: Another one, which is to be seen first; "" for none.
 
     Returns:
         A complete HTML document.
@@ -107,6 +108,7 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "") -> str:
         for k, heading in enumerate(HEADINGS)
     )
     body = "\n".join(_row(row) for row in rows)
+    warned = f'<p class="bad" role="alert"><strong>{html.escape(warning)}</strong></p>\n' if warning else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -117,8 +119,8 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "") -> str:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-<p>{len(rows)} scans, {failed} failed, {unsure} with a numbering that is not certain. Click a heading to sort, a picture
-to enlarge it. Striped levels with a "?" are not certain. {html.escape(note)}</p>
+{warned}<p>{len(rows)} scans, {failed} failed, {unsure} with a numbering that is not certain. Click a heading to sort,
+a picture to enlarge it. Striped levels with a "?" are not certain. {html.escape(note)}</p>
 <table>
 <thead><tr>{heads}</tr></thead>
 <tbody>

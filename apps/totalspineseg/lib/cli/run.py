@@ -67,13 +67,15 @@ def execute(arguments: argparse.Namespace) -> int:
         cases, arguments.loc, suffixes=arguments.suffix, localizer_suffix=arguments.loc_suffix, earlier=earlier
     )
     options = _options(arguments, len(cases))
-    summary = _run(arguments, cases, options)
+    summary, warning = _run(arguments, cases, options)
     if not arguments.quiet:
         _print_summary(summary, output)
     for name, record in summary.records.items():
         print_unmet_pins(name, record)
     for name, failure in summary.failures.items():
         print(f"{name}: {failure}", file=sys.stderr)
+    if warning and not arguments.quiet:
+        print(warning)
     if summary.interrupted:
         print("totalspineseg: interrupted; the same command continues", file=sys.stderr)
         return 130
@@ -98,8 +100,9 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
     )
 
 
-def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "Summary":
-    from lib.cohort.documents import write_documents
+def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
+    """Run, and return how it went and a sentence that warns of the weights; "" for none."""
+    from lib.cohort.documents import weights_warning, write_documents
     from lib.cohort.progress import Progress
     from lib.cohort.run import run
     from lib.cohort.work import Work
@@ -116,7 +119,7 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     progress.close()
     weights = weights_text(store, {step: store.resolve(step).name for step in steps})
     write_documents(arguments.output, cases, summary, versions=versions, weights=weights, asked=_asked(arguments))
-    return summary
+    return summary, weights_warning(summary, versions)
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lib.cohort.record import write_json, write_text
 from lib.cohort.run import Summary
 from lib.cohort.versions import software_versions
 from lib.measurements import COLUMNS, CORD_NOTE
+from lib.registry.releases import warning_of
 from lib.run_report import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"
@@ -49,8 +50,20 @@ def write_documents(
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
-    html = report_html(rows_html, title=title, note=f"{weights} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.")
+    note, warning = f"{weights} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.", weights_warning(summary, versions)
+    html = report_html(rows_html, title=title, note=note, warning=warning)
     write_text(output / REPORT_FILE, html)
+
+
+def weights_warning(summary: Summary, versions: Mapping[str, str]) -> str:
+    """Return a sentence where weights that made results of a run are not for patients; "" where all are.
+
+    Args:
+        summary: How the run went; results from before count, too.
+        versions: Step -> version of the weights it was begun with.
+    """
+    records = summary.records.values()
+    return warning_of({*versions.values(), *(v for record in records for v in record["made_with"]["models"].values())})
 
 
 def _run_json(

@@ -16,6 +16,7 @@ from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
 from lib.corrections.attribution import Attribution
 from lib.corrections.datastore import is_safe_tag
+from lib.corrections.doubts import beside_prediction
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
@@ -300,7 +301,8 @@ class Inbox:
         if followed is not None:
             submission, unreviewed = followed.submission, followed.now(unreviewed)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        findings = (*self._lint(mapped.codes, grid), *_replaced(received))
+        lint = self._lint(mapped.codes, grid)
+        findings = (*beside_prediction(corrected, mapped, grid, lint), *lint, *_replaced(received))
         return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ class Outcome:
 
     Attributes:
         instance: Its SOP instance UID.
-        status: "accepted"; "parked": kept, but not understood; "refused": not kept here; "prediction": a model's own.
+        status: "accepted"; "parked": kept, but not understood; "refused": not counted; "prediction": a model's own.
         message: One or more sentences for the user.
         image: Series it belongs to; empty when unknown.
         correction: Id of the record in the history; empty when there is none.
@@ -38,15 +38,20 @@ class Outcome:
         return asdict(self)
 
 
-def accepted(instance: str, correction: Correction) -> Outcome:
-    """The outcome of a label that was understood, with what the checks found."""
+def message_of(correction: Correction) -> str:
+    """Return what the author of an accepted label reads: first what a rename did, last what the checks found."""
     found = [str(finding.get("message", "")) for finding in correction.findings]
     more = f" And {len(found) - FINDINGS_SHOWN} more." if len(found) > FINDINGS_SHOWN else ""
     checks = f" Please check: {' '.join(found[:FINDINGS_SHOWN])}{more}" if found else ""
     kind = "corrected step-1 label" if correction.step == 1 else "finished label"
-    renumbered = f" {correction.renumbered.get('message', '')}" if correction.renumbered else ""
-    message = f"Submitted as {kind} with {len(correction.present)} structures.{renumbered}{checks}"
-    return Outcome(instance, "accepted", message, correction.image, correction.id, tuple(correction.findings))
+    renumbered = f"{correction.renumbered.get('message', '')} " if correction.renumbered else ""
+    return f"{renumbered}Submitted as {kind} with {len(correction.present)} structures.{checks}"
+
+
+def accepted(instance: str, correction: Correction) -> Outcome:
+    """Return the outcome of a label that was understood."""
+    message, findings = message_of(correction), tuple(correction.findings)
+    return Outcome(instance, "accepted", message, correction.image, correction.id, findings)
 
 
 class Outcomes:

@@ -4,6 +4,7 @@ Tokens are checked off the event loop, for the realm may have to be asked for it
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
 """Asymmetric ones alone: with a symmetric one anybody could sign with the public key."""
-REQUIRED_CLAIMS: Final = ("exp",)
+REQUIRED_CLAIMS: Final = ("exp", "iss")
+ISSUER_VARIABLE: Final = "MONAI_LABEL_AUTH_ISSUER"
+"""Environment variable with the issuer that tokens must name; the realm's address where it is not set."""
+AUDIENCE_VARIABLE: Final = "MONAI_LABEL_AUTH_AUDIENCE"
+"""Environment variable with the audience that tokens must be for; MONAI Label's client id where it is not set."""
 RENEW_SECONDS: Final = 30.0
 """The realm is asked for its key again no sooner: anybody can send tokens that do not fit."""
 RETRY_SECONDS: Final = 5.0
@@ -124,7 +129,8 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         The user with roles; the host's default user when authentication is off.
 
     Raises:
-        jwt.InvalidTokenError: Not signed by the realm, expired, without expiry, or without a user name.
+        jwt.InvalidTokenError: Not signed by the realm, expired, without expiry, of another issuer, for another
+            audience, or without a user name.
         requests.RequestException: The realm's key is not known, and the realm does not show it.
     """
     if not settings.MONAI_LABEL_AUTH_ENABLE:
@@ -151,7 +157,19 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
 def _claims(token: str, key: str) -> dict[str, Any]:
     options: Any = {"verify_aud": False, "require": list(REQUIRED_CLAIMS)}
     claims: dict[str, Any] = jwt.decode(token, key, algorithms=list(ALGORITHMS), options=options)
+    issuer = os.environ.get(ISSUER_VARIABLE) or settings.MONAI_LABEL_AUTH_REALM_URI
+    if str(claims["iss"]).rstrip("/") != issuer.rstrip("/"):
+        raise jwt.InvalidIssuerError(f"The token is of issuer {claims['iss']!r}, not of {issuer!r}.")
+    audience = os.environ.get(AUDIENCE_VARIABLE) or settings.MONAI_LABEL_AUTH_CLIENT_ID
+    if audience not in _audiences(claims):
+        raise jwt.InvalidAudienceError(f"The token is for {_audiences(claims)!r}, not for {audience!r}.")
     return claims
+
+
+def _audiences(claims: Mapping[str, Any]) -> list[Any]:
+    """Return whom a token is for: its audience, and the program it was issued to, as Keycloak's tokens name it."""
+    stated = claims.get("aud", [])
+    return [*(stated if isinstance(stated, list) else [stated]), claims.get("azp")]
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str | None:

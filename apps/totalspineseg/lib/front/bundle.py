@@ -72,6 +72,17 @@ CHANGES: Final = (
         "return utils_combineFrameInstance(frameNumber, instance) || instance;",
     ),
     Change(
+        # Whatever a model gives takes the place of the segmentation that is shown, unsaved corrections included.
+        "leave out the review, which would replace the segmentation that is shown",
+        "      const all_models = response.data.models;\n",
+        "      const all_models = window.totalspineseg.offered(response.data);\n",
+    ),
+    Change(
+        "say that the weights are not for patients",
+        "}, this.state.info.data.name), ",
+        "}, this.state.info.data.name), window.totalspineseg.warning(react.createElement, this.state.info.data), ",
+    ),
+    Change(
         "say why a model could not run",
         "          message: 'Failed to Run Segmentation',\n",
         "          message: window.totalspineseg.reason(response) || 'Failed to Run Segmentation',\n",

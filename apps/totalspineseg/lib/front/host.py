@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from functools import partial
 from threading import Thread
 from typing import Final
 
@@ -45,14 +46,10 @@ def known() -> Known:
 
 
 def warm_up() -> None:
-    """Read labels that wait and load the networks, while the server already answers."""
-    Thread(target=_warm_up, name="warm-up", daemon=True).start()
-
-
-def _warm_up() -> None:
+    """Load the networks and read labels that wait, while the server already answers."""
     app = app_instance()
-    app.interpret_waiting(again=False)
-    app.warm_up()
+    Thread(target=app.warm_up, name="warm-up", daemon=True).start()
+    Thread(target=partial(app.interpret_waiting, again=False), name="waiting-labels", daemon=True).start()
 
 
 def stop_background_tasks() -> None:

@@ -16,9 +16,10 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
-from lib.front.statuses import BUSY
+from lib.front.statuses import BUSY, FORBIDDEN
 from lib.front.uploads import read_params, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.result_tag import saves_label
 from lib.infers.trusted import TrustedPath
 
 Output = Literal["image", "json", "all", "dicom_seg"]
@@ -53,6 +54,9 @@ def router(executor: Executor) -> APIRouter:
     ) -> Response:
         """Segment an image of the studies, of a session, or sent along."""
         request, loop = _request(model, read_params(params), user), asyncio.get_running_loop()
+        role = settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
+        if settings.MONAI_LABEL_AUTH_ENABLE and saves_label(request) and role not in user.roles:
+            raise HTTPException(FORBIDDEN, f"Only the role {role!r} may save labels. Run the model without save_label.")
         if len(line) >= MAX_WAITING:
             raise HTTPException(
                 BUSY, f"fewer than {MAX_WAITING} waiting requests are required, got {len(line)}; try again later"

@@ -2,7 +2,7 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import uuid4
@@ -19,10 +19,12 @@ from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG
-from lib.corrections.receipts import Receipt, Sender, Waiting
+from lib.corrections.outcomes import message_of
+from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.store import Correction
 from lib.errors import StorageError
 from lib.front.archives import unpack_series
+from lib.front.places import without_folders
 from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE
@@ -82,6 +84,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         shown = app_instance().datastore().get_label_info(kept.image, kept.tag)
         return {
+            "message": message_of(kept),
             "image": kept.image,
             "label": kept.image,
             "correction": kept.id,
@@ -107,15 +110,18 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
         """Return what was submitted and is not used, with the reason, oldest first."""
         app = app_instance()
-        unused = [_unused(one.id, one.image, one, "parked", one.reason) for one in app.parked_corrections()]
-        return sorted((*unused, *_waiting(app.unused_submissions())), key=lambda known: str(known["submission"]))
+        parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
+        unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
+        waiting = [_unused(one.receipt, "waiting", one.reason) for one in app.waiting_submissions()]
+        return sorted((*parked, *unfiled, *waiting), key=lambda known: str(known["submission"]))
 
     @routes.post("/submissions/interpret")
     def interpret_submissions(
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> list[dict[str, Any]]:
         """Read what the server failed to read when it came, and return what still waits."""
-        return _waiting(app_instance().interpret_waiting(again=True))
+        waiting = app_instance().interpret_waiting(again=True)
+        return [_unused(one.receipt, "waiting", one.reason) for one in waiting]
 
     @routes.put("/datastore/", include_in_schema=False)
     @routes.put("/datastore", include_in_schema=False)
@@ -214,20 +220,16 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     return routes
 
 
-def _waiting(found: Iterable[Waiting]) -> list[dict[str, Any]]:
-    return [_unused(one.receipt.id, one.receipt.image, one.receipt, "waiting", one.reason) for one in found]
-
-
-def _unused(submission: str, image: str, known: Receipt | Correction, status: str, reason: str) -> dict[str, Any]:
+def _unused(known: Receipt | Correction, status: str, reason: str) -> dict[str, Any]:
     return {
-        "submission": submission,
-        "image": image,
+        "submission": known.id,
+        "image": known.image,
         "tag": known.tag,
         "user": known.user,
         "client_id": known.client,
         "received": known.received,
         "status": status,
-        "reason": reason,
+        "reason": without_folders(reason),
     }
 
 

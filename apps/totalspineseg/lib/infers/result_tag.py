@@ -12,6 +12,11 @@ SOME_STRUCTURES: Final = "part"
 ISO_GRID: Final = "iso"
 
 
+def saves_label(request: Mapping[str, Any]) -> bool:
+    """Return whether a request asks to keep its result among the labels of the image."""
+    return request.get("save_label") in (True, "true", "True")
+
+
 def result_tag(request: Mapping[str, Any], part: str) -> str:
     """The tag to save a result under.
 
@@ -29,7 +34,7 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
     Raises:
         SettingError: A tag that is no word, too long with what is added to it, or a reader's.
     """
-    if request.get("save_label") not in (True, "true", "True"):
+    if not saves_label(request):
         return ""
     tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
     settings = read_settings(request)

@@ -1,5 +1,6 @@
 """The settings a client can change, with a default for each: some clients send only what a user changed."""
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from lib.anatomy import BY_CODE, STRUCTURES, WIRE_ID, Kind
 from lib.errors import LabelError, TotalSpineSegError
 from lib.numbering.chain import Pin
 from lib.spellings import code_of_name
+
+logger = logging.getLogger(__name__)
 
 Grid = Literal["input", "iso"]
 
@@ -148,8 +151,16 @@ def read_pins(text: str) -> tuple[Pin, ...]:
 
 
 def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
-    """The pins of ``Settings.as_json``."""
-    return tuple(Pin(int(pin["code"]), tuple(pin["point_mm"])) for pin in pins)
+    """Return the pins of ``Settings.as_json``; none where another version of this software wrote them otherwise."""
+    try:
+        return tuple(Pin(int(pin["code"]), _point(*pin["point_mm"])) for pin in pins)
+    except (KeyError, TypeError, ValueError):
+        logger.warning("the fixed levels of a prediction cannot be read and are left out")
+        return ()
+
+
+def _point(x: float, y: float, z: float) -> tuple[float, float, float]:
+    return float(x), float(y), float(z)
 
 
 def _pin(words: list[str]) -> Pin:

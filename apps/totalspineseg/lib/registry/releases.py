@@ -1,7 +1,7 @@
 """The official releases: which this software runs, and which one the weights in use come from."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from lib.errors import WeightsError
@@ -15,7 +15,12 @@ RELEASE_NAME: Final = re.compile(r"r\d{8}")
 """The letter and the date; names sort by age."""
 OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
 """How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
-STARTER_USE: Final = "trained on synthetic spines only: good for trying the loop, not for real scans"
+STARTER_VERSION: Final = re.compile(rf"{STARTER}(-[0-9a-f]+)?(@.*)?")
+"""The starter weights' name, with their digest and the runtime where these are known."""
+STARTER_WARNING: Final = (
+    "The starter weights were trained on synthetic spines only: good for trying the software, not for patients."
+)
+"""What people read wherever the starter weights made a result."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
@@ -91,8 +96,17 @@ def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
         names: Step -> version in use.
     """
     distinct = sorted(set(names.values()))
-    use = f" ({STARTER_USE})" if STARTER in distinct else ""
-    return f"Weights in use: {', '.join(distinct)}{use}. {release_text(store, names)}".rstrip()
+    sentences = (f"Weights in use: {', '.join(distinct)}.", warning_of(distinct), release_text(store, names))
+    return " ".join(filter(None, sentences))
+
+
+def warning_of(versions: Iterable[str]) -> str:
+    """Return the sentence that warns of the results of the starter weights; "" where none of the versions is one.
+
+    Args:
+        versions: Names, or versions with their digest and runtime.
+    """
+    return STARTER_WARNING if any(STARTER_VERSION.fullmatch(version) for version in versions) else ""
 
 
 def release_text(store: ModelStore, names: Mapping[int, str]) -> str:

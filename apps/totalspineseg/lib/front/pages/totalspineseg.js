@@ -4,6 +4,7 @@
   const COLORS = /*COLORS*/{};
   const TITLE = 'TotalSpineSeg';
   const READY_MS = 250;
+  const REVIEW = '_review';
   const SHOWN_MS = 20000;
 
   const BRUSH_MM = { min: 0.5, max: 30, step: 0.5, value: 4 };
@@ -96,6 +97,17 @@
     color(label) {
       const rgb = COLORS[label.toLowerCase()];
       return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
+    },
+
+    // The models of the server but the review; the panel looks at both lists.
+    offered(info) {
+      const names = Object.keys(info.models).filter(name => !name.endsWith(REVIEW));
+      info.models = Object.fromEntries(names.map(name => [name, info.models[name]]));
+      return info.models;
+    },
+
+    warning(createElement, info) {
+      return info.warning && createElement('p', { id: 'totalspineseg-warning', style: { color: '#fbbf24' } }, info.warning);
     },
 
     async ready(panel) {

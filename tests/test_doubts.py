@@ -1,0 +1,126 @@
+"""A submission that leaves levels in doubt, or makes certain ones odd, is answered with a finding."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine, classes_of
+from lib.anatomy import CODE_OF, NAME_OF
+from lib.corrections.attribution import Corrected
+from lib.corrections.checks import check
+from lib.corrections.doubts import beside_prediction
+from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.names import map_names
+from lib.corrections.outcomes import message_of
+from lib.corrections.predictions import PredictionRecord
+from lib.corrections.renames import compare
+from lib.corrections.store import Correction
+from lib.geometry import Grid, LabelArray, Volume
+from lib.numbering.renumber import Drawn
+from lib.registry.releases import STARTER_WARNING, warning_of
+from lib.segments import Segment, Submission
+
+TRUTH = block_spine("T11")
+GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
+KEPT = KeptMaps("p", Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+
+
+def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
+    codes = [int(code) for code in np.unique(labels) if code]
+    return Submission((labels,), GRID, tuple(Segment(names.get(NAME_OF[c], NAME_OF[c]), c) for c in codes))
+
+
+def findings(submission: Submission, confident: bool | None, known: tuple[dict[str, Any], ...] = ()) -> list[Any]:
+    numbering = {"confident": confident, "probability": 0.61 if not confident else 0.99, "findings": known}
+    record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
+    mapped = map_names(submission, GRID)
+    lint = check(mapped.codes, GRID)
+    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, GRID, lint))
+
+
+def edited(labels: LabelArray) -> LabelArray:
+    changed = labels.copy()
+    changed[tuple(np.argwhere(changed == CODE_OF["L3"])[0])] = 0
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("confident", "submission", "count"),
+    [
+        (False, sent({}), 1),
+        (False, sent({}, np.where(np.isin(TRUTH, [CODE_OF["L3"], CODE_OF["L4"]]), TRUTH, 0).astype(np.uint8)), 1),
+        (False, sent({}, edited(TRUTH)), 0),
+        (False, sent({"L4": "L5", "L5": "L6"}), 0),
+        (True, sent({}), 0),
+        (None, sent({}), 0),
+    ],
+    ids=["as drawn", "a part as drawn", "a voxel edited", "renamed", "certain", "nothing known"],
+)
+def test_a_doubtful_numbering_that_was_not_touched_is_said(
+    confident: bool | None, submission: Submission, count: int
+) -> None:
+    """A label that nobody had looked at counted as a reader's word on levels that were not certain."""
+    found = findings(submission, confident)
+    assert [finding["kind"] for finding in found] == ["unchanged"] * count
+    assert all("0.61" in finding["message"] for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("names", "confident", "words"),
+    [
+        ({"L1": "T13", "T12-L1": "T12-T13"}, True, ("L1", "T13", "L1 is missing", "there is a T13")),
+        ({"L2": "T13"}, True, ("L2", "T13", "L2 is missing")),
+        ({"L1": "T13"}, False, ()),
+        ({}, True, ()),
+    ],
+    ids=["T13", "out of order", "doubtful", "no rename"],
+)
+def test_a_rename_that_makes_certain_levels_odd_is_said(
+    names: dict[str, str], confident: bool, words: tuple[str, ...]
+) -> None:
+    found = findings(sent(names), confident)
+    assert len(found) == bool(words)
+    assert all(word in finding["message"] for finding in found for word in words)
+    assert all(finding["kind"] == "renamed" for finding in found)
+
+
+def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
+    mapped = map_names(sent({}), GRID)
+    assert beside_prediction(None, mapped, GRID, ()) == ()
+
+
+def test_what_a_rename_did_is_the_first_sentence() -> None:
+    """It came behind the number of structures, in a notice that shows a few lines."""
+    fields: dict[str, Any] = dict.fromkeys(("reason", "tag", "user", "client", "file_name", "raw", "raw_sha256"), "")
+    correction = Correction(
+        id="c",
+        image="a",
+        status="accepted",
+        step=2,
+        image_sha256="",
+        received="",
+        prediction=None,
+        label_info=None,
+        present=(1, 2),
+        findings=({"message": "L3 is missing."},),
+        renumbered={"message": "You renamed L5 to L6; the other levels follow."},
+        **fields,
+    )
+    message = message_of(correction)
+    assert message.startswith("You renamed L5 to L6; the other levels follow. Submitted")
+    assert message.endswith("Please check: L3 is missing.")
+
+
+@pytest.mark.parametrize(
+    ("versions", "warns"),
+    [
+        (("starter",), True),
+        (("official-r20251124-1a2b3c4d", "starter-1a2b3c4d"), True),
+        (("starter-1a2b3c4d@openvino-2026.4.1",), True),
+        (("starter-two-1a2b3c4d", "site-1"), False),
+        ((), False),
+    ],
+)
+def test_the_starter_weights_are_known_by_their_version(versions: tuple[str, ...], warns: bool) -> None:
+    assert warning_of(versions) == (STARTER_WARNING if warns else "")

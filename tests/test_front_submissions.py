@@ -1,0 +1,136 @@
+"""What a client hears of a submission that is kept and cannot be read, and what the server does with it later."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from monailabel.config import settings
+from monailabel.utils.others import class_utils
+from starlette.testclient import TestClient
+
+from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.receipts import Receipts, Sender
+from lib.corrections.store import CorrectionStore
+from lib.corrections.uploads import Claims
+from lib.corrections.wire import to_wire
+from lib.front import errors, studies
+from lib.volume_io import write_volume
+from pacs_serving import wait_for
+from phantom import RAS, image_of, lumbar_codes
+
+APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
+CODES = lumbar_codes()
+NAMES = json.dumps({"label_info": [{"name": name} for name in WIRE_LABELS]})
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
+    monkeypatch.setattr(settings, "MONAI_LABEL_DATASTORE_AUTO_RELOAD", False)
+    monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
+    (tmp_path / "studies").mkdir()
+    write_volume(tmp_path / "studies" / "a.nii.gz", image_of(CODES), RAS)
+    write_volume(tmp_path / "label.nii.gz", to_wire(CODES), RAS)
+    found = class_utils.get_class_of_subclass_from_file("main", str(APP_DIR / "main.py"), "MONAILabelApp")
+    running = found(app_dir=str(APP_DIR), studies=str(tmp_path / "studies"), conf={"weights": str(tmp_path / "none")})
+    monkeypatch.setattr(studies, "app_instance", lambda: running)
+    return running
+
+
+@pytest.fixture
+def client(app: Any) -> TestClient:
+    front = FastAPI()
+    errors.install(front)
+    front.include_router(studies.router(1 << 20))
+    return TestClient(front, raise_server_exceptions=False)
+
+
+@pytest.fixture
+def submit(client: TestClient, tmp_path: Path) -> Callable[..., Any]:
+    def send(params: str = NAMES, **query: str) -> Any:
+        files = {"label": ("label.nii.gz", (tmp_path / "label.nii.gz").read_bytes())}
+        return client.put("/datastore/label", params={"image": "a", **query}, data={"params": params}, files=files)
+
+    return send
+
+
+def unused(client: TestClient) -> list[tuple[str, str]]:
+    return [(one["image"], one["status"]) for one in client.get("/submissions/").json()]
+
+
+@pytest.mark.parametrize(("error", "status"), [(MemoryError(), 507), (TypeError("odd"), 500)])
+def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
+    app: Any, client: TestClient, submit: Callable[..., Any], error: Exception, status: int
+) -> None:
+    """The client saw "the server failed", and the label was gone."""
+    sound = app._inbox._lint
+
+    def fail(*_: object) -> Any:
+        raise error
+
+    app._inbox._lint = fail
+    answer = submit()
+    (waiting,) = client.get("/submissions/").json()
+    assert answer.status_code == status
+    assert f"kept (submission {waiting['submission']})" in answer.json()["detail"]
+    assert (waiting["image"], waiting["status"]) == ("a", "waiting")
+    assert type(error).__name__ in waiting["reason"]
+    assert [one["submission"] for one in client.post("/submissions/interpret").json()] == [waiting["submission"]]
+    app._inbox._lint = sound
+    assert client.post("/submissions/interpret").json() == []
+    assert unused(client) == []
+    assert app.datastore().get_label_info("a", "final")["correction"] == waiting["submission"]
+
+
+@pytest.mark.parametrize("params", ["{", "[]", '"x"', "[" * 100_000], ids=lambda text: text[:3])
+def test_a_label_with_unreadable_params_is_kept(
+    app: Any, client: TestClient, submit: Callable[..., Any], params: str
+) -> None:
+    answer = submit(params)
+    assert (answer.status_code, "kept but not used" in answer.json()["detail"]) == (422, True)
+    assert unused(client) == [("a", "parked")]
+    (parked,) = app._corrections.of_image("a")
+    assert (app._corrections.path(parked) / parked.raw).is_file()
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "found"),
+    [({"tag": "../x"}, 422, ("a", "parked")), ({"image": "b"}, 404, ("b", "unfiled"))],
+    ids=["tag", "image"],
+)
+def test_a_label_that_belongs_nowhere_is_kept(
+    client: TestClient, submit: Callable[..., Any], query: dict[str, str], status: int, found: tuple[str, str]
+) -> None:
+    answer = submit(**query)
+    assert (answer.status_code, "kept" in answer.json()["detail"]) == (status, True)
+    assert unused(client) == [found]
+
+
+def test_the_answer_begins_with_what_became_of_the_label(submit: Callable[..., Any]) -> None:
+    reply = submit().json()
+    assert next(iter(reply)) == "message"
+    assert "finished label" in reply["message"]
+
+
+def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None:
+    """What was kept when the server was killed was never looked at again."""
+    from serving import running_server
+
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    write_volume(folder / "a.nii.gz", image_of(CODES), RAS)
+    label = tmp_path / "label.nii.gz"
+    write_volume(label, to_wire(CODES), RAS)
+    receipts = Receipts(folder / ".totalspineseg")
+    sender, params = Sender("admin", "ada", "label.nii.gz"), json.loads(NAMES)
+    receipts.keep(receipts.new_id(()), "a", label, tag="final", sender=sender, params=params, info={}, claims=Claims())
+    store = CorrectionStore(folder / ".totalspineseg")
+    with running_server(tmp_path):
+        wait_for(lambda: store.standing("a"))
+    (kept,) = store.of_image("a")
+    np.testing.assert_array_equal(store.codes(kept) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
+    assert (folder / "labels" / "final" / "a.nii.gz").is_file()
