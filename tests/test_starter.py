@@ -335,7 +335,7 @@ def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
     older = torch.load(latest, weights_only=True)
     del older["spacing_mm"]  # when both steps shared the grid of step 1
     torch.save(older, latest)
-    with pytest.raises(WeightsError, match=r"on the grid \(1\.5, .* got a state on \(2\.0, .* --start-from"):
+    with pytest.raises(WeightsError, match=r"\(1\.5, .*\(2\.0, .*--start-from"):
         train_starter(2, tmp_path, piece)
 
 
@@ -371,5 +371,5 @@ def test_dataset_lists_regions_in_channel_order() -> None:
 
 
 def test_unknown_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="step must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match="1 or 2"):
         train_starter(3, tmp_path)

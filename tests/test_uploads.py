@@ -21,7 +21,7 @@ def meant(uploads: Uploads, image: str, *fitting: str, shown: str = "", client: 
 
 
 def is_unclear(uploads: Uploads, image: str, *fitting: str) -> bool:
-    with pytest.raises(LabelError, match=r"press 'Upload Volume' and then 'Submit Label'.*Client/User-ID of your own"):
+    with pytest.raises(LabelError, match=r"'Upload Volume'.*Client/User-ID"):
         meant(uploads, image, *fitting)
     return True
 
