@@ -67,6 +67,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 @pytest.mark.golden
 @pytest.mark.parametrize("command", ["label", "lint"])
 def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> None:
@@ -257,6 +258,7 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) -> None:
     """A run over finished scans took ten seconds because it loaded the networks, or Dask, first."""
     noise_scan(tmp_path / "in" / "a.nii.gz", 1)
@@ -274,6 +276,7 @@ def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) 
     assert "0 done, 1 finished before, 0 failed" in found.stdout
 
 
+@pytest.mark.slow
 def test_a_local_run_imports_no_dask(tmp_path: Path, models: Path) -> None:
     noise_scan(tmp_path / "in" / "a.nii.gz", 1)
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--step1", "--data-dir", str(models), "--device", "cpu"]
@@ -287,6 +290,7 @@ def test_a_local_run_imports_no_dask(tmp_path: Path, models: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_nothing_half_written_after_kill_9(tmp_path: Path, models: Path) -> None:
     """A killed run left half a file under a final name, and the next run took the scan for finished."""
     for k in range(6):

@@ -101,6 +101,7 @@ def test_a_worker_that_joined_later_and_cannot_work_is_refused(monkeypatch: pyte
     assert str(APP.resolve()) in answer[REFUSAL]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
     """A worker that was killed took its scans with it, or the results differed from those of a local run."""
@@ -158,6 +159,7 @@ options: {queue: gpu, walltime: "01:00:00", job_extra_directives: ["--gres=gpu:1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
     """Ctrl-C ended the command with exit code 0 and no run.json, or left jobs running.

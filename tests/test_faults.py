@@ -34,6 +34,8 @@ from lib.trainers.site import Site
 from test_trainers import scores_of
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:

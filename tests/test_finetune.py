@@ -443,6 +443,7 @@ def test_training_starts_from_the_weights_head_included(
         assert torch.allclose(trained.weights[name], value, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_learns_its_case_and_logs_by_name(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
@@ -503,6 +504,7 @@ def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
     assert price > 0.8 * dear
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
@@ -649,6 +651,7 @@ def test_too_little_memory_for_the_optimizer_is_a_clear_stop(
         fine_tune(folders[1], [cases[1]], tmp_path, TINY)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_training(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:

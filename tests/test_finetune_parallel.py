@@ -29,6 +29,8 @@ from lib.nnunet.training_log import TrainingLog
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
+pytestmark = pytest.mark.slow
+
 TWO = FinetuneSettings(
     iterations=6,
     batch_size=4,

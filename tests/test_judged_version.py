@@ -20,6 +20,8 @@ from test_trainers import scores_of
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, make_site, tiny_reference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:

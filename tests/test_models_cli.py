@@ -246,6 +246,7 @@ def test_a_model_of_one_step_comes_in_and_says_so(
 # --- retrain and prepare
 
 
+@pytest.mark.slow
 def test_retrain_learns_from_a_studies_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

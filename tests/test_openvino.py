@@ -68,6 +68,7 @@ def places(folder: ModelFolder, user_cache: Path) -> tuple[list[Path], list[Path
     return sorted((folder.path / "openvino").glob("*/model.bin")), sorted(user_cache.glob("*/model.bin"))
 
 
+@pytest.mark.slow
 def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
     """The whole way of a scan, with the weights that ship."""
     (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)

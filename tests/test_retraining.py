@@ -39,6 +39,8 @@ from test_trainers import scores_of
 from tiny_models import write_model_folder
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def changes(monkeypatch: pytest.MonkeyPatch) -> list[float]:

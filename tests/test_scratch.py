@@ -55,6 +55,7 @@ class Killing(subprocess.Popen):  # type: ignore[type-arg]
         Killing.last = self
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_killed_training_goes_on_and_gives_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -62,6 +63,7 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     """Planning, preprocessing, training are nnU-Net's own; an interruption costs the epochs since the last state."""
     folders = write_cases(tmp_path, 5)
     monkeypatch.setattr(scratch.subprocess, "Popen", Killing)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "nnunet_threads"))
 
     def kill(line: str) -> None:
         if "epoch 1 of 2" in line:

@@ -28,9 +28,10 @@ IMAGE = "sub-1"
 PHANTOM = Volume(lumbar_codes(), RAS.affine)
 ENDLESS = {"iterations": "100000", "batch_size": "1", "replay_cases": "0", "device": "cpu"}
 # The client leaves its sockets to the garbage collector.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ from serving import Server
 from tiny_models import write_models
 from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
+pytestmark = pytest.mark.slow
+
 
 def scores_of(change: float) -> tuple[SubjectScores, ...]:
     """Five subjects on which the candidate differs by so much."""
