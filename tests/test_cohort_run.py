@@ -19,7 +19,7 @@ from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
-from lib.cohort.outputs import FOLDERS
+from lib.cohort.outputs import FOLDERS, _stored_image
 from lib.cohort.overlap import overlapped, sentence
 from lib.cohort.progress import Progress
 from lib.cohort.run import Summary
@@ -611,3 +611,13 @@ def test_a_folder_of_dicom_series(tmp_path: Path, codes: np.ndarray) -> None:
     assert labels.grid.orientation == read_image(folder).grid.orientation
     values = dict(zip(*np.unique(labels.data, return_counts=True), strict=True))
     assert values == dict(zip(*np.unique(codes, return_counts=True), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(-32768, np.int16), (32767, np.int16), (-32769, np.float32), (32768, np.float32)]
+)
+def test_whole_numbers_are_stored_as_int16_up_to_its_limits(value: int, dtype: type) -> None:
+    """Beyond them they would come back as others."""
+    scan = SimpleNamespace(iso=SimpleNamespace(data=np.full((2, 2, 2), value, np.float32)))
+    stored = _stored_image(scan, True)
+    assert (stored.dtype, stored.tolist()) == (dtype, scan.iso.data.tolist())

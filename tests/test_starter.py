@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lib import anatomy
 from lib.cli import main
 from lib.errors import WeightsError
 from lib.nnunet import starter_batches
+from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
@@ -258,6 +260,15 @@ def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
     assert near.sum() > 1.2 * (near & region).sum()  # and what a network draws around one
     assert not draw_sample(rng, spine, 1, PATCH, near_marked=True).near_marked.any()
+
+
+def test_near_a_marked_disc_is_up_to_a_distance_and_not_nearer_to_another() -> None:
+    marked, other = np.zeros((20, 1, 1), bool), np.zeros((20, 1, 1), bool)
+    marked[0] = True
+    grid = SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0))
+    assert starter_batches._near_marked(marked, other, grid).sum() == NEAR_MM + 1
+    other[4] = True
+    assert np.argwhere(starter_batches._near_marked(marked, other, grid))[:, 0].tolist() == [0, 1]
 
 
 def test_near_marked_is_computed_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
