@@ -55,6 +55,7 @@ def test_the_page_has_commands_and_names_every_option() -> None:
         assert {option for option in options if option not in PAGE} == set()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_in_their_order(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

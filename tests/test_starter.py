@@ -24,6 +24,8 @@ from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset
 from lib.nnunet.starter_settings import StarterSettings
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 
+pytestmark = pytest.mark.slow
+
 TINY = (4, 6, 8)
 PATCH = (32, 16, 16)
 
