@@ -14,11 +14,14 @@ FROM_WHEELS := $(if $(WHEELS),--no-index --find-links "$(abspath $(WHEELS))")
 UV_VERSION := 0.13.9
 PIP_AUDIT_VERSION := 2.10.1
 BIN := .venv/bin
+# Processes that share the tests.
+JOBS ?= 2
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-cli bench-runtimes \
-  bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+.PHONY: setup serve serve-ohif test test-fast test-browser test-ohif release-check coverage check demo bench bench-numbering \
+  bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -46,10 +49,13 @@ serve-ohif: setup
 	$(BIN)/python tools/serve_ohif.py --folder "$(OHIF_STUDIES)" --host "$(HOST)" --port "$(PORT)" $(if $(NAME),--name "$(NAME)") \
 	  $(if $(DICOMWEB),--dicomweb "$(DICOMWEB)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
-# A process for each file (5: none of its tests runs here): with every native library of the tests in one process, it
-# crashed after the last test.
+# Before each commit: no server, no training, one process.
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow and not release and not browser and not ohif"
+
+# All but what needs a browser, Orthanc or Slicer, or is long. A file stays in one process: its tests share networks.
 test: setup
-	@set -e; for file in tests/test_*.py; do $(BIN)/python -m pytest $$file || [ $$? -eq 5 ]; done
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Needs Debian's package chromium.
 test-browser: setup
@@ -58,6 +64,26 @@ test-browser: setup
 # Needs Debian's packages orthanc, orthanc-dicomweb, chromium.
 test-ohif: setup
 	$(BIN)/python -m pytest -m ohif
+
+# What is long or needs packages from outside: before a release, and before a change of these things is called done.
+release-check: setup
+	$(BIN)/python tools/release_check.py
+
+# Figures of lib's lines and branches, the server's processes among them.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json
+	$(BIN)/python tools/coverage_table.py coverage.json
+
+check: setup
+	$(BIN)/python tools/release_check.py
+
+# Figures of lib's lines and branches, the server's processes among them.
+coverage: setup
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
+	$(BIN)/coverage report --skip-covered --sort=miss
+	@$(BIN)/coverage json -q -o - | $(BIN)/python -c 'import json, sys; t = json.load(sys.stdin)["totals"]; \
+	  print(f"lines {t[\"covered_lines\"] / t[\"num_statements\"]:.1%}, branches {t[\"covered_branches\"] / t[\"num_branches\"]:.1%}")'
 
 check: setup
 	$(BIN)/ruff check .
@@ -119,4 +145,4 @@ audit: setup
 	  $(addprefix --ignore-vuln ,$(EXPLAINED)) -r requirements.lock
 
 clean:
-	rm -rf .venv .venv-fuzz demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-fuzz demo bench .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json

@@ -12,8 +12,18 @@ import pytest
 from serving import Server, studies_server
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the server as slow, and begin with the files that have slow tests: the last files are short."""
+    for item in items:
+        if {"server", "untouched"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One running server for all tests that need one: importing the host takes seconds."""
+    """Run one server for all tests of this process that need one: importing the host takes seconds."""
     with studies_server(tmp_path_factory.mktemp("server")) as running:
         yield running

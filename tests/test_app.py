@@ -117,7 +117,7 @@ def test_a_tag_that_gets_too_long_is_refused_before_anything_is_computed() -> No
     request = {"save_label": True, "label_tag": "a" * 60}
     assert result_tag(request, "") == "a" * 60
     for part, more in (("review", {}), ("", {"structures": "discs"}), ("", {"output_grid": "iso"})):
-        with pytest.raises(SettingError, match="a short tag for predictions such as 'original' is required"):
+        with pytest.raises(SettingError, match="'original'"):
             result_tag({**request, "label_tag": "a" * 61, **more}, part)
     assert is_safe_tag(result_tag({**request, "label_tag": "a" * 57}, "review"))
 
@@ -175,7 +175,7 @@ class Studies:
     ("fault", "told"),
     [
         (HTTPException(422, "not a spine"), "not a spine"),
-        (ConnectionError("10.0.0.7"), "unexpected ConnectionError; the server's log says more"),
+        (ConnectionError("10.0.0.7"), "ConnectionError"),
     ],
     ids=["image", "PACS"],
 )

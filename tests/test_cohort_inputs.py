@@ -130,7 +130,7 @@ def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> N
     file = make(tmp_path, "loc.nii.gz") / "loc.nii.gz"
     cases = [Case(name, tmp_path / name, Path()) for name in ("sub-01_T1w", "sub-01_T2w", "sub-02_T2w")]
     assert [case.localizer for case in pair_localizers(cases[:2], file)] == [file, file]
-    with pytest.raises(ImageError, match=r"localizers of several subjects, got one file, 'loc.nii.gz', for 2"):
+    with pytest.raises(ImageError, match=r"'loc.nii.gz'"):
         pair_localizers(cases, file)
 
 

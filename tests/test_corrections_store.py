@@ -212,7 +212,7 @@ def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk:
     """T1w and T2w of a patient share a grid: the label of the one was taken as that of the other."""
     for key, image in (("p-other", "other"), ("p-session", ""), ("p-own", "img")):
         desk.predictions.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, "slicer-7"))
-    with pytest.raises(LabelError, match=r"of image 'img' is required, got one .* prediction for 'other'.*kept but"):
+    with pytest.raises(LabelError, match=r"'img'.*'other'"):
         desk.submit({**L4_L5, "prediction": "p-other"})
     assert [c.status for c in desk.store.of_image("img")] == ["parked"]
     for stated in ("p-own", "p-session", "nobody's", "", None, 7):
@@ -469,7 +469,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
         wait_for(lambda: desk.store.of_image("img"))
         assert studies.status()["total"] == 2, "readers need not wait"
         assert not sent.done()
-        with pytest.raises(BusyError, match=rf"process {holder.pid} has held for over 1 s; .*the label is kept"):
+        with pytest.raises(BusyError, match=rf"process {holder.pid} .*over 1 s.*kept"):
             sent.result()
     (kept,) = desk.store.of_image("img")
     assert kept.status == "accepted"

@@ -487,8 +487,8 @@ def test_segment_numbers_mean_nothing() -> None:
     ("labels", "match"),
     [
         (["L4", "Segment 2"], "got 'Segment 2'"),
-        (["L4", "vertebra_L4"], "one segment a structure is required, got 'L4' and 'vertebra_L4'"),
-        (["L4", "L4"], "one segment a structure is required, got 'L4' and 'L4'"),
+        (["L4", "vertebra_L4"], "'L4' and 'vertebra_L4'"),
+        (["L4", "L4"], "'L4' and 'L4'"),
     ],
     ids=["unknown", "two spellings", "same label"],
 )
@@ -533,7 +533,7 @@ def test_frames_without_a_place_lie_where_their_images_lie(series: Path) -> None
     for groups in seg.PerFrameFunctionalGroupsSequence:
         del groups.PlanePositionSequence
     np.testing.assert_array_equal(map_names(read_seg(seg, GRID, sources=series), GRID).codes, labels)
-    with pytest.raises(GridError, match="says where its frames lie"):
+    with pytest.raises(GridError, match="where its frames lie"):
         read_seg(seg, GRID)
 
 
@@ -568,7 +568,7 @@ def test_a_label_map_object() -> None:
 
 def test_nothing_to_write(series: Path) -> None:
     """An empty mask made the converter fail with 500."""
-    with pytest.raises(EmptySegmentationError, match="at least one marked voxel"):
+    with pytest.raises(EmptySegmentationError, match="marked voxel"):
         written(np.zeros(SIZE, np.uint8), series)
 
 
@@ -594,15 +594,15 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("grid", ELSEWHERE.values(), ids=ELSEWHERE.keys())
 def test_labels_of_another_grid(grid: Grid, series: Path, ours: bytes) -> None:
-    with pytest.raises(GridError, match="grid of the DICOM series"):
+    with pytest.raises(GridError, match="DICOM series"):
         written(codes(*SPINE), series, grid.affine)
-    with pytest.raises(GridError, match="on the voxels of its series"):
+    with pytest.raises(GridError, match="voxels of its series"):
         read_seg(ours, grid)
 
 
 @pytest.mark.parametrize("by", [(1, 0, 0), (0, 0, 1), (0, -2, 0)], ids=str)
 def test_labels_a_whole_voxel_aside(by: tuple[int, ...], series: Path, ours: bytes) -> None:
-    with pytest.raises(GridError, match="grid of the DICOM series"):
+    with pytest.raises(GridError, match="DICOM series"):
         written(codes(*SPINE), series, OBLIQUE @ step(*by))
     with pytest.raises(GridError, match="got voxels outside"):
         read_seg(ours, Grid(SIZE, OBLIQUE @ step(*by)))
@@ -711,7 +711,7 @@ def test_a_segmentation_beside_the_slices_is_no_slice(tmp_path: Path, ours: byte
 def test_nothing_marked_is_an_empty_submission() -> None:
     submission = read_seg(another({"L4": mask()}), GRID)
     assert not submission.layers[0].any()
-    with pytest.raises(LabelError, match="at least one marked voxel"):
+    with pytest.raises(LabelError, match="marked voxel"):
         map_names(submission, GRID)
 
 

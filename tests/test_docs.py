@@ -127,9 +127,14 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield place
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page(page: str, folder: Path, models: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "workers"),
+    [*((page, False) for page in PAGES), pytest.param("cluster", True, marks=pytest.mark.release)],
+)
+def test_the_commands_of_a_page(page: str, workers: bool, folder: Path, models: Path) -> None:
+    """A run over worker processes is parsed alone, unless these are wanted: they take half a minute to start."""
     if page == "offline-install":
         zips(folder, models)
     for kind, rest, text in blocks(page):
@@ -140,12 +145,12 @@ def test_the_commands_of_a_page(page: str, folder: Path, models: Path) -> None:
         assert kind == "sh", f"a block of {kind or 'nothing'} in {page}"
         for line in text.splitlines():
             words = words_of(line)
-            if rest == "no-run":
+            if rest == "no-run" or ("--executor" in words and not workers):
                 in_place(folder, words)
                 parsed(words)
             else:
                 assert words[0] == "totalspineseg"
-                # The workers of a cluster have the tiny networks, which find a spine or none.
+                # The worker processes have the tiny networks, which find a spine or none.
                 assert main(words[1:]) in EXITS["finds" if "--executor" in words else rest], line
 
 

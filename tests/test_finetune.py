@@ -419,7 +419,7 @@ def test_the_share_of_replay_is_kept(folders: dict[int, ModelFolder], cases: dic
 
 
 def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder]) -> None:
-    with pytest.raises(LabelError, match="at least one usable case"):
+    with pytest.raises(LabelError, match="usable case"):
         Sampler([], folders[1], replay_share=0.5, strength=NONE)
 
 
@@ -448,6 +448,7 @@ def test_training_starts_from_the_weights_head_included(
         assert torch.allclose(trained.weights[name], value, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_training_learns_its_case_and_logs_by_name(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
@@ -508,6 +509,7 @@ def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
     assert price > 0.8 * dear
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
@@ -620,7 +622,7 @@ def test_without_memory_the_passes_become_smaller_and_the_result_stays(
 def test_too_little_memory_for_one_patch_is_a_clear_stop(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    with pytest.raises(TrainingError, match="memory for one patch of step 1"):
+    with pytest.raises(TrainingError, match="one patch of step 1"):
         run_with_memory(folders[1], cases[1], tmp_path, 0)
 
 
@@ -639,7 +641,7 @@ def test_too_little_memory_beside_the_passes_is_a_clear_stop(
         monkeypatch.setattr(torch.nn.Module, "to", full)
     else:
         monkeypatch.setattr(Sampler, "validation", full)
-    with pytest.raises(TrainingError, match="memory for .* of step 1 is required" if where == "start" else "a report"):
+    with pytest.raises(TrainingError, match=r"memory .*step 1" if where == "start" else "a report"):
         fine_tune(folders[1], [cases[1]], tmp_path, TINY)
 
 
@@ -650,10 +652,11 @@ def test_too_little_memory_for_the_optimizer_is_a_clear_stop(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", short)
-    with pytest.raises(TrainingError, match="memory for the optimizer of step 1"):
+    with pytest.raises(TrainingError, match=r"optimizer .*step 1"):
         fine_tune(folders[1], [cases[1]], tmp_path, TINY)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_training(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:

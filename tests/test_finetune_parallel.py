@@ -29,6 +29,8 @@ from lib.nnunet.training_log import TrainingLog
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
+pytestmark = pytest.mark.slow
+
 TWO = FinetuneSettings(
     iterations=6,
     batch_size=4,
@@ -58,15 +60,30 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
 
 
+Children = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def children() -> Children:
+    """Return what lists the processes a test started: the server that other tests share is a child, too."""
+    before = psutil.Process().children()
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
 def never() -> bool:
     return False
 
 
 def alone(
-    folder: ModelFolder, case: TrainingCase, work: Path, passes: int, stop: Callable[[], bool] = never
+    folder: ModelFolder,
+    case: TrainingCase,
+    work: Path,
+    passes: int,
+    stop: Callable[[], bool] = never,
+    settings: FinetuneSettings = TWO,
 ) -> Finetuned:
-    """One process whose passes are those of two."""
-    run = Run(folder, [case], work, replace(TWO, gpus=1))
+    """Train in one process whose passes are those of two."""
+    run = Run(folder, [case], work, replace(settings, gpus=1))
     run.batch_size = passes
     return run.go(lambda _: None, stop)
 
@@ -80,7 +97,7 @@ def kill(process: psutil.Process | BaseProcess) -> None:
 
 
 def test_one_then_two_of_which_one_is_killed_then_one_give_the_weights_of_one(
-    folder: ModelFolder, case: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: ModelFolder, case: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
 ) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "not-the-loopback")
     straight = alone(folder, case, tmp_path / "straight", 2)
@@ -93,15 +110,15 @@ def test_one_then_two_of_which_one_is_killed_then_one_give_the_weights_of_one(
     def kill_the_second(progress: Progress) -> None:
         told.append(progress.iteration)
         assert not list(work.rglob("*.npy"))
-        ends = [end for child in psutil.Process().children() for end in child.net_connections("inet")]
+        ends = [end for child in children() for end in child.net_connections("inet")]
         assert {end.laddr.ip for end in ends} == {"127.0.0.1"}
         if progress.iteration == 4:
-            kill(psutil.Process().children()[1])
+            kill(children()[1])
 
-    with pytest.raises(TrainingError, match=r"all 2 processes .* killed by signal 9 .*; start it again"):
+    with pytest.raises(TrainingError, match=r"signal 9"):
         fine_tune(folder, [case], work, TWO, on_progress=kill_the_second)
     assert told == [2, 3, 4]
-    assert not psutil.Process().children()
+    assert not children()
     assert not (work / parallel.SHARED_DIR).exists()
     resumed = alone(folder, case, work, 2)
     assert resumed.resumed_at == 4
@@ -127,18 +144,23 @@ work()
 """The second process has memory for one patch only."""
 
 
-def test_one_without_memory_makes_the_passes_of_both_smaller(
-    folder: ModelFolder, case: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_one_without_memory_makes_the_passes_of_both_smaller_and_a_stop_ends_both(
+    folder: ModelFolder, case: TrainingCase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, children: Children
 ) -> None:
+    """A stop ends both at the same iteration, and what they computed together is what one computes alone."""
     monkeypatch.setattr(parallel, "PROGRAM", SHORT)
-    trained = fine_tune(folder, [case], tmp_path / "two", TWO)
-    assert (trained.resumed_at, trained.batch_size) == (0, 1)
-    text = (tmp_path / "two" / LOG).read_text()
-    assert text.count("going on with passes of 1") == text.count("iteration 6 of 6, loss") == 1
+    answers, work, seldom = iter([False, True]), tmp_path / "two", replace(TWO, checkpoint_every=6)
+    with pytest.raises(Stopped, match="iteration 2 of 6"):
+        fine_tune(folder, [case], work, seldom, should_stop=lambda: next(answers))
+    assert not children()
+    text = (work / LOG).read_text()
+    assert text.count("going on with passes of 1") == text.count("stopped at iteration 2") == 1
+    resumed = alone(folder, case, work, 1, settings=seldom)
+    assert (resumed.resumed_at, resumed.batch_size) == (2, 1)
     # The order of the sums differs, which Adam shows where a gradient is almost nothing.
     straight = alone(folder, case, tmp_path / "one", 1)
-    assert differences(trained, straight.weights).mean() < 1e-4
-    assert trained.best == pytest.approx(straight.best, abs=1e-3)
+    assert differences(resumed, straight.weights).mean() < 1e-4
+    assert resumed.best == pytest.approx(straight.best, abs=1e-3)
 
 
 class Forgetful(Team):
@@ -154,18 +176,8 @@ def test_processes_that_read_different_states_do_not_train(
     Run(folder, [case], tmp_path, TWO, Forgetful(0, 2))
     with pytest.raises(Stopped):
         alone(folder, case, tmp_path, 2, lambda: True)
-    with pytest.raises(TrainingError, match="one stored state is required by all 2 processes"):
+    with pytest.raises(TrainingError, match="all 2 processes"):
         Run(folder, [case], tmp_path, TWO, Forgetful(0, 2))
-
-
-def test_a_stop_ends_both_at_the_same_iteration(folder: ModelFolder, case: TrainingCase, tmp_path: Path) -> None:
-    answers = iter([False, True])
-    with pytest.raises(Stopped, match="iteration 2 of 6"):
-        fine_tune(folder, [case], tmp_path, replace(TWO, checkpoint_every=6), should_stop=lambda: next(answers))
-    assert not psutil.Process().children()
-    assert "stopped at iteration 2" in (tmp_path / LOG).read_text()
-    with pytest.raises(Stopped, match="iteration 3 of 6"):
-        fine_tune(folder, [case], tmp_path, replace(TWO, checkpoint_every=6, gpus=1), should_stop=lambda: True)
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> None:
@@ -201,11 +213,11 @@ time.sleep(60)
     ("program", "error", "message"),
     [
         (SPEAKING.format(error="StorageError"), StorageError, "^the disk is full$"),
-        (SPEAKING.format(error="KeyError"), TrainingError, r"failed \(KeyError: the disk is full\); its output is in"),
+        (SPEAKING.format(error="KeyError"), TrainingError, r"KeyError: the disk is full"),
         (
             "import sys; sys.exit(3)",
             TrainingError,
-            r"one that ended with exit code 3; its output is in .*processes\.txt",
+            r"exit code 3.*processes\.txt",
         ),
     ],
     ids=["our error", "another error", "exit"],
@@ -218,11 +230,12 @@ def test_a_failed_process_says_why(
     program: str,
     error: type[Exception],
     message: str,
+    children: Children,
 ) -> None:
     monkeypatch.setattr(parallel, "PROGRAM", program)
     with pytest.raises(error, match=message):
         fine_tune(folder, [case], tmp_path, TWO)
-    assert not psutil.Process().children()
+    assert not children()
 
 
 def test_a_batch_is_shared_out_whole() -> None:
@@ -235,9 +248,9 @@ def test_a_batch_is_shared_out_whole() -> None:
 @pytest.mark.parametrize(
     ("device", "found", "message"),
     [
-        ("auto", 0, "gpus must be 1 where there is no GPU, got 2"),
-        ("cuda", 1, "gpus must be at most 1"),
-        ("cuda:1", 4, "name the device 'cuda'"),
+        ("auto", 0, "no GPU"),
+        ("cuda", 1, "at most 1"),
+        ("cuda:1", 4, "'cuda'"),
     ],
 )
 def test_too_few_gpus_are_told(device: str, found: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,5 +282,5 @@ def test_several_gpus_are_the_first_ones(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_more_gpus_than_patches_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gpus must be at most batch_size \(2\).*got 3"):
+    with pytest.raises(ValueError, match=r"batch_size"):
         FinetuneSettings(batch_size=2, gpus=3)

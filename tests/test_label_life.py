@@ -111,7 +111,7 @@ def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server
     assert shown(server, image) == {}
     for name in (image, "nobody"):
         answer = delete(server, name, "original")
-        assert (answer.status_code, "got none under the tag 'original'" in answer.json()["detail"]) == (404, True)
+        assert (answer.status_code, "'original'" in answer.json()["detail"]) == (404, True)
 
 
 def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothing(
@@ -129,7 +129,7 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
     assert shown(server, image) == {}
     for tag in ("final", "original"):
         assert requests.get(f"{server.url}/datastore/label", params={"label": image, "tag": tag}).status_code == 404
-    with pytest.raises(MONAILabelClientException, match="a localizer with a label is required"):
+    with pytest.raises(MONAILabelClientException, match="localizer"):
         client.infer("totalspineseg", "z-last", {"localizer": image})
     assert client.info()["datastore"]["completed"] == finished - 1
     shutil.copy(before, file)

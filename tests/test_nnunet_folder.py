@@ -52,7 +52,7 @@ def test_opens_and_loads_without_the_trainer_class(tmp_path, step, arch, nested)
 def test_both_steps_below_one_folder(tmp_path):
     write_models(tmp_path)
     assert [ModelFolder.open(tmp_path, step=step).step for step in (1, 2)] == [1, 2]
-    with pytest.raises(WeightsError, match="one model folder is required"):
+    with pytest.raises(WeightsError, match="one model folder"):
         ModelFolder.open(tmp_path)
 
 
@@ -195,13 +195,13 @@ def test_refuses_damaged_json(tmp_path, file, content):
 
 
 def test_refuses_a_missing_folder_step_or_checkpoint(tmp_path):
-    with pytest.raises(WeightsError, match="does not exist; run 'totalspineseg weights install'"):
+    with pytest.raises(WeightsError, match="weights install"):
         ModelFolder.open(tmp_path / "none")
     path = write_model_folder(tmp_path, 1)
     with pytest.raises(WeightsError, match="model folder of step 2"):
         ModelFolder.open(tmp_path, step=2)
     (path / "fold_0" / "checkpoint_final.pth").unlink()
-    with pytest.raises(WeightsError, match=r"fold_0/checkpoint_final\.pth is required"):
+    with pytest.raises(WeightsError, match=r"fold_0/checkpoint_final\.pth"):
         ModelFolder.open(tmp_path)
 
 
@@ -209,7 +209,7 @@ def test_never_runs_code_from_a_checkpoint(tmp_path):
     path = write_model_folder(tmp_path, 1)
     trace = tmp_path / "trace"
     torch.save({"network_weights": {}, "logging": Payload(trace)}, path / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(WeightsError, match="asks to run other code"):
+    with pytest.raises(WeightsError, match="other code"):
         ModelFolder.open(tmp_path).load_network()
     assert not trace.exists()
     (path / "fold_0" / "checkpoint_final.pth").write_bytes(pickle.dumps(Payload(trace), protocol=2))

@@ -280,11 +280,9 @@ def test_a_pin_beside_the_spine_is_said() -> None:
     _, numbering = name(case, pins=[Pin(25, (999.0, 0.0, 0.0))])
     assert (numbering.unmet, numbering.confident) == ((25,), False)
     assert [(f.kind, f.code) for f in numbering.findings] == [("pin_unmet", 25)]
-    with pytest.raises(
-        LabelError, match="a fixed level within 15 mm of a structure of its kind is required, at its height, got T5"
-    ):
+    with pytest.raises(LabelError, match=r"15 mm.*T5"):
         require_met(numbering)
-    with pytest.raises(LabelError, match="pins require the method 'chain'"):
+    with pytest.raises(LabelError, match="'chain'"):
         label_map(Volume(case.raw, case.affine), 2, pins=[Pin(25, truth_point(case, 25))], method="iterative")
 
 
@@ -527,7 +525,7 @@ def test_names_of_step_1_carry_its_doubts() -> None:
 
 
 def test_pins_must_name_levels() -> None:
-    with pytest.raises(ValueError, match="a pin must name a vertebra, a disc or the sacrum, got code 1"):
+    with pytest.raises(ValueError, match="code 1"):
         name(draw("cervical", 1), pins=[Pin(1, (0.0, 0.0, 0.0))])
 
 
@@ -570,7 +568,7 @@ def test_the_iterative_method_reports_no_probability() -> None:
     case = draw("lumbar", 1)
     _, report = label_map(Volume(case.raw, case.affine), 1, method="iterative")
     assert (report["confident"], report["probability"], report["levels"]) == (None, None, [])
-    with pytest.raises(ValueError, match="method must be 'chain' or 'iterative', got 'other'"):
+    with pytest.raises(ValueError, match="'other'"):
         label_map(Volume(case.raw, case.affine), 1, method="other")  # type: ignore[arg-type]
 
 
@@ -653,7 +651,7 @@ def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
 def test_a_finished_map_is_no_raw_map() -> None:
     """Its cord and canal were read as discs, and its names as nothing."""
     case = draw("lumbar", 2)
-    with pytest.raises(LabelError, match=r"a raw map of step 2 with classes 0 to 11 is required, got \[30, 31"):
+    with pytest.raises(LabelError, match=r"step 2 .*0 to 11.* \[30, 31"):
         name_map(Volume(case.truth, case.affine), 2)
 
 

@@ -68,6 +68,7 @@ def places(folder: ModelFolder, user_cache: Path) -> tuple[list[Path], list[Path
     return sorted((folder.path / "openvino").glob("*/model.bin")), sorted(user_cache.glob("*/model.bin"))
 
 
+@pytest.mark.slow
 def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
     """The whole way of a scan, with the weights that ship."""
     (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)
@@ -195,7 +196,7 @@ def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, use
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     model, _ = openvino_network._convert(other)
     monkeypatch.setattr(openvino_network, "_convert", lambda folder: (model, folder.load_network()))
-    with pytest.raises(WeightsError, match=r"differ from PyTorch's\); choose runtime 'torch'"):
+    with pytest.raises(WeightsError, match=r"differ.*runtime 'torch'"):
         predict(folder)
     assert places(folder, user_cache) == ([], [])
 
@@ -205,13 +206,13 @@ def test_network_that_cannot_be_converted_is_refused(folder, monkeypatch):
         raise RuntimeError("first\noperation aten::new is not known")
 
     monkeypatch.setattr(torch.jit, "trace", broken)
-    with pytest.raises(WeightsError, match=r"aten::new is not known\); choose runtime 'torch'"):
+    with pytest.raises(WeightsError, match=r"aten::new.*runtime 'torch'"):
         predict(folder)
 
 
 def test_missing_package_is_one_sentence(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(WeightsError, match=r"needs the package openvino.*install requirements-openvino\.txt"):
+    with pytest.raises(WeightsError, match=r"requirements-openvino\.txt"):
         predict(folder)
 
 
@@ -239,13 +240,13 @@ def test_images_do_not_share_memory(folder):
 def test_runtime_and_device_must_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device("auto", "openvino").type == "cpu"
-    with pytest.raises(ValueError, match="'openvino' computes on the CPU, got device 'cuda'"):
+    with pytest.raises(ValueError, match=r"'openvino'.*'cuda'"):
         resolve_device("cuda", "openvino")
 
 
 def test_runtime_names():
     assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["torch", "torch", "openvino"]
-    with pytest.raises(ValueError, match="must be one of torch, openvino, got 'onnx'"):
+    with pytest.raises(ValueError, match="'onnx'"):
         runtime_of("onnx")
 
 

@@ -112,7 +112,7 @@ def test_who_asks_for_a_series_gets_it_although_no_room_can_be_made(
 
     monkeypatch.setattr(store, "_remove_unused", held)
     assert Path(store.get_image_uri(SECOND)).is_file()
-    assert "no room could be made for fetched series: another process holds the index" in caplog.text
+    assert "another process" in caplog.text
 
 
 def test_corrected_series_and_patients_who_train_or_judge_stay(

@@ -28,6 +28,8 @@ from pacs_serving import patient_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:

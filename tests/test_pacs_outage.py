@@ -203,6 +203,7 @@ def unreachable(*_: object) -> Any:
     raise AssertionError("unreachable")
 
 
+@pytest.mark.slow
 def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It saw "a server behind this one did not answer", and nobody knew whether the label counted."""
     pacs, grid = Pacs(files), Grid(CODES.shape, PIR)

@@ -196,7 +196,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
     stranger = tmp_path / dataset_name(2) / file
     stranger.parent.mkdir(parents=True)
     stranger.write_text("mine")
-    with pytest.raises(StorageError, match=f"got 1 other files in .*, such as '{stranger.name}'; move them away"):
+    with pytest.raises(StorageError, match=f"1 other files in .*'{stranger.name}'; move them away"):
         write(tmp_path, [block_scan(1)])
     assert stranger.read_text() == "mine"
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
@@ -205,7 +205,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
 def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
     write(tmp_path, [block_scan(1)])
     (tmp_path / dataset_name(1) / "cases.json").write_text("{")
-    with pytest.raises(StorageError, match=r"a readable 'cases.json' is required"):
+    with pytest.raises(StorageError, match=r"'cases.json'"):
         write(tmp_path, [])
     assert files(tmp_path, 1).keys() == names("sub-1_T2w", channels=1)
 
@@ -378,11 +378,11 @@ def test_the_command_takes_the_discs_of_a_trained_step_one(tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--discs-by", "nobody"], "weights must be 'starter', 'official', an installed version .* got 'nobody'"),
-        (["--discs-by", "."], "a model folder of step 1 .* is required, got none in '.'"),
-        (["--discs-by", "starter", "--device", "abacus"], "device must be .* got 'abacus'"),
-        (["--discs-by", "starter", "--step", "1"], "--discs-by requires step 2 .* got step 1 and a share of 0.75"),
-        (["--discs-by", "starter", "--disturbed-share", "0"], "got step 1 and 2 and a share of 0; leave it out"),
+        (["--discs-by", "nobody"], "'nobody'"),
+        (["--discs-by", "."], "model folder of step 1"),
+        (["--discs-by", "starter", "--device", "abacus"], "'abacus'"),
+        (["--discs-by", "starter", "--step", "1"], "--discs-by.*step 1"),
+        (["--discs-by", "starter", "--disturbed-share", "0"], "share of 0"),
     ],
     ids=["no such weights", "no step 1", "no such device", "step 1 alone", "no share"],
 )
@@ -400,7 +400,7 @@ def test_discs_by_nobody_are_refused_in_a_sentence(
 def test_a_share_is_from_0_to_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["prepare", str(tmp_path), "--disturbed-share", "30"])
-    assert "a number from 0 to 1 is required, got '30'" in capsys.readouterr().err
+    assert "'30'" in capsys.readouterr().err
 
 
 def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -409,7 +409,7 @@ def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys:
     words = ["prepare", str(tmp_path / "studies"), str(tmp_path / "raw"), "--step", "1"]
     site.history.mkdir(parents=True)
     assert main(words) == 2
-    assert "finished corrections of subjects that are not held out are required, got none" in capsys.readouterr().err
+    assert "held out" in capsys.readouterr().err
     kept, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
     (site.corrections.path(damaged) / "record.json").write_text("{")
     assert main(words) == 1

@@ -65,11 +65,11 @@ def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_
     client.infer("totalspineseg", "z-last", {})
     with unwritable(server):
         sample = client.next_sample("last", {})
-        assert (sample["id"], "others may get it, too" in sample["warning"]) == ("z-last", True)
+        assert (sample["id"], "others" in sample["warning"]) == ("z-last", True)
         result, report = client.infer("totalspineseg", "z-last", {})
-        assert "could not record this prediction" in report["warning"]
+        assert "record" in report["warning"]
         assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)
-        with pytest.raises(MONAILabelClientException, match=r"507; .* written to .totalspineseg/received "):
+        with pytest.raises(MONAILabelClientException, match=r"507;.*totalspineseg/received"):
             client.save_label("z-last", result, params=L4)
     assert f"written to {server.studies}/.totalspineseg/received " in server.log.read_text()
     assert "warning" not in client.next_sample("last", {})

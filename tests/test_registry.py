@@ -70,33 +70,33 @@ def test_a_step_can_be_activated_alone_and_taken_back(model_dir):
 
 @pytest.mark.parametrize("name", ["none", "../starter", "", ".hidden", "a/b", "site-2/"])
 def test_only_what_is_there_is_activated(model_dir, name):
-    with pytest.raises(WeightsError, match="an installed version is required"):
+    with pytest.raises(WeightsError, match="installed version"):
         ModelStore(model_dir).activate(name)
     assert not (model_dir / "active.json").exists()
 
 
 @pytest.mark.parametrize("weights", ["none", "../none", "/no/such/folder"])
 def test_unknown_setting_is_refused(model_dir, weights):
-    with pytest.raises(WeightsError, match="weights must be 'starter', 'official', an installed version"):
+    with pytest.raises(WeightsError, match="'starter', 'official'"):
         ModelStore(model_dir, weights=weights).resolve(1)
 
 
 def test_official_without_an_installation_is_refused(tmp_path):
-    with pytest.raises(WeightsError, match="official weights are required, got none installed"):
+    with pytest.raises(WeightsError, match="official weights"):
         ModelStore(tmp_path, weights="official").resolve(1)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"101": 5}', '{"101": "../../etc"}'])
 def test_damaged_pointer_is_an_error_not_a_silent_starter(model_dir, content):
     (model_dir / "active.json").write_text(content)
-    with pytest.raises(WeightsError, match="delete the file to go back to the starter weights"):
+    with pytest.raises(WeightsError, match="starter weights"):
         ModelStore(model_dir).resolve(1)
 
 
 def test_pointer_to_a_removed_version_is_an_error(model_dir):
     ModelStore(model_dir).activate("site-2")
     (model_dir / "versions" / "site-2").rmdir()
-    with pytest.raises(WeightsError, match="got 'site-2' which is not in"):
+    with pytest.raises(WeightsError, match="'site-2'"):
         ModelStore(model_dir).resolve(1)
 
 
@@ -291,7 +291,7 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
     """A process that hung while it held the models' folder stopped every later training without a word."""
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     with locked(tmp_path):
-        with pytest.raises(BusyError, match=r"this very process has held for over 0.1 s; wait"), locked(tmp_path):
+        with pytest.raises(BusyError, match=r"0.1 s"), locked(tmp_path):
             pass
         with pytest.raises(BusyError, match=r"over 0.2 s"), locked(tmp_path, seconds=0.2):
             pass

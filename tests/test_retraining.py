@@ -19,6 +19,8 @@ from lib.geometry import Volume
 from lib.nnunet import finetune_run
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.nnunet.finetune import Stopped
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.judgments import Judgment, keep_judgment
 from lib.registry.manage import list_versions, require_served, show_version
@@ -31,9 +33,13 @@ from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
 from lib.trainers.site import Site
 from lib.trainers.task import SpineTrainTask
+from test_nnunet_predictor import ROUNDING, nnunet_answer
+from test_nnunet_predictor import image as network_input
 from test_trainers import scores_of
 from tiny_models import write_model_folder
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +233,23 @@ def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> No
     train(site, iterations=4)
     assert not list(stopped.rglob("*.pth"))
     assert (stopped / "log.txt").is_file()
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_nnunets_own_predictor_gives_the_labels_of_a_published_version(tmp_path: Path, step: int) -> None:
+    """A version that only this program can load could not leave it."""
+    site = make_site(tmp_path, trainer="nnUNetTrainer")
+    result = train(site, steps=(step,))
+    assert result.served
+    model = ModelFolder.open(site.models.versions_dir / result.version, step=step)
+    channels = network_input(step, (60, 72, 96))
+    ours = WarmPredictor(model, device="cpu").predict(channels).labels
+    labels, soft = nnunet_answer(model.path, channels)
+    clear = (np.abs(soft - 0.5) > ROUNDING).all(axis=0)
+    assert len(np.unique(labels)) > 3
+    np.testing.assert_array_equal(ours[clear], labels[clear])
+    mirrored, _ = nnunet_answer(model.path, channels, mirror=True)
+    assert (mirrored != labels).any(), "its axes of mirroring were lost"
 
 
 # --- what is recorded

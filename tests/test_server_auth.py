@@ -280,6 +280,7 @@ def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.get("/annotators", params={"token": signed(OTHER)}).status_code == 401
 
 
+@pytest.mark.slow
 def test_a_server_with_authentication(tmp_path: Path) -> None:
     from serving import running_server
 

@@ -42,6 +42,7 @@ def submit(server: Server, label: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished(tmp_path: Path, number: int) -> None:
     """One request that hung kept the server from ending, until it was killed with whatever was being written."""

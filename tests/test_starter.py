@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lib import anatomy
 from lib.cli import main
 from lib.errors import WeightsError
 from lib.nnunet import starter_batches
+from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
@@ -21,6 +23,8 @@ from lib.nnunet.starter_model import build_network, deep_loss, warm_start
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
+
+pytestmark = pytest.mark.slow
 
 TINY = (4, 6, 8)
 PATCH = (32, 16, 16)
@@ -260,6 +264,15 @@ def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     assert not draw_sample(rng, spine, 1, PATCH, near_marked=True).near_marked.any()
 
 
+def test_near_a_marked_disc_is_up_to_a_distance_and_not_nearer_to_another() -> None:
+    marked, other = np.zeros((20, 1, 1), bool), np.zeros((20, 1, 1), bool)
+    marked[0] = True
+    grid = SimpleNamespace(spacing_mm=(1.0, 1.0, 1.0))
+    assert starter_batches._near_marked(marked, other, grid).sum() == NEAR_MM + 1
+    other[4] = True
+    assert np.argwhere(starter_batches._near_marked(marked, other, grid))[:, 0].tolist() == [0, 1]
+
+
 def test_near_marked_is_computed_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every patch of step 2 took two distance maps; one in four used them, and none without a finder."""
     computed = []
@@ -335,7 +348,7 @@ def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
     older = torch.load(latest, weights_only=True)
     del older["spacing_mm"]  # when both steps shared the grid of step 1
     torch.save(older, latest)
-    with pytest.raises(WeightsError, match=r"on the grid \(1\.5, .* got a state on \(2\.0, .* --start-from"):
+    with pytest.raises(WeightsError, match=r"\(1\.5, .*\(2\.0, .*--start-from"):
         train_starter(2, tmp_path, piece)
 
 
@@ -371,5 +384,5 @@ def test_dataset_lists_regions_in_channel_order() -> None:
 
 
 def test_unknown_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="step must be 1 or 2, got 3"):
+    with pytest.raises(ValueError, match="1 or 2"):
         train_starter(3, tmp_path)

@@ -56,7 +56,7 @@ def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path
     copied, other = volume(tmp_path / "studies" / f"one{ending}"), tmp_path / "other.nii.gz"
     content = copied.read_bytes()
     write_volume(other, np.ones(GRID.shape, dtype=np.uint8), GRID)
-    with pytest.raises(FileExistsError, match="'one', which names another image here"):
+    with pytest.raises(FileExistsError, match="'one'"):
         studies.add_image("one", str(other), {})
     assert ([path.name for path in copied.parent.glob("one.*")], copied.read_bytes()) == ([copied.name], content)
     shutil.copy(copied, tmp_path / f"same{ending}")
@@ -129,7 +129,7 @@ def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refuse)
-        with pytest.raises(StorageError, match=r"remove 'one.nii.gz' is required, got 'Read-only"):
+        with pytest.raises(StorageError, match=r"'one.nii.gz'.*'Read-only"):
             studies.remove_image("one")
     assert Path(studies.get_label_uri("one", "final")).is_file()
     assert studies.get_labeled_images() == ["one"]

@@ -18,6 +18,7 @@ from lib.synthesis import (
     SyntheticSpine,
     demo_studies,
     disc_order,
+    head,
     mark_discs,
     random_spine,
     render,
@@ -150,6 +151,26 @@ def test_clivus_rises_as_marrow_from_above_the_dens() -> None:
     low, high = (int(np.nonzero(bone[:, k])[0].min(initial=99)) for k in (0, 8))
     assert low < 20, "right in front of the stem"
     assert low < high < 40, "and it slopes forward"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_may_cross_the_marrow_of_the_clivus(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, anterior, superior = np.meshgrid(np.arange(-14, 15), np.arange(0, 60), np.arange(0, 60), indexing="ij")
+    inner, noise = np.ones(right.shape, bool), np.zeros(right.shape, np.float32)
+    space = head.HeadSpace(Local(right, anterior, superior), noise, inner, 1.0)
+
+    def drawn(odds: float) -> np.ndarray:
+        monkeypatch.setattr(head, "_SYNCHONDROSIS_ODDS", odds)
+        out = np.full(right.shape, Tissue.AIR, np.uint8)
+        head._clivus(np.random.default_rng(seed), out, space, Tissue.MARROW)
+        return out
+
+    plain, crossed = drawn(0), drawn(1)
+    line = plain != crossed
+    assert line.any()
+    assert (plain[line] == Tissue.MARROW).all()
+    assert np.isin(crossed[line], (Tissue.ANNULUS, Tissue.CORTICAL)).all()
+    assert line.sum() < 0.2 * (plain == Tissue.MARROW).sum()
 
 
 def test_belly_has_a_kidney_and_a_psoas_on_either_side_and_the_liver_on_the_right() -> None:

@@ -32,6 +32,7 @@ with tempfile.TemporaryDirectory(dir=sys.argv[1]) as name:
 SECONDS = 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_tool_takes_its_server_along(tmp_path: Path, number: signal.Signals) -> None:
     """After SIGTERM of a benchmark its server went on, and the temporary folder stayed."""

@@ -129,7 +129,7 @@ def test_a_localizer_beside_the_spine_changes_nothing():
 
 def test_a_localizer_on_another_grid_is_refused():
     raw = classes_of(block_spine("T3", "T9"), 1)
-    with pytest.raises(ValueError, match=r"must be on the grid of the scan .*resample it"):
+    with pytest.raises(ValueError, match=r"grid of the scan"):
         discs_named(raw, localizer=np.zeros((3, 3, 3), dtype=np.uint8))
 
 
@@ -185,7 +185,7 @@ def test_vertebrae_above_the_first_disc_count_upward():
 
 def test_a_naming_of_other_pieces_is_refused():
     raw = classes_of(block_spine("L1", "S"), 2)
-    with pytest.raises(ValueError, match="a code for each of 5 discs and 6 vertebrae is required, got 1 and 0"):
+    with pytest.raises(ValueError, match=r"5 discs and 6 vertebrae.*1 and 0"):
         paint(find_pieces(raw, 2), raw, Naming((91,), ()), 2)
 
 

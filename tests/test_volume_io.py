@@ -364,7 +364,7 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
         (picture(np.float32) + 0.5, "whole numbers"),
         (picture(np.int16) + 300, "0 to 255"),
         # The mean of L2 (42) and nothing was T1 (21).
-        (np.stack([np.full(SHAPE, 42, np.uint8), np.zeros(SHAPE, np.uint8)], axis=-1), "got 2 maps in one file"),
+        (np.stack([np.full(SHAPE, 42, np.uint8), np.zeros(SHAPE, np.uint8)], axis=-1), "2 maps"),
     ],
     ids=["fractions", "large", "two in one"],
 )
@@ -379,7 +379,7 @@ def test_another_tables_numbers_are_no_codes(tmp_path: Path) -> None:
     labels[2, 2, 2] = 41
     np.testing.assert_array_equal(read_codes(nifti(tmp_path / "a.nii.gz", labels)).data, labels)
     labels[3:8, 2, 2] = range(20, 25)
-    with pytest.raises(ImageError, match=r"TotalSpineSeg's codes \(L1 is 41\) is required, .* values \[20\]"):
+    with pytest.raises(ImageError, match=r"L1 is 41.*\[20\]"):
         read_codes(nifti(tmp_path / "a.nii.gz", labels))
 
 

@@ -20,7 +20,7 @@ from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, rend
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site, folder_site
 from lib.volume_io import write_volume
-from tiny_models import write_models
+from tiny_models import TRAINER, write_models
 
 SPACING_MM = (6.0, 6.0, 6.0)
 """Of the tiny networks: a lower lumbar scan is then a few patches."""
@@ -66,16 +66,17 @@ def tiny_reference() -> Iterable[JudgedCase]:
         yield JudgedCase(f"reference-{number}", f"reference-{number}", *tiny_scan(800 + number))
 
 
-def make_site(root: Path, scans: int = 1) -> Site:
+def make_site(root: Path, scans: int = 1, trainer: str = TRAINER) -> Site:
     """A studies folder with corrected scans ``sub-0``, ``sub-1`` .. and starter networks.
 
     Args:
         root: Empty folder.
         scans: How many images, each with one accepted correction.
+        trainer: Class that the checkpoints of the networks name.
     """
     studies = root / "studies"
     studies.mkdir(parents=True)
-    write_models(root / "model" / "starter", spacing=SPACING_MM)
+    write_models(root / "model" / "starter", spacing=SPACING_MM, trainer=trainer)
     site = folder_site(studies, ModelStore(root / "model"))
     for number in range(scans):
         correct(site, root, f"sub-{number}", number)

@@ -1,0 +1,102 @@
+"""A server after a thousand requests: what it holds does not grow with what it has done."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+
+from lib.geometry import Grid
+from lib.volume_io import write_volume
+from phantom import image_of, lumbar_codes
+from serving import Server, running_server
+
+REQUESTS, ROUND = 1000, 100
+IMAGES = 4
+MEMORY_MIB = 40
+"""What the process may take beyond the first hundred requests: the allocator's play, a tenth of a leaked scan each."""
+RECORD_KIB = 4
+"""Of each prediction a record is kept, and nothing else."""
+OPEN = 4
+"""Files and threads more or less: connections that the client has not closed yet."""
+SLOWER = 1.3
+"""CPU seconds of the last hundred requests as a multiple of those of the second hundred."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the server holds after a round.
+
+    Attributes:
+        memory_mib: Resident memory.
+        files: Open files.
+        threads: Threads.
+        cpu_s: CPU seconds since its start.
+    """
+
+    memory_mib: float
+    files: int
+    threads: int
+    cpu_s: float
+
+
+def held(process: psutil.Process) -> Held:
+    times = process.cpu_times()
+    return Held(process.memory_info().rss / 2**20, process.num_fds(), process.num_threads(), times.user + times.system)
+
+
+def kept(folder: Path) -> dict[str, int]:
+    """File -> bytes."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def ask(server: Server, number: int, image: Path) -> None:
+    """Send one request of an annotator's day: mostly images of the studies, some sent along, some other questions."""
+    question = {"params": {"client_id": f"reader-{number % 3}"}, "data": {"params": "{}"}, "timeout": 120}
+    if number % 10 == 0:
+        requests.get(f"{server.url}/info/", timeout=120).raise_for_status()
+        requests.post(f"{server.url}/activelearning/random", json={}, timeout=120).raise_for_status()
+        with image.open("rb") as file:
+            answer = requests.post(f"{server.url}/infer/totalspineseg", files={"file": (image.name, file)}, **question)
+    else:
+        question["params"] |= {"image": f"scan-{number % IMAGES}"}
+        answer = requests.post(f"{server.url}/infer/totalspineseg", **question)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.release
+@pytest.mark.timeout(1800)
+def test_a_thousand_requests_leave_nothing_but_their_records(tmp_path: Path) -> None:
+    codes = np.ascontiguousarray(lumbar_codes()[:, 10:70, 2:118])
+    (tmp_path / "studies").mkdir()
+    for number in range(IMAGES):
+        scan = image_of(codes) + number / 100
+        write_volume(tmp_path / "studies" / f"scan-{number}.nii.gz", scan, Grid(codes.shape, np.eye(4)))
+    sent = tmp_path / "sent.nii.gz"
+    write_volume(sent, image_of(codes) + 1, Grid(codes.shape, np.eye(4)))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    rounds: list[Held] = []
+    with running_server(tmp_path, environment={"TMPDIR": str(temporary)}) as server:
+        process = psutil.Process(server.process.pid)
+        for number in range(REQUESTS):
+            ask(server, number, sent)
+            if number == ROUND - 1:
+                before = kept(tmp_path)
+            if number % ROUND == ROUND - 1:
+                rounds.append(held(process))
+        after = kept(tmp_path)
+    first, second, last = rounds[0], rounds[1], rounds[-1]
+    assert last.memory_mib - first.memory_mib < MEMORY_MIB, rounds
+    assert last.files <= first.files + OPEN, rounds
+    assert last.threads <= first.threads + OPEN, rounds
+    assert last.cpu_s - rounds[-2].cpu_s < SLOWER * (second.cpu_s - first.cpu_s), rounds
+    new = {name: size for name, size in after.items() if name not in before}
+    assert set(Counter(Path(name).name for name in new)) == {"record.json"}, sorted(new)[:20]
+    assert max(new.values()) < RECORD_KIB * 1024
+    grown = {name: after[name] - size for name, size in before.items() if after.get(name, 0) > size}
+    assert set(grown) <= {"server.log", "studies/datastore_v2.json"}, grown
+    assert grown.get("studies/datastore_v2.json", 0) < RECORD_KIB * 1024

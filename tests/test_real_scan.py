@@ -1,0 +1,44 @@
+"""The starter weights on a scan of a person: every level between the two that are known, under its name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.anatomy import CODE_OF, CORD, NAME_OF, VERTEBRAE
+from lib.cli import main
+from lib.geometry import Volume, to_ras
+from lib.volume_io import read_labels
+
+SCAN = Path(__file__).parent / "real" / "cervical_t2"
+MARKS_MM = {"C3": (-6.2, 0.8, 24.7), "C5": (-6.2, -0.2, -10.3)}
+"""Points (RAS) in the cord behind the middle of two vertebrae, set by the people who published the scan."""
+SLAB_MM = 3
+CORD_DICE = 0.75
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Volume:
+    out = tmp_path_factory.mktemp("real")
+    assert main([str(SCAN / "t2.nii.gz"), str(out), "--weights", "starter", "--device", "cpu"]) == 0
+    return to_ras(read_labels(out / "step2_output" / "t2.nii.gz"))
+
+
+def vertebra_at(labels: Volume, height_mm: float) -> str:
+    """Return the name of the vertebra with most voxels around a height."""
+    heights = labels.affine[2, 3] + labels.affine[2, 2] * np.arange(labels.data.shape[2])
+    found = labels.data[:, :, np.abs(heights - height_mm) <= SLAB_MM]
+    return NAME_OF[max(VERTEBRAE, key=lambda code: int((found == code).sum()))]
+
+
+def test_vertebrae_and_discs_of_a_neck_have_their_names(labels: Volume) -> None:
+    assert {name: vertebra_at(labels, point[2]) for name, point in MARKS_MM.items()} == {"C3": "C3", "C5": "C5"}
+    discs = [float(np.argwhere(labels.data == CODE_OF[name])[:, 2].mean()) for name in ("C4-C5", "C3-C4", "C2-C3")]
+    assert discs == sorted(discs)
+    assert {"C4", "cord", "canal"} <= {NAME_OF[int(code)] for code in np.unique(labels.data) if code}
+
+
+def test_the_cord_of_a_neck_is_where_a_person_drew_it(labels: Volume) -> None:
+    drawn = to_ras(read_labels(SCAN / "cord.nii.gz")).data > 0
+    found = labels.data == CORD
+    assert 2 * (drawn & found).sum() / (drawn.sum() + found.sum()) > CORD_DICE

@@ -1,0 +1,43 @@
+"""`make coverage`: the share of lines and branches of `lib` that the tests run, folder by folder. A figure, no gate.
+
+.venv/bin/python tools/coverage_table.py FILE      of `coverage json`
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+LIB = "apps/totalspineseg/lib/"
+COUNTS = ("num_statements", "covered_lines", "num_branches", "covered_branches")
+
+
+def table(files: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
+    """Return a line for each folder of lib and one for all.
+
+    Args:
+        files: Path -> what ``coverage json`` says of the file.
+    """
+    rooms: dict[str, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
+    for path, content in files.items():
+        room = path.partition(LIB)[2].split("/")[0].removesuffix(".py")
+        for name in (room, "all"):
+            rooms[name] = [sum(pair) for pair in zip(rooms[name], map(content["summary"].get, COUNTS), strict=True)]
+    rows = [row(name, rooms[name]) for name in sorted(rooms, key=lambda name: (name == "all", name))]
+    return [f"{'folder':<20}{'lines':>8}{'covered':>9}{'branches':>10}{'covered':>9}", *rows]
+
+
+def row(name: str, counts: Sequence[int]) -> str:
+    """Return the line of one folder."""
+    lines, run, branches, taken = counts
+    return f"{name:<20}{lines:>8}{share(run, lines):>9}{branches:>10}{share(taken, branches):>9}"
+
+
+def share(part: int, whole: int) -> str:
+    """Return a percentage; that of nothing is 100 %."""
+    return f"{part / whole if whole else 1:.1%}"
+
+
+if __name__ == "__main__":
+    print("\n".join(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["files"])))
