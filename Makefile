@@ -67,25 +67,6 @@ test-ohif: setup
 
 # What is long or needs packages from outside: before a release, and before a change of these things is called done.
 release-check: setup
-	$(BIN)/python tools/release_check.py
-
-# Figures of lib's lines and branches, the server's processes among them.
-coverage: setup
-	$(BIN)/coverage erase
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json
-	$(BIN)/python tools/coverage_table.py coverage.json
-
-check: setup
-	$(BIN)/python tools/release_check.py
-
-# Figures of lib's lines and branches, the server's processes among them.
-coverage: setup
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
-	$(BIN)/coverage report --skip-covered --sort=miss
-	@$(BIN)/coverage json -q -o - | $(BIN)/python -c 'import json, sys; t = json.load(sys.stdin)["totals"]; \
-	  print(f"lines {t[\"covered_lines\"] / t[\"num_statements\"]:.1%}, branches {t[\"covered_branches\"] / t[\"num_branches\"]:.1%}")'
-
-check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
