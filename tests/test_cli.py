@@ -18,7 +18,7 @@ from lib.anatomy import CODE_OF
 from lib.cli import COMMANDS, main
 from lib.cohort.outputs import FOLDERS
 from lib.geometry import Grid, Volume, labels_to_iso, to_ras
-from lib.nnunet.version import STARTER_WARNING
+from lib.registry.releases import STARTER_WARNING
 from lib.volume_io import read_image, read_labels, write_volume
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,8 +12,8 @@ import requests
 from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from lib.corrections.store import CorrectionStore
 from lib.dicom.stack import LPS_TO_RAS
-from lib.nnunet.version import STARTER_WARNING
 from lib.pacs.orthanc import fill
+from lib.registry.releases import STARTER_WARNING
 from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
 from phantom import PIR, lumbar_codes
 from tiny_models import write_models
