@@ -354,7 +354,7 @@ def test_weights_are_listed_installed_and_chosen(
     assert main(["weights", "install", *data_dir, "--zip", *archives, "--sha256", "00", "00"]) == 2
     assert "must have SHA-256 00" in capsys.readouterr().err
     assert main(["weights", "install", *data_dir, "--zip", *archives]) == 0
-    name = capsys.readouterr().out.split()[1].rstrip(";")
+    name = capsys.readouterr().out.partition("installed ")[2].partition(";")[0]
     assert main(["weights", "list", *data_dir]) == 0
     assert f"* {name}  in use for step 1 and 2" in capsys.readouterr().out
     noise_scan(tmp_path / "a.nii.gz", 0)
