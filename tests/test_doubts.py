@@ -1,25 +1,33 @@
 """A submission that leaves levels in doubt, or makes certain ones odd, is answered with a finding."""
 
+import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
-from lib.anatomy import CODE_OF, NAME_OF
+from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from lib.corrections.attribution import Corrected
 from lib.corrections.checks import check
 from lib.corrections.doubts import beside_prediction
-from lib.corrections.drawn_maps import KeptMaps
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import map_names
 from lib.corrections.outcomes import message_of
-from lib.corrections.predictions import PredictionRecord
+from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.renames import compare
-from lib.corrections.store import Correction
+from lib.corrections.store import Correction, CorrectionStore
 from lib.geometry import Grid, LabelArray, Volume
+from lib.infers.models import FullTask
 from lib.numbering.renumber import Drawn
 from lib.registry.releases import STARTER_WARNING, warning_of
 from lib.segments import Segment, Submission
+from lib.volume_io import read_labels, write_volume
+from phantom import RAS, CodeReader, image_of, lumbar_codes
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
@@ -124,3 +132,32 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
 )
 def test_the_starter_weights_are_known_by_their_version(versions: tuple[str, ...], warns: bool) -> None:
     assert warning_of(versions) == (STARTER_WARNING if warns else "")
+
+
+def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:
+    """From the network to the record, on a grid that is not the network's."""
+    middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
+    codes = np.where(np.isin(lumbar_codes(), middle), lumbar_codes(), 0).astype(np.uint8)
+    image = tmp_path / "a.nii.gz"
+    write_volume(image, image_of(codes), RAS)
+    services: Any = SimpleNamespace(
+        networks=SimpleNamespace(get=CodeReader),
+        predictions=PredictionStore(tmp_path),
+        maps=DrawnMaps(tmp_path),
+        siblings=lambda image_id: (),
+        lock=threading.Lock(),
+    )
+    request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
+    result, report = FullTask(services)(request)
+    assert report["numbering"]["confident"] is False
+    studies = Studies(lambda image_id: image, lambda *label: None)
+    inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, check, services.maps, studies)
+    params = {"label_info": [{"name": name} for name in WIRE_LABELS]}
+    kept = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
+    assert kept.findings[0]["kind"] == "unchanged"
+    wire = read_labels(Path(result))
+    wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L3"])[0])] = 0
+    write_volume(tmp_path / "edited.nii.gz", wire.data, wire.grid)
+    kept = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
+    assert "unchanged" not in {finding["kind"] for finding in kept.findings}
+    Path(result).unlink()

@@ -186,6 +186,9 @@ class Inbox:
             if not (again or waiting.reason == NOT_TRIED) or not self._begin(receipt.id):
                 continue
             try:
+                if not self._receipts.folder(receipt).is_dir():
+                    # It was sent again meanwhile.
+                    continue
                 self._receipts.fail(receipt, "The server ended while it read the label.")
                 correction = self._interpret(receipt)
                 logger.info("submission %s that waited is now a correction of %r", receipt.id, correction.image)
