@@ -72,11 +72,15 @@ def phantom_server(
 
 @contextmanager
 def studies_server(folder: Path) -> Iterator[Server]:
-    """A server with three phantoms to label, and one beside the studies that nobody may reach."""
+    """Run a server with three phantoms to label, one beside the studies that nobody may reach, and temporary files of
+    its own in ``temporary`` beside them.
+    """
     (folder / "studies").mkdir(parents=True)
     for name in ("a-sagittal", "b-next"):
         write_volume(folder / "studies" / f"{name}.nii.gz", *sagittal_image())
     write_volume(folder / "studies" / "z-last.nrrd", image_of(lumbar_codes()), RAS)
     write_volume(folder / "secret.nii.gz", image_of(lumbar_codes()), RAS)
-    with running_server(folder, names=["Spine.Example"]) as running:
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    with running_server(folder, environment={"TMPDIR": str(temporary)}, names=["Spine.Example"]) as running:
         yield running

@@ -174,7 +174,7 @@ def test_the_server_listens_on_loopback_by_default() -> None:
 
 def test_temporary_files_are_gone(server: Server) -> None:
     def ours() -> set[str]:
-        return {p.name for p in Path(tempfile.gettempdir()).glob("totalspineseg-*")}
+        return {path.name for path in (server.studies.parent / "temporary").glob("totalspineseg-*")}
 
     before = ours()
     answer = requests.post(
