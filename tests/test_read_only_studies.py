@@ -85,15 +85,44 @@ def test_a_studies_folder_that_cannot_be_written_is_one_sentence(
     (tmp_path / "studies").mkdir()
     # Not even root can make a folder in a file.
     closed, studies = str(tmp_path / "file" / "studies"), str(tmp_path / "studies")
-    for arguments in (["--studies", closed], ["--studies", studies, "--work", closed]):
-        assert cli.main(["serve", *arguments]) == cli.EXIT_USAGE
-        said = capsys.readouterr().err
-        assert (said.count("\n"), "can be written is required" in said, "with --work" in said) == (1, True, True)
-    nowhere = ["--studies", str(tmp_path / "nowhere"), "--work", str(tmp_path / "work")]
-    assert cli.main(["serve", *nowhere]) == cli.EXIT_USAGE
-    assert "a folder of images is required" in capsys.readouterr().err
+    assert cli.main(["serve", "--studies", studies, "--work", closed]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "can be written is required" in said, "with --work" in said) == (1, True, True)
     with pytest.raises(SystemExit, match=r"lib.server: a folder that can be written is required"):
-        server_module.main(["--studies", closed])
+        server_module.main(["--studies", studies, "--work", closed])
+
+
+@pytest.mark.parametrize("more", [[], ["--no-demo"], ["--work", "work"]], ids=["plain", "no demo", "work"])
+def test_a_mistyped_studies_folder_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """It was made and filled with demo studies, which a reader took for his own."""
+    monkeypatch.setattr("uvicorn.run", pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["serve", "--studies", "stduies", *more]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "does not exist" in said, "mount" in said) == (1, True, True)
+    assert not (tmp_path / "stduies").exists()
+
+
+def test_a_folder_that_is_not_mounted_is_not_filled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvicorn.run", pytest.fail)
+    (tmp_path / "archive").mkdir()
+    assert cli.main(["serve", "--studies", str(tmp_path / "archive")]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "is empty" in said, "--no-demo" in said) == (1, True, True)
+    assert list((tmp_path / "archive").iterdir()) == []
+
+
+def test_only_the_default_folder_is_filled_with_demo_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lib.synthesis.demo_studies", lambda folder, *_: (folder / "demo.nii.gz").touch())
+    folder = server_module.studies_folder(Path(server_module.DEFAULT_STUDIES), demo=True, read_only=False)
+    assert [file.name for file in folder.iterdir()] == ["demo.nii.gz"]
+    (tmp_path / "empty").mkdir()
+    assert not list(server_module.studies_folder(tmp_path / "empty", demo=False, read_only=False).iterdir())
 
 
 def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

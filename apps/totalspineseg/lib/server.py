@@ -34,6 +34,8 @@ SUBMISSION_SECONDS: Final = 30.0
 """So much longer a submission may take; a full disk, another process or a PACS may slow it down."""
 REST_SECONDS: Final = 10.0
 """And so long the rest, whatever threads do that hang. Together they are less than ``lib.processes.STOP_SECONDS``."""
+DEFAULT_STUDIES: Final = "studies"
+"""Folder of images when none is named, below the current one; ``make serve`` takes it, too."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 ADDRESS: Final = ("http://", "https://")
@@ -136,7 +138,7 @@ def serve(
     """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
 
     Args:
-        studies: Folder of images (made when missing and no ``work`` is named), or a DICOMweb address.
+        studies: Folder of images, or a DICOMweb address. ``DEFAULT_STUDIES`` is made when missing.
         host: Address to listen on; the default is this machine alone.
         port: Port to listen on.
         names: What readers call the server besides this machine's names and addresses.
@@ -148,7 +150,7 @@ def serve(
         cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
-        demo: Fill an empty studies folder with synthetic demo studies.
+        demo: Fill ``DEFAULT_STUDIES`` with synthetic demo studies when it is empty, and refuse another empty folder.
         app_dir: The app to serve.
         request_seconds: How long what is being answered when the server is stopped may take.
 
@@ -162,12 +164,7 @@ def serve(
     require(device or "auto", runtime_of(runtime))
     work = str(_writable(Path(work))) if work else ""
     if not studies.startswith(ADDRESS):
-        folder = _existing(Path(studies)) if work else _writable(Path(studies))
-        if demo and not work and not any(folder.iterdir()):
-            from lib.synthesis import demo_studies
-
-            demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
-        studies = str(folder)
+        studies = str(studies_folder(Path(studies), demo=demo, read_only=bool(work)))
     asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
     asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
     conf = {name: value for name, value in asked.items() if value}
@@ -190,6 +187,31 @@ def serve(
         )
     finally:
         end_within(REST_SECONDS)
+
+
+def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
+    """Return the folder of images; the default one is made, and filled with demo studies, when it holds nothing.
+
+    Raises:
+        StorageError: Another one does not exist or is empty, as one that is not mounted; or it cannot be written.
+    """
+    folder = folder.expanduser().resolve()
+    if read_only:
+        return _existing(folder)
+    is_default = folder == Path(DEFAULT_STUDIES).resolve()
+    if not is_default:
+        _existing(folder)
+    _writable(folder)
+    if demo and not any(folder.iterdir()):
+        if not is_default:
+            raise StorageError(
+                f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it empty with "
+                "--no-demo."
+            )
+        from lib.synthesis import demo_studies
+
+        demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
+    return folder
 
 
 def _writable(folder: Path) -> Path:
@@ -218,13 +240,18 @@ def _existing(folder: Path) -> Path:
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir():
-        raise StorageError(f"a folder of images is required, got {str(folder)!r}, which is none; correct --studies")
+        raise StorageError(
+            f"The folder of images {str(folder)!r} does not exist. Correct --studies, mount the folder, or create it "
+            "first."
+        )
     return folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``serve``, for this module's own command and the project's."""
-    parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
+    parser.add_argument(
+        "--studies", default=DEFAULT_STUDIES, help="folder of images, or a DICOMweb address (default: %(default)s)"
+    )
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument(
@@ -241,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-gb", type=float, help="for a DICOMweb address: room for fetched series (default: 50)")
     parser.add_argument("--max-upload-mb", type=float, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")
+    parser.add_argument("--no-demo", dest="demo", action="store_false", help="serve an empty folder as it is")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
