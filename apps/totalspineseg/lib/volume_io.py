@@ -27,6 +27,7 @@ from lib.geometry import AnyArray, Grid, Volume, to_ras
 from lib.image import Image
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
+from lib.pointers import missing_content
 from lib.unpacking import require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -71,6 +72,27 @@ def stem(path: Path) -> str:
 def is_image_name(path: Path) -> bool:
     """Whether the file name ends like an image this project reads."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def image_named(folder: Path, name: str) -> Path | None:
+    """Return the image file of a name in a folder, whatever the case of its ending.
+
+    Args:
+        folder: The folder; it need not exist.
+        name: The file's name without its ending.
+
+    Returns:
+        Of several the one whose ending is first in ``IMAGE_SUFFIXES``; None for none.
+    """
+    plain = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    if found := next((path for path in plain if path.is_file()), None):
+        return found
+    files = [path for path in folder.iterdir() if is_image_name(path)] if folder.is_dir() else []
+    return min((p for p in files if stem(p) == name and p.is_file()), key=_rank, default=None)
+
+
+def _rank(path: Path) -> int:
+    return next(k for k, suffix in enumerate(IMAGE_SUFFIXES) if path.name.lower().endswith(suffix))
 
 
 def read_image(path: Path) -> Image:
@@ -157,6 +179,8 @@ def require_usable(volume: Volume) -> None:
 
 
 def _read(path: Path, *, average: bool) -> Image:
+    if why := missing_content(path):
+        raise ImageError(f"{path.name!r} {why}.")
     if not path.exists():
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:

@@ -10,7 +10,7 @@ from lib.certainty import is_doubtful
 from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.gate.holdout import subject_of
-from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
+from lib.volume_io import IMAGE_SUFFIXES, image_named, is_image_name, stem
 
 DICOM_DEPTH: Final = 3
 """Folders below INPUT that are looked into for DICOM series: patient / study / series."""
@@ -240,4 +240,4 @@ def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | 
 
 
 def _label_file(folder: Path, name: str) -> Path | None:
-    return next((p for suffix in IMAGE_SUFFIXES if (p := folder / f"{name}{suffix}").is_file()), None)
+    return image_named(folder, name)
