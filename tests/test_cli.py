@@ -227,12 +227,27 @@ def golden_crop(case: Path, like: Volume) -> np.ndarray:
 
 
 @pytest.mark.golden
+def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One with values beyond 255 ended the command before the next file."""
+    write_volume(tmp_path / "other.nii.gz", np.full((9, 9, 9), 1007, np.uint16), Grid((9, 9, 9), np.eye(4)))
+    write_volume(tmp_path / "empty.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
+    sound = GOLDEN / "cervicothoracic_clean" / "step2_output.nii.gz"
+    assert main(["lint", str(tmp_path / "other.nii.gz"), str(tmp_path / "empty.nii.gz"), str(sound)]) == 1
+    lines = [line.split(":")[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["other.nii.gz", " unknown_code"],
+        ["other.nii.gz", " not_checked"],
+        ["empty.nii.gz", " not_checked"],
+    ]
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize(("file", "code"), [("step2_output", 0), ("step2_raw", 1)])
 def test_lint_exits_with_1_if_it_finds_something(file: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", str(GOLDEN / "cervicothoracic_clean" / f"{file}.nii.gz")]) == code
     lines = capsys.readouterr().out.splitlines()
     assert bool(lines) is bool(code)
-    assert all("mm (RAS)." in line for line in lines)
+    assert all("mm (RAS)." in line for line in lines if not line.startswith("not_checked"))
 
 
 def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:

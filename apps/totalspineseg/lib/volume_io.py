@@ -121,14 +121,31 @@ def read_labels(path: Path) -> Volume:
     Raises:
         ImageError: Not readable, 4D, or values that are not whole numbers 0..255.
     """
-    volume = _read(path, average=False)
-    is_float = volume.data.dtype.kind == "f"
-    rounded = np.rint(volume.data) if is_float else volume.data
-    if (is_float and not np.isfinite(rounded).all()) or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
+    volume = read_integers(path)
+    if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
         raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
-    if is_float and not np.array_equal(rounded, volume.data):
+    return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
+
+
+def read_integers(path: Path) -> Volume:
+    """Read a label map of whatever whole numbers, as other tools write them.
+
+    Returns:
+        Volume of an integer type.
+
+    Raises:
+        ImageError: Not readable, 4D, or values that are no whole numbers.
+    """
+    volume = _read(path, average=False)
+    if volume.data.dtype.kind == "b":
+        return Volume(volume.data.astype(np.uint8), volume.affine)
+    if volume.data.dtype.kind in "iu":
+        return volume
+    if volume.data.dtype.kind != "f" or not np.isfinite(volume.data).all():
+        raise ImageError("a label map needs whole numbers, got other values; export it as a label map")
+    if (np.abs(volume.data) > np.iinfo(np.int32).max).any() or not np.array_equal(np.rint(volume.data), volume.data):
         raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
-    return Volume(rounded.astype(np.uint8, copy=False), volume.affine)
+    return Volume(volume.data.astype(np.int32), volume.affine)
 
 
 def read_codes(path: Path) -> Volume:
