@@ -136,6 +136,12 @@ def _print_summary(summary: "Summary", output: Path) -> None:
         f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
         f"{summary.seconds:.1f} s; results in {output}"
     )
+    from lib.numbering.findings import IMAGE
+
+    for name, record in summary.records.items():
+        for finding in record["findings"] if name not in summary.skipped else ():
+            if finding["kind"] == IMAGE:
+                print(f"{name}: {finding['message']}")
     doubtful = [name for name, record in summary.records.items() if is_doubtful(record)]
     if doubtful:
         print(f"numbering not certain in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")
