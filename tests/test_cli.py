@@ -27,9 +27,10 @@ LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import m
 SHAPE = (24, 32, 40)
 
 
-def noise_scan(path: Path, seed: int) -> Path:
+def noise_scan(path: Path, seed: int, first: int = 100) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = np.random.default_rng(seed).normal(100, 30, SHAPE).astype(np.int16)
+    data[0, 0, 0] = first
     write_volume(path, data, Grid(SHAPE, np.diag([-1.0, 1.0, 1.2, 1.0])))
     return path
 
@@ -230,18 +231,33 @@ def golden_crop(case: Path, like: Volume) -> np.ndarray:
 
 
 @pytest.mark.golden
+def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One with values beyond 255 ended the command before the next file."""
+    write_volume(tmp_path / "other.nii.gz", np.full((9, 9, 9), 1007, np.uint16), Grid((9, 9, 9), np.eye(4)))
+    write_volume(tmp_path / "empty.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
+    sound = GOLDEN / "cervicothoracic_clean" / "step2_output.nii.gz"
+    assert main(["lint", str(tmp_path / "other.nii.gz"), str(tmp_path / "empty.nii.gz"), str(sound)]) == 1
+    lines = [line.split(":")[:2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["other.nii.gz", " unknown_code"],
+        ["other.nii.gz", " not_checked"],
+        ["empty.nii.gz", " not_checked"],
+    ]
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize(("file", "code"), [("step2_output", 0), ("step2_raw", 1)])
 def test_lint_exits_with_1_if_it_finds_something(file: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", str(GOLDEN / "cervicothoracic_clean" / f"{file}.nii.gz")]) == code
     lines = capsys.readouterr().out.splitlines()
     assert bool(lines) is bool(code)
-    assert all("mm (RAS)." in line for line in lines)
+    assert all("mm (RAS)." in line for line in lines if not line.startswith("not_checked"))
 
 
 def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole command: BIDS in, all folders out, one bad scan, then nothing left to do."""
     source = tmp_path / "in"
-    noise_scan(source / "sub-01" / "anat" / "sub-01_T2w.nii.gz", 1)
+    noise_scan(source / "sub-01" / "anat" / "sub-01_T2w.nii.gz", 1, first=32000)
     noise_scan(source / "sub-02" / "ses-a" / "anat" / "sub-02_ses-a_T2w.nii.gz", 2)
     noise_scan(source / "sub-02" / "ses-a" / "anat" / "sub-02_ses-a_T1w.nii.gz", 2)
     (source / "bad_T2w.nii.gz").write_bytes(b"")
@@ -249,6 +265,7 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert "2 done, 0 finished before, 1 failed" in out
+    assert "sub-01_T2w: The image has values far from all others, such as 32000" in out
     assert "bad_T2w: a readable NIfTI" in err
     for folder in FOLDERS:
         assert len(list((tmp_path / "out" / folder).glob("sub-02_ses-a_T2w*"))) == (13 if folder == "preview" else 1)

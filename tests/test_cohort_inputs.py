@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers
+from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers, unvisited_folders
 from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
 from lib.volume_io import read_image
@@ -55,6 +55,23 @@ def test_dicom_folders_are_scans_named_by_their_way(tmp_path: Path) -> None:
     make(tmp_path / "p1", "study/t2/IM0", "study/t2/IM1", "study/t1/IM0", content=DICOM)
     make(tmp_path, "p1/readme.txt")
     assert [case.name for case in find_cases(tmp_path)] == ["p1_study_t1", "p1_study_t2"]
+
+
+@pytest.mark.parametrize("way", ["site/patient/study/t2", "a/b/c/d/e/f/g/h/t2"])
+def test_a_series_is_found_however_deep_it_lies(tmp_path: Path, way: str) -> None:
+    """Four folders down a series was not found, and nobody told."""
+    make(tmp_path, f"{way}/IM0", content=DICOM)
+    (tmp_path / way / "round").symlink_to(tmp_path, target_is_directory=True)
+    assert [case.path for case in find_cases(tmp_path)] == [tmp_path / way]
+
+
+def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "patient 1/T2/t2.NII.GZ", "sub-01/t2.nii", "sub-02/func/bold.nii", "derivatives/sub-02/seg.nii.gz")
+    with pytest.raises(ImageError, match=r"Not looked into: 'patient 1/T2', 'sub-01'; name one of them"):
+        find_cases(tmp_path)
+    cases = find_cases(make(tmp_path, "a.nii.gz", "sub-02/anat/b.nii.gz", "out/step2_output/a.nii.gz"))
+    assert unvisited_folders(tmp_path, cases, exclude=tmp_path / "out") == ("patient 1/T2", "sub-01")
+    assert unvisited_folders(tmp_path / "a.nii.gz", cases) == ()
 
 
 def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ LAYER = {
     "numbering": 2,
     "pipeline": 3,
     "unpacking": 3,
+    "pointers": 3,
     "nifti": 3.1,
     "dicom": 3.2,  # draws its demo studies with synthesis
     "volume_io": 3.5,

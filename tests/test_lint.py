@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import CANAL, CORD, SACRUM, STEP1_FROM_CODE, VERTEBRAE
+from lib.anatomy import CANAL, CORD, DISCS, SACRUM, STEP1_FROM_CODE, VERTEBRAE
 from lib.numbering.lint import lint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -159,11 +159,100 @@ def test_a_raw_network_map_is_recognized(lumbar: Labels) -> None:
     assert {kind for kind, _ in found(raw)} >= {"step_code"}
 
 
-def test_an_empty_map_and_one_without_canal() -> None:
-    assert lint(np.zeros((3, 3, 3), dtype=np.uint8), SPACING) == ()
-    only = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
-    only[(only == CORD) | (only == CANAL)] = 0
-    assert not [f for f in lint(only, SPACING) if f.kind in ("order", "gap", "duplicate")]
+def canal_away(labels: Labels) -> None:
+    labels[(labels == CORD) | (labels == CANAL)] = 0
+
+
+def half_the_canal_away(labels: Labels) -> None:
+    canal = (labels == CORD) | (labels == CANAL)
+    canal[:, :, labels.shape[2] * 2 // 5 :] = False
+    labels[canal] = 0
+
+
+def discs_away(labels: Labels) -> None:
+    labels[np.isin(labels, DISCS)] = 0
+
+
+def bare_vertebrae(labels: Labels) -> None:
+    canal_away(labels)
+    discs_away(labels)
+
+
+def bare_discs(labels: Labels) -> None:
+    labels[~np.isin(labels, DISCS)] = 0
+
+
+PARTIAL = [canal_away, half_the_canal_away, discs_away, bare_vertebrae]
+
+
+@pytest.mark.parametrize("lack", [*PARTIAL, bare_discs])
+@pytest.mark.parametrize("fov", ["lumbar", "thoracolumbar", "cervicothoracic"])
+def test_a_sound_map_without_some_kinds_has_no_findings(lack: Edit, fov: str) -> None:
+    """Without a canal a lumbar map had up to four false findings."""
+    labels = columns.build(np.random.default_rng(3), fov=fov, spacing=2.0).truth
+    lack(labels)
+    assert lint(labels, SPACING) == ()
+
+
+@pytest.mark.parametrize("lack", PARTIAL)
+@pytest.mark.parametrize(("edit", "expected"), [(gap, ("gap", 43)), (swapped, ("order", 43))])
+def test_swapped_and_missing_levels_are_found_without_some_kinds(
+    lumbar: Labels, lack: Edit, edit: Edit, expected: tuple[str, int]
+) -> None:
+    """Vertebrae without a canal were checked for nothing, and called sound."""
+    labels = lumbar.copy()
+    edit(labels)
+    lack(labels)
+    assert expected in found(labels)
+
+
+def test_discs_alone_are_checked(lumbar: Labels) -> None:
+    labels = lumbar.copy()
+    bare_discs(labels)
+    labels[labels == 93] = 0
+    assert found(labels) == {("gap", 93)}
+
+
+@pytest.mark.parametrize("canal", [True, False])
+def test_a_slab_of_sagittal_slices_parts_bodies_from_their_arches(lumbar: Labels, canal: bool) -> None:
+    """Each arch was called a fragment, or the vertebra a second time."""
+    labels = lumbar.copy()
+    middle = int(np.argwhere(labels == CANAL)[:, 0].mean())
+    slab = labels[middle - 2 : middle + 3].copy()
+    if not canal:
+        canal_away(slab)
+    assert lint(slab, SPACING) == ()
+    slab[labels[middle - 2 : middle + 3] == 44] = 42
+    assert ("duplicate", 42) in found(slab)
+
+
+@pytest.mark.parametrize("value", [0, CORD, CANAL, 60, 8])
+def test_a_map_without_levels_says_that_nothing_was_checked(value: int) -> None:
+    """An empty map and those of other tools passed as sound."""
+    labels = np.zeros((30, 30, 60), dtype=np.uint8)
+    labels[10:20, 10:20, 5:50] = value
+    assert ("not_checked", 0) in found(labels)
+
+
+def counted_upward(labels: Labels) -> None:
+    """As TotalSegmentator numbers: L5 is 27, L4 is 28 and so on, the sacrum 25."""
+    table = np.zeros(256, dtype=np.uint8)
+    table[[SACRUM, 45, 44, 43, 42, 41, 32, 31]] = [25, *range(27, 34)]
+    labels[:] = table[labels]
+
+
+def counted_from_c1(labels: Labels) -> None:
+    """As VerSe numbers: T11 is 18, L1 is 20, the sacrum 26."""
+    table = np.zeros(256, dtype=np.uint8)
+    table[[31, 32, 41, 42, 43, 44, 45, SACRUM]] = [18, 19, 20, 21, 22, 23, 24, 26]
+    labels[:] = table[labels]
+
+
+@pytest.mark.parametrize(("edit", "kind"), [(counted_upward, "order"), (counted_from_c1, "unknown_code")])
+def test_another_tools_numbers_are_found(lumbar: Labels, edit: Edit, kind: str) -> None:
+    labels = lumbar.copy()
+    edit(labels)
+    assert kind in {name for name, _ in found(labels)}
 
 
 def test_what_is_no_label_map_is_refused() -> None:

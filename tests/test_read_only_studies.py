@@ -21,6 +21,7 @@ from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.processes import free_port
 from lib.registry.store import ModelStore
+from lib.server import DEFAULT_STUDIES, studies_folder
 from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from real_app import RealApp
@@ -89,6 +90,37 @@ def test_a_work_folder_that_cannot_be_written_is_one_sentence(
     assert cli.main(["serve", *port, "--studies", studies, "--work", closed]) == cli.EXIT_USAGE
     sentence = capsys.readouterr().err
     assert (sentence.count("\n"), "cannot be written" in sentence, "with --work" in sentence) == (1, True, True)
+
+
+@pytest.mark.parametrize("more", [[], ["--no-demo"], ["--work", "work"]], ids=["plain", "no demo", "work"])
+def test_a_mistyped_studies_folder_is_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    """It was made and filled with demo studies, which a reader took for his own."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["serve", "--port", str(free_port()), "--studies", "stduies", *more]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "does not exist" in said, "mount" in said) == (1, True, True)
+    assert not (tmp_path / "stduies").exists()
+
+
+def test_a_folder_that_is_not_mounted_is_not_filled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "archive").mkdir()
+    assert cli.main(["serve", "--port", str(free_port()), "--studies", str(tmp_path / "archive")]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert (said.count("\n"), "is empty" in said, "--no-demo" in said) == (1, True, True)
+    assert list((tmp_path / "archive").iterdir()) == []
+
+
+def test_only_the_default_folder_is_filled_with_demo_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lib.synthesis.demo_studies", lambda folder, *_: (folder / "demo.nii.gz").touch())
+    folder = studies_folder(Path(DEFAULT_STUDIES).resolve(), demo=True, read_only=False)
+    assert [file.name for file in folder.iterdir()] == ["demo.nii.gz"]
+    (tmp_path / "empty").mkdir()
+    assert not list(studies_folder(tmp_path / "empty", demo=False, read_only=False).iterdir())
 
 
 def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

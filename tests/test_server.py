@@ -343,7 +343,7 @@ NOISE = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32) * 10
 BAD_IMAGES: dict[str, tuple[npt.NDArray[Any], str]] = {
     "zeros": (np.zeros((9, 9, 9), np.float32), "all zero"),
     "nan": (np.where(NOISE > 5, np.nan, NOISE).astype(np.float32), "NaN"),
-    "flat": (np.ones((20, 20, 1), np.float32) * np.arange(20, dtype=np.float32)[:, None, None], "2 slices"),
+    "flat": (np.ones((20, 20, 1), np.float32) * np.arange(20, dtype=np.float32)[:, None, None], "3 slices"),
     "no-spine": (NOISE, "disc"),
 }
 

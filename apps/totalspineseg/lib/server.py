@@ -38,6 +38,8 @@ SUBMISSION_SECONDS: Final = 30.0
 """So much longer a submission may take; a full disk, another process or a PACS may slow it down."""
 REST_SECONDS: Final = 10.0
 """And so long the rest, whatever threads do that hang. Together they are less than ``lib.processes.STOP_SECONDS``."""
+DEFAULT_STUDIES: Final = "studies"
+"""Folder of images when none is named, below the current one; ``make serve`` takes it, too."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 ADDRESS: Final = ("http://", "https://")
@@ -164,7 +166,7 @@ def serve(
     """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
 
     Args:
-        studies: Folder of images (made when missing and no ``work`` is named), or a DICOMweb address.
+        studies: Folder of images, or a DICOMweb address. ``DEFAULT_STUDIES`` is made when missing.
         host: Address to listen on; the default is this machine alone.
         port: Port to listen on.
         names: What readers call the server besides this machine's names and addresses.
@@ -176,7 +178,7 @@ def serve(
         cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
-        demo: Fill an empty studies folder with synthetic demo studies.
+        demo: Fill ``DEFAULT_STUDIES`` with synthetic demo studies when it is empty, and refuse another empty folder.
         app_dir: The app to serve.
         request_seconds: How long what is being answered when the server is stopped may take.
 
@@ -192,14 +194,11 @@ def serve(
     with listening(host, port) as sockets:
         require(device or "auto", runtime_of(runtime))
         require_weights(weights, app_dir=app_dir)
-        folder = _studies_folder(studies, may_be_made=not work)
+        if "://" in studies:
+            require_dicomweb(studies)
+        else:
+            studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
-        if folder is not None:
-            studies = str(folder if work else _writable(folder))
-            if demo and not work and not any(folder.iterdir()):
-                from lib.synthesis import demo_studies
-
-                demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
@@ -229,6 +228,31 @@ def serve(
             end_within(REST_SECONDS)
 
 
+def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
+    """Return the folder of images; the default one is made, and filled with demo studies, when it holds nothing.
+
+    Raises:
+        StorageError: Another one does not exist or is empty, as one that is not mounted. Or the folder cannot be read
+            or written.
+    """
+    if read_only:
+        return _existing(folder)
+    is_default = folder == Path(DEFAULT_STUDIES).resolve()
+    if not is_default:
+        _existing(folder)
+    _writable(folder)
+    if demo and not any(folder.iterdir()):
+        if not is_default:
+            raise StorageError(
+                f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it empty with "
+                "--no-demo."
+            )
+        from lib.synthesis import demo_studies
+
+        demo_studies(folder, DEMO_STUDIES, DEMO_SEED)
+    return folder
+
+
 def _writable(folder: Path) -> Path:
     """A folder for labels and corrections, made when it is missing.
 
@@ -246,30 +270,22 @@ def _writable(folder: Path) -> Path:
         ) from error
 
 
-def _studies_folder(studies: str, *, may_be_made: bool) -> Path | None:
-    """Return the folder of images; None where an address of a DICOMweb server is named.
-
-    Args:
-        studies: As the owner wrote it.
-        may_be_made: Whether a folder that is missing will be made.
+def _existing(folder: Path) -> Path:
+    """Return a folder of images that is there and can be read.
 
     Raises:
-        AddressError: It is an address, but of no DICOMweb server.
-        StorageError: There is no folder, or it cannot be read.
+        StorageError: It is not there, or cannot be read.
     """
-    if "://" in studies:
-        require_dicomweb(studies)
-        return None
-    folder = _folder(studies, "--studies")
     try:
         with os.scandir(folder) as entries:
             next(entries, None)
         if not os.access(folder, os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except FileNotFoundError as error:
-        if may_be_made:
-            return folder
-        raise StorageError(f"There is no folder {str(folder)!r}. Correct --studies.") from error
+        raise StorageError(
+            f"The folder of images {str(folder)!r} does not exist. Correct --studies, mount the folder, or create it "
+            "first."
+        ) from error
     except OSError as error:
         raise StorageError(
             f"The folder {str(folder)!r} cannot be read ({error.strerror}). Correct --studies or its permissions."
@@ -339,7 +355,9 @@ def _positive(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``serve``."""
-    parser.add_argument("--studies", required=True, help="folder of images, or a DICOMweb address")
+    parser.add_argument(
+        "--studies", default=DEFAULT_STUDIES, help="folder of images, or a DICOMweb address (default: %(default)s)"
+    )
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument(
@@ -358,4 +376,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest request, MiB")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    parser.add_argument("--no-demo", dest="demo", action="store_false", help="leave an empty studies folder empty")
+    parser.add_argument("--no-demo", dest="demo", action="store_false", help="serve an empty folder as it is")

@@ -26,6 +26,7 @@ from lib.image import Image
 from lib.leftovers import PARTIAL_PREFIX
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
+from lib.pointers import missing_content
 from lib.unpacking import require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -70,6 +71,27 @@ def is_image_name(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def image_named(folder: Path, name: str) -> Path | None:
+    """Return the image file of a name in a folder, whatever the case of its ending.
+
+    Args:
+        folder: The folder; it need not exist.
+        name: The file's name without its ending.
+
+    Returns:
+        Of several the one whose ending is first in ``IMAGE_SUFFIXES``; None for none.
+    """
+    plain = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    if found := next((path for path in plain if path.is_file()), None):
+        return found
+    files = [path for path in folder.iterdir() if is_image_name(path)] if folder.is_dir() else []
+    return min((p for p in files if stem(p) == name and p.is_file()), key=_rank, default=None)
+
+
+def _rank(path: Path) -> int:
+    return next(k for k, suffix in enumerate(IMAGE_SUFFIXES) if path.name.lower().endswith(suffix))
+
+
 def read_image(path: Path) -> Image:
     """Read an image to be segmented.
 
@@ -96,14 +118,31 @@ def read_labels(path: Path) -> Volume:
     Raises:
         ImageError: Not readable, 4D, or values that are not whole numbers 0..255.
     """
-    volume = _read(path, average=False)
-    is_float = volume.data.dtype.kind == "f"
-    rounded = np.rint(volume.data) if is_float else volume.data
-    if (is_float and not np.isfinite(rounded).all()) or rounded.min() < 0 or rounded.max() > np.iinfo(np.uint8).max:
+    volume = read_integers(path)
+    if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
         raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
-    if is_float and not np.array_equal(rounded, volume.data):
+    return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
+
+
+def read_integers(path: Path) -> Volume:
+    """Read a label map of whatever whole numbers, as other tools write them.
+
+    Returns:
+        Volume of an integer type.
+
+    Raises:
+        ImageError: Not readable, 4D, or values that are no whole numbers.
+    """
+    volume = _read(path, average=False)
+    if volume.data.dtype.kind == "b":
+        return Volume(volume.data.astype(np.uint8), volume.affine)
+    if volume.data.dtype.kind in "iu":
+        return volume
+    if volume.data.dtype.kind != "f" or not np.isfinite(volume.data).all():
+        raise ImageError("a label map needs whole numbers, got other values; export it as a label map")
+    if (np.abs(volume.data) > np.iinfo(np.int32).max).any() or not np.array_equal(np.rint(volume.data), volume.data):
         raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
-    return Volume(rounded.astype(np.uint8, copy=False), volume.affine)
+    return Volume(volume.data.astype(np.int32), volume.affine)
 
 
 def read_codes(path: Path) -> Volume:
@@ -154,6 +193,8 @@ def require_usable(volume: Volume) -> None:
 
 
 def _read(path: Path, *, average: bool) -> Image:
+    if why := missing_content(path):
+        raise ImageError(f"{path.name!r} {why}.")
     if not path.exists():
         raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
     try:

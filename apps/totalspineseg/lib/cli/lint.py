@@ -1,6 +1,6 @@
 """Check label maps for what cannot be right: gaps, duplicates, wrong order, fragments, strange values.
 
-Prints one line per finding; the exit code is 1 if there is any.
+Prints one line per finding, and what could not be checked; the exit code is 1 if there is any.
 """
 
 import argparse
@@ -21,16 +21,16 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _lint_file(path: Path, *, several: bool) -> int:
-    """Print the findings of one file; returns how many."""
+    """Print the findings of one file; return how many."""
     from nibabel.affines import apply_affine
 
     from lib.geometry import to_ras
     from lib.numbering.lint import lint
-    from lib.volume_io import read_labels
+    from lib.volume_io import read_integers
 
-    volume = to_ras(read_labels(path))
-    findings = lint(volume.data, volume.spacing)
     prefix = f"{path.name}: " if several else ""
+    volume = to_ras(read_integers(path))
+    findings = lint(volume.data, volume.spacing)
     for finding in findings:
         where = ""
         if finding.point_vox is not None:

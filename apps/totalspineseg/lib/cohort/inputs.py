@@ -1,5 +1,6 @@
 """Which scans a folder holds, what each is called, and which localizer belongs to it."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,14 @@ from lib.certainty import is_doubtful
 from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.gate.holdout import subject_of
-from lib.volume_io import IMAGE_SUFFIXES, is_image_name, stem
+from lib.volume_io import IMAGE_SUFFIXES, image_named, is_image_name, stem
 
-DICOM_DEPTH: Final = 3
-"""Folders below INPUT that are looked into for DICOM series: patient / study / series."""
 DICOM_INDEX: Final = "DICOMDIR"
 """The list of what lies below, at the top of a disc; written as DICOM, but no image."""
+NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
+"""Folders of BIDS that hold no anatomical images; nobody misses them."""
+NAMED_FOLDERS: Final = 5
+"""So many folders are named in a sentence."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
 DOUBTFUL: Final = (
@@ -87,13 +90,14 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     for pattern in BIDS_FOLDERS:
         for folder in sorted(source.glob(pattern)):
             found += _images(folder, source)
-    found += _dicom_folders(source, source, exclude)
+    found += _dicom_folders(source, source, exclude, set())
     chosen = [case for case in found if not suffixes or case.name.endswith(tuple(suffixes))]
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
         raise ImageError(
             f"images ({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat or in "
             f"sub-*/ses-*/anat are required, got none{wanted} in {str(source)!r}"
+            + _unvisited_sentence(unvisited_folders(source, (), exclude=exclude))
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
 
@@ -122,13 +126,50 @@ def _closed(folder: Path) -> bool:
     return False
 
 
-def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int = 0) -> list[Case]:
+def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> tuple[str, ...]:
+    """Return the folders whose images are no scans of a run, since only some places are looked into.
+
+    Args:
+        source: INPUT.
+        cases: The scans that were found in it.
+        exclude: The output, which is passed over.
+
+    Returns:
+        Their ways from INPUT, those with images of their own; none for a file.
+    """
+    known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
+    known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
+    found = []
+    for place, folders, files in os.walk(source):
+        here = Path(place)
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and f not in NO_SCANS and not _is_same(here / f, exclude)
+        )
+        if here.resolve() not in known and any(is_image_name(Path(f)) and not f.startswith(".") for f in files):
+            found.append(here.relative_to(source).as_posix())
+    return tuple(found)
+
+
+def _unvisited_sentence(folders: Sequence[str]) -> str:
+    if not folders:
+        return ""
+    more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
+    return f". Not looked into: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
+
+
+def _is_same(folder: Path, other: Path | None) -> bool:
+    return other is not None and folder.resolve() == other.resolve()
+
+
+def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: set[Path]) -> list[Case]:
     """Folders that hold DICOM files themselves, and those below them, named by their way from INPUT.
 
     A folder that may not be read is a scan, too: one that fails, so that it is told.
     """
-    if exclude is not None and folder.resolve() == exclude.resolve():
+    # A link may lead back to where it lies.
+    if _is_same(folder, exclude) or folder.resolve() in visited:
         return []
+    visited.add(folder.resolve())
     files: list[Path] = []
     folders: list[Path] = []
     for path in _inside(folder):
@@ -138,9 +179,7 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, depth: int 
     if _closed(folder) or any(_is_dicom(path) for path in files):
         way = folder.relative_to(source)
         found.append(Case("_".join(way.parts) or folder.resolve().name, folder, way.parent))
-    if depth < DICOM_DEPTH:
-        found += [case for below in folders for case in _dicom_folders(below, source, exclude, depth + 1)]
-    return found
+    return found + [case for below in folders for case in _dicom_folders(below, source, exclude, visited)]
 
 
 def _is_dicom(path: Path) -> bool:
@@ -240,4 +279,4 @@ def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | 
 
 
 def _label_file(folder: Path, name: str) -> Path | None:
-    return next((p for suffix in IMAGE_SUFFIXES if (p := folder / f"{name}{suffix}").is_file()), None)
+    return image_named(folder, name)

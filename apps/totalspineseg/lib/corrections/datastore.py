@@ -18,19 +18,28 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
-from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from lib.corrections.image_ids import file_stem, id_of_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints
 from lib.corrections.label_notes import note_of, read_note, write_note
+from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
 from lib.processes import lock_holder
-from lib.volume_io import NIFTI_SUFFIXES, write_atomic
+from lib.volume_io import write_atomic
 
 logger = logging.getLogger(__name__)
 
-IMAGE_PATTERNS: Final = ("*.nii.gz", "*.nii", "*.nrrd")
+IMAGE_PATTERNS: Final = tuple(f"*{ending}" for ending in OFFERED_ENDINGS)
 """Files of the studies folder that are offered as images; of two that share an id the one whose ending is first here,
 unless another one was offered before: its labels are drawn on that one."""
+FOREIGN: Final = (
+    "was not made by this server, so that the names of its structures are not known, and it does not count: load it in "
+    "3D Slicer as a segmentation with its names, and submit it"
+)
+WITHOUT_IMAGE: Final = "belongs to no image here: restore the image, or remove the label"
+ASIDE: Final = ".not-submitted"
+"""Behind the name of a label that somebody else put where the server's own one has to lie."""
+NAMES_IN_LOG: Final = 5
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
 """How long another one that writes the index is waited for: to copy a large image to a slow disk takes seconds."""
@@ -64,6 +73,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     the file; a full disk or two writers then cost labels.
     """
 
+    looks_beyond = True
+    """Whether what the folder of images holds beside them is somebody's, who should know that it is not offered."""
+
     def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
         self._images_dir = images or "."
         self._guard = threading.RLock()
@@ -76,7 +88,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         super().__init__(
             path, images_dir=self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only
         )
-        self._tell_of_shared_ids()
+        self._name_what_is_not_offered()
         self._watch = self._watched() if auto_reload else None
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -108,7 +120,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         own, ending = self._to_id(source.name)
         image_id = image_id or own
         _require_usable_id(image_id)
-        if f"*{ending}" not in IMAGE_PATTERNS:
+        if f"*{ending.lower()}" not in IMAGE_PATTERNS:
             raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
         with self._index():
             known, kept = self._datastore.objects.get(image_id), self._lying(image_id)
@@ -187,10 +199,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             _make_folder(folder)
             target = folder / self._filename(image_id, ending)
             others = [file for file in self._label_files(image_id, tag) if file not in (target, note_of(target))]
-            info = {**(label_info or {}), "ts": int(time.time()), "name": target.name}
-            if DRAWN_ON in info:
-                # No imprint: the image may have been replaced since that hash was taken, so it is read once.
-                write_note(target, source, info)
+            self._set_foreign_aside(entry, tag, (target, *others))
+            # An own label has an entry for its image; what was copied to this place by somebody else has none.
+            info = {DRAWN_ON: "", **(label_info or {}), "ts": int(time.time()), "name": target.name}
+            # No imprint: the image may have been replaced since that hash was taken, so it is read once.
+            write_note(target, source, info)
             write_atomic(target, lambda temporary: _copy(source, temporary))
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
@@ -248,10 +261,14 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return str(super().get_label_uri(label_id, label_tag)) if self._fits(label_id, entry, label_tag) else ""
 
     def status(self) -> dict[str, Any]:
-        """How many images and labels there are; ``not_offered``: file -> the offered file that has its id."""
+        """How many images and labels there are.
+
+        ``not_offered``: file or folder -> the offered file that has its id, or why it is not offered.
+        """
         finished = self._finished()
         with self._guard:
-            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
+            entries = self._datastore.objects.values()
+            tags = Counter(tag for entry in entries for tag, label in entry.labels.items() if DRAWN_ON in label.info)
             counts = {"total": len(finished), "completed": sum(finished.values()), "label_tags": dict(tags)}
             return {**counts, "not_offered": dict(self._not_offered)}
 
@@ -276,9 +293,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _fits(self, image_id: str, entry: ImageLabelModel | None, tag: str) -> bool:
         """Whether an image has a label under a tag that was drawn on it as it is now."""
         label = entry.labels.get(tag) if entry else None
-        if entry is None or label is None:
+        if entry is None or label is None or DRAWN_ON not in label.info:
             return False
-        if not label.info.get(DRAWN_ON):
+        if not label.info[DRAWN_ON]:
             return True
         try:
             imprint = self._imprints.check(self._image_path(image_id, entry), label.info)
@@ -324,8 +341,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         there is none, also of an image that the index knows."""
         entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.image_path())
         named = [self._image_path(image_id, entry)] if entry else []
-        files = (*named, *(folder / self._filename(image_id, pattern[1:]) for pattern in IMAGE_PATTERNS))
-        return next((file for file in files if file.is_file()), None)
+        others = [name for name in self._files(str(folder), list(IMAGE_PATTERNS)) if self._to_id(name)[0] == image_id]
+        return next((file for file in (*named, *(folder / name for name in others)) if file.is_file()), None)
 
     def _reconcile_datastore(self) -> None:
         with self._index():
@@ -339,7 +356,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             except StorageError as error:
                 # It only reads before.
                 logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
-            self._tell_of_shared_ids()
+            self._name_what_is_not_offered()
 
     def _add_non_existing_labels(self, tag: str) -> int:
         """Take over label files that the index does not know, with what is known about those that it knew once."""
@@ -359,21 +376,61 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         known = bool(self._datastore.objects) and self._images_dir != "."
         return known and not (images.is_dir() and self._files(str(images), list(IMAGE_PATTERNS)))
 
-    def _tell_of_shared_ids(self) -> None:
-        """Log, once for each, the images that are not offered because another file has their id."""
+    def _name_what_is_not_offered(self) -> None:
+        """Find what lies in the folders but is not offered, and log, once for each, why."""
+        folder, labels = Path(self._datastore.image_path()), Path(self._datastore.label_path(None))
         with self._guard:
-            before, self._not_offered = self._not_offered, {}
-            for file in self._files(self._datastore.image_path(), list(IMAGE_PATTERNS)):
+            found = not_offered(folder, labels=labels) if self.looks_beyond and folder.is_dir() else {}
+            for file in self._files(str(folder), list(IMAGE_PATTERNS)):
                 image_id, ending = self._to_id(file)
                 entry = self._datastore.objects.get(image_id)
-                if entry is None or entry.image.ext == ending:
-                    continue
-                offered = self._not_offered[file] = self._filename(image_id, entry.image.ext)
-                if before.get(file) != offered:
-                    logger.warning(
-                        "one file an image id is required, got %r and %r; %r is not offered: rename or remove one",
-                        *(offered, file, file),
-                    )
+                if entry is not None and entry.image.ext != ending:
+                    found[file] = self._filename(image_id, entry.image.ext)
+            found |= self._foreign_labels(labels)
+            before, self._not_offered = self._not_offered, found
+        told: dict[str, list[str]] = {}
+        for name, reason in found.items():
+            if before.get(name) == reason:
+                continue
+            if (folder / reason).is_file():
+                logger.warning(
+                    "%r and %r have one image id; %r is not offered: rename or remove one", reason, name, name
+                )
+            else:
+                told.setdefault(reason, []).append(name)
+        for reason, names in told.items():
+            listed = ", ".join(map(repr, names[:NAMES_IN_LOG])) + (" and more" if len(names) > NAMES_IN_LOG else "")
+            logger.warning("not offered is %s, which %s", listed, reason)
+
+    def _foreign_labels(self, labels: Path) -> dict[str, str]:
+        """Label files that this server did not write: by which numbers they name structures, nobody knows."""
+        found = {}
+        for image_id, entry in self._datastore.objects.items():
+            for tag, label in entry.labels.items():
+                if DRAWN_ON not in label.info:
+                    file = Path(self._datastore.label_path(tag)) / self._filename(image_id, label.ext)
+                    found[file.relative_to(labels.parent).as_posix()] = FOREIGN
+        for tag in labels.iterdir() if labels.is_dir() else ():
+            for name in self._files(str(tag), list(IMAGE_PATTERNS)) if tag.is_dir() else ():
+                if self._to_id(name)[0] not in self._datastore.objects:
+                    found[f"{labels.name}/{tag.name}/{name}"] = WITHOUT_IMAGE
+        return found
+
+    def _set_foreign_aside(self, entry: ImageLabelModel, tag: str, files: Iterable[Path]) -> None:
+        """Rename label files that this server did not write, before its own ones take their place."""
+        known = entry.labels.get(tag)
+        own = known.info.get("name") if known is not None and DRAWN_ON in known.info else None
+        for file in files:
+            if file.is_file() and file.name != own and not file.name.startswith(".") and not read_note(file):
+                aside = file.with_name(f"{file.name}{ASIDE}")
+                try:
+                    file.replace(aside)
+                except OSError as error:
+                    raise StorageError(
+                        f"{file.name!r}, which somebody else put among the labels, could not be renamed "
+                        f"({error.strerror}). Move it away by hand."
+                    ) from error
+                logger.warning("%r was not made by this server; it is kept as %r", file.name, aside.name)
 
     def _watched(self) -> FolderWatch:
         images = Path(self._datastore.image_path())
@@ -403,9 +460,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return {name: name for name in chosen.values()}
 
     def _files(self, path: str, patterns: list[str]) -> list[str]:
-        """Names of all such files, by ending, as ``patterns`` has them, then by name."""
-        plain = [name for name in super()._list_files(path, patterns) if is_plain_stem(_split(name)[0])]
-        return sorted(plain, key=lambda name: (patterns.index(f"*{self._to_id(name)[1]}"), name))
+        """Names of all such files, whatever the case of their ending, as ``patterns`` has them, then by name."""
+        endings = [pattern[1:] for pattern in patterns]
+        plain = [file.name for file in sorted(Path(path).iterdir()) if is_offered(file)]
+        return sorted(plain, key=lambda name: (endings.index(self._to_id(name)[1].lower()), name))
 
     @cached_property
     def _lock(self) -> FileLock:
@@ -486,8 +544,8 @@ def _stamp(index: Path) -> tuple[int, int]:
 def _split(file: str) -> tuple[str, str]:
     """A file's name without its ending, and the ending; an ending-like part inside the name stays."""
     for pattern in IMAGE_PATTERNS:
-        if file.endswith(pattern[1:]):
-            return file[: -len(pattern) + 1], pattern[1:]
+        if file.lower().endswith(pattern[1:]):
+            return file[: -len(pattern) + 1], file[-len(pattern) + 1 :]
     path = Path(file)
     return path.stem, path.suffix
 
@@ -540,4 +598,4 @@ def label_volume_path(store: LocalDatastore, image_id: str, tag: str) -> Path | 
     """The file of an image's label under a tag, or None."""
     uri = store.get_label_uri(image_id, tag)
     path = Path(uri)
-    return path if uri and path.is_file() and uri.endswith((*NIFTI_SUFFIXES, ".nrrd")) else None
+    return path if uri and path.is_file() and uri.lower().endswith(OFFERED_ENDINGS) else None

@@ -1,7 +1,7 @@
 """Distance along the canal, the ruler everything is measured with."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,24 @@ class Ruler:
         return np.asarray(front & (x >= self.extent.x_first[row]) & (x <= self.extent.x_last[row]))
 
 
+def ruler_along(points_vox: npt.ArrayLike, spacing_mm: npt.ArrayLike) -> Ruler:
+    """Measure along the bodies of a column whose canal is not drawn.
+
+    Args:
+        points_vox: (n, 3) middles of bodies and discs, RAS voxel indices, in any order.
+        spacing_mm: (3,) voxel size.
+
+    Returns:
+        A ruler that knows places, but nothing of the canal; without any point it measures depth.
+    """
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    points = np.asarray(points_vox, dtype=np.float64).reshape(-1, 3)
+    order = np.argsort(points[:, 2])
+    return Ruler(
+        _course(points[order, 2], points[order, :2], spacing), canal_extent(np.zeros((1, 1, 1), bool)), spacing
+    )
+
+
 def ruler_of(canal: Mask, spacing_mm: npt.ArrayLike) -> Ruler:
     """Measure a canal.
 
@@ -108,15 +126,16 @@ def ruler_of(canal: Mask, spacing_mm: npt.ArrayLike) -> Ruler:
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     extent = canal_extent(canal)
-    return Ruler(_course(extent, spacing), extent, spacing)
-
-
-def _course(extent: CanalExtent, spacing_mm: Floats) -> Course | None:
-    if extent.z.size == 0:
-        return None
-    z = np.arange(extent.z[0], extent.z[-1] + 1)
     middle = np.stack([(extent.x_first + extent.x_last) / 2, (extent.y_first + extent.y_last) / 2], axis=1)
-    line = np.stack([np.interp(z, extent.z, middle[:, a]) for a in range(2)], axis=1)
+    return Ruler(_course(extent.z, middle, spacing), extent, spacing)
+
+
+def _course(heights: npt.NDArray[Any], middle: npt.NDArray[Any], spacing_mm: Floats) -> Course | None:
+    """The smooth line through points at rising heights, voxel indices; None for no point."""
+    if heights.size == 0:
+        return None
+    z = np.arange(heights[0], heights[-1] + 1)
+    line = np.stack([np.interp(z, heights, middle[:, a]) for a in range(2)], axis=1)
     line = gaussian_filter1d(line, SMOOTHING_MM / spacing_mm[2], axis=0, mode="nearest")
     points = (np.column_stack([line, z]) * spacing_mm)[::-1]
     points = _continued(points, float(spacing_mm[2]))

@@ -1,6 +1,6 @@
 """Check a label map for what cannot be right: gaps, duplicates, order, fragments, strange codes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
 from lib.numbering.findings import Finding
-from lib.numbering.parts import fragments, levels_in
+from lib.numbering.parts import Part, fragments, levels_in
 from lib.numbering.rows import row_findings
 from lib.transforms.components import foreground_box
 
@@ -28,29 +28,36 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         spacing: Voxel size, mm.
 
     Returns:
-        The findings, strange codes first, then from superior to inferior; empty for a sound map and for an
-        empty one.
+        The findings, strange codes and what was not checked first, then from superior to inferior; empty for a sound
+        map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.
     """
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"a 3D map of integer codes is required, got {labels.ndim}D {labels.dtype}; cast it first")
-    box = foreground_box(labels)
+    box = foreground_box(labels, margin_vox=1)
     if box is None:
-        return ()
-    # Along z nothing is cut off: what touches the first or last slice is cut by the field of view.
-    crop = np.ascontiguousarray(labels[box[0], box[1]])
-    origin = np.array([box[0].start, box[1].start, 0])
+        return (Finding("not_checked", BACKGROUND, "The map is empty: nothing was checked."),)
+    # With the margin, what touches the outer faces of the crop is cut off by the field of view.
+    crop = np.ascontiguousarray(labels[box])
+    origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
     strange = _strange_codes(crop, origin)
-    parts, _ = levels_in(crop, mm)
+    parts = levels_in(crop, mm)
     if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
         # A step-1 result: the sacrum's code stands for every vertebra, so only discs and C1 have a place.
         parts = {code: found for code, found in parts.items() if BY_CODE[code].kind is Kind.DISC}
     column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
-    return (*strange, *column_findings, *_cord_outside(crop, origin))
+    return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
+
+
+def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
+    if parts:
+        return []
+    message = "The map shows no vertebra and no disc by TotalSpineSeg's codes: order and gaps were not checked."
+    return [Finding("not_checked", BACKGROUND, message)]
 
 
 def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:

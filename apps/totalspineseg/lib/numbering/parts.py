@@ -7,11 +7,14 @@ from typing import Any, Final
 import cc3d
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
-from lib.anatomy import BY_CODE, CANAL, CORD, Kind
-from lib.numbering.course import Floats, Ruler, ruler_of
+from lib.anatomy import BY_CODE, C1, CANAL, CORD, SACRUM, VERTEBRAE, Kind
+from lib.numbering.course import Floats, Ruler, ruler_along, ruler_of
 from lib.numbering.findings import Finding
 from lib.transforms.components import CONNECTIVITY, Box, connected_components
+
+Indices = npt.NDArray[np.intp]
 
 JOIN_VOX: Final = 1
 """Parts that touch once grown by a voxel count as one, as in ``find_pieces``."""
@@ -23,6 +26,20 @@ DUPLICATE_MM: Final = 8.0
 """And its center is this far away along the canal: half the smallest level."""
 BODY_VOXELS: Final = 50
 """Fewer voxels in front of the canal are the tip of a process, not a body."""
+MIN_CANAL_SHARE: Final = 0.8
+"""A canal drawn along less of the levels is no ruler for them."""
+BODY_SHARE: Final = 0.6
+"""Without a canal, a vertebra less thick than this share of what is usual in its map shows no body: processes and
+arches are half as thick."""
+CORE_SHARE: Final = 0.8
+"""Voxels at this share of the greatest depth below the surface are the core of a vertebra, amid its body."""
+MAX_BODY_DEPTH_MM: Final = 45.0
+"""Bodies are up to 38 mm deep; one with its arch is deeper."""
+ARCH_DROP_MM: Final = 40.0
+"""How much lower than its body the middle of an arch lies at most."""
+ARCH_RISE_MM: Final = 10.0
+"""And how much higher."""
+VERTEBRAE_BELOW_C1: Final = frozenset(VERTEBRAE) - {C1}
 
 SPAN_REST: Final = 0.05
 """Share of a part's voxels that may lie beyond its span at either end."""
@@ -42,9 +59,9 @@ class Part:
         place_mm: Distance along the canal, rising to inferior.
         span_mm: Distances along the canal between which nearly all of it lies.
         has_body: Whether it has a body (discs and the sacrum always).
-        at_end: Whether the first or last slice cuts it off.
+        is_cut: Whether the field of view cuts it off.
+        depth_mm: From its front to its back.
         box: Smallest box around it.
-        number: Its number in the map of ``levels_in``.
     """
 
     code: int
@@ -54,42 +71,96 @@ class Part:
     place_mm: float
     span_mm: tuple[float, float]
     has_body: bool
-    at_end: bool
+    is_cut: bool
+    depth_mm: float
     box: Box
-    number: int
 
 
-def levels_in(
-    labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats
-) -> tuple[Mapping[int, tuple[Part, ...]], npt.NDArray[np.int32]]:
-    """The parts of every disc, vertebra and the sacrum.
+def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mapping[int, tuple[Part, ...]]:
+    """Measure the parts of every disc, vertebra and the sacrum along the canal, or without one along their bodies.
 
     Args:
-        labels: Codes (X, Y, Z) nearest RAS. Not modified.
+        labels: Codes (X, Y, Z) nearest RAS; what touches its outer faces is cut off by the field of view. Not modified.
         spacing_mm: (3,) voxel size.
 
     Returns:
-        Code -> its parts, the largest first (codes without a level are left out); and a map of the parts'
-        numbers, 0 = no level.
+        Code -> its parts, the largest first; codes without a level are left out.
     """
-    numbered = np.zeros(labels.shape, dtype=np.int32)
     levels = np.zeros(256, dtype=np.uint8)
     for code, structure in BY_CODE.items():
         if structure.kind not in (Kind.CORD, Kind.CANAL):
             levels[code] = code
     codes = levels[np.clip(labels, 0, 255)] * (labels <= 255)
-    ruler = ruler_of((labels == CORD) | (labels == CANAL), spacing_mm)
-    result: dict[int, tuple[Part, ...]] = {}
-    number = 0
-    for code, groups in _groups(codes).items():
-        parts = []
-        for group in _joined(groups, labels.shape):
-            number += 1
-            numbered.ravel()[group] = number
-            xyz = np.stack(np.unravel_index(group, labels.shape), axis=1)
-            parts.append(_part(code, number, xyz, labels.shape, ruler))
-        result[code] = tuple(sorted(parts, key=lambda part: -part.voxels))
-    return result, numbered
+    groups = {code: _joined(found, labels.shape) for code, found in _groups(codes).items()}
+    voxels = {
+        code: [np.stack(np.unravel_index(group, labels.shape), axis=1) for group in found]
+        for code, found in groups.items()
+    }
+    canal = (labels == CORD) | (labels == CANAL)
+    if _runs_along(canal, codes):
+        ruler = ruler_of(canal, spacing_mm)
+        bodies = {code: [_in_front_of(code, xyz, ruler) for xyz in found] for code, found in voxels.items()}
+    else:
+        bodies = _cores(voxels, labels.shape, spacing_mm)
+        # Where no vertebra has a name, the sacrum's code stands for all of them, and has no middle of its own.
+        named = [code for code in voxels if code not in (C1, SACRUM) or not VERTEBRAE_BELOW_C1.isdisjoint(voxels)]
+        largest = {code: int(np.argmax([len(xyz) for xyz in voxels[code]])) for code in named}
+        middles = [body.mean(axis=0) for code in named if (body := bodies[code][largest[code]]) is not None]
+        ruler = ruler_along(np.array(middles), spacing_mm)
+    return {
+        code: tuple(
+            sorted(
+                (_part(code, xyz, body, labels.shape, ruler) for xyz, body in zip(found, bodies[code], strict=True)),
+                key=lambda part: -part.voxels,
+            )
+        )
+        for code, found in voxels.items()
+    }
+
+
+def _runs_along(canal: npt.NDArray[np.bool_], codes: npt.NDArray[np.uint8]) -> bool:
+    """Whether a canal is drawn along most of the levels; it ends within the sacrum."""
+    heights = np.flatnonzero(((codes != 0) & (codes != SACRUM)).any(axis=(0, 1)))
+    if not heights.size:
+        return True
+    along = canal[:, :, heights[0] : heights[-1] + 1].any(axis=(0, 1))
+    return float(along.mean()) >= MIN_CANAL_SHARE
+
+
+def _in_front_of(code: int, xyz: Indices, ruler: Ruler) -> Indices | None:
+    """Voxels of a part that are its body, by the canal; None for a part without a body."""
+    if BY_CODE[code].kind is not Kind.VERTEBRA:
+        return xyz
+    body: Indices = xyz[ruler.in_front(xyz)]
+    return body if len(body) >= BODY_VOXELS else None
+
+
+def _cores(
+    voxels: Mapping[int, Sequence[Indices]], shape: tuple[int, ...], spacing_mm: Floats
+) -> dict[int, list[Indices | None]]:
+    """The same without a canal: the core of a vertebra, which is thickest in its body."""
+    found = {code: [_core(code, xyz, shape, spacing_mm) for xyz in parts] for code, parts in voxels.items()}
+    thickest = [max(core[1] for core in cores) for code, cores in found.items() if BY_CODE[code].kind is Kind.VERTEBRA]
+    least = BODY_SHARE * float(np.median(thickest)) if thickest else 0.0
+    return {
+        code: [xyz if BY_CODE[code].kind is not Kind.VERTEBRA or radius >= least else None for xyz, radius in cores]
+        for code, cores in found.items()
+    }
+
+
+def _core(code: int, xyz: Indices, shape: tuple[int, ...], spacing_mm: Floats) -> tuple[Indices, float]:
+    """The voxels of a part that are farthest from its surface, and how far those are, mm."""
+    if BY_CODE[code].kind is Kind.DISC:
+        return xyz, 0.0
+    # What the field of view cuts off goes on beyond it.
+    low, high = np.maximum(xyz.min(axis=0) - 1, 0), np.minimum(xyz.max(axis=0) + 2, shape)
+    mask = np.zeros(high - low, dtype=np.bool_)
+    mask[tuple((xyz - low).T)] = True
+    if mask.all():
+        return xyz, float((np.array(mask.shape) * spacing_mm).min()) / 2
+    depth_mm = ndimage.distance_transform_edt(mask, sampling=spacing_mm)
+    radius = float(depth_mm.max())
+    return np.argwhere(depth_mm >= CORE_SHARE * radius) + low, radius
 
 
 def _groups(codes: npt.NDArray[np.uint8]) -> dict[int, list[npt.NDArray[np.intp]]]:
@@ -106,11 +177,8 @@ def _groups(codes: npt.NDArray[np.uint8]) -> dict[int, list[npt.NDArray[np.intp]
     return groups
 
 
-def _part(code: int, number: int, xyz: npt.NDArray[np.intp], shape: tuple[int, ...], ruler: Ruler) -> Part:
-    vertebra = BY_CODE[code].kind is Kind.VERTEBRA
-    body = xyz[ruler.in_front(xyz)] if vertebra else xyz
-    has_body = not vertebra or len(body) >= BODY_VOXELS
-    center = (body if has_body else xyz).mean(axis=0)
+def _part(code: int, xyz: Indices, body: Indices | None, shape: tuple[int, ...], ruler: Ruler) -> Part:
+    center = (xyz if body is None else body).mean(axis=0)
     low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
     x, y, z = center.tolist()
     return Part(
@@ -120,10 +188,10 @@ def _part(code: int, number: int, xyz: npt.NDArray[np.intp], shape: tuple[int, .
         center_vox=(x, y, z),
         place_mm=ruler.place(center * ruler.spacing_mm),
         span_mm=_span(xyz, ruler),
-        has_body=has_body,
-        at_end=low[2] == 0 or high[2] == shape[2],
+        has_body=body is not None,
+        is_cut=any(first == 0 or end == size for first, end, size in zip(low, high, shape, strict=True)),
+        depth_mm=((high[1] - low[1]) * float(ruler.spacing_mm[1])),
         box=(slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2])),
-        number=number,
     )
 
 
@@ -148,11 +216,22 @@ def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> l
     return [flat[owner == k] for k in range(1, count + 1)]
 
 
+def _is_arch(part: Part, body: Part) -> bool:
+    """Whether a part is the arch of a body: in the few slices beside the middle nothing joins the two."""
+    return (
+        BY_CODE[part.code].kind is Kind.VERTEBRA
+        and body.has_body
+        and body.depth_mm <= MAX_BODY_DEPTH_MM
+        and part.box[1].stop <= body.box[1].start
+        and -ARCH_RISE_MM <= part.place_mm - body.place_mm <= ARCH_DROP_MM
+    )
+
+
 def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
     """Codes in several parts: duplicates of a level, and loose fragments.
 
     Args:
-        parts: From ``parts_of``.
+        parts: From ``levels_in``.
         origin: (3,) index of the map's first voxel, added to the points.
 
     Returns:
@@ -162,6 +241,8 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
     for code, (largest, *rest) in parts.items():
         name = BY_CODE[code].name
         for part in rest:
+            if _is_arch(part, largest):
+                continue
             x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
             away = abs(part.place_mm - largest.place_mm)
             if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
@@ -169,7 +250,7 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
                     f"{name} appears twice, {away:.0f} mm apart along the canal ({part.voxels} voxels in the smaller)."
                 )
                 found.append(Finding("duplicate", code, text, part.voxels, (x, y, z)))
-            elif part.volume_mm3 >= FRAGMENT_MM3 and not part.at_end:
+            elif part.volume_mm3 >= FRAGMENT_MM3 and not part.is_cut:
                 text = f"A fragment of {name} ({part.voxels} voxels) is apart from the rest of it."
                 found.append(Finding("fragment", code, text, part.voxels, (x, y, z)))
     return found

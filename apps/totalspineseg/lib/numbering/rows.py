@@ -31,7 +31,7 @@ def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.i
     """Findings about the order of levels.
 
     Args:
-        parts: From ``parts_of``.
+        parts: From ``levels_in``.
         origin: (3,) index of the map's first voxel, added to the points.
 
     Returns:

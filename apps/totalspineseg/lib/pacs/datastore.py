@@ -60,6 +60,8 @@ class PacsDatastore(StudiesDatastore):
         submitting: Turns at segmentations that become submissions, by instance.
     """
 
+    looks_beyond = False
+
     def __init__(
         self,
         client: DICOMwebClient,

@@ -9,7 +9,7 @@ from lib.corrections.image_ids import file_stem
 from lib.corrections.store import CorrectionStore
 from lib.gate.holdout import subject_of
 from lib.registry.store import ModelStore
-from lib.volume_io import IMAGE_SUFFIXES
+from lib.volume_io import image_named
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
     history = work or studies / HISTORY_DIR
 
     def image_file(image_id: str) -> Path | None:
-        files = (studies / f"{file_stem(image_id)}{suffix}" for suffix in IMAGE_SUFFIXES)
-        return next((file for file in files if file.is_file()), None)
+        return image_named(studies, file_stem(image_id))
 
     return Site(history, models, CorrectionStore(history), image_file)
