@@ -56,7 +56,7 @@ def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.
 
 
 def _stored_once(weights: Mapping[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Let the names of one tensor share it again, as in the parent's file; else the file is almost four times as large."""
+    """Let the names of one tensor share it again; without that the file is almost four times as large."""
     known = checkpoint["network_weights"]
     first: dict[tuple[int, int, torch.Size], torch.Tensor] = {}
     shared = {}
