@@ -30,6 +30,7 @@ from lib.nnunet import training_log, training_state
 from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
+from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune import Finetuned, Progress, Stopped, fine_tune
 from lib.nnunet.finetune_run import Run
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings, Strength
@@ -74,6 +75,15 @@ def scan() -> LabeledScan:
 @pytest.fixture(scope="module")
 def cases(folders: dict[int, ModelFolder], scan: LabeledScan) -> dict[int, TrainingCase]:
     return {step: prepare_case(scan, folder) for step, folder in folders.items()}
+
+
+def test_a_trained_network_is_stored_once(folders: dict[int, ModelFolder], tmp_path: Path) -> None:
+    """A network knows its tensors by several names: official weights of 0.6 GB became a version of 2.1 GB a step."""
+    parent = folders[1]
+    weights = {name: value.clone() + 1 for name, value in parent.load_network().state_dict().items()}
+    written = write_candidate(parent, weights, tmp_path) / "fold_0" / "checkpoint_final.pth"
+    assert written.stat().st_size < 1.1 * parent.checkpoint.stat().st_size
+    assert all(torch.equal(value, weights[name]) for name, value in load_checkpoint(written)["network_weights"].items())
 
 
 # --- what is taught
