@@ -32,7 +32,7 @@ from lib.corrections.submission import submitted_grid
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, LabelError, StorageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
-from lib.geometry import same_grid
+from lib.geometry import same_voxels
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownImageError, UnknownLabelError, http_errors
 from lib.infers.result_tag import result_tag
@@ -362,10 +362,10 @@ class App(MONAILabelApp):
         return withdrawn
 
     def _is_on_grid(self, label: Path, image_id: str) -> bool:
-        """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
+        """Return whether a submitted file has the voxels of an image; not where either cannot be read or is missing."""
         image = self._image_file(image_id)
         try:
-            return image is not None and same_grid(submitted_grid(label), read_image(image).grid)
+            return image is not None and same_voxels(submitted_grid(label), read_image(image).grid)
         except ImageError:
             return False
 

@@ -213,4 +213,4 @@ def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
 def _read(file: Path, grid: Grid, label_info: object, sources: Path | None) -> Submission:
     if file.name.lower().endswith(SEG_SUFFIX):
         return read_seg(file, grid, sources=sources)
-    return read_submission(file, label_info)
+    return read_submission(file, label_info).on(grid)
