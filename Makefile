@@ -15,8 +15,9 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
+SLICER := .venv-slicer
 
-.PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-cli bench-runtimes \
+.PHONY: setup serve serve-ohif test test-browser test-ohif test-slicer check demo bench bench-numbering bench-cli bench-runtimes \
   bench-starter bench-retrain lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
@@ -58,6 +59,15 @@ test-browser: setup
 test-ohif: setup
 	$(BIN)/python -m pytest -m ohif
 
+# 3D Slicer's own import and export, without its windows, before a running server.
+test-slicer: setup $(SLICER)/.ready
+	$(BIN)/python -m pytest -m slicer
+
+$(SLICER)/.ready: requirements-slicer.lock Makefile | $(READY)
+	@test -x $(SLICER)/bin/python || $(BIN)/python -m venv $(SLICER)
+	$(BIN)/uv pip sync --quiet --python $(SLICER)/bin/python $(FROM_WHEELS) requirements-slicer.lock
+	@touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -96,6 +106,8 @@ wheelhouse: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-dev.txt -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header requirements-slicer.txt -o requirements-slicer.lock
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(SLICER) demo .pytest_cache .mypy_cache .ruff_cache
