@@ -121,11 +121,11 @@ class Desk:
     def _archetype(self) -> Any:
         return slicer.vtkMRMLVolumeArchetypeStorageNode()
 
-    def run(self, image: str, model: str, session: str | None) -> dict[str, Any]:
-        """Press *Run* and import the label map of the reply."""
+    def run(self, image: str, model: str, chosen: dict[str, Any], session: str | None) -> dict[str, Any]:
+        """Press *Run* with some settings changed, and import the label map of the reply."""
         config = self.info["models"][model]["config"]
         settings = {name: value[0] if isinstance(value, list) else value for name, value in config.items()}
-        file, reply = self.client.infer(model, image, settings | SLICER_FIELDS, session_id=session)
+        file, reply = self.client.infer(model, image, settings | chosen | SLICER_FIELDS, session_id=session)
         labels = reply["label_names"]
         names = [name for name, _ in sorted(labels.items(), key=lambda item: item[1]) if name != "background"]
         ids = vtk.vtkStringArray()
@@ -256,7 +256,8 @@ def main() -> None:
     else:
         image = desk.next_sample(work["wanted"])
     report["image"], report["at_first"] = image, desk.rows()
-    report["replies"] = [desk.run(image, model, session) for model in work.get("models", ["totalspineseg"])]
+    for model, chosen in work.get("runs", [["totalspineseg", {}]]):
+        desk.run(image, model, chosen, session)
     report["predicted"] = desk.rows()
     for name, box in work.get("paint", {}).items():
         desk.paint(name, box)

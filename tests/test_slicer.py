@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pytest
 from nibabel import orientations
 
-from lib.anatomy import CANAL, CODE_OF
+from lib.anatomy import CANAL, CODE_OF, NAME_OF
 from lib.corrections.store import CODES_FILE, CorrectionStore
 from lib.dicom.mr_object import mr_slices
 from lib.dicom.uids import uid_from
@@ -34,6 +34,7 @@ SLICER: Final = ROOT / ".venv-slicer" / "bin" / "python"
 SECONDS: Final = 120
 PAINTED: Final = [[4, 4, 4], [8, 9, 10]]
 """A box of voxels outside the column, whatever the index order."""
+UPPER: Final = [CODE_OF[name] for name in ("T12", "T12-L1", "L1")]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Sitting:
         return dict(self.report["answer"])
 
     @property
-    def filled(self) -> list[dict[str, Any]]:
-        return [row for row in self.report["rows"] if row["voxels"]]
+    def colors(self) -> dict[str, int]:
+        """Segment name -> number of its color, in the order of the rows."""
+        return {row["name"]: row["color"] for row in self.report["rows"]}
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +220,52 @@ def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
 
 
 def test_marks_of_the_review_are_removed_before_submit(server: Server, tmp_path: Path) -> None:
-    models = ["totalspineseg", "totalspineseg_review"]
+    runs = [["totalspineseg", {}], ["totalspineseg_review", {}]]
     grid = offered(server, GEOMETRIES["left-handed"], "reviewed")
     (tmp_path / "first").mkdir()
-    refused = sit_down(server, tmp_path / "first", wanted="reviewed", models=models)
+    refused = sit_down(server, tmp_path / "first", wanted="reviewed", runs=runs)
     marks = [row["name"] for row in refused.report["rows"] if row["name"].startswith("review")]
     assert any(row["voxels"] for row in refused.report["rows"] if row["name"] in marks)
     assert "422" in refused.report["refused"]
     assert marks[0] in refused.report["refused"]
-    sitting = sit_down(server, tmp_path, wanted="reviewed", models=models, remove=marks)
+    sitting = sit_down(server, tmp_path, wanted="reviewed", runs=runs, remove=marks)
     np.testing.assert_array_equal(kept(server, sitting.answer), expected(sitting, grid))
+
+
+COLUMN: Final = ("L5-S", "L5", "L4-L5", "L4", "L3-L4", "L3", "L2-L3", "L2", "L1-L2", "L1", "T12-L1", "T12")
+
+
+def test_the_scene_has_a_row_for_what_was_found_and_its_color_is_always_the_same(
+    server: Server, tmp_path: Path
+) -> None:
+    """54 rows stood in every scene, most of them empty."""
+    whole = turned("LAS")
+    below_l1 = Volume(np.where(np.isin(np.rint(whole.data / 10), UPPER), 0, whole.data), whole.affine)
+    seen = []
+    for name, image in (("whole", whole), ("below-l1", below_l1)):
+        offered(server, image, f"rows-{name}")
+        (tmp_path / name).mkdir()
+        seen.append(sit_down(server, tmp_path / name, wanted=f"rows-{name}"))
+    before, after = (seen[0].report[when] for when in ("at_first", "predicted"))
+    assert [row["name"] for row in before] == ["canal", "cord"]
+    assert [row["name"] for row in after] == ["canal", "cord", "sacrum", *COLUMN]
+    assert all(row["voxels"] for row in after)
+    assert len(set(seen[0].colors.values())) == len(after)
+    assert set(seen[0].colors) - set(seen[1].colors) == {NAME_OF[code] for code in UPPER}
+    assert seen[1].colors.items() <= seen[0].colors.items()
+
+
+def test_a_second_result_leaves_nothing_of_the_first(server: Server, tmp_path: Path) -> None:
+    """Of a level that is not listed again the voxels stay in the scene and are submitted over those of the second."""
+    image = GEOMETRIES["left-handed"]
+    grid = offered(server, image, "twice")
+    x, y, z = nib.affines.apply_affine(image.affine, np.argwhere(np.rint(image.data / 10) == CODE_OF["L5"]).mean(0))
+    runs = [["totalspineseg", {}], ["totalspineseg", {"pin": f"L6 {x} {y} {z}"}]]
+    sitting = sit_down(server, tmp_path, wanted="twice", runs=runs)
+    left = {row["name"]: row["voxels"] for row in sitting.report["rows"]}
+    assert left["T12"] == 0, "L1 now"
+    codes = kept(server, sitting.answer)
+    np.testing.assert_array_equal(codes, expected(sitting, grid))
+    truth = np.rint(image.data / 10)
+    for name, now in {"L5": "L6", "L4": "L5", "L1": "L2", "T12": "L1"}.items():
+        assert (codes[truth == CODE_OF[name]] == CODE_OF[now]).all()

@@ -69,6 +69,12 @@ class ReviewTask(FullTask):
             return found
         return super().kept(scan, step, request, versions)
 
+    def listed(
+        self, outcome: Outcome, settings: Settings, record: PredictionRecord, *, is_recorded: bool
+    ) -> tuple[str, ...]:
+        """Both marks, so that those of an earlier review are cleared."""
+        return tuple(self.labels)
+
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
         """1 where a level is not certain, 2 where the checks found something."""
         labels = outcome.labels

@@ -13,7 +13,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib import pipeline
-from lib.anatomy import BACKGROUND, WIRE_LABELS
+from lib.anatomy import BACKGROUND, BY_CODE, WIRE_LABELS
 from lib.certainty import is_doubtful
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
@@ -24,6 +24,7 @@ from lib.errors import StorageError
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import UnknownImageError, http_errors
 from lib.infers.latencies import Latencies
+from lib.infers.listed import listed_names
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
@@ -33,6 +34,7 @@ from lib.numbering.lint import lint
 from lib.numbering.renumber import Drawn
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling
+from lib.transforms.components import labels_present
 from lib.volume_io import read_image, read_labels, write_volume
 
 logger = logging.getLogger(__name__)
@@ -155,7 +157,19 @@ class SpineTask(InferTask):  # type: ignore[misc]
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
         )
-        return str(file), self._reply(record, warning=self._record(record, outcome))
+        warning = self._record(record, outcome)
+        listed = self.listed(outcome, settings, record, is_recorded=not warning)
+        return str(file), {**self._reply(record, warning=warning), "listed": list(listed)}
+
+    def listed(
+        self, outcome: Outcome, settings: Settings, record: PredictionRecord, *, is_recorded: bool
+    ) -> tuple[str, ...]:
+        """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared."""
+        earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
+        if earlier is None:
+            return listed_names(self.labels, BY_CODE.keys())
+        shown = frozenset(np.flatnonzero(labels_present(outcome.labels)).tolist()) & settings.codes
+        return listed_names(self.labels, shown | earlier)
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
