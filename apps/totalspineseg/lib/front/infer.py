@@ -141,13 +141,12 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
         content = file.read_bytes()
     finally:
         file.unlink(missing_ok=True)
-    report = dict(result["params"])
-    report.pop("listed")
-    if output == "json":
-        return Response(json.dumps(report), media_type="application/json")
     if output == "image":
         disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
         return Response(content, media_type="application/octet-stream", headers=disposition)
+    report = {name: value for name, value in result["params"].items() if name != "listed"}
+    if output == "json":
+        return Response(json.dumps(report), media_type="application/json")
     fields = {
         "params": (None, json.dumps(report), "application/json"),
         "image": (file.name, content, "application/octet-stream"),
