@@ -1,6 +1,6 @@
 """A model that shows where a reader should look: clients drop the report, but they show segments."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -69,9 +69,7 @@ class ReviewTask(FullTask):
             return found
         return super().kept(scan, step, request, versions)
 
-    def listed(
-        self, outcome: Outcome, settings: Settings, record: PredictionRecord, *, is_recorded: bool
-    ) -> tuple[str, ...]:
+    def listed(self, shown: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Both marks, so that those of an earlier review are cleared."""
         return tuple(self.labels)
 

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib import pipeline
-from lib.anatomy import BACKGROUND, BY_CODE, WIRE_LABELS
+from lib.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
 from lib.certainty import is_doubtful
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
@@ -144,7 +144,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
                 outcome = replace(outcome, findings=lint(outcome.labels, scan.iso.spacing))
         finally:
             self.services.lock.release()
-        file = self._write(outcome, settings, clock)
+        file, shown = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
             id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
@@ -158,18 +158,21 @@ class SpineTask(InferTask):  # type: ignore[misc]
             image_sha256=sha256,
         )
         warning = self._record(record, outcome)
-        listed = self.listed(outcome, settings, record, is_recorded=not warning)
+        listed = self.listed(shown, record, is_recorded=not warning)
         return str(file), {**self._reply(record, warning=warning), "listed": list(listed)}
 
-    def listed(
-        self, outcome: Outcome, settings: Settings, record: PredictionRecord, *, is_recorded: bool
-    ) -> tuple[str, ...]:
-        """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared."""
+    def listed(self, shown: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
+        """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared.
+
+        Args:
+            shown: Wire ids in the map of the reply.
+            record: The prediction.
+            is_recorded: Whether the prediction and its maps could be kept, as those before it.
+        """
         earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
         if earlier is None:
             return listed_names(self.labels, BY_CODE.keys())
-        shown = frozenset(np.flatnonzero(labels_present(outcome.labels)).tolist()) & settings.codes
-        return listed_names(self.labels, shown | earlier)
+        return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in shown})
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
@@ -196,7 +199,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         self.services.maps.keep(sha256, kept)
 
-    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> Path:
+    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
+        """Write the map of the reply; returns its file and the ids in it."""
         with clock("write result"):
             wire = self.wire(outcome, settings)
             grid = outcome.scan.iso.grid
@@ -208,7 +212,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             except StorageError:
                 file.unlink(missing_ok=True)
                 raise
-        return file
+        return file, frozenset(np.flatnonzero(labels_present(wire)).tolist())
 
     def _reply(self, record: PredictionRecord, *, warning: str) -> dict[str, Any]:
         return {
