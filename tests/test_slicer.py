@@ -85,7 +85,7 @@ def sit_down(server: Server, folder: Path, **work: Any) -> Sitting:
 
 
 def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees: float = 0) -> Volume:
-    """The phantom with its axes as named, its slices apart as told, the patient turned by an angle."""
+    """The phantom with its axes in an order, a voxel size in mm, and the patient turned by an angle."""
     data = image_of(lumbar_codes())[:: int(spacing[0]), :: int(spacing[1]), :: int(spacing[2])]
     angle = np.radians(degrees)
     turn = nib.affines.from_matvec(
@@ -96,7 +96,7 @@ def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees:
     return Volume(np.ascontiguousarray(orientations.apply_orientation(data, order)), affine)
 
 
-def kept(server: Server, answer: dict[str, Any]) -> npt.NDArray[np.uint8]:
+def stored_codes(server: Server, answer: dict[str, Any]) -> npt.NDArray[np.uint8]:
     """The codes that the server keeps of a submission."""
     store = CorrectionStore(server.studies / ".totalspineseg")
     correction = store.latest_accepted(answer["image"])
@@ -151,7 +151,7 @@ def test_a_correction_is_kept_voxel_for_voxel(server: Server, tmp_path: Path, ge
     name = f"{geometry.replace(', ', '-').replace(' ', '-')}{ending.replace('.', '-')}"
     grid = offered(server, GEOMETRIES[geometry], name, ending)
     sitting = sit_down(server, tmp_path, wanted=name, **WORK)
-    codes = kept(server, sitting.answer)
+    codes = stored_codes(server, sitting.answer)
     np.testing.assert_array_equal(codes, expected(sitting, grid))
     assert sitting.answer["renumbered"]["names"]["L4"] == "L5"
     assert (codes == CODE_OF["L6"]).any()
@@ -176,7 +176,7 @@ def test_what_rounding_did_to_a_header_costs_no_submission(server: Server, tmp_p
     nib.save(nifti, server.studies / f"{name}.nii.gz")
     sitting = sit_down(server, tmp_path, wanted=name, **WORK)
     np.testing.assert_array_equal(
-        kept(server, sitting.answer), expected(sitting, read_image(server.studies / f"{name}.nii.gz").grid)
+        stored_codes(server, sitting.answer), expected(sitting, read_image(server.studies / f"{name}.nii.gz").grid)
     )
 
 
@@ -196,7 +196,7 @@ def test_a_dicom_series_is_uploaded_and_corrected(server: Server, tmp_path: Path
     name = f"5: t2_tse_sag {ending} {session}"
     sitting = sit_down(server, tmp_path, files=files, name=name, session=session, ending=ending, **WORK)
     assert sitting.answer["image"] == name
-    codes = kept(server, sitting.answer)
+    codes = stored_codes(server, sitting.answer)
     np.testing.assert_array_equal(codes, expected(sitting, uploaded(server, name).grid))
     assert (codes == CODE_OF["L6"]).any()
 
@@ -213,7 +213,7 @@ def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
     sitting = sit_down(
         server, tmp_path, wanted="overlapping", ending=".seg.nrrd", paint={"canal": inside}, rename={"L5": "L6"}
     )
-    codes = kept(server, sitting.answer)
+    codes = stored_codes(server, sitting.answer)
     np.testing.assert_array_equal(codes, expected(sitting, grid))
     claimed = sum(data.astype(int) for data in sitting.drawn.values())
     assert sitting.answer["overlap_voxels"] == (claimed > 1).sum() > 0
@@ -229,7 +229,7 @@ def test_marks_of_the_review_are_removed_before_submit(server: Server, tmp_path:
     assert "422" in refused.report["refused"]
     assert marks[0] in refused.report["refused"]
     sitting = sit_down(server, tmp_path, wanted="reviewed", runs=runs, remove=marks)
-    np.testing.assert_array_equal(kept(server, sitting.answer), expected(sitting, grid))
+    np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
 
 
 COLUMN: Final = ("L5-S", "L5", "L4-L5", "L4", "L3-L4", "L3", "L2-L3", "L2", "L1-L2", "L1", "T12-L1", "T12")
@@ -241,18 +241,18 @@ def test_the_scene_has_a_row_for_what_was_found_and_its_color_is_always_the_same
     """54 rows stood in every scene, most of them empty."""
     whole = turned("LAS")
     below_l1 = Volume(np.where(np.isin(np.rint(whole.data / 10), UPPER), 0, whole.data), whole.affine)
-    seen = []
+    sittings = []
     for name, image in (("whole", whole), ("below-l1", below_l1)):
         offered(server, image, f"rows-{name}")
         (tmp_path / name).mkdir()
-        seen.append(sit_down(server, tmp_path / name, wanted=f"rows-{name}"))
-    before, after = (seen[0].report[when] for when in ("at_first", "predicted"))
+        sittings.append(sit_down(server, tmp_path / name, wanted=f"rows-{name}"))
+    before, after = (sittings[0].report[when] for when in ("at_first", "predicted"))
     assert [row["name"] for row in before] == ["canal", "cord"]
     assert [row["name"] for row in after] == ["canal", "cord", "sacrum", *COLUMN]
     assert all(row["voxels"] for row in after)
-    assert len(set(seen[0].colors.values())) == len(after)
-    assert set(seen[0].colors) - set(seen[1].colors) == {NAME_OF[code] for code in UPPER}
-    assert seen[1].colors.items() <= seen[0].colors.items()
+    assert len(set(sittings[0].colors.values())) == len(after)
+    assert set(sittings[0].colors) - set(sittings[1].colors) == {NAME_OF[code] for code in UPPER}
+    assert sittings[1].colors.items() <= sittings[0].colors.items()
 
 
 def test_a_second_result_leaves_nothing_of_the_first(server: Server, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_second_result_leaves_nothing_of_the_first(server: Server, tmp_path: P
     sitting = sit_down(server, tmp_path, wanted="twice", runs=runs)
     left = {row["name"]: row["voxels"] for row in sitting.report["rows"]}
     assert left["T12"] == 0, "L1 now"
-    codes = kept(server, sitting.answer)
+    codes = stored_codes(server, sitting.answer)
     np.testing.assert_array_equal(codes, expected(sitting, grid))
     truth = np.rint(image.data / 10)
     for name, now in {"L5": "L6", "L4": "L5", "L1": "L2", "T12": "L1"}.items():

@@ -133,8 +133,8 @@ class DrawnMaps:
         earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
         if len(ids) >= KEPT_PER_IMAGE or any(kept is None for kept in earlier):
             return None
-        shown = [labels_present(kept.drawn.labels) for kept in earlier if kept is not None]
-        return frozenset(int(code) for present in shown for code in np.flatnonzero(present))
+        masks = [labels_present(kept.drawn.labels) for kept in earlier if kept is not None]
+        return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
 
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
         """The newest maps of a step, or None.

@@ -69,7 +69,7 @@ class ReviewTask(FullTask):
             return found
         return super().kept(scan, step, request, versions)
 
-    def listed(self, shown: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
+    def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Both marks, so that those of an earlier review are cleared."""
         return tuple(self.labels)
 

@@ -144,7 +144,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
                 outcome = replace(outcome, findings=lint(outcome.labels, scan.iso.spacing))
         finally:
             self.services.lock.release()
-        file, shown = self._write(outcome, settings, clock)
+        file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
             id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
@@ -158,21 +158,21 @@ class SpineTask(InferTask):  # type: ignore[misc]
             image_sha256=sha256,
         )
         warning = self._record(record, outcome)
-        listed = self.listed(shown, record, is_recorded=not warning)
+        listed = self.listed(present, record, is_recorded=not warning)
         return str(file), {**self._reply(record, warning=warning), "listed": list(listed)}
 
-    def listed(self, shown: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
+    def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared.
 
         Args:
-            shown: Wire ids in the map of the reply.
+            present: Wire ids in the map of the reply.
             record: The prediction.
             is_recorded: Whether the prediction and its maps could be kept, as those before it.
         """
         earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
         if earlier is None:
             return listed_names(self.labels, BY_CODE.keys())
-        return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in shown})
+        return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in present})
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
