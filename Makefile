@@ -19,9 +19,10 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 APP := apps/totalspineseg
 READY := .venv/.ready
+SLICER := .venv-slicer
 
-.PHONY: setup serve serve-ohif test test-fast test-browser test-ohif release-check coverage check demo bench bench-numbering \
-  bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+.PHONY: setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
+  bench-numbering bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -51,7 +52,7 @@ serve-ohif: setup
 
 # Before each commit: no server, no training, one process.
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not release and not browser and not ohif"
+	$(BIN)/python -m pytest -m "not slow and not release and not browser and not ohif and not slicer"
 
 # All but what needs a browser, Orthanc or Slicer, or is long. A file stays in one process: its tests share networks.
 test: setup
@@ -65,8 +66,26 @@ test-browser: setup
 test-ohif: setup
 	$(BIN)/python -m pytest -m ohif
 
+# 3D Slicer's own import and export, without its windows, before a running server.
+test-slicer: setup $(SLICER)/.ready
+	$(BIN)/python -m pytest -m slicer
+
+$(SLICER)/.ready: requirements-slicer.lock Makefile | $(READY)
+	@test -x $(SLICER)/bin/python || $(BIN)/python -m venv $(SLICER)
+	$(BIN)/uv pip sync --quiet --python $(SLICER)/bin/python $(FROM_WHEELS) requirements-slicer.lock
+	@touch $@
+
 # What is long or needs packages from outside: before a release, and before a change of these things is called done.
 release-check: setup
+	$(BIN)/python tools/release_check.py
+
+# Figures of lib's lines and branches, the server's processes among them.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json
+	$(BIN)/python tools/coverage_table.py coverage.json
+
+check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -117,6 +136,8 @@ wheelhouse: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-dev.txt -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header requirements-slicer.txt -o requirements-slicer.lock
 
 # Compares the lock with the known vulnerabilities; fails, too, when they cannot be looked up. What is left to stand is
 # explained in docs/decisions/0026-safe-pins.md, under all of its names: some are not known as aliases.
@@ -126,4 +147,4 @@ audit: setup
 	  $(addprefix --ignore-vuln ,$(EXPLAINED)) -r requirements.lock
 
 clean:
-	rm -rf .venv .venv-fuzz demo bench .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json
+	rm -rf .venv .venv-fuzz $(SLICER) demo bench .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json

@@ -57,7 +57,7 @@ def test_the_host_discovers_every_model(app: Any) -> None:
         assert list(task.labels.values()) == list(range(1, len(task.labels) + 1))
         assert task.get_path() is None
         assert task.info()["type"] == "segmentation"
-    assert list(app.info()["labels"]) == list(WIRE_LABELS)
+    assert app.info()["labels"] == ["canal", "cord"], "3D Slicer makes an empty row of each"
     assert set(app.info()["strategies"]) == {"first", "random", "last"}
     assert "config" not in app.info()
 

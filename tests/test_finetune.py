@@ -372,7 +372,7 @@ def spoiled(scan: LabeledScan, name: str) -> LabeledScan:
         ("no code", LabelError, r"got the values \[7\]"),
         ("empty", LabelError, "cubic millimeters"),
         ("no disc", LabelError, "at least one disc"),
-        ("another grid", GridError, "grid of its image"),
+        ("another grid", GridError, "mm apart"),
     ],
 )
 def test_unusable_labels_say_why(
@@ -380,6 +380,15 @@ def test_unusable_labels_say_why(
 ) -> None:
     with pytest.raises(error, match=message):
         prepare_case(spoiled(scan, name), folders[2])
+
+
+def test_a_label_in_another_index_order_teaches_the_same(scan: LabeledScan, folders: dict[int, ModelFolder]) -> None:
+    """A label that another program had saved with flipped axes was left out of every training."""
+    flipped = np.diag([-1.0, -1, 1, 1])
+    flipped[:2, 3] = np.array(scan.codes.data.shape[:2]) - 1
+    turned = Volume(scan.codes.data[::-1, ::-1], scan.codes.affine @ flipped)
+    taught = prepare_case(replace(scan, codes=turned), folders[1])
+    np.testing.assert_array_equal(taught.codes, prepare_case(scan, folders[1]).codes)
 
 
 def test_one_bad_case_does_not_stop_the_others(scan: LabeledScan, folders: dict[int, ModelFolder]) -> None:

@@ -16,9 +16,10 @@ from lib.geometry import (
     labels_from_iso,
     labels_on_grid,
     labels_to_iso,
+    on_grid,
     points_from_iso,
-    require_same_grid,
     same_grid,
+    same_voxels,
     soft_from_iso,
     to_ras,
 )
@@ -158,15 +159,63 @@ def test_a_label_map_of_another_series_lands_in_the_right_place() -> None:
     assert (same == 44).sum() == pytest.approx(8 * (labels == 44).sum(), rel=0.1)
 
 
-def test_grids_apart_by_half_a_voxel_are_not_the_same() -> None:
-    grid = Grid((10, 10, 10), np.eye(4))
-    moved = np.eye(4)
-    moved[0, 3] = 0.5
-    assert same_grid(grid, Grid((10, 10, 10), np.eye(4) + 1e-6))
-    assert not same_grid(grid, Grid((10, 10, 10), moved))
-    assert not same_grid(grid, Grid((10, 10, 11), np.eye(4)))
-    with pytest.raises(GridError, match="grid of its image"):
-        require_same_grid(Grid((10, 10, 10), moved), grid)
+ANISOTROPIC = Grid((6, 9, 12), oriented("LPI", (6, 9, 12), (4.0, 0.5, 1.0)))
+
+
+def moved(*voxels: float) -> Grid:
+    """``ANISOTROPIC``, shifted by voxels along its axes."""
+    shift = np.eye(4)
+    shift[:3, 3] = voxels
+    return Grid(ANISOTROPIC.shape, ANISOTROPIC.affine @ shift)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
+def test_a_label_in_another_index_order_lies_on_the_same_voxels(
+    order: tuple[int, int, int], flips: tuple[int, int, int]
+) -> None:
+    """3D Slicer reverses the slices of left-handed volumes, and every label of such an image was refused."""
+    labels = np.arange(6 * 9 * 12).reshape(ANISOTROPIC.shape).astype(np.uint8)
+    ornt = np.column_stack([order, flips])
+    turned = Volume(
+        nib.orientations.apply_orientation(labels, ornt),
+        ANISOTROPIC.affine @ nib.orientations.inv_ornt_aff(ornt, labels.shape),
+    )
+    before = turned.data.copy()
+    assert same_voxels(turned.grid, ANISOTROPIC)
+    assert same_grid(turned.grid, ANISOTROPIC) == (order == (0, 1, 2) and flips == (1, 1, 1))
+    found = on_grid(turned, ANISOTROPIC)
+    np.testing.assert_array_equal(found.data, labels)
+    np.testing.assert_array_equal(found.affine, ANISOTROPIC.affine)
+    np.testing.assert_array_equal(turned.data, before)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_quarter_of_a_voxel_along_each_axis_is_the_same_voxel(axis: int) -> None:
+    """A tolerance in mm refused headers with cosines of four digits, and is a sixth of a voxel here, two there."""
+    offset = np.zeros(3)
+    offset[axis] = 0.24
+    assert same_grid(moved(*offset), ANISOTROPIC)
+    assert same_grid(moved(0.24, -0.24, 0.24), ANISOTROPIC), "each axis by itself"
+    offset[axis] = 0.26
+    assert not same_voxels(moved(*offset), ANISOTROPIC)
+
+
+def test_rounded_cosines_are_the_same_voxels() -> None:
+    """A label that ITK wrote back for an image with cosines of four digits was refused for 0.02 mm at a corner."""
+    shape = (72, 100, 180)
+    affine = oriented("PIR", shape, (1.0, 1.0, 1.0))
+    rounded = affine.copy()
+    rounded[:3, :3] = np.round(affine[:3, :3], 4)
+    assert same_grid(Grid(shape, rounded), Grid(shape, affine))
+
+
+def test_a_refusal_says_how_far_the_corners_are_apart() -> None:
+    """The message printed two equal grids where a label was shifted."""
+    with pytest.raises(GridError, match=r"up to 40 mm apart.*image as reference"):
+        on_grid(Volume(np.zeros(ANISOTROPIC.shape, np.uint8), moved(10, 0, 0).affine), ANISOTROPIC)
+    with pytest.raises(GridError, match=r"shape \(6, 9, 11\).*shape \(6, 9, 12\)"):
+        on_grid(Volume(np.zeros((6, 9, 11), np.uint8), ANISOTROPIC.affine), ANISOTROPIC)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Numbering through a running server: a fixed level, a renamed segment, other series of the examination."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from monailabel.client.client import MONAILabelClient
 from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.store import CorrectionStore
-from lib.corrections.wire import from_wire
+from lib.corrections.wire import from_names, to_wire
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
@@ -29,9 +30,9 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
 
 
-def named(file: str) -> dict[str, str]:
+def named(file: str, report: dict[str, Any]) -> dict[str, str]:
     """True name -> name in the result, of every structure of the phantom that is drawn."""
-    result = from_wire(read_labels(Path(file)).data)
+    result = from_names(read_labels(Path(file)).data, report["label_names"])
     found = {}
     for code in np.unique(CODES[result > 0]).tolist():
         found[NAME_OF[code]] = NAME_OF[int(np.bincount(result[(code == CODES) & (result > 0)]).argmax())]
@@ -51,7 +52,7 @@ def test_a_fixed_level_is_answered_without_the_networks(server: Server, client: 
     pin = f"L3 {middle_of('L3')}"
     file, report = client.infer("totalspineseg", image, {"result_extension": ".nii", "pin": pin})
     assert not any("network" in stage and "wait" not in stage for stage in report["latencies"])
-    names = named(file)
+    names = named(file, report)
     assert names == {name: name for name in names}
     assert names["L4-L5"] == "L4-L5"
     assert report["numbering"]["probability"] > before["numbering"]["probability"]
@@ -60,7 +61,7 @@ def test_a_fixed_level_is_answered_without_the_networks(server: Server, client: 
     pin = f"L3-L4 {middle_of('L3-L4')}"
     file, report = client.infer("totalspineseg_step1", image, {"result_extension": ".nii", "pin": pin})
     assert "step 1 network" not in report["latencies"]
-    assert named(file)["L2-L3"] == "L2-L3"
+    assert named(file, report)["L2-L3"] == "L2-L3"
 
 
 def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server, client: MONAILabelClient) -> None:
@@ -131,7 +132,7 @@ def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
     """Slicer sends two segments called L4 then; the submission was refused for it."""
     image = add_image(server, "renamed", image_of(CODES))
     file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
-    wire = read_labels(Path(file)).data
+    wire = to_wire(from_names(read_labels(Path(file)).data, report["label_names"]))
     order = [name for name, value in WIRE_LABELS.items() if (wire == value).any()]
     sent = np.zeros(wire.shape, dtype=np.uint8)
     for value, name in enumerate(order, start=1):
@@ -183,7 +184,7 @@ def test_other_series_of_the_examination_name_what_has_no_landmark(
     file, report = client.infer("totalspineseg", blank, {"result_extension": ".nii"})
     assert report["numbering"]["helped_by"] == ["sub-07_ses-1_T2w"]
     assert report["numbering"]["probability"] > 0.9
-    names = named(file)
+    names = named(file, report)
     assert names == {name: name for name in names}
     ignored = client.infer("totalspineseg", blank, {"other_series": "ignore"})[1]
     assert ignored["numbering"]["probability"] == alone["numbering"]["probability"]
@@ -219,5 +220,5 @@ def test_a_finished_label_of_another_series_is_near_certain(
     client.save_label(one, str(label), params={"label_info": [{"name": "L4"}]})
     file, report = client.infer("totalspineseg", two, {"result_extension": ".nii"})
     assert report["numbering"]["helped_by"] == [one]
-    assert named(file)["L3"] == "L4"
-    assert named(file)["L1-L2"] == "L2-L3"
+    assert named(file, report)["L3"] == "L4"
+    assert named(file, report)["L1-L2"] == "L2-L3"

@@ -31,7 +31,7 @@ from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.anatomy import WIRE_LABELS  # noqa: E402
-from lib.corrections.wire import from_wire, to_wire  # noqa: E402
+from lib.corrections.wire import from_names, to_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.registry.store import ModelStore  # noqa: E402
@@ -159,7 +159,7 @@ def _predict(client: MONAILabelClient, cases: Sequence[Case]) -> tuple[list[Case
             if REFUSED not in error.msg:
                 sys.exit(f"{case.name}: {error.msg[:500]}")
         else:
-            codes = from_wire(read_labels(Path(file)).data)
+            codes = from_names(read_labels(Path(file)).data, reply["label_names"])
             versions |= set(reply["models"].values())
             Path(file).unlink()
         scores.append(score_case(case.truth.data, codes))

@@ -24,7 +24,7 @@ from local_server import TrainingFailedError, own_app, serving, train  # noqa: E
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
 from lib.corrections.store import CorrectionStore  # noqa: E402
-from lib.corrections.wire import from_wire  # noqa: E402
+from lib.corrections.wire import from_names, from_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.preview import mid_sagittal, save_picture  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
@@ -120,7 +120,7 @@ def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, fol
     file, report = client.infer("totalspineseg", study, {"result_extension": ".nrrd", "result_dtype": "uint8"})
     seconds = time.perf_counter() - start
     wire = read_labels(Path(file))
-    codes = from_wire(wire.data)
+    codes = from_names(wire.data, report["label_names"])
     label = folder / "label.nii.gz"
     label_info = as_slicer_sends(label, wire, report["label_names"])
     reply = client.save_label(study, str(label), params={"label_info": label_info})

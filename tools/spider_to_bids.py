@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED, column  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, Volume, require_same_grid, to_ras  # noqa: E402
+from lib.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
 from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 CANAL_VALUE: Final = 100
@@ -87,8 +87,7 @@ def main() -> int:
         try:
             name = bids_name(file)
             image = to_ras(read_image(file))
-            codes = spider_codes(read_labels(arguments.masks / file.name))
-            require_same_grid(codes.grid, image.grid)
+            codes = on_grid(spider_codes(read_labels(arguments.masks / file.name)), image.grid)
         except (TotalSpineSegError, OSError) as error:
             print(f"left out {file.name}: {error}", file=sys.stderr)
             left_out += 1

@@ -17,7 +17,7 @@ from monailabel.utils.others.class_utils import get_class_names
 import lib.configs
 from lib.activelearning.offers import Offers
 from lib.activelearning.strategies import First, Last, Random
-from lib.anatomy import WIRE_LABELS
+from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
@@ -35,6 +35,7 @@ from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
+from lib.infers.listed import ALWAYS_LISTED
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
@@ -106,7 +107,7 @@ class App(MONAILabelApp):
             name="TotalSpineSeg",
             description=self._description(),
             version=VERSION,
-            labels=list(WIRE_LABELS),
+            labels=[NAME_OF[code] for code in ALWAYS_LISTED],
         )
 
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:

@@ -27,8 +27,9 @@ ISO_MM = 1.0
 """Spacing the networks were trained at, mm."""
 COORDINATE_DECIMALS = 4
 """Voxel coordinates are rounded to 1e-4 voxel: NIfTI headers keep affines as float32, whose error is below that."""
-AFFINE_TOLERANCE_MM = 1e-2
-"""Two grids are the same when no corner moves by more than this: above float32 headers, far below half a voxel."""
+SAME_VOXEL = 0.25
+"""Voxels of two grids whose centers lie at most this far apart along each axis are the same, in voxels: above what
+headers are rounded to, below half a voxel."""
 PLANES = 4
 """Planes interpolated at a time: some hundred kB each, together within a core's cache."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
@@ -104,30 +105,76 @@ class Volume:
 
 
 def same_grid(first: Grid, second: Grid) -> bool:
-    """Whether two grids have the same shape and no corner further apart than AFFINE_TOLERANCE_MM."""
-    if first.shape != second.shape:
-        return False
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in first.shape], indexing="ij")).reshape(3, -1)
-    homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
-    return bool(np.abs((first.affine - second.affine) @ homogeneous).max() <= AFFINE_TOLERANCE_MM)
+    """Return whether two grids have the same voxels in the same index order, so that their arrays can be compared."""
+    return _index_order(first, second) == ((0, 1, 2), (False, False, False))
 
 
-def require_same_grid(labels: Grid, image: Grid) -> None:
-    """Check that a label map lies on its image's grid.
+def same_voxels(first: Grid, second: Grid) -> bool:
+    """Return whether two grids have the same voxels, in whatever index order."""
+    return _index_order(first, second) is not None
+
+
+def on_grid(labels: Volume, grid: Grid) -> Volume:
+    """Return a label map in the index order of its image: programs flip and permute axes when they load and save.
+
+    Args:
+        labels: Label map on the voxels of ``grid``, in any index order. Not modified.
+        grid: Grid of its image.
+
+    Returns:
+        View of the labels, on ``grid``.
 
     Raises:
-        GridError: It does not; the message names both grids.
+        GridError: The label map has other voxels; the message says how far the corners are apart.
     """
-    if not same_grid(labels, image):
+    found = _index_order(labels.grid, grid)
+    if found is None:
         raise GridError(
-            f"the label map must lie on the grid of its image (shape {image.shape}, {image.orientation}, "
-            f"spacing {_rounded(image.spacing)} mm), got shape {labels.shape}, {labels.orientation}, "
-            f"spacing {_rounded(labels.spacing)} mm; export it with the image as reference"
+            f"The label does not lie on the voxels of its image: it has {_described(labels.grid)}, the image has "
+            f"{_described(grid)}, and their corners are up to {_corner_distance_mm(labels.grid, grid):.3g} mm apart. "
+            "Export it with the image as reference."
         )
+    axes, flipped = found
+    data = labels.data.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
+    return Volume(data, grid.affine)
 
 
-def _rounded(spacing: tuple[float, float, float]) -> tuple[float, ...]:
-    return tuple(round(value, 3) for value in spacing)
+def _index_order(source: Grid, target: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
+    """Find how ``source`` has to be turned to become ``target``.
+
+    Returns:
+        The axis of ``source`` for each axis of ``target``, and whether it runs the other way; None where the voxels
+        differ: at a corner by more than ``SAME_VOXEL`` along an axis.
+    """
+    mapping = np.linalg.inv(source.affine) @ target.affine
+    axes = tuple(int(axis) for axis in np.abs(mapping[:3, :3]).argmax(axis=0))
+    if sorted(axes) != [0, 1, 2] or tuple(source.shape[axis] for axis in axes) != target.shape:
+        return None
+    flipped = tuple(bool(mapping[axis, column] < 0) for column, axis in enumerate(axes))
+    corners = _corners(target.shape)
+    expected = np.empty_like(corners)
+    for column, axis in enumerate(axes):
+        index = corners[:, column]
+        expected[:, axis] = source.shape[axis] - 1 - index if flipped[column] else index
+    offset_vox = np.abs(apply_affine(mapping, corners) - expected)
+    return (axes, flipped) if offset_vox.max() <= SAME_VOXEL else None
+
+
+def _corners(shape: tuple[int, int, int]) -> Positions:
+    """Return the indices of the eight corner voxels, (8, 3)."""
+    return np.array(np.meshgrid(*[(0.0, n - 1.0) for n in shape], indexing="ij")).reshape(3, -1).T
+
+
+def _corner_distance_mm(first: Grid, second: Grid) -> float:
+    """Return how far a corner of one grid is at most from the nearest corner of the other, mm."""
+    one, other = (apply_affine(grid.affine, _corners(grid.shape)) for grid in (first, second))
+    distances_mm = np.linalg.norm(one[:, np.newaxis] - other, axis=-1)
+    return float(max(distances_mm.min(axis=0).max(), distances_mm.min(axis=1).max()))
+
+
+def _described(grid: Grid) -> str:
+    spacing = " x ".join(f"{size:.3g}" for size in grid.spacing)
+    return f"shape {grid.shape}, {grid.orientation}, spacing {spacing} mm"
 
 
 def _ras_orientation(affine: Affine) -> npt.NDArray[np.float64]:

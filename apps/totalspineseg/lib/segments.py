@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from lib.geometry import Grid, LabelArray
+from lib.geometry import Grid, LabelArray, Volume, on_grid
 
 MAX_SEGMENTS: Final = 255
 """More segments than a uint8 map can hold are not a spine."""
@@ -37,3 +37,15 @@ class Submission:
     layers: tuple[LabelArray, ...]
     grid: Grid
     segments: tuple[Segment, ...]
+
+    def on(self, image: Grid) -> "Submission":
+        """Return the same submission in the index order of its image.
+
+        Args:
+            image: Grid of the image.
+
+        Raises:
+            GridError: The label lies on other voxels.
+        """
+        layers = tuple(on_grid(Volume(layer, self.grid.affine), image).data for layer in self.layers)
+        return Submission(layers, image, self.segments)

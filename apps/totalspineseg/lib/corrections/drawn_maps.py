@@ -13,7 +13,7 @@ from lib.errors import ImageError, StorageError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.renumber import Drawn
-from lib.transforms.components import Box
+from lib.transforms.components import Box, labels_present
 from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
@@ -121,6 +121,20 @@ class DrawnMaps:
     def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
         """What is kept for an image, each read when it is asked for."""
         return (kept for entry in reversed(self._entries(image_sha256)) if (kept := _read(entry)) is not None)
+
+    def codes_before(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
+        """Return the codes that earlier predictions for an image showed, or None where not all of them are kept.
+
+        Args:
+            image_sha256: Hash of the image.
+            prediction: The prediction that is asked for; it does not count itself.
+        """
+        ids = self.ids(image_sha256)
+        earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
+        if len(ids) >= KEPT_PER_IMAGE or any(kept is None for kept in earlier):
+            return None
+        masks = [labels_present(kept.drawn.labels) for kept in earlier if kept is not None]
+        return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
 
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
         """The newest maps of a step, or None.

@@ -40,7 +40,7 @@ from lib.errors import (
     TotalSpineSegError,
     UnknownImageError,
 )
-from lib.geometry import Grid, LabelArray, same_grid
+from lib.geometry import Grid, LabelArray, same_voxels
 from lib.numbering.findings import Finding
 from lib.segments import Submission
 from lib.turns import Turns
@@ -289,7 +289,7 @@ class Inbox:
         """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
         image = self._studies.image_file(image_id)
         try:
-            return image is not None and same_grid(submitted_grid(label), read_image(image).grid)
+            return image is not None and same_voxels(submitted_grid(label), read_image(image).grid)
         except ImageError:
             return False
 
@@ -397,4 +397,4 @@ def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
 def _read(file: Path, grid: Grid, label_info: object, sources: Path | None) -> Submission:
     if file.name.lower().endswith(SEG_SUFFIX):
         return read_seg(file, grid, sources=sources)
-    return read_submission(file, label_info)
+    return read_submission(file, label_info).on(grid)

@@ -18,7 +18,7 @@ from lib.anatomy import (
 )
 from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from lib.errors import LabelError
-from lib.geometry import Grid, LabelArray, require_same_grid
+from lib.geometry import Grid, LabelArray
 from lib.segments import Segment, Submission
 from lib.spellings import code_of_name, meant_by
 
@@ -58,13 +58,13 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
         image: Grid of the image it belongs to.
 
     Returns:
-        Codes on ``image``'s grid.
+        Codes on ``image``'s grid, whatever the index order of the label.
 
     Raises:
         LabelError: An unknown name, two segments for one structure, a value without a name, or no voxel at all.
-        GridError: The label lies on another grid.
+        GridError: The label lies on other voxels.
     """
-    require_same_grid(submission.grid, image)
+    submission = submission.on(image)
     filled = _filled(submission)
     _require_no_review(filled)
     painted, claims = _paint(submission.layers, filled, _codes(filled))

@@ -69,6 +69,22 @@ def from_wire(wire: LabelArray) -> LabelArray:
     return codes
 
 
+def from_names(values: LabelArray, names: Mapping[str, int]) -> LabelArray:
+    """A map whose values are named, such as that of a reply, as codes.
+
+    Args:
+        values: (X, Y, Z) uint8. Not modified.
+        names: Published name -> value, as ``label_names`` of a reply.
+
+    Raises:
+        LabelError: A value without a name.
+    """
+    published = {**WIRE_LABELS, VERTEBRAE_NAME: STEP1_WIRE_LABELS[VERTEBRAE_NAME]}
+    wire: LabelArray = _table({value: published[name] for name, value in names.items()})[values]
+    _require_known(values, wire, f"the values of {', '.join(names)}")
+    return from_wire(wire)
+
+
 def _require_known(source: LabelArray, mapped: LabelArray, required: str) -> None:
     lost = (source != BACKGROUND) & (mapped == BACKGROUND)
     if lost.any():

@@ -9,11 +9,10 @@ from pydicom import Dataset
 
 from lib.dicom.frames import Frame, frames_of
 from lib.dicom.headers import Sources, read_headers
-from lib.dicom.placement import MAX_OFFSET_VOX
 from lib.dicom.seg_object import SegSource, frames_of_seg, is_label_map, open_seg
 from lib.dicom.stack import LPS_TO_RAS
 from lib.errors import GridError, ImageError, LabelError
-from lib.geometry import Affine, Grid, LabelArray
+from lib.geometry import SAME_VOXEL, Affine, Grid, LabelArray
 from lib.segments import MAX_SEGMENTS, Segment, Submission
 
 Indices = npt.NDArray[np.intp]
@@ -149,11 +148,13 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
     whole = np.rint(mapping)
     rows, columns = mask.shape
     corners = np.array([(c, r, 1) for c in (0, columns - 1) for r in (0, rows - 1)], dtype=np.float64).T
-    if np.abs(mapping @ corners - whole @ corners).max() > MAX_OFFSET_VOX or not _is_plane(whole):
+    offset_vox = mapping @ corners - whole @ corners
+    if np.abs(offset_vox).max() > SAME_VOXEL or not _is_plane(whole):
+        offset_mm = np.linalg.norm(image.affine[:3, :3] @ offset_vox, axis=0).max()
         raise GridError(
-            "a segmentation on the voxels of its series is required, got frames of "
-            f"{columns} x {rows} pixels of {frame.spacing[1]:g} x {frame.spacing[0]:g} mm that lie between or across "
-            f"them; {_WRONG_GRID}"
+            f"The segmentation does not lie on the voxels of its series: pixels of its frames ({columns} x {rows} of "
+            f"{frame.spacing[1]:g} x {frame.spacing[0]:g} mm) lie between or across them, up to {offset_mm:.3g} mm "
+            "away. Export the segmentation of this series."
         )
     row, column = np.nonzero(mask)
     index = whole.astype(np.intp) @ np.array([column, row, np.ones_like(row)])

@@ -16,13 +16,12 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF
 from lib.dicom.colors import dicom_cielab_of
 from lib.dicom.headers import Sources, read_headers
-from lib.dicom.placement import rearranged
 from lib.dicom.reference import point_to_originals, reference_images
 from lib.dicom.stack import stack_of
 from lib.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, term_of
 from lib.dicom.uids import uid_from
 from lib.errors import EmptySegmentationError
-from lib.geometry import LabelArray, Volume
+from lib.geometry import LabelArray, Volume, on_grid
 
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
@@ -72,7 +71,7 @@ def write_seg(
     """
     stack = stack_of(read_headers(sources))
     codes = _present(labels.data, names)
-    planes = rearranged(labels.data, labels.grid, stack.grid).transpose(2, 1, 0)
+    planes = on_grid(labels, stack.grid).data.transpose(2, 1, 0)
     found = _segments_of_planes(planes, codes)
     images = reference_images(stack, size=found.shape[1:])
     seg = hd.seg.Segmentation(

@@ -18,9 +18,11 @@ from requests_toolbelt import MultipartEncoder
 
 from lib.front.statuses import BUSY, FORBIDDEN
 from lib.front.uploads import read_params, save_image, save_label
-from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.http import NOT_FOUND, UNUSABLE, http_errors
+from lib.infers.listed import as_listed
 from lib.infers.result_tag import saves_label
 from lib.infers.trusted import TrustedPath
+from lib.volume_io import read_labels, write_volume
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
@@ -131,21 +133,34 @@ def _segmentation(image: str, result: dict[str, Any]) -> Response:
 
 
 def _response(result: dict[str, Any], output: Output | None) -> Response:
-    """The reply in the form the client asked for; the result's temporary file is gone afterwards."""
+    """The reply in the form the client asked for; the result's temporary file is gone afterwards.
+
+    A label map that travels alone has the published ids. One that travels with its names has the values that these say.
+    """
     file = Path(result["file"])
     try:
+        if output in (None, "all"):
+            with http_errors():
+                _number_as_listed(file, result["params"])
         content = file.read_bytes()
     finally:
         file.unlink(missing_ok=True)
-    report = json.dumps(result["params"])
-    if output == "json":
-        return Response(report, media_type="application/json")
     if output == "image":
         disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
         return Response(content, media_type="application/octet-stream", headers=disposition)
+    report = {name: value for name, value in result["params"].items() if name != "listed"}
+    if output == "json":
+        return Response(json.dumps(report), media_type="application/json")
     fields = {
-        "params": (None, report, "application/json"),
+        "params": (None, json.dumps(report), "application/json"),
         "image": (file.name, content, "application/octet-stream"),
     }
     message = MultipartEncoder(fields=fields)
     return Response(message.to_string(), media_type=message.content_type)
+
+
+def _number_as_listed(file: Path, report: dict[str, Any]) -> None:
+    """Give a result the values, and its report the names, of what is listed: clients make a row of every name."""
+    wire, names = read_labels(file), report["listed"]
+    write_volume(file, as_listed(wire.data, report["label_names"], names), wire.grid)
+    report["label_names"] = {name: value for value, name in enumerate(names, start=1)}

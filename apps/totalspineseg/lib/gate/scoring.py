@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lib.agreement import CaseScore, score_case
 from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
-from lib.geometry import LabelArray, Volume, require_same_grid
+from lib.geometry import LabelArray, Volume, on_grid
 from lib.pipeline import Options, finish, locate, prepare
 from lib.prediction import Predictor
 
@@ -94,7 +94,7 @@ def score_models(
         if before_each is not None:
             before_each(case.name)
         try:
-            require_same_grid(case.truth.grid, case.image.grid)
+            case = replace(case, truth=on_grid(case.truth, case.image.grid))
             for model, scores_of in ((active, known), (candidate, rated)):
                 if case.name not in scores_of:
                     scores_of[case.name] = _score(case, model)

@@ -11,7 +11,7 @@ from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
-from lib.geometry import LabelArray, Volume, labels_to_iso, require_same_grid
+from lib.geometry import LabelArray, Volume, labels_to_iso, on_grid
 from lib.infers.latencies import Latencies
 from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
@@ -136,8 +136,7 @@ class Step2Task(SpineTask):
                 "correct and submit it, or send it with the request as 'label'"
             )
         tag, file = found
-        wire = read_labels(file)
-        require_same_grid(wire.grid, scan.grid)
+        wire = on_grid(read_labels(file), scan.grid)
         return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
 
     def _latest_first(self, image_id: str) -> Sequence[str]:

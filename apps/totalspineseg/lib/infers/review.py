@@ -1,6 +1,6 @@
 """A model that shows where a reader should look: clients drop the report, but they show segments."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -68,6 +68,10 @@ class ReviewTask(FullTask):
         if found is not None and same_grid(found.iso, scan.iso.grid):
             return found
         return super().kept(scan, step, request, versions)
+
+    def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
+        """Both marks, so that those of an earlier review are cleared."""
+        return tuple(self.labels)
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
         """1 where a level is not certain, 2 where the checks found something."""

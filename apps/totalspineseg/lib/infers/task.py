@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib import pipeline
-from lib.anatomy import BACKGROUND, WIRE_LABELS
+from lib.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
 from lib.certainty import is_doubtful
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
@@ -24,6 +24,7 @@ from lib.errors import StorageError, UnknownImageError
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
+from lib.infers.listed import listed_names
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
@@ -33,6 +34,7 @@ from lib.numbering.lint import lint
 from lib.numbering.renumber import Drawn
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling
+from lib.transforms.components import labels_present
 from lib.volume_io import read_image, read_labels, write_volume
 
 logger = logging.getLogger(__name__)
@@ -143,7 +145,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
                 outcome = replace(outcome, findings=(*odd, *lint(outcome.labels, scan.iso.spacing)))
         finally:
             self.services.lock.release()
-        file = self._write(outcome, settings, clock)
+        file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
             id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
@@ -156,7 +158,22 @@ class SpineTask(InferTask):  # type: ignore[misc]
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
         )
-        return str(file), self._reply(record, warning=self._record(record, outcome))
+        warning = self._record(record, outcome)
+        listed = self.listed(present, record, is_recorded=not warning)
+        return str(file), {**self._reply(record, warning=warning), "listed": list(listed)}
+
+    def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
+        """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared.
+
+        Args:
+            present: Wire ids in the map of the reply.
+            record: The prediction.
+            is_recorded: Whether the prediction and its maps could be kept, as those before it.
+        """
+        earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
+        if earlier is None:
+            return listed_names(self.labels, BY_CODE.keys())
+        return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in present})
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
@@ -183,7 +200,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         self.services.maps.keep(sha256, kept)
 
-    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> Path:
+    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
+        """Write the map of the reply; returns its file and the ids in it."""
         with clock("write result"):
             wire = self.wire(outcome, settings)
             grid = outcome.scan.iso.grid
@@ -195,7 +213,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             except StorageError:
                 file.unlink(missing_ok=True)
                 raise
-        return file
+        return file, frozenset(np.flatnonzero(labels_present(wire)).tolist())
 
     def _reply(self, record: PredictionRecord, *, warning: str) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import torch
 
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
-from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_grid
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
@@ -46,8 +46,12 @@ class LabeledScan:
         subject: Whom it belongs to.
         origin: Where it comes from.
         image: On any grid.
-        codes: Output codes on the same grid; ``UNREVIEWED`` where nobody has looked.
+        codes: Output codes on the same voxels, in the index order of the image whatever it was; ``UNREVIEWED`` where
+            nobody has looked.
         unreviewed: Structures of ``codes`` that nobody checked: not taught, but known to be there.
+
+    Raises:
+        GridError: The label lies on other voxels than its image.
     """
 
     name: str
@@ -56,6 +60,9 @@ class LabeledScan:
     image: Volume
     codes: Volume
     unreviewed: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", on_grid(self.codes, self.image.grid))
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,9 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         The case, its arrays its own.
 
     Raises:
-        GridError: Image and label lie on different grids.
         LabelError: The label is empty, holds values that are no codes, or (step 2) no disc.
         ImageError: The image is empty there.
     """
-    require_same_grid(scan.codes.grid, scan.image.grid)
     image, codes = image_to_iso(scan.image).data, labels_to_iso(scan.codes).data
     check_codes(codes, step=folder.step)
     found = None

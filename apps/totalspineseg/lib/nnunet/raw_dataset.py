@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, UNREVIEWED
 from lib.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
-from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso, require_same_grid
+from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.odd_channel import (
@@ -111,7 +111,6 @@ def write_raw_datasets(
             try:
                 scan = source.read()
                 name = _free_name(scan, taken)
-                require_same_grid(scan.codes.grid, scan.image.grid)
                 for step in steps:
                     _write_case(scan, name, step, folders[step], options)
             except (StorageError, MemoryShortageError):

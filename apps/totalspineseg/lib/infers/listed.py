@@ -1,0 +1,49 @@
+"""Which structures a reply lists, and in which order: 3D Slicer makes a row of each, with voxels or without.
+
+It gives the k-th listed name to voxel value k, and new rows one color after another. Of what is not listed the voxels
+of an earlier reply stay in its scene, so that a second result would lie over the first.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from lib.anatomy import BACKGROUND, CANAL, CORD, SACRUM, WIRE_ID
+from lib.geometry import LabelArray
+from lib.numbering.weights import ORDER
+
+ALWAYS_LISTED = (CANAL, CORD)
+"""Found in nearly every scan: listed before any result, so that their rows are first and their colors the same."""
+
+
+def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str, ...]:
+    """Order the names of some structures so that in most scans each gets the same row, and with it the same color.
+
+    Args:
+        labels: Published name -> wire id.
+        codes: What is to be listed.
+
+    Returns:
+        Canal and cord, then the column from the sacrum upward where the sacrum is among them, else downward.
+    """
+    name_of = {wire_id: name for name, wire_id in labels.items()}
+    upward = SACRUM in codes
+    column = sorted((code for code in codes if code in ORDER), key=lambda code: ORDER[code], reverse=upward)
+    return tuple(name_of[WIRE_ID[code]] for code in (*ALWAYS_LISTED, *column))
+
+
+def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str]) -> LabelArray:
+    """Return a label map whose k-th listed name has value k.
+
+    Args:
+        wire: (X, Y, Z) published ids. Not modified.
+        labels: Published name -> id.
+        names: The listed names in their order; every structure of the map is among them.
+    """
+    table = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
+    for value, name in enumerate(names, start=1):
+        table[labels[name]] = value
+    listed: LabelArray = table[wire]
+    if ((listed == BACKGROUND) != (wire == BACKGROUND)).any():
+        raise ValueError(f"expected a map of {', '.join(names)}, got other structures")
+    return listed

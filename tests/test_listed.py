@@ -1,0 +1,69 @@
+"""Which structures a reply lists: no empty rows in a client's scene, and nothing of an earlier result left in it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.anatomy import BY_CODE, CANAL, CODE_OF, CORD, SACRUM, WIRE_LABELS
+from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
+from lib.corrections.wire import STEP1_WIRE_LABELS, from_names, to_wire
+from lib.geometry import Grid, Volume
+from lib.infers.listed import as_listed, listed_names
+from lib.numbering.renumber import Drawn
+
+GRID = Grid((4, 4, 4), np.eye(4))
+L4, L5, T12 = (CODE_OF[name] for name in ("L4", "L5", "T12"))
+
+
+def block(*codes: int) -> np.ndarray:
+    labels = np.zeros(GRID.shape, dtype=np.uint8)
+    labels.ravel()[: len(codes)] = codes
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["L4", "sacrum", "L5-S", "L5"], ["canal", "cord", "sacrum", "L5-S", "L5", "L4"]),
+        (["C3", "C1", "C2-C3", "C2"], ["canal", "cord", "C1", "C2", "C2-C3", "C3"]),
+        ([], ["canal", "cord"]),
+    ],
+    ids=["with sacrum", "without", "nothing"],
+)
+def test_rows_begin_where_most_scans_begin(names: list[str], expected: list[str]) -> None:
+    assert list(listed_names(WIRE_LABELS, [CODE_OF[name] for name in names])) == expected
+
+
+def test_everything_can_be_listed() -> None:
+    for labels in (WIRE_LABELS, STEP1_WIRE_LABELS):
+        assert sorted(listed_names(labels, BY_CODE)) == sorted(labels)
+
+
+def test_the_kth_name_has_value_k() -> None:
+    codes = block(CANAL, CORD, L5, L4, SACRUM)
+    names = listed_names(WIRE_LABELS, {L4, L5, SACRUM, T12})
+    listed = as_listed(to_wire(codes), WIRE_LABELS, names)
+    assert listed.ravel()[:5].tolist() == [1, 2, 4, 5, 3]
+    np.testing.assert_array_equal(from_names(listed, {name: k for k, name in enumerate(names, start=1)}), codes)
+    with pytest.raises(ValueError, match="other structures"):
+        as_listed(to_wire(codes), WIRE_LABELS, ["canal", "cord", "L5"])
+
+
+def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
+    """A client keeps what is not listed: where earlier results are not known, every structure is to be listed."""
+    maps = DrawnMaps(tmp_path)
+    kept = [f"2026-{k}" for k in range(KEPT_PER_IMAGE)]
+    for number, prediction in enumerate(kept):
+        drawn = Drawn(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
+        maps.keep("sha", KeptMaps(prediction, drawn, GRID, {}, {}, ()))
+        if number == 0:
+            assert maps.codes_before("sha", prediction) == frozenset()
+        elif number == 1:
+            assert maps.codes_before("sha", prediction) == {L4, T12}
+    assert maps.codes_before("sha", kept[-1]) is None, "there may have been more"
+    assert maps.codes_before("other", "p") == frozenset()
+    damaged = DrawnMaps(tmp_path / "damaged")
+    damaged.keep("sha", KeptMaps("p", drawn, GRID, {}, {}, ()))
+    next((tmp_path / "damaged").rglob("labels.nii.gz")).write_bytes(b"")
+    assert damaged.codes_before("sha", "q") is None
