@@ -33,10 +33,10 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
 
 
-@pytest.fixture
-def untouched(tmp_path: Path) -> Iterator[Server]:
-    """A server of its own, for what other tests' images would change: which image is next, how many are done."""
-    with studies_server(tmp_path / "untouched") as running:
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run a server for what the images of other files' tests change: which is next, how many there are."""
+    with studies_server(tmp_path_factory.mktemp("own") / "untouched") as running:
         yield running
 
 
@@ -440,8 +440,9 @@ def test_the_review_model_marks_what_is_uncertain(server: Server, client: MONAIL
     assert not (read_labels(Path(file)).data[CODE_OF["L3"] == CODES]).any()
 
 
-def test_batch_inference_works_without_a_gpu(server: Server) -> None:
+def test_batch_inference_works_without_a_gpu(untouched: Server) -> None:
     """The host divides by the number of GPUs."""
+    server = untouched
     started = requests.post(
         f"{server.url}/batch/infer/totalspineseg", params={"images": "unlabeled"}, json={"max_batch_size": 2}
     )
