@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, require_same_grid, to_ras  # noqa: E402
+from lib.geometry import LabelArray, on_grid, to_ras  # noqa: E402
 from lib.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
 from lib.volume_io import read_image, read_labels  # noqa: E402
 
@@ -228,7 +228,7 @@ def write_case(slabs: Path, out: Path, patient: Patient) -> None:
         to_ras(read(slabs / f"{patient.number}_{part}.nii.gz"))
         for read, part in ((read_image, "image"), (read_labels, "label"))
     )
-    require_same_grid(label.grid, image.grid)
+    label = on_grid(label, image.grid)
     discs = find_discs(label.data)
     codes = name_levels(label.data, discs)
     spacing = tuple(float(v) for v in np.linalg.norm(image.affine[:3, :3], axis=0))
