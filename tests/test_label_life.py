@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> MONAILabelClient:
-    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-of-labels")
 
 
 def shown(server: Server, image: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def client(server: Server, tmp_path: Path) -> MONAILabelClient:
-    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-7")
+    # Of this file alone: for what a client uploaded last a label may be meant that it submits.
+    return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-of-numbering")
 
 
 def named(file: str, report: dict[str, Any]) -> dict[str, str]:
