@@ -146,6 +146,7 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
         maps=DrawnMaps(tmp_path),
         siblings=lambda image_id: (),
         lock=threading.Lock(),
+        weights_text=lambda: "",
     )
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)

@@ -1,5 +1,7 @@
 """The scanner of `make bench-retrain`: unknown to the weights, one protocol for everybody, and a reader can use it."""
 
+import functools
+
 import bench_retrain
 import numpy as np
 import pytest
@@ -12,11 +14,19 @@ from lib.synthesis.tissues import Tissue
 Scan = tuple[SyntheticSpine, FloatImage]
 
 
-@pytest.fixture(scope="module", params=range(len(bench_retrain.FIELDS)))
-def scan(request: pytest.FixtureRequest) -> Scan:
-    rng = np.random.default_rng([17, request.param])
-    spine = random_spine(rng, SpineOptions(field=bench_retrain.FIELDS[request.param], width_mm=60, depth_mm=150))
+@functools.cache
+def drawn(person: int) -> Scan:
+    rng = np.random.default_rng([17, person])
+    spine = random_spine(rng, SpineOptions(field=bench_retrain.FIELDS[person], width_mm=60, depth_mm=150))
     return spine, new_scanner(rng, spine)
+
+
+PEOPLE = range(len(bench_retrain.FIELDS))
+
+
+@pytest.fixture(scope="module", params=PEOPLE)
+def scan(request: pytest.FixtureRequest) -> Scan:
+    return drawn(request.param)
 
 
 def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
@@ -36,9 +46,13 @@ def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
 
 def test_a_reader_can_use_it(scan: Scan) -> None:
     """Discs differed from vertebrae by less than the noise, in one person to this side and in the next to the other."""
-    over = rims_over_marrow(*scan)
-    assert np.median(over) > 1
-    assert np.mean(np.array(over) > 0) > 0.7
+    assert np.median(rims_over_marrow(*scan)) > 1
+
+
+def test_most_discs_differ_to_one_side() -> None:
+    """Of all people together: one of them may have dark marrow at some levels."""
+    over = np.concatenate([rims_over_marrow(*drawn(person)) for person in PEOPLE])
+    assert np.mean(over > 0) > 0.7
 
 
 def test_its_gray_scale_is_upside_down(scan: Scan) -> None:

@@ -13,6 +13,7 @@ from local_server import TrainingFailedError
 from monailabel.client.client import MONAILabelClientException
 
 from lib.agreement import LEVELS, MEASURES
+from lib.anatomy import WIRE_LABELS
 from lib.corrections.wire import to_wire
 from lib.geometry import Volume
 from lib.trainers.request import read_settings
@@ -146,7 +147,7 @@ class Scans:
                 raise MONAILabelClientException(3, f"Status: {status}; Response: {name}")
         file = self._folder / "answer.nii.gz"
         write_volume(file, to_wire(self._truth.data), self._truth.grid)
-        return str(file), {"models": AFTER}
+        return str(file), {"models": AFTER, "label_names": dict(WIRE_LABELS)}
 
 
 def test_the_benchmark_counts_a_refused_scan_as_one_without_a_structure(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def test_without_usable_weights_the_server_still_starts(tmp_path, caplog):
         def warm_up(self):
             raise WeightsError("a model folder is required, got none; install weights")
 
+        def folder(self, step):
+            self.warm_up()
+
     app = module.App.__new__(module.App)
     app._networks = NoWeights()
     with caplog.at_level(logging.WARNING):
