@@ -400,7 +400,8 @@ def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1
         told = DISCS[k + shift]
         codes[case.truth == code] = told
         names[told] = {told: probability, DISCS[k if shift else k + 1]: 1 - probability}
-    return Step1Names(Localizer(codes, names), probability, probability >= CONFIDENT_PROBABILITY)
+    certainty = "certain" if probability >= CONFIDENT_PROBABILITY else "doubtful"
+    return Step1Names(Localizer(codes, names), probability, certainty)
 
 
 def test_step_2_is_named_by_what_step_1_saw() -> None:

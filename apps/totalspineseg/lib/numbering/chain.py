@@ -7,30 +7,47 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, NAME_OF, Kind
+from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, NAME_OF, SACRUM, Kind
+from lib.certainty import Certainty
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.alignment import elsewhere_finding, misplaced
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
-from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, Step1Names, gather
+from lib.numbering.evidence import (
+    Evidence,
+    Floats,
+    Item,
+    Labels,
+    Localizer,
+    Pin,
+    Step1Names,
+    gather,
+    landmark_shares,
+)
 from lib.numbering.findings import Finding, found_at
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
-from lib.numbering.moved import moved_landmarks
+from lib.numbering.moved import SPREAD, moved_landmarks
 from lib.numbering.pins import unmet_finding, with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
+from lib.numbering.weights import CAREFUL, MOSTLY
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Pieces, Step, canal_mask
+from lib.trust import UNMEASURED, Trust
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
 CONFIDENT_PROBABILITY: Final = 0.985
-"""Below this chance that every level is right, the result is an abstention: of seventy scans called certain a reader
-should have to expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in
-twenty-five has six) and thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has
-11 or 13) stay below; names between two landmarks, and those counted down from C2-C3, lie above 0.988."""
+"""From this chance on that every level is right, the names are certain: of seventy such scans a reader should have to
+expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in twenty-five has six) and
+thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or 13) stay below; names
+between two landmarks, and those counted down from C2-C3, lie above 0.988."""
+COUNTED_PROBABILITY: Final = 0.95
+"""From this chance on that every level is right in a column of the usual count, the names are counted,"""
+USUAL_ENOUGH: Final = 0.8
+"""unless less than this speaks for such a column: then the map itself contradicts the count."""
 WORTH_TRYING: Final = 0.002
 """A name for a piece with less than this chance starts no competing numbering."""
 WORTH_NAMING: Final = 0.005
@@ -92,14 +109,15 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece, landmark, pin or
-            certain step 1 contradicts; if not, this is an abstention.
-        would_settle: What would decide between the alternatives; empty when confident.
+        would_settle: What would decide between the alternatives; empty when certain.
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, and what else a reader should look at.
         helped_by: Named series of the patient whose levels overlap.
         unmet: Codes of pins that lie near nothing they could name.
-        contradicted: Whether a large piece, a landmark or a pin speaks against the names, of all levels alike.
+        contradicted: Whether a large piece, a landmark, a pin or the other step speaks against the names, of all levels
+            alike.
+        usual: Chance that all names are right if the column has the usual count.
+        as_usual: Chance that it has.
     """
 
     pieces: Pieces
@@ -107,13 +125,37 @@ class Numbering:
     probability: float
     levels: tuple[Level, ...]
     alternatives: tuple[Alternative, ...]
-    confident: bool
     would_settle: tuple[str, ...]
     missed: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
     helped_by: tuple[str, ...] = ()
     unmet: tuple[int, ...] = ()
     contradicted: bool = False
+    usual: float = 0.0
+    as_usual: float = 0.0
+
+    @property
+    def certainty(self) -> Certainty:
+        """Which of the three answers this is."""
+        if self.contradicted or not self.levels:
+            return "doubtful"
+        if self.probability >= CONFIDENT_PROBABILITY:
+            return "certain"
+        counted = self.counted_from and self.usual >= COUNTED_PROBABILITY and self.as_usual >= USUAL_ENOUGH
+        return "counted" if counted else "doubtful"
+
+    @property
+    def confident(self) -> bool:
+        """Whether the names are certain."""
+        return self.certainty == "certain"
+
+    @property
+    def counted_from(self) -> str:
+        """The end of the column in view, from which names can be counted; empty where neither is."""
+        codes = {level.code for level in self.levels}
+        if codes & {SACRUM, DISC_L5_S}:
+            return "up from the sacrum"
+        return "down from C2" if codes & {C1, C2, DISC_C2_C3} else ""
 
 
 def number_chain(
@@ -125,6 +167,7 @@ def number_chain(
     localizers: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
     step1: Step1Names | None = None,
+    trust: Trust = UNMEASURED,
 ) -> Numbering:
     """Name the pieces of one map.
 
@@ -138,6 +181,7 @@ def number_chain(
         pins: Levels a reader has fixed.
         step1: What step 1 named in this scan, on the same grid; a reader's pins make a network's names void. Not
             modified.
+        trust: What is known of the errors of the network that drew the map.
 
     Returns:
         The best numbering. Without pieces an empty one that is not confident.
@@ -152,7 +196,7 @@ def number_chain(
     misplacements = [(series, misplaced(series, pieces, ruler)) for series in localizers]
     localizers = [series for series, why in misplacements if not why]
     others = (*localizers, *(() if step1 is None else (step1.discs,)))
-    evidence = gather(pieces, raw, step, ruler=ruler, localizers=others)
+    evidence = gather(pieces, raw, step, ruler=ruler, localizers=others, trust=trust)
     evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
     if step1 is None or step1.by_reader:
         numbering = number_evidence(pieces, evidence)
@@ -169,17 +213,10 @@ def number_chain(
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
-    contradicted = numbering.contradicted or bool(unmet or moved)
-    confident = numbering.confident and not contradicted
-    settle = numbering.would_settle or (() if confident else _settling(numbering.levels, numbering.alternatives))
-    return replace(
-        numbering,
-        helped_by=helped,
-        unmet=unmet,
-        findings=findings,
-        confident=confident,
-        contradicted=contradicted,
-        would_settle=settle,
+    against = bool(moved) and not _outvoted(moved, numbering, trust)
+    contradicted = numbering.contradicted or bool(unmet) or against
+    return _settled(
+        replace(numbering, helped_by=helped, unmet=unmet, findings=findings, contradicted=contradicted)
     )
 
 
@@ -195,7 +232,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     """
     if not evidence.items:
         naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
-        return Numbering(pieces, naming, 0.0, (), (), False, would_settle((), ()), ())
+        return Numbering(pieces, naming, 0.0, (), (), would_settle((), ()), ())
     chain = Chain(evidence)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
@@ -205,6 +242,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     along = chain.forward_along(best)
     slots = chain.column_through(best, along)
     probability = min(1.0, chain.total(along) / total)
+    usual, as_usual = chain.as_usual(best)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
@@ -218,17 +256,54 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
-    confident = probability >= CONFIDENT_PROBABILITY and not contradicted
     findings = tuple(_finding(k, evidence, pieces) for k in out)
-    settle = () if confident else _settling(levels, alternatives)
-    return Numbering(
-        *(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings),
-        contradicted=contradicted,
+    return _settled(
+        Numbering(
+            *(pieces, naming, probability, levels, alternatives, (), missed, findings),
+            contradicted=contradicted,
+            usual=min(1.0, usual),
+            as_usual=min(1.0, as_usual),
+        )
     )
 
 
-def _settling(levels: Sequence[Level], alternatives: Sequence[Alternative]) -> tuple[str, ...]:
-    return would_settle(tuple(level.code for level in levels), tuple(a.codes for a in alternatives))
+def _settled(numbering: Numbering) -> Numbering:
+    """With what would settle it, unless it is certain."""
+    levels, others = numbering.levels, numbering.alternatives
+    settle = () if numbering.confident else would_settle(tuple(v.code for v in levels), tuple(a.codes for a in others))
+    return replace(numbering, would_settle=settle)
+
+
+BELIEVED: Final = 0.7
+"""A landmark class that is on its own disc less often than this contradicts nothing by itself."""
+WITNESSES: Final = 2
+"""Names that so many other landmarks carry stand against one that lies elsewhere."""
+
+
+def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
+    """Whether landmarks that the names contradict are too few, or too often wrong, to make the names doubtful."""
+    discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
+    own = {code for code, piece in discs if landmark_shares(piece).get(code, 0.0) >= SPREAD}
+    own |= {level.code for level in numbering.levels if level.code in (C1, SACRUM)}
+    believed = [
+        code
+        for finding in moved
+        for code in _drawn_as(finding, numbering)
+        if trust.chances(LANDMARK_DISCS.index(code), careful=CAREFUL).own >= BELIEVED
+    ]
+    return not believed or len(own) >= WITNESSES > len(believed)
+
+
+def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
+    """Landmarks as which the disc of a finding was drawn."""
+    discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
+    return [
+        landmark
+        for code, piece in discs
+        if code == finding.code
+        for landmark, share in landmark_shares(piece).items()
+        if share > MOSTLY
+    ]
 
 
 def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
@@ -244,20 +319,30 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
     """
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
-        return alone
+        return _as_sure_as(alone, step1)
     both = number_evidence(pieces, evidence)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
-    both = replace(both, findings=both.findings + differing)
+    against = bool(differing) and step1.certainty != "doubtful" and alone.certainty != "doubtful"
+    both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
-        return both
+        return _settled(both)
     most = CONTRADICTED if alone.confident else max(alone.probability, step1.probability)
     before = {} if alone.confident else {level.code: level.probability for level in alone.levels}
     levels = tuple(
         replace(level, probability=min(level.probability, max(most, before.get(level.code, 0.0))))
         for level in both.levels
     )
-    probability, settle = min(both.probability, most), _settling(levels, both.alternatives)
-    return replace(both, probability=probability, levels=levels, confident=False, would_settle=settle)
+    usual = min(both.usual, max(alone.usual, step1.usual))
+    return _settled(replace(both, probability=min(both.probability, most), levels=levels, usual=usual))
+
+
+def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
+    """A numbering whose names step 1 gave, too, by what that map shows: the surer of the two is believed."""
+    if step1.usual <= alone.usual or alone.confident:
+        return alone
+    levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
+    probability = max(alone.probability, step1.probability)
+    return _settled(replace(alone, probability=probability, usual=step1.usual, as_usual=step1.as_usual, levels=levels))
 
 
 def _without_last_series(item: Item) -> Item:
