@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
-from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, DOUBTFUL_NOTE, measure
+from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0

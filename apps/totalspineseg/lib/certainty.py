@@ -32,5 +32,5 @@ def is_doubtful(known: Mapping[str, Any] | None) -> bool:
 
 
 def proves_nothing(known: Mapping[str, Any] | None) -> bool:
-    """Whether names are no knowledge for other scans: counted ones may share their mistake; False where nothing is known."""
+    """Whether names are no knowledge for other scans; False where nothing is known of them."""
     return certainty_of(known) in ("counted", "doubtful")

@@ -69,9 +69,7 @@ class Tilts:
     squares_deg2: float = 0.0
 
     def __add__(self, other: "Tilts") -> "Tilts":
-        return Tilts(
-            self.discs + other.discs, self.total_deg + other.total_deg, self.squares_deg2 + other.squares_deg2
-        )
+        return Tilts(self.discs + other.discs, self.total_deg + other.total_deg, self.squares_deg2 + other.squares_deg2)
 
     @property
     def mean_deg(self) -> float | None:
@@ -176,14 +174,10 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         WeightsError: It is none of ours, or its numbers are impossible.
     """
     try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']!r}")
         landmarks = tuple(
             Seen(**{key: float(n) for key, n in content["landmarks"][NAME_OF[code]].items()}) for code in LANDMARK_DISCS
         )
-        tilts = tuple(
-            Tilts(**{key: float(n) for key, n in content["tilts"][NAME_OF[code]].items()}) for code in TILTED
-        )
+        tilts = tuple(Tilts(**{key: float(n) for key, n in content["tilts"][NAME_OF[code]].items()}) for code in TILTED)
         trust = Trust(
             landmarks,
             tilts,
@@ -193,16 +187,25 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
             bool(content["mirror"]),
             int(content["scans"]),
         )
-        pairs = [(trust.parity_wrong, trust.parity_levels)]
-        for seen in landmarks:
-            pairs += [(seen.own, seen.scans), (seen.above, seen.scans_above), (seen.below, seen.scans_below)]
-        if not all(0 <= part <= whole < float("inf") for part, whole in pairs):
-            raise ValueError("more cases than scans")
-        if not abs(trust.cord_logit) <= MAX_CORD_LOGIT:
-            raise ValueError(f"cord_logit {trust.cord_logit!r}")
+        _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
             f"a file written by 'totalspineseg calibrate' is required, got {source!r} with {error!r}; calibrate again, "
             "or delete the file"
         ) from error
     return trust
+
+
+def _require_possible(trust: Trust) -> None:
+    """Check that no more cases than scans were counted, and that the cord's threshold is one.
+
+    Raises:
+        ValueError: It is not so.
+    """
+    pairs = [(trust.parity_wrong, trust.parity_levels)]
+    for seen in trust.landmarks:
+        pairs += [(seen.own, seen.scans), (seen.above, seen.scans_above), (seen.below, seen.scans_below)]
+    if not all(0 <= part <= whole < float("inf") for part, whole in pairs):
+        raise ValueError("more cases than scans")
+    if not abs(trust.cord_logit) <= MAX_CORD_LOGIT:
+        raise ValueError(f"cord_logit {trust.cord_logit!r}")

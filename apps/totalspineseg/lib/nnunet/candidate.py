@@ -10,6 +10,7 @@ import torch
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.trust_file import TRUST_FILE, write_trust
 from lib.volume_io import write_atomic
 
 KEPT: Final = ("init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
@@ -25,7 +26,8 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         target: Folder to write below; made when missing.
 
     Returns:
-        The model folder, named as the parent's in a folder of its dataset, as nnU-Net's own tools expect it.
+        The model folder with the parent's trust, named as the parent's in a folder of its dataset, as nnU-Net's own
+        tools expect it.
 
     Raises:
         StorageError: It cannot be written.
@@ -37,6 +39,8 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     for name in ("plans.json", "dataset.json"):
         source = parent.path / name
         write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
+    if (parent.path / TRUST_FILE).is_file():
+        write_trust(folder, parent.trust)
     checkpoint = load_checkpoint(parent.checkpoint)
     content = {key: checkpoint[key] for key in KEPT if key in checkpoint} | {"network_weights": dict(weights)}
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))

@@ -11,6 +11,7 @@ from typing import Any, Final
 from lib.errors import WeightsError
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder, models_in, models_of
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
 from lib.registry.files import write_json
@@ -56,8 +57,9 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
 def _pack(archive: zipfile.ZipFile, models: Mapping[int, ModelFolder]) -> None:
     for step, model in models.items():
         folder = f"{DATASET_NAMES[step]}/{_configuration_folder(model)}"
-        for file in ("plans.json", "dataset.json"):
-            archive.write(model.path / file, f"{folder}/{file}")
+        for file in ("plans.json", "dataset.json", TRUST_FILE):
+            if file != TRUST_FILE or (model.path / file).is_file():
+                archive.write(model.path / file, f"{folder}/{file}")
         checkpoint = model.checkpoint.relative_to(model.path)
         archive.write(model.checkpoint, f"{folder}/{checkpoint.as_posix()}", zipfile.ZIP_STORED)
 

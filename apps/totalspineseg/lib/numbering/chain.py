@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, NAME_OF, SACRUM, Kind
+from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, LUMBAR, NAME_OF, SACRUM, Kind
 from lib.certainty import Certainty
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
@@ -55,6 +55,8 @@ WORTH_NAMING: Final = 0.005
 MAX_ALTERNATIVES: Final = 5
 CONTRADICTED: Final = 0.5
 """What a numbering is worth at most that another map of the same scan contradicts, each certain by itself."""
+LIKELY: Final = 0.5
+"""A doubtful step 1 that names otherwise makes the names of step 2 doubtful where it is more sure than this."""
 CLEAR: Final = 1 - WORTH_NAMING
 """With every name above this chance nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -118,6 +120,7 @@ class Numbering:
             alike.
         usual: Chance that all names are right if the column has the usual count.
         as_usual: Chance that it has.
+        counted_only: Whether lumbar names rest on the usual count, since no landmark above them can be believed.
     """
 
     pieces: Pieces
@@ -133,13 +136,14 @@ class Numbering:
     contradicted: bool = False
     usual: float = 0.0
     as_usual: float = 0.0
+    counted_only: bool = False
 
     @property
     def certainty(self) -> Certainty:
         """Which of the three answers this is."""
         if self.contradicted or not self.levels:
             return "doubtful"
-        if self.probability >= CONFIDENT_PROBABILITY:
+        if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
             return "certain"
         counted = self.counted_from and self.usual >= COUNTED_PROBABILITY and self.as_usual >= USUAL_ENOUGH
         return "counted" if counted else "doubtful"
@@ -215,8 +219,16 @@ def number_chain(
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
     against = bool(moved) and not _outvoted(moved, numbering, trust)
     contradicted = numbering.contradicted or bool(unmet) or against
+    given = bool(localizers or pins or by_reader)
     return _settled(
-        replace(numbering, helped_by=helped, unmet=unmet, findings=findings, contradicted=contradicted)
+        replace(
+            numbering,
+            helped_by=helped,
+            unmet=unmet,
+            findings=findings,
+            contradicted=contradicted,
+            counted_only=not given and _counted_only(numbering, trust),
+        )
     )
 
 
@@ -284,14 +296,20 @@ def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> b
     """Whether landmarks that the names contradict are too few, or too often wrong, to make the names doubtful."""
     discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
     own = {code for code, piece in discs if landmark_shares(piece).get(code, 0.0) >= SPREAD}
-    own |= {level.code for level in numbering.levels if level.code in (C1, SACRUM)}
-    believed = [
-        code
-        for finding in moved
-        for code in _drawn_as(finding, numbering)
-        if trust.chances(LANDMARK_DISCS.index(code), careful=CAREFUL).own >= BELIEVED
-    ]
+    believed = [code for finding in moved for code in _drawn_as(finding, numbering) if _is_believed(code, trust)]
     return not believed or len(own) >= WITNESSES > len(believed)
+
+
+def _counted_only(numbering: Numbering, trust: Trust) -> bool:
+    """Whether lumbar vertebrae are named with no landmark above them in view whose class can be believed."""
+    codes = {level.code for level in numbering.levels}
+    upper = [code for code in LANDMARK_DISCS if code != DISC_L5_S]
+    drawn = {code for code in upper if code in codes and _is_believed(code, trust)}
+    return bool(codes & set(LUMBAR)) and not drawn and not codes & {C1, C2}
+
+
+def _is_believed(landmark: int, trust: Trust) -> bool:
+    return trust.chances(LANDMARK_DISCS.index(landmark), careful=CAREFUL).own >= BELIEVED
 
 
 def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
@@ -320,9 +338,13 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
         return _as_sure_as(alone, step1)
+    if step1.certainty == "doubtful":
+        differing = tuple(_differs(k, code, alone, evidence) for k, code in _otherwise(alone, evidence)[:1])
+        against = alone.contradicted or (bool(differing) and step1.probability > LIKELY)
+        return _settled(replace(alone, findings=alone.findings + differing, contradicted=against))
     both = number_evidence(pieces, evidence)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
-    against = bool(differing) and step1.certainty != "doubtful" and alone.certainty != "doubtful"
+    against = bool(differing) and alone.certainty != "doubtful"
     both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
         return _settled(both)

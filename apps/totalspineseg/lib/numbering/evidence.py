@@ -25,7 +25,7 @@ MIN_C1_VOLUME_MM3: Final = 100.0
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
-"""A disc of fewer voxels, shorter from front to back, or less than so many times as long as it is thick has no angle."""
+"""A disc of fewer voxels, shorter from front to back, or hardly longer than thick (by this factor) has no angle."""
 LOCALIZER_MIN_SHARE: Final = 0.10
 """A piece that shares less of its volume with the localizer's levels says nothing."""
 

@@ -5,7 +5,7 @@ it were a false component anywhere.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -13,9 +13,21 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import C1, DISC_L4_L5, DISC_L5_L6, DISC_L5_S, DISC_T12_L1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
+from lib.anatomy import (
+    C1,
+    DISC_L4_L5,
+    DISC_L5_L6,
+    DISC_L5_S,
+    DISC_T12_L1,
+    LANDMARK_DISCS,
+    LUMBAR,
+    SACRUM,
+    THORACIC,
+    Kind,
+    column,
+)
 from lib.numbering.evidence import Item, Overlap
-from lib.numbering.states import LUMBAR_PRIOR, Floats, States, states
+from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, states
 from lib.trust import TILTED, Chances, Trust
 
 JUMPS: Final = 11
@@ -42,19 +54,17 @@ P_SPLIT: Final = 0.02
 """Chance that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
 """Chance that a false disc carries any one landmark's class."""
-REMNANT_VOLUME: Final = 0.25
-"""A disc below all others with less than this share of their usual volume"""
+REMNANTS: Final = ((0.25, 0.5, 0.1), (0.4, 0.25, 0.3))
+"""A disc below all others with less than the first share of their usual volume is as likely as the second number what
+is left of the disc between S1 and S2, which most people have: a disc without a name here. The third is the chance that
+the network draws so little of the last disc."""
 REMNANT_BELOW: Final = 3
-"""(of the last so many above it) is as likely as"""
-P_REMNANT: Final = 0.5
-"""this what is left of the disc between S1 and S2, which most people have: a disc without a name here."""
-P_SO_SMALL: Final = 0.1
-"""Chance that the network draws so little of the last disc."""
+"""Of so many discs above it the usual volume is taken."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Chance that class C1 of step 1 stands elsewhere: the ring is unlike every other vertebra."""
 P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
-"""Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in most
-people, and networks take what stands on it for a vertebra."""
+"""Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in
+most people, and networks take what stands on it for a vertebra."""
 P_KIND_WRONG: Final = 0.01
 """Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
@@ -239,8 +249,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         # C1 of step 1 comes without overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        if _is_remnant(items, k):
-            base = base * P_SO_SMALL
+        base = base * _remnant(items, k)[1]
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
         result[k] = base * _parity_fit(item, tree, trust.parity)
@@ -319,13 +328,13 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
     return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
 
 
-def _is_remnant(items: tuple[Item, ...], k: int) -> bool:
-    """Whether a disc is so small below all others that it may lie between S1 and S2."""
+def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
+    """Chance that a disc lies between S1 and S2, and that it is a disc with a name in spite of its size; or (0, 1)."""
     above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
-    if items[k].kind is not Kind.DISC or len(above) < REMNANT_BELOW:
-        return False
-    small = REMNANT_VOLUME * float(np.median(above))
-    return all(i.volume_mm3 < small for i in items[k:] if i.kind is Kind.DISC)
+    if items[k].kind is Kind.DISC and len(above) == REMNANT_BELOW:
+        share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
+        return next(((remnant, named) for most, remnant, named in REMNANTS if share < most), (0.0, 1.0))
+    return 0.0, 1.0
 
 
 def false_weight(items: tuple[Item, ...]) -> Floats:
@@ -338,10 +347,10 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
-        if _is_remnant(items, k):
+        if (remnant := _remnant(items, k)[0]) > 0:
             # Between S1 and S2, where networks see L5-S.
             others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
-            weights[k] = P_REMNANT * FALSE_LANDMARK**others
+            weights[k] = remnant * FALSE_LANDMARK**others
             continue
         weight *= FALSE_LANDMARK ** sum(item.landmarks.values())
         weight *= 0.5 if item.odd is not None else 1.0
@@ -351,3 +360,32 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weight *= FALSE_IF_TINY if item.width_mm < TINY * usual else FALSE_IF_SMALL
         weights[k] = weight
     return weights
+
+
+VARIANTS: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "six lumbar vertebrae": LUMBAR_PRIOR[6],
+        "four lumbar vertebrae": LUMBAR_PRIOR[4],
+        "13 thoracic vertebrae": THORACIC_PRIOR[13],
+        "11 thoracic vertebrae": THORACIC_PRIOR[11],
+    }
+)
+"""What changes names that were counted, and in which share of people it is found.
+
+Source: Tins and Balain, Insights Imaging 2016; Carrino et al., Radiology 2011; Yan et al., Eur Spine J 2018
+(``LUMBAR_PRIOR`` and ``THORACIC_PRIOR``).
+"""
+
+
+def variants_in_view(codes: Collection[int]) -> dict[str, float]:
+    """Variants that would change names, with their share of people.
+
+    Args:
+        codes: Named levels: counted up from the sacrum, lumbar variants change all above it and thoracic ones the
+            levels above T11; counted down from C2, thoracic variants change the levels below T11.
+    """
+    from_below = bool({SACRUM, DISC_L5_S} & set(codes))
+    lumbar = bool(set(codes) & set(LUMBAR)) and from_below
+    thoracic = bool(set(codes) & set(THORACIC[:11] if from_below else (*THORACIC[11:], *LUMBAR)))
+    shown = {"lumbar": lumbar, "thoracic": thoracic}
+    return {what: share for what, share in VARIANTS.items() if shown[what.split()[1]]}
