@@ -338,13 +338,13 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
         return _as_sure_as(alone, step1)
-    if step1.certainty == "doubtful":
+    if step1.certainty == "doubtful" and step1.probability <= alone.probability:
         differing = tuple(_differs(k, code, alone, evidence) for k, code in _otherwise(alone, evidence)[:1])
         against = alone.contradicted or (bool(differing) and step1.probability > LIKELY)
         return _settled(replace(alone, findings=alone.findings + differing, contradicted=against))
     both = number_evidence(pieces, evidence)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
-    against = bool(differing) and alone.certainty != "doubtful"
+    against = bool(differing) and (alone.certainty != "doubtful" or step1.certainty == "doubtful")
     both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
         return _settled(both)
