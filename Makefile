@@ -16,7 +16,7 @@ BIN := .venv/bin
 APP := apps/totalspineseg
 READY := .venv/.ready
 
-.PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-cli bench-runtimes \
+.PHONY: setup serve serve-ohif test test-browser test-ohif check demo bench bench-numbering bench-real bench-cli bench-runtimes \
   bench-starter bench-retrain lock wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
@@ -71,6 +71,10 @@ bench: setup
 
 bench-numbering: setup
 	$(BIN)/python tools/bench_numbering.py
+
+# REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
+bench-real: setup
+	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
 
 bench-cli: setup
 	$(BIN)/python tools/bench_cli.py
