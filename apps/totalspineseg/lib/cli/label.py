@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lib.anatomy import Step1
-from lib.certainty import is_doubtful
+from lib.certainty import certainty_of, is_doubtful
 from lib.cli.common import add_numbering_arguments, existing_path, pins_of, print_unmet_pins
 from lib.errors import TotalSpineSegError
 
@@ -98,7 +98,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
-    if said := sentence(report):
+    if (said := sentence(report)) and certainty_of(report) != "certain":
         settle = f"; would settle it: {'; '.join(report['would_settle'])}" if is_doubtful(report) else ""
         print(f"{source.name}: {said}{settle}", file=sys.stderr)
     _make_folder(output.parent)
