@@ -22,6 +22,10 @@ END_MM: Final = 2.0
 """A piece this near to the first or last slice is cut off by the field of view."""
 MIN_C1_VOLUME_MM3: Final = 100.0
 """Less of the class C1 is a speck."""
+FAR_MM: Final = 45.0
+FAR_BEYOND_MM: Final = 90.0
+"""A piece this far beside the line of the discs (further above and below them, where the sacrum turns away) is skin,
+bowel or bladder: half a vertebral body and more lies between."""
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
@@ -124,6 +128,7 @@ class Item:
         pin: Codes it can have by a reader's word; empty where none was given.
         is_c1: Whether the network says C1.
         tilt_deg: How far the front of a disc lies lower than its back; None where it is too small to tell.
+        is_far: Whether it lies so far beside the discs that it can be no part of the column.
     """
 
     kind: Kind
@@ -138,6 +143,7 @@ class Item:
     pin: frozenset[int] = frozenset()
     is_c1: bool = False
     tilt_deg: float | None = None
+    is_far: bool = False
 
 
 @dataclass(frozen=True)
@@ -262,7 +268,18 @@ class _Seen:
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
+            is_far=self._is_far(piece),
         )
+
+    def _is_far(self, piece: Piece) -> bool:
+        discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
+        if len(discs) < MIN_TO_COMPARE:
+            return False
+        discs = discs[np.argsort(discs[:, 2])]
+        x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
+        beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
+        within = discs[0, 2] <= z <= discs[-1, 2]
+        return bool(beside > (FAR_MM if within else FAR_BEYOND_MM))
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
         numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map

@@ -43,7 +43,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     """Whether something the size of a structure was left out where one ought to be.
 
     A vertebra or a sacrum of usual size always ought to have a name. A disc may be false, but not next to a
-    level whose disc is missing.
+    level whose disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing.
 
     Args:
         out: From ``left_out``.
@@ -55,7 +55,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
         item = evidence.items[k]
         bone = item.kind is not Kind.DISC
         usual = [i.volume_mm3 for i in evidence.items if (i.kind is not Kind.DISC) == bone and not i.cut]
-        if item.cut or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
+        if item.cut or item.is_far or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
             continue
         above = max((ORDER[code] for code in path[:k] if code != FALSE), default=-1)
         below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))
