@@ -401,7 +401,7 @@ def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1
         codes[case.truth == code] = told
         names[told] = {told: probability, DISCS[k if shift else k + 1]: 1 - probability}
     certainty = "certain" if probability >= CONFIDENT_PROBABILITY else "doubtful"
-    return Step1Names(Localizer(codes, names), probability, certainty)
+    return Step1Names(Localizer(codes, names), probability, certainty, probability, 1.0)
 
 
 def test_step_2_is_named_by_what_step_1_saw() -> None:

@@ -18,6 +18,7 @@ MAX_CORD_LOGIT: Final = 2.0
 TILTED: Final = (DISC_L4_L5, DISC_L5_S)
 """Discs whose angle tells which they are: the last one is 15 to 25 degrees steeper than the one above it."""
 MIN_TILTS: Final = 8
+MIN_SCANS: Final = 5
 PRIOR_TILTS: Final = 6.0
 CAREFUL_TILT_DEG: Final = 12.0
 """Spread of a disc's angle that counts as ``PRIOR_TILTS`` discs: people and the way they lie differ."""
@@ -104,6 +105,11 @@ class Trust:
     cord_logit: float = 0.0
     mirror: bool = False
     scans: int = 0
+
+    @property
+    def measured(self) -> bool:
+        """Whether enough scans were seen to say how the network treats the sacrum of real people."""
+        return self.scans >= MIN_SCANS
 
     @property
     def parity(self) -> float:

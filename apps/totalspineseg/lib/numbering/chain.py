@@ -28,7 +28,7 @@ from lib.numbering.evidence import (
 from lib.numbering.findings import Finding, found_at
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
-from lib.numbering.moved import SPREAD, moved_landmarks
+from lib.numbering.moved import moved_landmarks
 from lib.numbering.pins import unmet_finding, with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
@@ -46,7 +46,7 @@ thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one 
 between two landmarks, and those counted down from C2-C3, lie above 0.988."""
 COUNTED_PROBABILITY: Final = 0.95
 """From this chance on that every level is right in a column of the usual count, the names are counted,"""
-USUAL_ENOUGH: Final = 0.8
+USUAL_ENOUGH: Final = 0.75
 """unless less than this speaks for such a column: then the map itself contradicts the count."""
 WORTH_TRYING: Final = 0.002
 """A name for a piece with less than this chance starts no competing numbering."""
@@ -155,10 +155,13 @@ class Numbering:
 
     @property
     def counted_from(self) -> str:
-        """The end of the column in view, from which names can be counted; empty where neither is."""
+        """The end of the column in view, from which names can be counted; empty where neither is, or the disc on the
+        sacrum was not found."""
         codes = {level.code for level in self.levels}
-        if codes & {SACRUM, DISC_L5_S}:
+        if DISC_L5_S in codes:
             return "up from the sacrum"
+        if SACRUM in codes:
+            return ""
         return "down from C2" if codes & {C1, C2, DISC_C2_C3} else ""
 
 
@@ -286,18 +289,13 @@ def _settled(numbering: Numbering) -> Numbering:
     return replace(numbering, would_settle=settle)
 
 
-BELIEVED: Final = 0.7
+BELIEVED: Final = 0.75
 """A landmark class that is on its own disc less often than this contradicts nothing by itself."""
-WITNESSES: Final = 2
-"""Names that so many other landmarks carry stand against one that lies elsewhere."""
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
-    """Whether landmarks that the names contradict are too few, or too often wrong, to make the names doubtful."""
-    discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
-    own = {code for code, piece in discs if landmark_shares(piece).get(code, 0.0) >= SPREAD}
-    believed = [code for finding in moved for code in _drawn_as(finding, numbering) if _is_believed(code, trust)]
-    return not believed or len(own) >= WITNESSES > len(believed)
+    """Whether landmarks that the names contradict are so often wrong that they do not make the names doubtful."""
+    return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
@@ -343,6 +341,8 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
         against = alone.contradicted or (bool(differing) and step1.probability > LIKELY)
         return _settled(replace(alone, findings=alone.findings + differing, contradicted=against))
     both = number_evidence(pieces, evidence)
+    if not _otherwise(alone, evidence) and not _otherwise(both, evidence):
+        return _as_sure_as(both, step1)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
     against = bool(differing) and (alone.certainty != "doubtful" or step1.certainty == "doubtful")
     both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)

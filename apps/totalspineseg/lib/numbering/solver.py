@@ -45,7 +45,7 @@ class Chain:
         self.count = len(evidence.items)
         self.evidence = evidence
         self.fit = w.fit(evidence.items, evidence.trust)
-        self.false = w.false_weight(evidence.items)
+        self.false = w.false_weight(evidence.items, evidence.trust)
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)

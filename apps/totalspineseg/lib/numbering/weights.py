@@ -65,6 +65,8 @@ P_C1_CLASS_WRONG: Final = 0.01
 P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
 """Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in
 most people, and networks take what stands on it for a vertebra."""
+P_S1_APART_UNMEASURED: Final = 0.0005
+"""Of networks nobody has measured: as little as a false vertebra of that size."""
 P_KIND_WRONG: Final = 0.01
 """Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
@@ -238,7 +240,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     sacrum = any(item.kind is Kind.SACRUM or item.landmarks.get(DISC_L5_S, 0.0) > MOSTLY for item in items)
     counted = sacrum and len(discs) == COUNTED_DISCS
     for k, item in enumerate(items):
-        base = _kind_fit(item, tree)
+        base = _kind_fit(item, tree, trust)
         if item.landmarks:
             shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
             shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
@@ -249,14 +251,14 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         # C1 of step 1 comes without overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        base = base * _remnant(items, k)[1]
+        base = base * (_remnant(items, k)[1] if trust.measured else 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
         result[k] = base * _parity_fit(item, tree, trust.parity)
     return result
 
 
-def _kind_fit(item: Item, tree: States) -> Floats:
+def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
     sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
         return np.asarray(tree.disc, dtype=np.float64)
@@ -265,7 +267,7 @@ def _kind_fit(item: Item, tree: States) -> Floats:
     vertebra = ~tree.disc & (tree.code != SACRUM)
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
-    apart = P_S1_APART[item.kind]
+    apart = P_S1_APART[item.kind] if trust.measured else P_S1_APART_UNMEASURED
     return np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
 
 
@@ -337,7 +339,7 @@ def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-def false_weight(items: tuple[Item, ...]) -> Floats:
+def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
     """(items,) weight of each piece being no structure of the column at all."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
@@ -347,7 +349,7 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
-        if (remnant := _remnant(items, k)[0]) > 0:
+        if trust.measured and (remnant := _remnant(items, k)[0]) > 0:
             # Between S1 and S2, where networks see L5-S.
             others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
             weights[k] = remnant * FALSE_LANDMARK**others
