@@ -272,9 +272,9 @@ class _Seen:
         )
 
     def _is_far(self, piece: Piece) -> bool:
-        discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
-        if len(discs) < MIN_TO_COMPARE:
+        if len(self.pieces.discs) < MIN_TO_COMPARE:
             return False
+        discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
         discs = discs[np.argsort(discs[:, 2])]
         x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
         beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
