@@ -22,7 +22,7 @@ READY := .venv/.ready
 SLICER := .venv-slicer
 
 .PHONY: setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -98,6 +98,10 @@ bench: setup
 
 bench-numbering: setup
 	$(BIN)/python tools/bench_numbering.py
+
+# REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
+bench-real: setup
+	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
 
 bench-cli: setup
 	$(BIN)/python tools/bench_cli.py

@@ -1,21 +1,26 @@
-"""What counts as not certain; the places that ask have tests of their own."""
+"""The three answers, and what each is good for; the places that ask have tests of their own."""
 
 from typing import Any
 
 import pytest
 
-from lib.certainty import is_doubtful
+from lib.certainty import certainty_of, is_doubtful, proves_nothing
 
 
 @pytest.mark.parametrize(
-    ("known", "doubtful"),
+    ("known", "certainty", "doubtful", "useless"),
     [
-        pytest.param({"confident": False}, True, id="abstained"),
-        pytest.param({"confident": True}, False, id="certain"),
-        pytest.param({"confident": None}, False, id="iterative"),
-        pytest.param({}, False, id="no numbering"),
-        pytest.param(None, False, id="no report"),
+        pytest.param({"certainty": "certain", "confident": True}, "certain", False, False, id="certain"),
+        pytest.param({"certainty": "counted", "confident": False}, "counted", False, True, id="counted"),
+        pytest.param({"certainty": "doubtful", "confident": False}, "doubtful", True, True, id="doubtful"),
+        pytest.param({"confident": False}, "doubtful", True, True, id="written before, abstained"),
+        pytest.param({"confident": True}, "certain", False, False, id="written before, certain"),
+        pytest.param({"certainty": None, "confident": None}, None, False, False, id="iterative"),
+        pytest.param({}, None, False, False, id="no numbering"),
+        pytest.param(None, None, False, False, id="no report"),
     ],
 )
-def test_what_is_doubtful(known: dict[str, Any] | None, doubtful: bool) -> None:
-    assert is_doubtful(known) is doubtful
+def test_what_an_answer_is_good_for(
+    known: dict[str, Any] | None, certainty: str | None, doubtful: bool, useless: bool
+) -> None:
+    assert (certainty_of(known), is_doubtful(known), proves_nothing(known)) == (certainty, doubtful, useless)

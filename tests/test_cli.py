@@ -211,7 +211,7 @@ def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.C
     words = ["label", str(source / "step2_raw.nii.gz"), str(tmp_path / "out.nii.gz")]
     assert main(words) == 0
     doubt = capsys.readouterr().err
-    assert "probability 0." in doubt
+    assert "step2_raw.nii.gz: the names are doubtful" in doubt
     assert "a localizer" in doubt
     assert main([*words, "--loc", str(source / "localizer.nii.gz")]) == 0
     assert capsys.readouterr().err == ""

@@ -27,6 +27,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
     shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
     (tmp_path / "folder_of_maps").mkdir()
+    (tmp_path / "studies").mkdir()
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path / "folder_of_maps" / "a.nii.gz")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.inputs import DOUBTFUL, MISSING, Case, find_cases, pair_localizers, unvisited_folders
+from lib.cohort.inputs import MISSING, NO_PROOF, Case, find_cases, pair_localizers, unvisited_folders
 from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
 from lib.volume_io import read_image
@@ -156,8 +156,8 @@ def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> N
     [
         ({"confident": True}, "", ""),
         ({"confident": None}, "", ""),
-        ({"confident": False}, DOUBTFUL, DOUBTFUL),
-        (None, DOUBTFUL, ""),
+        ({"confident": False}, NO_PROOF, NO_PROOF),
+        (None, NO_PROOF, ""),
     ],
     ids=["certain", "iterative", "not certain", "unfinished"],
 )

@@ -453,12 +453,13 @@ def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
     """In an uncertain numbering the topmost vertebra, seen by its arch alone, was shown as certain."""
     labels = np.array([0, CODE_OF["T7"], CODE_OF["T8"], CODE_OF["L1"], SACRUM], dtype=np.uint8).reshape(5, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF["T8"], probability=0.98), SimpleNamespace(code=CODE_OF["L1"], probability=1)]
-    for confident, contradicted, expected in (
-        (False, False, {"T7", "T8"}),
-        (True, False, {"T8"}),
-        (False, True, {"T7", "T8", "L1"}),
+    for certainty, contradicted, expected in (
+        ("doubtful", False, {"T7", "T8"}),
+        ("certain", False, set()),
+        ("counted", False, set()),
+        ("doubtful", True, {"T7", "T8", "L1"}),
     ):
-        numbering: Any = SimpleNamespace(levels=levels, confident=confident, contradicted=contradicted)
+        numbering: Any = SimpleNamespace(levels=levels, certainty=certainty, contradicted=contradicted)
         assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
     assert doubtful_codes(None, labels) == frozenset()
 
@@ -467,8 +468,8 @@ def test_where_the_whole_is_not_certain_some_level_is_not() -> None:
     """A point fixed by hand that no level met left all sizes in the table, of names that nobody was certain of."""
     labels = np.array([0, CODE_OF["T8"], CODE_OF["L1"], CODE_OF["canal"]], dtype=np.uint8).reshape(4, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF[name], probability=1) for name in ("T8", "L1")]
-    for confident, expected in ((False, {"T8", "L1"}), (True, set())):
-        numbering: Any = SimpleNamespace(levels=levels, confident=confident, contradicted=False)
+    for certainty, expected in (("doubtful", {"T8", "L1"}), ("certain", set())):
+        numbering: Any = SimpleNamespace(levels=levels, certainty=certainty, contradicted=False)
         assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
 
 

@@ -75,16 +75,21 @@ def ours(series: Path) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("confident", "description"),
-    [(True, "Spine segmentation"), (None, "Spine segmentation"), (False, "Spine segmentation, levels NOT CERTAIN")],
+    ("certainty", "description"),
+    [
+        ("certain", "Spine segmentation"),
+        ("counted", "Spine segmentation"),
+        (None, "Spine segmentation"),
+        ("doubtful", "Spine segmentation, levels DOUBTFUL"),
+    ],
 )
 def test_a_result_says_what_made_it_and_whether_its_levels_are_certain(
-    series: Path, tmp_path: Path, confident: bool | None, description: str
+    series: Path, tmp_path: Path, certainty: str | None, description: str
 ) -> None:
     """In a PACS a guess looked like a certain result, and of two trained versions the second was cut off."""
     write_volume(tmp_path / "result.nii", to_wire(codes(*SPINE)), GRID)
     models = {f"step{k}": f"trained-20260131T120000Z-abc123-{k}1b2c3d4" for k in (1, 2)}
-    report = {"label_names": WIRE_LABELS, "models": models, "numbering": {"confident": confident}}
+    report = {"label_names": WIRE_LABELS, "models": models, "numbering": {"certainty": certainty}}
     seg = pydicom.dcmread(BytesIO(result_segmentation(tmp_path / "result.nii", series, report)))
     assert (seg.SeriesDescription, seg.ContentDescription) == (description, description)
     assert list(seg.SoftwareVersions) == list(models.values())

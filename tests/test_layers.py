@@ -15,6 +15,7 @@ LAYER = {
     "certainty": -2,
     "anatomy": -1,
     "spellings": 0,
+    "trust": 0,
     "geometry": 0,
     "tags": 0,
     "image": 1,

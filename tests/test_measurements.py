@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
-from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, DOUBTFUL_NOTE, measure
+from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0
@@ -157,13 +157,13 @@ def test_wedge_angle_of_a_wedged_body() -> None:
     assert row(rows, "L3")["wedge_deg"] == pytest.approx(0.0, abs=1.0)
 
 
-def test_doubtful_levels_stay_empty() -> None:
+def test_doubtful_levels_are_measured_in_rows_that_say_so() -> None:
     labels = draw(250.0)
     rows = measure(labels, (1, 1, 1), doubtful=(CODE_OF["L1"], CODE_OF["L3-L4"]))
+    without = measure(labels, (1, 1, 1))
     for level in ("L1", "L3-L4"):
-        found = row(rows, level)
-        assert found["note"] == DOUBTFUL_NOTE
-        assert all(found[key] is None for key in COLUMNS if key.endswith(("_mm", "_mm2", "_deg")))
+        assert row(rows, level) == row(without, level) | {"names": "doubtful"}
+    assert (row(rows, "L2")["names"], row(rows, COLUMN_ROW)["names"]) == (None, None)
     assert row(rows, COLUMN_ROW)["lumbar_lordosis_deg"] is None
     assert row(rows, "L2")["body_middle_mm"] is not None
 

@@ -398,7 +398,8 @@ def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1
         told = DISCS[k + shift]
         codes[case.truth == code] = told
         names[told] = {told: probability, DISCS[k if shift else k + 1]: 1 - probability}
-    return Step1Names(Localizer(codes, names), probability, probability >= CONFIDENT_PROBABILITY)
+    certainty = "certain" if probability >= CONFIDENT_PROBABILITY else "doubtful"
+    return Step1Names(Localizer(codes, names), probability, certainty, probability, 1.0)
 
 
 def test_step_2_is_named_by_what_step_1_saw() -> None:
@@ -696,3 +697,11 @@ def test_a_vertebra_that_swallowed_part_of_a_missed_one_is_a_doubt(volume: float
     items = tuple(Item(Kind.VERTEBRA, k, 17.0 * k, False, 45.0, size) for k, size in enumerate(sizes))
     assert contradicts((), codes, Evidence(2, items, (), {}, 0.0, 0.0), (21,)) is doubt
     assert not contradicts((), codes, Evidence(2, items, (), {}, 0.0, 0.0), ())
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_large_false_piece_far_from_the_column_is_no_doubt_about_names(far: bool) -> None:
+    """Bowel and bladder, drawn as vertebrae, made the names of every second lumbar scan doubtful."""
+    codes = (41, 42, 0, 43)
+    items = tuple(Item(Kind.VERTEBRA, k, 30.0 * k, False, 45.0, 1000.0, is_far=far and k == 2) for k in range(4))
+    assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far

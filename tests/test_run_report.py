@@ -8,8 +8,8 @@ from lib.run_report import HEADINGS, ScanRow, report_html
 
 VOID = {"meta", "img"}
 ROWS = [
-    ScanRow("sub-01", "T11 - sacrum", True, 0.99, (), "starter-1", 12.34, "QUJD"),
-    ScanRow("sub-02", "C2 - T4", False, 0.61, ("send a localizer", "L6?"), "starter-1", 2.0, "REVG"),
+    ScanRow("sub-01", "T11 - sacrum", "certain", 0.99, (), "starter-1", 12.34, "QUJD"),
+    ScanRow("sub-02", "C2 - T4", "doubtful", 0.61, ("send a localizer", "L6?"), "starter-1", 2.0, "REVG"),
     ScanRow("sub-03", failure="an image is required"),
     ScanRow('<script>"x"</script>', "L1", None, None),
 ]
@@ -62,13 +62,13 @@ def test_names_from_files_are_no_markup() -> None:
 def test_confidence_sorts_failed_then_doubtful_then_certain(cells: list[list[dict[str, str]]]) -> None:
     keys = [float(row[3]["data-key"]) for row in cells]
     assert sorted(range(4), key=lambda k: keys[k]) == [2, 1, 0, 3]
-    assert cells[1][3]["text"] == "not certain (0.610)"
+    assert cells[1][3]["text"] == "doubtful"
     assert cells[2][4]["text"] == "An image is required"
     assert cells[1][4]["data-key"] == "2"
 
 
 def test_the_page_counts() -> None:
-    assert "4 scans, 1 failed, 1 with a numbering that is not certain" in report_html(ROWS, title="t")
+    assert "4 scans, 1 failed; names: 1 certain, 0 counted, 1 doubtful" in report_html(ROWS, title="t")
     assert "0 scans" in report_html([], title="t")
 
 

@@ -2,10 +2,11 @@
 
 Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose] [--pairs]
 
-Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans abstained,
-abstained or right where the evidence identifies the numbering, scans confidently wrong, and the iterative method on
-the same cases; then the calibration of the levels' probabilities. With --pairs every column has a map of each step,
-with mistakes of its own or of the same kinds, and step 2 is named by itself and with what step 1 named.
+Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans whose names are
+doubtful (the others are certain or counted), right or not certain where the evidence identifies the numbering, scans
+confidently wrong, and the iterative method on the same cases; then the calibration of the levels' probabilities. With
+--pairs every column has a map of each step, with mistakes of its own or of the same kinds, and step 2 is named by
+itself and with what step 1 named.
 """
 
 import argparse
@@ -68,6 +69,7 @@ class Outcome:
     identified: bool
     iterative_wrong: int
     seconds: float
+    doubtful: bool
     levels: list[tuple[float, bool]] = field(default_factory=list)
     errors: dict[int, int] = field(default_factory=dict)
 
@@ -188,6 +190,7 @@ def judge(plan: Plan, case: columns.Case, step1: Step1Names | None = None) -> Ou
         identified(case, plan),
         len(columns.errors(case, plain)),
         seconds,
+        numbering.certainty == "doubtful",
         seen,
         errors,
     )
@@ -228,7 +231,7 @@ def _line(group: list[Outcome]) -> str:
     good = sum(_good(o) for o in known)
     judged = sum(o.judged for o in group)
     right = sum(o.wrong == 0 for o in group)
-    abstained = sum(not o.confident for o in group)
+    abstained = sum(o.doubtful for o in group)
     share = f"{good / len(known):8.1%}" if known else f"{'-':>8}"
     wrong = sum(_confidently_wrong(o) for o in group)
     levels = 1 - sum(o.wrong for o in group) / judged

@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from local_server import TrainingFailedError, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
+from lib.certainty import is_doubtful  # noqa: E402
 from lib.corrections.store import CorrectionStore  # noqa: E402
 from lib.corrections.wire import from_names, from_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
@@ -49,7 +50,7 @@ class Row:
     seconds: float
     named: str
     dice: float
-    confident: bool
+    certainty: str
     sent: str
     back: str
     models: Mapping[str, str]
@@ -131,9 +132,9 @@ def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, fol
     picture(studies / f"{study}.nii.gz", codes, report, out / f"{study}.png")
     truth = read_labels(folder / "made" / "truth" / f"{study}.nii.gz").data
     named, dice = compare(codes, truth)
-    confident = bool(report["numbering"]["confident"])
+    certainty = str(report["numbering"]["certainty"])
     back = "same" if same else reply["label"]
-    return Row(study, seconds, named, dice, confident, f"{len(label_info)} segments", back, report["models"])
+    return Row(study, seconds, named, dice, certainty, f"{len(label_info)} segments", back, report["models"])
 
 
 def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -147,8 +148,9 @@ def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[
 
 
 def picture(image: Path, codes: npt.NDArray[np.uint8], report: Mapping[str, Any], path: Path) -> None:
-    """The mid-sagittal picture; levels that are not certain are striped."""
-    doubtful = [level["code"] for level in report["numbering"]["levels"] if level["probability"] < 0.95]
+    """The mid-sagittal picture; the levels of doubtful names are striped."""
+    known = report["numbering"]
+    doubtful = [level["code"] for level in known["levels"]] if is_doubtful(known) else []
     save_picture(path, mid_sagittal(read_image(image), codes, doubtful=doubtful))
 
 
@@ -217,11 +219,10 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
 
 def print_table(rows: list[Row]) -> None:
     """What happened, one study a line."""
-    titles = ("study", "seconds", "names right", "mean Dice", "sure", "submitted", "came back")
+    titles = ("study", "seconds", "names right", "mean Dice", "names", "submitted", "came back")
     lines = [titles]
     for r in rows:
-        sure = "yes" if r.confident else "no"
-        lines.append((r.study, f"{r.seconds:.1f}", r.named, f"{r.dice:.2f}", sure, r.sent, r.back))
+        lines.append((r.study, f"{r.seconds:.1f}", r.named, f"{r.dice:.2f}", r.certainty, r.sent, r.back))
     widths = [max(len(line[k]) for line in lines) for k in range(len(titles))]
     print()
     for line in lines:

@@ -38,6 +38,7 @@ from lib.transforms.discs import discs_named_as, odd_discs
 from lib.transforms.labeling import UNNAMED
 from lib.transforms.levels import level_points
 from lib.transforms.soft import soft_structure
+from lib.trust import UNMEASURED, Trust
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Located:
         soft_cord: Probability of the cord around its label, float32 0..1.
         soft_canal: Probability of the canal (cord included) around its label, float32 0..1.
         levels: SCT disc points.
+        trust: What is known of the network that drew it.
     """
 
     scan: Scan
@@ -123,6 +125,7 @@ class Located:
     soft_cord: FloatArray
     soft_canal: FloatArray
     levels: LabelArray
+    trust: Trust = UNMEASURED
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class Segmentation:
         numbering: What the chain model knows about the levels; None with the iterative method.
         box: The part of the scan the network looked at.
         step1: What step 1 had named there, as far as it was known.
+        trust: What is known of the network that drew it.
     """
 
     scan: Scan
@@ -161,6 +165,7 @@ class Segmentation:
     numbering: Numbering | None
     box: Box
     step1: Step1Names | None = None
+    trust: Trust = UNMEASURED
 
 
 def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_clock) -> Scan:
@@ -194,14 +199,14 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
     with clock("step 1 network"):
         prediction = predictor.predict(scan.iso.data[np.newaxis], soft=("canal", "cord"))
     with _explained(scan):
-        labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock)
+        labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock, trust=prediction.trust)
         _require_named(labels, 1)
     with clock("soft maps"):
         cord = soft_structure(prediction.soft["cord"], labels == CORD)
         canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
     with clock("levels"):
         levels = level_points(labels)
-    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels)
+    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels, prediction.trust)
 
 
 def step2_input(
@@ -255,7 +260,16 @@ def segment(
     options = options or Options()
     with clock("step 2 network"):
         prediction = predictor.predict(step2.channels)
-    return rename(step2.scan, prediction.labels, step2.box, 2, options, step1=step2.step1, clock=clock)
+    return rename(
+        step2.scan,
+        prediction.labels,
+        step2.box,
+        2,
+        options,
+        step1=step2.step1,
+        trust=prediction.trust,
+        clock=clock,
+    )
 
 
 def finish(
@@ -297,7 +311,7 @@ def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names |
     labels, numbering = located.labels, located.numbering
     if options.localizer is not None or options.siblings or options.pins:
         bare = Options(options.method)
-        labels, numbering = _name(located.raw, 1, located.scan.iso.grid, bare, clock)
+        labels, numbering = _name(located.raw, 1, located.scan.iso.grid, bare, clock, trust=located.trust)
     return step1_names(labels, numbering)
 
 
@@ -309,6 +323,7 @@ def rename(
     options: Options | None = None,
     *,
     step1: Step1Names | None = None,
+    trust: Trust = UNMEASURED,
     clock: Clock = no_clock,
 ) -> Segmentation:
     """Name what a network drew: the end of ``segment``, also for a map drawn before.
@@ -320,6 +335,7 @@ def rename(
         step: 1 or 2.
         options: How levels get their names.
         step1: For a step-2 map, what step 1 named there.
+        trust: What is known of the network that drew it.
         clock: Measures the stages.
 
     Raises:
@@ -327,7 +343,7 @@ def rename(
     """
     grid = scan.iso.grid
     with _explained(scan):
-        cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock, step1)
+        cropped, numbering = _name(classes, step, sub_grid(grid, box), options or Options(), clock, step1, trust=trust)
         _require_named(cropped, step)
     with clock("back to the scan"):
         raw = _uncrop(classes, box, grid.shape)
@@ -335,7 +351,7 @@ def rename(
     if numbering is not None:
         first = (box[0].start, box[1].start, box[2].start)
         numbering = replace(numbering, findings=tuple(finding.moved(first) for finding in numbering.findings))
-    return Segmentation(scan, raw, labels, numbering, box, step1)
+    return Segmentation(scan, raw, labels, numbering, box, step1, trust)
 
 
 @contextmanager
@@ -366,12 +382,12 @@ def image_findings(scan: Scan, numbering: Numbering | None) -> tuple[Finding, ..
 
     Args:
         scan: The scan.
-        numbering: What is known about its levels. Where they are not certain, the image may be the reason.
+        numbering: What is known about its levels. Where they are doubtful, the image may be the reason.
 
     Returns:
         Findings without a place; none for a sound image.
     """
-    in_doubt = numbering is not None and not numbering.confident
+    in_doubt = numbering is not None and numbering.certainty == "doubtful"
     faults = (*scan.warnings, *(image_faults(scan.iso) if in_doubt else ()))
     return tuple(Finding(IMAGE, UNNAMED, fault) for fault in faults)
 
@@ -383,6 +399,8 @@ def _name(
     options: Options,
     clock: Clock,
     step1: Step1Names | None = None,
+    *,
+    trust: Trust,
 ) -> tuple[LabelArray, Numbering | None]:
     """``name_map`` with the pipeline's options."""
     localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
@@ -394,6 +412,7 @@ def _name(
         siblings=[sibling for sibling in siblings if sibling.codes.any()],
         pins=options.pins,
         step1=step1,
+        trust=trust,
         method=options.method,
         clock=clock,
     )

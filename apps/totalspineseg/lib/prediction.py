@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lib.trust import UNMEASURED, Trust
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -16,10 +18,12 @@ class Prediction:
         labels: (X, Y, Z) uint8 network classes (``anatomy.Step1`` or ``anatomy.Step2``), 0 = background, on the
             grid of the channels that were given.
         soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the regions that were asked for.
+        trust: What is known of the network's errors.
     """
 
     labels: npt.NDArray[np.uint8]
     soft: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    trust: Trust = UNMEASURED
 
 
 class Predictor(Protocol):

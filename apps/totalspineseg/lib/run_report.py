@@ -1,9 +1,12 @@
 """One HTML page for a run: a sortable table with thumbnails that opens from disk, with no other file."""
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from lib.certainty import CERTAINTIES, Certainty
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class ScanRow:
     Attributes:
         scan: Name.
         in_view: Levels in view, such as "T11 - sacrum".
-        confident: Whether the numbering is certain; None when the method does not say.
+        certainty: Whether the names are certain, counted or doubtful; None when the method does not say.
         probability: Chance that all levels are right; None as above.
         warnings: Sentences.
         model: Versions of the weights.
@@ -25,7 +28,7 @@ class ScanRow:
 
     scan: str
     in_view: str = ""
-    confident: bool | None = None
+    certainty: Certainty | None = None
     probability: float | None = None
     warnings: tuple[str, ...] = ()
     model: str = ""
@@ -102,7 +105,8 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
         A complete HTML document.
     """
     failed = sum(bool(row.failure) for row in rows)
-    unsure = sum(row.confident is False for row in rows)
+    answers = Counter(row.certainty for row in rows if not row.failure)
+    sure = ", ".join(f"{answers[certainty]} {certainty}" for certainty in CERTAINTIES)
     heads = "".join(
         f"<th scope=col>{heading if not k else f'<button type=button>{heading}</button>'}</th>"
         for k, heading in enumerate(HEADINGS)
@@ -119,8 +123,9 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
 </head>
 <body>
 <h1>{html.escape(title)}</h1>
-{warned}<p>{len(rows)} scans, {failed} failed, {unsure} with a numbering that is not certain. Click a heading to sort,
-a picture to enlarge it. Striped levels with a "?" are not certain. {html.escape(note)}</p>
+{warned}<p>{len(rows)} scans, {failed} failed; names: {sure}. Click a heading to sort, a picture to enlarge it.
+Counted: up from the sacrum or down from C2, and only another number of vertebrae than usual would change the names.
+Striped levels with a "?" are doubtful. {html.escape(note)}</p>
 <table>
 <thead><tr>{heads}</tr></thead>
 <tbody>
@@ -159,10 +164,11 @@ def _sentences(sentences: Sequence[str]) -> str:
 
 
 def _confidence(row: ScanRow) -> str:
-    """Sorted by the chance; failed scans first, those that are not certain before those that are."""
+    """Sorted by the answer, then the chance; failed scans first, doubtful ones before counted and certain ones."""
     if row.failure:
         return '<td class=bad data-key="-1">failed</td>'
-    if row.probability is None:
-        return '<td data-key="3">not stated</td>'
-    word, kind, key = ("certain", "good", 1.0) if row.confident else ("not certain", "unsure", 0.0)
-    return f'<td class={kind} data-key="{key + row.probability:.4f}">{word} ({row.probability:.3f})</td>'
+    if row.certainty is None or row.probability is None:
+        return '<td data-key="4">not stated</td>'
+    rank = len(CERTAINTIES) - 1 - CERTAINTIES.index(row.certainty)
+    kind = "unsure" if row.certainty == "doubtful" else "good"
+    return f'<td class={kind} data-key="{rank + row.probability / 2:.4f}">{row.certainty}</td>'

@@ -24,6 +24,7 @@ COMMANDS: Final = MappingProxyType(
         "weights": "install or list the networks' weights",
         "models": "list, show, judge, activate, roll back, export, import or remove model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
+        "calibrate": "measure on labeled scans how far the landmark classes of networks can be believed",
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "train": "train both networks from scratch with nnU-Net on what prepare wrote",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",

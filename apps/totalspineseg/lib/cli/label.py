@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from lib.anatomy import Step1
-from lib.certainty import is_doubtful
+from lib.certainty import certainty_of, is_doubtful
 from lib.cli.common import add_numbering_arguments, existing_path, pins_of, print_unmet_pins
 from lib.errors import TotalSpineSegError
 
@@ -87,7 +87,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
     from lib.numbering.label import label_map
-    from lib.numbering.report import doubt
+    from lib.numbering.report import sentence
     from lib.volume_io import read_codes, read_labels, write_volume
 
     if output.resolve() == source.resolve():
@@ -98,9 +98,9 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
-    if is_doubtful(report):
-        doubtful = f"{source.name}: {doubt(report['probability'])}"
-        print("; ".join([doubtful, *report["would_settle"]]), file=sys.stderr)
+    if (said := sentence(report)) and certainty_of(report) != "certain":
+        settle = f"; would settle it: {'; '.join(report['would_settle'])}" if is_doubtful(report) else ""
+        print(f"{source.name}: {said}{settle}", file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:

@@ -81,13 +81,12 @@ def execute(arguments: argparse.Namespace) -> int:
 
     if has_corrections(arguments.source):
         required, cure = "finished corrections of subjects that are not held out", "submit some first"
-        sources, unusable = _corrections(arguments.source)
-        for case in unusable:
-            skip(case)
     else:
         required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix}.nii.gz below {DERIVATIVES}/"
         cure = "check --label-suffix"
-        sources = tuple(_bids(arguments.source, arguments.label_suffix))
+    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
+    for case in unusable:
+        skip(case)
     if not sources:
         raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; {cure}")
     raw = arguments.raw or NnunetFolders.at().raw
@@ -99,6 +98,18 @@ def execute(arguments: argparse.Namespace) -> int:
         if written.removed:
             print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
     return 1 if skipped else 0
+
+
+def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
+    """Labeled scans of a BIDS folder, or a site's finished corrections; and what of them cannot be used.
+
+    Args:
+        folder: The folder.
+        suffix: Ending of the names of a BIDS folder's labels.
+    """
+    from lib.cli.site import has_corrections
+
+    return _corrections(folder) if has_corrections(folder) else (tuple(_bids(folder, suffix)), ())
 
 
 def _finder(name: str, device: str) -> "Predictor":

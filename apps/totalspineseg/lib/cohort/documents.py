@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from lib.certainty import certainty_of, is_doubtful
 from lib.cohort.inputs import Case
 from lib.cohort.outputs import PREVIEW, REPORTS
 from lib.cohort.record import write_json, write_text
 from lib.cohort.run import Summary
 from lib.cohort.versions import software_versions
 from lib.measurements import COLUMNS, CORD_NOTE
+from lib.numbering.report import sentence
 from lib.registry.releases import warning_of
 from lib.run_report import ScanRow, report_html
 
@@ -112,7 +114,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     return ScanRow(
         name,
         in_view=record["in_view"],
-        confident=record["confident"],
+        certainty=certainty_of(record),
         probability=record["probability"],
         warnings=tuple(_warnings(record)),
         model="\n".join(f"{step}: {version}" for step, version in models.items()),
@@ -135,8 +137,10 @@ def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = No
 
 
 def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
+    if said := sentence(record):
+        yield said
     yield from record["warnings"]
-    if record["would_settle"]:
+    if is_doubtful(record):
         yield f"would settle it: {'; '.join(record['would_settle'])}"
     yield from (_finding(finding) for finding in record.get("findings", []))
 

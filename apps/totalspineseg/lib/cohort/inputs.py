@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from lib.certainty import is_doubtful
+from lib.certainty import proves_nothing
 from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.gate.holdout import subject_of
@@ -21,7 +21,7 @@ NAMED_FOLDERS: Final = 5
 """So many folders are named in a sentence."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
-DOUBTFUL: Final = (
+NO_PROOF: Final = (
     "the localizer of this scan is not certain of its own levels, or unfinished, and was not used; correct its map and "
     "give it from another folder"
 )
@@ -268,8 +268,8 @@ def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
         return replace(case, no_localizer=MISSING)
     record = read_record(localizer.parent.parent, stem(localizer))
     # Without a record it is somebody's own map, or among our results one of a scan that was not finished.
-    doubtful = ours if record is None else is_doubtful(record)
-    return replace(case, no_localizer=DOUBTFUL) if doubtful else replace(case, localizer=localizer)
+    useless = ours if record is None else proves_nothing(record)
+    return replace(case, no_localizer=NO_PROOF) if useless else replace(case, localizer=localizer)
 
 
 def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | None) -> str:

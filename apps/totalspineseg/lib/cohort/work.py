@@ -22,7 +22,7 @@ from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
 from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.lint import lint
-from lib.numbering.report import doubt, report
+from lib.numbering.report import report
 from lib.pipeline import Options
 from lib.prediction import Predictor
 from lib.volume_io import read_codes, read_image
@@ -33,7 +33,7 @@ MAX_SKEW_DEG: Final = 1.0
 """Above it angles are off by more than they are measured to; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid, and change nothing that is found."""
-RECORD_FORMAT: Final = 3
+RECORD_FORMAT: Final = 4
 """Rises when records change in a way that makes older ones unusable, or their names and numbers wrong."""
 
 Record = dict[str, Any]
@@ -280,9 +280,7 @@ def _every_file(case: Case) -> tuple[str, ...]:
 
 
 def _warnings(case: Case, found: Found) -> list[str]:
-    warnings, numbering = [], found.numbering
-    if numbering is not None and not numbering.confident:
-        warnings.append(doubt(numbering.probability))
+    warnings, numbering = list[str](), found.numbering
     if case.no_localizer:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg

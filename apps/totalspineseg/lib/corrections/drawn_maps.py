@@ -8,12 +8,14 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from lib.certainty import certainty_of
 from lib.corrections import history
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError, StorageError, WeightsError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.renumber import Drawn
 from lib.transforms.components import Box, labels_present
+from lib.trust import UNMEASURED, trust_from_json
 from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
@@ -93,13 +95,16 @@ class DrawnMaps:
                 "levels": _plain(kept.levels),
                 "helped_by": list(kept.helped_by),
                 "image": kept.image,
+                "trust": drawn.trust.as_json(),
             }
             if drawn.step1 is not None:
                 write_volume(folder / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
                 record["step1"] = {
                     "names": _plain(drawn.step1.discs.names),
                     "probability": drawn.step1.probability,
-                    "confident": drawn.step1.confident,
+                    "certainty": drawn.step1.certainty,
+                    "usual": drawn.step1.usual,
+                    "as_usual": drawn.step1.as_usual,
                     "by_reader": drawn.step1.by_reader,
                 }
             history.write_json(folder / RECORD_FILE, record)
@@ -170,14 +175,20 @@ def _read(entry: Path) -> KeptMaps | None:
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=Drawn(Volume(raw, affine), labels, 1 if record["step"] == 1 else 2, _step1(entry, record)),
+            drawn=Drawn(
+                Volume(raw, affine),
+                labels,
+                1 if record["step"] == 1 else 2,
+                _step1(entry, record),
+                trust_from_json(record["trust"], source=RECORD_FILE) if "trust" in record else UNMEASURED,
+            ),
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
             levels=_chances(record["levels"]),
             helped_by=tuple(record["helped_by"]),
             image=str(record.get("image") or ""),
         )
-    except (StorageError, ImageError, KeyError, ValueError, TypeError, AttributeError):
+    except (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -197,4 +208,10 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
         return None
     codes, by_reader = read_labels(entry / STEP1_FILE).data, bool(known.get("by_reader", False))
     discs = Localizer(codes, _chances(known["names"]), by_reader=by_reader)
-    return Step1Names(discs, float(known["probability"]), bool(known["confident"]))
+    return Step1Names(
+        discs,
+        float(known["probability"]),
+        certainty_of(known) or "doubtful",
+        float(known.get("usual", 0.0)),
+        float(known.get("as_usual", 0.0)),
+    )

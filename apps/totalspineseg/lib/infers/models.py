@@ -51,7 +51,9 @@ class FullTask(SpineTask):
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         if kept is not None:
             drawn, versions = kept.drawn, dict(kept.versions)
-            found = pipeline.rename(scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, clock=clock)
+            found = pipeline.rename(
+                scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
+            )
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
             found = pipeline.finish(located, step2, options, clock=clock)
@@ -79,12 +81,14 @@ class Step1Task(SpineTask):
         options = self.options(settings, request, versions)
         kept = self.kept(scan, 1, request, versions) if settings.pins else None
         if kept is not None:
-            found = pipeline.rename(scan, kept.drawn.raw.data, kept.box, 1, options, clock=clock)
+            found = pipeline.rename(
+                scan, kept.drawn.raw.data, kept.box, 1, options, trust=kept.drawn.trust, clock=clock
+            )
             require_met(found.numbering)
             return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
-        drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1)
+        drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
         return Outcome(scan, located.labels, located.numbering, versions, drawn=drawn)
 
 
@@ -150,4 +154,4 @@ class Step2Task(SpineTask):
 
 def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
     part = pipeline.sub_grid(found.scan.iso.grid, found.box)
-    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1)
+    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)

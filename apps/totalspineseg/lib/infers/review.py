@@ -16,14 +16,13 @@ from lib.infers.models import FullTask
 from lib.infers.services import Services
 from lib.infers.settings import Settings, pins_from_json
 from lib.infers.task import Outcome
-from lib.numbering.chain import CONFIDENT_PROBABILITY
 from lib.numbering.doubtful import NAMED, doubtful_codes
 from lib.numbering.findings import Finding
 from lib.numbering.weights import ORDER
 from lib.pipeline import Scan
 from lib.transforms.components import Mask, labels_present
 
-UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level not certain", f"{REVIEW_PREFIX}: check this"
+UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2})
 """Two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
 SPOT_MM: Final = 5.0
@@ -40,8 +39,8 @@ class ReviewTask(FullTask):
         super().__init__(services)
         self.labels = dict(REVIEW_LABELS)
         self.description = (
-            f"Where to look: structures whose level is less than {CONFIDENT_PROBABILITY:.0%} certain, and "
-            "structures the checks find odd. Remove these segments before you submit."
+            "Where to look: structures whose level is doubtful, and structures the checks find odd. Counted levels (up "
+            "from the sacrum, down from C2) are not marked. Remove these segments before you submit."
         )
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
@@ -74,7 +73,7 @@ class ReviewTask(FullTask):
         return tuple(self.labels)
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
-        """1 where a level is not certain, 2 where the checks found something."""
+        """1 where a level is doubtful, 2 where the checks found something."""
         labels = outcome.labels
         present = frozenset(np.flatnonzero(labels_present(labels)).tolist())
         # The iterative method knows no doubts, so each of its levels may be wrong.

@@ -14,7 +14,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib import pipeline
 from lib.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
-from lib.certainty import is_doubtful
+from lib.certainty import proves_nothing
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.inbox import FINAL_TAG
@@ -268,7 +268,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
     """A prediction that guessed its levels would pass its guess on as knowledge."""
-    if is_doubtful((info.get("params") or {}).get("numbering")):
+    if proves_nothing((info.get("params") or {}).get("numbering")):
         raise SettingError(
             f"a localizer that is certain of its levels is required, got {image_id!r}, whose prediction is not; "
             "correct and submit its label first"

@@ -41,11 +41,11 @@ COLUMNS: Final = (
     "canal_area_mm2",
     "cord_area_mm2",
     *ANGLES,
+    "names",
     "note",
 )
 """Columns of a row, after the scan's name."""
 CORD_NOTE: Final = "cord area: not validated for cord cross-sectional area"
-DOUBTFUL_NOTE: Final = "level not certain: not measured"
 COLUMN_ROW: Final = "column"
 """Level of the row that holds what belongs to the whole column."""
 
@@ -58,11 +58,11 @@ def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collectio
     Args:
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
-        doubtful: Codes whose level is not certain; their rows stay empty, as do angles that need them.
+        doubtful: Codes whose level is doubtful: measured, too, which "names" says; angles that need them stay empty.
 
     Returns:
         One row per vertebra and disc, superior to inferior, then one of the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None where something is not in view or not certain. Empty
+        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty
         without canal.
     """
     spine = Spine(labels, spacing)
@@ -80,8 +80,7 @@ def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collectio
 
 def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Row:
     row: Row = {**dict.fromkeys(COLUMNS), "level": NAME_OF[code], "kind": BY_CODE[code].kind.value}
-    if doubtful:
-        return row | {"note": DOUBTFUL_NOTE}
+    row["names"] = "doubtful" if doubtful else None
     if profile is not None and code in DISCS:
         row["disc_height_mm"] = profile.height(*DISC_ZONE)
     elif profile is not None and code in BODIES:
@@ -96,7 +95,7 @@ def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Ro
 
 
 def _column_row(profiles: Mapping[int, Profile], doubtful: Collection[int]) -> Row:
-    """Angles of the curves whose both ends are in view and certain."""
+    """Angles of the curves whose both ends are in view and not doubtful."""
     row: Row = {**dict.fromkeys(COLUMNS), "level": COLUMN_ROW, "kind": COLUMN_ROW}
     for name, (first, first_side, last, last_side) in ANGLES.items():
         upper, lower = CODE_OF[first], CODE_OF[last]

@@ -10,6 +10,7 @@ import torch
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.trust_file import TRUST_FILE, write_trust
 from lib.volume_io import write_atomic
 
 KEPT: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
@@ -27,7 +28,7 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         target: Folder to write below; made when missing.
 
     Returns:
-        The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
+        The model folder with the parent's trust in a folder of its dataset, named as nnU-Net's own tools expect it.
 
     Raises:
         StorageError: It cannot be written.
@@ -39,6 +40,8 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     for name in ("plans.json", "dataset.json"):
         source = parent.path / name
         write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
+    if (parent.path / TRUST_FILE).is_file():
+        write_trust(folder, parent.trust)
     content = stock_checkpoint(load_checkpoint(parent.checkpoint), weights)
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder

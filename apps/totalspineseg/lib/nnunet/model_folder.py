@@ -24,9 +24,11 @@ from lib.nnunet.discovery import (
     read_json,
     step_folders,
 )
-from lib.nnunet.version import model_digest, version_name
+from lib.nnunet.trust_file import read_trust
+from lib.nnunet.version import answer_digest, model_digest, version_name
 from lib.registry.manage import require_known
 from lib.registry.store import ModelStore
+from lib.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"
 """nnU-Net's configuration when the folder's name does not say."""
@@ -120,8 +122,17 @@ class ModelFolder:
 
     @property
     def version(self) -> str:
-        """Name and the first eight digits of the digest, such as "starter-1a2b3c4d"."""
-        return version_name(self.name, self.digest)
+        """Name and the first eight digits of the digest of files and trust, such as "starter-1a2b3c4d"."""
+        return version_name(self.name, answer_digest(self.path, self.digest))
+
+    @property
+    def trust(self) -> Trust:
+        """What is known of its errors.
+
+        Raises:
+            WeightsError: The file that says so is damaged.
+        """
+        return read_trust(self.path)
 
     def load_network(self) -> torch.nn.Module:
         """Build the network of the plans with the checkpoint's weights: float32, on the CPU, in evaluation mode.

@@ -16,6 +16,7 @@ from lib.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder, models_in, models_of
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
 from lib.registry.files import write_json
@@ -62,8 +63,9 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
 def _pack(archive: zipfile.ZipFile, models: Mapping[int, ModelFolder]) -> None:
     for step, model in models.items():
         folder = f"{DATASET_NAMES[step]}/{stock_name(model)}"
-        for file in ("plans.json", "dataset.json"):
-            archive.write(model.path / file, f"{folder}/{file}")
+        for file in ("plans.json", "dataset.json", TRUST_FILE):
+            if file != TRUST_FILE or (model.path / file).is_file():
+                archive.write(model.path / file, f"{folder}/{file}")
         name = f"{folder}/{model.checkpoint.relative_to(model.path).as_posix()}"
         content = load_checkpoint(model.checkpoint)
         if content.get("trainer_name") in (None, STOCK_TRAINER):

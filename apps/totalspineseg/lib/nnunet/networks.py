@@ -10,6 +10,7 @@ from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import Runtime, with_runtime
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.releases import require_one_release
 from lib.registry.store import ModelStore
 
@@ -146,6 +147,8 @@ def _stamp(folder: ModelFolder) -> Stamp:
     """Changes whenever one of the model's files is replaced, rewritten or removed (empty: one is gone)."""
     files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
     try:
-        return tuple((file.name, (s := file.stat()).st_ino, s.st_mtime_ns, s.st_size) for file in files)
+        trust = folder.path / TRUST_FILE
+        present = (*files, trust) if trust.is_file() else files
+        return tuple((file.name, (s := file.stat()).st_ino, s.st_mtime_ns, s.st_size) for file in present)
     except OSError:
         return ()

@@ -21,12 +21,18 @@ from lib.nnunet.resampling import Shape, resample, resample_above, resampled_sha
 from lib.nnunet.runtimes import Runtime, resolve_device, with_runtime
 from lib.nnunet.tiles import sliding_logits
 from lib.prediction import Prediction
+from lib.trust import Trust
 
 logger = logging.getLogger(__name__)
 
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
 """Spacing of the images the pipeline hands over, mm."""
 CPU: Final = torch.device("cpu")
+LEFT_RIGHT: Final = 1
+"""Axis of (C, X, Y, Z) that a mirror turns."""
+MEAN_EPSILON: Final = 1e-4
+"""Keeps the logit of a mean finite."""
+CORD_REGION: Final = "cord"
 SOFT_FLOOR: Final = -7.0
 """Logit below which a probability, under a thousandth, may be given as 0; leaves out most of the volume."""
 
@@ -39,6 +45,7 @@ class WarmPredictor:
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
         tile_step: Distance of neighboring tiles in tiles, above 0 and at most 1; smaller is slower and smoother.
         runtime: What computes the network; "openvino" is for the CPU.
+        trust: What is known of its errors; None takes what the folder says.
 
     Raises:
         ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
@@ -46,7 +53,13 @@ class WarmPredictor:
     """
 
     def __init__(
-        self, folder: ModelFolder, *, device: str = "auto", tile_step: float = 0.5, runtime: Runtime = "torch"
+        self,
+        folder: ModelFolder,
+        *,
+        device: str = "auto",
+        tile_step: float = 0.5,
+        runtime: Runtime = "torch",
+        trust: Trust | None = None,
     ) -> None:
         if not 0 < tile_step <= 1:
             raise ValueError(f"tile_step must be above 0 and at most 1, got {tile_step!r}")
@@ -54,6 +67,7 @@ class WarmPredictor:
         self.tile_step = tile_step
         self.device = resolve_device(device, runtime)
         self.version = with_runtime(folder.version, runtime)
+        self.trust = folder.trust if trust is None else trust
         self._network = _load(folder, runtime)
         self._lock = RLock()
 
@@ -80,7 +94,7 @@ class WarmPredictor:
         if box is not None:
             with self._lock, _memory_errors(shape):
                 self._predict_box(channels[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
-        return Prediction(labels=labels, soft=maps)
+        return Prediction(labels=labels, soft=maps, trust=self.trust)
 
     def warm_up(self) -> None:
         """Compute once where the first time takes longer: a GPU's libraries load at first use.
@@ -122,8 +136,13 @@ class WarmPredictor:
         back = [axes.index(axis) for axis in range(3)]
         spacing = [self.folder.spacing_mm[axis] for axis in back]
         working = resample(image, resampled_shape(full, IMAGE_MM, spacing))
-        logits = self._logits(working.permute(0, *(axis + 1 for axis in axes)).contiguous())
+        turned = [0, *(axis + 1 for axis in axes)]
+        logits = self._logits(working.permute(turned).contiguous())
         logits = logits.permute(0, *(axis + 1 for axis in back))
+        if self.trust.mirror:
+            mirrored = self._logits(working.flip(LEFT_RIGHT).permute(turned).contiguous())
+            mirrored = mirrored.permute(0, *(axis + 1 for axis in back)).flip(LEFT_RIGHT)
+            logits = _mean_of(logits, mirrored)
         try:
             self._decide(logits, labels, maps)
         except RuntimeError as error:
@@ -145,9 +164,10 @@ class WarmPredictor:
             if name in maps and (part := resample_above(region, full, SOFT_FLOOR)) is not None:
                 inside, box = part
                 maps[name][box] = torch.sigmoid(inside).cpu().numpy()
-            if (part := resample_above(region, full)) is not None:
+            floor = -self.trust.cord_logit if name == CORD_REGION else 0.0
+            if (part := resample_above(region, full, floor)) is not None:
                 inside, box = part
-                mask = (inside > 0).view(torch.uint8)
+                mask = (inside > floor).view(torch.uint8)
                 # Four times faster than masked_fill_.
                 found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
@@ -188,6 +208,14 @@ class WarmPredictor:
         raise WeightsError(
             f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"
         )
+
+
+def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Logits of the mean of two probabilities, region by region: no further copy of all."""
+    for region, other in zip(logits, mirrored, strict=True):
+        mean = torch.sigmoid(region).add_(torch.sigmoid(other.to(region.device))).div_(2)
+        region.copy_(torch.logit(mean, eps=MEAN_EPSILON))
+    return logits
 
 
 def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:

@@ -132,9 +132,9 @@ def is_flagged(result: pipeline.Segmentation, spacing: Sequence[float]) -> bool:
         spacing: Of its labels, mm.
 
     Returns:
-        True when the chain model abstains, or the linter finds levels that cannot be right.
+        True when the names are doubtful, or the linter finds levels that cannot be right.
     """
-    unsure = result.numbering is not None and not result.numbering.confident
+    unsure = result.numbering is not None and result.numbering.certainty == "doubtful"
     return unsure or any(finding.kind in LEVEL_FINDINGS for finding in lint(result.labels, spacing))
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from lib.errors import StorageError, WeightsError
 from lib.registry.files import storage_errors
 
-WANTED: Final = re.compile(r"plans\.json|dataset\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
+WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
 """What a model folder needs; everything else in the zip stays there."""
 MAX_ENTRIES: Final = 10_000
 """A model zip holds some dozen files (plots, logs, validation results included)."""

@@ -6,6 +6,7 @@ from typing import Final
 
 from lib.nnunet.discovery import find_checkpoint, find_model
 from lib.nnunet.hashing import sha256_of
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.store import ModelStore
 
 DIGITS: Final = 8
@@ -28,6 +29,20 @@ def model_digest(folder: Path, checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
+def answer_digest(folder: Path, digest: str) -> str:
+    """SHA-256 (hex) over all that decides a model's answers: its files, and how far they are believed.
+
+    Args:
+        folder: Holds plans.json.
+        digest: From ``model_digest``.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    trust = folder / TRUST_FILE
+    return hashlib.sha256(bytes.fromhex(digest + sha256_of(trust))).hexdigest() if trust.is_file() else digest
+
+
 def version_name(name: str, digest: str) -> str:
     """Name and the first digits of the digest, such as "starter-1a2b3c4d"."""
     return f"{name}-{digest[:DIGITS]}"
@@ -45,4 +60,4 @@ def version_in_use(store: ModelStore, step: int) -> str:
     """
     choice = store.resolve(step)
     folder, _ = find_model(choice.root, step)
-    return version_name(choice.name, model_digest(folder, find_checkpoint(folder)))
+    return version_name(choice.name, answer_digest(folder, model_digest(folder, find_checkpoint(folder))))

@@ -7,13 +7,24 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, NAME_OF, Kind
+from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, LUMBAR, NAME_OF, SACRUM, Kind
+from lib.certainty import Certainty
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.alignment import elsewhere_finding, misplaced
 from lib.numbering.course import ruler_of
 from lib.numbering.divide import divide
-from lib.numbering.evidence import Evidence, Floats, Item, Labels, Localizer, Pin, Step1Names, gather
+from lib.numbering.evidence import (
+    Evidence,
+    Floats,
+    Item,
+    Labels,
+    Localizer,
+    Pin,
+    Step1Names,
+    gather,
+    landmark_shares,
+)
 from lib.numbering.findings import Finding, found_at
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
@@ -21,16 +32,22 @@ from lib.numbering.moved import moved_landmarks
 from lib.numbering.pins import unmet_finding, with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
+from lib.numbering.weights import CAREFUL, MOSTLY
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Pieces, Step, canal_mask
+from lib.trust import UNMEASURED, Trust
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
 CONFIDENT_PROBABILITY: Final = 0.985
-"""Below this chance that every level is right, the result is an abstention: of seventy scans called certain a reader
-should have to expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in
-twenty-five has six) and thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has
-11 or 13) stay below; names between two landmarks, and those counted down from C2-C3, lie above 0.988."""
+"""From this chance on that every level is right, the names are certain: of seventy such scans a reader should have to
+expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in twenty-five has six) and
+thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or 13) stay below; names
+between two landmarks, and those counted down from C2-C3, lie above 0.988."""
+COUNTED_PROBABILITY: Final = 0.95
+"""From this chance on that every level is right in a column of the usual count, the names are counted,"""
+USUAL_ENOUGH: Final = 0.75
+"""unless less than this speaks for such a column: then the map itself contradicts the count."""
 WORTH_TRYING: Final = 0.002
 """A name for a piece with less than this chance starts no competing numbering."""
 WORTH_NAMING: Final = 0.005
@@ -38,6 +55,8 @@ WORTH_NAMING: Final = 0.005
 MAX_ALTERNATIVES: Final = 5
 CONTRADICTED: Final = 0.5
 """What a numbering is worth at most that another map of the same scan contradicts, each certain by itself."""
+LIKELY: Final = 0.5
+"""A doubtful step 1 that names otherwise makes the names of step 2 doubtful where it is more sure than this."""
 CLEAR: Final = 1 - WORTH_NAMING
 """With every name above this chance nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -92,14 +111,16 @@ class Numbering:
         probability: Chance that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
-        confident: Whether the probability reaches ``CONFIDENT_PROBABILITY`` and no large piece, landmark, pin or
-            certain step 1 contradicts; if not, this is an abstention.
-        would_settle: What would decide between the alternatives; empty when confident.
+        would_settle: What would decide between the alternatives; empty when certain.
         missed: Codes of structures in view that have no piece.
         findings: Pieces that got no name, and what else a reader should look at.
         helped_by: Named series of the patient whose levels overlap.
         unmet: Codes of pins that lie near nothing they could name.
-        contradicted: Whether a large piece, a landmark or a pin speaks against the names, of all levels alike.
+        contradicted: Whether a large piece, a landmark, a pin or the other step speaks against the names, of all levels
+            alike.
+        usual: Chance that all names are right if the column has the usual count.
+        as_usual: Chance that it has.
+        counted_only: Whether lumbar names rest on the usual count, since no landmark above them can be believed.
     """
 
     pieces: Pieces
@@ -107,13 +128,41 @@ class Numbering:
     probability: float
     levels: tuple[Level, ...]
     alternatives: tuple[Alternative, ...]
-    confident: bool
     would_settle: tuple[str, ...]
     missed: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
     helped_by: tuple[str, ...] = ()
     unmet: tuple[int, ...] = ()
     contradicted: bool = False
+    usual: float = 0.0
+    as_usual: float = 0.0
+    counted_only: bool = False
+
+    @property
+    def certainty(self) -> Certainty:
+        """Which of the three answers this is."""
+        if self.contradicted or not self.levels:
+            return "doubtful"
+        if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
+            return "certain"
+        counted = self.counted_from and self.usual >= COUNTED_PROBABILITY and self.as_usual >= USUAL_ENOUGH
+        return "counted" if counted else "doubtful"
+
+    @property
+    def confident(self) -> bool:
+        """Whether the names are certain."""
+        return self.certainty == "certain"
+
+    @property
+    def counted_from(self) -> str:
+        """The end of the column in view, from which names can be counted; empty where neither is, or the disc on the
+        sacrum was not found."""
+        codes = {level.code for level in self.levels}
+        if DISC_L5_S in codes:
+            return "up from the sacrum"
+        if SACRUM in codes:
+            return ""
+        return "down from C2" if codes & {C1, C2, DISC_C2_C3} else ""
 
 
 def number_chain(
@@ -125,6 +174,7 @@ def number_chain(
     localizers: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
     step1: Step1Names | None = None,
+    trust: Trust = UNMEASURED,
 ) -> Numbering:
     """Name the pieces of one map.
 
@@ -138,6 +188,7 @@ def number_chain(
         pins: Levels a reader has fixed.
         step1: What step 1 named in this scan, on the same grid; a reader's pins make a network's names void. Not
             modified.
+        trust: What is known of the errors of the network that drew the map.
 
     Returns:
         The best numbering. Without pieces an empty one that is not confident.
@@ -152,7 +203,7 @@ def number_chain(
     misplacements = [(series, misplaced(series, pieces, ruler)) for series in localizers]
     localizers = [series for series, why in misplacements if not why]
     others = (*localizers, *(() if step1 is None else (step1.discs,)))
-    evidence = gather(pieces, raw, step, ruler=ruler, localizers=others)
+    evidence = gather(pieces, raw, step, ruler=ruler, localizers=others, trust=trust)
     evidence, unmet = with_pins(evidence, pieces, pins, affine=affine, ruler=ruler)
     if step1 is None or step1.by_reader:
         numbering = number_evidence(pieces, evidence)
@@ -169,17 +220,18 @@ def number_chain(
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
-    contradicted = numbering.contradicted or bool(unmet or moved)
-    confident = numbering.confident and not contradicted
-    settle = numbering.would_settle or (() if confident else _settling(numbering.levels, numbering.alternatives))
-    return replace(
-        numbering,
-        helped_by=helped,
-        unmet=unmet,
-        findings=findings,
-        confident=confident,
-        contradicted=contradicted,
-        would_settle=settle,
+    against = bool(moved) and not _outvoted(moved, numbering, trust)
+    contradicted = numbering.contradicted or bool(unmet) or against
+    given = bool(localizers or pins or by_reader)
+    return _settled(
+        replace(
+            numbering,
+            helped_by=helped,
+            unmet=unmet,
+            findings=findings,
+            contradicted=contradicted,
+            counted_only=not given and _counted_only(numbering, trust),
+        )
     )
 
 
@@ -195,7 +247,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     """
     if not evidence.items:
         naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
-        return Numbering(pieces, naming, 0.0, (), (), False, would_settle((), ()), ())
+        return Numbering(pieces, naming, 0.0, (), (), would_settle((), ()), ())
     chain = Chain(evidence)
     before, after = chain.forward("sum"), chain.backward("sum")
     chances = posterior(chain, before, after)
@@ -205,6 +257,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     along = chain.forward_along(best)
     slots = chain.column_through(best, along)
     probability = min(1.0, chain.total(along) / total)
+    usual, as_usual = chain.as_usual(best)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
@@ -218,17 +271,55 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
-    confident = probability >= CONFIDENT_PROBABILITY and not contradicted
     findings = tuple(_finding(k, evidence, pieces) for k in out)
-    settle = () if confident else _settling(levels, alternatives)
-    return Numbering(
-        *(pieces, naming, probability, levels, alternatives, confident, settle, missed, findings),
-        contradicted=contradicted,
+    return _settled(
+        Numbering(
+            *(pieces, naming, probability, levels, alternatives, (), missed, findings),
+            contradicted=contradicted,
+            usual=min(1.0, usual),
+            as_usual=min(1.0, as_usual),
+        )
     )
 
 
-def _settling(levels: Sequence[Level], alternatives: Sequence[Alternative]) -> tuple[str, ...]:
-    return would_settle(tuple(level.code for level in levels), tuple(a.codes for a in alternatives))
+def _settled(numbering: Numbering) -> Numbering:
+    """With what would settle it, unless it is certain."""
+    levels, others = numbering.levels, numbering.alternatives
+    settle = () if numbering.confident else would_settle(tuple(v.code for v in levels), tuple(a.codes for a in others))
+    return replace(numbering, would_settle=settle)
+
+
+BELIEVED: Final = 0.75
+"""A landmark class that is on its own disc less often than this contradicts nothing by itself."""
+
+
+def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
+    """Whether landmarks that the names contradict are so often wrong that they do not make the names doubtful."""
+    return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
+
+
+def _counted_only(numbering: Numbering, trust: Trust) -> bool:
+    """Whether lumbar vertebrae are named with no landmark above them in view whose class can be believed."""
+    codes = {level.code for level in numbering.levels}
+    upper = [code for code in LANDMARK_DISCS if code != DISC_L5_S]
+    drawn = {code for code in upper if code in codes and _is_believed(code, trust)}
+    return bool(codes & set(LUMBAR)) and not drawn and not codes & {C1, C2}
+
+
+def _is_believed(landmark: int, trust: Trust) -> bool:
+    return trust.chances(LANDMARK_DISCS.index(landmark), careful=CAREFUL).own >= BELIEVED
+
+
+def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
+    """Landmarks as which the disc of a finding was drawn."""
+    discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
+    return [
+        landmark
+        for code, piece in discs
+        if code == finding.code
+        for landmark, share in landmark_shares(piece).items()
+        if share > MOSTLY
+    ]
 
 
 def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
@@ -244,20 +335,36 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
     """
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
-        return alone
+        return _as_sure_as(alone, step1)
+    if step1.certainty == "doubtful" and step1.probability <= alone.probability:
+        differing = tuple(_differs(k, code, alone, evidence) for k, code in _otherwise(alone, evidence)[:1])
+        against = alone.contradicted or (bool(differing) and step1.probability > LIKELY)
+        return _settled(replace(alone, findings=alone.findings + differing, contradicted=against))
     both = number_evidence(pieces, evidence)
+    if not _otherwise(alone, evidence) and not _otherwise(both, evidence):
+        return _as_sure_as(both, step1)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
-    both = replace(both, findings=both.findings + differing)
+    against = bool(differing) and (alone.certainty != "doubtful" or step1.certainty == "doubtful")
+    both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
-        return both
+        return _settled(both)
     most = CONTRADICTED if alone.confident else max(alone.probability, step1.probability)
     before = {} if alone.confident else {level.code: level.probability for level in alone.levels}
     levels = tuple(
         replace(level, probability=min(level.probability, max(most, before.get(level.code, 0.0))))
         for level in both.levels
     )
-    probability, settle = min(both.probability, most), _settling(levels, both.alternatives)
-    return replace(both, probability=probability, levels=levels, confident=False, would_settle=settle)
+    usual = min(both.usual, max(alone.usual, step1.usual))
+    return _settled(replace(both, probability=min(both.probability, most), levels=levels, usual=usual))
+
+
+def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
+    """A numbering whose names step 1 gave, too, by what that map shows: the surer of the two is believed."""
+    if step1.usual <= alone.usual or alone.confident:
+        return alone
+    levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
+    probability = max(alone.probability, step1.probability)
+    return _settled(replace(alone, probability=probability, usual=step1.usual, as_usual=step1.as_usual, levels=levels))
 
 
 def _without_last_series(item: Item) -> Item:

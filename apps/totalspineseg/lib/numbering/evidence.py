@@ -1,5 +1,6 @@
 """What the maps say, piece by piece, as numbers the chain model can weigh."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -8,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
+from lib.certainty import Certainty
 from lib.numbering.course import Ruler
 from lib.transforms.components import Box
 from lib.transforms.pieces import Piece, Pieces, Step
+from lib.trust import UNMEASURED, Trust
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]
@@ -19,6 +22,14 @@ END_MM: Final = 2.0
 """A piece this near to the first or last slice is cut off by the field of view."""
 MIN_C1_VOLUME_MM3: Final = 100.0
 """Less of the class C1 is a speck."""
+FAR_MM: Final = 45.0
+FAR_BEYOND_MM: Final = 90.0
+"""A piece this far beside the line of the discs (further above and below them, where the sacrum turns away) is skin,
+bowel or bladder: half a vertebral body and more lies between."""
+MIN_TILTED_VOXELS: Final = 100
+MIN_TILTED_MM: Final = 15.0
+MIN_FLAT: Final = 1.5
+"""A disc of fewer voxels, shorter from front to back, or hardly longer than thick (by this factor) has no angle."""
 LOCALIZER_MIN_SHARE: Final = 0.10
 """A piece that shares less of its volume with the localizer's levels says nothing."""
 
@@ -61,12 +72,21 @@ class Step1Names:
     Attributes:
         discs: Its discs, with the chance of every name; no series of its own, so without a source.
         probability: Chance that all its names are right.
-        confident: Whether it was certain by itself.
+        certainty: Which answer it was by itself.
+        usual: Chance that all its names are right if the column has the usual count.
+        as_usual: Chance that it has.
     """
 
     discs: Localizer
     probability: float
-    confident: bool
+    certainty: Certainty
+    usual: float = 0.0
+    as_usual: float = 0.0
+
+    @property
+    def confident(self) -> bool:
+        """Whether it was certain by itself."""
+        return self.certainty == "certain"
 
     @property
     def by_reader(self) -> bool:
@@ -107,6 +127,8 @@ class Item:
         overlaps: With each localizer.
         pin: Codes it can have by a reader's word; empty where none was given.
         is_c1: Whether the network says C1.
+        tilt_deg: How far the front of a disc lies lower than its back; None where it is too small to tell.
+        is_far: Whether it lies so far beside the discs that it can be no part of the column.
     """
 
     kind: Kind
@@ -120,6 +142,8 @@ class Item:
     overlaps: tuple[Overlap, ...] = ()
     pin: frozenset[int] = frozenset()
     is_c1: bool = False
+    tilt_deg: float | None = None
+    is_far: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,7 @@ class Evidence:
             along the canal, mm.
         above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
         below_mm: The same below the last item.
+        trust: What is known of the network that drew the map.
     """
 
     step: Step
@@ -142,6 +167,7 @@ class Evidence:
     loose: Mapping[int, float]
     above_mm: float
     below_mm: float
+    trust: Trust = UNMEASURED
 
 
 def gather(
@@ -151,6 +177,7 @@ def gather(
     *,
     ruler: Ruler,
     localizers: Sequence[Localizer] = (),
+    trust: Trust = UNMEASURED,
 ) -> Evidence:
     """Measure every piece.
 
@@ -160,6 +187,7 @@ def gather(
         step: 1 or 2.
         ruler: The canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
+        trust: What is known of the network that drew the map.
 
     Returns:
         The evidence; no items where there are no pieces.
@@ -179,7 +207,7 @@ def gather(
     items = [item for item in items if item not in specks]
     items.sort(key=lambda item: item.place_mm)
     above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
-    return Evidence(step, tuple(items), specks, loose, above, below)
+    return Evidence(step, tuple(items), specks, loose, above, below, trust)
 
 
 ATLAS_WIDTH_MM: Final = 55.0
@@ -239,7 +267,19 @@ class _Seen:
             landmarks=landmark_shares(piece) if piece.kind is Kind.DISC else {},
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
+            tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
+            is_far=self._is_far(piece),
         )
+
+    def _is_far(self, piece: Piece) -> bool:
+        if len(self.pieces.discs) < MIN_TO_COMPARE:
+            return False
+        discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
+        discs = discs[np.argsort(discs[:, 2])]
+        x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
+        beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
+        within = discs[0, 2] <= z <= discs[-1, 2]
+        return bool(beside > (FAR_MM if within else FAR_BEYOND_MM))
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
         numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map
@@ -288,6 +328,27 @@ class _Seen:
             return None
         x, y = np.argwhere(bone).mean(axis=0)
         return np.array([x, y + canal_y + 1, z])
+
+
+def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:
+    """Angle of a disc seen from the side.
+
+    Args:
+        disc: bool (X, Y, Z) RAS. Not modified.
+        spacing_mm: (3,) voxel size.
+
+    Returns:
+        Degrees by which its front lies lower than its back; None for a piece that is short from front to back.
+    """
+    seen = np.argwhere(disc)[:, 1:] * np.asarray(spacing_mm)[1:]
+    if len(seen) < MIN_TILTED_VOXELS:
+        return None
+    lengths, axes = np.linalg.eigh(np.cov(seen.T))
+    forward, up = axes[:, 1]
+    # The standard deviation of a line is its length divided by the root of twelve.
+    if math.sqrt(12 * max(lengths[1], 0.0)) < MIN_TILTED_MM or lengths[1] < MIN_FLAT**2 * lengths[0]:
+        return None
+    return math.degrees(math.atan2(-up, forward) if forward > 0 else math.atan2(up, -forward))
 
 
 def landmark_shares(piece: Piece) -> dict[int, float]:

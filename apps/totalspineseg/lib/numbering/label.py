@@ -20,6 +20,7 @@ from lib.transforms.components import Labels
 from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.pieces import Step, find_pieces, require_spine
 from lib.transforms.spine import one_spine
+from lib.trust import UNMEASURED, Trust
 
 Method = Literal["chain", "iterative"]
 
@@ -63,14 +64,15 @@ def name_map(
     siblings: Sequence[Localizer] = (),
     pins: Sequence[Pin] = (),
     step1: Step1Names | None = None,
+    trust: Trust = UNMEASURED,
     method: Method = "chain",
     clock: Clock = no_clock,
 ) -> tuple[Labels, Numbering | None]:
     """``label_map`` with the numbering itself instead of its report (None for the iterative method).
 
     ``siblings`` are further series of the patient, with their doubts (chain only); ``step1`` is what step 1 named in
-    this scan, which the iterative method follows, before a localizer, if a reader named it; ``clock`` measures the
-    stages.
+    this scan, which the iterative method follows, before a localizer, if a reader named it; ``trust`` is what is
+    known of the network's errors (chain only); ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
@@ -93,7 +95,7 @@ def name_map(
         naming: Naming
         if method == "chain":
             numbering = number_chain(
-                pieces, classes, step, affine=raw.affine, localizers=series, pins=pins, step1=step1
+                pieces, classes, step, affine=raw.affine, localizers=series, pins=pins, step1=step1, trust=trust
             )
             pieces, naming = numbering.pieces, numbering.naming
         else:

@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, Kind
+from lib.anatomy import BY_CODE, SACRUM, Kind
 from lib.numbering.evidence import Evidence
 from lib.numbering.solver import FALSE, Path
 from lib.numbering.weights import ORDER
@@ -43,7 +43,8 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     """Whether something the size of a structure was left out where one ought to be.
 
     A vertebra or a sacrum of usual size always ought to have a name. A disc may be false, but not next to a
-    level whose disc is missing.
+    level whose disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, nor does a
+    second sacrum smaller than the one that is named.
 
     Args:
         out: From ``left_out``.
@@ -55,7 +56,10 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
         item = evidence.items[k]
         bone = item.kind is not Kind.DISC
         usual = [i.volume_mm3 for i in evidence.items if (i.kind is not Kind.DISC) == bone and not i.cut]
-        if item.cut or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
+        if item.cut or item.is_far or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
+            continue
+        named = [i.volume_mm3 for i, code in zip(evidence.items, path, strict=True) if code == SACRUM]
+        if item.kind is Kind.SACRUM and named and max(named) > item.volume_mm3:
             continue
         above = max((ORDER[code] for code in path[:k] if code != FALSE), default=-1)
         below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))

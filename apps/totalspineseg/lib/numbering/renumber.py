@@ -14,6 +14,7 @@ from lib.numbering.chain import Numbering
 from lib.numbering.evidence import Pin, Step1Names
 from lib.numbering.label import name_map
 from lib.transforms.pieces import Step
+from lib.trust import UNMEASURED, Trust
 
 RENAMED_SHARE: Final = 0.7
 """A segment is one of the prediction when they share this much of both; the rest is redrawn border."""
@@ -35,12 +36,14 @@ class Drawn:
         labels: Codes it was given, on the same grid.
         step: 1 or 2.
         step1: Of a step-2 map, what step 1 had named there.
+        trust: What was known of the network that drew it.
     """
 
     raw: Volume
     labels: LabelArray
     step: Step
     step1: Step1Names | None = None
+    trust: Trust = UNMEASURED
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def renumber(
     """
     wanted = {code: code for code in (C1, SACRUM) if drawn.step == 2} | dict(renamed)
     pins = [pin for old, new in wanted.items() if (pin := _pin(drawn, old, new)) is not None]
-    codes, numbering = name_map(drawn.raw, drawn.step, pins=pins, localizer=localizer)
+    codes, numbering = name_map(drawn.raw, drawn.step, pins=pins, localizer=localizer, trust=drawn.trust)
     if numbering is None:
         return None
     names: dict[int, int] = {}

@@ -1,13 +1,15 @@
-"""What is known about a numbering, as JSON for clients, files and records."""
+"""What is known about a numbering, as JSON for clients, files and records, and as the sentence people read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lib.certainty import certainty_of
 from lib.numbering.chain import Level, Numbering
 from lib.numbering.findings import Finding
+from lib.numbering.weights import variants_in_view
 
 DIGITS = 4
 """Digits of a probability: more would claim more than the model knows."""
@@ -24,16 +26,22 @@ def report(
         affine: (4, 4) voxel -> RAS mm of the map the findings point into.
 
     Returns:
-        ``confident`` (False = abstained; None where nothing is known), ``probability``, ``levels``,
-        ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece)
-        and ``helped_by`` (series of the patient that counted).
+        ``certainty`` (certain, counted or doubtful; None where nothing is known), ``confident`` (whether it is
+        certain), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if the column has
+        the usual count), ``variants`` (what would change counted names, with its share of people), ``levels``,
+        ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece) and
+        ``helped_by`` (series of the patient that counted).
     """
     own = () if numbering is None else numbering.findings
     found = [finding.as_dict(affine) for finding in (*own, *findings)]
     if numbering is None:
         return {
+            "certainty": None,
             "confident": None,
+            "counted_from": "",
             "probability": None,
+            "probability_if_usual": None,
+            "variants": [],
             "levels": [],
             "alternatives": [],
             "findings": found,
@@ -41,9 +49,14 @@ def report(
             "missed": [],
             "helped_by": [],
         }
+    codes = [level.code for level in numbering.levels]
     return {
+        "certainty": numbering.certainty,
         "confident": numbering.confident,
+        "counted_from": numbering.counted_from,
         "probability": round(numbering.probability, DIGITS),
+        "probability_if_usual": round(numbering.usual, DIGITS),
+        "variants": [{"what": what, "share": share} for what, share in variants_in_view(codes).items()],
         "levels": [_level(level) for level in numbering.levels],
         "alternatives": [
             {"probability": round(a.probability, DIGITS), "shift": a.shift, "codes": list(a.codes)}
@@ -56,9 +69,43 @@ def report(
     }
 
 
-def doubt(probability: float) -> str:
-    """What people read of a numbering that abstains, of this probability."""
-    return f"the numbering is not certain (probability {probability:.2f})"
+def sentence(known: Mapping[str, Any]) -> str:
+    """What people read of a numbering: the one wording, everywhere.
+
+    Args:
+        known: From ``report``, or a record that took it over.
+
+    Returns:
+        Empty where nothing is known.
+    """
+    certainty, best = certainty_of(known), known.get("probability")
+    if certainty == "certain":
+        return "the names are certain"
+    if certainty == "counted":
+        return f"the names are counted {known['counted_from']}; {_only_if(known['variants'])}"
+    if certainty is None:
+        return ""
+    others = known.get("alternatives") or []
+    fits = f"; also possible: {others[0]['shift']} ({others[0]['probability']:.0%})" if others else ""
+    chance = "" if best is None else f" ({best:.0%} likely)"
+    reasons = [finding["message"] for finding in known.get("findings", ()) if finding["kind"] in REASONS]
+    return f"the names are doubtful{chance}{fits}" + (f"; {reasons[0].rstrip('.')}" if reasons else "")
+
+
+REASONS = ("pin_unmet", "steps_differ", "landmark_differs")
+"""Findings that speak against all names."""
+
+
+def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
+    """What would change counted names."""
+    if not variants:
+        return "nothing in view contradicts"
+    usual = " or ".join(f"{entry['what']} ({_share(entry['share'])} of people)" for entry in variants)
+    return f"nothing contradicts, and only {usual} would change them"
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}".replace(".0%", "%")
 
 
 def _level(level: Level) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Chain:
         self.items = evidence.items
         self.count = len(evidence.items)
         self.evidence = evidence
-        self.fit = w.fit(evidence.items)
-        self.false = w.false_weight(evidence.items)
+        self.fit = w.fit(evidence.items, evidence.trust)
+        self.false = w.false_weight(evidence.items, evidence.trust)
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)
@@ -135,9 +135,26 @@ class Chain:
 
     def forward_along(self, path: Path) -> list[Floats]:
         """The sums forward over all numberings that agree with a path."""
+        return self.forward("sum", np.asarray(self.fit * self._allowed(path)[:, None, :]))
+
+    def as_usual(self, path: Path) -> tuple[float, float]:
+        """How a path does in a column of the usual count.
+
+        Args:
+            path: Code of each item.
+
+        Returns:
+            The chance of the path if the column has 12 thoracic and 5 lumbar vertebrae, and the chance that it has.
+        """
+        usual = np.asarray(self.fit * self.tree.usual)
+        every, of_usual = self.total(self.forward("sum")), self.total(self.forward("sum", usual))
+        agreeing = self.total(self.forward("sum", np.asarray(usual * self._allowed(path)[:, None, :])))
+        return (agreeing / of_usual if of_usual else 0.0), of_usual / every
+
+    def _allowed(self, path: Path) -> npt.NDArray[np.bool_]:
+        """(items, slots) what gives each item the path's code or none."""
         codes = np.array(path)[:, None]
-        allowed = (codes == FALSE) | (self.tree.code[None, :] == codes)
-        return self.forward("sum", np.asarray(self.fit * allowed[:, None, :]))
+        return np.asarray((codes == FALSE) | (self.tree.code[None, :] == codes))
 
     def trace(self, item: int, state: State, before: list[Floats], after: list[Floats]) -> Path:
         """Codes of the best path that puts ``item`` in ``state``, from the maxima forward and backward."""

@@ -29,6 +29,9 @@ LUMBAR_PRIOR: Final[Mapping[int, float]] = MappingProxyType({4: 0.020, 5: 0.940,
 """Share of people by lumbar vertebrae. Source: Tins and Balain, Insights Imaging 2016 (24 presacral vertebrae in
 about 92 %, 25 in 5 %, 23 in 3 %, thoracic variants included); Carrino et al., Radiology 2011."""
 
+USUAL: Final = (12, 5)
+"""Thoracic and lumbar vertebrae of most people."""
+
 _CERVICAL_MM = (17.0, 20.0, 16.5, 16.5, 16.5, 17.0, 18.0)
 _THORACIC_MM = (19.5, 20.0, 20.5, 21.0, 21.5, 22.0, 22.5, 23.0, 23.5, 24.5, 26.0, 28.0, 29.0)
 _LUMBAR_MM = (31.5, 33.0, 34.0, 35.5, 36.5, 36.5)
@@ -40,6 +43,8 @@ HEIGHT_MM: Final[Mapping[int, float]] = MappingProxyType(
 Source: Busscher et al., Eur Spine J 2010 (C3 to L5, bodies and discs measured on CT), rounded; C1 and C2 from the
 project's synthetic columns. A scale per scan (``SCALES``) takes body size out.
 """
+S1_CENTER_MM: Final = 15.0
+"""From the L5-S disc to the middle of the body of S1 along the canal, mm."""
 SACRUM_CENTER_MM: Final = 32.0
 """From the L5-S disc to the middle of the sacrum along the canal, mm; varies with what is in view."""
 
@@ -63,7 +68,9 @@ class States:
     Attributes:
         code: Label code of each slot.
         disc: True for disc slots.
+        s1: True for the slot of S1, where a piece apart from the rest of the sacrum may be drawn.
         odd: Parity class of vertebra slots (True = odd) under the slot's rule; False for the rest.
+        usual: True for the slots of a column with 12 thoracic and 5 lumbar vertebrae.
         parent: The slot directly above; -1 for C1.
         prior: Share of columns that have this slot on this path.
         depth_mm: Place of the slot's center along the column of scale 1, mm below the top of C1.
@@ -76,7 +83,9 @@ class States:
 
     code: Ints
     disc: npt.NDArray[np.bool_]
+    s1: npt.NDArray[np.bool_]
     odd: npt.NDArray[np.bool_]
+    usual: npt.NDArray[np.bool_]
     parent: Ints
     prior: Floats
     depth_mm: Floats
@@ -96,10 +105,11 @@ class _Node:
     prior: float
     depth: float
     height: float
+    usual: bool = False
 
 
 def _slots(thoracic: int, lumbar: int, rule: ParityRule) -> list[tuple[int, Kind, bool, float, float]]:
-    """(code, kind, odd, depth, height) from C1 to the sacrum."""
+    """(code, kind, odd, depth, height) from C1 to the sacrum, whose first vertebra has a slot of its own."""
     spine = column(thoracic, lumbar)
     rows: list[tuple[int, Kind, bool, float, float]] = []
     top = 0.0
@@ -110,6 +120,7 @@ def _slots(thoracic: int, lumbar: int, rule: ParityRule) -> list[tuple[int, Kind
         top += height
         if disc is not None:
             rows.append((disc, Kind.DISC, False, top, height))
+    rows.append((SACRUM, Kind.SACRUM, False, top + S1_CENTER_MM, 2 * S1_CENTER_MM))
     rows.append((SACRUM, Kind.SACRUM, False, top + SACRUM_CENTER_MM, 2 * SACRUM_CENTER_MM))
     return rows
 
@@ -131,6 +142,7 @@ def _grow() -> list[_Node]:
                         nodes.append(_Node(code, kind, odd, parent, 0.0, depth, height))
                     parent = index[key]
                     nodes[parent].prior += share
+                    nodes[parent].usual |= (thoracic, lumbar) == USUAL
     return nodes
 
 
@@ -167,13 +179,15 @@ def states(jumps: int) -> States:
             ancestor[k, jump] = above
             path_prior[k, jump] = prior[k] / prior[above]
             between[k, jump] = seen
-            if jump:
+            if jump and nodes[above].kind is not Kind.SACRUM:
                 seen[0 if disc[above] else 1] += 1
             above = int(parent[above])
     return States(
         code=np.array([n.code for n in nodes]),
         disc=disc,
+        s1=np.array([n.kind is Kind.SACRUM and n.height == 2 * S1_CENTER_MM for n in nodes]),
         odd=np.array([n.odd for n in nodes]),
+        usual=np.array([n.usual for n in nodes]),
         parent=parent,
         prior=prior,
         depth_mm=np.array([n.depth for n in nodes]),

@@ -31,7 +31,13 @@ def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names |
         return None
     own = np.full(256, BACKGROUND, dtype=np.uint8)
     own[list(names)] = list(names)
-    return Step1Names(Localizer(own[labels], names), numbering.probability, numbering.confident)
+    return Step1Names(
+        Localizer(own[labels], names),
+        numbering.probability,
+        numbering.certainty,
+        numbering.usual,
+        numbering.as_usual,
+    )
 
 
 def names_by_reader(labels: LabelArray) -> Step1Names:
@@ -44,7 +50,7 @@ def names_by_reader(labels: LabelArray) -> Step1Names:
         The names of its discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
     """
     discs = np.where(np.isin(labels, DISCS), labels, BACKGROUND)
-    return Step1Names(Localizer(discs, by_reader=True), 1.0, confident=True)
+    return Step1Names(Localizer(discs, by_reader=True), 1.0, "certain", 1.0, 1.0)
 
 
 def _chances(numbering: Numbering, k: int) -> Mapping[int, float]:

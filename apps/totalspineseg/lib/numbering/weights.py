@@ -4,7 +4,8 @@ Everything is a likelihood ratio: how much more probable the evidence is if the 
 it were a false component anywhere.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -12,9 +13,22 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import C1, DISC_L5_S, DISC_T12_L1, LANDMARK_DISCS, LUMBAR, SACRUM, THORACIC, Kind, column
+from lib.anatomy import (
+    C1,
+    DISC_L4_L5,
+    DISC_L5_L6,
+    DISC_L5_S,
+    DISC_T12_L1,
+    LANDMARK_DISCS,
+    LUMBAR,
+    SACRUM,
+    THORACIC,
+    Kind,
+    column,
+)
 from lib.numbering.evidence import Item, Overlap
-from lib.numbering.states import LUMBAR_PRIOR, Floats, States, states
+from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, states
+from lib.trust import TILTED, Chances, Trust
 
 JUMPS: Final = 11
 """Slots one step may span (0-10): up to five levels without a single piece found."""
@@ -40,24 +54,32 @@ P_SPLIT: Final = 0.02
 """Chance that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
 """Chance that a false disc carries any one landmark's class."""
+REMNANTS: Final = ((0.25, 0.5, 0.1), (0.4, 0.25, 0.3))
+"""A disc below all others with less than the first share of their usual volume is as likely as the second number what
+is left of the disc between S1 and S2, which most people have: a disc without a name here. The third is the chance that
+the network draws so little of the last disc."""
+REMNANT_BELOW: Final = 3
+"""Of so many discs above it the usual volume is taken."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Chance that class C1 of step 1 stands elsewhere: the ring is unlike every other vertebra."""
-P_PARITY_WRONG: Final = 0.04
-"""Chance that a vertebra has the other odd/even class."""
+P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
+"""Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in
+most people, and networks take what stands on it for a vertebra."""
+P_S1_APART_UNMEASURED: Final = 0.0005
+"""Of networks nobody has measured: as little as a false vertebra of that size."""
 P_KIND_WRONG: Final = 0.01
 """Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
-LANDMARK_OWN: Final = 0.87
-"""Chance that a landmark disc carries its own class; otherwise it is plain (0.11) or another landmark."""
-LANDMARK_LOST: Final = 0.11
+CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15)
+"""Of networks nobody has measured: a landmark disc carries its own class, or the disc above or below it does. Those who
+measured theirs (``Trust``) know better; the fewer scans, the nearer to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
-LANDMARK_NEAR: Final = (0.15, 0.01)
-"""Chance that a plain disc one or two levels from a landmark carries that landmark's class. With ``LANDMARK_LOST``
-a landmark that moved by one level has a weight of 2 % on either side: as much as a rare variant, so that a column that
-hangs on one landmark alone, with nothing at its ends to confirm it, is never certain."""
-LANDMARK_NEAR_ALONE: Final = (0.005, 0.001)
-"""The same where the landmark's own disc would lie beyond the outermost disc in view: a third as often as a
-landmark moves within the view (0.15 x 0.11), since here the network must invent it."""
+"""Chance that a landmark disc carries another landmark's class; where it carries none either, its own is lost."""
+LANDMARK_NEAR_2: Final = 0.07
+"""Two levels from a landmark its class is rarer than on the next disc, by this factor."""
+LANDMARK_ALONE: Final = 1 / 3
+"""Where the landmark's own disc would lie beyond the outermost disc in view, a neighbor carries its class a third as
+often as a landmark moves within the view (own class lost, neighbor's carried): the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
 """The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: what looks
 like a landmark is then counted up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end
@@ -101,6 +123,9 @@ FALSE_IF_SMALL: Final = 12.0
 FALSE_IF_TINY: Final = 60.0
 """The same below a quarter of the neighbors' width: a speck."""
 TINY: Final = 0.25
+
+MAX_TILT: Final = 2.5
+"""No angle is stranger than this many standard deviations: spines are straight, bent, and slip."""
 
 LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
 """How far an overlap with the localizer's structure 0, 1 or 2 slots away supports a slot: patients move."""
@@ -146,35 +171,42 @@ def _tree() -> States:
 
 
 @cache
-def _landmark_table(discs_above: bool, discs_below: bool, counted: bool) -> Floats:
+def _landmark_table(discs_above: bool, discs_below: bool, counted: bool, trust: Trust) -> Floats:
     """(slots, 1 + landmarks): log chance of each class (plain first) on a disc in each slot.
 
     Args:
         discs_above: Whether there is another disc above this one in view.
         discs_below: The same below.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
+        trust: What is known of the network.
     """
     tree = _tree()
     count = tree.code.size
     table = np.zeros((count, 1 + len(LANDMARK_DISCS)))
+    chances = [trust.chances(place, careful=CAREFUL) for place in range(len(LANDMARK_DISCS))]
     for k in np.flatnonzero(tree.disc):
         own = int(tree.code[k]) in LANDMARK_DISCS
         for place, landmark in enumerate(LANDMARK_DISCS, start=1):
+            of = chances[place - 1]
             if tree.code[k] == landmark:
-                table[k, place] = LANDMARK_OWN
+                table[k, place] = of.own
                 continue
-            away, is_above = _levels_between(tree, int(k), landmark)
-            chances = LANDMARK_NEAR if (discs_above if is_above else discs_below) else LANDMARK_NEAR_ALONE
-            near = chances[away - 1] if away <= len(chances) else LANDMARK_FAR
+            away, is_above = _levels_between(int(k), landmark)
+            near = of.below if is_above else of.above
+            if not (discs_above if is_above else discs_below):
+                near *= LANDMARK_ALONE * (1.0 - of.own)
+            near = {1: near, 2: max(LANDMARK_FAR, LANDMARK_NEAR_2 * near)}.get(away, LANDMARK_FAR)
             if landmark == DISC_T12_L1 and counted and away == 1 and is_above:
                 near = LANDMARK_COUNTED
             table[k, place] = min(LANDMARK_OTHER, near) if own else near
-        table[k, 0] = LANDMARK_LOST if own else 1.0 - table[k, 1:].sum()
+        table[k, 0] = max(LANDMARK_OTHER, 1.0 - table[k, 1:].sum())
     return np.asarray(np.log(table + 1e-12))
 
 
-def _levels_between(tree: States, slot: int, landmark: int) -> tuple[int, bool]:
+@cache
+def _levels_between(slot: int, landmark: int) -> tuple[int, bool]:
     """Discs from a slot to the nearest landmark of this code, and whether that is above; far if on no common path."""
+    tree = _tree()
     best, above = tree.code.size, False
     for other in np.flatnonzero(tree.code == landmark):
         is_above = bool(tree.depth_mm[other] < tree.depth_mm[slot])
@@ -188,11 +220,12 @@ def _levels_between(tree: States, slot: int, landmark: int) -> tuple[int, bool]:
     return best, above
 
 
-def fit(items: tuple[Item, ...]) -> Floats:
+def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     """How well each piece fits each slot.
 
     Args:
         items: Pieces, superior to inferior.
+        trust: What is known of the network that drew them.
 
     Returns:
         (items, 2, slots) likelihoods; the middle axis is whether the step-2 classes are swapped
@@ -207,32 +240,35 @@ def fit(items: tuple[Item, ...]) -> Floats:
     sacrum = any(item.kind is Kind.SACRUM or item.landmarks.get(DISC_L5_S, 0.0) > MOSTLY for item in items)
     counted = sacrum and len(discs) == COUNTED_DISCS
     for k, item in enumerate(items):
-        base = _kind_fit(item, tree)
+        base = _kind_fit(item, tree, trust)
         if item.landmarks:
             shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
             shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
-            table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0])
+            base = base * _tilt_fit(item, tree, trust)
+            table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0], trust)
             base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 comes without overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
+        base = base * (_remnant(items, k)[1] if trust.measured else 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
-        result[k] = base * _parity_fit(item, tree)
+        result[k] = base * _parity_fit(item, tree, trust.parity)
     return result
 
 
-def _kind_fit(item: Item, tree: States) -> Floats:
-    sacrum = tree.code == SACRUM
+def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
+    sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
         return np.asarray(tree.disc, dtype=np.float64)
     if item.is_c1:
         return np.asarray(tree.code == C1, dtype=np.float64)
-    vertebra = ~tree.disc & ~sacrum
+    vertebra = ~tree.disc & (tree.code != SACRUM)
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
-    return np.asarray(vertebra * values[0] + sacrum * values[1], dtype=np.float64)
+    apart = P_S1_APART[item.kind] if trust.measured else P_S1_APART_UNMEASURED
+    return np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
@@ -242,6 +278,19 @@ def _width_fit(item: Item, tree: States) -> Floats:
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
     score = np.exp(-0.5 * np.minimum(away**2, 9.0))
     return np.asarray(score / score.max())
+
+
+def _tilt_fit(item: Item, tree: States, trust: Trust) -> Floats:
+    """How much too flat or too steep a disc is for the slots whose angles are known; 1 in all others."""
+    result = np.ones(tree.code.size)
+    if item.tilt_deg is None or item.cut:
+        return result
+    for code, tilts in zip(TILTED, trust.tilts, strict=True):
+        if tilts.mean_deg is not None:
+            away = (item.tilt_deg - tilts.mean_deg) / tilts.spread_deg
+            same = (tree.code == code) | ((tree.code == DISC_L5_L6) & (code == DISC_L4_L5))
+            result = np.where(same, math.exp(-0.5 * min(away**2, MAX_TILT**2)), result)
+    return result
 
 
 def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
@@ -271,17 +320,26 @@ def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
     return best
 
 
-def _parity_fit(item: Item, tree: States) -> Floats:
+def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
     """(2, slots): as the classes are named, and swapped."""
     if item.odd is None:
         return np.ones((2, tree.code.size))
-    odd_class = P_PARITY_WRONG + (1 - 2 * P_PARITY_WRONG) * item.odd
+    odd_class = wrong + (1 - 2 * wrong) * item.odd
     as_named = np.where(tree.odd, odd_class, 1 - odd_class)
     sacrum = tree.code == SACRUM
     return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
 
 
-def false_weight(items: tuple[Item, ...]) -> Floats:
+def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
+    """Chance that a disc lies between S1 and S2, and that it is a disc with a name in spite of its size; or (0, 1)."""
+    above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
+    if items[k].kind is Kind.DISC and len(above) == REMNANT_BELOW:
+        share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
+        return next(((remnant, named) for most, remnant, named in REMNANTS if share < most), (0.0, 1.0))
+    return 0.0, 1.0
+
+
+def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
     """(items,) weight of each piece being no structure of the column at all."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
@@ -291,6 +349,11 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
+        if trust.measured and (remnant := _remnant(items, k)[0]) > 0:
+            # Between S1 and S2, where networks see L5-S.
+            others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
+            weights[k] = remnant * FALSE_LANDMARK**others
+            continue
         weight *= FALSE_LANDMARK ** sum(item.landmarks.values())
         weight *= 0.5 if item.odd is not None else 1.0
         near = [i.width_mm for i in items[max(0, k - 4) : k + 5] if i.kind is item.kind and not i.cut]
@@ -299,3 +362,32 @@ def false_weight(items: tuple[Item, ...]) -> Floats:
             weight *= FALSE_IF_TINY if item.width_mm < TINY * usual else FALSE_IF_SMALL
         weights[k] = weight
     return weights
+
+
+VARIANTS: Final[Mapping[str, float]] = MappingProxyType(
+    {
+        "six lumbar vertebrae": LUMBAR_PRIOR[6],
+        "four lumbar vertebrae": LUMBAR_PRIOR[4],
+        "13 thoracic vertebrae": THORACIC_PRIOR[13],
+        "11 thoracic vertebrae": THORACIC_PRIOR[11],
+    }
+)
+"""What changes names that were counted, and in which share of people it is found.
+
+Source: Tins and Balain, Insights Imaging 2016; Carrino et al., Radiology 2011; Yan et al., Eur Spine J 2018
+(``LUMBAR_PRIOR`` and ``THORACIC_PRIOR``).
+"""
+
+
+def variants_in_view(codes: Collection[int]) -> dict[str, float]:
+    """Variants that would change names, with their share of people.
+
+    Args:
+        codes: Named levels: counted up from the sacrum, lumbar variants change all above it and thoracic ones the
+            levels above T11; counted down from C2, thoracic variants change the levels below T11.
+    """
+    from_below = bool({SACRUM, DISC_L5_S} & set(codes))
+    lumbar = bool(set(codes) & set(LUMBAR)) and from_below
+    thoracic = bool(set(codes) & set(THORACIC[:11] if from_below else (*THORACIC[11:], *LUMBAR)))
+    shown = {"lumbar": lumbar, "thoracic": thoracic}
+    return {what: share for what, share in VARIANTS.items() if shown[what.split()[1]]}

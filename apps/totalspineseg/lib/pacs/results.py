@@ -14,7 +14,7 @@ from lib.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """What step 1 calls its segments."""
-DOUBTFUL: Final = f"{DESCRIPTION}, levels NOT CERTAIN"
+DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
 """How a PACS lists a result that guesses its levels: of the report nothing else stays with the object."""
 
 

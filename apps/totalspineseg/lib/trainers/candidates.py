@@ -16,7 +16,9 @@ from lib.nnunet.cases import Skipped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.parallel import SHARED_DIR
 from lib.nnunet.training_state import STATE_FILE
+from lib.nnunet.trust_file import write_trust
 from lib.registry.files import write_json
+from lib.trust import Trust
 
 CANDIDATE_DIR: Final = "candidate"
 MIXED_DIR: Final = "mixed-"
@@ -77,15 +79,15 @@ class Candidates:
             write_candidate(parent, mixed_weights(parent, self.open(step), share), folder)
         return ModelFolder.open(self.folder(step, share), step=step, name="candidate")
 
-    def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson) -> None:
-        """Write a trained network; once this returns, its training is not repeated.
+    def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson, trust: Trust) -> None:
+        """Write a trained network, and how far it can be believed; once this returns, its training is not repeated.
 
         Raises:
             StorageError: It cannot be written.
         """
         folder = self.folder(step, 1)
         (folder / DONE_FILE).unlink(missing_ok=True)
-        write_candidate(self._parents[step], weights, folder)
+        write_trust(write_candidate(self._parents[step], weights, folder), trust)
         skipped = [[case.name, case.reason] for case in lesson.skipped]
         write_json(folder / DONE_FILE, {"best": lesson.best, "cases": sorted(lesson.cases), "skipped": skipped})
         (self.work(step) / STATE_FILE).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from lib.errors import TrainingError
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase
 from lib.gate.verdict import GateReport
+from lib.nnunet.calibration import STEPS, calibrate, joined
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
@@ -31,10 +32,12 @@ from lib.trainers.runs import begin, only_one
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
 from lib.trainers.start import start_of
+from lib.trust import Trust
 
 GATE_FILE: Final = "gate.json"
 GATE: Final = "gate"
 """What a hold-out scan is left out of, as steps are what a case is left out of."""
+CALIBRATION: Final = "calibration"
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class _Retraining:
         self.candidates = Candidates(self.run, self.parents)
         self.lessons: dict[int, Lesson] = {}
         self.left_out: dict[Skipped, list[str]] = {}
+        self._measured: dict[int, Trust] | None = None
         self.reporter = Reporter(self.run, settings)
         self.reporter.tell("preparing cases")
 
@@ -214,8 +218,27 @@ class _Retraining:
             )
         trained = fine_tune(parent, cases, work, settings, on_progress=self.reporter.trained, should_stop=should_stop)
         lesson = Lesson(names, tuple(skipped), _plain(trained.best))
-        self.candidates.keep(step, trained.weights, lesson)
+        self.candidates.keep(step, trained.weights, lesson, self._trust(step))
         return lesson
+
+    def _trust(self, step: int) -> Trust:
+        """What is known of a network's errors, with what its corrections tell: of the network before, which had not
+        learned from them; the new one has."""
+        parent = self.parents[step]
+        if self._measured is None:
+            taught = [[s for s in self.material.taught(k) if s.origin is Origin.CORRECTION] for k in STEPS]
+            fresh = [s for s in taught[1] if s.name in {other.name for other in taught[0]}]
+            self._measured = {}
+            if fresh and set(self.parents) == set(STEPS):
+                self._measured = calibrate(
+                    self.parents,
+                    fresh,
+                    device=self.settings.finetune.device,
+                    on_skip=lambda case: self._leave_out(case, CALIBRATION),
+                    before_each=lambda name: self.reporter.tell(f"measuring the names of {name}", now=False),
+                )
+        measured = self._measured.get(step)
+        return parent.trust if measured is None else joined(parent.trust, measured)
 
     def _finder(self) -> WarmPredictor:
         """The step-1 network that will guide step 2: just trained, or the one in use."""

@@ -1,0 +1,227 @@
+"""How far a pair of networks can be believed: which landmark class they put on which disc of labeled scans."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from lib import pipeline
+from lib.anatomy import CORD, DISCS, LANDMARK_DISCS, PARITY, VERTEBRAE, Kind, Parity
+from lib.errors import TotalSpineSegError
+from lib.geometry import LabelArray, image_to_iso, labels_to_iso
+from lib.nnunet.cases import LabeledScan, ScanSource, Skipped
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.predictor import CORD_REGION, WarmPredictor
+from lib.numbering.evidence import landmark_shares, odd_share, tilt_deg
+from lib.prediction import Prediction
+from lib.transforms.pieces import Piece, Pieces, find_pieces
+from lib.transforms.spine import one_spine
+from lib.trust import TILTED, Seen, Tilts, Trust
+
+Step = Literal[1, 2]
+STEPS: Final[tuple[Step, ...]] = (1, 2)
+LABELED_SHARE: Final = 0.25
+"""A piece is a disc of the label when this share of it lies in that disc."""
+CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
+"""What is tried for the cord."""
+CORD_PRIOR: Final = 5.0
+"""Scans that count for leaving the cord as it is."""
+MIN_CORD_VOXELS: Final = 500
+MIN_MIRROR_SCANS: Final = 5
+"""With fewer scans, whether to average with the mirror stays as it is."""
+
+
+@dataclass
+class _Tally:
+    """What was seen of one step in all scans."""
+
+    trust: Trust = field(default_factory=Trust)
+    cord_dice: list[list[float]] = field(default_factory=list)
+
+
+def calibrate(
+    models: Mapping[int, ModelFolder],
+    sources: Iterable[ScanSource],
+    *,
+    device: str = "auto",
+    on_skip: Callable[[Skipped], None],
+    before_each: Callable[[str], None] = lambda _: None,
+) -> dict[int, Trust]:
+    """Measure both steps on labeled scans, as the image is and averaged with its mirror.
+
+    Args:
+        models: Step -> model.
+        sources: Scans that neither network has learned from, one or more of each patient; labels in codes, where
+            nobody looked "unreviewed".
+        device: See ``WarmPredictor``.
+        on_skip: Called with every scan that could not be used.
+        before_each: Called with the name of each scan.
+
+    Returns:
+        Step -> what these scans say: counts, the better way to treat the mirror, and the cord's threshold.
+
+    Raises:
+        WeightsError: A network cannot be loaded.
+    """
+    ways = {mirror: _Way(models, device, mirror=mirror) for mirror in (False, True)}
+    for source in sources:
+        before_each(source.name)
+        try:
+            scan = source.read()
+            for way in ways.values():
+                way.look_at(scan)
+        except TotalSpineSegError as error:
+            on_skip(Skipped(source.name, str(error)))
+    plain, averaged = (way.tallies for way in ways.values())
+    enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
+    before = {step: models[step].trust.mirror for step in STEPS}
+    better = sum(_placed(averaged[s].trust) for s in STEPS) > sum(_placed(plain[s].trust) for s in STEPS)
+    mirror = {step: better if enough else before[step] for step in STEPS}
+    result: dict[int, Trust] = {}
+    for step in STEPS:
+        tally = (averaged if mirror[step] else plain)[step]
+        result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=_cord_logit(tally.cord_dice))
+    return result
+
+
+def joined(before: Trust, now: Trust) -> Trust:
+    """What was measured before and now: the counts of both, and the rest as it is now where enough was seen."""
+    both = now + before
+    return replace(both, mirror=now.mirror, cord_logit=now.cord_logit or before.cord_logit)
+
+
+class _Way:
+    """Both networks run one way on all scans."""
+
+    def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
+        self.tallies = {step: _Tally() for step in STEPS}
+        trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
+        self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
+
+    def look_at(self, labeled: LabeledScan) -> None:
+        codes: LabelArray = labels_to_iso(labeled.codes).data
+        scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
+        network = _Remembering(self._networks[1])
+        located = pipeline.locate(scan, network)
+        self._count(1, network.last, codes)
+        names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
+        drawn = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
+        self._count(2, drawn, codes[names.box])
+
+    def _count(self, step: Step, drawn: Prediction, codes: LabelArray) -> None:
+        tally = self.tallies[step]
+        tally.trust = tally.trust + observe(step, drawn.labels, codes)
+        cord = codes == CORD
+        if cord.sum() >= MIN_CORD_VOXELS:
+            rows = cord.any(axis=(0, 1))
+            soft, cord = drawn.soft[CORD_REGION][:, :, rows], cord[:, :, rows]
+            tally.cord_dice.append([_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS])
+
+
+class _Remembering:
+    """A predictor that keeps its last answer, which the pipeline reduces to names."""
+
+    def __init__(self, network: WarmPredictor) -> None:
+        self._network, self.version = network, network.version
+        self.last = Prediction(np.zeros((0, 0, 0), np.uint8))
+
+    def predict(self, channels: Any, *, soft: Any = ()) -> Prediction:
+        self.last = self._network.predict(channels, soft=soft)
+        return self.last
+
+
+def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
+    """Counts of one map.
+
+    Args:
+        step: 1 or 2.
+        raw: uint8 (X, Y, Z) RAS at 1 mm, classes of the step's network. Not modified.
+        codes: The label on the same grid. Not modified.
+    """
+    pieces = find_pieces(one_spine(raw, step), step)
+    found = {code: piece for code, piece, _ in _discs(pieces, codes)}
+    tilts = tuple(
+        next((_tilts(pieces, k) for code, _, k in _discs(pieces, codes) if code == wanted), Tilts())
+        for wanted in TILTED
+    )
+    levels, wrong = _parity(pieces, codes)
+    labeled = {int(code) for code in np.unique(codes)}
+    landmarks = tuple(_seen(landmark, found, labeled) for landmark in LANDMARK_DISCS)
+    return Trust(landmarks, tilts, levels, wrong, scans=1 if found else 0)
+
+
+def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:
+    """(code, piece, index) of the largest piece of each labeled disc."""
+    found: dict[int, tuple[int, Piece, int]] = {}
+    for k, piece in enumerate(pieces.discs):
+        inside = codes[piece.box][pieces.disc_map[piece.box] == k + 1]
+        named = inside[np.isin(inside, DISCS)]
+        if named.size < LABELED_SHARE * piece.voxels:
+            continue
+        code = int(np.bincount(named).argmax())
+        if code not in found or found[code][1].voxels < piece.voxels:
+            found[code] = (code, piece, k)
+    return list(found.values())
+
+
+def _tilts(pieces: Pieces, k: int) -> Tilts:
+    angle = tilt_deg(pieces.disc_map[pieces.discs[k].box] == k + 1, (1.0, 1.0, 1.0))
+    return Tilts() if angle is None else Tilts(1.0, angle, angle**2)
+
+
+def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
+    """One landmark in one scan: nothing unless the label shows its disc; a disc nobody found carries no class."""
+    if landmark not in labeled:
+        return Seen()
+    # T12-T13 and L5-L6 stand in the row beside T12-L1 and L5-S, where they are.
+    row = [code for code in DISCS if code in labeled]
+    place = row.index(landmark)
+    above, below = row[place - 1] if place else None, row[place + 1] if place + 1 < len(row) else None
+
+    def carried(code: int | None) -> float:
+        return 0.0 if code is None or code not in found else landmark_shares(found[code]).get(landmark, 0.0)
+
+    return Seen(
+        scans=1.0,
+        own=carried(landmark),
+        above=carried(above),
+        below=carried(below),
+        scans_above=float(above is not None),
+        scans_below=float(below is not None),
+    )
+
+
+def _parity(pieces: Pieces, codes: LabelArray) -> tuple[float, float]:
+    """Vertebrae whose odd/even class can be compared, and how many err, whichever class means odd."""
+    agree = []
+    for k, piece in enumerate(pieces.vertebrae):
+        if pieces.vertebra_map is None or piece.kind is not Kind.VERTEBRA or (odd := odd_share(piece)) is None:
+            continue
+        inside = codes[piece.box][pieces.vertebra_map[piece.box] == k + 1]
+        named = inside[np.isin(inside, VERTEBRAE)]
+        if named.size >= LABELED_SHARE * piece.voxels:
+            agree.append((PARITY[int(np.bincount(named).argmax())] is Parity.ODD) == (odd > 0.5))
+    return float(len(agree)), float(min(sum(agree), len(agree) - sum(agree)))
+
+
+def _placed(trust: Trust) -> float:
+    """Landmarks on their own disc less those on its neighbors."""
+    return sum(seen.own - seen.above - seen.below for seen in trust.landmarks)
+
+
+def _cord_logit(dice: Sequence[Sequence[float]]) -> float:
+    """The best of ``CORD_LOGITS``, drawn towards 0 where few scans show it."""
+    if not dice:
+        return 0.0
+    best = CORD_LOGITS[int(np.mean(dice, axis=0).argmax())]
+    return round(best * len(dice) / (len(dice) + CORD_PRIOR), 2)
+
+
+def _chance(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-logit))
+
+
+def _dice(a: Any, b: Any) -> float:
+    return float(2 * (a & b).sum() / max(int(a.sum()) + int(b.sum()), 1))

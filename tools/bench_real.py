@@ -1,0 +1,292 @@
+"""Name real scans with the starter weights: how many are right, and what the three answers say of them.
+
+    python tools/bench_real.py --real FOLDER --spider FOLDER
+
+REAL holds images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel a
+vertebra, k-th from C1), ``discpoints`` (a voxel a disc, 3 = C2-C3), ``cord``. SPIDER holds NNN_image and NNN_label
+(1 disc, 2 vertebra, 3 canal), whose names count up from the lowest disc where ``spider_truth.csv`` calls that clear.
+
+No scan is named with a trust it took part in: each SPIDER patient and each scan with points is left out of the counts
+that name it. Scans with ``gt`` measure alone. A scan is right when every marked level is found and carries its name.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+
+from lib import pipeline  # noqa: E402
+from lib.anatomy import CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
+from lib.certainty import CERTAINTIES  # noqa: E402
+from lib.errors import NoSpineError  # noqa: E402
+from lib.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
+from lib.nnunet.calibration import STEPS, observe  # noqa: E402
+from lib.nnunet.model_folder import models_in  # noqa: E402
+from lib.nnunet.predictor import WarmPredictor  # noqa: E402
+from lib.numbering.chain import Numbering  # noqa: E402
+from lib.numbering.step1_names import step1_names  # noqa: E402
+from lib.prediction import Prediction  # noqa: E402
+from lib.transforms.components import Box  # noqa: E402
+from lib.transforms.pieces import find_pieces  # noqa: E402
+from lib.transforms.spine import one_spine  # noqa: E402
+from lib.trust import Trust  # noqa: E402
+from lib.volume_io import read_image, read_labels  # noqa: E402
+
+STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
+COLUMN = column()
+ROW = [disc for disc in COLUMN.discs if disc is not None]
+BODIES = list(COLUMN.vertebrae)
+FOUND, REACH_MM, SMALLEST = 0.25, 10.0, 0.15
+BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.001)
+
+
+@dataclass
+class Scan:
+    """A scan with what the networks drew, and its counts."""
+
+    name: str
+    group: str
+    scan: pipeline.Scan
+    truths: Mapping[str, Volume]
+    clear: bool
+    drawn: dict[int, Prediction] = field(default_factory=dict)
+    box: Box | None = None
+    counts: dict[int, Trust] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """How its names turned out."""
+
+    name: str
+    group: str
+    clear: bool
+    levels: list[tuple[int, int, float]]
+    numbering: Numbering
+    cord: float | None
+
+    @property
+    def right(self) -> bool:
+        return all(true == found for true, found, _ in self.levels)
+
+
+def scans(real: Path | None, spider: Path | None) -> Iterator[tuple[str, str, Path, dict[str, Path], bool]]:
+    """Name, group, image, truths and whether the truth is clear."""
+    if real is not None:
+        for image in sorted((real / "images").glob("*.nii.gz")):
+            name = image.name.removesuffix(".nii.gz")
+            truths = {f.name.removesuffix(".nii.gz").rpartition("_")[2]: f for f in real.glob(f"truth/{name}_*.nii.gz")}
+            yield name, "lumbar" if "gt" in truths else "neck and whole", image, truths, True
+    if spider is not None:
+        with (ROOT / "tools" / "spider_truth.csv").open() as file:
+            clear = {row["patient"]: row["names"] == "clear" for row in csv.DictReader(file)}
+        for image in sorted(spider.glob("*_image.nii.gz")):
+            patient = image.name.partition("_")[0]
+            truths = {"label": image.with_name(f"{patient}_label.nii.gz")}
+            yield f"SPIDER {patient}", "SPIDER", image, truths, clear.get(patient, False)
+
+
+def spider_discs(label: LabelArray) -> dict[int, np.ndarray]:
+    """Code -> mask, counted up from the lowest disc."""
+    pieces, count = ndimage.label(label == 1, np.ones((3, 3, 3)))
+    sizes = ndimage.sum_labels(label == 1, pieces, range(1, count + 1))
+    kept = [k for k in range(1, count + 1) if sizes[k - 1] >= SMALLEST * np.median(sizes)]
+    kept.sort(key=lambda k: float(np.argwhere(pieces == k)[:, 2].mean()))
+    return {code: pieces == k for code, k in zip(reversed(ROW), kept, strict=False)}
+
+
+def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray | None:
+    """Codes of discs on the part of the 1 mm grid that a step saw, from truths that may be fitted; None without one."""
+    grid = pipeline.sub_grid(scan.scan.iso.grid, box)
+    if "label" in scan.truths and scan.clear:
+        label = scan.truths["label"]
+        codes = np.zeros(label.data.shape, np.uint8)
+        for code, mask in spider_discs(label.data).items():
+            codes[mask] = code
+        return labels_on_grid(Volume(codes, label.affine), grid)
+    marks = scan.truths.get("points")
+    if marks is None:
+        return None
+    points = {
+        int(v): marks.affine @ [*np.argwhere(marks.data == v).mean(axis=0), 1] for v in np.unique(marks.data) if v
+    }
+    upper, lower = min(points), max(points)
+    pieces = find_pieces(one_spine(raw, step), step)  # type: ignore[arg-type]
+    usual = float(np.median([piece.voxels for piece in pieces.discs]))
+    heights = [(grid.affine @ [*piece.centroid_vox, 1])[2] for piece in pieces.discs]
+    between = [
+        k
+        for k, piece in enumerate(pieces.discs)
+        if piece.voxels > FOUND * usual and points[lower][2] < heights[k] + 3 and heights[k] - 3 < points[upper][2]
+    ]
+    codes = np.zeros(raw.shape, np.uint8)
+    if len(between) == lower - upper:
+        for k, code in zip(between, ROW[upper - 2 : lower - 2], strict=True):
+            codes[pieces.disc_map == k + 1] = code
+    return codes
+
+
+def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
+    """Run both networks, and count what they did."""
+    located = pipeline.locate(scan.scan, networks[1])
+    shape = scan.scan.iso.data.shape
+    whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    missed = located.numbering.missed if located.numbering else ()
+    part = pipeline.step2_input(scan.scan, located.labels, missed=missed)
+    scan.box = part.box
+    scan.drawn = {1: Prediction(located.raw), 2: Prediction(networks[2].predict(part.channels).labels)}
+    for step, box in ((1, whole), (2, part.box)):
+        codes = disc_codes(scan, scan.drawn[step].labels, step, box)
+        if codes is not None:
+            scan.counts[step] = observe(step, scan.drawn[step].labels, codes)  # type: ignore[arg-type]
+
+
+def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
+    """Name a scan with what the others tell of the networks."""
+    assert scan.box is not None
+    shape = scan.scan.iso.data.shape
+    whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    first = pipeline.rename(scan.scan, scan.drawn[1].labels, whole, 1, trust=others[1])
+    known = step1_names(first.labels, first.numbering)
+    step1 = None if known is None else known.part(scan.box)
+    found = pipeline.rename(scan.scan, scan.drawn[2].labels, scan.box, 2, step1=step1, trust=others[2])
+    assert found.numbering is not None
+    grid = scan.scan.grid
+    result = to_ras(Volume(scan.scan.labels_to_input(found.labels), grid.affine))
+    chance = {level.code: level.probability for level in found.numbering.levels}
+    levels = [(true, code, chance.get(code, found.numbering.probability)) for true, code in judged(scan, result)]
+    cord = None
+    if "cord" in scan.truths:
+        truth = scan.truths["cord"].data > 0
+        rows = truth.any(axis=(0, 1))
+        mine, truth = (result.data == CORD)[:, :, rows], truth[:, :, rows]
+        cord = 2 * float((mine & truth).sum()) / float(mine.sum() + truth.sum())
+    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord)
+
+
+def judged(scan: Scan, result: Volume) -> Iterator[tuple[int, int]]:
+    """(true code, code found or 0) of every marked level."""
+    mm = np.linalg.norm(result.affine[:3, :3], axis=0)
+    discs, bones = np.isin(result.data, DISCS), np.isin(result.data, (*VERTEBRAE, SACRUM))
+    for kind, truth in scan.truths.items():
+        if kind in ("gt", "label"):
+            masks = spider_discs(truth.data) if kind == "label" else {}
+            if kind == "gt":
+                masks = {int(code): truth.data == code for code in np.unique(truth.data) if code}
+            for code, mask in masks.items():
+                inside = result.data[mask & (discs if code in DISCS else bones)]
+                yield code, int(np.bincount(inside).argmax()) if inside.size >= FOUND * mask.sum() else 0
+        elif kind in ("points", "discpoints"):
+            voxels = np.argwhere(discs if kind == "discpoints" else bones)
+            for value in np.unique(truth.data):
+                row = BODIES if kind == "points" else [0, 0, *ROW]
+                if not 0 < value <= len(row) or not row[int(value) - 1]:
+                    continue
+                away = (voxels - np.argwhere(truth.data == value).mean(axis=0)) * mm
+                near = np.linalg.norm(away, axis=1)
+                if kind == "points":
+                    # The mark may lie in the cord: the body is in front of it.
+                    in_front = (away[:, 1] > 0) & (away[:, 1] < 35) & (abs(away[:, 0]) <= 6) & (abs(away[:, 2]) <= 8)
+                    near = np.where(in_front, near, near + 20)
+                code = int(result.data[tuple(voxels[near.argmin()])]) if near.size else 0
+                yield (
+                    row[int(value) - 1],
+                    code if near.size and near.min() < (35 if kind == "points" else REACH_MM) else 0,
+                )
+
+
+def share(part: int, whole: int) -> str:
+    return f"{part:3} of {whole:2}" if whole else "   -    "
+
+
+def table(results: list[Result]) -> None:
+    """Answers by group."""
+    print(
+        f"\n{'group':16} {'right':>9}  of the right: {', '.join(CERTAINTIES):28} of the wrong: {', '.join(CERTAINTIES)}"
+    )
+    groups = {r.group: [] for r in results}  # type: dict[str, list[Result]]
+    for r in results:
+        if r.levels and r.clear:
+            groups[r.group].append(r)
+    for group, mine in [*groups.items(), ("all", [r for r in results if r.levels and r.clear])]:
+        right, wrong = [r for r in mine if r.right], [r for r in mine if not r.right]
+        counts = [
+            "  ".join(f"{sum(r.numbering.certainty == c for r in some):9}" for c in CERTAINTIES)
+            for some in (right, wrong)
+        ]
+        print(f"{group:16} {share(len(right), len(mine)):>9}  {counts[0]:42} {counts[1]}")
+    unclear = [r.name for r in results if not r.clear]
+    if unclear:
+        print(f"not counted, since the truth is not clear: {', '.join(unclear)}")
+    cords = [r.cord for r in results if r.cord is not None]
+    if cords:
+        print(f"cord, Dice: mean {np.mean(cords):.3f}, lowest {min(cords):.3f} of {len(cords)}")
+
+
+def reliability(results: list[Result]) -> None:
+    """Of levels given a probability, how many are right."""
+    levels = [(p, true == code) for r in results if r.clear for true, code, p in r.levels if code]
+    print("\nprobability    levels  expected   right")
+    gap = 0.0
+    for low, high in pairwise(BINS):
+        mine = [(p, ok) for p, ok in levels if low <= p < high]
+        if mine:
+            given, right = (float(np.mean(values)) for values in zip(*mine, strict=True))
+            gap += len(mine) * abs(given - right) / len(levels)
+            print(f"{low:.2f} - {min(high, 1):.2f}   {len(mine):6} {given:9.1%} {right:7.1%} {'#' * round(30 * right)}")
+    sure = [ok for p, ok in levels if p >= 0.9]
+    print(f"of levels given 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--real", type=Path, help="folder with images and truth")
+    parser.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
+    arguments = parser.parse_args()
+    models = models_in(STARTER)
+    networks = {step: WarmPredictor(models[step]) for step in STEPS}
+    drawn = []
+    for title, group, image, truths, clear in scans(arguments.real, arguments.spider):
+        volume = read_image(image)
+        labels = {kind: to_ras(read_labels(file)) for kind, file in truths.items()}
+        scan = Scan(title, group, pipeline.prepare(volume), labels, clear)
+        try:
+            draw(scan, networks)
+            drawn.append(scan)
+        except NoSpineError as error:
+            print(f"{title}: {error}", flush=True)
+    results = []
+    for scan in drawn:
+        others = {}
+        for step in STEPS:
+            sums = Trust()
+            for other in drawn:
+                if other is not scan and step in other.counts:
+                    sums = sums + other.counts[step]
+            others[step] = replace(sums, mirror=models[step].trust.mirror)
+        result = name(scan, others)
+        results.append(result)
+        wrong = [
+            f"{NAME_OF[true]} named {NAME_OF.get(code, 'nothing')}" for true, code, _ in result.levels if true != code
+        ]
+        known = result.numbering
+        print(
+            f"{result.name[:26]:26} {known.certainty:9} {known.probability:.3f} "
+            f"{sum(t == c for t, c, _ in result.levels):2} of {len(result.levels):2} {'; '.join(wrong[:2])}",
+            flush=True,
+        )
+    table(results)
+    reliability(results)
+
+
+if __name__ == "__main__":
+    main()
