@@ -27,6 +27,8 @@ from lib.synthesis import demo_studies
 from lib.volume_io import read_image, write_volume
 from tiny_models import write_model_folder, write_models
 
+pytestmark = pytest.mark.slow
+
 LABEL_TOLERANCE = 1e-4
 """Share of voxels that may differ: both compute in float32, in another order."""
 
@@ -68,7 +70,6 @@ def places(folder: ModelFolder, user_cache: Path) -> tuple[list[Path], list[Path
     return sorted((folder.path / "openvino").glob("*/model.bin")), sorted(user_cache.glob("*/model.bin"))
 
 
-@pytest.mark.slow
 def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
     """The whole way of a scan, with the weights that ship."""
     (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)
