@@ -116,6 +116,7 @@ def test_the_answer_begins_with_what_became_of_the_label(submit: Callable[..., A
     assert "finished label" in reply["message"]
 
 
+@pytest.mark.slow
 def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None:
     """What was kept when the server was killed was never looked at again."""
     from serving import running_server

@@ -92,6 +92,7 @@ def test_one_hidden_channel_for_all_regions_means_as_much_as_one_each() -> None:
     assert torch.allclose(region_loss(logits, one), region_loss(logits, each))
 
 
+@pytest.mark.slow
 def test_patches_of_people_make_up_the_stated_share(case: RealSpine) -> None:
     stream = samples(2, 0, PATCH, pool_size=1, real=[case], real_share=0.5)
     drawn = [next(stream) for _ in range(30)]

@@ -78,15 +78,22 @@ def test_seconds_are_told_by_field_of_view() -> None:
 
 
 @pytest.mark.parametrize(
-    ("confident", "missing", "flagged"),
-    [(True, 0, False), (False, 0, True), (None, 0, False), (True, L4, True), (None, L4, True)],
-    ids=["sure and sound", "abstains", "no chain model", "a level is missing", "missing without chain model"],
+    ("certainty", "missing", "flagged"),
+    [
+        ("certain", 0, False),
+        ("counted", 0, False),
+        ("doubtful", 0, True),
+        (None, 0, False),
+        ("certain", L4, True),
+        (None, L4, True),
+    ],
+    ids=["sure and sound", "counted", "abstains", "no chain model", "a level is missing", "missing, no chain"],
 )
 def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
-    confident: bool | None, missing: int, flagged: bool
+    certainty: str | None, missing: int, flagged: bool
 ) -> None:
     """Real scans were flagged by the chain model alone, synthetic ones by the linter, too."""
     labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
-    numbering = None if confident is None else SimpleNamespace(confident=confident)
+    numbering = None if certainty is None else SimpleNamespace(certainty=certainty)
     result = SimpleNamespace(labels=np.where(labels == missing, 0, labels), numbering=numbering)
     assert is_flagged(result, (2.0, 2.0, 2.0)) is flagged  # type: ignore[arg-type]

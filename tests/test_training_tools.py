@@ -23,7 +23,7 @@ from phantom import RAS, lumbar_codes
 BEFORE = {"step1": "old-1", "step2": "old-2"}
 AFTER = {"step1": "new-1", "step2": "new-2"}
 HALF = {"step1": "new-1", "step2": "old-2"}
-ROW = demo.Row("sub-1", 1.0, "9 of 9", 0.9, True, "9 segments", "same", BEFORE)
+ROW = demo.Row("sub-1", 1.0, "9 of 9", 0.9, "counted", "9 segments", "same", BEFORE)
 
 
 class Server:

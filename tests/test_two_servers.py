@@ -21,6 +21,9 @@ SEEN_SECONDS = 60
 """For one server to see what the other wrote, on a busy machine."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
     """Two servers on one folder, each with an app folder and a log of its own."""
