@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.inputs import NO_PROOF, MISSING, Case, find_cases, pair_localizers
+from lib.cohort.inputs import MISSING, NO_PROOF, Case, find_cases, pair_localizers
 from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
 from lib.volume_io import read_image
