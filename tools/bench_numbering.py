@@ -5,8 +5,8 @@ Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json 
 Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans whose names are
 doubtful (the others are certain or counted), right or not certain where the evidence identifies the numbering, scans
 confidently wrong, and the iterative method on the same cases; then the calibration of the levels' probabilities. With
---pairs every column has a map of each step, with mistakes of its own or of the same kinds, and step 2 is named by itself
-and with what step 1 named.
+--pairs every column has a map of each step, with mistakes of its own or of the same kinds, and step 2 is named by
+itself and with what step 1 named.
 """
 
 import argparse
