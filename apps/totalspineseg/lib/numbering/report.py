@@ -1,7 +1,8 @@
 """What is known about a numbering, as JSON for clients, files and records, and as the sentence people read."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -88,24 +89,30 @@ def sentence(known: Mapping[str, Any]) -> str:
     others = known.get("alternatives") or []
     fits = f"; also possible: {others[0]['shift']} ({others[0]['probability']:.0%})" if others else ""
     chance = "" if best is None else f" ({best:.0%} likely)"
-    reasons = [finding["message"] for finding in known.get("findings", ()) if finding["kind"] in REASONS]
-    return f"the names are doubtful{chance}{fits}" + (f"; {reasons[0].rstrip('.')}" if reasons else "")
+    kinds = {finding["kind"] for finding in known.get("findings", ())}
+    reasons = [f"; {reason}" for kind, reason in REASONS.items() if kind in kinds]
+    return f"the names are doubtful{chance}{fits}{''.join(reasons)}"
 
 
-REASONS = ("pin_unmet", "steps_differ", "landmark_differs")
-"""Findings that speak against all names."""
+REASONS: Final = MappingProxyType(
+    {
+        "pin_unmet": "a fixed level lies beside every structure",
+        "steps_differ": "the two networks name the discs differently",
+    }
+)
+"""Findings that speak against all names, in short."""
 
 
 def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
-    """What would change counted names."""
+    """What would change counted names, the share of people in brackets."""
     if not variants:
         return "nothing in view contradicts"
-    usual = " or ".join(f"{entry['what']} ({_share(entry['share'])} of people)" for entry in variants)
-    return f"nothing contradicts, and only {usual} would change them"
+    others = " or ".join(f"{entry['what']} ({_share(entry['share'])})" for entry in variants)
+    return f"nothing contradicts; only in people with {others} they are others"
 
 
 def _share(share: float) -> str:
-    return f"{share:.1%}".replace(".0%", "%")
+    return f"{100 * share:g} %"
 
 
 def _level(level: Level) -> dict[str, Any]:

@@ -384,10 +384,10 @@ def variants_in_view(codes: Collection[int]) -> dict[str, float]:
 
     Args:
         codes: Named levels: counted up from the sacrum, lumbar variants change all above it and thoracic ones the
-            levels above T11; counted down from C2, thoracic variants change the levels below T11.
+            thoracic levels; counted down from C2, thoracic variants change the levels below T11.
     """
     from_below = bool({SACRUM, DISC_L5_S} & set(codes))
     lumbar = bool(set(codes) & set(LUMBAR)) and from_below
-    thoracic = bool(set(codes) & set(THORACIC[:11] if from_below else (*THORACIC[11:], *LUMBAR)))
+    thoracic = bool(set(codes) & set(THORACIC if from_below else (*THORACIC[11:], *LUMBAR)))
     shown = {"lumbar": lumbar, "thoracic": thoracic}
     return {what: share for what, share in VARIANTS.items() if shown[what.split()[1]]}
