@@ -374,7 +374,7 @@ def test_too_little_memory_to_find_discs_leaves_no_correction_out(
 
     with monkeypatch.context() as patch:
         patch.setattr(predictor, "sliding_logits", short)
-        with pytest.raises(TrainingError, match=r"case sub-1 .*memory"):
+        with pytest.raises(TrainingError, match=r"sub-\d .*memory"):
             train(site)
     assert "memory" in failed_with(site)
     result = survived(site, corrections)

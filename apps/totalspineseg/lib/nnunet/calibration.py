@@ -9,7 +9,7 @@ import numpy as np
 
 from lib import pipeline
 from lib.anatomy import CORD, DISCS, LANDMARK_DISCS, PARITY, VERTEBRAE, Kind, Parity
-from lib.errors import TotalSpineSegError
+from lib.errors import MemoryShortageError, TotalSpineSegError, TrainingError
 from lib.geometry import LabelArray, image_to_iso, labels_to_iso
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped
 from lib.nnunet.model_folder import ModelFolder
@@ -64,6 +64,7 @@ def calibrate(
 
     Raises:
         WeightsError: A network cannot be loaded.
+        TrainingError: The memory does not suffice.
     """
     ways = {mirror: _Way(models, device, mirror=mirror) for mirror in (False, True)}
     for source in sources:
@@ -72,6 +73,9 @@ def calibrate(
             scan = source.read()
             for way in ways.values():
                 way.look_at(scan)
+        except MemoryShortageError as error:
+            # A machine that is short of memory is no fault of the scan, and leaves none out.
+            raise TrainingError(f"Scan {source.name} cannot be measured: {error}; then start again.") from error
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))
     plain, averaged = (way.tallies for way in ways.values())
