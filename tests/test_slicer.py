@@ -221,7 +221,10 @@ def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
 
 def test_marks_of_the_review_are_removed_before_submit(server: Server, tmp_path: Path) -> None:
     runs = [["totalspineseg", {}], ["totalspineseg_review", {}]]
-    grid = offered(server, GEOMETRIES["left-handed"], "reviewed")
+    whole = GEOMETRIES["left-handed"]
+    middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
+    doubtful = Volume(np.where(np.isin(np.rint(whole.data / 10), middle), whole.data, 0), whole.affine)
+    grid = offered(server, doubtful, "reviewed")
     (tmp_path / "first").mkdir()
     refused = sit_down(server, tmp_path / "first", wanted="reviewed", runs=runs)
     marks = [row["name"] for row in refused.report["rows"] if row["name"].startswith("review")]
