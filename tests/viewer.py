@@ -94,7 +94,8 @@ class Viewer:
         self.page.get_by_text("Options / Configurations").wait_for()
         hide = self.page.get_by_text("Confirm and Hide")
         if hide.is_visible():
-            hide.click()
+            # A notice may lie over the button, and stays as long as the mouse is on it.
+            hide.dispatch_event("click")
 
     def run(self, model: str = "totalspineseg") -> None:
         """Run a model and wait for its segments."""
