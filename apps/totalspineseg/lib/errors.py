@@ -1,6 +1,6 @@
 """What can go wrong with a scan, a label or a model, as types.
 
-Every message is one sentence a reader can act on: what is required, what came, what to do.
+Every message says what happened, then what the reader can do.
 """
 
 
