@@ -140,7 +140,7 @@ wheelhouse: setup
 lock: setup
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-dev.txt -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-slicer.txt -o requirements-slicer.lock
 
 # Compares the lock with the known vulnerabilities; fails, too, when they cannot be looked up. What is left to stand is

@@ -11,7 +11,7 @@ import pytest
 from lib.run_report import HEADINGS, ScanRow, report_html
 
 ROWS = [
-    ScanRow("scan 10", "L1 - L5", "certain", 0.999, ("a", "b", "c", "d", "e"), "starter-1", 9.5, "QUJD", "preview/none.jpg"),
+    ScanRow("scan 10", "L1 - L5", "certain", 0.999, tuple("abcde"), "starter-1", 9.5, "QUJD", "preview/none.jpg"),
     ScanRow("scan 2", "C1 - T7", "doubtful", 0.61, ("a",), "starter-1", 12.0, "REVG"),
     ScanRow("scan 1", failure="an image is required"),
     ScanRow("scan 3", "T4", None, None, (), "starter-2", 100.0),
