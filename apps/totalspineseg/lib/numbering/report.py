@@ -108,7 +108,7 @@ def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
     if not variants:
         return "nothing in view contradicts them"
     others = " or ".join(f"{entry['what']} ({_share(entry['share'])})" for entry in variants)
-    return f"nothing in view contradicts them; only in people with {others} would they be wrong"
+    return f"nothing in view contradicts them; in people with {others} they would be wrong"
 
 
 def _share(share: float) -> str:
