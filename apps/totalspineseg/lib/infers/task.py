@@ -43,8 +43,8 @@ LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
 
 NOT_RECORDED: Final = (
-    "The server could not record this prediction (its log says why): if one level is renamed in it, the others do not "
-    "follow, and a label does not tell what it corrects."
+    "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
+    "not follow, and the server will not know which prediction your label corrects."
 )
 
 
