@@ -402,7 +402,7 @@ def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk
             studies.add_image(unreadable, str(desk.image), {})
     odd = desk.root / "x.txt"
     odd.write_text("no")
-    with pytest.raises(ValueError, match=r"ending in"):
+    with pytest.raises(ValueError, match=r"ends in"):
         studies.add_image("", str(odd), {})
 
 
