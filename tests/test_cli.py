@@ -104,7 +104,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--weights", "missing"], "'missing'"),
         (["label", "FILE", "out.png"], "ending in"),
         (["label", "FILE", "FILE"], "another file"),
-        (["lint", "FILE"], "export it again"),
+        (["lint", "FILE"], "Export it again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -266,7 +266,7 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     out, err = capsys.readouterr()
     assert "2 done, 0 finished before, 1 failed" in out
     assert "sub-01_T2w: The image has values far from all others, such as 32000" in out
-    assert "bad_T2w: a readable NIfTI" in err
+    assert "is not a readable NIfTI" in err
     for folder in FOLDERS:
         assert len(list((tmp_path / "out" / folder).glob("sub-02_ses-a_T2w*"))) == (13 if folder == "preview" else 1)
     document = json.loads((tmp_path / "out" / "run.json").read_text())

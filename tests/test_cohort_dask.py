@@ -128,7 +128,7 @@ def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: P
     summary = run(work, find_cases(scans), killing)
     assert killed
     assert set(summary.failures) == {"bad"}
-    assert "a readable NIfTI" in summary.failures["bad"]
+    assert "readable NIfTI" in summary.failures["bad"]
     assert len(summary.records) == SCANS
     assert contents(tmp_path) == contents(local)
     assert records(tmp_path) == records(local)

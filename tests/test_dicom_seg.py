@@ -491,7 +491,7 @@ def test_segment_numbers_mean_nothing() -> None:
 @pytest.mark.parametrize(
     ("labels", "match"),
     [
-        (["L4", "Segment 2"], "got 'Segment 2'"),
+        (["L4", "Segment 2"], "name 'Segment 2'"),
         (["L4", "vertebra_L4"], "'L4' and 'vertebra_L4'"),
         (["L4", "L4"], "'L4' and 'L4'"),
     ],
@@ -716,7 +716,7 @@ def test_a_segmentation_beside_the_slices_is_no_slice(tmp_path: Path, ours: byte
 def test_nothing_marked_is_an_empty_submission() -> None:
     submission = read_seg(another({"L4": mask()}), GRID)
     assert not submission.layers[0].any()
-    with pytest.raises(LabelError, match="marked voxel"):
+    with pytest.raises(LabelError, match="label is empty"):
         map_names(submission, GRID)
 
 

@@ -562,7 +562,7 @@ def test_report_is_what_the_file_format_says() -> None:
     assert {level["code"] for level in report["levels"]} <= set(np.unique(labels).tolist())
     other = report["alternatives"][0]
     assert len(other["codes"]) == len(report["levels"])
-    assert other["shift"] == "one level down from L2 to L5"
+    assert other["shift"] == "L2 to L5 one level lower"
 
 
 def test_the_iterative_method_reports_no_probability() -> None:

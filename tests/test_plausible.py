@@ -46,14 +46,14 @@ UPSIDE_DOWN = {"flipped": np.ascontiguousarray(LUMBAR[:, :, ::-1]), "another tab
 def test_a_part_of_the_spine_is_not_taught_as_all_there_is(labels: np.ndarray, missing: tuple[str, ...]) -> None:
     """A result of some structures, submitted as finished, taught that there are no others."""
     assert missing_kinds(labels) == missing
-    with pytest.raises(LabelError, match=f"disc|got one without {' and '.join(missing)}; draw it"):
+    with pytest.raises(LabelError, match=f"disc|There is no {' and no '.join(missing)} in the label"):
         check_codes(labels, step=2)
-    with pytest.raises(LabelError, match=f"got one without {' and '.join(missing)}; draw it"):
+    with pytest.raises(LabelError, match=f"There is no {' and no '.join(missing)} in the label"):
         check_codes(labels, step=1)
     scan = LabeledScan("a", "a", Origin.CORRECTION, Volume(labels * 2, np.eye(4)), Volume(labels, np.eye(4)))
     cases, skipped = judged_cases((ScanSource("a", Origin.CORRECTION, lambda: scan),))
     assert not cases
-    assert f"got one without {' and '.join(missing)}; draw it" in skipped[0].reason
+    assert f"There is no {' and no '.join(missing)} in the label" in skipped[0].reason
     found = check(labels, Grid((24, 48, labels.shape[2]), np.eye(4)))
     assert f"There is no {' and no '.join(missing)} in this label" in found[0]["message"]
 

@@ -62,7 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 SORTED = {
     "Scan": ["scan 1", "scan 2", "scan 3", "scan 10"],
     "Levels in view": ["scan 1", "scan 2", "scan 10", "scan 3"],
-    "Confidence": ["scan 1", "scan 2", "scan 10", "scan 3"],
+    "Names": ["scan 1", "scan 2", "scan 10", "scan 3"],
     "Warnings": ["scan 3", "scan 2", "scan 1", "scan 10"],
     "Seconds": ["scan 1", "scan 10", "scan 2", "scan 3"],
     "Model": ["scan 1", "scan 10", "scan 2", "scan 3"],

@@ -132,7 +132,7 @@ def on_grid(labels: Volume, grid: Grid) -> Volume:
         raise GridError(
             f"The label does not lie on the voxels of its image: it has {_described(labels.grid)}, the image has "
             f"{_described(grid)}, and their corners are up to {_corner_distance_mm(labels.grid, grid):.3g} mm apart. "
-            "Export it with the image as reference."
+            "Export it with the image as reference volume."
         )
     axes, flipped = found
     data = labels.data.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]

@@ -59,7 +59,7 @@ def _far_values(data: FloatArray) -> tuple[str, ...]:
         return ()
     furthest = float(low if start - low > high - end else high)
     return (
-        f"The image has values far from all others, such as {furthest:.6g} (most lie between {start:.6g} and "
-        f"{end:.6g}), in {count} of its {data.size} voxels, which leave no contrast. Replace them, a fill value by the "
-        "value of air.",
+        f"The image has values far from all others, such as {furthest:.6g}, in {count} of its {data.size} voxels (most "
+        f"voxels lie between {start:.6g} and {end:.6g}). They leave the spine without contrast. Replace these values; "
+        "replace a fill value with the value of air.",
     )

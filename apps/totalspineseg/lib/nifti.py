@@ -136,9 +136,9 @@ def _require_one_place(one: Grid, other: Grid, name: str) -> None:
     first, second = (f"{grid.orientation}, voxels of {_mm(grid.spacing)}" for grid in (one, other))
     ways = "" if first == second else f": {first} or {second}"
     raise ImageError(
-        f"The header of {name!r} places the image in two ways (its qform, sform and voxel size disagree{ways}): a "
-        f"corner lies {apart_mm:.1f} mm apart. Export the image again as it was scanned. If 3D Slicer shows it in the "
-        "right place, save it there under another name and use that file."
+        f"The header of {name!r} places the image in two ways (its qform, sform and voxel size disagree{ways}), "
+        f"which put a corner of it {apart_mm:.1f} mm apart. Export the image again as it was scanned. If 3D Slicer "
+        "shows it in the right place, save it there under another name and use that file."
     )
 
 

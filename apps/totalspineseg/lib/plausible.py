@@ -74,11 +74,11 @@ def require_plausible(labels: LabelArray) -> None:
     """
     if is_upside_down(labels):
         raise LabelError(
-            "levels named from superior to inferior are required, got most of them the other way round; convert a "
-            "label in the numbers of another table, or turn one that is upside down"
+            "The levels are not named from superior to inferior: most run the other way round. If the label is upside "
+            "down, turn it. If its numbers are those of another table, convert it."
         )
     if missing := missing_kinds(labels):
         raise LabelError(
-            f"a label of all that is in view is required, got one without {' and '.join(missing)}; draw it, or mark as "
-            f"'unreviewed' ({UNREVIEWED}) where nobody labeled it"
+            f"There is no {' and no '.join(missing)} in the label. Draw it, or mark as 'unreviewed' ({UNREVIEWED}) "
+            "where nobody labeled it."
         )

@@ -40,7 +40,7 @@ class ScanRow:
 
 SHOWN_WARNINGS: Final = 3
 """More are folded: a row stays as high as its picture."""
-HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Confidence", "Warnings", "Seconds", "Model")
+HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Names", "Warnings", "Seconds", "Model")
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --bad: #c62828; --unsure: #b26a00; --good: #2e7d32; }
@@ -124,8 +124,9 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
 <body>
 <h1>{html.escape(title)}</h1>
 {warned}<p>{len(rows)} scans, {failed} failed; names: {sure}. Click a heading to sort, a picture to enlarge it.
-Counted: up from the sacrum or down from C2, and only another number of vertebrae than usual would change the names.
-Striped levels with a "?" are doubtful. {html.escape(note)}</p>
+Certain: what is in view identifies the names. Counted: up from the sacrum or down from C2; nothing in view contradicts
+them, but they would be wrong in people with another number of vertebrae than usual. Doubtful: something contradicts the
+names, or too little is in view; such levels are striped and have a "?". {html.escape(note)}</p>
 <table>
 <thead><tr>{heads}</tr></thead>
 <tbody>

@@ -176,20 +176,22 @@ def require_usable(volume: Volume) -> None:
     data = volume.data
     if min(data.shape) < MIN_SLICES:
         raise ImageError(
-            f"The image has {min(data.shape)} of the at least {MIN_SLICES} slices in which levels can be told apart "
+            f"It takes at least {MIN_SLICES} slices to tell levels apart, and the image has {min(data.shape)} "
             f"(shape {data.shape}). Send the whole series."
         )
     if data.dtype.kind not in "fiub":
-        raise ImageError(f"one gray value a voxel is required, got values of type {data.dtype}; send a magnitude image")
+        raise ImageError(
+            f"The image has values of type {data.dtype}, not one gray value a voxel. Send the magnitude image."
+        )
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
         raise ImageError(
-            f"finite voxel values are required, got {bad} that are NaN or infinite; export the series again"
+            f"Among the voxel values of the image are {bad} that are NaN or infinite. Export the series again."
         )
     if low == high:
         kind = "all zero" if low == 0 else f"all {low!r}"
-        raise ImageError(f"an image with contrast is required, got voxels that are {kind}; check the series")
+        raise ImageError(f"The image has no contrast: its voxels are {kind}. Check the series.")
 
 
 def _read(path: Path, *, average: bool) -> Image:
@@ -210,11 +212,11 @@ def _read(path: Path, *, average: bool) -> Image:
         raise
     except MemoryError as error:
         raise MemoryShortageError(
-            f"more free memory is required for the image, got too little for {path.name!r}; close other programs"
+            f"There is not enough free memory for the image {path.name!r}. Close other programs."
         ) from error
     except _UNREADABLE as error:
         raise ImageError(
-            f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r} ({_reason(error)}); export it again"
+            f"{path.name!r} is not a readable NIfTI, NRRD or DICOM image ({_reason(error)}). Export it again."
         ) from error
 
 
@@ -249,12 +251,12 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
     while data.ndim > 4 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.names is not None:
-        raise ImageError("one gray value a voxel is required, got a color image; send the original series")
+        raise ImageError("The image is a color image, without one gray value a voxel. Send the original series.")
     if data.ndim == 4:
         if data.shape[-1] == 1:
             return data[..., 0]
         if not average:
-            raise ImageError(f"a 3D label map is required, got {data.shape[-1]} maps in one file; send one")
+            raise ImageError(f"The file holds {data.shape[-1]} maps instead of one 3D label map. Send one.")
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:

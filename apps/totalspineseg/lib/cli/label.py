@@ -99,7 +99,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
     if (said := sentence(report)) and certainty_of(report) != "certain":
-        settle = f"; would settle it: {'; '.join(report['would_settle'])}" if is_doubtful(report) else ""
+        settle = f"; this would settle the names: {', or '.join(report['would_settle'])}" if is_doubtful(report) else ""
         print(f"{source.name}: {said}{settle}", file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)

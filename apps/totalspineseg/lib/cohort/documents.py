@@ -141,7 +141,7 @@ def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
         yield said
     yield from record["warnings"]
     if is_doubtful(record):
-        yield f"would settle it: {'; '.join(record['would_settle'])}"
+        yield f"this would settle the names: {', or '.join(record['would_settle'])}"
     yield from (_finding(finding) for finding in record.get("findings", []))
 
 

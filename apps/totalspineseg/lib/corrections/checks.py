@@ -37,7 +37,7 @@ def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
     if not missing:
         return ()
     message = (
-        f"There is no {' and no '.join(missing)} in this label, so that nothing is trained or judged by it: submit it "
-        f"with all that is in view, or with a segment {UNREVIEWED_NAME!r} where nobody looked."
+        f"There is no {' and no '.join(missing)} in this label, so it is used neither for training nor for comparing "
+        f"models. Submit it with all that is in view, or with a segment {UNREVIEWED_NAME!r} where nobody looked."
     )
     return (Finding(INCOMPLETE, BACKGROUND, message),)

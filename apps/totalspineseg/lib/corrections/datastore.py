@@ -121,21 +121,21 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         image_id = image_id or own
         _require_usable_id(image_id)
         if f"*{ending.lower()}" not in IMAGE_PATTERNS:
-            raise ValueError(f"an image ending in .nii.gz, .nii or .nrrd is required, got {ending!r}; convert it")
+            raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
         with self._index():
             known, kept = self._datastore.objects.get(image_id), self._lying(image_id)
             if kept is None:
                 if known and self._is_away():
                     raise StorageError(
-                        f"the image {image_id!r} is required to tell whether yours is another one, got no image at "
-                        "all where those of this server lie; mount their folder, or rename yours"
+                        f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
+                        "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
                     )
                 kept = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
                 write_atomic(kept, lambda temporary: _copy(source, temporary))
             elif history.sha256_of(kept) != history.sha256_of(source):
                 raise FileExistsError(
-                    f"an unused image id is required, got {image_id!r}, which names another image here; rename yours "
-                    "(in 3D Slicer the volume, in the module Data) and press 'Upload Volume' before 'Submit Label'"
+                    f"The name {image_id!r} names another image here. Rename yours (in 3D Slicer the volume, in the "
+                    "module Data) and press 'Upload Volume' before 'Submit Label'."
                 )
             elif known and kept == self._image_path(image_id, known):
                 return image_id

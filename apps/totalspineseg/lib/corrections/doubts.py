@@ -40,8 +40,8 @@ def beside_prediction(
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared
     if is_doubtful(numbering) and _is_unchanged(compared, mapped, grid):
         message = (
-            f"Nothing was changed, although the levels of this prediction are not certain{_chance(numbering)}. Check "
-            "them; if they are right, nothing else is to be done."
+            f"You changed nothing, although the names of this prediction are doubtful{_chance(numbering)}. Check them. "
+            "If they are right, there is nothing else to do."
         )
         return (Finding(UNCHANGED, BACKGROUND, message).as_dict(np.eye(4)),)
     if compared.renamed and numbering.get("confident") is True:
@@ -52,8 +52,9 @@ def beside_prediction(
         if odd:
             (_, change) = compared.renamed[0]
             message = (
-                f"You renamed {NAME_OF[change.old]} to {NAME_OF[change.new]}, although the levels were certain"
-                f"{_chance(numbering)}; now {' and '.join(odd)}. If that is not so, correct the name and submit again."
+                f"You renamed {NAME_OF[change.old]} to {NAME_OF[change.new]}, although the names were certain"
+                f"{_chance(numbering)}. Now {' and '.join(odd)}. If that is not so, correct the name and submit "
+                "again."
             )
             return (Finding(RENAMED, change.new, message).as_dict(np.eye(4)),)
     return ()

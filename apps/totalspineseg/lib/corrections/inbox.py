@@ -390,7 +390,7 @@ def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
     predicted = received.prediction
     if predicted is None or predicted.image_sha256 in ("", received.image_sha256):
         return ()
-    message = "The image was replaced after the prediction that this label corrects; check that the label fits it."
+    message = "The image was replaced after this prediction was made. Check that your label fits the new image."
     return (Finding("image_replaced", BACKGROUND, message).as_dict(np.eye(4)),)
 
 

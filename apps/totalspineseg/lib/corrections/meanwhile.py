@@ -31,8 +31,8 @@ def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tu
         if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
             who = other.client or other.user
             message = (
-                f"Another label of this image came in at {other.received} from {who!r}, after the prediction that this "
-                "one corrects; the newer one is shown, both are kept: compare them."
+                f"{who!r} submitted another label of this image at {other.received}, after the prediction that you "
+                "corrected was made. Both labels are kept and the newer one is shown. Compare them."
             )
             return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
     return ()

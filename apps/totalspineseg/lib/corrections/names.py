@@ -70,7 +70,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     painted, claims = _paint(submission.layers, filled, _codes(filled))
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
-        raise LabelError("a label with at least one marked voxel is required, got an empty one; draw or load a result")
+        raise LabelError("The label is empty. Draw something, or load a result, and submit again.")
     step = 1 if any(is_vertebrae(segment.name) for segment in filled) else 2
     if step == 1:
         _require_step1(present)
@@ -95,15 +95,15 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
         structure = VERTEBRAE_NAME if folded == VERTEBRAE_NAME else code
         if structure in named:
             raise LabelError(
-                f"one segment a structure is required, got {named[structure]!r} and {segment.name!r} for the same one; "
-                "merge or rename them"
+                f"The segments {named[structure]!r} and {segment.name!r} stand for the same structure. Merge them, or "
+                "rename one."
             )
         named[structure] = segment.name
         codes.append(code)
     if unknown:
         raise LabelError(
-            f"segment names of the published list are required, got {_listed(unknown, _and_meant)}; "
-            f"rename or remove {'it' if len(unknown) == 1 else 'them'}"
+            f"The server does not know the segment name{'' if len(unknown) == 1 else 's'} "
+            f"{_listed(unknown, _and_meant)}. Rename or remove {'this segment' if len(unknown) == 1 else 'them'}."
         )
     return tuple(codes)
 
@@ -122,19 +122,17 @@ def _filled(submission: Submission) -> tuple[Segment, ...]:
     """The segments that have voxels, after checking that every voxel has exactly one segment in its layer."""
     by_place = {(segment.layer, segment.value): segment for segment in submission.segments}
     if len(by_place) < len(submission.segments):
-        raise LabelError("one voxel value a segment is required, got one value for two; save the segmentation again")
+        raise LabelError("The file has one value for two segments. Save the segmentation again.")
     if any(not 0 <= segment.layer < len(submission.layers) for segment in submission.segments):
         raise LabelError(
-            f"segments in the {len(submission.layers)} layers of the file are required, got one in another; "
-            "save the segmentation again"
+            f"A segment lies in none of the {len(submission.layers)} layers of the file. Save the segmentation again."
         )
     filled = []
     for layer, data in enumerate(submission.layers):
         for value in (int(v) for v in np.unique(data) if v != BACKGROUND):
             if (layer, value) not in by_place:
                 raise LabelError(
-                    f"a name for every voxel value is required, got value {value} without one; "
-                    "submit all segments with their names"
+                    f"The label has voxels of value {value} without a name. Submit all segments with their names."
                 )
             filled.append(by_place[layer, value])
     return tuple(filled)
@@ -144,8 +142,8 @@ def _require_no_review(filled: tuple[Segment, ...]) -> None:
     marks = [segment.name for segment in filled if _folded(segment).startswith(REVIEW_PREFIX)]
     if marks:
         raise LabelError(
-            f"a label without review marks is required, got {_listed(marks)}, whose voxels hide the structure below; "
-            "remove the marks"
+            f"The label still has review marks ({_listed(marks)}), which hide the structures below. Remove the marks, "
+            "check what was below, and submit again."
         )
 
 
@@ -154,8 +152,8 @@ def _require_step1(present: tuple[int, ...]) -> None:
     single = [BY_CODE[c].name for c in present if c in VERTEBRAE and STEP1_FROM_CODE[c] == STEP1_FROM_CODE[SACRUM]]
     if single:
         raise LabelError(
-            f"either {VERTEBRAE_NAME!r} (step 1) or single vertebrae are required, got both ({_listed(single)}); "
-            f"remove {VERTEBRAE_NAME!r} from a finished label"
+            f"The label has {VERTEBRAE_NAME!r} in one piece (step 1) and single vertebrae ({_listed(single)}). Remove "
+            f"{VERTEBRAE_NAME!r} from a finished label, or the single vertebrae from a step-1 label."
         )
 
 

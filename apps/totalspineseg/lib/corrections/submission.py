@@ -59,8 +59,8 @@ def submitted_grid(path: Path) -> Grid:
 def _segments_by_position(label_info: object) -> tuple[Segment, ...]:
     if not isinstance(label_info, Sequence) or isinstance(label_info, str) or not label_info:
         raise LabelError(
-            "the segment names are required as label_info, a list of {'name': ..} in the order of the voxel values, "
-            f"got {label_info!r}; submit from a client that sends them"
+            "The label came without the names of its segments (label_info must be a list of {'name': ..} in the order "
+            f"of the voxel values, got {label_info!r}). Submit it from 3D Slicer or another client that sends them."
         )
     return tuple(Segment(_name_of(entry), value) for value, entry in enumerate(label_info, start=1))
 
@@ -68,7 +68,7 @@ def _segments_by_position(label_info: object) -> tuple[Segment, ...]:
 def _name_of(entry: object) -> str:
     name: Any = entry.get("name") if isinstance(entry, Mapping) else None
     if not isinstance(name, str):
-        raise LabelError(f"every entry of label_info needs a 'name', got {entry!r}; submit with named segments")
+        raise LabelError(f"A segment has no name (the entry {entry!r} of label_info lacks 'name'). Name it.")
     return name
 
 
@@ -79,15 +79,14 @@ def _own_segments(meta: Mapping[str, str]) -> tuple[Segment, ...]:
         if match := SEGMENT_KEY.fullmatch(key):
             fields.setdefault(int(match[1]), {})[match[2]] = value
     if len(fields) > MAX_SEGMENTS:
-        raise LabelError(f"at most {MAX_SEGMENTS} segments are required, got {len(fields)}; submit the spine only")
+        raise LabelError(f"The label has {len(fields)} segments, more than {MAX_SEGMENTS}. Submit the spine only.")
     segments = []
     for number, field in sorted(fields.items()):
         try:
             segments.append(Segment(field["Name"], int(field["LabelValue"]), int(field.get("Layer", "0"))))
         except (KeyError, ValueError) as error:
             raise LabelError(
-                f"Name and LabelValue are required for each segment of a .seg.nrrd, got {field!r}; "
-                f"save the segmentation with segment {number} again"
+                f"Segment {number} of the file lacks a usable Name or LabelValue ({field!r}). Save it again."
             ) from error
     return tuple(segments)
 
@@ -96,9 +95,7 @@ def _read_nrrd(path: Path) -> sitk.Image:
     try:
         return open_itk(path)
     except RuntimeError as error:
-        raise ImageError(
-            "a readable NRRD label map is required, got a file that cannot be read; save it again"
-        ) from error
+        raise ImageError("The NRRD file of the label cannot be read. Save the segmentation again.") from error
 
 
 def _layers(image: sitk.Image) -> tuple[tuple[LabelArray, ...], Grid]:

@@ -34,21 +34,19 @@ def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
     if words is None or words == []:
         return mapped
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise LabelError(
-            f"a list of structure names is required as {PARAMETER!r}, got {names!r}; send names like 'T12'"
-        )
+        raise LabelError(f"{PARAMETER!r} must be a list of structure names, got {names!r}. Send names such as 'T12'.")
     codes = set()
     for word in filter(None, (word.strip() for word in words)):
         code = code_of_name(word)
         if code is None or code not in mapped.present:
             raise LabelError(
-                f"names of structures in the label are required as {PARAMETER!r}, got {word!r}; "
-                f"mark a region nobody checked with a segment named {PARAMETER!r} instead"
+                f"{PARAMETER!r} names {word!r}, which is no structure in the label. Name structures that are, or mark "
+                f"a region that nobody checked with a segment named {PARAMETER!r}."
             )
         codes.add(code)
     if codes == set(mapped.present):
         listed = ", ".join(NAME_OF[code] for code in sorted(codes))
-        raise LabelError(f"at least one reviewed structure is required, got none beside {listed}; check one first")
+        raise LabelError(f"Every structure of the label is listed as unreviewed ({listed}). Check at least one.")
     return replace(mapped, unreviewed=tuple(sorted(codes)))
 
 

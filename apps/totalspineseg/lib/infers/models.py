@@ -136,8 +136,8 @@ class Step2Task(SpineTask):
         found = next(((tag, f) for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
         if found is None:
             raise LabelError(
-                "a corrected step-1 label is required, got none for this image; run totalspineseg_step1, "
-                "correct and submit it, or send it with the request as 'label'"
+                "This image has no step-1 label. Run totalspineseg_step1, correct its result and submit it, or send a "
+                "label with the request as 'label'."
             )
         tag, file = found
         wire = on_grid(read_labels(file), scan.grid)

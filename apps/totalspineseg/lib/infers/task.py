@@ -43,8 +43,8 @@ LABEL_TAGS = (FINAL_TAG, "original")
 """Where a localizer's label is looked for: what a reader finished before what a model predicted."""
 
 NOT_RECORDED: Final = (
-    "The server could not record this prediction (its log says why): if one level is renamed in it, the others do not "
-    "follow, and a label does not tell what it corrects."
+    "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
+    "not follow, and the server will not know which prediction your label corrects."
 )
 
 
@@ -253,25 +253,23 @@ class SpineTask(InferTask):  # type: ignore[misc]
             raise UnknownImageError(image_id)
         if not self.services.same_space(wanted_for, image_id):
             raise SettingError(
-                f"a localizer in the frame of reference of the image is required, got {image_id!r}, before or after "
-                "which the patient was moved; choose another, or fix a level"
+                f"The frame of reference of this image is not that of the localizer {image_id!r} (the patient was "
+                "moved). Choose another localizer, or fix a level."
             )
         for tag in LABEL_TAGS:
             if file := self.services.label_file(image_id, tag):
                 _require_certain(image_id, self.services.label_info(image_id, tag))
                 wire = read_labels(file)
                 return Volume(from_wire(wire.data), wire.affine)
-        raise SettingError(
-            f"a localizer with a label is required, got {image_id!r} without one; submit its label first"
-        )
+        raise SettingError(f"The localizer {image_id!r} has no label. Submit its label first.")
 
 
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
     """A prediction that guessed its levels would pass its guess on as knowledge."""
     if proves_nothing((info.get("params") or {}).get("numbering")):
         raise SettingError(
-            f"a localizer that is certain of its levels is required, got {image_id!r}, whose prediction is not; "
-            "correct and submit its label first"
+            f"The localizer {image_id!r} cannot name this scan: its own names are counted or doubtful, not certain. "
+            "Correct its label and submit it first."
         )
 
 

@@ -37,8 +37,8 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
         other: Codes of the same levels in the competing numbering.
 
     Returns:
-        For example "one level up from L1": L1 and what follows would carry the name above. "the same
-        names" where nothing differs.
+        For example "L1 and all below one level higher": each would carry the name above. "the same names" where
+        nothing differs.
     """
     pairs = [(a, b) for a, b in zip(best, other, strict=True) if a and b and a != b]
     if not pairs:
@@ -47,9 +47,10 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
     first = moved[0] or 1.0
     levels = max(1, round(abs(first)))
     count = _WORDS[levels] if levels < len(_WORDS) else str(levels)
-    text = f"{count} level{'s' if levels > 1 else ''} {'up' if first < 0 else 'down'} from {NAME_OF[pairs[0][0]]}"
-    named = [a for a in best if a]
-    return text if pairs[-1][0] == named[-1] else f"{text} to {NAME_OF[pairs[-1][0]]}"
+    start, end, lowest = pairs[0][0], pairs[-1][0], next(a for a in reversed(best) if a)
+    which = "" if start == end else " and all below" if end == lowest else f" to {NAME_OF[end]}"
+    way = "higher" if first < 0 else "lower"
+    return f"{NAME_OF[start]}{which} {count} level{'s' if levels > 1 else ''} {way}"
 
 
 def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) -> tuple[str, ...]:
@@ -72,5 +73,5 @@ def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) ->
         advice.append("a localizer that reaches the sacrum")
     else:
         advice.append("another series of the same patient with a larger field of view")
-    advice.append("a reader who fixes the name of one level")
+    advice.append("the name of one level, fixed by a reader")
     return tuple(advice)

@@ -49,7 +49,7 @@ def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
 def elsewhere_finding(series: Localizer, why: str) -> Finding:
     """What a reader is told about a series that was not used."""
     name = f"The series {series.source}" if series.source else "The localizer"
-    text = f"{name} was not used: {why}. It is another patient's, or the patient was moved between the two."
+    text = f"{name} was not used: {why}. It is another patient's, or the patient moved between the two."
     return Finding(ELSEWHERE, UNNAMED, text)
 
 

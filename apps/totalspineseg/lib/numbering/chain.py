@@ -385,7 +385,7 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
     index = evidence.items[k].index
     named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
-    text = f"The first network named this disc {NAME_OF[code]}, and the others to match; here it is {NAME_OF[named]}."
+    text = f"Step 1 named this disc {NAME_OF[code]}, and its other discs to match; step 2 names it {NAME_OF[named]}."
     return found_at(piece, "steps_differ", named, text)
 
 

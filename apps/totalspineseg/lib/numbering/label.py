@@ -115,8 +115,8 @@ def require_met(numbering: Numbering | None) -> None:
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
         raise LabelError(
-            f"a fixed level within {PIN_REACH_MM:.0f} mm of a structure of its kind is required, at its height, got "
-            f"{names} beside none; click inside the structure (RAS mm), of a vertebra into its body"
+            f"No structure of its kind lies within {PIN_REACH_MM:.0f} mm of the fixed level, at its height: {names}. "
+            "Click inside the structure, for a vertebra inside its body (RAS mm)."
         )
 
 

@@ -56,7 +56,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
 def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
     if parts:
         return []
-    message = "The map shows no vertebra and no disc by TotalSpineSeg's codes: order and gaps were not checked."
+    message = "The map has no vertebra and no disc in TotalSpineSeg's codes, so order and gaps were not checked."
     return [Finding("not_checked", BACKGROUND, message)]
 
 

@@ -52,5 +52,5 @@ def _is_counted(name: int, pin: int, missed: Collection[int]) -> bool:
 
 
 def _moved(k: int, name: int, landmark: int, pieces: Pieces) -> Finding:
-    text = f"The network took this disc for {NAME_OF[landmark]}; by all else that is in view it is {NAME_OF[name]}."
+    text = f"The network drew this disc as {NAME_OF[landmark]}, but by everything else in view it is {NAME_OF[name]}."
     return found_at(pieces.discs[k], "landmark_differs", name, text)

@@ -70,7 +70,7 @@ def with_pins(
 
 def unmet_finding(code: int) -> Finding:
     """What a reader is told about a pin that lies near nothing it could name."""
-    text = f"The fixed level {NAME_OF[code]} lies beside no structure of its kind and was not used; click inside it."
+    text = f"The fixed level {NAME_OF[code]} was not used: it lies near no structure of its kind. Click inside it."
     return Finding("pin_unmet", code, text)
 
 

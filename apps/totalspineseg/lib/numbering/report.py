@@ -83,12 +83,12 @@ def sentence(known: Mapping[str, Any]) -> str:
     if certainty == "certain":
         return "the names are certain"
     if certainty == "counted":
-        return f"the names are counted {known['counted_from']}; {_only_if(known['variants'])}"
+        return f"the names are counted {known['counted_from']}, and {_only_if(known['variants'])}"
     if certainty is None:
         return ""
     others = known.get("alternatives") or []
-    fits = f"; also possible: {others[0]['shift']} ({others[0]['probability']:.0%})" if others else ""
-    chance = "" if best is None else f" ({best:.0%} likely)"
+    fits = f"; also possible: {others[0]['shift']} ({_share(round(others[0]['probability'], 2))})" if others else ""
+    chance = "" if best is None else f", right with a probability of {_share(round(best, 2))}"
     kinds = {finding["kind"] for finding in known.get("findings", ())}
     reasons = [f"; {reason}" for kind, reason in REASONS.items() if kind in kinds]
     return f"the names are doubtful{chance}{fits}{''.join(reasons)}"
@@ -96,8 +96,8 @@ def sentence(known: Mapping[str, Any]) -> str:
 
 REASONS: Final = MappingProxyType(
     {
-        "pin_unmet": "a fixed level lies beside every structure",
-        "steps_differ": "the two networks name the discs differently",
+        "pin_unmet": "a fixed level lies near no structure of its kind",
+        "steps_differ": "step 1 and step 2 name the discs differently",
     }
 )
 """Findings that speak against all names, in short."""
@@ -106,9 +106,9 @@ REASONS: Final = MappingProxyType(
 def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
     """What would change counted names, the share of people in brackets."""
     if not variants:
-        return "nothing in view contradicts"
+        return "nothing in view contradicts them"
     others = " or ".join(f"{entry['what']} ({_share(entry['share'])})" for entry in variants)
-    return f"nothing contradicts; only in people with {others} they are others"
+    return f"nothing in view contradicts them; in people with {others} they would be wrong"
 
 
 def _share(share: float) -> str:
