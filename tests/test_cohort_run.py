@@ -116,6 +116,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Pat
     return folder / "out"
 
 
+def test_a_report_warns_of_nothing_where_the_names_are_certain(finished: Path) -> None:
+    """Each row had a warning: that its names are certain."""
+    page = (finished / "report.html").read_text()
+    assert page.count('title="The names are certain">certain</td><td data-key=0></td>') == 2
+
+
 @pytest.mark.parametrize("name", ["a", "sub 01.v2 T2w"])
 def test_results_lie_in_the_grid_of_the_input(finished: Path, codes: np.ndarray, name: str) -> None:
     image = read_image(finished.parent / "in" / ("a.nii.gz" if name == "a" else f"{name}.nrrd"))
