@@ -124,7 +124,7 @@ def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
     if not variants:
         return "nothing in view contradicts"
     others = " or ".join(f"{entry['what']} ({_share(entry['share'])})" for entry in variants)
-    return f"nothing contradicts; only in people with {others} they are others"
+    return f"nothing contradicts; they would be different only in people with {others}"
 
 
 def _share(share: float) -> str:
