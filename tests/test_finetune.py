@@ -52,6 +52,8 @@ from lib.nnunet.teacher import Teacher
 from lib.nnunet.training import RegionCounts, learning_rate, mean_dice, region_loss, usual_rate
 from lib.nnunet.training_log import TrainingLog, dice_text
 from lib.prediction import Prediction
+from lib.trainers.candidates import Candidates, Lesson
+from lib.trust import UNMEASURED, Trust
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
@@ -81,9 +83,19 @@ def test_a_trained_network_is_stored_once(folders: dict[int, ModelFolder], tmp_p
     """A network knows its tensors by several names: official weights of 0.6 GB became a version of 2.1 GB a step."""
     parent = folders[1]
     weights = {name: value.clone() + 1 for name, value in parent.load_network().state_dict().items()}
-    written = write_candidate(parent, weights, tmp_path) / "fold_0" / "checkpoint_final.pth"
+    written = write_candidate(parent, weights, tmp_path, UNMEASURED) / "fold_0" / "checkpoint_final.pth"
     assert written.stat().st_size < 1.1 * parent.checkpoint.stat().st_size
     assert all(torch.equal(value, weights[name]) for name, value in load_checkpoint(written)["network_weights"].items())
+
+
+def test_a_candidate_of_mixed_weights_keeps_what_its_corrections_measured(
+    folders: dict[int, ModelFolder], tmp_path: Path
+) -> None:
+    """Only the candidate of the new weights alone kept it; a mixed one was believed as its parent."""
+    candidates, measured = Candidates(tmp_path, folders), Trust(mirror=True, scans=7)
+    weights = folders[1].load_network().state_dict()
+    candidates.keep(1, weights, Lesson(frozenset(), (), None), measured)
+    assert [candidates.open(1, share).trust for share in (1, 0.5)] == [measured, measured]
 
 
 # --- what is taught
@@ -492,7 +504,7 @@ def test_training_learns_its_case_and_logs_by_name(
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert drawn_at[0] == 40, "curves are there while it runs"
     assert "pseudo Dice: disc" in (tmp_path / "run" / "log.txt").read_text()
-    written = write_candidate(folders[1], trained.weights, tmp_path / "model")
+    written = write_candidate(folders[1], trained.weights, tmp_path / "model", UNMEASURED)
     reopened = ModelFolder.open(tmp_path / "model", step=1)
     assert reopened.path == written
     assert reopened.digest != folders[1].digest

@@ -1,18 +1,22 @@
 """One renamed segment moves the other levels, but only those of the map it was renamed in."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
 from lib.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
+from lib.certainty import certainty_of
+from lib.corrections import renames
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.names import map_names
 from lib.corrections.renames import Followed, compare, follow_rename
 from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import Drawn, renumber
 from lib.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
@@ -47,6 +51,19 @@ def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> 
     assert (followed is not None) is (predicted == submitted)
     if followed is not None:
         assert followed.report["renamed"] == {"from": "L5-L6", "to": "L4-L5"}
+
+
+def test_names_counted_after_a_rename_are_not_called_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What followed a rename said only whether it was certain, so counted names read as doubtful."""
+
+    def counted(*arguments: Any) -> Any:
+        codes, _ = renumber(*arguments) or ({}, None)
+        return codes, SimpleNamespace(probability=0.9, certainty="counted")
+
+    monkeypatch.setattr(renames, "renumber", counted)
+    followed = follow(sent(2), kept(2))
+    assert followed is not None
+    assert certainty_of(followed.report) == "counted"
 
 
 def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> None:

@@ -19,10 +19,12 @@ from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_finder import StarterFinder
-from lib.nnunet.starter_model import build_network, deep_loss, warm_start
+from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
+from lib.nnunet.trust_file import read_trust, write_trust
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
+from lib.trust import UNMEASURED, Trust
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +101,13 @@ def test_a_piece_ends_early_with_a_state_and_a_model_and_the_next_goes_on(tmp_pa
     assert (folder / "fold_0" / "checkpoint_final.pth").is_file()
     train_starter(1, tmp_path, tiny(iterations=first["iterations_done"] + 1))
     assert json.loads((folder / "training.json").read_text())["iterations_done"] == first["iterations_done"] + 1
+
+
+def test_new_weights_are_not_believed_as_those_before_them_were_measured(tmp_path: Path) -> None:
+    """Training into a folder left the old trust.json beside the new weights."""
+    write_trust(tmp_path, Trust(mirror=True, scans=30))
+    export_model(tmp_path, 1, build_network(1, TINY, deep_supervision=True).state_dict(), TINY)
+    assert read_trust(tmp_path) == UNMEASURED
 
 
 def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_path: Path) -> None:

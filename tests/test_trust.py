@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,24 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
     assert measured.counted_from == "up from the sacrum"
     assert any(finding.kind == "landmark_differs" for finding in measured.findings)
     said = sentence(report(measured, (), affine=np.eye(4)))
-    assert "six lumbar vertebrae (4 %)" in said
+    assert "six lumbar vertebrae (4%)" in said
+
+
+@pytest.mark.parametrize(
+    ("facts", "has", "has_not"),
+    [
+        pytest.param({"probability": 0.61}, "61% likely", "landmark", id="a low chance is the reason"),
+        pytest.param({"probability": 0.61, "counted_only": True}, "61% likely", "landmark", id="low, and counted only"),
+        pytest.param({"probability": 0.996, "counted_only": True}, "landmark", "likely", id="counted only"),
+        pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "likely", id="contradicted"),
+    ],
+)
+def test_the_reason_of_a_doubt_is_no_high_chance(facts: dict[str, float], has: str, has_not: str) -> None:
+    """Names were "doubtful (100% likely)", with no word on why."""
+    numbering = replace(named(lumbar()), **{"usual": 0.0, "counted_only": False, "findings": (), **facts})  # type: ignore[arg-type]
+    said = sentence(report(numbering, (), affine=np.eye(4)))
+    assert numbering.certainty == "doubtful"
+    assert (has in said, has_not in said) == (True, False)
 
 
 def test_what_was_counted_is_counted() -> None:

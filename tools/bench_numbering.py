@@ -3,10 +3,10 @@
 Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose] [--pairs]
 
 Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans whose names are
-doubtful (the others are certain or counted), right or not certain where the evidence identifies the numbering, scans
-confidently wrong, and the iterative method on the same cases; then the calibration of the levels' probabilities. With
---pairs every column has a map of each step, with mistakes of its own or of the same kinds, and step 2 is named by
-itself and with what step 1 named.
+doubtful (the others are certain or counted), right or not certain ("r. or n.") where the evidence identifies the
+numbering, scans confidently wrong, and the iterative method on the same cases; then the calibration of the levels'
+probabilities. With --pairs every column has a map of each step, with mistakes of its own or of the same kinds, and
+step 2 is named by itself and with what step 1 named.
 """
 
 import argparse
@@ -218,7 +218,7 @@ def table(outcomes: list[Outcome], key: str) -> None:
     for outcome in outcomes:
         groups[getattr(outcome, key) if key == "kind" else getattr(outcome.plan, key)].append(outcome)
     print(
-        f"{key:18} {'scans':>5} {'all right':>9} {'levels':>7} {'abstain':>7} {'ident.':>6} {'r. or a.':>8} "
+        f"{key:18} {'scans':>5} {'all right':>9} {'levels':>7} {'doubtful':>8} {'ident.':>6} {'r. or n.':>8} "
         f"{'conf.wrong':>11} | {'iter. right':>11} {'levels':>7}"
     )
     for name, group in [*groups.items(), ("all", outcomes)]:
@@ -231,14 +231,14 @@ def _line(group: list[Outcome]) -> str:
     good = sum(_good(o) for o in known)
     judged = sum(o.judged for o in group)
     right = sum(o.wrong == 0 for o in group)
-    abstained = sum(o.doubtful for o in group)
+    doubtful = sum(o.doubtful for o in group)
     share = f"{good / len(known):8.1%}" if known else f"{'-':>8}"
     wrong = sum(_confidently_wrong(o) for o in group)
     levels = 1 - sum(o.wrong for o in group) / judged
     iterative = sum(o.iterative_wrong == 0 for o in group)
     iterative_levels = 1 - sum(o.iterative_wrong for o in group) / judged
     return (
-        f"{len(group):5} {right / len(group):9.1%} {levels:7.1%} {abstained / len(group):7.1%} {len(known):6} {share} "
+        f"{len(group):5} {right / len(group):9.1%} {levels:7.1%} {doubtful / len(group):8.1%} {len(known):6} {share} "
         f"{wrong:4} ({wrong / len(group):4.1%}) | {iterative / len(group):11.1%} {iterative_levels:7.1%}"
     )
 
@@ -295,7 +295,7 @@ def main() -> None:
         outcome = judge(plan, case, named_before(plan) if arguments.pairs else None)
         outcomes.append(outcome)
         if arguments.verbose and (outcome.wrong or (outcome.identified and not outcome.confident)):
-            state = "CONFIDENT" if outcome.confident else "abstained"
+            state = "CONFIDENT" if outcome.confident else "not certain"
             mark = "identified" if outcome.identified else "open"
             head = f"{plan.fov} {plan.variant} step {plan.step} {plan.mistakes} x{plan.curvature} seed {plan.seed}"
             print(
@@ -312,7 +312,7 @@ def main() -> None:
     known = [o for o in outcomes if o.identified]
     good, wrong = sum(map(_good, known)), sum(map(_confidently_wrong, known))
     print(
-        f"identified: {len(known)} scans, right or abstained with the truth as runner-up {good / len(known):.2%}, "
+        f"identified: {len(known)} scans, right or not certain with the truth as runner-up {good / len(known):.2%}, "
         f"confidently wrong {wrong} ({wrong / len(known):.2%})"
     )
     print(f"confidently wrong in all {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")

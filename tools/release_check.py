@@ -102,7 +102,7 @@ CHECKS = (
         "bench-numbering",
         (str(PYTHON), "tools/bench_numbering.py", "--seed", "505"),
         (
-            Figure("identified, right or abstained, %", r"as runner-up ([\d.]+)%", floor=98),
+            Figure("identified, right or not certain, %", r"as runner-up ([\d.]+)%", floor=98),
             Figure("confidently wrong", r"confidently wrong in all \d+: (\d+)", ceiling=3),
         ),
     ),

@@ -91,7 +91,7 @@ class Options:
     """How the levels get their names.
 
     Attributes:
-        method: "chain" weighs all evidence and may abstain; "iterative" is the reference's rule.
+        method: "chain" weighs all evidence and says when it is in doubt; "iterative" is the reference's rule.
         localizer: Label map (codes) of another series of the same patient, on any grid.
         siblings: Further series of the patient whose geometry may overlap; the chain alone uses them.
         pins: Levels a reader has fixed.

@@ -24,6 +24,7 @@ class ScanRow:
         thumbnail: JPEG, base64; "" for none.
         picture: Address of the full picture relative to the page, shown on a click where it exists; "" for none.
         failure: Why there is no result; "" when there is one.
+        answer: Sentence behind ``certainty``, which shows on it; "" for none.
     """
 
     scan: str
@@ -36,6 +37,7 @@ class ScanRow:
     thumbnail: str = ""
     picture: str = ""
     failure: str = ""
+    answer: str = ""
 
 
 SHOWN_WARNINGS: Final = 3
@@ -172,4 +174,5 @@ def _confidence(row: ScanRow) -> str:
         return '<td data-key="4">not stated</td>'
     rank = len(CERTAINTIES) - 1 - CERTAINTIES.index(row.certainty)
     kind = "unsure" if row.certainty == "doubtful" else "good"
-    return f'<td class={kind} data-key="{rank + row.probability / 2:.4f}">{row.certainty}</td>'
+    answer = f' title="{html.escape(row.answer)}"' if row.answer else ""
+    return f'<td class={kind} data-key="{rank + row.probability / 2:.4f}"{answer}>{row.certainty}</td>'

@@ -69,8 +69,11 @@ def execute(arguments: argparse.Namespace) -> int:
         on_skip=skip,
         before_each=lambda name: print(f"looking at {name}", file=sys.stderr),
     )
-    if not any(trust.scans for trust in found.values()):
-        raise LabelError("a scan with labeled discs is required, got none that could be used; the lines above say why")
+    if blind := [step for step, trust in found.items() if not trust.scans]:
+        raise LabelError(
+            f"Nothing was measured of step {' and '.join(map(str, blind))}, so nothing was changed: no labeled disc "
+            "was found in any scan. Any lines above say which scans were left out; give other scans."
+        )
     for step, trust in found.items():
         known = joined(models[step].trust, trust) if arguments.add else trust
         write_trust(models[step].path, known)

@@ -111,6 +111,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
             picture=_full_picture(output, name),
         )
     models = record["made_with"]["models"]
+    answer = sentence(record)
     return ScanRow(
         name,
         in_view=record["in_view"],
@@ -121,6 +122,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
         seconds=sum(record["seconds"].values()),
         thumbnail=picture,
         picture=_full_picture(output, name, record),
+        answer=f"{answer[:1].upper()}{answer[1:]}",
     )
 
 
@@ -137,8 +139,8 @@ def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = No
 
 
 def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
-    if said := sentence(record):
-        yield said
+    if is_doubtful(record):
+        yield sentence(record)
     yield from record["warnings"]
     if is_doubtful(record):
         yield f"this would settle the names: {', or '.join(record['would_settle'])}"

@@ -44,7 +44,7 @@ class Result:
     Attributes:
         located: Step 1.
         segmentation: Step 2; None when the run stops after step 1.
-        doubtful: Codes whose level is not certain.
+        doubtful: Codes whose level is doubtful.
         integers: The image as read has whole numbers, so its preprocessed form is rounded.
     """
 

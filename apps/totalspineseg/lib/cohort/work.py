@@ -18,7 +18,6 @@ from lib.geometry import Volume, labels_on_grid
 from lib.image import Image
 from lib.leftovers import remove_leftovers
 from lib.measurements import measure
-from lib.numbering.alignment import ELSEWHERE
 from lib.numbering.chain import Numbering
 from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.lint import lint
@@ -227,7 +226,7 @@ class Work:
             **report(found.numbering, (*odd, *lint(result.labels, spacing)), affine=iso.affine),
             "in_view": levels_in_view(structures, step=step),
             "structures": structures,
-            "warnings": [*_warnings(case, found), *(finding.message for finding in odd)],
+            "warnings": _warnings(case, found),
             "measurements": rows,
             "files": files,
             "seconds": watch.as_json(),
@@ -280,14 +279,12 @@ def _every_file(case: Case) -> tuple[str, ...]:
 
 
 def _warnings(case: Case, found: Found) -> list[str]:
-    warnings, numbering = list[str](), found.numbering
+    warnings = list[str]()
     if case.no_localizer:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
         warnings.append(f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are off")
-    if numbering is not None:
-        warnings += [finding.message for finding in numbering.findings if finding.kind == ELSEWHERE]
     if found.apart:
         warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
     return warnings

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BY_CODE, NAME_OF, Kind
+from lib.certainty import Certainty
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.wire import is_vertebrae
 from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
@@ -115,7 +116,7 @@ def follow_rename(compared: Compared) -> Followed | None:
         return Followed(submission, {}, _report(change, {}, None, None))
     segments = tuple(Segment(name, s.value, s.layer) for name, s in zip(after, filled, strict=True))
     changed = {before: name for before, name in names.items() if before != name}
-    report = _report(change, changed, numbering.probability, numbering.confident)
+    report = _report(change, changed, numbering.probability, numbering.certainty)
     return Followed(replace(submission, segments=segments), changed, report)
 
 
@@ -156,7 +157,7 @@ def _new_name(segment: Segment, codes: Mapping[int, int]) -> str:
 
 
 def _report(
-    change: Recognized, names: dict[str, str], probability: float | None, confident: bool | None
+    change: Recognized, names: dict[str, str], probability: float | None, certainty: Certainty | None
 ) -> Mapping[str, Any]:
     was, now = NAME_OF[change.old], NAME_OF[change.new]
     if names:
@@ -176,6 +177,6 @@ def _report(
         "renamed": {"from": was, "to": now},
         "names": names,
         "probability": None if probability is None else round(probability, 4),
-        "confident": confident,
+        "certainty": certainty,
         "message": message,
     }

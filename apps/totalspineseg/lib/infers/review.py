@@ -22,8 +22,8 @@ from lib.numbering.weights import ORDER
 from lib.pipeline import Scan
 from lib.transforms.components import Mask, labels_present
 
-UNCERTAIN, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
-REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({UNCERTAIN: 1, ODD: 2})
+DOUBTFUL, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
+REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({DOUBTFUL: 1, ODD: 2})
 """Two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
 SPOT_MM: Final = 5.0
 """Radius of the mark where something is that has no label: a piece that was left out."""
@@ -81,7 +81,7 @@ class ReviewTask(FullTask):
         findings = (*outcome.findings, *(() if outcome.numbering is None else outcome.numbering.findings))
         odd = frozenset(code for finding in findings for code in _concerned(finding.code, present)) - unsure
         marks = np.zeros(labels.shape, dtype=np.uint8)
-        for name, codes in ((UNCERTAIN, unsure), (ODD, odd)):
+        for name, codes in ((DOUBTFUL, unsure), (ODD, odd)):
             marks[np.isin(labels, sorted(codes & settings.codes))] = REVIEW_LABELS[name]
         marks[(labels == 0) & _spots(findings, labels.shape, outcome.scan.iso.spacing)] = REVIEW_LABELS[ODD]
         return marks

@@ -33,12 +33,26 @@ MIN_MIRROR_SCANS: Final = 5
 """With fewer scans, whether to average with the mirror stays as it is."""
 
 
+@dataclass(frozen=True)
+class _Sight:
+    """What was seen of one step in one scan; the cord only where the label shows enough of it."""
+
+    trust: Trust
+    cord_dice: list[float] | None
+
+
 @dataclass
 class _Tally:
     """What was seen of one step in all scans."""
 
     trust: Trust = field(default_factory=Trust)
     cord_dice: list[list[float]] = field(default_factory=list)
+
+    def add(self, sight: _Sight) -> None:
+        """Count a scan."""
+        self.trust = self.trust + sight.trust
+        if sight.cord_dice is not None:
+            self.cord_dice.append(sight.cord_dice)
 
 
 def calibrate(
@@ -71,13 +85,17 @@ def calibrate(
         before_each(source.name)
         try:
             scan = source.read()
-            for way in ways.values():
-                way.look_at(scan)
+            sights = [way.look_at(scan) for way in ways.values()]
         except MemoryShortageError as error:
             # A machine that is short of memory is no fault of the scan, and leaves none out.
             raise TrainingError(f"Scan {source.name} cannot be measured: {error}; then start again.") from error
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))
+        else:
+            # Not before both ways have succeeded with both steps: what is compared is counted on the same scans.
+            for way, seen in zip(ways.values(), sights, strict=True):
+                for step in STEPS:
+                    way.tallies[step].add(seen[step])
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -104,24 +122,29 @@ class _Way:
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
-    def look_at(self, labeled: LabeledScan) -> None:
+    def look_at(self, labeled: LabeledScan) -> dict[int, _Sight]:
+        """Return what is seen of each step in a scan.
+
+        Raises:
+            NoSpineError: A step found nothing in it.
+        """
         codes: LabelArray = labels_to_iso(labeled.codes).data
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
         network = _Remembering(self._networks[1])
         located = pipeline.locate(scan, network)
-        self._count(1, network.last, codes)
+        sights = {1: _sight(1, network.last, codes)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
         drawn = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
-        self._count(2, drawn, codes[names.box])
+        return {**sights, 2: _sight(2, drawn, codes[names.box])}
 
-    def _count(self, step: Step, drawn: Prediction, codes: LabelArray) -> None:
-        tally = self.tallies[step]
-        tally.trust = tally.trust + observe(step, drawn.labels, codes)
-        cord = codes == CORD
-        if cord.sum() >= MIN_CORD_VOXELS:
-            rows = cord.any(axis=(0, 1))
-            soft, cord = drawn.soft[CORD_REGION][:, :, rows], cord[:, :, rows]
-            tally.cord_dice.append([_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS])
+
+def _sight(step: Step, drawn: Prediction, codes: LabelArray) -> _Sight:
+    seen, cord = observe(step, drawn.labels, codes), codes == CORD
+    if cord.sum() < MIN_CORD_VOXELS:
+        return _Sight(seen, None)
+    rows = cord.any(axis=(0, 1))
+    soft, cord = drawn.soft[CORD_REGION][:, :, rows], cord[:, :, rows]
+    return _Sight(seen, [_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS])
 
 
 class _Remembering:

@@ -10,7 +10,8 @@ import torch
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
-from lib.nnunet.trust_file import TRUST_FILE, write_trust
+from lib.nnunet.trust_file import write_trust
+from lib.trust import Trust
 from lib.volume_io import write_atomic
 
 KEPT: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
@@ -19,16 +20,17 @@ STOCK_TRAINER: Final = "nnUNetTrainer"
 """nnU-Net looks the trainer's class up before it predicts, and has no other than its own; the network is the same."""
 
 
-def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path) -> Path:
+def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path, trust: Trust) -> Path:
     """Write a model folder with new weights.
 
     Args:
         parent: The model the weights were trained from. Not modified.
         weights: Under the parent's names.
         target: Folder to write below; made when missing.
+        trust: How far the new weights can be believed.
 
     Returns:
-        The model folder with the parent's trust in a folder of its dataset, named as nnU-Net's own tools expect it.
+        The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
 
     Raises:
         StorageError: It cannot be written.
@@ -40,8 +42,7 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     for name in ("plans.json", "dataset.json"):
         source = parent.path / name
         write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
-    if (parent.path / TRUST_FILE).is_file():
-        write_trust(folder, parent.trust)
+    write_trust(folder, trust)
     content = stock_checkpoint(load_checkpoint(parent.checkpoint), weights)
     write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder

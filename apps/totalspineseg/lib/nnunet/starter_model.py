@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool3d
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
 from lib.nnunet.training import region_loss
+from lib.nnunet.trust_file import TRUST_FILE
 
 HEAD_BIAS = -2.5
 """Logit the heads start at: most voxels belong to no region."""
@@ -96,6 +97,8 @@ def _half_precision(step: int, weights: dict[str, torch.Tensor], features: tuple
 def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
     """Write the model folder nnU-Net loads, weights in half precision, with hashes beside it.
 
+    What was measured of the weights that lay there before is deleted: it says nothing about these.
+
     Args:
         folder: ``Dataset10x../nnUNetTrainer__nnUNetPlans__3d_fullres``; made if missing.
         step: 1 or 2.
@@ -113,6 +116,7 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
         "inference_allowed_mirroring_axes": None,
         "current_epoch": 0,
     }
+    (folder / TRUST_FILE).unlink(missing_ok=True)
     write_checkpoint(folder / CHECKPOINT, checkpoint)
     names = ("dataset.json", CHECKPOINT, "plans.json")
     lines = [f"{sha256_of(folder / n)}  {n}\n" for n in names]

@@ -18,8 +18,7 @@ class Finding:
 
     Attributes:
         kind: "gap", "duplicate", "fragment", "order", "disc_between", "reach", "wide", "cord_outside_canal",
-            "not_checked",
-            "unknown_code", "step_code", of a numbering "left_out", "pin_unmet", "localizer_elsewhere",
+            "not_checked", "unknown_code", "step_code", of a numbering "left_out", "pin_unmet", "localizer_elsewhere",
             "landmark_differs", "steps_differ" and "image", or of a submission "image_replaced", "finished_meanwhile",
             "incomplete", "unchanged" and "renamed".
         code: The code concerned; 0 for a piece that was left out.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.certainty import certainty_of
-from lib.numbering.chain import Level, Numbering
+from lib.numbering.chain import CONFIDENT_PROBABILITY, Level, Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.weights import variants_in_view
 
@@ -28,10 +28,11 @@ def report(
 
     Returns:
         ``certainty`` (certain, counted or doubtful; None where nothing is known), ``confident`` (whether it is
-        certain), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if the column has
-        the usual count), ``variants`` (what would change counted names, with its share of people), ``levels``,
-        ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece) and
-        ``helped_by`` (series of the patient that counted).
+        certain), ``contradicted`` (whether what was found speaks against the names), ``counted_only`` (whether no
+        landmark in view can be believed), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that
+        are right if the column has the usual count), ``variants`` (what would change counted names, with its share of
+        people), ``levels``, ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a
+        piece) and ``helped_by`` (series of the patient that counted).
     """
     own = () if numbering is None else numbering.findings
     found = [finding.as_dict(affine) for finding in (*own, *findings)]
@@ -39,6 +40,8 @@ def report(
         return {
             "certainty": None,
             "confident": None,
+            "contradicted": False,
+            "counted_only": False,
             "counted_from": "",
             "probability": None,
             "probability_if_usual": None,
@@ -54,6 +57,8 @@ def report(
     return {
         "certainty": numbering.certainty,
         "confident": numbering.confident,
+        "contradicted": numbering.contradicted,
+        "counted_only": numbering.counted_only,
         "counted_from": numbering.counted_from,
         "probability": round(numbering.probability, DIGITS),
         "probability_if_usual": round(numbering.usual, DIGITS),
@@ -88,10 +93,22 @@ def sentence(known: Mapping[str, Any]) -> str:
         return ""
     others = known.get("alternatives") or []
     fits = f"; also possible: {others[0]['shift']} ({_share(round(others[0]['probability'], 2))})" if others else ""
-    chance = "" if best is None else f", right with a probability of {_share(round(best, 2))}"
+    chance = ""
+    if best is not None and best < CONFIDENT_PROBABILITY:
+        chance = f", right with a probability of {_share(round(best, 2))}"
+    reasons = "".join(f"; {reason}" for reason in _reasons(known, counted_only=not chance))
+    return f"the names are doubtful{chance}{fits}{reasons}"
+
+
+def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
+    """Why names are doubtful whatever their chance; ``counted_only``: where no low chance says it already."""
     kinds = {finding["kind"] for finding in known.get("findings", ())}
-    reasons = [f"; {reason}" for kind, reason in REASONS.items() if kind in kinds]
-    return f"the names are doubtful{chance}{fits}{''.join(reasons)}"
+    reasons = [reason for kind, reason in REASONS.items() if kind in kinds]
+    if known.get("contradicted") and not reasons:
+        reasons.append("what was found contradicts them")
+    if known.get("counted_only") and counted_only:
+        reasons.append("no landmark in view can be believed")
+    return reasons
 
 
 REASONS: Final = MappingProxyType(
@@ -112,7 +129,7 @@ def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _share(share: float) -> str:
-    return f"{100 * share:g} %"
+    return f"{100 * share:g}%"
 
 
 def _level(level: Level) -> dict[str, Any]:

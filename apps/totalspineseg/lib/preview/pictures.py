@@ -21,7 +21,7 @@ def mid_sagittal(volume: Volume, labels: LabelArray | None = None, *, doubtful: 
     Args:
         volume: Image, any orientation and spacing. Not modified.
         labels: Codes on the same grid; the bare image in the middle when None. Not modified.
-        doubtful: Codes whose level is not certain.
+        doubtful: Codes whose level is doubtful.
 
     Returns:
         (rows, columns, 3) uint8; see ``Plane.picture``.

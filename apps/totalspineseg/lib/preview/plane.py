@@ -105,7 +105,7 @@ class Plane:
             palette: Value -> color; values without a color stay unpainted. An empty one paints nothing.
             points: Level points on the same grid, drawn as dots. Not modified.
             tags: Codes that get a tag with their name; none for ().
-            doubtful: Codes whose level is not certain: striped, and "?" in the tag.
+            doubtful: Codes whose level is doubtful: striped, and "?" in the tag.
 
         Returns:
             (rows, columns, 3) uint8, square pixels, superior up, anterior left (coronal: the right side, marked R).

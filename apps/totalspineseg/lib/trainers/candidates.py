@@ -16,7 +16,6 @@ from lib.nnunet.cases import Skipped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.parallel import SHARED_DIR
 from lib.nnunet.training_state import STATE_FILE
-from lib.nnunet.trust_file import write_trust
 from lib.registry.files import write_json
 from lib.trust import Trust
 
@@ -74,9 +73,9 @@ class Candidates:
             StorageError: The mean cannot be written.
         """
         if share != 1:
-            parent, folder = self._parents[step], self.folder(step, share)
+            parent, trained, folder = self._parents[step], self.open(step), self.folder(step, share)
             shutil.rmtree(folder, ignore_errors=True)
-            write_candidate(parent, mixed_weights(parent, self.open(step), share), folder)
+            write_candidate(parent, mixed_weights(parent, trained, share), folder, trained.trust)
         return ModelFolder.open(self.folder(step, share), step=step, name="candidate")
 
     def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson, trust: Trust) -> None:
@@ -87,7 +86,7 @@ class Candidates:
         """
         folder = self.folder(step, 1)
         (folder / DONE_FILE).unlink(missing_ok=True)
-        write_trust(write_candidate(self._parents[step], weights, folder), trust)
+        write_candidate(self._parents[step], weights, folder, trust)
         skipped = [[case.name, case.reason] for case in lesson.skipped]
         write_json(folder / DONE_FILE, {"best": lesson.best, "cases": sorted(lesson.cases), "skipped": skipped})
         (self.work(step) / STATE_FILE).unlink(missing_ok=True)
