@@ -235,14 +235,13 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
         StorageError: Another one does not exist or is empty, as one that is not mounted. Or the folder cannot be read
             or written.
     """
-    if read_only:
-        return _existing(folder)
-    is_default = folder == Path(DEFAULT_STUDIES).resolve()
-    if not is_default:
+    may_fill = not read_only and folder == Path(DEFAULT_STUDIES).resolve()
+    if not may_fill:
         _existing(folder)
-    _writable(folder)
+    if not read_only:
+        _writable(folder)
     if demo and not any(folder.iterdir()):
-        if not is_default:
+        if not may_fill:
             raise StorageError(
                 f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it empty with "
                 "--no-demo."
