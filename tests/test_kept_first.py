@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from lib.corrections import inbox, receipts
 from lib.corrections.receipts import NOT_TRIED, Waiting
 from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
-from lib.errors import LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
+from lib.errors import ImageError, LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
 from test_corrections_store import L4_L5, SENDER, Desk
 
 
@@ -228,6 +229,15 @@ def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeyp
         desk.images["nobody"] = desk.image
         assert desk.inbox.interpret_waiting(again=True) == ()
         assert list(desk.store.all()) == [], "another one's image that has the name since"
+
+
+def test_a_label_of_a_series_that_is_no_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was called a fault of the server, and failed again whenever it was read again."""
+    monkeypatch.setattr(desk, "images", SimpleNamespace(get=fails(ImageError("the slices overlap"))))
+    with pytest.raises(LabelError, match=r"overlap\. .*kept for a while"):
+        desk.submit()
+    assert desk.receipts.waiting() == ()
+    assert [one.reason for one in desk.receipts.unfiled()] == ["the slices overlap"]
 
 
 def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(desk: Desk) -> None:

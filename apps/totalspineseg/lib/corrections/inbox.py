@@ -151,7 +151,8 @@ class Inbox:
             The record, already kept.
 
         Raises:
-            LabelError: The label is not understood; the message says why and where the file was kept.
+            LabelError: The label is not understood, or its image is no volume; the message says why and where the file
+                was kept.
             UnknownImageError: There is no such image; the file is kept for a while.
             StorageError: It could not be kept, or it is kept and could not be read or shown; the message says which.
             MemoryShortageError: It is kept, and there was not enough memory to read it.
@@ -301,6 +302,11 @@ class Inbox:
             self._receipts.set_aside(receipt, str(error))
             note = f"The file is kept for a while (submission {receipt.id})."
             raise UnknownImageError(receipt.image, note) from error
+        except ImageError as error:
+            # It is no volume, and none whenever it is asked for.
+            self._receipts.set_aside(receipt, str(error))
+            reason = str(error).rstrip(".")
+            raise LabelError(f"{reason}. The file is kept for a while (submission {receipt.id}).") from error
         except Exception as error:
             logger.exception("submission %s for image %r could not be read", receipt.id, receipt.image)
             self._receipts.fail(receipt, f"{type(error).__name__}: {error}")
