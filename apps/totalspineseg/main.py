@@ -173,7 +173,9 @@ class App(MONAILabelApp):
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
             store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
-            self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
+            self._adoption = Adoption(
+                store, self._corrections, self.submit_label, self.waiting_submissions, self.outcomes.keep
+            )
             return store
         work = self._settings.get("work")
         return StudiesDatastore(
