@@ -148,7 +148,7 @@ class App(MONAILabelApp):
         try:
             names = {step: self._networks.folder(step).name for step in (1, 2)}
         except WeightsError as error:
-            return f"No weights run: {error}."
+            return f"No weights run: {str(error).rstrip('.')}."
         # Versions do not change: their records are read once.
         key = tuple(names.items())
         if key not in self._weights_texts:
