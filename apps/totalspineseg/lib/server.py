@@ -330,11 +330,12 @@ def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
     if not weights:
         return
     from lib.nnunet.networks import Networks
+    from lib.nnunet.trust_file import read_trust
     from lib.registry.store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))
     for step in (1, 2):
-        networks.folder(step)
+        read_trust(networks.folder(step).path)
 
 
 def _positive(text: str) -> float:
