@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from lib.corrections import inbox, receipts
 from lib.corrections.receipts import NOT_TRIED, Waiting
 from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
-from lib.errors import LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
+from lib.errors import ImageError, LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
 from test_corrections_store import L4_L5, SENDER, Desk
 
 
@@ -105,6 +107,51 @@ def test_kill_9_after_a_label_was_kept_costs_nothing(desk: Desk) -> None:
     assert len(again.published) == 1
 
 
+@pytest.mark.parametrize(("params", "status"), [(L4_L5, "accepted"), ({}, "parked")], ids=["accepted", "parked"])
+def test_a_server_that_starts_leaves_alone_what_another_one_reads(
+    desk: Desk, params: dict[str, Any], status: str
+) -> None:
+    """It filed the label in the middle of the other's reading, whose client heard that there was no room for it."""
+    other = Desk(desk.root)
+    looked: list[int] = []
+    own = desk.receipts.folder
+
+    def folder(receipt: receipts.Receipt) -> Path:
+        looked.append(len(other.inbox.interpret_waiting(again=False)))
+        return own(receipt)
+
+    desk.receipts.folder = folder  # type: ignore[method-assign]
+    heard = nullcontext() if status == "accepted" else pytest.raises(LabelError, match="kept but not used")
+    with heard:
+        desk.submit(params)
+    assert looked[0] == 1
+    assert [c.status for c in desk.store.of_image("img")] == [status]
+    assert (len(desk.published), other.published) == (int(status == "accepted"), [])
+    assert not list((desk.root / "received").glob(".*"))
+
+
+@pytest.mark.parametrize(("params", "status"), [(L4_L5, "accepted"), ({}, "parked")], ids=["accepted", "parked"])
+def test_a_label_that_another_server_read_first_is_answered_as_that_one_filed_it(
+    desk: Desk, params: dict[str, Any], status: str
+) -> None:
+    other = Desk(desk.root)
+    own = desk.receipts.keep
+
+    def keep(*args: Any, **kwargs: Any) -> receipts.Receipt:
+        receipt = own(*args, **kwargs)
+        other.inbox.interpret_waiting(again=False)
+        return receipt
+
+    desk.receipts.keep = keep  # type: ignore[method-assign]
+    if status == "accepted":
+        assert desk.submit(params) == desk.store.latest_accepted("img")
+    else:
+        with pytest.raises(LabelError, match=r"name.*kept but not used"):
+            desk.submit(params)
+    assert [c.status for c in desk.store.of_image("img")] == [status]
+    assert (desk.published, len(other.published)) == ([], int(status == "accepted"))
+
+
 def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) -> None:
     """One label that takes all memory must not end the server at every start."""
     killed_while_reading(desk, desk.submit)
@@ -182,6 +229,15 @@ def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeyp
         desk.images["nobody"] = desk.image
         assert desk.inbox.interpret_waiting(again=True) == ()
         assert list(desk.store.all()) == [], "another one's image that has the name since"
+
+
+def test_a_label_of_a_series_that_is_no_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was called a fault of the server, and failed again whenever it was read again."""
+    monkeypatch.setattr(desk, "images", SimpleNamespace(get=fails(ImageError("the slices overlap"))))
+    with pytest.raises(LabelError, match=r"overlap\. .*kept for a while"):
+        desk.submit()
+    assert desk.receipts.waiting() == ()
+    assert [one.reason for one in desk.receipts.unfiled()] == ["the slices overlap"]
 
 
 def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(desk: Desk) -> None:

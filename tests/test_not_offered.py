@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,30 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("lib.corrections.not_offered.os.scandir", refuse)
     assert "grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
+
+
+def test_a_folder_with_a_long_name_is_named(tmp_path: Path) -> None:
+    """The sentence about it was looked for as a file, whose name was too long for the system."""
+    volume(tmp_path / ("d" * 250) / "x.nii.gz")
+    assert "d" * 250 in studies_in(tmp_path).status()["not_offered"]["d" * 250 + "/"]
+
+
+def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels and lists of images waited for 2000 files of each subfolder."""
+    volume(tmp_path / "one.nii.gz")
+    studies, other = studies_in(tmp_path), studies_in(tmp_path)
+    answers: list[object] = []
+
+    def looked(*_: object, **__: object) -> dict[str, str]:
+        for ask in (studies.status, lambda: other.update_image_info("one", {"seen": True})):
+            thread = threading.Thread(target=lambda ask=ask: answers.append(ask()), daemon=True)
+            thread.start()
+            thread.join(10)
+        return {}
+
+    monkeypatch.setattr("lib.corrections.datastore.not_offered", looked)
+    studies.refresh()
+    assert len(answers) == 2
 
 
 def test_many_files_of_one_kind_are_one_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

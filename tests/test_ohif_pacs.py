@@ -150,7 +150,7 @@ def assert_not_taken_again(server: PacsServer, study: Study) -> None:
     dicomweb = server.orthanc.dicomweb
     client = make_client(Address(dicomweb), make_session(dicomweb))
     shown = PacsDatastore(client, server.work / PACS_DIR, {"Modality": "MR"}, publisher=unreachable)
-    Adoption(shown, CorrectionStore(server.work), unreachable).of_image(study.series)
+    Adoption(shown, CorrectionStore(server.work), unreachable, tuple).of_image(study.series)
     assert len(corrections(server, study)) == 1
 
 

@@ -74,6 +74,23 @@ def test_what_a_reader_just_finished_elsewhere_is_not_offered(
     assert app.outcomes.of(seg.SOPInstanceUID).correction == kept.id
 
 
+def test_what_ended_the_server_is_not_fetched_again(app: Any, drawn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segmentation that took all memory was submitted, and ended the server, at every next sample."""
+
+    def lint(*_: object) -> Any:
+        tries.append(1)
+        raise MemoryError
+
+    tries: list[int] = []
+    monkeypatch.setattr(app._inbox, "_lint", lint)
+    seg = read(drawn)
+    app.datastore()._client.add(seg)
+    for _ in range(2):
+        app._adoption.of_image(FIRST)
+    assert [w.receipt.file_name for w in app.waiting_submissions()] == [f"{seg.SOPInstanceUID}.dcm"]
+    assert len(tries) == 1
+
+
 def test_what_was_taken_back_is_not_found_in_the_pacs_again(app: Any, drawn: bytes) -> None:
     store, seg = app.datastore(), read(drawn)
     store._client.add(seg)
@@ -266,7 +283,7 @@ def test_a_pacs_is_looked_through_once_at_a_time_and_not_all_the_time(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks, go_on = list[int](), threading.Event()
-    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable)
+    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable, tuple)
 
     def slow() -> None:
         looks.append(1)
@@ -292,7 +309,7 @@ def test_one_series_does_not_wait_for_the_segmentation_of_another(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
-    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable)
+    looking = Adoption(datastore(Pacs(files), tmp_path), CorrectionStore(tmp_path), unreachable, tuple)
 
     def take(series: str, reference: object) -> None:
         begun.set()
@@ -315,7 +332,7 @@ def test_one_series_does_not_wait_for_the_segmentation_of_another(
 
 def test_a_look_that_failed_is_not_the_last(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pacs = Pacs(files)
-    looking = Adoption(datastore(pacs, tmp_path), CorrectionStore(tmp_path), unreachable)
+    looking = Adoption(datastore(pacs, tmp_path), CorrectionStore(tmp_path), unreachable, tuple)
     monkeypatch.setattr(adoption, "FRESH_SECONDS", 0.0)
     pacs.down = True
     for count in (1, 2):

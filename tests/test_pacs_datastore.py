@@ -346,7 +346,7 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
         taken.append(series)
         raise LabelError("no")
 
-    Adoption(datastore(pacs, tmp_path), store, submit).of_all()
+    Adoption(datastore(pacs, tmp_path), store, submit, tuple).of_all()
     assert taken == [series], "nor the next label"
 
 

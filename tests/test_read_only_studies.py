@@ -87,7 +87,7 @@ def test_a_work_folder_that_cannot_be_written_is_one_sentence(
     # Not even root can make a folder in a file.
     closed, studies = str(tmp_path / "file" / "work"), str(tmp_path / "studies")
     port = ["--port", str(free_port())]
-    assert cli.main(["serve", *port, "--studies", studies, "--work", closed]) == cli.EXIT_USAGE
+    assert cli.main(["serve", *port, "--no-demo", "--studies", studies, "--work", closed]) == cli.EXIT_USAGE
     sentence = capsys.readouterr().err
     assert (sentence.count("\n"), "cannot be written" in sentence, "with --work" in sentence) == (1, True, True)
 
@@ -104,14 +104,22 @@ def test_a_mistyped_studies_folder_is_not_made(
     assert not (tmp_path / "stduies").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("archive", []), ("archive", ["--work", "work"]), (DEFAULT_STUDIES, ["--work", "work"])],
+    ids=["plain", "work", "default and work"],
+)
 def test_a_folder_that_is_not_mounted_is_not_filled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
 ) -> None:
-    (tmp_path / "archive").mkdir()
-    assert cli.main(["serve", "--port", str(free_port()), "--studies", str(tmp_path / "archive")]) == cli.EXIT_USAGE
+    """With --work, an archive that was not mounted was served as one without images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("uvicorn.Server.run", pytest.fail)
+    (tmp_path / name).mkdir()
+    assert cli.main(["serve", "--port", str(free_port()), "--studies", name, *more]) == cli.EXIT_USAGE
     said = capsys.readouterr().err
     assert (said.count("\n"), "is empty" in said, "--no-demo" in said) == (1, True, True)
-    assert list((tmp_path / "archive").iterdir()) == []
+    assert list(tmp_path.rglob("*")) == [tmp_path / name]
 
 
 def test_only_the_default_folder_is_filled_with_demo_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,8 @@ def test_the_description_is_of_this_server(server: Server, description: Any) -> 
     assert {"/scoring/{method}", "/model/{model}", "/infer/wsi_v2/{model}", "/datastore/dataset", "/reload"} & set(
         paths
     ) == set()
-    assert not [path for path in paths if path.startswith("/proxy")]
+    assert not [path for path in paths if path.startswith(("/proxy", "/submissions/{"))]
+    assert {"/submissions/", "/submissions/interpret"} <= set(paths)
     assert {"get", "delete"} <= set(paths["/train/"])
 
 

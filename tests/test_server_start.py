@@ -12,8 +12,10 @@ import pytest
 
 from lib import cli
 from lib.front.sockets import listening
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.processes import free_port
 from lib.version import VERSION
+from tiny_models import DATASETS, write_models
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,6 +102,17 @@ def test_what_cannot_be_used_is_named(
     before = sorted(tmp_path.rglob("*"))
     assert word in refusal(capsys, "--studies", "studies", "--port", str(free_port()), *options)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_whose_record_of_errors_is_damaged_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first reader who pressed Run found out."""
+    weights = write_models(tmp_path / "weights")
+    (plans,) = (weights / DATASETS[2]).rglob("plans.json")
+    (plans.parent / TRUST_FILE).write_text("{")
+    words = ["--weights", str(weights), "--studies", str(tmp_path), "--port", str(free_port())]
+    assert TRUST_FILE in refusal(capsys, *words)
 
 
 def test_a_folder_that_may_not_be_read_is_refused(

@@ -148,7 +148,7 @@ class App(MONAILabelApp):
         try:
             names = {step: self._networks.folder(step).name for step in (1, 2)}
         except WeightsError as error:
-            return f"No weights run: {error}."
+            return f"No weights run: {str(error).rstrip('.')}."
         # Versions do not change: their records are read once.
         key = tuple(names.items())
         if key not in self._weights_texts:
@@ -173,7 +173,9 @@ class App(MONAILabelApp):
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
             store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
-            self._adoption = Adoption(store, self._corrections, self.submit_label, self.outcomes.keep)
+            self._adoption = Adoption(
+                store, self._corrections, self.submit_label, self.waiting_submissions, self.outcomes.keep
+            )
             return store
         work = self._settings.get("work")
         return StudiesDatastore(

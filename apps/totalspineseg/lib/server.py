@@ -235,14 +235,13 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
         StorageError: Another one does not exist or is empty, as one that is not mounted. Or the folder cannot be read
             or written.
     """
-    if read_only:
-        return _existing(folder)
-    is_default = folder == Path(DEFAULT_STUDIES).resolve()
-    if not is_default:
+    may_fill = not read_only and folder == Path(DEFAULT_STUDIES).resolve()
+    if not may_fill:
         _existing(folder)
-    _writable(folder)
+    if not read_only:
+        _writable(folder)
     if demo and not any(folder.iterdir()):
-        if not is_default:
+        if not may_fill:
             raise StorageError(
                 f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it empty with "
                 "--no-demo."
@@ -331,11 +330,12 @@ def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
     if not weights:
         return
     from lib.nnunet.networks import Networks
+    from lib.nnunet.trust_file import read_trust
     from lib.registry.store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))
     for step in (1, 2):
-        networks.folder(step)
+        read_trust(networks.folder(step).path)
 
 
 def _positive(text: str) -> float:

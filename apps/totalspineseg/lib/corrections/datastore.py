@@ -81,6 +81,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._guard = threading.RLock()
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
+        self._same_id: dict[str, str] = {}
         self._imprints = Imprints()
         self._told: set[tuple[str, str, str]] = set()
         # The host's own watch looks through everything at every file, takes a watch of the system for every entry of
@@ -270,7 +271,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             entries = self._datastore.objects.values()
             tags = Counter(tag for entry in entries for tag, label in entry.labels.items() if DRAWN_ON in label.info)
             counts = {"total": len(finished), "completed": sum(finished.values()), "label_tags": dict(tags)}
-            return {**counts, "not_offered": dict(self._not_offered)}
+            return {**counts, "not_offered": {**self._not_offered, **self._same_id}}
 
     def json(self) -> dict[str, Any]:
         """The index, without labels that were drawn on what their image was before."""
@@ -356,7 +357,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             except StorageError as error:
                 # It only reads before.
                 logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
-            self._name_what_is_not_offered()
+        self._name_what_is_not_offered()
 
     def _add_non_existing_labels(self, tag: str) -> int:
         """Take over label files that the index does not know, with what is known about those that it knew once."""
@@ -377,28 +378,33 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return known and not (images.is_dir() and self._files(str(images), list(IMAGE_PATTERNS)))
 
     def _name_what_is_not_offered(self) -> None:
-        """Find what lies in the folders but is not offered, and log, once for each, why."""
+        """Find what lies in the folders but is not offered, and log, once for each, why.
+
+        Nothing is locked while the folders are looked into, which may take long.
+        """
         folder, labels = Path(self._datastore.image_path()), Path(self._datastore.label_path(None))
+        found = not_offered(folder, labels=labels) if self.looks_beyond and folder.is_dir() else {}
+        files = self._files(str(folder), list(IMAGE_PATTERNS))
         with self._guard:
-            found = not_offered(folder, labels=labels) if self.looks_beyond and folder.is_dir() else {}
-            for file in self._files(str(folder), list(IMAGE_PATTERNS)):
+            same_id = {}
+            for file in files:
                 image_id, ending = self._to_id(file)
                 entry = self._datastore.objects.get(image_id)
                 if entry is not None and entry.image.ext != ending:
-                    found[file] = self._filename(image_id, entry.image.ext)
+                    same_id[file] = self._filename(image_id, entry.image.ext)
             found |= self._foreign_labels(labels)
             before, self._not_offered = self._not_offered, found
-        told: dict[str, list[str]] = {}
-        for name, reason in found.items():
-            if before.get(name) == reason:
-                continue
-            if (folder / reason).is_file():
+            same_before, self._same_id = self._same_id, same_id
+        for name, other in same_id.items():
+            if same_before.get(name) != other:
                 logger.warning(
-                    "%r and %r have one image id; %r is not offered: rename or remove one", reason, name, name
+                    "%r and %r have one image id; %r is not offered: rename or remove one", other, name, name
                 )
-            else:
-                told.setdefault(reason, []).append(name)
-        for reason, names in told.items():
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in found.items():
+            if before.get(name) != reason:
+                by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
             listed = ", ".join(map(repr, names[:NAMES_IN_LOG])) + (" and more" if len(names) > NAMES_IN_LOG else "")
             logger.warning("not offered is %s, which %s", listed, reason)
 

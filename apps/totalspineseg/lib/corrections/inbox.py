@@ -5,12 +5,13 @@ import logging
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import history
@@ -150,7 +151,8 @@ class Inbox:
             The record, already kept.
 
         Raises:
-            LabelError: The label is not understood; the message says why and where the file was kept.
+            LabelError: The label is not understood, or its image is no volume; the message says why and where the file
+                was kept.
             UnknownImageError: There is no such image; the file is kept for a while.
             StorageError: It could not be kept, or it is kept and could not be read or shown; the message says which.
             MemoryShortageError: It is kept, and there was not enough memory to read it.
@@ -168,7 +170,10 @@ class Inbox:
         try:
             if receipt is None:
                 receipt = self._receipts.keep(receipt_id, image_id, file, **came, info=info or {}, claims=claims)
-            return self._interpret(receipt)
+            with self._reading(receipt):
+                if not self._receipts.folder(receipt).is_dir():
+                    return self._read_elsewhere(receipt)
+                return self._interpret(receipt)
         finally:
             self._done(receipt_id)
 
@@ -186,12 +191,15 @@ class Inbox:
             if not (again or waiting.reason == NOT_TRIED) or not self._begin(receipt.id):
                 continue
             try:
-                if not self._receipts.folder(receipt).is_dir():
-                    # It was sent again meanwhile.
-                    continue
-                self._receipts.fail(receipt, "The server ended while it read the label.")
-                correction = self._interpret(receipt)
+                with self._reading(receipt, wait=False):
+                    if not self._receipts.folder(receipt).is_dir():
+                        # It was sent again meanwhile.
+                        continue
+                    self._receipts.fail(receipt, "The server ended while it read the label.")
+                    correction = self._interpret(receipt)
                 logger.info("submission %s that waited is now a correction of %r", receipt.id, correction.image)
+            except Timeout:
+                logger.info("another server reads submission %s", receipt.id)
             except TotalSpineSegError as error:
                 logger.warning("submission %s that waited: %s", receipt.id, error)
             finally:
@@ -217,6 +225,51 @@ class Inbox:
         with self._guard:
             self._in_work.discard(receipt_id)
 
+    @contextmanager
+    def _reading(self, receipt: Receipt, *, wait: bool = True) -> Iterator[None]:
+        """Hold a submission while it is read and shown: another server may serve the same folder.
+
+        Args:
+            receipt: The submission.
+            wait: Whether to wait until another server has read it.
+
+        Raises:
+            Timeout: Another server reads it, and nobody is to wait.
+            StorageError: The disk is full.
+            SubmissionError: It cannot be held.
+        """
+        file = self._receipts.lock_file(receipt)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            raise
+        except OSError as error:
+            raise _failure(error, receipt) from error
+        try:
+            yield
+        finally:
+            if not self._receipts.folder(receipt).is_dir():
+                # It is read, and whoever waits for the lock finds that out.
+                with suppress(OSError):
+                    file.unlink()
+            lock.release()
+
+    def _read_elsewhere(self, receipt: Receipt) -> Correction:
+        """Return what another server made of a submission.
+
+        Raises:
+            LabelError: It was not understood, or belongs to no image.
+        """
+        images = filter(None, {receipt.image, *receipt.claims.renamed})
+        found = (c for image in images for c in self._corrections.of_image(image) if c.id == receipt.id)
+        correction = next(found, None)
+        if correction is None:
+            raise LabelError(f"The label is not used. The file is kept for a while (submission {receipt.id}).")
+        if correction.status == "parked":
+            raise _parked(correction)
+        return correction
+
     def _interpret(self, receipt: Receipt) -> Correction:
         """Read a submission that is kept, file it, and show it; see ``submit``."""
         with self._waits_on_failure(receipt):
@@ -226,9 +279,7 @@ class Inbox:
             if isinstance(judged, TotalSpineSegError):
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
-                raise LabelError(
-                    f"{judged} (the file is kept but not used: correction {parked.id} of image {parked.image!r})"
-                ) from judged
+                raise _parked(parked) from judged
             shown_as = _shown_as(receipt.tag, judged.mapped.step)
             with self._waits_on_failure(receipt):
                 findings = (*judged.findings, *finished_meanwhile(self._shown(received.image_id, shown_as), received))
@@ -251,6 +302,11 @@ class Inbox:
             self._receipts.set_aside(receipt, str(error))
             note = f"The file is kept for a while (submission {receipt.id})."
             raise UnknownImageError(receipt.image, note) from error
+        except ImageError as error:
+            # It is no volume, and none whenever it is asked for.
+            self._receipts.set_aside(receipt, str(error))
+            reason = str(error).rstrip(".")
+            raise LabelError(f"{reason}. The file is kept for a while (submission {receipt.id}).") from error
         except Exception as error:
             logger.exception("submission %s for image %r could not be read", receipt.id, receipt.image)
             self._receipts.fail(receipt, f"{type(error).__name__}: {error}")
@@ -364,6 +420,11 @@ class Inbox:
         except Exception as error:
             logger.exception("correction %s is not shown", correction.id)
             raise SubmissionError(f"The server failed to show the label; its log says why {kept}.") from error
+
+
+def _parked(correction: Correction) -> LabelError:
+    kept = f"(the file is kept but not used: correction {correction.id} of image {correction.image!r})"
+    return LabelError(f"{correction.reason} {kept}")
 
 
 def _failure(error: Exception, receipt: Receipt) -> TotalSpineSegError:

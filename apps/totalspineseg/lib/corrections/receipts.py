@@ -173,6 +173,10 @@ class Receipts:
         """Return where a submission lies until it is read."""
         return self._root / receipt.id
 
+    def lock_file(self, receipt: Receipt) -> Path:
+        """Return what is locked while a submission is read."""
+        return self._root / f".{receipt.id}.lock"
+
     def waiting(self) -> tuple[Waiting, ...]:
         """Return what is not read yet, oldest first; what cannot be listed is logged, and stays."""
         return tuple(_listed(self._root, NOT_TRIED))

@@ -27,7 +27,7 @@ JSON_TEXT: Final = {"contentMediaType": "application/json", "contentSchema": {"t
 LEFT_OUT: Final = {"/batch/infer/{model}": ("run_sync", "token"), "": ("token",)}
 """Path -> parameters of the host that the guard turns away, or that the host reads without authentication alone, to no
 effect; those of all other paths under ""."""
-PACS: Final = ("/proxy/", "/submissions/")
+PACS: Final = ("/proxy/", "/submissions/{instance}")
 SCORING: Final = ("/scoring/",)
 """Paths without anything behind them where there is no PACS, or no scoring method."""
 METHODS: Final = ("get", "head", "put", "post", "delete")

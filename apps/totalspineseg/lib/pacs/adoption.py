@@ -4,7 +4,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,7 @@ from pydicom.errors import InvalidDicomError
 
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome
-from lib.corrections.receipts import SEG_SUFFIX, Sender
+from lib.corrections.receipts import SEG_SUFFIX, Sender, Waiting
 from lib.dicom.moments import utc_text
 from lib.dicom.seg_object import SegReference
 from lib.pacs.datastore import PacsDatastore
@@ -40,6 +40,7 @@ class Adoption:
         datastore: The PACS.
         corrections: Earlier submissions.
         submit: Takes a label.
+        waiting: Returns the submissions that could not be read yet.
         told: Told what became of each.
     """
 
@@ -48,11 +49,13 @@ class Adoption:
         datastore: PacsDatastore,
         corrections: Corrections,
         submit: Submit,
+        waiting: Callable[[], Iterable[Waiting]],
         told: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         self._datastore = datastore
         self._corrections = corrections
         self._submit = submit
+        self._waiting = waiting
         self._told = told
         self._taking = Turns()
         self._looking = threading.Lock()
@@ -119,7 +122,8 @@ class Adoption:
         if older:
             # Whatever is shown from now on is newer.
             self._passed_over.add(reference.instance)
-        if any(correction.file_name == name for correction in known):
+        # What waits is not read again by itself: it may end the server.
+        if name in (*(correction.file_name for correction in known), *(w.receipt.file_name for w in self._waiting())):
             return None
         if older:
             logger.warning(
