@@ -52,7 +52,9 @@ def write_documents(
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
-    note, warning = f"{weights} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}.", weights_warning(summary, versions)
+    warning = weights_warning(summary, versions)
+    # The warning stands above the note.
+    note = f"{weights.replace(warning, '').strip()} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}."
     html = report_html(rows_html, title=title, note=note, warning=warning)
     write_text(output / REPORT_FILE, html)
 
