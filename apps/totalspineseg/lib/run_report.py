@@ -61,7 +61,8 @@ tbody tr:hover { background: var(--soft); } td img { height: 180px; display: blo
 td.model { white-space: pre; font-family: ui-monospace, monospace; font-size: 12px; }
 td.scan { font-weight: 600; }
 .bad { color: var(--bad); } .unsure { color: var(--unsure); } .good { color: var(--good); }
-ul { margin: 0; padding-left: 1.1em; min-width: 26rem; } summary { cursor: pointer; color: color-mix(in srgb, CanvasText 65%, Canvas); }
+ul { margin: 0; padding-left: 1.1em; min-width: 26rem; }
+summary { cursor: pointer; color: color-mix(in srgb, CanvasText 65%, Canvas); }
 dialog { padding: 0; border: 0; background: #000; } dialog img { height: 90vh; max-width: 95vw; object-fit: contain; }
 """
 
