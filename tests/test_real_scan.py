@@ -1,18 +1,25 @@
 """The starter weights on a scan of a person: every level between the two that are known, under its name."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy.ndimage import shift
 
-from lib.anatomy import CODE_OF, CORD, NAME_OF, VERTEBRAE
+from lib import pipeline
+from lib.anatomy import CODE_OF, CORD, DISCS, NAME_OF, VERTEBRAE
 from lib.cli import main
-from lib.geometry import Volume, to_ras
-from lib.volume_io import read_labels
+from lib.geometry import LabelArray, Volume, to_ras
+from lib.nnunet.model_folder import models_in
+from lib.nnunet.predictor import WarmPredictor
+from lib.volume_io import read_image, read_labels
 
 SCAN = Path(__file__).parent / "real" / "cervical_t2"
 MARKS_MM = {"C3": (-6.2, 0.8, 24.7), "C5": (-6.2, -0.2, -10.3)}
 """Points (RAS) in the cord behind the middle of two vertebrae, set by the people who published the scan."""
+STARTER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"
 SLAB_MM = 3
 CORD_DICE = 0.75
 
@@ -42,3 +49,43 @@ def test_the_cord_of_a_neck_is_where_a_person_drew_it(labels: Volume) -> None:
     drawn = to_ras(read_labels(SCAN / "cord.nii.gz")).data > 0
     found = labels.data == CORD
     assert 2 * (drawn & found).sum() / (drawn.sum() + found.sum()) > CORD_DICE
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[int, WarmPredictor]:
+    return {step: WarmPredictor(model, device="cpu") for step, model in models_in(STARTER).items()}
+
+
+def by_half_a_voxel(axis: int) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    return lambda image: shift(image, 0.5 * np.eye(3)[axis], order=1, mode="nearest")
+
+
+def renamed(before: LabelArray, after: LabelArray) -> dict[str, str]:
+    """Return each level of either map that mostly bears another name in the other one, or none."""
+    changes = {}
+    for one, other in ((before, after), (after, before)):
+        for code in set(np.unique(one).tolist()) & {*VERTEBRAE, *DISCS}:
+            there = int(np.bincount(other[one == code]).argmax())
+            if there != code:
+                changes[NAME_OF[code]] = NAME_OF.get(there, "nothing")
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("move", "back"),
+    [
+        *(pytest.param(by_half_a_voxel(axis), slice(None), id=name) for axis, name in enumerate("xyz")),
+        pytest.param(lambda image: image[::-1].copy(), slice(None, None, -1), id="mirror"),
+    ],
+)
+def test_no_level_of_a_neck_changes_its_name_when_the_scan_is_shifted_or_mirrored(
+    labels: Volume,
+    networks: dict[int, WarmPredictor],
+    move: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    back: slice,
+) -> None:
+    """Where the voxels begin, and which side is which, is no reason to name a level otherwise."""
+    image = to_ras(read_image(SCAN / "t2.nii.gz"))
+    scan = pipeline.prepare(Volume(move(image.data.astype(np.float32)), image.affine))
+    moved = pipeline.finish(pipeline.locate(scan, networks[1]), networks[2]).labels[back]
+    assert renamed(labels.data, moved) == {}
