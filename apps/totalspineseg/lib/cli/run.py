@@ -136,13 +136,13 @@ def _plain(value: Any) -> Any:
 
 
 def _print_summary(summary: "Summary", output: Path) -> None:
+    from lib.numbering.findings import IMAGE
+
     new = len(summary.records) - len(summary.skipped)
     print(
         f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
         f"{summary.seconds:.1f} s; results in {output}"
     )
-    from lib.numbering.findings import IMAGE
-
     for name, record in summary.records.items():
         for finding in record["findings"] if name not in summary.skipped else ():
             if finding["kind"] == IMAGE:
