@@ -169,7 +169,9 @@ class Inbox:
             self._in_work.add(receipt_id)
         try:
             if receipt is None:
-                receipt = self._receipts.keep(receipt_id, image_id, file, **came, info=info or {}, claims=claims)
+                receipt = self._receipts.keep(
+                    receipt_id, image_id, file, raw_sha256=sha256, **came, info=info or {}, claims=claims
+                )
             with self._reading(receipt):
                 if not self._receipts.folder(receipt).is_dir():
                     return self._read_elsewhere(receipt)
