@@ -158,11 +158,11 @@ class Inbox:
             MemoryShortageError: It is kept, and there was not enough memory to read it.
             SubmissionError: It is kept, and could not be read for another fault of the server.
         """
-        came: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
+        sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         claims = claims or Claims()
         sha256 = history.sha256_of(file)
         with self._guard:
-            receipt = self._waiting_same(image_id, sha256, came)
+            receipt = self._waiting_same(image_id, sha256, sent)
             images = filter(None, {image_id, *claims.renamed})
             earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
             receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
@@ -170,7 +170,7 @@ class Inbox:
         try:
             if receipt is None:
                 receipt = self._receipts.keep(
-                    receipt_id, image_id, file, raw_sha256=sha256, **came, info=info or {}, claims=claims
+                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info or {}, claims=claims
                 )
             with self._reading(receipt):
                 if not self._receipts.folder(receipt).is_dir():
@@ -208,11 +208,11 @@ class Inbox:
                 self._done(receipt.id)
         return self._receipts.waiting()
 
-    def _waiting_same(self, image_id: str, sha256: str, came: Mapping[str, Any]) -> Receipt | None:
+    def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
         """Return the very same submission that waits, and that nobody reads now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
-            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, came)
+            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
             if same and receipt.id not in self._in_work:
                 return receipt
         return None
