@@ -335,7 +335,15 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
     image.write_bytes(b"image")
     receipts, series, sender = Receipts(tmp_path / "history"), "2.25.70001.1", Sender("", "ohif", "l.nii")
     receipt = receipts.keep(
-        receipts.new_id(()), series, image, tag="final", sender=sender, params={}, info={}, claims=Claims()
+        receipts.new_id(()),
+        series,
+        image,
+        raw_sha256="",
+        tag="final",
+        sender=sender,
+        params={},
+        info={},
+        claims=Claims(),
     )
     received = Received(receipt, receipts.folder(receipt), series, "")
     (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")
