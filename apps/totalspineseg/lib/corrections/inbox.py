@@ -55,6 +55,8 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
+RENUMBERED: Final = "renumbered"
+"""What is known about a label that is shown: whether it has other names than it came with."""
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
@@ -409,6 +411,7 @@ class Inbox:
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
             "prediction": correction.prediction,
             DRAWN_ON: correction.image_sha256,
+            RENUMBERED: correction.renumbered is not None,
             **more,
         }
         kept = f"(the label is kept, but not shown: correction {correction.id} of image {correction.image!r})"
