@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.inputs import MISSING, NO_PROOF, Case, find_cases, pair_localizers, unvisited_folders
+from lib.cohort.inputs import (
+    MISSING,
+    NO_PROOF,
+    Case,
+    find_cases,
+    pair_localizers,
+    unvisited_folders,
+    unvisited_sentence,
+)
 from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
 from lib.volume_io import read_image
@@ -72,6 +80,13 @@ def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) 
     cases = find_cases(make(tmp_path, "a.nii.gz", "sub-02/anat/b.nii.gz", "out/step2_output/a.nii.gz"))
     assert unvisited_folders(tmp_path, cases, exclude=tmp_path / "out") == ("patient 1/T2", "sub-01")
     assert unvisited_folders(tmp_path / "a.nii.gz", cases) == ()
+
+
+def test_of_many_folders_that_are_not_looked_into_a_few_are_named(tmp_path: Path) -> None:
+    """The command printed all of them, hundreds in an archive."""
+    cases = find_cases(make(tmp_path, "a.nii.gz", *(f"scan-{number}/b.nii.gz" for number in range(9))))
+    sentence = unvisited_sentence(tmp_path, cases)
+    assert (sentence.count("scan-"), "4 more" in sentence) == (5, True)
 
 
 def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:

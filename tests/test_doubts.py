@@ -10,6 +10,7 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
+from lib.certainty import Certainty
 from lib.corrections.attribution import Corrected
 from lib.corrections.checks import check
 from lib.corrections.doubts import beside_prediction
@@ -39,8 +40,8 @@ def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
     return Submission((labels,), GRID, tuple(Segment(names.get(NAME_OF[c], NAME_OF[c]), c) for c in codes))
 
 
-def findings(submission: Submission, confident: bool | None, known: tuple[dict[str, Any], ...] = ()) -> list[Any]:
-    numbering = {"confident": confident, "probability": 0.61 if not confident else 0.99, "findings": known}
+def findings(submission: Submission, certainty: Certainty | None, known: tuple[dict[str, Any], ...] = ()) -> list[Any]:
+    numbering = {"certainty": certainty, "probability": 0.99 if certainty == "certain" else 0.61, "findings": known}
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
@@ -54,40 +55,42 @@ def edited(labels: LabelArray) -> LabelArray:
 
 
 @pytest.mark.parametrize(
-    ("confident", "submission", "count"),
+    ("certainty", "submission", "count"),
     [
-        (False, sent({}), 1),
-        (False, sent({}, np.where(np.isin(TRUTH, [CODE_OF["L3"], CODE_OF["L4"]]), TRUTH, 0).astype(np.uint8)), 1),
-        (False, sent({}, edited(TRUTH)), 0),
-        (False, sent({"L4": "L5", "L5": "L6"}), 0),
-        (True, sent({}), 0),
+        ("doubtful", sent({}), 1),
+        ("doubtful", sent({}, np.where(np.isin(TRUTH, [CODE_OF["L3"], CODE_OF["L4"]]), TRUTH, 0).astype(np.uint8)), 1),
+        ("doubtful", sent({}, edited(TRUTH)), 0),
+        ("doubtful", sent({"L4": "L5", "L5": "L6"}), 0),
+        ("certain", sent({}), 0),
+        ("counted", sent({}), 0),
         (None, sent({}), 0),
     ],
-    ids=["as drawn", "a part as drawn", "a voxel edited", "renamed", "certain", "nothing known"],
+    ids=["as drawn", "a part as drawn", "a voxel edited", "renamed", "certain", "counted", "nothing known"],
 )
 def test_a_doubtful_numbering_that_was_not_touched_is_said(
-    confident: bool | None, submission: Submission, count: int
+    certainty: Certainty | None, submission: Submission, count: int
 ) -> None:
     """A label that nobody had looked at counted as a reader's word on levels that were not certain."""
-    found = findings(submission, confident)
+    found = findings(submission, certainty)
     assert [finding["kind"] for finding in found] == ["unchanged"] * count
     assert all("0.61" in finding["message"] for finding in found)
 
 
 @pytest.mark.parametrize(
-    ("names", "confident", "words"),
+    ("names", "certainty", "words"),
     [
-        ({"L1": "T13", "T12-L1": "T12-T13"}, True, ("L1", "T13", "L1 is missing", "there is a T13")),
-        ({"L2": "T13"}, True, ("L2", "T13", "L2 is missing")),
-        ({"L1": "T13"}, False, ()),
-        ({}, True, ()),
+        ({"L1": "T13", "T12-L1": "T12-T13"}, "certain", ("L1", "T13", "L1 is missing", "there is a T13")),
+        ({"L2": "T13"}, "certain", ("L2", "T13", "L2 is missing")),
+        ({"L1": "T13"}, "counted", ()),
+        ({"L1": "T13"}, "doubtful", ()),
+        ({}, "certain", ()),
     ],
-    ids=["T13", "out of order", "doubtful", "no rename"],
+    ids=["T13", "out of order", "counted", "doubtful", "no rename"],
 )
 def test_a_rename_that_makes_certain_levels_odd_is_said(
-    names: dict[str, str], confident: bool, words: tuple[str, ...]
+    names: dict[str, str], certainty: Certainty, words: tuple[str, ...]
 ) -> None:
-    found = findings(sent(names), confident)
+    found = findings(sent(names), certainty)
     assert len(found) == bool(words)
     assert all(word in finding["message"] for finding in found for word in words)
     assert all(finding["kind"] == "renamed" for finding in found)

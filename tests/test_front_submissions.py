@@ -128,7 +128,17 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     write_volume(label, to_wire(CODES), RAS)
     receipts = Receipts(folder / ".totalspineseg")
     sender, params = Sender("admin", "ada", "label.nii.gz"), json.loads(NAMES)
-    receipts.keep(receipts.new_id(()), "a", label, tag="final", sender=sender, params=params, info={}, claims=Claims())
+    receipts.keep(
+        receipts.new_id(()),
+        "a",
+        label,
+        raw_sha256="",
+        tag="final",
+        sender=sender,
+        params=params,
+        info={},
+        claims=Claims(),
+    )
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
         wait_for(lambda: store.standing("a"))

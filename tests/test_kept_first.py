@@ -187,6 +187,19 @@ def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
     assert [c.id for c in desk.store.standing("img")] == [late.id, newer.id]
 
 
+def test_a_label_that_waited_is_shown_with_the_word_that_it_was_renumbered(desk: Desk) -> None:
+    """A PACS went on with the names as they were sent."""
+    desk.lint = fails(MemoryError())
+    with pytest.raises(MemoryShortageError):
+        desk.submit()
+    desk.lint = lambda codes, grid: ()
+    own = desk.store.accept
+    desk.store.accept = lambda *label: own(*label[:-1], {"message": "The others follow."})  # type: ignore[method-assign]
+    assert desk.inbox.interpret_waiting(again=True) == ()
+    ((_, _, _, info),) = desk.published
+    assert info["renumbered"] is True
+
+
 def test_a_label_that_waited_does_not_come_back_after_the_next_was_taken_back(desk: Desk) -> None:
     desk.lint = fails(MemoryError())
     with pytest.raises(MemoryShortageError):

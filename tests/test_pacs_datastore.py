@@ -21,6 +21,7 @@ from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
 from lib.errors import ImageError, LabelError, StorageError
 from lib.geometry import Volume
 from lib.pacs.adoption import Adoption
+from lib.pacs.datastore import PacsDatastore
 from lib.pacs.series import PAGE, Segmentations, find_series
 from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
@@ -290,7 +291,11 @@ def test_images_are_stored_in_the_pacs_and_not_here(tmp_path: Path, files: Path)
         datastore(Pacs(files), tmp_path).remove_image("x")
 
 
-@pytest.mark.parametrize(("info", "published"), [({}, 1), ({"instance": "1.2"}, 0)], ids=["slicer", "from the PACS"])
+@pytest.mark.parametrize(
+    ("info", "published"),
+    [({}, 1), ({"instance": "1.2", "renumbered": False}, 0), ({"instance": "1.2", "renumbered": True}, 1)],
+    ids=["slicer", "from the PACS", "from there with other names"],
+)
 def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
     tmp_path: Path, files: Path, info: dict[str, Any], published: int
 ) -> None:
@@ -308,19 +313,25 @@ def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
     assert datastore(Pacs(files), tmp_path).get_labeled_images() == ["2.25.70001.1"], "after a restart"
 
 
-def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(
-    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp_path: Path, files: Path) -> None:
     """A correction that was kept and counted was reported as not counted."""
-    store = datastore(Pacs(files), tmp_path)
 
-    monkeypatch.setattr(store, "put_back", lambda series: False)
+    def publisher(*_: object) -> None:
+        raise requests.ConnectionError("no answer")
+
+    store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), (), "20260101", "Reader", ("L4",), ())
     kept = SimpleNamespace(
         id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}
     )
     history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.dcm"
-    outcome = submit_segmentation(store, lambda *_: kept, history, file, reference, Sender("", "ohif", "l"))
+    file.write_bytes(b"label")
+
+    def submit(series: str, *_: object) -> Any:
+        store.save_label(series, str(file), "final", {"instance": "1.2", "renumbered": True})
+        return kept
+
+    outcome = submit_segmentation(store, submit, history, file, reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"
     assert outcome.message.endswith(NOT_PUT_BACK)
 
@@ -335,7 +346,15 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
     image.write_bytes(b"image")
     receipts, series, sender = Receipts(tmp_path / "history"), "2.25.70001.1", Sender("", "ohif", "l.nii")
     receipt = receipts.keep(
-        receipts.new_id(()), series, image, tag="final", sender=sender, params={}, info={}, claims=Claims()
+        receipts.new_id(()),
+        series,
+        image,
+        raw_sha256="",
+        tag="final",
+        sender=sender,
+        params={},
+        info={},
+        claims=Claims(),
     )
     received = Received(receipt, receipts.folder(receipt), series, "")
     (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")

@@ -93,7 +93,15 @@ def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
     present = tuple(int(code) for code in np.unique(codes.data) if code)
     receipts, sender = Receipts(site.history), Sender("reader", "client", "label.nii.gz")
     receipt = receipts.keep(
-        receipts.new_id(()), image_id, label, tag="final", sender=sender, params={}, info={}, claims=Claims()
+        receipts.new_id(()),
+        image_id,
+        label,
+        raw_sha256="",
+        tag="final",
+        sender=sender,
+        params={},
+        info={},
+        claims=Claims(),
     )
     received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path))
     return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)

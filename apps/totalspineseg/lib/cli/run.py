@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from lib.cohort.inputs import find_cases, pair_localizers, unvisited_folders
+    from lib.cohort.inputs import find_cases, pair_localizers, unvisited_sentence
 
     output: Path = arguments.output
     if output.exists() and not output.is_dir():
         raise TotalSpineSegError(f"OUTPUT must be a folder, got the file {str(output)!r}")
     cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
-    if not arguments.quiet and (unvisited := unvisited_folders(arguments.input, cases, exclude=output)):
-        print(f"not looked into, although there are images: {', '.join(unvisited)}", file=sys.stderr)
+    if not arguments.quiet and (unvisited := unvisited_sentence(arguments.input, cases, exclude=output)):
+        print(unvisited, file=sys.stderr)
     earlier = [output / folder for folder in EARLIER_LABELS]
     cases = pair_localizers(
         cases, arguments.loc, suffixes=arguments.suffix, localizer_suffix=arguments.loc_suffix, earlier=earlier
@@ -136,13 +136,13 @@ def _plain(value: Any) -> Any:
 
 
 def _print_summary(summary: "Summary", output: Path) -> None:
+    from lib.numbering.findings import IMAGE
+
     new = len(summary.records) - len(summary.skipped)
     print(
         f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
         f"{summary.seconds:.1f} s; results in {output}"
     )
-    from lib.numbering.findings import IMAGE
-
     for name, record in summary.records.items():
         for finding in record["findings"] if name not in summary.skipped else ():
             if finding["kind"] == IMAGE:

@@ -97,7 +97,7 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
         raise ImageError(
             f"images ({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat or in "
             f"sub-*/ses-*/anat are required, got none{wanted} in {str(source)!r}"
-            + _unvisited_sentence(unvisited_folders(source, (), exclude=exclude))
+            + (f". {unvisited}" if (unvisited := unvisited_sentence(source, (), exclude=exclude)) else "")
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
 
@@ -150,11 +150,13 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
     return tuple(found)
 
 
-def _unvisited_sentence(folders: Sequence[str]) -> str:
+def unvisited_sentence(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> str:
+    """Return a sentence on the folders of ``unvisited_folders``; "" for none."""
+    folders = unvisited_folders(source, cases, exclude=exclude)
     if not folders:
         return ""
     more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
-    return f". Not looked into: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
+    return f"Not looked into: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
 
 
 def _is_same(folder: Path, other: Path | None) -> bool:

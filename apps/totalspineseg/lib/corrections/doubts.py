@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, NAME_OF, T13
-from lib.certainty import is_doubtful
+from lib.certainty import certainty_of, is_doubtful
 from lib.corrections.attribution import Corrected
 from lib.corrections.names import Mapped
 from lib.corrections.renames import Compared
@@ -44,7 +44,7 @@ def beside_prediction(
             "If they are right, there is nothing else to do."
         )
         return (Finding(UNCHANGED, BACKGROUND, message).as_dict(np.eye(4)),)
-    if compared.renamed and numbering.get("confident") is True:
+    if compared.renamed and certainty_of(numbering) == "certain":
         before = {int(code) for code in np.unique(compared.kept.drawn.labels)}
         gaps = _gaps(lint) - _gaps(numbering.get("findings"))
         odd = [f"{name} is missing" for code, name in NAME_OF.items() if code in gaps]

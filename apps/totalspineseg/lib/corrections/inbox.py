@@ -55,6 +55,8 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
+RENUMBERED: Final = "renumbered"
+"""What is known about a label that is shown: whether it has other names than it came with."""
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
@@ -158,18 +160,20 @@ class Inbox:
             MemoryShortageError: It is kept, and there was not enough memory to read it.
             SubmissionError: It is kept, and could not be read for another fault of the server.
         """
-        came: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
+        sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         claims = claims or Claims()
         sha256 = history.sha256_of(file)
         with self._guard:
-            receipt = self._waiting_same(image_id, sha256, came)
+            receipt = self._waiting_same(image_id, sha256, sent)
             images = filter(None, {image_id, *claims.renamed})
             earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
             receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
             self._in_work.add(receipt_id)
         try:
             if receipt is None:
-                receipt = self._receipts.keep(receipt_id, image_id, file, **came, info=info or {}, claims=claims)
+                receipt = self._receipts.keep(
+                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info or {}, claims=claims
+                )
             with self._reading(receipt):
                 if not self._receipts.folder(receipt).is_dir():
                     return self._read_elsewhere(receipt)
@@ -206,11 +210,11 @@ class Inbox:
                 self._done(receipt.id)
         return self._receipts.waiting()
 
-    def _waiting_same(self, image_id: str, sha256: str, came: Mapping[str, Any]) -> Receipt | None:
+    def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
         """Return the very same submission that waits, and that nobody reads now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
-            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, came)
+            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
             if same and receipt.id not in self._in_work:
                 return receipt
         return None
@@ -407,6 +411,7 @@ class Inbox:
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
             "prediction": correction.prediction,
             DRAWN_ON: correction.image_sha256,
+            RENUMBERED: correction.renumbered is not None,
             **more,
         }
         kept = f"(the label is kept, but not shown: correction {correction.id} of image {correction.image!r})"

@@ -19,7 +19,7 @@ from requests_toolbelt import MultipartEncoder
 from lib.front.statuses import BUSY, FORBIDDEN
 from lib.front.uploads import read_params, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE, http_errors
-from lib.infers.listed import as_listed
+from lib.infers.listed import LISTED, as_listed, without_listed
 from lib.infers.result_tag import saves_label
 from lib.infers.trusted import TrustedPath
 from lib.volume_io import read_labels, write_volume
@@ -148,7 +148,7 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
     if output == "image":
         disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
         return Response(content, media_type="application/octet-stream", headers=disposition)
-    report = {name: value for name, value in result["params"].items() if name != "listed"}
+    report = without_listed(result["params"])
     if output == "json":
         return Response(json.dumps(report), media_type="application/json")
     fields = {
@@ -161,6 +161,6 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
 
 def _number_as_listed(file: Path, report: dict[str, Any]) -> None:
     """Give a result the values, and its report the names, of what is listed: clients make a row of every name."""
-    wire, names = read_labels(file), report["listed"]
+    wire, names = read_labels(file), report[LISTED]
     write_volume(file, as_listed(wire.data, report["label_names"], names), wire.grid)
     report["label_names"] = {name: value for value, name in enumerate(names, start=1)}

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse
 from lib.activelearning.offers import NOTED
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT
-from lib.corrections.inbox import FINAL_TAG
+from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.store import Correction
@@ -39,7 +39,7 @@ ARCHIVES = (".zip",)
 OWN_OF_SAMPLES: Final = ("id", "path", "warning")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
-OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT))
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))
 """What is known about images and labels that this server found out itself, and relies on."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "

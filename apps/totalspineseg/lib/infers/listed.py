@@ -5,6 +5,7 @@ of an earlier reply stay in its scene, so that a second result would lie over th
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from lib.anatomy import BACKGROUND, CANAL, CORD, SACRUM, WIRE_ID
 from lib.geometry import LabelArray
 from lib.numbering.weights import ORDER
 
+LISTED: Final = "listed"
+"""Of a result's report, the names that its reply lists."""
 ALWAYS_LISTED = (CANAL, CORD)
 """Found in nearly every scan: listed before any result, so that their rows are first and their colors the same."""
 
@@ -30,6 +33,11 @@ def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str
     upward = SACRUM in codes
     column = sorted((code for code in codes if code in ORDER), key=lambda code: ORDER[code], reverse=upward)
     return tuple(name_of[WIRE_ID[code]] for code in (*ALWAYS_LISTED, *column))
+
+
+def without_listed(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report without the names that its map lists, which the map of one reply alone follows."""
+    return {name: value for name, value in report.items() if name != LISTED}
 
 
 def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str]) -> LabelArray:

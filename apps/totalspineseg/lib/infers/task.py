@@ -24,7 +24,7 @@ from lib.errors import StorageError, UnknownImageError
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
-from lib.infers.listed import listed_names
+from lib.infers.listed import LISTED, listed_names
 from lib.infers.services import Services
 from lib.infers.settings import SettingError, Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
@@ -160,7 +160,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         warning = self._record(record, outcome)
         listed = self.listed(present, record, is_recorded=not warning)
-        return str(file), {**self._reply(record, warning=warning), "listed": list(listed)}
+        return str(file), {**self._reply(record, warning=warning), LISTED: list(listed)}
 
     def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared.

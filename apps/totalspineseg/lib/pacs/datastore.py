@@ -13,7 +13,7 @@ import requests
 from dicomweb_client import DICOMwebClient
 
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.inbox import FINAL_TAG
+from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.dicom.headers import read_header
 from lib.dicom.moments import now_utc
 from lib.dicom.seg_object import SegReference
@@ -237,11 +237,12 @@ class PacsDatastore(StudiesDatastore):
         raise ImageError("images of this server come from its PACS; remove the series there")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label under a tag; see the base class. A finished one goes into the PACS unless it came from there."""
+        """Show a label under a tag; see the base class. A finished one goes into the PACS unless that has it so."""
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
-        own = tag == FINAL_TAG and not label_info.get("instance")
+        # A PACS keeps a label with the names as they were sent: whoever looks there must see those that count.
+        own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
         # To be compared with segmentations of the PACS.
         info = {"created": now_utc(), UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)

@@ -12,7 +12,7 @@ from lib.corrections.receipts import Sender
 from lib.corrections.store import Correction
 from lib.dicom.seg_object import SegReference, seg_content
 from lib.errors import LabelError, StorageError, TotalSpineSegError
-from lib.pacs.datastore import PacsDatastore
+from lib.pacs.datastore import UNSENT, PacsDatastore
 from lib.pacs.series import image_series, is_own
 
 logger = logging.getLogger(__name__)
@@ -78,10 +78,10 @@ def submit_segmentation(
             logger.warning("a segmentation of series %s was not counted: %s", series, error)
             return Outcome(instance, "refused", f"Not counted: {error}", series)
     outcome = accepted(instance, kept)
-    if not kept.renumbered or kept.step == 1:
-        return outcome
-    # The PACS has the names as they were sent: whoever looks there must see those that count.
-    return outcome if _put_back(datastore, series) else replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+    shown = datastore.get_label_info(series, FINAL_TAG)
+    if shown.get("instance") == instance and shown.get(UNSENT):
+        return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+    return outcome
 
 
 def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
@@ -105,13 +105,9 @@ def _outcome_of(instance: str, known: Correction) -> Outcome:
 def send_waiting(datastore: PacsDatastore) -> None:
     """Store the finished labels that the PACS did not take at once, as long as it takes them now."""
     for series in datastore.waiting():
-        if not _put_back(datastore, series):
+        try:
+            if not datastore.put_back(series):
+                return
+        except TotalSpineSegError as error:
+            logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
             return
-
-
-def _put_back(datastore: PacsDatastore, series: str) -> bool:
-    try:
-        return datastore.put_back(series)
-    except TotalSpineSegError as error:
-        logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
-        return False
