@@ -72,10 +72,10 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
 @pytest.mark.parametrize(
     ("facts", "has", "has_not"),
     [
-        pytest.param({"probability": 0.61}, "61% likely", "landmark", id="a low chance is the reason"),
-        pytest.param({"probability": 0.61, "counted_only": True}, "61% likely", "landmark", id="low, and counted only"),
-        pytest.param({"probability": 0.996, "counted_only": True}, "landmark", "likely", id="counted only"),
-        pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "likely", id="contradicted"),
+        pytest.param({"probability": 0.61}, "probability of 61%", "landmark", id="a low chance is the reason"),
+        pytest.param({"probability": 0.61, "counted_only": True}, "probability of 61%", "landmark", id="low, and counted only"),
+        pytest.param({"probability": 0.996, "counted_only": True}, "landmark", "probability", id="counted only"),
+        pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "probability", id="contradicted"),
     ],
 )
 def test_the_reason_of_a_doubt_is_no_high_chance(facts: dict[str, float], has: str, has_not: str) -> None:
