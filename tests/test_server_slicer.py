@@ -151,11 +151,8 @@ def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MON
     assert accepted(server, "renamed at once") is None
     unused = requests.get(f"{server.url}/submissions/", timeout=10).json()[-1]
     assert (unused["image"], unused["status"]) == ("9: t2_tse_sag", "unfiled")
-    (folder,) = (server.studies / ".totalspineseg" / "unfiled").iterdir()
-    assert (folder.name, (folder / "raw.nii.gz").read_bytes()) == (
-        unused["submission"],
-        (tmp_path / "label.nii.gz").read_bytes(),
-    )
+    folder = server.studies / ".totalspineseg" / "unfiled" / unused["submission"]
+    assert (folder / "raw.nii.gz").read_bytes() == (tmp_path / "label.nii.gz").read_bytes()
 
 
 def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(

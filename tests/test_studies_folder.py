@@ -79,7 +79,7 @@ def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path
     studies = StudiesDatastore(str(tmp_path / "work"), images=str(tmp_path / "archive"), auto_reload=False)
     (tmp_path / "archive").rename(tmp_path / "away")
     (tmp_path / "archive").mkdir()
-    with pytest.raises(StorageError, match="mount their folder"):
+    with pytest.raises(StorageError, match="Mount the folder"):
         studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
     assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
 

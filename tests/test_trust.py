@@ -73,7 +73,9 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
     ("facts", "has", "has_not"),
     [
         pytest.param({"probability": 0.61}, "probability of 61%", "landmark", id="a low chance is the reason"),
-        pytest.param({"probability": 0.61, "counted_only": True}, "probability of 61%", "landmark", id="low, and counted only"),
+        pytest.param(
+            {"probability": 0.61, "counted_only": True}, "probability of 61%", "landmark", id="low, and counted only"
+        ),
         pytest.param({"probability": 0.996, "counted_only": True}, "landmark", "probability", id="counted only"),
         pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "probability", id="contradicted"),
     ],
