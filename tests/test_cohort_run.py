@@ -35,6 +35,8 @@ from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume
 from phantom import CodeReader, image_of, lumbar_codes
 
+pytestmark = pytest.mark.slow
+
 AFFINE = np.array([[0, 0, 1.0, -20], [-1, 0, 0, 60], [0, 1, 0, -100], [0, 0, 0, 1.0]])
 """Array axes P, S, R: not the axes of the networks."""
 

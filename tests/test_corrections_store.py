@@ -28,6 +28,8 @@ from lib.geometry import Grid
 from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
 from pacs_serving import wait_for
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 SENDER = Sender(user="ada", client="slicer-7", file_name="my label.nii.gz")
 L4_L5: Mapping[str, Any] = {"label_info": [{"name": "L4", "idx": 7}, {"name": "L5", "idx": 8}]}

@@ -57,6 +57,8 @@ from lib.trust import UNMEASURED, Trust
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
+pytestmark = pytest.mark.slow
+
 ODD, EVEN = Step2.VERTEBRA_ODD.value, Step2.VERTEBRA_EVEN.value
 TINY = FinetuneSettings(
     iterations=6, batch_size=2, warmup=2, epoch=3, validation_patches=1, checkpoint_every=3, device="cpu"

@@ -18,6 +18,8 @@ from starlette.testclient import TestClient
 from lib.front import driver, host, proxy, threads
 from test_pacs_outage import http_server
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 10.0
 
 

@@ -20,6 +20,8 @@ from lib.pacs.listing import Listing
 from lib.volume_io import read_image, write_volume
 from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
 
+pytestmark = pytest.mark.slow
+
 OLD = time.time() - 2 * IN_USE_SECONDS
 SERIES = tuple(Kept(uid, used, 10) for uid, used in (("b", 2.0), ("a", 1.0), ("c", 3.0)))
 

@@ -37,6 +37,8 @@ from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, pacs_app, two_studies
 from phantom import PIR
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:

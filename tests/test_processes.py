@@ -15,6 +15,8 @@ import pytest
 from lib import processes
 from lib.processes import PARENT, end_with_parent, free_port, parent_is_gone, stop
 
+pytestmark = pytest.mark.slow
+
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); signal.pause()"
 WILLING = "import signal; print(flush=True); signal.pause()"
 

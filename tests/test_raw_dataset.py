@@ -29,6 +29,8 @@ from lib.volume_io import read_labels, write_volume
 from tiny_models import write_model_folder
 from training_site import correct, make_site
 
+pytestmark = pytest.mark.slow
+
 DISC_L3_L4, DISC_L4_L5 = 94, 95
 ODD, EVEN = 7, 8
 

@@ -16,6 +16,8 @@ from lib.nnunet.model_folder import models_in
 from lib.nnunet.predictor import WarmPredictor
 from lib.volume_io import read_image, read_labels
 
+pytestmark = pytest.mark.slow
+
 SCAN = Path(__file__).parent / "real" / "cervical_t2"
 MARKS_MM = {"C3": (-6.2, 0.8, 24.7), "C5": (-6.2, -0.2, -10.3)}
 """Points (RAS) in the cord behind the middle of two vertebrae, set by the people who published the scan."""

@@ -18,6 +18,8 @@ from lib.nnunet.starter_settings import StarterSettings
 from lib.nnunet.training import region_loss
 from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 
+pytestmark = pytest.mark.slow
+
 PATCH = (32, 16, 16)
 SPACING = (3.0, 2.0, 2.0)
 

@@ -17,6 +17,8 @@ from lib.processes import free_port
 from lib.version import VERSION
 from tiny_models import DATASETS, write_models
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

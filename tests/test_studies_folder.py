@@ -25,6 +25,8 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 
 

@@ -45,6 +45,8 @@ from lib.synthesis.shapes import (
 )
 from lib.synthesis.tissues import Tissue
 
+pytestmark = pytest.mark.slow
+
 COARSE = (3.5, 1.75, 1.75)
 
 

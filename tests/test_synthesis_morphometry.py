@@ -19,6 +19,8 @@ from lib.synthesis.raster import Raster
 from lib.synthesis.shapes import Local, arch
 from lib.synthesis.tissues import Tissue
 
+pytestmark = pytest.mark.slow
+
 SPACING = (2.0, 1.0, 1.5)
 LEVELS = anatomy.column().vertebrae
 DISCS = dict(zip(LEVELS, anatomy.column().discs, strict=True))
