@@ -158,7 +158,7 @@ def train_step(arguments: argparse.Namespace) -> None:
     tuned = fine_tune(folder, cases, work, settings)
     print(f"patch {patch}, batch {tuned.batch_size}: {time.perf_counter() - start:.0f} s, Dice {tuned.best:.3f}")
     lesson = Lesson(frozenset(case.name for case in cases), (), None)
-    Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson)
+    Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson, parent.trust)
 
 
 KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)
