@@ -188,7 +188,8 @@ def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "fault", [StorageError("disk full"), MemoryShortageError("too little memory"), RuntimeError("a fault of the server")]
+    "fault",
+    [StorageError("disk full"), MemoryShortageError("too little memory"), RuntimeError("a fault")],
 )
 def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Path, fault: Exception) -> None:
     """It was noted as sent, never came into the PACS, and kept the labels after it waiting."""
