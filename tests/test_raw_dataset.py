@@ -343,6 +343,16 @@ def bids(folder: Path, *scans: LabeledScan) -> None:
             write_volume(path, volume.data, volume.grid)
 
 
+def test_scans_are_found_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
+    """Only ``.nii.gz`` in lower case was found."""
+    folder, raw = tmp_path / "bids", tmp_path / "raw"
+    bids(folder, *(block_scan(k) for k in (1, 2)))
+    for path in sorted(folder.rglob("sub-2*.nii.gz")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.gz")))
+    assert main(["prepare", str(folder), str(raw), "--step", "1"]) == 0
+    assert files(raw, 1).keys() == names("sub-1_T2w", "sub-2_T2w", channels=1)
+
+
 def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, raw = tmp_path / "bids", tmp_path / "raw"
     words = ["prepare", str(folder), str(raw), "--step", "1"]
@@ -356,8 +366,8 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     said = capsys.readouterr()
     assert "1 cases" in said.out
     assert "removed 2 cases of an earlier call: sub-2_T2w, sub-3_T2w" in said.out
-    assert "left out sub-2_T2w: one image 'sub-2_T2w.nii.gz' and one label of it are required, got 0 and 1" in said.err
-    assert "left out sub-3_T2w: one image 'sub-3_T2w.nii.gz' and one label of it are required, got 1 and 2" in said.err
+    assert "left out sub-2_T2w: one image 'sub-2_T2w' and one label of it are required, got 0 and 1" in said.err
+    assert "left out sub-3_T2w: one image 'sub-3_T2w' and one label of it are required, got 1 and 2" in said.err
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)

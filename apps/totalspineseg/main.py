@@ -158,7 +158,7 @@ class App(MONAILabelApp):
     def weights_warning(self) -> str:
         """Return a sentence where results are not for patients; "" where nothing warns of the weights in use."""
         try:
-            return warning_of(self._networks.folder(step).name for step in (1, 2))
+            return warning_of(self._site.models, [self._networks.folder(step).name for step in (1, 2)])
         except WeightsError:
             return ""
 
