@@ -14,6 +14,7 @@ import pytest
 
 import lib.nnunet.unpack as unpack_module
 from lib.cli import main
+from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
 from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
@@ -509,3 +510,21 @@ def test_size_and_license_come_before_the_download(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit):
         main([*words, "--release", "r20241005"])
     assert "r20251124" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("terminal", "total", "written"),
+    [
+        (False, 10, ["0 of 10 MiB (0 %)", "5 of 10 MiB (50 %)", "10 of 10 MiB (100 %)", ""]),
+        (True, 10, ["\r\x1b[2K0 of 10 MiB (0 %)\r\x1b[2K5 of 10 MiB (50 %)\r\x1b[2K10 of 10 MiB (100 %)", ""]),
+        (True, 0, ["\r\x1b[2K0 MiB", "\r\x1b[2K5 MiB\r\x1b[2K5 MiB\r\x1b[2K10 MiB"]),
+    ],
+)
+def test_a_download_shows_how_far_it_is(
+    terminal: bool, total: int, written: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    bar = weights_command._Bar()
+    for done in (0, 5, 5, 10):
+        bar(done * weights_command.MIB, total * weights_command.MIB)
+    assert capsys.readouterr().err.split("\n") == written
