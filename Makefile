@@ -16,7 +16,8 @@ PIP_AUDIT_VERSION := 2.10.1
 BIN := .venv/bin
 # Processes that share the tests.
 JOBS ?= 2
-PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# A process that dies ends the run with a failure: started anew it would begin the same file again, and die again.
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 APP := apps/totalspineseg
 READY := .venv/.ready
 SLICER := .venv-slicer

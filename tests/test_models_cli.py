@@ -269,7 +269,7 @@ def test_a_model_of_one_step_comes_in_and_says_so(
 ) -> None:
     step1 = ModelFolder.open(store.versions_dir / "trained-1", step=1).path.parent
     _, out, _ = run(store, capsys, "import", str(step1), "--name", "one")
-    assert "imported one, a model of step 1; put it" in out
+    assert "one" in out and "step 1" in out
 
 
 # --- retrain and prepare

@@ -69,6 +69,7 @@ def create_app(
         ohif,
         proxy,
         samples,
+        saved,
         start,
         studies,
         threads,
@@ -97,6 +98,7 @@ def create_app(
     own = (
         infer.router(executor),
         studies.router(limit),
+        saved.router(),
         train.router(),
         samples.router(),
         ohif.router(),
