@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lib.agreement import CaseScore, score_case
+from lib.agreement import NOTHING_LEFT, CaseScore, Left, score_case
 from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
 from lib.geometry import LabelArray, Volume, on_grid
@@ -31,12 +31,14 @@ class JudgedCase:
         subject: Whom it belongs to.
         image: On any grid.
         truth: Codes on the same grid.
+        left: Structures of the truth that speak for one of the models which are compared, and do not count.
     """
 
     name: str
     subject: str
     image: Volume
     truth: Volume
+    left: Left = NOTHING_LEFT
 
 
 def predict_codes(image: Volume, model: Model) -> LabelArray:
@@ -110,4 +112,4 @@ def score_models(
 
 def _score(case: JudgedCase, model: Model) -> CaseScore:
     voxel_mm3 = math.prod(case.truth.spacing)
-    return score_case(case.truth.data, predict_codes(case.image, model), voxel_mm3=voxel_mm3)
+    return score_case(case.truth.data, predict_codes(case.image, model), voxel_mm3=voxel_mm3, left=case.left)

@@ -65,6 +65,8 @@ class GateReport:
             beginning too.
         reason: One sentence for the log and the model list.
         left_out: Scans that could not judge, each with the reason.
+        untouched: Structures of the hold-out that did not judge: their readers left them as weights of this line
+            predicted them.
     """
 
     active: str
@@ -73,6 +75,7 @@ class GateReport:
     sets: tuple[SetReport, ...]
     reason: str
     left_out: tuple[str, ...] = ()
+    untouched: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON values (nan as null)."""
@@ -88,6 +91,7 @@ class GateReport:
             },
             "sets": [_set_json(entry) for entry in self.sets],
             "left_out": list(self.left_out),
+            "untouched": self.untouched,
         }
 
     @classmethod
@@ -101,7 +105,8 @@ class GateReport:
         sets = tuple(_set_from(entry) for entry in content["sets"])
         active, candidate, reason = (str(content[key]) for key in ("active", "candidate", "reason"))
         left_out = tuple(map(str, content.get("left_out", ())))
-        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out)
+        untouched = int(content.get("untouched", 0))
+        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out, untouched)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def judge(
     holdout: Sequence[SubjectScores],
     beginning: Beginning | None = None,
     left_out: Sequence[str] = (),
+    untouched: int = 0,
 ) -> GateReport:
     """Decide whether a candidate may be served.
 
@@ -137,6 +143,7 @@ def judge(
         holdout: Scores on the site's own subjects that are never trained on.
         beginning: The same beside the weights the first of the trainings began with; None where these are ``active``.
         left_out: Scans that could not judge, each with the reason; the report names them.
+        untouched: Structures of the hold-out that its readers left as predicted; the report counts them.
 
     Returns:
         The decision. Nothing may fall beyond its margin on either set, nor by ``SINCE_BEGINNING`` margins since the
@@ -155,7 +162,12 @@ def judge(
     publish, reason = _decide(*sets, since)
     if left_out:
         reason = f"{reason}; could not judge: {len(left_out)} of the scans"
-    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out))
+    if untouched:
+        reason = (
+            f"{reason}; {untouched} structures of the hold-out did not judge, since their readers left them as weights "
+            "of this line predicted them"
+        )
+    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out), untouched)
 
 
 def _decide(reference: SetReport, holdout: SetReport, since: Sequence[SetReport]) -> tuple[bool, str]:

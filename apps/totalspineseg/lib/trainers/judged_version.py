@@ -13,6 +13,7 @@ from lib.nnunet.model_folder import ModelFolder, models_of
 from lib.registry.judgments import Judgment, keep_judgment
 from lib.registry.store import Choice, ModelStore
 from lib.trainers.judging import Judging, never_seen
+from lib.trainers.line import line_of
 from lib.trainers.material import judged_cases, site_material
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
@@ -63,8 +64,10 @@ def judge_version(
     models = models_of(store, name)
     compared = _compared_with(store, name, models)
     parents = {step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in compared.items()}
-    foreseen = site_material(site, split_of=foreseen_split).holdout if site else ()
-    fair, unfair = never_seen(store, {name, *(choice.name for choice in compared.values())}, foreseen)
+    both = {name, *(choice.name for choice in compared.values())}
+    line = line_of(store, both)
+    foreseen = site_material(site, line=line, split_of=foreseen_split).holdout if site else ()
+    fair, unfair = never_seen(store, both, foreseen)
     holdout, unreadable = judged_cases(fair)
     settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
 

@@ -116,6 +116,7 @@ class Judging:
                 holdout=on_holdout,
                 beginning=since,
                 left_out=[f"{name}: {reason}" for name, reason in left_out.items()],
+                untouched=sum(case.left.count for case in holdout if case.name not in left_out),
             )
             verdicts.append(Judged(report, share))
             if report.publish:
