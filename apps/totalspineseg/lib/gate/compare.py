@@ -21,8 +21,17 @@ MARGINS: Final[Mapping[str, float]] = MappingProxyType(
 CONFIDENCE: Final = 0.90
 """One-sided confidence that a fall stays inside its margin."""
 T_LEVEL: Final = 0.955
-"""Where the t quantile is taken. The excess over ``CONFIDENCE`` is what skewed differences take away: where a few
-subjects fall far (skewness to -1.75), 3 to 12 subjects then still keep 88 % or more; where none does, it is 95 %."""
+"""Where the t quantile is taken of fewer than ``SKEW_FROM`` subjects. The excess over ``CONFIDENCE`` is what skewed
+differences take away: where few fall far (skewness to -1.75), it keeps 88 % or more; where none does, it has 95 %."""
+SKEW_FROM: Final = 5
+"""So many subjects show something of how skewed the differences are. With fewer, following what they show would refuse
+one harmless candidate in five whose subjects hardly differ."""
+LEVEL_UNSKEWED: Final = (0.89, 0.225)
+"""Where the t quantile is taken of so many subjects and no skewness: the first plus the second over the subjects, and
+never below ``CONFIDENCE``. Fitted by simulation, like the next two, so that each shape keeps 88 % or more."""
+LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
+"""Where it is taken at the largest skewness that so many subjects can show, of few that fall far and of few that rise;
+in between the quantile follows the skewness linearly."""
 SINCE_BEGINNING: Final = 2.0
 """What all trainings since the weights a site began with may cost together, in margins of one: small falls, each
 allowed, must not add up."""
@@ -105,14 +114,28 @@ def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> n
         (...) bounds. With fewer than ``MIN_SUBJECTS`` the worst subject is the bound.
 
     Source:
-        Student's one-sided bound of a mean, at ``T_LEVEL``. Corrections for skewness (Johnson 1978, Hall 1992) were
-        tried: so few subjects do not show the skewness that they would correct.
+        Student's one-sided bound of a mean, its quantile by the skewness of the sample. Corrections by formula (Johnson
+        1978, Hall 1992) were tried: they follow the skewness too little, or are undone by one subject.
     """
     subjects = changes.shape[-1]
     if subjects < MIN_SUBJECTS:
         return np.asarray(changes.min(axis=-1))
     error = changes.std(axis=-1, ddof=1) / math.sqrt(subjects)
-    return np.asarray(changes.mean(axis=-1) - stdtrit(subjects - 1, T_LEVEL) * error)
+    return np.asarray(changes.mean(axis=-1) - _quantile(changes) * error)
+
+
+def _quantile(changes: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How many standard errors below the mean change the bound lies."""
+    subjects = changes.shape[-1]
+    if subjects < SKEW_FROM:
+        return np.asarray(stdtrit(subjects - 1, T_LEVEL))
+    level = max(CONFIDENCE, LEVEL_UNSKEWED[0] + LEVEL_UNSKEWED[1] / subjects)
+    around = changes - changes.mean(axis=-1, keepdims=True)
+    squares = (around**2).mean(axis=-1)
+    cubes = (around**3).mean(axis=-1)
+    largest = (subjects - 2) / math.sqrt(subjects - 1)
+    skewness = np.divide(cubes, squares**1.5, out=np.zeros_like(cubes), where=squares > 0) / largest
+    return np.interp(skewness, (-1, 0, 1), stdtrit(subjects - 1, (LEVEL_FALLING, level, LEVEL_RISING)))
 
 
 def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: float) -> Comparison:
