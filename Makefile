@@ -22,7 +22,7 @@ READY := .venv/.ready
 SLICER := .venv-slicer
 
 .PHONY: setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -116,6 +116,10 @@ bench-starter: setup
 
 bench-retrain: setup
 	$(BIN)/python tools/bench_retrain.py
+
+# REAL=folder of SPIDER slabs; OPTIONS="--reverse --weights NAME". Killed, the same command goes on.
+bench-retrain-real: setup
+	$(BIN)/python tools/bench_retrain_real.py "$(REAL)" $(OPTIONS)
 
 # Odd requests made from the server's own description: some minutes, and it stops by itself.
 fuzz: setup .venv-fuzz/.ready

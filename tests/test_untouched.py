@@ -65,7 +65,7 @@ def edited(share: float) -> LabelArray:
 
 
 @pytest.mark.parametrize(("share", "drawn_again"), [(0.0, False), (0.01, False), (0.1, True)])
-def test_a_structure_that_was_drawn_again_is_told_from_one_that_was_left(share: float, drawn_again: bool) -> None:
+def test_a_structure_that_was_drawn_again_differs_from_one_that_was_left(share: float, drawn_again: bool) -> None:
     found = left_of(sent(edited(share)))
     assert set(found.untouched) == EVERY - ({L3} if drawn_again else set())
     assert found.renamed == ()
@@ -174,11 +174,11 @@ def label_of(share: float, seed: int) -> tuple[LabelArray, frozenset[int]]:
     return label, left
 
 
-def verdict(candidate: LabelArray, share: float, *, told: bool = True) -> GateReport:
+def verdict(candidate: LabelArray, share: float, *, marked: bool = True) -> GateReport:
     subjects, count = [], 0
     for seed in range(6):
         truth, left = label_of(share, seed)
-        known = Left(left) if told else Left()
+        known = Left(left) if marked else Left()
         scores = [score_case(truth, map_, left=known) for map_ in (PARENT, candidate)]
         subjects.append(SubjectScores(f"s{seed}", (scores[0],), (scores[1],)))
         count += known.count
@@ -196,7 +196,7 @@ def test_a_better_candidate_passes_however_much_was_left(share: float) -> None:
     assert (f"{report.untouched} structures" in report.reason) is (share > 0)
     assert GateReport.from_json(report.as_json()).untouched == report.untouched
     if share:
-        assert not verdict(BETTER, share, told=False).publish
+        assert not verdict(BETTER, share, marked=False).publish
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
