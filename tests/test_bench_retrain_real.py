@@ -51,9 +51,7 @@ class Desk:
         self.submission = read_submission(Path(label), params["label_info"])
 
 
-def test_a_correction_is_read_as_it_was_sent(
-    slab: tuple[Path, np.ndarray], truth: bench.Truth, tmp_path: Path
-) -> None:
+def test_a_correction_is_read_as_it_was_sent(slab: tuple[Path, np.ndarray], truth: bench.Truth, tmp_path: Path) -> None:
     """Taught as background, the sacrum and the cord nobody had looked at were unlearned."""
     predicted: LabelArray = slab[1].copy()
     label, unchecked = bench.label_of(truth, predicted)
