@@ -18,6 +18,12 @@ LEVEL_MARGIN: Final = 0.05
 MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
 )
+OWN_ANSWER_MARGIN: Final = 0.3
+"""Dice by which a candidate may differ from what the weights in use answer themselves. Where readers corrected
+outlines, a better candidate differed by 0.2 in the structure that changed most."""
+OWN_ANSWER_MARGINS: Final[Mapping[str, float]] = MappingProxyType(
+    {measure: LEVEL_MARGIN if measure == LEVELS else OWN_ANSWER_MARGIN for measure in MEASURES}
+)
 CONFIDENCE: Final = 0.90
 """One-sided confidence that a fall stays inside its margin."""
 T_LEVEL: Final = 0.955
@@ -32,9 +38,9 @@ never below ``CONFIDENCE``. Fitted by simulation, like the next two, so that eac
 LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
 """Where it is taken at the largest skewness that so many subjects can show, of few that fall far and of few that rise;
 in between the quantile follows the skewness linearly."""
-SINCE_BEGINNING: Final = 2.0
-"""What all trainings since the weights a site began with may cost together, in margins of one: small falls, each
-allowed, must not add up."""
+SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
+"""What all trainings since the weights a site began with may cost together: small falls, each allowed, must not add
+up."""
 MIN_SUBJECTS: Final = 3
 """Fewer subjects say next to nothing about how much the others differ."""
 
@@ -82,12 +88,12 @@ class Comparison:
         return self.subjects == 0 or self.lower >= -self.margin
 
 
-def compare(subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> tuple[Comparison, ...]:
+def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> tuple[Comparison, ...]:
     """Compare two models measure by measure, paired by scan, with a bound over subjects.
 
     Args:
         subjects: Scores of both models. Not modified.
-        margins: How many ``MARGINS`` are allowed.
+        margins: Measure -> fall that is allowed.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
@@ -101,7 +107,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> tuple
                 f"scores of the same scans by both models are required, got {len(entry.active)} and "
                 f"{len(entry.candidate)} for {entry.subject!r}; score every scan with both"
             )
-    return tuple(_compare_measure(subjects, measure, margins * MARGINS[measure]) for measure in MEASURES)
+    return tuple(_compare_measure(subjects, measure, margins[measure]) for measure in MEASURES)
 
 
 def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
