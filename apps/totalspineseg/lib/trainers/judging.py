@@ -161,6 +161,8 @@ class Judging:
         self, cases: Sequence[JudgedCase], active: _Rated, candidate: _Rated, skip: Callable[[str, str], None]
     ) -> list[SubjectScores]:
         """Score a candidate beside what the weights in use answered, group by group that they show."""
+        if not cases:
+            return []
         scores = score_models(
             cases,
             active=active.model,
