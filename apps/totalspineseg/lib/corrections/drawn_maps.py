@@ -118,9 +118,14 @@ class DrawnMaps:
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the hash and the latest name of each image that maps are kept of, by hash; without a name none."""
         for folder in history.entries(self._root):
-            kept = next(self.newest_first(folder.name), None)
-            if kept is not None and kept.image:
-                yield folder.name, kept.image
+            for entry in reversed(self._entries(folder.name)):
+                try:
+                    image = history.read_json(entry / RECORD_FILE).get("image")
+                except StorageError:
+                    continue
+                if image:
+                    yield folder.name, str(image)
+                break
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Ids of the predictions whose maps are kept, oldest first."""

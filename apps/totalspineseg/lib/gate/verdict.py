@@ -20,7 +20,7 @@ from lib.gate.compare import (
 REFERENCE, HOLDOUT = "reference", "hold-out"
 """The two sets a candidate is judged on."""
 OWN_ANSWERS: Final = "own answers"
-"""Scans of the site that the weights in use name for sure, in place of synthetic ones that they do not handle."""
+"""Scans of the site that the weights in use name without doubt, in place of synthetic ones that they do not handle."""
 TOO_FEW_DEFAULT: Final = (
     "with too few hold-out subjects the reference set alone decides, and the report says so; "
     "with too few reference subjects nothing is published"

@@ -86,8 +86,8 @@ class Judging:
         Args:
             reference: Draws the fixed scans.
             holdout: The site's own.
-            own_answers: Answers scans of the site with the weights in use, as many of those they name for sure as there
-                are spines of the reference set that they do not handle.
+            own_answers: Answers scans of the site with the weights in use, and gives those they name without doubt: as
+                many as there are spines of the reference set that they do not handle.
             unreadable: Scans of the site that cannot even be asked about.
             on_left_out: Told about every other scan that cannot judge.
 

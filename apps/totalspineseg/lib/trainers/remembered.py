@@ -1,4 +1,4 @@
-"""What weights can do: synthetic spines as far as they handle them, and scans of the site that they name for sure.
+"""What weights can do: synthetic spines as far as they handle them, and scans of the site that they name without doubt.
 
 Weights that were never trained on synthetic spines would be held, and judged, where they are weak. So in place of the
 spines that they do not handle come their own answers on scans of the site that nobody has corrected.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.agreement import MEASURES, CaseScore, score_case
-from lib.certainty import certainty_of
+from lib.certainty import Certainty, certainty_of
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionStore
@@ -34,7 +34,9 @@ TRIED: Final = 4
 OWN_AT_MOST: Final = 24
 """Own answers that are replayed at most: each takes the whole pipeline, minutes on a CPU with networks of the official
 size."""
-CERTAIN: Final = "certain"
+WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
+"""How sure weights are of names that they are held to. Nearly all lumbar scans are counted, and a site may have no
+others; a rare column of six lumbar vertebrae that is counted as five is what these weights answer, too."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def replay_of(
     Args:
         site: Studies and models.
         model: The weights that training begins with.
-        count: How many scans; fewer where the site has not enough that are named for sure.
+        count: How many scans; fewer where the site has not enough that are named without doubt.
         tell: What is being done, for progress.
 
     Raises:
@@ -127,10 +129,10 @@ def own_answers(
     seen: Collection[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[OwnAnswer]:
-    """Yield uncorrected scans of the site that weights name for sure, their own answers as truth, in a fixed order.
+    """Yield uncorrected scans of the site that weights name without doubt, with their answers, in a fixed order.
 
     Args:
-        site: Studies and models; scans that the server was asked about lately and named for sure are tried.
+        site: Studies and models; scans that the server was asked about lately and named without doubt are tried.
         model: The weights.
         count: How many are wanted; twice as many are tried.
         judges: Scans of people that may judge, else of people that may train: by the hold-out list, or where it does
@@ -146,15 +148,15 @@ def own_answers(
     found = tried = 0
     split, predictions = read_split(site.holdout_file), PredictionStore(site.history)
     for sha256, image_id in DrawnMaps(site.history).images():
+        if found == count or tried == 2 * count:
+            return
         subject = site.subject(image_id)
         held = split.holds_out(subject) if subject in split.role else drawn_out(subject)
         if held is not judges or sha256 in seen or site.corrections.standing(image_id):
             continue
         latest = predictions.latest(image_id)
-        if latest is None or certainty_of(latest.numbering) != CERTAIN:
+        if latest is None or certainty_of(latest.numbering) not in WITHOUT_DOUBT:
             continue
-        if found == count or tried == 2 * count:
-            return
         tried += 1
         tell(f"answering {image_id} with the weights in use")
         try:
@@ -166,7 +168,7 @@ def own_answers(
         except (ImageError, GridError, StorageError, OSError) as error:
             logger.warning("%s does not help to remember: %s", image_id, error)
             continue
-        if certainty == CERTAIN:
+        if certainty in WITHOUT_DOUBT:
             found += 1
             yield OwnAnswer(f"{image_id} (own answer)", subject, path, Volume(codes, image.affine), sha256)
 

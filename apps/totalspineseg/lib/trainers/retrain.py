@@ -200,7 +200,7 @@ class _Retraining:
         spines = sum(source.origin is Origin.SYNTHETIC for source in found)
         self.reporter.say(
             f"against forgetting: {spines} synthetic spines and {len(found) - spines} scans of the site that the "
-            "weights in use name for sure"
+            "weights in use name without doubt"
         )
         return found
 
