@@ -23,12 +23,13 @@ READY := .venv/.ready
 SLICER := .venv-slicer
 
 .PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) $(BIN)/totalspineseg ## Install everything into .venv
+
 $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -119,6 +120,10 @@ bench-starter: setup ## Measure the starter weights (CASES=, REAL=, PICTURES=)
 
 bench-retrain: setup ## Measure a retraining on a new synthetic scanner
 	$(BIN)/python tools/bench_retrain.py
+
+# REAL=folder of SPIDER slabs; OPTIONS="--reverse --weights NAME". Killed, the same command goes on.
+bench-retrain-real: setup ## Measure a retraining on real patients (REAL=, OPTIONS=)
+	$(BIN)/python tools/bench_retrain_real.py "$(REAL)" $(OPTIONS)
 
 # Odd requests made from the server's own description: some minutes, and it stops by itself.
 fuzz: setup .venv-fuzz/.ready ## Send 2000 odd requests to a server

@@ -44,7 +44,7 @@ def findings(submission: Submission, certainty: Certainty | None, known: tuple[d
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
-    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, GRID, lint))
+    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, lint))
 
 
 def edited(labels: LabelArray) -> LabelArray:
@@ -97,7 +97,7 @@ def test_a_rename_that_makes_certain_levels_odd_is_said(
 
 def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
     mapped = map_names(sent({}), GRID)
-    assert beside_prediction(None, mapped, GRID, ()) == ()
+    assert beside_prediction(None, mapped, ()) == ()
 
 
 def test_what_a_rename_did_is_the_first_sentence() -> None:

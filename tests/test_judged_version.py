@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lib.cli import main
-from lib.gate import holdout
+from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
 from lib.gate.scoring import JudgedCase, score_models
 from lib.registry.records import VersionRecord, images_trained_on, read_record, write_record
@@ -185,6 +185,8 @@ def test_real_networks_are_judged(
     with site.models.publish("same") as staging:
         write_model_folder(staging, 2, spacing=SPACING_MM)
     monkeypatch.setattr(judging, "score_models", score_models)
+    # Random weights handle nothing, and would judge by nothing.
+    monkeypatch.setattr(reference, "HANDLED", 0.0)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()

@@ -281,7 +281,7 @@ def test_retrain_learns_from_a_studies_folder(
 ) -> None:
     monkeypatch.setattr(judging, "score_models", lambda cases, **_: scores_of(0.0) if list(cases) else ())
     monkeypatch.setattr(retraining, "reference_cases", lambda count: tiny_reference())
-    monkeypatch.setattr(retraining, "replay_sources", lambda count: tiny_replay())
+    monkeypatch.setattr(retraining, "replay_of", lambda *_, **__: tiny_replay())
     monkeypatch.setattr(TrainingLog, "draw", lambda self: None)
     site = make_site(tmp_path)
     words = ["retrain", str(tmp_path / "studies"), "--step", "1", "--iterations", "1", "--device", "cpu"]

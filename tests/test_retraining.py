@@ -13,7 +13,7 @@ import training_site
 from lib.anatomy import DISCS, UNREVIEWED
 from lib.corrections.store import Correction, CorrectionStore
 from lib.errors import ImageError
-from lib.gate import holdout
+from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
 from lib.geometry import Volume
 from lib.nnunet import finetune_run
@@ -27,7 +27,7 @@ from lib.registry.manage import list_versions, require_served, show_version
 from lib.registry.records import VersionRecord, removed_versions, write_record
 from lib.registry.removal import remove_versions
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import judging
+from lib.trainers import judging, remembered
 from lib.trainers.material import site_material
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
@@ -177,6 +177,20 @@ def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
     assert compared == [first.version] * 2 + [STARTER] * 2
     names = [entry["name"] for entry in show_version(site.models, second.version)["gate"]["sets"]]
     assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
+
+
+def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against forgetting they were taught spines that they had never known."""
+    site = make_site(tmp_path)
+    monkeypatch.setattr(remembered, "replay_sources", lambda count: tiny_replay() * count)
+    result = train(site, replay=None)
+    log = (result.run / "log.txt").read_text()
+    assert "against forgetting: 0 synthetic spines and 0 scans" in log
+    assert show_version(site.models, result.version)["replay"] == []
+    monkeypatch.setattr(reference, "HANDLED", 0.0)
+    correct(site, tmp_path, "sub-7", 7)
+    again = train(site, replay=None)
+    assert "48 synthetic spines" in (again.run / "log.txt").read_text()
 
 
 def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(

@@ -19,6 +19,7 @@ from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.wire import to_wire
 from lib.errors import TrainingError, WeightsError
 from lib.gate import holdout
+from lib.gate import reference as gate_reference
 from lib.gate.compare import SubjectScores
 from lib.nnunet import cases as training_cases
 from lib.nnunet.cases import Origin
@@ -74,8 +75,12 @@ def train(site: Site, **finetune: Any) -> Retrained:
     return retrain(site, tiny_settings(**finetune), replay=tiny_replay(), reference=tiny_reference)
 
 
-def test_corrections_become_a_served_version_that_says_what_made_it(tmp_path: Path) -> None:
+def test_corrections_become_a_served_version_that_says_what_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way, with real networks in the gate; random ones find nothing, so nothing can fall."""
+    # They handle nothing either, and would judge by nothing.
+    monkeypatch.setattr(gate_reference, "HANDLED", 0.0)
     site = make_site(tmp_path)
     correction = next(site.corrections.all())
     before = {step: ModelFolder.open(site.models.resolve(step).root, step=step).digest for step in (1, 2)}

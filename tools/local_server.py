@@ -12,6 +12,7 @@ from monailabel.client.client import MONAILabelClient
 from server_process import APP, ROOT, StartError, server_process
 
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.store import NAME, STARTER, ModelStore
 
 __all__ = ["APP", "ROOT", "TrainingFailedError", "own_app", "serving", "train"]
@@ -48,8 +49,9 @@ def own_app(folder: Path, weights: str = "") -> ModelStore:
         target = root / f"step{step}" / model.path.name
         checkpoint = target / model.checkpoint.relative_to(model.path)
         checkpoint.parent.mkdir(parents=True)
-        for file in ("plans.json", "dataset.json"):
-            shutil.copyfile(model.path / file, target / file)
+        for file in ("plans.json", "dataset.json", TRUST_FILE):
+            if (model.path / file).is_file():
+                shutil.copyfile(model.path / file, target / file)
         shutil.copyfile(model.checkpoint, checkpoint)
         if name != STARTER:
             store.activate(name, steps=[step])

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_grid
@@ -49,6 +50,8 @@ class LabeledScan:
         codes: Output codes on the same voxels, in the index order of the image whatever it was; ``UNREVIEWED`` where
             nobody has looked.
         unreviewed: Structures of ``codes`` that nobody checked: not taught, but known to be there.
+        left: Structures that are as weights of the line in use predicted them; ``left.untouched`` are no news to a
+            network that is trained from these.
 
     Raises:
         GridError: The label lies on other voxels than its image.
@@ -60,6 +63,7 @@ class LabeledScan:
     image: Volume
     codes: Volume
     unreviewed: frozenset[int] = frozenset()
+    left: Left = NOTHING_LEFT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", on_grid(self.codes, self.image.grid))

@@ -6,6 +6,7 @@ from lib.errors import TrainingError
 from lib.nnunet.runtimes import resolve_devices
 from lib.registry.records import trained_on
 from lib.registry.store import Choice
+from lib.trainers.line import line_of
 from lib.trainers.material import Material, site_material
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
@@ -44,7 +45,8 @@ def start_of(site: Site, settings: RetrainSettings) -> Start:
         raise TrainingError(str(error)) from error
     choices = {step: site.models.resolve(step) for step in (1, 2)}
     known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
-    material = site_material(site, known)
+    line = line_of(site.models, {choice.name for choice in choices.values()})
+    material = site_material(site, known, line=line)
     taught = tuple(step for step in settings.steps if material.taught(step))
     if not taught:
         raise TrainingError(
