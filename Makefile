@@ -26,7 +26,7 @@ SLICER := .venv-slicer
   bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
 
 help: ## Print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) $(BIN)/totalspineseg ## Install everything into .venv
 
