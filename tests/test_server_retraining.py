@@ -70,9 +70,7 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
         correct(server)
         client_of(server).train_start("totalspineseg", ENDLESS)
         wait_for(
-            lambda: (
-                "epoch" in text_of_log(server, 1) or list(training_dir(server).glob("*/step1/checkpoint_latest.pth"))
-            )
+            lambda: "epoch" in text_of_log(server, 1) or [*training_dir(server).glob("*/step1/checkpoint_latest.pth")]
         )
         assert is_running(training_dir(server))
         server.process.kill()
