@@ -16,10 +16,10 @@ from lib.errors import ImageError
 from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
 from lib.geometry import Volume
-from lib.nnunet import finetune_run
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.judgments import Judgment, keep_judgment
@@ -242,7 +242,7 @@ def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> No
         train(site, iterations=2, should_stop=lambda: True)
     (stopped,) = (path for path in site.training_dir.iterdir() if path.is_dir())
     (stopped / "step1" / ".partial-1.pth").write_bytes(b"cut short")
-    assert (stopped / "step1" / "state.pth").is_file()
+    assert (stopped / "step1" / "checkpoint_latest.pth").is_file()
     correct(site, tmp_path, "sub-7", 7)
     train(site, iterations=4)
     assert not list(stopped.rglob("*.pth"))
@@ -360,7 +360,7 @@ def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytes
         return scores_of(0.1)
 
     monkeypatch.setattr(judging, "score_models", score)
-    monkeypatch.setattr(finetune_run, "mean_dice", lambda dice: 0.25)
+    monkeypatch.setattr(SpineFinetuner, "best", 0.25)
     train(site)
     (during,), after = told, present_state(site)
     assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)

@@ -44,9 +44,8 @@ def tiny_settings(**finetune: Any) -> RetrainSettings:
         "iterations": 4,
         "batch_size": 1,
         "warmup": 1,
-        "epoch": 2,
+        "epoch": 1,
         "validation_patches": 1,
-        "checkpoint_every": 1,
         "device": "cpu",
     }
     return RetrainSettings(finetune=FinetuneSettings(**tiny | finetune))

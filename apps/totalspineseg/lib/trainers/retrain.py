@@ -15,9 +15,10 @@ from lib.nnunet.calibration import STEPS, calibrate, joined
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
+from lib.nnunet.hashing import content_key
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.training_state import run_key
+from lib.nnunet.preprocessed import store_cases
 from lib.registry.files import storage_errors, write_json
 from lib.registry.records import VersionRecord, images_trained_on, removed_versions
 from lib.registry.releases import release_of
@@ -120,8 +121,8 @@ class _Retraining:
             "training": [dict(s.provenance) for s in material.training if set(s.steps) & set(settings.steps)],
         }
         # A run goes on wherever there is a device for it.
-        anywhere = replace(settings, finetune=replace(settings.finetune, device="", gpus=1))
-        key = run_key(about | {"settings": _plain(asdict(anywhere))})
+        anywhere = replace(settings, finetune=replace(settings.finetune, device=""))
+        key = content_key(about | {"settings": _plain(asdict(anywhere))})
         self.run = begin(site.training_dir, key, about, resume=settings.resume)
         if f"{PREFIX}{self.run.name}" in removed_versions(site.models):
             # Published before a kill and removed since; under its name no other weights may come.
@@ -229,7 +230,8 @@ class _Retraining:
             self.reporter.tell(f"preparing case {next(counted)} for step {step}", now=False)
 
         finder = self._finder() if step == 2 else None
-        cases = prepare_cases(sources, parent, on_skip=skip, at_most=wanted, before_each=tell, finder=finder)
+        prepared = prepare_cases(sources, parent, on_skip=skip, at_most=wanted, before_each=tell, finder=finder)
+        cases = store_cases(prepared, parent, work)
         if finder is not None:
             finder.free()
         names = frozenset(case.name for case in cases)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lib.errors import TrainingError
-from lib.nnunet.runtimes import resolve_devices
+from lib.nnunet.runtimes import resolve_device
 from lib.registry.records import trained_on
 from lib.registry.store import Choice
 from lib.trainers.line import line_of
@@ -40,7 +40,7 @@ def start_of(site: Site, settings: RetrainSettings) -> Start:
         StorageError: The hold-out list is damaged or cannot be written.
     """
     try:
-        resolve_devices(settings.finetune.device, settings.finetune.gpus)
+        resolve_device(settings.finetune.device)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     choices = {step: site.models.resolve(step) for step in (1, 2)}
