@@ -54,6 +54,8 @@ class Correction:
         overlap_voxels: Voxels more than one segment claimed.
         findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
         renumbered: What followed the one level its author renamed (see ``lib.corrections.renames``), or None.
+        offered: How its author had been offered the image: ``strategy``, time (``ts``) and ``score``, as noted with the
+            image then; None where it was opened otherwise.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Correction:
     findings: tuple[Mapping[str, Any], ...] = ()
     unreviewed: tuple[int, ...] = ()
     renumbered: Mapping[str, Any] | None = None
+    offered: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Received:
         image_id: Image it belongs to.
         image_sha256: Hash of that image as it is now.
         prediction: What it corrects.
+        offered: See ``Correction``.
     """
 
     receipt: Receipt
@@ -95,6 +99,7 @@ class Received:
     image_id: str
     image_sha256: str
     prediction: PredictionRecord | None = None
+    offered: Mapping[str, Any] | None = None
 
     @property
     def file(self) -> Path:
@@ -227,6 +232,7 @@ class CorrectionStore:
             else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
             "label_info": receipt.params.get("label_info"),
             "findings": findings,
+            "offered": received.offered,
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:

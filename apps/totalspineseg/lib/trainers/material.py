@@ -207,6 +207,7 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "annotator": correction.user,
         "client": correction.client,
         "received": correction.received,
+        "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
         # An incomplete label does not train, which is said where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
