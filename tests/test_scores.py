@@ -24,8 +24,8 @@ def numbering(**more: Any) -> dict[str, Any]:
     ("report", "apart", "parts"),
     [
         (numbering(), {}, Parts(names=0.04, findings=0)),
-        (numbering(certainty="doubtful", probability=0.2), {}, Parts(names=0.8, findings=0)),
-        (numbering(certainty="doubtful"), {"steps": 0.5}, Parts(names=DOUBTFUL, findings=0, steps=0.5)),
+        (numbering(certainty="doubtful", probability=0.2), {}, Parts(names=0.9, findings=0)),
+        (numbering(certainty="doubtful", probability=1.0), {"steps": 1}, Parts(names=DOUBTFUL, findings=0, steps=1)),
         (numbering(findings=[{"kind": "gap"}] * 2), {"mirror": 0.1}, Parts(names=0.04, findings=0.36, mirror=0.1)),
         (numbering(findings=[{"kind": "image"}]), {}, Parts(names=0.04, findings=0)),
         (numbering(probability=None, certainty=None), {}, Parts(findings=0)),
@@ -40,10 +40,11 @@ def test_parts(report: Mapping[str, Any] | None, apart: Mapping[str, float], par
 
 def test_one_number_of_all_parts() -> None:
     assert Parts().doubt is None
-    assert Parts(steps=0.3).doubt == pytest.approx(0.3)
+    assert Parts(steps=0.3).doubt == pytest.approx(0.15)
+    assert Parts(steps=1, scale=1).doubt == pytest.approx(0.75), "of two answers one is right"
     parts = Parts(names=0.5, findings=0.2, steps=0.1, mirror=0.1, scale=0.5)
-    assert parts.doubt == pytest.approx(1 - 0.5 * 0.8 * 0.9 * 0.9 * 0.5)
-    assert parts.disagreement == pytest.approx(1 - 0.9 * 0.9 * 0.5), "doubt of names alone is no disagreement"
+    assert parts.doubt == pytest.approx(1 - 0.5 * 0.8 * 0.95 * 0.9 * 0.75)
+    assert parts.disagreement == pytest.approx(1 - 0.95 * 0.9 * 0.75), "doubt of names alone is no disagreement"
     assert Score("a", "1", "x", IN_USE, refused="no spine").doubt == 1
     assert Score("a", "1", "x", IN_USE, refused="image").doubt is None
 
@@ -84,7 +85,7 @@ def test_a_score_comes_from_the_newest_prediction_of_that_content_and_version(tm
     found = scores(tmp_path).derive("a", "1-2", "x", IN_USE)
     assert found is not None
     assert (found.prediction, found.codes, found.parts.steps) == ("2", (44, 45), 0.25)
-    assert found.doubt == pytest.approx(1 - 0.97 * 0.75)
+    assert found.doubt == pytest.approx(1 - 0.97 * 0.875)
     assert scores(tmp_path).derive("a", "1-2", "z", IN_USE) is None
     assert scores(tmp_path).derive("b", "1-2", "x", IN_USE) is None
 

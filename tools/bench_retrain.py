@@ -57,10 +57,11 @@ MARGIN: Final = 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of the benchmark."""
+    """One scan of the benchmark; one that is not among the studies has a ``file``, which is sent along."""
 
     name: str
     truth: Volume
+    file: Path | None = None
 
 
 def main() -> int:
@@ -154,7 +155,8 @@ def _predict(client: MONAILabelClient, cases: Sequence[Case]) -> tuple[list[Case
     for case in cases:
         codes = np.zeros_like(case.truth.data)
         try:
-            file, reply = client.infer("totalspineseg", case.name, {"result_extension": ".nii.gz"})
+            image, sent = (case.name, {}) if case.file is None else ("", {"file": str(case.file)})
+            file, reply = client.infer("totalspineseg", image, {"result_extension": ".nii.gz"}, **sent)
         except MONAILabelClientException as error:
             if REFUSED not in error.msg:
                 sys.exit(f"{case.name}: {error.msg[:500]}")

@@ -9,9 +9,11 @@ from lib.infers.disagreement import MIRROR, STEPS
 from lib.numbering.findings import IMAGE
 
 DOUBTFUL: Final = 0.5
-"""What doubtful names count at least: what contradicts them is not part of their probability."""
+"""Chance that doubtful names are wrong for a reason that is not part of their probability."""
 FINDING: Final = 0.2
 """Chance that a reader has to change something because of one finding."""
+OTHER_ANSWER: Final = 0.5
+"""Chance that a level is wrong of which two ways of asking say different things: either may be right."""
 NOTHING_NAMED: Final = 1.0
 """Doubt about a scan in which no spine was found."""
 
@@ -37,12 +39,13 @@ class Parts:
     @property
     def doubt(self) -> float | None:
         """Chance that something is wrong, as if the parts were independent; None where nothing was measured."""
-        return _any_of(self.names, self.findings, self.steps, self.mirror, self.scale)
+        return _any_of(self.names, self.findings, self.disagreement)
 
     @property
     def disagreement(self) -> float | None:
         """The same of what the networks answer differently when they are asked in another way."""
-        return _any_of(self.steps, self.mirror, self.scale)
+        levels = (None if part is None else OTHER_ANSWER * part for part in (self.steps, self.scale))
+        return _any_of(self.mirror, *levels)
 
     def as_json(self) -> dict[str, float | None]:
         """For records and replies."""
@@ -69,8 +72,7 @@ def _names(numbering: Mapping[str, Any]) -> float | None:
     probability = numbering.get("probability")
     if probability is None:
         return None
-    doubt = 1 - float(probability)
-    return max(doubt, DOUBTFUL) if is_doubtful(numbering) else doubt
+    return 1 - float(probability) * (1 - DOUBTFUL if is_doubtful(numbering) else 1)
 
 
 def _any_of(*parts: float | None) -> float | None:

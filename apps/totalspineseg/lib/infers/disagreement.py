@@ -10,7 +10,7 @@ from lib.agreement import levels_apart
 from lib.anatomy import DISCS, SACRUM, VERTEBRAE
 from lib.errors import NoSpineError
 from lib.geometry import Grid, LabelArray, Volume, labels_from_iso
-from lib.numbering.renumber import Drawn
+from lib.numbering.evidence import Step1Names
 from lib.prediction import Predictor
 
 STEPS: Final = "steps"
@@ -20,19 +20,20 @@ OTHER_SIZE: Final = 0.9
 """Size at which an image is looked at again: bodies differ by as much."""
 
 
-def disagreement_of(drawn: Drawn, mirrors: Sequence[float | None]) -> dict[str, float]:
+def disagreement_of(step1: Step1Names | None, labels: LabelArray, mirrors: Sequence[float | None]) -> dict[str, float]:
     """Return what is known of a prediction without running a network again.
 
     Args:
-        drawn: What step 2 drew, with what step 1 had named there. Not modified.
+        step1: What step 1 had named where step 2 looked; None where that is not known. Not modified.
+        labels: Codes of step 2 there. Not modified.
         mirrors: How much each network's answers for the image and its mirror differ.
 
     Returns:
         ``PredictionRecord.disagreement``.
     """
     found = {}
-    if drawn.step1 is not None:
-        steps = levels_apart(drawn.step1.discs.codes.astype(np.uint8), drawn.labels)
+    if step1 is not None:
+        steps = levels_apart(step1.discs.codes.astype(np.uint8), labels)
         if steps is not None:
             found[STEPS] = round(steps, 4)
     known = [mirror for mirror in mirrors if mirror is not None]

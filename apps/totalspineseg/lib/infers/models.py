@@ -62,7 +62,7 @@ class FullTask(SpineTask):
             mirrors = located.mirror_difference, found.mirror_difference
         require_met(found.numbering)
         drawn = _drawn(found, 2)
-        apart = disagreement_of(drawn, mirrors)
+        apart = disagreement_of(found.step1, drawn.labels, mirrors)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=drawn, disagreement=apart)
 
 
