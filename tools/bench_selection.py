@@ -268,10 +268,13 @@ def scored(url: str) -> None:
 
 
 def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
-    """Return both errors, each the mean over scans."""
-    dice = [float(np.nanmean([score.value(group) for score in scores])) for group in GROUPS]
-    names = float(np.nanmean([score.value(LEVELS) for score in scores]))
-    return {"outlines": 1 - float(np.mean(dice)), "names": 1 - names}
+    """Return both errors, each the mean over scans; a group that no scan shows does not count."""
+    known = {measure: [v for score in scores if (v := score.value(measure)) == v] for measure in (*GROUPS, LEVELS)}
+    means = {measure: float(np.mean(values)) for measure, values in known.items() if values}
+    return {
+        "outlines": 1 - float(np.mean([means[group] for group in GROUPS if group in means])),
+        "names": 1 - means[LEVELS],
+    }
 
 
 def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
