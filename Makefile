@@ -22,7 +22,7 @@ READY := .venv/.ready
 SLICER := .venv-slicer
 
 .PHONY: setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
 
 setup: $(READY) $(BIN)/totalspineseg
 
@@ -102,6 +102,11 @@ bench-numbering: setup
 # REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
 bench-real: setup
 	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
+
+# With REAL= or SPIDER= as above, what the scores find among real scans; without, trainings of about three hours.
+bench-selection: setup
+	$(BIN)/python tools/bench_selection.py $(if $(REAL)$(SPIDER),offers $(if $(REAL),--real "$(REAL)") \
+	  $(if $(SPIDER),--spider "$(SPIDER)"),trainings)
 
 bench-cli: setup
 	$(BIN)/python tools/bench_cli.py
