@@ -103,5 +103,5 @@ def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
         info={},
         claims=Claims(),
     )
-    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path))
+    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), offered={"strategy": "random"})
     return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)
