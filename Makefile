@@ -23,7 +23,7 @@ READY := .venv/.ready
 SLICER := .venv-slicer
 
 .PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -106,6 +106,11 @@ bench-numbering: setup ## Measure the naming on stressed columns
 # REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
 bench-real: setup ## Measure the naming on real scans (REAL=, SPIDER=)
 	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
+
+# With REAL= or SPIDER= as above, what the scores find among real scans; without, trainings of about three hours.
+bench-selection: setup ## Measure what the orders of scans are worth (REAL=, SPIDER=)
+	$(BIN)/python tools/bench_selection.py $(if $(REAL)$(SPIDER),offers $(if $(REAL),--real "$(REAL)") \
+	  $(if $(SPIDER),--spider "$(SPIDER)"),trainings)
 
 bench-cli: setup ## Measure the command and the warm server
 	$(BIN)/python tools/bench_cli.py

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lib.agreement import LEVELS, MEASURES, dice_by_group, score_case
-from lib.anatomy import CANAL, CORD, DISC_L5_S, L1, L4, L5, SACRUM
+from lib.agreement import LEVELS, MEASURES, dice_by_group, levels_apart, score_case
+from lib.anatomy import CANAL, CORD, DISC_L4_L5, DISC_L5_S, L1, L4, L5, SACRUM
 from lib.errors import GridError
 
 CUBE = 8
@@ -115,3 +115,20 @@ def test_any_regions_have_their_dice() -> None:
     scores = dice_by_group(truth, predicted, {"disc": (1, 2), "landmark": (2,), "cord": (6,), "none": (9,)})
     assert math.isnan(scores.pop("none"))
     assert scores == {"disc": 1.0, "landmark": 0.0, "cord": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        (column(DISC_L4_L5, DISC_L5_S), column(DISC_L4_L5, DISC_L5_S), 0),
+        (column(L4, DISC_L4_L5, DISC_L5_S), column(L5, DISC_L4_L5, DISC_L5_S), 0),
+        (column(0, DISC_L4_L5, DISC_L5_S), column(DISC_L4_L5, DISC_L5_S, 0), 1),
+        (column(DISC_L4_L5, DISC_L5_S), column(0, DISC_L5_S), 1 / 3),
+        (column(0, DISC_L5_S), column(0, DISC_L4_L5), 1),
+        (column(L4, L5), column(L1, L5), None),
+    ],
+    ids=["alike", "vertebrae do not count", "one level off", "missed", "renamed", "no disc"],
+)
+def test_levels_that_two_maps_do_not_show_alike(one: np.ndarray, other: np.ndarray, apart: float | None) -> None:
+    assert levels_apart(one, other) == (None if apart is None else pytest.approx(apart))
+    assert levels_apart(other, one) == levels_apart(one, other)

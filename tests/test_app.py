@@ -10,6 +10,7 @@ from fastapi import HTTPException
 from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others import class_utils
 
+from lib.activelearning.batch import SpineBatch
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.datastore import is_safe_tag
 from lib.errors import (
@@ -24,7 +25,6 @@ from lib.errors import (
 )
 from lib.geometry import Volume
 from lib.infers import http
-from lib.infers.batch import SpineBatch
 from lib.infers.latencies import Latencies
 from lib.infers.models import FullTask
 from lib.infers.result_tag import result_tag
@@ -58,7 +58,10 @@ def test_the_host_discovers_every_model(app: Any) -> None:
         assert task.get_path() is None
         assert task.info()["type"] == "segmentation"
     assert app.info()["labels"] == ["canal", "cord"], "3D Slicer makes an empty row of each"
-    assert set(app.info()["strategies"]) == {"first", "random", "last"}
+    strategies = list(app.info()["strategies"])
+    assert strategies == ["first", "random", "last", "doubtful_first", "surest_first", "most_to_learn"]
+    assert set(app.info()["scoring"]) == {"doubt", "doubt_scale"}
+    assert not app._auto_update_scoring, "the host would predict all images at each start and each next sample"
     assert "config" not in app.info()
 
 
@@ -186,6 +189,9 @@ class Studies:
     def list_images(self) -> list[str]:
         return ["a", "b", "c"]
 
+    def get_unlabeled_images(self) -> list[str]:
+        return ["c", "b"]
+
 
 @pytest.mark.parametrize(
     ("fault", "told"),
@@ -207,13 +213,16 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
         return {"label": request["image"], "file": str(file)}
 
     request = {"model": "m", "images": ["c", "a", "b", "../etc"]}
-    results = SpineBatch()(request, Studies(), infer)
-    assert seen == ["a", "b", "c"]
+    results = SpineBatch(lambda _: None)(request, Studies(), infer)
+    assert seen == ["b", "c", "a"], "what a reader may be offered first"
     assert list(results["b"]) == ["error"]
     assert told in results["b"]["error"]
     assert "10.0.0.7" not in results["b"]["error"]
     assert not list(tmp_path.iterdir())
-    assert list(SpineBatch()({**request, "max_batch_size": 1}, Studies(), infer)) == ["a"]
+    assert list(SpineBatch(lambda _: None)({**request, "max_batch_size": 1}, Studies(), infer)) == ["b"]
+    before = {"b": {"error": "no spine"}, "c": {"skipped": True}}
+    again = SpineBatch(lambda one: before.get(one["image"]))(request, Studies(), infer)
+    assert (again["b"], again["c"], seen[4:]) == (before["b"], before["c"], ["a"])
 
 
 class Versions:

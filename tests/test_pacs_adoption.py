@@ -26,7 +26,7 @@ from lib.pacs.series import PAGE
 from lib.volume_io import read_image, write_volume
 from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, named, pacs_app, two_studies
-from phantom import PIR
+from phantom import PIR, CodeReader
 
 pytestmark = pytest.mark.slow
 
@@ -350,3 +350,31 @@ def test_a_segmentation_that_the_pacs_cannot_give_hides_no_other(tmp_path: Path,
     pacs.damaged = {segs[0].SeriesInstanceUID}
     found = datastore(pacs, tmp_path).segmentations.newest([FIRST])
     assert found[FIRST].instance == segs[1].SOPInstanceUID
+
+
+class Readers:
+    """Networks that read the phantom's codes."""
+
+    def get(self, step: int) -> CodeReader:
+        return CodeReader(step)
+
+    def version(self, step: int) -> str:
+        return CodeReader(step).version
+
+
+def test_series_are_scored_and_offered_by_their_scores(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = Pacs(files)
+    app = pacs_app(pacs, tmp_path, monkeypatch)
+    vars(app._services)["networks"] = Readers()
+    scored = app.scoring({"method": "doubt"})
+    assert {FIRST, SECOND} == set(scored)
+    assert all(0 < entry["doubt"] < 1 for entry in scored.values()), scored
+    fetched = list(pacs.fetched)
+    assert app.scoring({"method": "doubt"}) == {series: {"skipped": True} for series in scored}
+    assert pacs.fetched == fetched
+    assert app.scoring_progress() == {"total": 2, "scored": 2, "failed": 0}
+    offered = [app.next_sample({"strategy": "doubtful_first", "client_id": client}) for client in ("ada", "bob")]
+    assert {sample["id"] for sample in offered} == {FIRST, SECOND}
+    assert offered[0]["score"]["doubt"] >= offered[1]["score"]["doubt"] > 0

@@ -74,6 +74,17 @@ def test_what_is_offered(tmp_path: Path, description: str, count: int, offered: 
     assert datastore(pacs, tmp_path).list_images() == (["1.1"] if offered else [])
 
 
+def test_whether_a_series_changed_is_known_without_fetching_it(tmp_path: Path) -> None:
+    """A score counts for what was scored; to fetch a PACS for the next sample would take hours."""
+    pacs = Pacs()
+    pacs.series = {"1.1": named("1.1", count=15)}
+    before = datastore(pacs, tmp_path).fingerprint("1.1")
+    assert (bool(before), pacs.fetched) == (True, [])
+    assert datastore(pacs, tmp_path).fingerprint("1.9") == ""
+    pacs.series = {"1.1": named("1.1", count=16)}
+    assert datastore(pacs, tmp_path).fingerprint("1.1") not in ("", before)
+
+
 def test_a_series_is_fetched_once_and_read_as_it_lies(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
     store = datastore(pacs, tmp_path)

@@ -77,13 +77,12 @@ def test_the_description_is_of_this_server(server: Server, description: Any) -> 
         "/infer/{model}": info["models"],
         "/batch/infer/{model}": info["models"],
         "/train/{model}": info["trainers"],
+        "/scoring/{method}": info["scoring"],
         "/activelearning/{strategy}": info["strategies"],
     }.items():
         assert parameter(description, path, "post", path.rpartition("{")[2][:-1])["enum"] == sorted(known)
     paths = description["paths"]
-    assert {"/scoring/{method}", "/model/{model}", "/infer/wsi_v2/{model}", "/datastore/dataset", "/reload"} & set(
-        paths
-    ) == set()
+    assert {"/model/{model}", "/infer/wsi_v2/{model}", "/datastore/dataset", "/reload"} & set(paths) == set()
     assert not [path for path in paths if path.startswith(("/proxy", "/submissions/{"))]
     assert {"/submissions/", "/submissions/interpret"} <= set(paths)
     assert {"get", "delete"} <= set(paths["/train/"])
@@ -100,6 +99,7 @@ def test_the_description_says_what_the_guard_takes(description: Any) -> None:
     assert {"const": ""} in parameter(description, "/infer/{model}", "post", "image")["anyOf"]
     names = {entry["name"] for entry in description["paths"]["/batch/infer/{model}"]["post"]["parameters"]}
     assert names == {"model", "images"}
+    assert [entry["name"] for entry in description["paths"]["/scoring/{method}"]["post"]["parameters"]] == ["method"]
     (form,) = description["paths"]["/datastore/label"]["put"]["requestBody"]["content"].values()
     fields = description["components"]["schemas"][form["schema"]["$ref"].rpartition("/")[2]]["properties"]
     assert fields["params"]["contentSchema"] == {"type": "object"}

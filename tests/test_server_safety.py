@@ -36,6 +36,8 @@ from serving import Server
         ("POST", "/infer/wsi_v2/totalspineseg", 404),
         ("GET", "/proxy/dicom/wado/etc", 404),
         ("POST", "/batch/infer/totalspineseg?run_sync=true", 400),
+        ("POST", "/scoring/doubt?run_sync=true", 400),
+        ("POST", "/scoring/dice", 404),
         ("GET", "/datastore/dataset", 404),
         ("GET", "/ohif/..%2F..%2F..%2F..%2Fapp.py", 400),
     ],

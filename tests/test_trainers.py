@@ -97,7 +97,7 @@ def test_corrections_become_a_served_version_that_says_what_made_it(
     (trained,) = record["training"]
     assert trained["correction"] == correction.id
     assert (trained["image_sha256"], trained["label_sha256"]) == (correction.image_sha256, correction.raw_sha256)
-    assert trained["annotator"] == "reader"
+    assert (trained["annotator"], trained["offered"]) == ("reader", {"strategy": "random"})
     assert trained["taught"] == [1, 2]
     assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
     assert record["parents"]["1"]["name"] == STARTER

@@ -4,15 +4,18 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import columns
 import tiny_models
 from lib.anatomy import DISC_L5_S, DISC_T12_L1, DISCS, LANDMARK_DISCS, NAME_OF
 from lib.errors import WeightsError
 from lib.geometry import Volume
+from lib.nnunet import predictor
 from lib.nnunet.calibration import observe
 from lib.nnunet.model_folder import ModelFolder, models_in
 from lib.nnunet.model_zips import export_version, import_version
@@ -158,3 +161,30 @@ def test_another_trust_is_another_version_and_the_mirror_is_averaged(tmp_path: P
         for channels in (image, np.ascontiguousarray(image[:, ::-1]))
     )
     assert np.allclose(one, other[::-1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        ([[3, 3, -3], [-1, -1, -1]], [[3, 3, -3], [-1, -1, -1]], 0),
+        ([[3, 3, -3], [-1, 2, -1]], [[9, -3, -3], [-1, 2, -1]], 1 / 5),
+        ([[3, 3, -3], [-1, -1, -1]], [[-3, -3, 3], [-1, -1, -1]], 1),
+        ([[-3, -3, -3], [-1, -1, -1]], [[-3, -3, -3], [-2, -2, -2]], 0),
+    ],
+    ids=["alike", "one voxel", "nothing alike", "both empty"],
+)
+def test_how_much_an_image_and_its_mirror_differ(one: Any, other: Any, difference: float) -> None:
+    logits = [torch.tensor(values, dtype=torch.float32).reshape(2, 3, 1, 1) for values in (one, other)]
+    assert predictor._difference(*logits) == pytest.approx(difference)
+
+
+def test_the_difference_is_there_where_the_mirror_is_averaged(tmp_path: Path) -> None:
+    model = ModelFolder.open(tiny_models.write_models(tmp_path), step=1)
+    image = np.random.default_rng(0).normal(size=(1, 20, 24, 28)).astype(np.float32)
+    alone, both, empty = (
+        WarmPredictor(model, device="cpu", trust=Trust(mirror=mirror)).predict(channels).mirror_difference
+        for mirror, channels in ((False, image), (True, image), (True, 0 * image))
+    )
+    assert (alone, empty) == (None, None)
+    assert both is not None
+    assert 0 <= both <= 1

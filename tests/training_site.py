@@ -107,6 +107,6 @@ def correct(
     )
     versions = {"step1": made_by, "step2": made_by}
     predicted = PredictionRecord("p", image_id, "totalspineseg", versions, {}, {}, None, "client") if made_by else None
-    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), predicted)
+    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), predicted, {"strategy": "random"})
     mapped = Mapped(codes.data, 2, 0, present, untouched=untouched)
     return site.corrections.accept(received, mapped, codes.grid)

@@ -25,14 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib import pipeline  # noqa: E402
+from lib.activelearning.doubt import Parts, parts_of  # noqa: E402
 from lib.anatomy import CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
 from lib.certainty import CERTAINTIES  # noqa: E402
 from lib.errors import NoSpineError  # noqa: E402
 from lib.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
+from lib.infers.disagreement import disagreement_of  # noqa: E402
 from lib.nnunet.calibration import STEPS, observe  # noqa: E402
 from lib.nnunet.model_folder import models_in  # noqa: E402
 from lib.nnunet.predictor import WarmPredictor  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
+from lib.numbering.lint import lint  # noqa: E402
+from lib.numbering.report import report  # noqa: E402
 from lib.numbering.step1_names import step1_names  # noqa: E402
 from lib.prediction import Prediction  # noqa: E402
 from lib.transforms.components import Box  # noqa: E402
@@ -60,12 +64,13 @@ class Scan:
     clear: bool
     drawn: dict[int, Prediction] = field(default_factory=dict)
     box: Box | None = None
+    mirrors: tuple[float | None, ...] = ()
     counts: dict[int, Trust] = field(default_factory=dict)
 
 
 @dataclass
 class Result:
-    """How its names turned out."""
+    """How its names turned out, and what a reader would know of its doubts."""
 
     name: str
     group: str
@@ -73,6 +78,7 @@ class Result:
     levels: list[tuple[int, int, float]]
     numbering: Numbering
     cord: float | None
+    parts: Parts
 
     @property
     def right(self) -> bool:
@@ -143,7 +149,9 @@ def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
     missed = located.numbering.missed if located.numbering else ()
     part = pipeline.step2_input(scan.scan, located.labels, missed=missed)
     scan.box = part.box
-    scan.drawn = {1: Prediction(located.raw), 2: Prediction(networks[2].predict(part.channels).labels)}
+    second = networks[2].predict(part.channels)
+    scan.drawn = {1: Prediction(located.raw), 2: Prediction(second.labels)}
+    scan.mirrors = located.mirror_difference, second.mirror_difference
     for step, box in ((1, whole), (2, part.box)):
         codes = disc_codes(scan, scan.drawn[step].labels, step, box)
         if codes is not None:
@@ -170,7 +178,10 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
         rows = truth.any(axis=(0, 1))
         mine, truth = (result.data == CORD)[:, :, rows], truth[:, :, rows]
         cord = 2 * float((mine & truth).sum()) / float(mine.sum() + truth.sum())
-    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord)
+    odd = (*pipeline.image_findings(scan.scan, found.numbering), *lint(found.labels, scan.scan.iso.spacing))
+    known_of = report(found.numbering, odd, affine=scan.scan.iso.affine)
+    parts = parts_of(known_of, disagreement_of(found.step1, found.labels[found.box], scan.mirrors))
+    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord, parts)
 
 
 def judged(scan: Scan, result: Volume) -> Iterator[tuple[int, int]]:
@@ -247,15 +258,12 @@ def reliability(results: list[Result]) -> None:
     print(f"of levels given 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--real", type=Path, help="folder with images and truth")
-    parser.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
-    arguments = parser.parse_args()
+def named(real: Path | None, spider: Path | None) -> list[Result]:
+    """Name all scans, and print each."""
     models = models_in(STARTER)
     networks = {step: WarmPredictor(models[step]) for step in STEPS}
     drawn = []
-    for title, group, image, truths, clear in scans(arguments.real, arguments.spider):
+    for title, group, image, truths, clear in scans(real, spider):
         volume = read_image(image)
         labels = {kind: to_ras(read_labels(file)) for kind, file in truths.items()}
         scan = Scan(title, group, pipeline.prepare(volume), labels, clear)
@@ -284,6 +292,15 @@ def main() -> None:
             f"{sum(t == c for t, c, _ in result.levels):2} of {len(result.levels):2} {'; '.join(wrong[:2])}",
             flush=True,
         )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--real", type=Path, help="folder with images and truth")
+    parser.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
+    arguments = parser.parse_args()
+    results = named(arguments.real, arguments.spider)
     table(results)
     reliability(results)
 

@@ -15,7 +15,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.store import NAME, STARTER, ModelStore
 
-__all__ = ["APP", "ROOT", "TrainingFailedError", "own_app", "serving", "train"]
+__all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "serving", "train"]
 
 POLL_S: Final = 2.0
 LAST_LINES: Final = 5
@@ -53,6 +53,8 @@ def own_app(folder: Path, weights: str = "") -> ModelStore:
             if (model.path / file).is_file():
                 shutil.copyfile(model.path / file, target / file)
         shutil.copyfile(model.checkpoint, checkpoint)
+        if (model.path / TRUST_FILE).is_file():
+            shutil.copyfile(model.path / TRUST_FILE, target / TRUST_FILE)
         if name != STARTER:
             store.activate(name, steps=[step])
     return store

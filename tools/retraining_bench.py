@@ -43,10 +43,11 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a bench, and its truth in codes."""
+    """One scan of a bench, and its truth in codes; one that is not among the studies has a ``file``, which is sent along."""
 
     name: str
     truth: Volume
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def ask(client: MONAILabelClient, case: Case) -> Answer:
         ServerError: It was refused for another reason than that no spine was found.
     """
     try:
-        file, reply = client.infer("totalspineseg", case.name, {"result_extension": ".nii.gz"})
+        image, sent = (case.name, {}) if case.file is None else ("", {"file": str(case.file)})
+        file, reply = client.infer("totalspineseg", image, {"result_extension": ".nii.gz"}, **sent)
     except MONAILabelClientException as error:
         if REFUSED not in error.msg:
             raise ServerError(f"{case.name}: {error.msg[:500]}") from error

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import requests
 from fastapi import HTTPException
 from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -15,8 +16,13 @@ from monailabel.interfaces.config import TaskConfig
 from monailabel.utils.others.class_utils import get_class_names
 
 import lib.configs
-from lib.activelearning.offers import Offers
-from lib.activelearning.strategies import First, Last, Random
+from lib.activelearning.batch import SpineBatch, is_result_of
+from lib.activelearning.methods import ImageScoring
+from lib.activelearning.offers import Offers, noted_for
+from lib.activelearning.scorer import Scorer
+from lib.activelearning.scores import WHOLE_MODEL, Scores
+from lib.activelearning.selection import counts_of, rarity
+from lib.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
@@ -33,7 +39,6 @@ from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
-from lib.infers.batch import SpineBatch
 from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
 from lib.infers.listed import ALWAYS_LISTED
 from lib.infers.result_tag import result_tag
@@ -80,7 +85,7 @@ class App(MONAILabelApp):
         self._predictions = PredictionStore(root)
         self._maps = DrawnMaps(root)
         self._receipts = Receipts(root)
-        images = Studies(self._image_file, self._publish, self._sources)
+        images = Studies(self._image_file, self._publish, self._sources, self._offered)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
@@ -97,6 +102,8 @@ class App(MONAILabelApp):
             self.weights_text,
             self._same_space,
         )
+        scores = Scores(root, self._predictions, self._maps)
+        self._scorer = Scorer(scores, self._services, self._fingerprint, self.infer)
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, self._image_file, self._subject)
@@ -109,6 +116,9 @@ class App(MONAILabelApp):
             version=VERSION,
             labels=[NAME_OF[code] for code in ALWAYS_LISTED],
         )
+        # The host would start a process that predicts every image at each start, each next sample and each training's
+        # end, while readers wait for the processor.
+        self._auto_update_scoring = False
 
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
         """The networks that serve requests; nothing is loaded yet."""
@@ -224,12 +234,38 @@ class App(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Orders in which images are offered."""
-        offers = Offers()
-        return {"first": First(offers), "random": Random(offers), "last": Last(offers)}
+        offers, known = Offers(), self._scorer.known
+        return {
+            "first": First(offers),
+            "random": Random(offers),
+            "last": Last(offers),
+            "doubtful_first": DoubtfulFirst(offers, known),
+            "surest_first": SurestFirst(offers, known),
+            "most_to_learn": MostToLearn(offers, known, self._finished_levels),
+        }
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        """What can be worked out about all images in the background."""
+        return {
+            "doubt": ImageScoring(
+                "How doubtful the result for each image is: doubt of the names, findings, disagreement of the two "
+                "steps and of the image with its mirror. An image is predicted where these weights have not done so",
+                self._scorer.fill,
+            ),
+            "doubt_scale": ImageScoring(
+                "The same, with how much the result changes when the image is taken for one of a smaller person: each "
+                "image is predicted once more",
+                self._scorer.fill_scale,
+            ),
+        }
 
     def init_batch_infer(self) -> SpineBatch:
-        """Batch inference that works without a GPU."""
-        return SpineBatch()
+        """Batch inference that works without a GPU and leaves out what is done."""
+        return SpineBatch(self._done_before)
+
+    def scoring_progress(self) -> dict[str, int]:
+        """How many images there are, and how many have a score by the weights in use; see ``Scorer.progress``."""
+        return self._scorer.progress(self._datastore.list_images())
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.
@@ -253,7 +289,16 @@ class App(MONAILabelApp):
         with http_errors():
             prepared = self._prepared(request)
             tag = result_tag(prepared, task.part)
-            file, report = task(prepared)
+            image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
+            fingerprint = self._fingerprint(image_id) if scored and image_id else ""
+            try:
+                file, report = task(prepared)
+            except HTTPException as refusal:
+                if fingerprint and isinstance(refusal.__cause__, Exception):
+                    self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), refusal.__cause__)
+                raise
+            if fingerprint:
+                self._scorer.predicted(image_id, fingerprint, report)
             label = file
             if tag:
                 info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
@@ -268,6 +313,7 @@ class App(MONAILabelApp):
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
         sample = self._next_sample(request)
+        sample.update(self._score_note(sample))
         self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
         return sample
 
@@ -283,6 +329,49 @@ class App(MONAILabelApp):
             if not sample or not self._was_finished(sample["id"]):
                 return sample
         return {}
+
+    def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The ``score`` that an image is offered with, and how rare its levels are; nothing where it has none."""
+        score = self._scorer.known([sample["id"]]).get(sample["id"]) if sample else None
+        if score is None:
+            return {}
+        rare = rarity(score.codes, counts_of(self._finished_levels()))
+        return {"score": {**score.as_note(), "rarity": round(rare, 4)}}
+
+    def _finished_levels(self) -> list[frozenset[int]]:
+        """The structures that each finished label shows."""
+        labels = map(self._corrections.latest_accepted, self._datastore.get_labeled_images())
+        return [frozenset(label.present) for label in labels if label is not None]
+
+    def _done_before(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What came of an earlier run of a batch request by the weights in use; None where it is to be done."""
+        model, image_id = request["model"], request["image"]
+        task = self._infers.get(model)
+        score = self._scorer.current(image_id) if model == WHOLE_MODEL else None
+        if score is not None and score.refused:
+            return {"error": score.message}
+        if task is None:
+            return None
+        tag = result_tag(request, task.part)
+        kept = self._label_file(image_id, tag) is not None
+        if not kept or not is_result_of(self._label_info(image_id, tag), request, self._scorer.versions()):
+            return None
+        # A label of before scores were kept, or whose score was deleted, has its record still.
+        return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
+
+    def _fingerprint(self, image_id: str) -> str:
+        """What changes whenever an image may have; "" where the datastore does not know."""
+        knows = getattr(self._datastore, "fingerprint", None)
+        return str(knows(image_id)) if knows else ""
+
+    def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
+        """How a sender was offered an image, as noted with it."""
+        try:
+            return noted_for(self._datastore.get_image_info(image_id), sender.names)
+        except requests.RequestException:
+            # The PACS does not answer, and the label is worth more than where it comes from.
+            logger.warning("it is not recorded which strategy offered image %r: the PACS does not answer", image_id)
+            return None
 
     def _was_finished(self, image_id: str) -> bool:
         """Whether a reader finished an image beside this server, as the PACS says at this moment; then it counts."""

@@ -31,6 +31,10 @@ class Readers:
         self.wait("slow")
         return CodeReader(step)
 
+    def version(self, step: int) -> str:
+        self.folder(step)
+        return CodeReader(step).version
+
     def wait(self, name: str) -> None:
         signal = self._signals / name
         if signal.exists():

@@ -127,6 +127,33 @@ def dice_by_group(
     return _dice(_joint_counts(truth, predicted), groups, voxel_mm3)
 
 
+def levels_apart(
+    one: LabelArray, other: LabelArray, codes: tuple[int, ...] = DISCS, *, voxel_mm3: float = 1.0
+) -> float | None:
+    """Return the share of levels that two maps of one scan do not show alike: in one alone, elsewhere, or as another.
+
+    Args:
+        one: (X, Y, Z) uint8 codes. Not modified.
+        other: The same shape. Not modified.
+        codes: Which levels.
+        voxel_mm3: Volume of a voxel.
+
+    Returns:
+        0..1, where a level that both show alike (see ``LEVEL_OVERLAP``, of the smaller one) counts twice; None where
+        neither map shows one (see ``MIN_MM3``).
+
+    Raises:
+        GridError: The shapes differ.
+    """
+    counts = _joint_counts(one, other)
+    least, shown, alike = MIN_MM3 / voxel_mm3, 0, 0
+    for code in codes:
+        sizes = int(counts[code].sum()), int(counts[:, code].sum())
+        shown += sum(size >= least for size in sizes)
+        alike += min(sizes) >= least and int(counts[code, code]) >= LEVEL_OVERLAP * min(sizes)
+    return 1 - 2 * alike / shown if shown else None
+
+
 def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
     """The one pass over the voxels."""
     if truth.shape != predicted.shape:

@@ -116,6 +116,7 @@ class Located:
         soft_canal: Probability of the canal (cord included) around its label, float32 0..1.
         levels: SCT disc points.
         trust: What is known of the network that drew it.
+        mirror_difference: See ``Prediction``.
     """
 
     scan: Scan
@@ -126,6 +127,7 @@ class Located:
     soft_canal: FloatArray
     levels: LabelArray
     trust: Trust = UNMEASURED
+    mirror_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Segmentation:
         box: The part of the scan the network looked at.
         step1: What step 1 had named there, as far as it was known.
         trust: What is known of the network that drew it.
+        mirror_difference: See ``Prediction``; None for a map that was drawn before.
     """
 
     scan: Scan
@@ -166,6 +169,7 @@ class Segmentation:
     box: Box
     step1: Step1Names | None = None
     trust: Trust = UNMEASURED
+    mirror_difference: float | None = None
 
 
 def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_clock) -> Scan:
@@ -206,7 +210,8 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
         canal = soft_structure(prediction.soft["canal"], (labels == CORD) | (labels == CANAL))
     with clock("levels"):
         levels = level_points(labels)
-    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels, prediction.trust)
+    difference = prediction.mirror_difference
+    return Located(scan, prediction.labels, labels, numbering, cord, canal, levels, prediction.trust, difference)
 
 
 def step2_input(
@@ -260,7 +265,7 @@ def segment(
     options = options or Options()
     with clock("step 2 network"):
         prediction = predictor.predict(step2.channels)
-    return rename(
+    found = rename(
         step2.scan,
         prediction.labels,
         step2.box,
@@ -270,6 +275,7 @@ def segment(
         trust=prediction.trust,
         clock=clock,
     )
+    return replace(found, mirror_difference=prediction.mirror_difference)
 
 
 def finish(

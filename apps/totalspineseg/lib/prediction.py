@@ -19,11 +19,14 @@ class Prediction:
             grid of the channels that were given.
         soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the regions that were asked for.
         trust: What is known of the network's errors.
+        mirror_difference: Share of the regions, 0..1, that the image and its left-right mirror do not show alike (1 -
+            Dice of all regions together); None where the network saw the image alone.
     """
 
     labels: npt.NDArray[np.uint8]
     soft: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     trust: Trust = UNMEASURED
+    mirror_difference: float | None = None
 
 
 class Predictor(Protocol):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,8 +27,8 @@ class Offer:
     client: str = ""
 
 
-Choose = Callable[[Sequence[str], Callable[[str], float]], str]
-"""``choose(images, last)``: one of some images, given when each was offered last."""
+Choose = Callable[[Sequence[str], Mapping[str, float]], str]
+"""``choose(images, last)``: one of some images; ``last`` is when each image that is not finished was offered last."""
 
 
 class Offers:
@@ -65,7 +65,7 @@ class Offers:
                 # Whoever asked meanwhile may have been given it: what was noted before then does not undo that.
                 self._last[image] = max(offer, self._last.get(image, Offer()), key=lambda known: known.time)
             free = [image for image in images if not self._is_reserved(image, client, now)]
-            chosen = choose(free or images, lambda image: self._last[image].time)
+            chosen = choose(free or images, {image: self._last[image].time for image in images})
             self._last[chosen] = Offer(now, client)
         return chosen
 
@@ -78,6 +78,13 @@ def noted(info: Mapping[str, Any]) -> dict[str, Any]:
     """Strategy -> its last offer, as noted with an image; what cannot be read is left out."""
     known = info.get(NOTED)
     return {name: offer for name, offer in known.items() if isinstance(offer, dict)} if isinstance(known, dict) else {}
+
+
+def noted_for(info: Mapping[str, Any], clients: Collection[str]) -> dict[str, Any] | None:
+    """Return the last offer of an image to one of some clients, with its ``strategy``; None where there was none."""
+    found = [{"strategy": name, **offer} for name, offer in noted(info).items() if offer.get("client_id") in clients]
+    timed = [offer for offer in found if isinstance(offer.get("ts"), int | float)]
+    return max(timed, key=lambda offer: float(offer["ts"]), default=None)
 
 
 def last_noted(info: Mapping[str, Any]) -> Offer:

@@ -1,14 +1,20 @@
-"""The plain orders in which unlabeled images are offered: an image that was offered goes behind those that were not."""
+"""The orders in which unlabeled images are offered: an image that was offered goes behind those that were not."""
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from lib.activelearning.offers import Choose, Offers
+from lib.activelearning.offers import RESERVED_SECONDS, Choose, Offers
+from lib.activelearning.scores import Score
+from lib.activelearning.selection import Value, best, counts_of, doubt, rarity, surety
+
+ScoresOf = Callable[[Iterable[str]], Mapping[str, Score]]
+"""``scores_of(images)``: the scores of those images that have one."""
+UNSCORED_LATER: Final = "; images without a score come behind, by name"
 
 
 class _Order(Strategy):  # type: ignore[misc]
@@ -27,14 +33,18 @@ class First(_Order):
     """The first unlabeled image by name, of those that were never offered, or longest ago."""
 
     def __init__(self, offers: Offers) -> None:
-        super().__init__(offers, "First unlabeled image by name", lambda images, last: min(images, key=last))
+        super().__init__(
+            offers, "First unlabeled image by name", lambda images, last: min(images, key=last.__getitem__)
+        )
 
 
 class Last(_Order):
     """The last one, likewise."""
 
     def __init__(self, offers: Offers) -> None:
-        super().__init__(offers, "Last unlabeled image by name", lambda images, last: min(reversed(images), key=last))
+        super().__init__(
+            offers, "Last unlabeled image by name", lambda images, last: min(reversed(images), key=last.__getitem__)
+        )
 
 
 class Random(_Order):
@@ -44,7 +54,62 @@ class Random(_Order):
         super().__init__(offers, "Random unlabeled image, rather one that was not offered lately", _drawn)
 
 
-def _drawn(images: Sequence[str], last: Callable[[str], float]) -> str:
+class DoubtfulFirst(_Order):
+    """The image whose result is most doubtful."""
+
+    def __init__(self, offers: Offers, scores_of: ScoresOf) -> None:
+        super().__init__(
+            offers, f"Unlabeled image whose result is most doubtful{UNSCORED_LATER}", _by(scores_of, doubt)
+        )
+
+
+class SurestFirst(_Order):
+    """The image whose result is least doubtful."""
+
+    def __init__(self, offers: Offers, scores_of: ScoresOf) -> None:
+        super().__init__(
+            offers, f"Unlabeled image whose result is least doubtful{UNSCORED_LATER}", _by(scores_of, surety)
+        )
+
+
+class MostToLearn(_Order):
+    """The image on which the networks disagree with themselves most, weighted by how rare its levels are.
+
+    Rare is what few finished labels show. A scan that is in a reader's hands counts as one, so that the next is not
+    alike. Whether this teaches more than a random choice has not been measured.
+
+    Args:
+        offers: See the others.
+        scores_of: See the others.
+        finished: Levels that each finished label shows.
+    """
+
+    def __init__(self, offers: Offers, scores_of: ScoresOf, finished: Callable[[], Iterable[frozenset[int]]]) -> None:
+        def choose(images: Sequence[str], last: Mapping[str, float]) -> str:
+            scores = scores_of(last)
+            now = time.time()
+            in_work = [image for image, offered in last.items() if 0 <= now - offered < RESERVED_SECONDS]
+            shown = counts_of([*finished(), *(scores[image].codes for image in in_work if image in scores)])
+
+            def value(score: Score) -> float | None:
+                apart = score.disagreement
+                return None if apart is None else apart * rarity(score.codes, shown)
+
+            return best(images, last, scores, value)
+
+        super().__init__(
+            offers,
+            "Unlabeled image on which the networks disagree, rather with levels that few finished labels show; not "
+            f"known to be better than random{UNSCORED_LATER}",
+            choose,
+        )
+
+
+def _by(scores_of: ScoresOf, value: Value) -> Choose:
+    return lambda images, last: best(images, last, scores_of(images), value)
+
+
+def _drawn(images: Sequence[str], last: Mapping[str, float]) -> str:
     now = time.time()
     # At least 1 s, so that images all offered within this second can still be drawn.
-    return random.choices(images, weights=[max(1.0, now - last(image)) for image in images])[0]
+    return random.choices(images, weights=[max(1.0, now - last[image]) for image in images])[0]

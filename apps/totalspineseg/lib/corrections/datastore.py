@@ -19,7 +19,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
@@ -227,6 +227,19 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 _remove(file)
             del entry.labels[label_tag]
             self._update_datastore_file()
+
+    def fingerprint(self, image_id: str) -> str:
+        """Return what changes whenever an image's content may have, without reading it: its file's size and time.
+
+        Returns:
+            "" where there is no such image.
+        """
+        with self._guard:
+            entry = self._datastore.objects.get(image_id)
+        try:
+            return "" if entry is None else "-".join(map(str, imprint_of(self._image_path(image_id, entry))))
+        except OSError:
+            return ""
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Images of the same examination, whose coordinates can be compared with this one's."""

@@ -77,11 +77,13 @@ class Studies:
         publish: ``publish(image_id, file, tag, info)`` shows a label map in wire ids under a tag of the datastore.
         sources: ``sources(image_id)`` are the DICOM files of an image, or None; a DICOM segmentation may place its
             frames by reference to them.
+        offered: ``offered(image_id, sender)`` is how the sender was offered an image, see ``Correction``, or None.
     """
 
     image_file: Callable[[str], Path | None]
     publish: Callable[[str, Path, str, dict[str, Any]], None]
     sources: Callable[[str], Path | None] = lambda image_id: None
+    offered: Callable[[str, Sender], Mapping[str, Any] | None] = lambda image_id, sender: None
 
 
 @dataclass(frozen=True)
@@ -339,7 +341,8 @@ class Inbox:
         if image is None:
             raise UnknownImageError(image_id)
         received = Received(receipt, folder, image_id, history.sha256_of(image))
-        received = replace(received, prediction=self._attribution.likely(received))
+        offered = self._studies.offered(image_id, receipt.sender)
+        received = replace(received, prediction=self._attribution.likely(received), offered=offered)
         if fault:
             return received, LabelError(fault)
         try:

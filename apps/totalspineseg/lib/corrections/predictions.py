@@ -32,6 +32,9 @@ class PredictionRecord:
         client: Who asked: client id and, with authentication, user.
         image_sha256: Hash of the image as it was; empty in older records.
         created: UTC, ISO 8601.
+        disagreement: What the networks answered differently in two ways of asking, 0..1: ``steps`` (share of the discs
+            that step 1 and step 2 do not show alike) and ``mirror`` (share of the structures that the image and its
+            mirror do not show alike); one that was not measured is left out.
     """
 
     id: str
@@ -44,6 +47,7 @@ class PredictionRecord:
     client: str
     image_sha256: str = ""
     created: str = field(default_factory=history.now_text)
+    disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
 class PredictionStore:

@@ -56,6 +56,8 @@ class Correction:
         renumbered: What followed the one level its author renamed (see ``lib.corrections.renames``), or None.
         untouched: Codes left as the prediction has them (see ``lib.corrections.untouched``); empty in older records.
         renamed: Codes whose outline was left as predicted under another name.
+        offered: How its author had been offered the image: ``strategy``, time (``ts``) and ``score``, as noted with the
+            image then; None where it was opened otherwise.
     """
 
     id: str
@@ -80,6 +82,7 @@ class Correction:
     renumbered: Mapping[str, Any] | None = None
     untouched: tuple[int, ...] = ()
     renamed: tuple[int, ...] = ()
+    offered: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Received:
         image_id: Image it belongs to.
         image_sha256: Hash of that image as it is now.
         prediction: What it corrects.
+        offered: See ``Correction``.
     """
 
     receipt: Receipt
@@ -99,6 +103,7 @@ class Received:
     image_id: str
     image_sha256: str
     prediction: PredictionRecord | None = None
+    offered: Mapping[str, Any] | None = None
 
     @property
     def file(self) -> Path:
@@ -231,6 +236,7 @@ class CorrectionStore:
             else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
             "label_info": receipt.params.get("label_info"),
             "findings": findings,
+            "offered": received.offered,
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:

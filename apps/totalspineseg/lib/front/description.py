@@ -24,7 +24,10 @@ TEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
 JSON_FIELDS: Final = ("params", "info")
 """Fields of forms that hold a JSON object."""
 JSON_TEXT: Final = {"contentMediaType": "application/json", "contentSchema": {"type": "object"}}
-LEFT_OUT: Final = {"/batch/infer/{model}": ("run_sync", "token"), "": ("token",)}
+LEFT_OUT: Final = {
+    **dict.fromkeys(("/batch/infer/{model}", "/scoring/{method}"), ("run_sync", "token")),
+    "": ("token",),
+}
 """Path -> parameters of the host that the guard turns away, or that the host reads without authentication alone, to no
 effect; those of all other paths under ""."""
 PACS: Final = ("/proxy/", "/submissions/{instance}")

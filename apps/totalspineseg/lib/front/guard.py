@@ -185,9 +185,9 @@ def closed_route(method: str, path: str, query: dict[str, str], known: Callable[
         return Refusal(NOT_FOUND, "there is no DICOMweb server behind this one; the studies lie in a folder")
     if method != "POST":
         return None
+    if room in ("batch", "scoring") and query.get("run_sync", "").lower() in ("true", "1", "yes", "on", "t", "y"):
+        return Refusal(BAD_REQUEST, "Batch inference and scoring run in the background. Leave run_sync out.")
     if path.startswith("/batch/infer/"):
-        if query.get("run_sync", "").lower() in ("true", "1", "yes", "on", "t", "y"):
-            return Refusal(BAD_REQUEST, "batch inference runs in the background; leave run_sync out")
         return _unknown("model", path.removeprefix("/batch/infer/"), known().models)
     if room == "train" and rest:
         return _unknown("trainer", rest, known().trainers)

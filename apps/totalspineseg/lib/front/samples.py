@@ -37,7 +37,7 @@ def router() -> APIRouter:
         if not sample:
             return {}
         store, image = app.datastore(), sample["id"]
-        offer = {"ts": time.time(), "client_id": fields["client_id"]}
+        offer = {"ts": time.time(), "client_id": fields["client_id"], "score": sample.get("score")}
         try:
             store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
         except StorageError as error:

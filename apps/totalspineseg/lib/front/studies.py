@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
 """What is unpacked with bounds; see ``lib.front.archives``."""
-OWN_OF_SAMPLES: Final = ("id", "path", "warning")
+OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))

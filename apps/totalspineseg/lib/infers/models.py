@@ -12,6 +12,7 @@ from lib.corrections.unreviewed import without_regions
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
 from lib.geometry import LabelArray, Volume, labels_to_iso, on_grid
+from lib.infers.disagreement import disagreement_of
 from lib.infers.latencies import Latencies
 from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
@@ -49,6 +50,7 @@ class FullTask(SpineTask):
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request, versions)
         kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        mirrors: tuple[float | None, ...] = ()
         if kept is not None:
             drawn, versions = kept.drawn, dict(kept.versions)
             found = pipeline.rename(
@@ -57,8 +59,11 @@ class FullTask(SpineTask):
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
             found = pipeline.finish(located, step2, options, clock=clock)
+            mirrors = located.mirror_difference, found.mirror_difference
         require_met(found.numbering)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
+        drawn = _drawn(found, 2)
+        apart = disagreement_of(found.step1, drawn.labels, mirrors)
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=drawn, disagreement=apart)
 
 
 class Step1Task(SpineTask):

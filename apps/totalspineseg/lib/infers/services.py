@@ -21,6 +21,13 @@ class Networks(Protocol):
             WeightsError: There are no usable weights.
         """
 
+    def version(self, step: Literal[1, 2]) -> str:
+        """What ``get(step).version`` would say, without loading the network.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
     def warm_up(self) -> None:
         """Load both networks.
 

@@ -5,7 +5,7 @@ import os
 import tempfile
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,7 @@ class Outcome:
         versions: Weights by step.
         findings: What is odd about the image and the labels.
         drawn: What the network drew and how it was named, to name it again later.
+        disagreement: See ``PredictionRecord``.
     """
 
     scan: Scan
@@ -67,6 +68,7 @@ class Outcome:
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
     drawn: Drawn | None = None
+    disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
 class SpineTask(InferTask):  # type: ignore[misc]
@@ -157,6 +159,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             numbering=report(outcome.numbering, outcome.findings, affine=scan.iso.affine),
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
+            disagreement=dict(outcome.disagreement),
         )
         warning = self._record(record, outcome)
         listed = self.listed(present, record, is_recorded=not warning)

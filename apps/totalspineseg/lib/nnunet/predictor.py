@@ -90,11 +90,12 @@ class WarmPredictor:
         shape = channels.shape[1:]
         labels = np.zeros(shape, dtype=np.uint8)
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
-        box = nonzero_box(channels)
+        box, difference = nonzero_box(channels), None
         if box is not None:
+            parts = {n: m[box] for n, m in maps.items()}
             with self._lock, _memory_errors(shape):
-                self._predict_box(channels[(slice(None), *box)], labels[box], {n: m[box] for n, m in maps.items()})
-        return Prediction(labels=labels, soft=maps, trust=self.trust)
+                difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+        return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
 
     def warm_up(self) -> None:
         """Compute once where the first time takes longer: a GPU's libraries load at first use.
@@ -124,8 +125,14 @@ class WarmPredictor:
         if not np.isfinite(channels).all():
             raise ValueError("channels must be finite, got NaN or infinity; clean the image first")
 
-    def _predict_box(self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
-        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, (X, Y, Z)."""
+    def _predict_box(
+        self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]
+    ) -> float | None:
+        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, (X, Y, Z).
+
+        Returns:
+            ``Prediction.mirror_difference``.
+        """
         configuration = self.folder.configuration
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
@@ -139,9 +146,11 @@ class WarmPredictor:
         turned = [0, *(axis + 1 for axis in axes)]
         logits = self._logits(working.permute(turned).contiguous())
         logits = logits.permute(0, *(axis + 1 for axis in back))
+        difference = None
         if self.trust.mirror:
             mirrored = self._logits(working.flip(LEFT_RIGHT).permute(turned).contiguous())
             mirrored = mirrored.permute(0, *(axis + 1 for axis in back)).flip(LEFT_RIGHT)
+            difference = _difference(logits, mirrored)
             logits = _mean_of(logits, mirrored)
         try:
             self._decide(logits, labels, maps)
@@ -150,10 +159,11 @@ class WarmPredictor:
                 raise
             logger.warning("GPU memory does not suffice for the labels of step %d; the CPU goes on", self.folder.step)
         else:
-            return
+            return difference
         logits = logits.to(CPU)
         self.free()
         self._decide(logits, labels, maps)
+        return difference
 
     def _decide(self, logits: torch.Tensor, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
         """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, where these lie."""
@@ -208,6 +218,16 @@ class WarmPredictor:
         raise WeightsError(
             f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"
         )
+
+
+def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
+    """Return 1 - Dice of all regions of two answers together; 0 where both are empty."""
+    both = total = 0
+    for region, other in zip(logits, mirrored, strict=True):
+        one, two = region > 0, other.to(region.device) > 0
+        both += int(torch.count_nonzero(one & two))
+        total += int(torch.count_nonzero(one)) + int(torch.count_nonzero(two))
+    return 1 - 2 * both / total if total else 0.0
 
 
 def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:

@@ -188,6 +188,18 @@ class PacsDatastore(StudiesDatastore):
             finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
         return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
 
+    def fingerprint(self, image_id: str) -> str:
+        """Return what changes whenever a series may have, without fetching it: the PACS counts its instances.
+
+        Returns:
+            "" where there is no such series, or the PACS does not answer.
+        """
+        try:
+            found = self._listing.all().get(image_id)
+        except requests.RequestException:
+            return ""
+        return "" if found is None else f"{found.instances} instances"
+
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Series of the same study that are here, whose coordinates can be compared with this one's."""
         known = self.series()

@@ -214,6 +214,7 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "annotator": correction.user,
         "client": correction.client,
         "received": correction.received,
+        "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
         "untouched": [NAME_OF[code] for code in correction.untouched],
         # An incomplete label does not train, which is said where it is left out.

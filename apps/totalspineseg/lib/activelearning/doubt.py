@@ -1,0 +1,85 @@
+"""How much a reader should doubt a result: one number from parts that are known without asking anybody."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from lib.certainty import is_doubtful
+from lib.infers.disagreement import MIRROR, STEPS
+from lib.numbering.findings import IMAGE
+
+DOUBTFUL: Final = 0.5
+"""Chance that doubtful names are wrong for a reason that is not part of their probability."""
+FINDING: Final = 0.2
+"""Chance that a reader has to change something because of one finding."""
+OTHER_ANSWER: Final = 0.5
+"""Chance that a level is wrong of which two ways of asking say different things: either may be right."""
+NOTHING_NAMED: Final = 1.0
+"""Doubt about a scan in which no spine was found."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a doubt consists of; each 0 (none) to 1, None where it was not measured.
+
+    Attributes:
+        names: Chance that not all names are right.
+        findings: Chance that a finding of the checks needs a correction.
+        steps: Share of the discs that step 1 and step 2 do not show alike.
+        mirror: Share of the structures that an image and its left-right mirror do not show alike.
+        scale: Share of the levels that the image and the image at another size do not show alike.
+    """
+
+    names: float | None = None
+    findings: float | None = None
+    steps: float | None = None
+    mirror: float | None = None
+    scale: float | None = None
+
+    @property
+    def doubt(self) -> float | None:
+        """Chance that something is wrong, as if the parts were independent; None where nothing was measured."""
+        return _any_of(self.names, self.findings, self.disagreement)
+
+    @property
+    def disagreement(self) -> float | None:
+        """The same of what the networks answer differently when they are asked in another way."""
+        levels = (None if part is None else OTHER_ANSWER * part for part in (self.steps, self.scale))
+        return _any_of(self.mirror, *levels)
+
+    def as_json(self) -> dict[str, float | None]:
+        """For records and replies."""
+        return {name: None if value is None else round(value, 4) for name, value in asdict(self).items()}
+
+
+def parts_of(numbering: Mapping[str, Any] | None, disagreement: Mapping[str, float]) -> Parts:
+    """Read the parts from what is recorded of a prediction.
+
+    Args:
+        numbering: Its report, see ``lib.numbering.report``; None where there is none. Not modified.
+        disagreement: Its facts, see ``PredictionRecord``. Not modified.
+    """
+    findings = [f for f in (numbering or {}).get("findings", ()) if f.get("kind") != IMAGE]
+    return Parts(
+        names=_names(numbering or {}),
+        findings=None if numbering is None else 1 - (1 - FINDING) ** len(findings),
+        steps=disagreement.get(STEPS),
+        mirror=disagreement.get(MIRROR),
+    )
+
+
+def _names(numbering: Mapping[str, Any]) -> float | None:
+    probability = numbering.get("probability")
+    if probability is None:
+        return None
+    return 1 - float(probability) * (1 - DOUBTFUL if is_doubtful(numbering) else 1)
+
+
+def _any_of(*parts: float | None) -> float | None:
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    sound = 1.0
+    for part in known:
+        sound *= 1 - part
+    return 1 - sound

@@ -1,0 +1,54 @@
+"""A round over the images of the studies in the background: one after the other, and none stops the rest."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+
+from lib.errors import TotalSpineSegError
+
+logger = logging.getLogger(__name__)
+
+Outcome = dict[str, Any]
+
+
+def unfinished_first(images: Iterable[str], datastore: Datastore) -> list[str]:
+    """Return those images that the studies have, by name, the ones without a finished label first."""
+    known, unfinished = set(datastore.list_images()), set(datastore.get_unlabeled_images())
+    return sorted(known.intersection(images), key=lambda image: (image not in unfinished, image))
+
+
+def round_over(images: Iterable[str], work: Callable[[str], Outcome], *, name: str) -> dict[str, Outcome]:
+    """Work on images one after the other; after each the log, and with it the task's details, says how far it is.
+
+    Args:
+        images: Their ids.
+        work: What is done with one.
+        name: What to call it in the log.
+
+    Returns:
+        What came of each; ``{"error": sentence}`` where it failed.
+    """
+    results: dict[str, Outcome] = {}
+    ids, failed = list(images), 0
+    logger.info("%s: 0 of %d images done", name, len(ids))
+    for image in ids:
+        results[image] = _one(image, work, name)
+        failed += "error" in results[image]
+        logger.info("%s: %d of %d images done, %d of them failed", name, len(results), len(ids), failed)
+    return results
+
+
+def _one(image: str, work: Callable[[str], Outcome], name: str) -> Outcome:
+    try:
+        return work(image)
+    except (HTTPException, TotalSpineSegError) as error:
+        sentence = str(getattr(error, "detail", error))
+        logger.warning("%s: image %s failed: %s", name, image, sentence)
+        return {"error": sentence}
+    except Exception as error:
+        # A PACS that answers no more, an image that was removed meanwhile: no reason to give up the others.
+        logger.exception("%s: image %s failed", name, image)
+        return {"error": f"unexpected {type(error).__name__}; the server's log says more"}

@@ -1,0 +1,375 @@
+"""Does a score find the scans that need a reader? And does choosing by it teach more than chance?
+
+    python tools/bench_selection.py offers --real FOLDER --spider FOLDER
+    python tools/bench_selection.py trainings [--quick] [--out FOLDER]
+
+``offers`` trains nothing: it names real scans as ``bench_real.py`` does, orders them as *doubtful first* would, and
+prints how many of the first fifth are wrongly named, beside the share among all, which a random order has in the mean.
+
+``trainings`` runs the loop of a site through the real server, about three hours on two cores: score all scans, take
+five by a strategy, correct them, train, predict test scans; three rounds, three seeds, *most to learn* against
+*random*. The sites are synthetic and mixed on purpose. What is finished is kept in the folder; started again it goes
+on.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
+
+import bench_real  # noqa: E402
+from bench_retrain import predict  # noqa: E402
+from local_server import UNFINISHED, own_app, serving, train  # noqa: E402
+from monailabel.client.client import MONAILabelClient  # noqa: E402
+from retraining_bench import Case, submit  # noqa: E402
+from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
+
+from lib.activelearning.doubt import Parts  # noqa: E402
+from lib.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
+from lib.corrections.history import HISTORY_DIR, write_json  # noqa: E402
+from lib.corrections.store import CorrectionStore  # noqa: E402
+from lib.geometry import Volume  # noqa: E402
+from lib.processes import unwind_on_signals  # noqa: E402
+from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
+from lib.volume_io import write_atomic, write_volume  # noqa: E402
+
+FIFTH: Final = 5
+ORDERS: Final[Mapping[str, Callable[[Parts], float | None]]] = {
+    "doubtful first (all parts)": lambda parts: parts.doubt,
+    "names alone": lambda parts: parts.names,
+    "findings alone": lambda parts: parts.findings,
+    "steps alone": lambda parts: parts.steps,
+    "mirror alone": lambda parts: parts.mirror,
+}
+STRATEGIES: Final = ("random", "most_to_learn")
+PEOPLE: Final = 70_201
+"""First part of every scan's seed; no other synthetic set of the project uses it, nor the numbers next to it."""
+POLL_S: Final = 2.0
+ERRORS: Final = ("outlines", "names")
+"""What is measured: 1 - mean Dice of the groups, and the share of levels that do not carry their name."""
+
+
+def first_fifth(
+    results: Sequence[bench_real.Result], value: Callable[[Parts], float | None]
+) -> list[bench_real.Result]:
+    """Return the fifth of the scans that comes first; a scan without a value comes last, equal ones by name."""
+    ordered = sorted(results, key=lambda result: (-(value(result.parts) or 0.0), result.name))
+    return ordered[: math.ceil(len(results) / FIFTH)]
+
+
+def chance_of(hits: int, drawn: int, wrong: int, total: int) -> float:
+    """Return how probable at least so many wrong scans are in a random draw."""
+    ways = math.comb(total, drawn)
+    return sum(math.comb(wrong, k) * math.comb(total - wrong, drawn - k) for k in range(hits, drawn + 1)) / ways
+
+
+def offers(real: Path | None, spider: Path | None) -> None:
+    """Print the table of the half without training."""
+    results = [result for result in bench_real.named(real, spider) if result.levels and result.clear]
+    if not results:
+        sys.exit("There is no scan with a clear truth. Name a folder with --real or --spider.")
+    wrong = sum(not result.right for result in results)
+    print()
+    for result in sorted(results, key=lambda result: -(result.parts.doubt or 0.0)):
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in vars(result.parts).items() if value is not None)
+        print(f"{result.parts.doubt or 0:.3f} {'right' if result.right else 'WRONG'} {result.name}: {parts}")
+    print(f"\n{len(results)} scans, {wrong} wrongly named ({wrong / len(results):.0%}: a random order in the mean)\n")
+    print("| order | wrong in the first fifth | share | chance of a random order to do as well |\n|---|---|---|---|")
+    for name, value in ORDERS.items():
+        first = first_fifth(results, value)
+        hits = sum(not result.right for result in first)
+        luck = chance_of(hits, len(first), wrong, len(results))
+        print(f"| {name} | {hits} of {len(first)} | {hits / len(first):.0%} | {luck:.3f} |")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of scan of a mixed site.
+
+    Attributes:
+        name: What to call it.
+        field: Field of view.
+        scanner: Draws the image.
+        share: Scans of it among 24 of the site.
+        lumbar: Lumbar vertebrae.
+        thoracic: Thoracic vertebrae.
+    """
+
+    name: str
+    field: Field
+    scanner: Callable[[np.random.Generator, SyntheticSpine], FloatImage]
+    share: int
+    lumbar: int = 5
+    thoracic: int = 12
+
+
+KINDS: Final = (
+    Kind("usual", Field.LUMBAR, old_scanner, 12),
+    Kind("lumbar", Field.LUMBAR, new_scanner, 4),
+    Kind("neck", Field.CERVICOTHORACIC, new_scanner, 3),
+    Kind("chest", Field.THORACOLUMBAR, new_scanner, 3),
+    Kind("sixlumbar", Field.LUMBAR, new_scanner, 1, lumbar=6),
+    Kind("fewribs", Field.THORACOLUMBAR, new_scanner, 1, thoracic=11),
+)
+"""Half of the site is what the weights know; the rest is a new scanner in three fields of view, and two anomalies."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is run.
+
+    Attributes:
+        seeds: Sites, each of other people.
+        rounds: Trainings of each strategy at each site.
+        corrections: Scans that are corrected before each.
+        tests: Scans of each kind that are predicted.
+        extent_mm: Width and depth of the scans.
+        share: Part of each kind's scans that is drawn, at least one.
+        settings: Of the trainings, as texts.
+    """
+
+    seeds: int = 3
+    rounds: int = 3
+    corrections: int = 5
+    tests: int = 1
+    extent_mm: tuple[float, float] = (60.0, 150.0)
+    share: float = 1.0
+    settings: tuple[tuple[str, str], ...] = (("iterations", "150"), ("batch_size", "1"), ("replay_cases", "24"))
+
+
+QUICK: Final = Plan(
+    seeds=1,
+    rounds=1,
+    corrections=1,
+    extent_mm=(30.0, 120.0),
+    share=0.1,
+    settings=(("iterations", "2"), ("batch_size", "1"), ("replay_cases", "0"), ("device", "cpu")),
+)
+
+
+def drawn(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first: int) -> Iterator[Case]:
+    """Draw scans of a kind as files of a folder, with their truths in memory; those that are there stay."""
+    for number in range(first, first + count):
+        rng = np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number])
+        options = SpineOptions(
+            field=kind.field,
+            thoracic=kind.thoracic,
+            lumbar=kind.lumbar,
+            width_mm=plan.extent_mm[0],
+            depth_mm=plan.extent_mm[1],
+            jitter=0.7,
+        )
+        spine = random_spine(rng, options)
+        truth = Volume(spine.labels, spine.affine)
+        # Names that say nothing of the kind, so that no order by name knows it.
+        name = (
+            f"sub-{np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number, 1]).integers(10**9):09}_{kind.name}"
+        )
+        file = folder / f"{name}.nii.gz"
+        if not file.is_file():
+            write_volume(file, kind.scanner(rng, spine), truth.grid)
+        yield Case(name, truth, file)
+
+
+class Site:
+    """One site under one strategy: a studies folder, a server's models, and how far it is.
+
+    Args:
+        folder: Where it is kept.
+        seed: Which people.
+        strategy: What offers the scans.
+        plan: How much is run.
+        weights: What it begins with.
+    """
+
+    def __init__(self, folder: Path, seed: int, strategy: str, plan: Plan, weights: str) -> None:
+        self.folder, self.strategy, self.plan = folder, strategy, plan
+        self.studies, tests = folder / "studies", folder / "tests"
+        for made in (self.studies, tests):
+            made.mkdir(parents=True, exist_ok=True)
+        self.tests: list[Case] = []
+        self.scans: dict[str, Case] = {}
+        for kind in KINDS:
+            count = max(1, round(plan.share * kind.share))
+            self.tests += drawn(tests, seed, kind, plan.tests, plan, first=1000)
+            self.scans |= {case.name: case for case in drawn(self.studies, seed, kind, count, plan, first=0)}
+        self.app = folder / "app"
+        if not self.app.is_dir():
+            fresh = folder / "app.partial"
+            shutil.rmtree(fresh, ignore_errors=True)
+            own_app(fresh, weights)
+            fresh.rename(self.app)
+
+    def run(self, known: dict[str, Any], save: Callable[[], None]) -> None:
+        """Run what is missing.
+
+        Args:
+            known: What was found: ``before`` and ``rounds``; filled in.
+            save: Called after each change of it.
+        """
+        known.setdefault("rounds", [])
+        if known.get("before") and len(known["rounds"]) >= self.plan.rounds:
+            return
+        with serving(self.studies, self.app, self.folder / "server.log") as url:
+            client = MONAILabelClient(url, tmpdir=str(self.folder), client_id="bench")
+            if not known.get("before"):
+                known["before"] = errors_of(predict(client, self.tests)[0])
+                save()
+            while len(known["rounds"]) < self.plan.rounds:
+                known["rounds"].append(self._round(client, url, len(known["rounds"]) + 1, known, save))
+                known.pop("trained", None)
+                save()
+
+    def _round(
+        self, client: MONAILabelClient, url: str, number: int, known: dict[str, Any], save: Callable[[], None]
+    ) -> dict[str, Any]:
+        if self.strategy != "random":
+            scored(url)
+        while len(self.corrected()) < number * self.plan.corrections:
+            sample = client.next_sample(self.strategy, {})
+            submit(client, sample["id"], self.scans[sample["id"]].truth, self.folder)
+        if "trained" not in known:
+            # Once: another training on the same labels would be one round more.
+            known["trained"] = train(client, "totalspineseg", dict(self.plan.settings), show=_show)
+            save()
+        scores, versions = predict(client, self.tests)
+        status = known["trained"]
+        return {
+            "corrected": self.corrected(),
+            "status": status.get("status"),
+            "message": status.get("message"),
+            "served": sorted(versions),
+            "errors": errors_of(scores),
+        }
+
+    def corrected(self) -> dict[str, Any]:
+        """Return how each scan was offered that was corrected, as its label's record says."""
+        return {c.image: c.offered for c in CorrectionStore(self.studies / HISTORY_DIR).all()}
+
+
+def scored(url: str) -> None:
+    """Let the server score all scans, and wait."""
+    requests.post(f"{url}/scoring/doubt", json={}, timeout=60).raise_for_status()
+    while (task := requests.get(f"{url}/scoring/", timeout=60).json())["status"] in UNFINISHED:
+        time.sleep(POLL_S)
+    if task["status"] != "DONE":
+        sys.exit(f"The scoring ended as {task['status']}: {list(task.get('details', ()))[-3:]}")
+
+
+def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
+    """Return both errors, each the mean over scans; a group that no scan shows does not count."""
+    known = {measure: [v for score in scores if (v := score.value(measure)) == v] for measure in (*GROUPS, LEVELS)}
+    means = {measure: float(np.mean(values)) for measure, values in known.items() if values}
+    return {
+        "outlines": 1 - float(np.mean([means[group] for group in GROUPS if group in means])),
+        "names": 1 - means[LEVELS],
+    }
+
+
+def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
+    """Run what is missing of the half with trainings, and return all of it."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "selection.json"
+    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"plan": _plain(plan), "sites": {}}
+    if known["plan"] != _plain(plan):
+        sys.exit(f"{file} is of another plan. Name another folder with --out, or remove it.")
+
+    def save() -> None:
+        write_atomic(file, lambda temporary: write_json(temporary, known))
+
+    for seed in range(plan.seeds):
+        for strategy in STRATEGIES:
+            place = known["sites"].setdefault(f"{seed}/{strategy}", {})
+            print(f"site {seed}, {strategy}: {len(place.get('rounds', ()))} of {plan.rounds} rounds", flush=True)
+            Site(out / f"site-{seed}" / strategy, seed, strategy, plan, weights).run(place, save)
+    return known
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """As JSON reads it back."""
+    return dict(json.loads(json.dumps(asdict(plan))))
+
+
+def curve(known: Mapping[str, Any], strategy: str, error: str) -> list[list[float]]:
+    """Return the errors of each site under a strategy: before, then after each round."""
+    sites = [site for name, site in sorted(known["sites"].items()) if name.endswith(f"/{strategy}")]
+    return [[site["before"][error], *(entry["errors"][error] for entry in site["rounds"])] for site in sites]
+
+
+def table(known: Mapping[str, Any]) -> str:
+    """Return error against number of corrections, mean of the sites (and of each)."""
+    step = known["plan"]["corrections"]
+    lines = ["| error | corrections | " + " | ".join(STRATEGIES) + " |", "|---|---|" + "---|" * len(STRATEGIES)]
+    for error in ERRORS:
+        columns = [curve(known, strategy, error) for strategy in STRATEGIES]
+        for number in range(len(columns[0][0])):
+            cells = []
+            for sites in columns:
+                values = [site[number] for site in sites]
+                cells.append(f"{np.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
+            lines.append(f"| {error} | {number * step} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(known: Mapping[str, Any], file: Path) -> None:
+    """Draw the table: a line for the mean of each strategy, thin ones for its sites."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, error in zip(figure.subplots(1, len(ERRORS)), ERRORS, strict=True):
+        for color, strategy in zip(("gray", "tab:blue"), STRATEGIES, strict=True):
+            sites = np.array(curve(known, strategy, error))
+            x = np.arange(sites.shape[1]) * known["plan"]["corrections"]
+            axes.plot(x, sites.T, color=color, alpha=0.3)
+            axes.plot(x, sites.mean(axis=0), color=color, marker="o", label=strategy)
+        axes.set(xlabel="corrections", ylabel=f"error of {error}", ylim=(0, None))
+        axes.legend()
+    figure.savefig(file)
+
+
+def _show(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    halves = parser.add_subparsers(dest="half", required=True)
+    first = halves.add_parser("offers")
+    first.add_argument("--real", type=Path, help="folder with images and truth, see bench_real.py")
+    first.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
+    second = halves.add_parser("trainings")
+    second.add_argument("--out", type=Path, default=ROOT / "bench" / "selection", help="where all of it is kept")
+    second.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
+    second.add_argument("--quick", action="store_true", help="tiny scans and trainings, to see that it runs")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one half."""
+    arguments = arguments_of(words)
+    if arguments.half == "offers":
+        offers(arguments.real, arguments.spider)
+        return
+    known = trainings(QUICK if arguments.quick else Plan(), arguments.out, arguments.weights)
+    plot(known, arguments.out / "selection.png")
+    print(f"\n{table(known)}\n\nplot: {arguments.out / 'selection.png'}")
+
+
+if __name__ == "__main__":
+    unwind_on_signals()
+    main()
