@@ -1,4 +1,4 @@
-"""A series of the PACS as files."""
+"""Download a series of the PACS as files."""
 
 import shutil
 import tempfile
@@ -16,15 +16,15 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
 
     Args:
         client: The PACS.
-        series: Which.
-        below: Folder to make the new one in; made when missing.
+        series: Series to download.
+        below: Parent of the new folder; made when missing.
 
     Returns:
-        The new folder, whole; it has a temporary name, and is the caller's to rename or remove.
+        The complete new folder with a temporary name; the caller renames or removes it.
 
     Raises:
-        requests.RequestException: The PACS did not give the series.
-        StorageError: It could not be written; nothing is left.
+        requests.RequestException: The PACS did not return the series.
+        StorageError: The files could not be written; nothing is left.
     """
     instances = sorted(
         client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.SOPInstanceUID)
@@ -41,7 +41,6 @@ def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
         if partial:
             shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(
-            f"room and permission to write to {below} are required, got {error.strerror or str(error)!r}; "
-            "free disk space"
+            f"Cannot write to {below} ({error.strerror or error}). Free disk space, or correct the permissions."
         ) from error
     return partial
