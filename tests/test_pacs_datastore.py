@@ -147,7 +147,7 @@ def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> No
         instance.SeriesDescription = "T2"
     store = datastore(pacs, tmp_path)
     assert "2.25.70001.2" in store.list_images()
-    with pytest.raises(ImageError, match="parallel slices"):
+    with pytest.raises(ImageError, match="not parallel"):
         store.get_image_uri("2.25.70001.2")
     assert "2.25.70001.2" not in store.list_images()
 

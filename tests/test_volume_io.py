@@ -253,7 +253,7 @@ def test_dicom_series(tmp_path: Path) -> None:
     ("series", "match"),
     [
         ({"gaps": [3.3, 3.3, 6.6, 3.3, 3.3, 3.3]}, "evenly spaced"),
-        ({"flip_last": True}, "parallel slices"),
+        ({"flip_last": True}, "not parallel"),
     ],
     ids=["missing slice", "three-plane"],
 )
@@ -346,7 +346,7 @@ BAD = {
     "nrrd of no space": (lambda p: nrrd(p / "a.nrrd", "space dimension: 3", *DIRECTIONS), "has a space such as"),
     "nrrd of the scanner's space": (lambda p: nrrd(p / "a.nrrd", "space: scanner-xyz", *DIRECTIONS), "such as 'left-p"),
     "meta image without directions": (lambda p: meta(p / "a.mha", "ElementSpacing = 1 1 3"), "has a TransformMatrix"),
-    "empty folder": (lambda p: folder(p / "d"), "without any"),
+    "empty folder": (lambda p: folder(p / "d"), "no DICOM image"),
 }
 
 
