@@ -1,4 +1,4 @@
-"""Batch inference over the studies, one image after the other, on whatever device there is."""
+"""Run batch inference over the studies, one image after the other, on any device."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,12 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 class SpineBatch(BatchInferTask):  # type: ignore[misc]
-    """The host's task picks among zero GPUs on a machine without one, and one bad image ends it."""
+    """Batch task that works without a GPU and goes on after a bad image; the host's own task does neither."""
 
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """Predict the images the request names and keep the results under its tag.
+        """Predict the images the request names and save the results under its tag.
 
         Args:
             request: ``model``, ``images`` ("all", "labeled", "unlabeled"), ``label_tag``, ``max_batch_size``.
@@ -28,7 +28,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
             infer: The app's inference.
 
         Returns:
-            The reply per image id; ``{"error": sentence}`` where it failed.
+            The reply by image id; ``{"error": sentence}`` where it failed.
         """
         known = set(datastore.list_images())
         images = sorted(image for image in self.get_images(request, datastore) if image in known)
@@ -38,7 +38,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
         results: dict[str, dict[str, Any]] = {}
         for count, image in enumerate(images, start=1):
             results[image] = self._one({**request, "image": image, "save_label": True, "label_tag": tag}, infer)
-            logger.info("batch inference: %d of %d done", count, len(images))
+            logger.info("Batch inference: %d of %d done", count, len(images))
         return results
 
     def _one(self, request: dict[str, Any], infer: Callable[..., dict[str, Any]]) -> dict[str, Any]:
@@ -46,12 +46,12 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
             result = infer(request)
         except (HTTPException, TotalSpineSegError) as error:
             sentence = str(getattr(error, "detail", error))
-            logger.warning("batch inference: image %s failed: %s", request["image"], sentence)
+            logger.warning("Batch inference: image %s failed: %s", request["image"], sentence)
             return {"error": sentence}
         except Exception as error:
-            # A PACS that answers no more, an image that was removed meanwhile: no reason to give up the others.
-            logger.exception("batch inference: image %s failed", request["image"])
-            return {"error": f"unexpected {type(error).__name__}; the server's log says more"}
+            # Go on with the others when a PACS stops answering or an image was removed in the meantime.
+            logger.exception("Batch inference: image %s failed", request["image"])
+            return {"error": f"Unexpected error ({type(error).__name__}). Details are in the server's log."}
         file = result.pop("file", None)
         if file:
             Path(file).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
+"""The models that the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,17 +24,17 @@ from lib.transforms.discs import missing_discs
 from lib.volume_io import read_labels
 
 PREDICTED_TAG = "original"
-"""Where step 2 looks for the label to start from when none is sent and no reader submitted one."""
+"""Tag of the label that step 2 starts from when none is sent and no reader submitted one."""
 
 
 class FullTask(SpineTask):
     """Both steps: every vertebra, disc, cord, canal and the sacrum by name.
 
-    A request that fixes a level is answered from what the networks drew before, if that is still there.
+    A request that pins a level is answered from the earlier maps of the networks, if they are still stored.
     """
 
     reuses_maps = False
-    """Whether every request is."""
+    """Whether every request is answered from earlier maps."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -44,7 +44,7 @@ class FullTask(SpineTask):
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """Locate, then segment."""
+        """Run both steps."""
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request, versions)
@@ -75,7 +75,7 @@ class Step1Task(SpineTask):
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """Locate."""
+        """Run step 1."""
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
         options = self.options(settings, request, versions)
@@ -105,8 +105,9 @@ class Step2Task(SpineTask):
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """Segment around the discs of the label.
 
-        Their names are certain if a reader gave them; those of a network's label, whose doubts are not known, do not
-        count.
+        Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
+        not
+        known.
         """
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
@@ -119,7 +120,7 @@ class Step2Task(SpineTask):
         return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
 
     def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
-        """Codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
+        """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
         sent = request.get("label")
         if sent:
             return self._sent(scan, Path(sent), request.get("label_info")), True
@@ -144,7 +145,7 @@ class Step2Task(SpineTask):
         return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
 
     def _latest_first(self, image_id: str) -> Sequence[str]:
-        """Readers' tags, the one with the label submitted last before the other; ids of submissions sort by time."""
+        """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
 
         def submitted(tag: str) -> str:
             return str(self.services.label_info(image_id, tag).get("correction", ""))
