@@ -1,4 +1,4 @@
-"""The official releases: which this software runs, and which one the weights in use come from."""
+"""The official releases: which ones this software supports, and which one the weights in use come from."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,22 +9,22 @@ from lib.registry.records import lineage, read_record
 from lib.registry.store import OFFICIAL_PREFIX, STARTER, ModelStore
 
 RELEASES: Final = ("r20251124", "r20260730")
-"""The releases this software was made for, oldest first."""
+"""The supported releases, oldest first."""
 NEWEST: Final = RELEASES[-1]
 RELEASE_NAME: Final = re.compile(r"r\d{8}")
-"""The letter and the date; names sort by age."""
+"""Pattern of a release: the letter and the date; names sort by age."""
 OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
-"""How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
+"""Beginning of an official zip's file name, with the step and the release; a browser may add " (1)" to it."""
 STARTER_VERSION: Final = re.compile(rf"{STARTER}(-[0-9a-f]+)?(@.*)?")
-"""The starter weights' name, with their digest and the runtime where these are known."""
+"""Pattern of the starter weights' name, with their digest and the runtime where these are known."""
 STARTER_WARNING: Final = (
     "The starter weights were trained on synthetic spines only: good for trying the software, not for patients."
 )
-"""What people read wherever the starter weights made a result."""
+"""Warning shown wherever the starter weights made a result."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
-    """Return the official release that a version's network was trained from; empty where nothing tells.
+    """Return the official release that a version's network was trained from; empty where unknown.
 
     Args:
         store: Holds the version and its ancestors, or their records.
@@ -49,13 +49,14 @@ def require_supported(release: str) -> None:
     """
     if release < RELEASES[0]:
         raise WeightsError(
-            f"Release {release} is too old: this software runs {' and '.join(RELEASES)}. Install {NEWEST} with "
+            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} "
+            "with "
             "'totalspineseg weights install'."
         )
 
 
 def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
-    """Check that no step runs with another release's step: nobody has trained or judged the two as a pair.
+    """Check that both steps come from one release, because nobody trained or judged a mixed pair.
 
     Args:
         store: Holds the versions.
@@ -71,11 +72,11 @@ def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
 
 
 def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
-    """Check that the steps are of one release.
+    """Check that the steps come from one release.
 
     Args:
         releases: Step -> release; a step whose release is unknown is left out.
-        names: Step -> what to call its weights.
+        names: Step -> name of its weights.
 
     Raises:
         WeightsError: They differ.
@@ -89,7 +90,7 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
 
 
 def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
-    """Say which weights run, what they are good for, which release they come from and whether a newer one is supported.
+    """Return which weights are in use, their purpose, their release, and whether a newer one is supported.
 
     Args:
         store: Holds the versions.
@@ -101,7 +102,7 @@ def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
 
 
 def warning_of(versions: Iterable[str]) -> str:
-    """Return the sentence that warns of the results of the starter weights; "" where none of the versions is one.
+    """Return the sentence that warns of results of the starter weights; "" where none of the versions is one.
 
     Args:
         versions: Names, or versions with their digest and runtime.
