@@ -195,7 +195,7 @@ def test_real_networks_are_judged(
 
 def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(site, capsys, "judge", "none")
-    assert (code, "one of the versions" in error) == (2, True)
+    assert (code, "There is no version 'none'" in error) == (2, True)
     assert not list(ModelStore(site.models.model_dir).model_dir.glob("judgments/*"))
 
 

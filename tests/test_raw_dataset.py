@@ -356,8 +356,8 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     said = capsys.readouterr()
     assert "1 cases" in said.out
     assert "removed 2 cases of an earlier call: sub-2_T2w, sub-3_T2w" in said.out
-    assert "left out sub-2_T2w: one image 'sub-2_T2w.nii.gz' and one label of it are required, got 0 and 1" in said.err
-    assert "left out sub-3_T2w: one image 'sub-3_T2w.nii.gz' and one label of it are required, got 1 and 2" in said.err
+    assert "left out sub-2_T2w: There are 0 images named 'sub-2_T2w.nii.gz' and 1 labels" in said.err
+    assert "left out sub-3_T2w: There are 1 images named 'sub-3_T2w.nii.gz' and 2 labels" in said.err
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)

@@ -1,6 +1,6 @@
 """Learn from the corrections of a studies folder, without a server: fine-tune, judge, publish what passes.
 
-Interrupt it at any moment; the next call with the same corrections and settings goes on.
+Interrupt it at any moment; the next call with the same corrections and settings continues.
 """
 
 import argparse
@@ -19,7 +19,7 @@ SETTINGS: Final = (
     "device",
     "gpu_count",
 )
-"""Those that clients have, under their names; ``resume`` is ``--restart`` here."""
+"""Settings that clients have under the same names; ``resume`` is ``--restart`` here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,25 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "studies",
         type=existing_path,
         metavar="STUDIES",
-        help="images a server serves, or its work folder",
+        help="folder of the images that a server serves, or its work folder",
     )
-    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="network to train (default: both)")
     parser.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
     parser.add_argument("--replay-share", type=float, metavar="0..0.95")
-    parser.add_argument("--replay-cases", type=int, metavar="N", help="synthetic scans against forgetting")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
+    parser.add_argument("--replay-cases", type=int, metavar="N", help="number of synthetic scans against forgetting")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random draws (default: 0)")
     parser.add_argument("--device", default="auto", metavar="cuda|cpu")
     parser.add_argument(
-        "--gpus", type=positive, dest="gpu_count", metavar="N", help="share each batch among so many (default: 1)"
+        "--gpus", type=positive, dest="gpu_count", metavar="N", help="number of GPUs that share each batch (default: 1)"
     )
-    parser.add_argument("--restart", action="store_true", help="forget an unfinished run")
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished run")
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 when the new model is not served."""
+    """Run the command; return the exit code: 1 when the new model is not put into use."""
     from lib.cli.site import site_of
     from lib.registry.store import ModelStore
     from lib.trainers.request import read_settings

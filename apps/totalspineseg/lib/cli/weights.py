@@ -14,7 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
     install = actions.add_parser("install", help="install the official weights and put them into use")
     install.add_argument(
-        "--zip", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="zips on disk"
+        "--zip",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="zips on disk instead of a download",
     )
     install.add_argument(
         "--release",
@@ -36,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     (_install if arguments.action == "install" else _list)(arguments)
     return 0
 
@@ -66,7 +72,7 @@ def _install(arguments: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """Megabytes of a download, on one line of a terminal, else every tenth part."""
+    """Progress of a download in megabytes: on one line of a terminal, else at every tenth part."""
 
     def __init__(self) -> None:
         self._shown = -1
@@ -104,4 +110,4 @@ def _list(arguments: argparse.Namespace) -> None:
     if release := release_text(store, in_use):
         print(release)
     if not starter and not store.versions():
-        print(f"no weights in {store.model_dir}; run: totalspineseg weights install")
+        print(f"no weights in {store.model_dir}; to install them: totalspineseg weights install")
