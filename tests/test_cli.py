@@ -89,7 +89,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nowhere", "out"], "which does not exist"),
+        (["nowhere", "out"], "does not exist"),
         (["IN", "out", "--keep-only", "step3"], "--keep-only"),
         (["IN", "out", "--step1", "--keep-only", "step2_output"], "--step1"),
         (["IN", "FILE"], "OUTPUT"),

@@ -92,7 +92,7 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> 
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
     from lib.cohort.profile import read_profile
-    from lib.cohort.station import job_json
+    from lib.cohort.worker import job_json
 
     profile = read_profile(arguments.profile) if arguments.profile else None
 
@@ -102,7 +102,7 @@ def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "
 
     def executor(cases: "Sequence[Case]") -> "Stream":
         from lib.cohort.cluster import running, started
-        from lib.cohort.spread import DaskExecutor
+        from lib.cohort.dask_executor import DaskExecutor
 
         if arguments.scheduler:
             job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=0)

@@ -1,4 +1,4 @@
-"""The documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
+"""Write the documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
 
 import base64
 import csv
@@ -39,9 +39,9 @@ def write_documents(
     Args:
         output: OUTPUT.
         cases: All scans of the run.
-        summary: How it went.
+        summary: Results of the run.
         versions: Step -> version of the weights.
-        weights: Sentences on the weights: which run, and of which release they are.
+        weights: Sentences on the weights in use and their release.
         asked: The options as typed.
 
     Raises:
@@ -53,18 +53,18 @@ def write_documents(
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
     warning = weights_warning(summary, versions)
-    # The warning stands above the note.
+    # The warning is shown above the note.
     note = f"{weights.replace(warning, '').strip()} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}."
     html = report_html(rows_html, title=title, note=note, warning=warning)
     write_text(output / REPORT_FILE, html)
 
 
 def weights_warning(summary: Summary, versions: Mapping[str, str]) -> str:
-    """Return a sentence where weights that made results of a run are not for patients; "" where all are.
+    """Return a warning if weights that made results of a run are not for patients; "" otherwise.
 
     Args:
-        summary: How the run went; results from before count, too.
-        versions: Step -> version of the weights it was begun with.
+        summary: Results of the run, including those finished before.
+        versions: Step -> version of the weights the run started with.
     """
     records = summary.records.values()
     return warning_of({*versions.values(), *(v for record in records for v in record["made_with"]["models"].values())})
@@ -92,7 +92,7 @@ def _run_json(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Comma-separated; None is an empty cell."""
+    """Return comma-separated text; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ("scan", *COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -105,7 +105,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     thumbnail = output / REPORTS / f"{name}.jpg"
     picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
     if record is None:
-        # A scan that failed in step 2 shows what step 1 found.
+        # A scan that failed in step 2 shows the picture of step 1.
         return ScanRow(
             name,
             failure=summary.failures.get(name, "not started"),
@@ -129,9 +129,9 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
 
 
 def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = None) -> str:
-    """Address of the last step's picture with tags, relative to the page; "" when there is none.
+    """Return the address of the last step's picture with tags, relative to the page; "" when there is none.
 
-    Of a finished scan only what its record names: another run may have left more.
+    For a finished scan only pictures in its record count, because another run may have left more.
     """
     for kind in ("step2_output", "step1_output"):
         file = f"{PREVIEW}/{name}_{kind}_tags.jpg"
@@ -145,7 +145,7 @@ def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
         yield sentence(record)
     yield from record["warnings"]
     if is_doubtful(record):
-        yield f"this would settle the names: {', or '.join(record['would_settle'])}"
+        yield f"to make the names certain: {', or '.join(record['would_settle'])}"
     yield from (_finding(finding) for finding in record.get("findings", []))
 
 
