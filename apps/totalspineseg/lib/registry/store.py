@@ -223,7 +223,8 @@ class ModelStore:
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
             raise WeightsError(
-                f"a version name must consist of letters, digits, '.', '_' and '-' and not be reserved, got {name!r}"
+                f"a version name must consist of letters, digits, '.', '_' and '-' and not be reserved, got "
+                f"{name!r}; choose another"
             )
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
