@@ -331,7 +331,7 @@ BAD = {
     "constant": (lambda p: nifti(p / "a.nii.gz", np.full(SHAPE, 7, np.int16)), "contrast"),
     "nan": (lambda p: nifti(p / "a.nii.gz", NAN), "1 that are NaN"),
     "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 3 slices"),
-    "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "3D or 4D"),
+    "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "neither 3D nor 4D"),
     "complex": (lambda p: nifti(p / "a.nii.gz", picture().astype(np.complex64)), "one gray value"),
     "no place in space": (lambda p: with_forms(p / "a.nii", None, None), "does not say how it lies"),
     "contradicting forms": (
@@ -361,7 +361,7 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (picture(np.float32) + 0.5, "whole numbers"),
+        (picture(np.float32) + 0.5, "0 to 255|whole numbers"),
         (picture(np.int16) + 300, "0 to 255"),
         # The mean of L2 (42) and nothing was T1 (21).
         (np.stack([np.full(SHAPE, 42, np.uint8), np.zeros(SHAPE, np.uint8)], axis=-1), "2 maps"),
