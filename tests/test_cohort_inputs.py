@@ -117,7 +117,7 @@ def test_nothing_to_do_is_an_error(tmp_path: Path, what: str) -> None:
     source = {"missing": tmp_path / "x", "empty folder": tmp_path, "no such suffix": make(tmp_path / "y", "a.nii")}[
         what
     ]
-    with pytest.raises(ImageError, match="does not exist|There are no images"):
+    with pytest.raises(ImageError, match=r"does not exist|There are no images"):
         find_cases(source, suffixes=["_T9w"] if what == "no such suffix" else [])
 
 

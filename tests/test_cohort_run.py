@@ -369,7 +369,7 @@ def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np
         source.mkdir()
         (source / "a.nii.gz").symlink_to(scan)
     for keep in (FOLDERS, ("step2_output",)):
-        with pytest.raises(StorageError, match="[Cc]hoose another OUTPUT"):
+        with pytest.raises(StorageError, match=r"[Cc]hoose another OUTPUT"):
             run(source, tmp_path / "study", keep=keep)
     assert scan.read_bytes() == before
     assert not (tmp_path / "study" / "reports").exists()
