@@ -103,7 +103,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "profile"),
         (["IN", "out", "--weights", "missing"], "'missing'"),
         (["label", "FILE", "out.png"], "ending in"),
-        (["label", "FILE", "FILE"], "another file"),
+        (["label", "FILE", "FILE"], "same file"),
         (["lint", "FILE"], "Export it again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -576,13 +576,13 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, few: np.ndarray) -> Non
     [
         (ImageError("one sentence"), "one sentence"),
         (MemoryError(), "too little free memory"),
-        (RuntimeError("line\nbreak"), "unexpected RuntimeError: line break"),
-        (KeyError(), "unexpected KeyError"),
+        (RuntimeError("line\nbreak"), "(RuntimeError): line break"),
+        (KeyError(), "(KeyError)"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_every_fault_is_one_sentence(error: Exception, expected: str) -> None:
-    assert sentence(error).startswith(expected)
+    assert expected in sentence(error)
     assert "\n" not in sentence(error)
 
 

@@ -40,7 +40,7 @@ class ScanRow:
     answer: str = ""
 
 
-SHOWN_WARNINGS: Final = 3
+MAX_WARNINGS: Final = 3
 """Number of warnings in a row; more are folded, so that a row stays as high as its picture."""
 HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Names", "Warnings", "Seconds", "Model")
 
@@ -160,11 +160,11 @@ def _row(row: ScanRow) -> str:
 def _sentences(sentences: Sequence[str]) -> str:
     """Return a list of sentences with capital letters; those above the limit are folded."""
     items = [f"<li>{html.escape(s[:1].upper() + s[1:])}</li>" for s in sentences]
-    shown, folded = items[:SHOWN_WARNINGS], items[SHOWN_WARNINGS:]
+    visible, folded = items[:MAX_WARNINGS], items[MAX_WARNINGS:]
     if len(folded) == 1:
-        shown, folded = items, []
+        visible, folded = items, []
     more = f"<details><summary>{len(folded)} more</summary><ul>{''.join(folded)}</ul></details>" if folded else ""
-    return f"<ul>{''.join(shown)}</ul>{more}" if shown else ""
+    return f"<ul>{''.join(visible)}</ul>{more}" if visible else ""
 
 
 def _confidence(row: ScanRow) -> str:

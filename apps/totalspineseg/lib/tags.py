@@ -42,12 +42,12 @@ class Tag:
     doubtful: bool = False
 
     @property
-    def shown(self) -> str:
+    def display_text(self) -> str:
         """The text as drawn."""
         return f"{self.text} ?" if self.doubtful else self.text
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
+def spaced(wanted: Sequence[float], gap: float) -> list[float]:
     """Return positions as near as possible to the wanted ones (least squares), no two nearer than ``gap``.
 
     Args:
@@ -102,14 +102,14 @@ def add_tags(rgb: npt.NDArray[np.uint8], tags: Sequence[Tag]) -> npt.NDArray[np.
     draw = ImageDraw.Draw(image, "RGBA")
     for side, edge, way in ((left, margins[0], -1), (right, margins[0] + rgb.shape[1], 1)):
         ordered = sorted(side, key=lambda tag: tag.target[1])
-        rows = _within(spread([tag.target[1] + top for tag in ordered], LINE_PX), height, LINE_PX)
+        rows = _within(spaced([tag.target[1] + top for tag in ordered], LINE_PX), height, LINE_PX)
         for tag, row in zip(ordered, rows, strict=True):
             _draw(draw, tag, (tag.target[0] + margins[0], tag.target[1] + top), (edge, row), way, font)
     return np.asarray(image)
 
 
 def _margin(tags: Sequence[Tag], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    widths = [font.getlength(tag.shown) for tag in tags]
+    widths = [font.getlength(tag.display_text) for tag in tags]
     return round(max(widths)) + LEADER_PX + 2 * PADDING_PX if widths else 0
 
 
@@ -130,9 +130,9 @@ def _draw(
     draw.ellipse((target[0] - 2, target[1] - 2, target[0] + 2, target[1] + 2), fill=color)
     place = (start + way * PADDING_PX, row)
     if tag.doubtful:
-        box = draw.textbbox(place, tag.shown, font=font, anchor="rm" if way < 0 else "lm")
+        box = draw.textbbox(place, tag.display_text, font=font, anchor="rm" if way < 0 else "lm")
         draw.rectangle((box[0] - 3, row - LINE_PX / 2 + 1, box[2] + 3, row + LINE_PX / 2 - 1), outline=color)
-    draw.text(place, tag.shown, fill=color, font=font, anchor="rm" if way < 0 else "lm")
+    draw.text(place, tag.display_text, fill=color, font=font, anchor="rm" if way < 0 else "lm")
 
 
 @lru_cache(maxsize=4)

@@ -101,9 +101,9 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
-    if (said := sentence(report)) and certainty_of(report) != "certain":
+    if (answer := sentence(report)) and certainty_of(report) != "certain":
         settle = f"; to make the names certain: {', or '.join(report['would_settle'])}" if is_doubtful(report) else ""
-        print(f"{source.name}: {said}{settle}", file=sys.stderr)
+        print(f"{source.name}: {answer}{settle}", file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:

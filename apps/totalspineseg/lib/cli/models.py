@@ -112,9 +112,9 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
         print(f"{entry.name}:")
         for measure in entry.comparisons:
             numbers = [getattr(measure, name) for name in NUMBERS]
-            shown = ["-" if number != number else f"{number:.3f}" for number in numbers]
+            cells = ["-" if number != number else f"{number:.3f}" for number in numbers]
             allowed = "yes" if measure.allowed else "no"
-            print(_TABLE.format(f"  {measure.measure}", *shown, measure.subjects, allowed))
+            print(_TABLE.format(f"  {measure.measure}", *cells, measure.subjects, allowed))
     for case in report.left_out:
         print(f"could not judge: {case}")
     print(f"{arguments.name} {judgment.verdict}")

@@ -30,10 +30,10 @@ def site_of(folder: Path, models: ModelStore) -> Site:
     if index.is_file():
         return folder_site(Path(read_json(index)["images_dir"]), models, work=folder)
     # Import here, because the host's datastore is slow to import.
-    from lib.pacs.kept import KeptSeries
+    from lib.pacs.stored_series import StoredSeries
 
-    kept = KeptSeries(folder)
-    return Site(folder, models, CorrectionStore(folder), kept.image_file, kept.subject)
+    series = StoredSeries(folder)
+    return Site(folder, models, CorrectionStore(folder), series.image_file, series.subject)
 
 
 def _is_work_folder(folder: Path) -> bool:

@@ -52,8 +52,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from lib.nnunet.starter_settings import StarterSettings
 
     logging.getLogger().setLevel(logging.INFO)
-    given = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
-    settings = StarterSettings(**{name: value for name, value in given.items() if value is not None})
+    values = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
+    settings = StarterSettings(**{name: value for name, value in values.items() if value is not None})
     source = arguments.start_from
     real = read_cases(arguments.real) if arguments.real is not None else ()
     for step in sorted(set(arguments.step or (1, 2))):

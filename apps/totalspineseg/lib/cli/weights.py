@@ -75,15 +75,15 @@ class _Bar:
     """Progress of a download in megabytes: on one line of a terminal, else at every tenth part."""
 
     def __init__(self) -> None:
-        self._shown = -1
+        self._reported = -1
 
     def __call__(self, done: int, total: int) -> None:
         terminal = sys.stderr.isatty()
         percent = 100 * done // total if total else 0
         mark = percent if terminal else percent // 10
-        if mark == self._shown and total:
+        if mark == self._reported and total:
             return
-        self._shown = mark
+        self._reported = mark
         size = f"{done / MIB:.0f} of {total / MIB:.0f} MiB ({percent} %)" if total else f"{done / MIB:.0f} MiB"
         end = "\n" if done == total or not terminal else ""
         print(f"\r\x1b[2K{size}" if terminal else size, end=end, file=sys.stderr, flush=True)

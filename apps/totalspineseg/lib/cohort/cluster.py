@@ -133,8 +133,8 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
         cluster.sync(cluster._correct_state)
     except RuntimeError as error:
         _end(cluster)
-        said = str(error).partition("stderr:")[2].split("\n\n")[0].strip() or str(error)
-        raise ClusterError(f"{command} refused the jobs: {said!r}. Correct the profile.") from error
+        reply = str(error).partition("stderr:")[2].split("\n\n")[0].strip() or str(error)
+        raise ClusterError(f"{command} refused the jobs: {reply!r}. Correct the profile.") from error
     cluster.adapt(minimum_jobs=profile.workers, maximum_jobs=profile.workers)
     return cluster
 

@@ -103,17 +103,17 @@ def _study(folder: Path, number: int, seed: int, truth: bool) -> DemoStudy:
     tags = _study_tags(key, number, patient)
     home = folder / patient
     series = []
-    drawn: AnyArray = spine.labels
+    rendered: AnyArray = spine.labels
     for place, contrast in enumerate(("T2", "T1"), start=1):
         # Render thin slices: the spine's voxels already have the slice thickness of the series.
-        drawn = render(rng, spine, RenderOptions(contrast=contrast, strength=0.4, slice_mm=IN_PLANE_MM))
-        image = _sagittal(drawn, spine.affine, tilt)
+        rendered = render(rng, spine, RenderOptions(contrast=contrast, strength=0.4, slice_mm=IN_PLANE_MM))
+        image = _sagittal(rendered, spine.affine, tilt)
         labels = _sagittal(spine.labels, spine.affine, tilt).data if truth else None
         if contrast == "T1":  # one slice less at each side, because series of a study differ
             image = _inner(image)
             labels = labels[:, :, 1:-1] if labels is not None else None
         series.append(_series(home, (image,), contrast, place, tags, key, labels))
-    series.append(_series(home, tuple(_planes(drawn, spine, tilt)), "localizer", 3, tags, key, None))
+    series.append(_series(home, tuple(_planes(rendered, spine, tilt)), "localizer", 3, tags, key, None))
     return DemoStudy(tags["StudyInstanceUID"], patient, home, tuple(series))
 
 
@@ -216,9 +216,9 @@ def _inner(image: Volume) -> Volume:
     return Volume(image.data[:, :, 1:-1], image.affine @ step)
 
 
-def _planes(drawn: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Volume]:
+def _planes(rendered: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Volume]:
     """Yield three sagittal, three coronal and three axial slices through the middle."""
-    shape = np.array(drawn.shape)
+    shape = np.array(rendered.shape)
     spacing = np.abs(np.diag(spine.affine)[:3])
     center = spine.affine[:3, 3] + spacing * (shape - 1) / 2
     extent = spacing * (shape - 1)
@@ -234,5 +234,5 @@ def _planes(drawn: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Vo
         grid = (size[0], size[1], len(LOCALIZER_SLICES_MM))
         affine[:3, 3] = center - affine[:3, :3] @ ((np.array(grid) - 1) / 2)
         mapping = np.linalg.inv(spine.affine) @ affine
-        cut = ndimage.affine_transform(drawn, mapping[:3, :3], mapping[:3, 3], output_shape=grid, order=1)
+        cut = ndimage.affine_transform(rendered, mapping[:3, :3], mapping[:3, 3], output_shape=grid, order=1)
         yield Volume(_stored(cut), tilt @ affine)

@@ -34,7 +34,7 @@ _NO_DICOM: Final = (
     zlib.error,
 )
 """Errors of reading a damaged file or one that is not DICOM."""
-_SHOWN: Final = 3
+_LISTED_VALUES: Final = 3
 """Maximum number of values in a message."""
 
 
@@ -183,7 +183,7 @@ def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     # In a mask of one byte per pixel, "full" marks the structure, or 1 in compressed masks of dcmjs.
     if values and values not in ([1], [full]):
         raise LabelError(
-            f"The segmentation has fractions ({values[:_SHOWN]} of {full}) instead of masks. Export it as "
+            f"The segmentation has fractions ({values[:_LISTED_VALUES]} of {full}) instead of masks. Export it as "
             "binary segments."
         )
     masks: LabelArray = (pixels != 0).astype(np.uint8)

@@ -26,7 +26,7 @@ SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 
 @dataclass(frozen=True)
 class Known:
-    """What the running app offers.
+    """Names of everything that the running app offers.
 
     Attributes:
         models: Names of its models.

@@ -48,17 +48,17 @@ class FullTask(SpineTask):
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request, versions)
-        kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
-        if kept is not None:
-            drawn, versions = kept.drawn, dict(kept.versions)
+        maps = self.earlier_maps(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        if maps is not None:
+            drawn, versions = maps.drawn, dict(maps.versions)
             found = pipeline.rename(
-                scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
+                scan, drawn.raw.data, maps.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
             )
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
             found = pipeline.finish(located, step2, options, clock=clock)
         require_met(found.numbering)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 2))
 
 
 class Step1Task(SpineTask):
@@ -79,13 +79,13 @@ class Step1Task(SpineTask):
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
         options = self.options(settings, request, versions)
-        kept = self.kept(scan, 1, request, versions) if settings.pins else None
-        if kept is not None:
+        maps = self.earlier_maps(scan, 1, request, versions) if settings.pins else None
+        if maps is not None:
             found = pipeline.rename(
-                scan, kept.drawn.raw.data, kept.box, 1, options, trust=kept.drawn.trust, clock=clock
+                scan, maps.drawn.raw.data, maps.box, 1, options, trust=maps.drawn.trust, clock=clock
             )
             require_met(found.numbering)
-            return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
+            return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
         drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
@@ -117,7 +117,7 @@ class Step2Task(SpineTask):
         part = pipeline.step2_input(scan, labels, names, missed=missing_discs(labels), clock=clock)
         versions = {"step2": step2.version}
         found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 2))
 
     def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
         """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
@@ -153,6 +153,6 @@ class Step2Task(SpineTask):
         return sorted(READER_TAGS, key=submitted, reverse=True)
 
 
-def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
+def _maps_of(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
     part = pipeline.sub_grid(found.scan.iso.grid, found.box)
     return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)

@@ -51,25 +51,27 @@ class ReviewTask(FullTask):
         Otherwise the review would doubt levels that were given for the result, or judge other names than those on the
         screen.
         """
-        shown = self._shown(request)
-        if shown is None:
+        result = self._result_under_review(request)
+        if result is None:
             return settings
-        told = shown.settings
+        earlier = result.settings
         return replace(
             settings,
-            localizer=settings.localizer or str(told.get("localizer", "")),
-            pins=settings.pins or pins_from_json(told.get("pins", ())),
-            numbering=told.get("numbering", settings.numbering),
-            other_series=bool(told.get("other_series", settings.other_series)),
+            localizer=settings.localizer or str(earlier.get("localizer", "")),
+            pins=settings.pins or pins_from_json(earlier.get("pins", ())),
+            numbering=earlier.get("numbering", settings.numbering),
+            other_series=bool(earlier.get("other_series", settings.other_series)),
         )
 
-    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
+    def earlier_maps(
+        self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
+    ) -> KeptMaps | None:
         """Return the maps of the result under review, whichever weights and whichever step 1 it was made with."""
-        shown = self._shown(request)
-        found = None if shown is None else self.services.maps.of_prediction(str(request["image_sha256"]), shown.id)
+        result = self._result_under_review(request)
+        found = None if result is None else self.services.maps.of_prediction(str(request["image_sha256"]), result.id)
         if found is not None and same_grid(found.iso, scan.iso.grid):
             return found
-        return super().kept(scan, step, request, versions)
+        return super().earlier_maps(scan, step, request, versions)
 
     def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Return both marks, so that those of an earlier review are cleared."""
@@ -89,7 +91,7 @@ class ReviewTask(FullTask):
         marks[(labels == 0) & _spots(findings, labels.shape, outcome.scan.iso.spacing)] = REVIEW_LABELS[ODD]
         return marks
 
-    def _shown(self, request: Mapping[str, Any]) -> PredictionRecord | None:
+    def _result_under_review(self, request: Mapping[str, Any]) -> PredictionRecord | None:
         """Return the newest complete result for the image as it is now."""
         for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
             same = record.image_sha256 == request["image_sha256"]

@@ -64,9 +64,9 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
     if services.predictions.latest(image_id) is None:
         return None  # Check before its file is requested, which may have to be fetched.
     image = services.image_file(image_id)
-    kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
-    if kept is None or kept.helped_by or not kept.levels:
+    maps = None if image is None else services.maps.latest(history.sha256_of(image), 2)
+    if maps is None or maps.helped_by or not maps.levels:
         return None
-    if any(versions.get(step, version) != version for step, version in kept.versions.items()):
+    if any(versions.get(step, version) != version for step, version in maps.versions.items()):
         return None
-    return Sibling(Volume(kept.drawn.labels, kept.drawn.raw.affine), kept.levels, image_id)
+    return Sibling(Volume(maps.drawn.labels, maps.drawn.raw.affine), maps.levels, image_id)

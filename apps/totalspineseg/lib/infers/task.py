@@ -192,7 +192,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if outcome.drawn is None:
             return
         numbering = outcome.numbering
-        kept = KeptMaps(
+        maps = KeptMaps(
             prediction=record.id,
             drawn=outcome.drawn,
             iso=outcome.scan.iso.grid,
@@ -201,7 +201,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             helped_by=() if numbering is None else numbering.helped_by,
             image=record.image,
         )
-        self.services.maps.keep(sha256, kept)
+        self.services.maps.keep(sha256, maps)
 
     def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
         """Write the map of the reply; return its file and the ids in it."""
@@ -245,7 +245,9 @@ class SpineTask(InferTask):  # type: ignore[misc]
             siblings = siblings_of(self.services, image_id, settings.localizer, versions)
         return Options(settings.numbering, localizer, siblings, settings.pins)
 
-    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
+    def earlier_maps(
+        self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
+    ) -> KeptMaps | None:
         """Return what these weights drew for this image before; None where nothing is stored."""
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None

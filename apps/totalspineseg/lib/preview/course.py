@@ -61,12 +61,12 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
         _mean_index(canal, 0, sigma, middle_x),
         _mean_index(disc, 1, sigma, float(canal_y.mean())),
         canal_y,
-        _shown(outline.any(axis=1), MARGIN_MM / ras.spacing[0]),
-        _shown(outline.any(axis=0), MARGIN_MM / ras.spacing[1]),
+        _visible_range(outline.any(axis=1), MARGIN_MM / ras.spacing[0]),
+        _visible_range(outline.any(axis=0), MARGIN_MM / ras.spacing[1]),
     )
 
 
-def _shown(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
+def _visible_range(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
     """Return the first and last index to show: the spine and a margin; everything where there is no spine."""
     at = np.flatnonzero(occupied)
     if at.size == 0:

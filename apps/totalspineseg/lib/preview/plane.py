@@ -46,7 +46,7 @@ class Plane:
         self._sagittal = sagittal
         self._first, self._last = course.y_range if sagittal else course.x_range
         ras = to_ras(volume)
-        data = self._shown(ras.data)
+        data = self._visible(ras.data)
         self._index = course.x if sagittal else course.y
         self._canal_y = course.canal_y - self._first
         across, height = ras.spacing[1 if sagittal else 0], ras.spacing[2]
@@ -57,7 +57,7 @@ class Plane:
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
         self._gray = self._windowed(self._cut_linear(data))
 
-    def _shown(self, data: AnyArray) -> AnyArray:
+    def _visible(self, data: AnyArray) -> AnyArray:
         """Return the part of a nearest-RAS array that is in the picture."""
         part = slice(self._first, self._last + 1)
         return data[:, part] if self._sagittal else data[part]
@@ -78,7 +78,7 @@ class Plane:
 
     def cut(self, labels: LabelArray) -> LabelArray:
         """Return labels (on the grid of the volume) in the plane, oriented as the picture, one value for each voxel."""
-        data = self._shown(to_ras(Volume(labels, self._affine)).data)
+        data = self._visible(to_ras(Volume(labels, self._affine)).data)
         last = data.shape[0 if self._sagittal else 1] - 1
         return self._hung(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
 
@@ -158,7 +158,7 @@ class Plane:
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
         """Draw level points, even those beside the plane."""
-        data = self._shown(to_ras(Volume(points, self._affine)).data)
+        data = self._visible(to_ras(Volume(points, self._affine)).data)
         image = Image.fromarray(rgb)
         draw = ImageDraw.Draw(image)
         radius = POINT_RADIUS_MM / self._pixel_mm

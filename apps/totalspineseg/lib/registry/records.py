@@ -133,7 +133,7 @@ def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str,
 def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
     """Return the ids of the corrections that one network of a version, or of its ancestors, has learned from."""
     records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
-    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
+    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _steps_of(r, c))
 
 
 def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
@@ -165,7 +165,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _taught(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
+def _steps_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
     """Return the steps that learned from a case; older records do not state them for each case."""
     steps: Sequence[int] = case.get("taught", record.get("steps", ()))
     return steps

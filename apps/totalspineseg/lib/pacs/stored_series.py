@@ -11,7 +11,7 @@ from lib.corrections.image_ids import is_plain_stem
 from lib.pacs.series import patient_of
 
 
-class KeptSeries:
+class StoredSeries:
     """Series that were needed once, by UID; nothing is written.
 
     Args:
