@@ -27,7 +27,7 @@ from phantom import CodeReader, image_of, lumbar_codes
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "cluster", "offline-install", "speed")
-RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
+RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 EXITS = {"": (0,), "finds": (0, 1)}
