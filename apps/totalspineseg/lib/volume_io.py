@@ -190,7 +190,9 @@ def require_usable(volume: Volume) -> None:
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
-        raise ImageError(f"The image has {bad} voxel values that are NaN or infinite. Export the series again.")
+        raise ImageError(
+            f"The image has voxels that are NaN or infinite ({bad} of {data.size}). Export the series again."
+        )
     if low == high:
         kind = "all zero" if low == 0 else f"all {low!r}"
         raise ImageError(f"The image has no contrast: its voxels are {kind}. Check the series.")
