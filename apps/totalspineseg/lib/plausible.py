@@ -76,9 +76,8 @@ def require_plausible(labels: LabelArray) -> None:
     """
     if is_upside_down(labels):
         raise LabelError(
-            "The levels are not named from superior to inferior: most run the other way round. If the label "
-            "is upside "
-            "down, turn it. If it uses another table's numbers, convert it."
+            "The levels are not named from superior to inferior: most run the other way round. If the label is "
+            "upside down, turn it. If it uses another table's numbers, convert it."
         )
     if missing := missing_kinds(labels):
         raise LabelError(

@@ -179,9 +179,8 @@ def require_usable(volume: Volume) -> None:
     data = volume.data
     if min(data.shape) < MIN_SLICES:
         raise ImageError(
-            f"The image has {min(data.shape)} slices (shape {data.shape}), but at least {MIN_SLICES} slices "
-            "are needed to tell "
-            "levels apart. Send the whole series."
+            f"The image has {min(data.shape)} slices (shape {data.shape}), but at least {MIN_SLICES} slices are "
+            "needed to tell levels apart. Send the whole series."
         )
     if data.dtype.kind not in "fiub":
         raise ImageError(

@@ -57,9 +57,8 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         type=existing_path,
         metavar="FILE",
-        help="with --executor dask: a YAML file with the SLURM or PBS jobs, or local processes, to start "
-        ""
-        "(without --scheduler and --profile: one process for each GPU of this machine)",
+        help="with --executor dask: a YAML file with the SLURM or PBS jobs, or local processes, to start (without "
+        "--scheduler and --profile: one process for each GPU of this machine)",
     )
 
 

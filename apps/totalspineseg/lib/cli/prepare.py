@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--discs-by",
         metavar="NAME",
         help="step-1 network whose own discs are used in two thirds of the imperfect cases: starter, official, an "
-        ""
         "installed version, or a folder such as nnU-Net's results (default: all errors are simulated)",
     )
     parser.add_argument(

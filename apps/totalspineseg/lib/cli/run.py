@@ -145,9 +145,8 @@ def _print_summary(summary: "Summary", output: Path) -> None:
 
     new = len(summary.records) - len(summary.skipped)
     print(
-        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
-        f""
-        f"{summary.seconds:.1f} s; results in {output}"
+        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, {summary.seconds:.1f} "
+        f"s; results in {output}"
     )
     for name, record in summary.records.items():
         for finding in record["findings"] if name not in summary.skipped else ():

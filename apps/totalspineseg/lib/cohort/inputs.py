@@ -22,8 +22,7 @@ NAMED_FOLDERS: Final = 5
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
 NO_PROOF: Final = (
-    "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; "
-    "correct "
+    "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
     "its label map and give it from another folder with --loc"
 )
 

@@ -70,8 +70,7 @@ def _require_frame_of_reference(seg: Dataset, expected: str) -> None:
     own = str(seg.get("FrameOfReferenceUID") or "")
     if expected and own and own != expected:
         raise GridError(
-            "The segmentation belongs to another examination or position of the patient (its frame of "
-            "reference is "
+            "The segmentation belongs to another examination or position of the patient (its frame of reference is "
             f"{own!r}). {_WRONG_GRID}"
         )
 

@@ -64,8 +64,7 @@ class Stack:
             return ()
         return (
             f"The slices are {self.spacing_mm:.1f} mm apart, but their header says {stated:.1f} mm: some are "
-            "missing. "
-            "Send the whole series.",
+            "missing. Send the whole series.",
         )
 
     @property

@@ -34,9 +34,8 @@ REVALIDATED: Final = {"cache-control": "no-cache"}
 time.
 """
 UNKNOWN_VIEWER: Final = (
-    "This viewer cannot {missing}: it is another version than this server expects. Use it only to look "
-    "at images, and "
-    "install the pinned requirements."
+    "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
+    "and install the pinned requirements."
 )
 
 

@@ -72,9 +72,8 @@ def _bound(family: int, address: Any) -> socket.socket:
 
 def _unknown(host: str) -> AddressError:
     return AddressError(
-        f"{host!r} is not an address of this machine. Choose --host 127.0.0.1 for this machine only, or "
-        "--host 0.0.0.0 for "
-        "its network."
+        f"{host!r} is not an address of this machine. Choose --host 127.0.0.1 for this machine only, or --host "
+        "0.0.0.0 for its network."
     )
 
 

@@ -42,9 +42,8 @@ OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_in
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS "
-    "again when somebody "
-    "asks for the next sample."
+    "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "
+    "somebody asks for the next sample."
 )
 
 

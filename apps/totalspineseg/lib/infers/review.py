@@ -39,10 +39,9 @@ class ReviewTask(FullTask):
         super().__init__(services)
         self.labels = dict(REVIEW_LABELS)
         self.description = (
-            "Marks where to look: structures whose names are doubtful, and structures that the checks find "
-            "odd. "
-            "Counted names (up from the sacrum, down from C2) are not marked. Remove these segments "
-            "before you submit."
+            "Marks where to look: structures whose names are doubtful, and structures that the checks find odd. "
+            "Counted names (up from the sacrum, down from C2) are not marked. Remove these segments before you "
+            "submit."
         )
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:

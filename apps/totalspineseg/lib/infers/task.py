@@ -43,8 +43,7 @@ LABEL_TAGS = (FINAL_TAG, "original")
 """Tags in which a localizer's label is searched: a reader's finished label before a model's prediction."""
 
 NOT_RECORDED: Final = (
-    "The server could not record this prediction (its log says why). If you rename one level in it, the "
-    "others will "
+    "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
     "not follow, and the server will not know which prediction your label corrects."
 )
 

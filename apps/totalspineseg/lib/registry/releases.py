@@ -49,8 +49,7 @@ def require_supported(release: str) -> None:
     """
     if release < RELEASES[0]:
         raise WeightsError(
-            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} "
-            "with "
+            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
             "'totalspineseg weights install'."
         )
 

@@ -108,9 +108,8 @@ class ModelStore:
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
             raise WeightsError(
-                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, "
-                f""
-                f"got {self.weights!r}"
+                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, got "
+                f"{self.weights!r}"
             )
         return Choice(folder.resolve().name, folder)
 
