@@ -635,7 +635,7 @@ def test_a_series_nothing_can_refer_to(keyword: str) -> None:
     for item in items:
         delattr(item, keyword)
         item.file_meta = pydicom.dataset.FileMetaDataset()
-    with pytest.raises(ImageError, match="instance UIDs"):
+    with pytest.raises(ImageError, match="instance UID"):
         written(codes(44), items)
 
 

@@ -120,7 +120,7 @@ def test_failed_version_leaves_nothing(tmp_path):
 
 def test_versions_are_never_overwritten(model_dir):
     (model_dir / "versions" / "site-2" / "old").touch()
-    with pytest.raises(StorageError, match="'site-2' already"), ModelStore(model_dir).publish("site-2"):
+    with pytest.raises(StorageError, match="'site-2' exists already"), ModelStore(model_dir).publish("site-2"):
         pass
     assert [p.name for p in (model_dir / "versions" / "site-2").iterdir()] == ["old"]
 
@@ -314,7 +314,7 @@ def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> No
 def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
     """The later one heard that the folder could not be written, and to check its permissions."""
     store = ModelStore(tmp_path)
-    with pytest.raises(StorageError, match=r"'site-3' already.*another name"), store.publish("site-3") as late:
+    with pytest.raises(StorageError, match=r"'site-3' exists already.*another name"), store.publish("site-3") as late:
         (late / "a").write_text("late")
         with store.publish("site-3") as first:
             (first / "a").write_text("first")

@@ -52,7 +52,7 @@ def run(store: ModelStore, capsys: pytest.CaptureFixture[str], *words: str) -> t
 def test_a_removed_ancestor_is_still_known(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> None:
     """A version deleted to make room took along what its descendants had learned: their labels were fresh again."""
     code, out, _ = run(store, capsys, "remove", "a")
-    assert (code, out[:18]) == (0, "removed a: 3 MiB a")
+    assert (code, out[:16]) == (0, "removed a: 3 MiB")
     assert not list(store.versions_dir.rglob("a/*")) and not list(store.versions_dir.glob(f"{removal.LEAVING}*"))
     assert (store.versions(), removed_versions(store)) == (("b", "c"), ("a",))
     assert lineage(store, "c") == ("c", "b", "a", "starter")
@@ -98,7 +98,7 @@ def test_the_weights_that_the_gate_compares_with_are_not_removed(
     for name in ("second", "c", "second"):
         store.activate(name)
     code, _, error = run(store, capsys, "remove", "first")
-    assert (code, "which the trainings of the weights in use began with; remove it all" in error) == (2, True), error
+    assert (code, "origin of the weights in use" in error) == (2, True), error
     assert run(store, capsys, "remove", "first", "--force")[0] == 0
 
 
@@ -108,7 +108,7 @@ def test_going_back_passes_over_what_was_removed(
     """Going back ended in an error for ever once a version in between was gone."""
     assert run(store, capsys, "remove", "b", "--force")[0] == 0
     assert store.go_back() == {1: "a", 2: "a"}
-    assert "not there any more: b" in caplog.text
+    assert "no longer exist: b" in caplog.text
     assert store.go_back() == {1: "starter", 2: "starter"}
     with pytest.raises(WeightsError, match="nothing to roll back to"):
         store.go_back()

@@ -341,7 +341,7 @@ def test_a_localizer_names_a_scan_without_landmarks(server: Server, client: MONA
 def test_a_bad_setting_gets_a_sentence(server: Server, params: Any) -> None:
     refused = infer(server, image="z-last", params=params)
     assert refused.status_code == 422
-    assert refused.json()["detail"].endswith((".",)) is False
+    assert "\n" not in refused.json()["detail"]
     assert len(refused.json()["detail"].split()) > 5
 
 

@@ -164,8 +164,8 @@ def read_codes(path: Path) -> Volume:
         )
     if is_upside_down(to_ras(volume).data):
         raise ImageError(
-            f"Most levels in {path.name!r} run from inferior to superior, so it does not use TotalSpineSeg's "
-            "codes or is upside down. Convert it."
+            f"Most levels in {path.name!r} run from inferior to superior: it is upside down, or does not use "
+            "TotalSpineSeg's codes. Turn it, or convert it."
         )
     return volume
 

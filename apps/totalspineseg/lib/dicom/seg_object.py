@@ -126,7 +126,7 @@ def open_seg(source: SegSource, *, pixels: bool = True) -> Dataset:
     seg = _open(source, pixels=pixels)
     if sop_class(seg) not in SEG_CLASSES:
         raise LabelError(
-            f"The object is not a DICOM segmentation, its modality is {_text(seg, 'Modality')!r}. Export the "
+            f"The object is not a DICOM segmentation (its modality is {_text(seg, 'Modality')!r}). Export the "
             "segmentation as DICOM SEG."
         )
     return seg

@@ -71,7 +71,7 @@ def _host(_: Request, error: Exception) -> Response:
 def _upstream(_: Request, error: Exception) -> Response:
     answer = getattr(error, "response", None)
     if answer is not None and answer.status_code in UNAUTHORIZED:
-        return _answer(answer.status_code, "The user name or password is wrong. Check them and sign in again.")
+        return _answer(answer.status_code, "The user name or password was not accepted. Check them and sign in again.")
     logger.warning("A server behind this one did not answer: %s", type(error).__name__)
     return _answer(UPSTREAM, "A server behind this one (sign-in or PACS) did not answer. Try again later.")
 

@@ -161,7 +161,8 @@ def foreign_host(host: str, names: Collection[str]) -> Refusal | None:
         return None
     return Refusal(
         BAD_REQUEST,
-        f"{host!r} is not a name of this server. Use its machine's name or IP address, or start it with --name {host}.",
+        f"{host!r} is not a name of this server. Use its machine's name or IP address. The person who "
+        "runs the server can add names with --name.",
     )
 
 
