@@ -89,7 +89,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["nowhere", "out"], "which does not exist"),
+        (["nowhere", "out"], "does not exist"),
         (["IN", "out", "--keep-only", "step3"], "--keep-only"),
         (["IN", "out", "--step1", "--keep-only", "step2_output"], "--step1"),
         (["IN", "FILE"], "OUTPUT"),
@@ -99,11 +99,11 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--data-dir", "nowhere"], "--data-dir"),
         (["IN", "out", "--device", "gpu", "--data-dir", "MODELS"], "gpu"),
         (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler"),
-        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "got both"),
+        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "exclude each other"),
         (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "profile"),
         (["IN", "out", "--weights", "missing"], "'missing'"),
         (["label", "FILE", "out.png"], "ending in"),
-        (["label", "FILE", "FILE"], "another file"),
+        (["label", "FILE", "FILE"], "same file"),
         (["lint", "FILE"], "Export it again"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -369,7 +369,7 @@ def test_weights_are_listed_installed_and_chosen(
         archives.append(shutil.make_archive(str(tmp_path / folder.name), "zip", models, folder.name))
     data_dir = ["--data-dir", str(tmp_path / "installed")]
     assert main(["weights", "list", *data_dir]) == 0
-    assert "run: totalspineseg weights install" in capsys.readouterr().out
+    assert "to install them: totalspineseg weights install" in capsys.readouterr().out
     assert main(["weights", "install", *data_dir, "--zip", *archives, "--sha256", "00", "00"]) == 2
     assert "must have SHA-256 00" in capsys.readouterr().err
     assert main(["weights", "install", *data_dir, "--zip", *archives]) == 0

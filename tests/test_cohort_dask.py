@@ -25,17 +25,17 @@ import tiny_models
 from lib.anatomy import CODE_OF
 from lib.cli import main
 from lib.cohort import cluster
-from lib.cohort.carried import make_task
 from lib.cohort.cluster import started
+from lib.cohort.dask_executor import DaskExecutor
+from lib.cohort.dask_payload import make_task
 from lib.cohort.inputs import Case, find_cases
 from lib.cohort.local import LocalExecutor
 from lib.cohort.options import RunOptions
 from lib.cohort.profile import Profile, parse_profile
 from lib.cohort.record import read_record
 from lib.cohort.run import Stream, run
-from lib.cohort.spread import DaskExecutor
-from lib.cohort.station import REFUSAL, Station, job_json
 from lib.cohort.work import Work
+from lib.cohort.worker import REFUSAL, ScanWorker, job_json
 from lib.errors import ClusterError
 from lib.geometry import Grid
 from lib.nnunet.networks import Networks
@@ -250,18 +250,18 @@ def test_a_worker_that_would_give_other_results_refuses(
     """A worker with other weights or packages mixed its results with those of the others."""
     work = work_in(tmp_path, store)
     work.make_room()
-    station = Station(job_json(work, store, device="cpu", threads=1) | change)
+    scan_worker = ScanWorker(job_json(work, store, device="cpu", threads=1) | change)
     (case,) = find_cases(scans / "s00.nii.gz")
-    assert sentence in station.segment(case.as_json())["refusal"]
+    assert sentence in scan_worker.segment(case.as_json())["refusal"]
 
 
 def test_a_stopped_worker_writes_nothing(tmp_path: Path, store: ModelStore, scans: Path) -> None:
     work = work_in(tmp_path, store)
     work.make_room()
-    station = Station(job_json(work, store, device="cpu", threads=1))
-    station.stop()
+    scan_worker = ScanWorker(job_json(work, store, device="cpu", threads=1))
+    scan_worker.stop()
     (case,) = find_cases(scans / "s00.nii.gz")
-    assert station.segment(case.as_json()) == {"stopped": True}
+    assert scan_worker.segment(case.as_json()) == {"stopped": True}
     assert not list(tmp_path.glob("*/s00*"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
+from lib.cohort.fingerprints import fingerprint, same_content
 from lib.cohort.inputs import (
     MISSING,
     NO_PROOF,
@@ -18,7 +19,6 @@ from lib.cohort.inputs import (
     unvisited_folders,
     unvisited_sentence,
 )
-from lib.cohort.stamps import same_content, stamp
 from lib.errors import ImageError
 from lib.volume_io import read_image
 
@@ -117,7 +117,7 @@ def test_nothing_to_do_is_an_error(tmp_path: Path, what: str) -> None:
     source = {"missing": tmp_path / "x", "empty folder": tmp_path, "no such suffix": make(tmp_path / "y", "a.nii")}[
         what
     ]
-    with pytest.raises(ImageError, match="required, got"):
+    with pytest.raises(ImageError, match=r"does not exist|There are no images"):
         find_cases(source, suffixes=["_T9w"] if what == "no such suffix" else [])
 
 
@@ -193,18 +193,18 @@ def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
     case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
     assert pair_localizers([case], tmp_path)[0].no_localizer == MISSING
     assert not pair_localizers([case], None)[0].no_localizer
-    with pytest.raises(ImageError, match="as localizer"):
+    with pytest.raises(ImageError, match="localizer"):
         pair_localizers([case], tmp_path / "nowhere")
 
 
 def test_voxels_beside_a_header_are_part_of_the_scan(tmp_path: Path) -> None:
     """A scan whose .raw had been replaced under the same .mhd kept the result of the old one."""
     make(tmp_path, "a.mhd", "a.raw", "ab.raw")
-    before = stamp(tmp_path / "a.mhd")
+    before = fingerprint(tmp_path / "a.mhd")
     os.utime(tmp_path / "ab.raw", ns=(1, 2**62))
-    assert stamp(tmp_path / "a.mhd") == before
+    assert fingerprint(tmp_path / "a.mhd") == before
     (tmp_path / "a.raw").write_bytes(b"another")
-    assert stamp(tmp_path / "a.mhd") != before
+    assert fingerprint(tmp_path / "a.mhd") != before
 
 
 def test_a_link_whose_file_is_missing_is_a_scan(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_link_whose_file_is_missing_is_a_scan(tmp_path: Path) -> None:
     (tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz").symlink_to(tmp_path / "annex" / "sub-02")
     cases = find_cases(tmp_path)
     assert [case.name for case in cases] == ["sub-01_T2w", "sub-02_T2w"]
-    assert (stamp(cases[1].path) or {})["files"] == 0
+    assert (fingerprint(cases[1].path) or {})["files"] == 0
 
 
 def test_a_folder_that_may_not_be_read_is_a_scan_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_a_folder_that_may_not_be_read_is_a_scan_that_fails(tmp_path: Path, monk
     monkeypatch.setattr(Path, "iterdir", iterdir)
     cases = find_cases(tmp_path)
     assert [case.name for case in cases] == ["a", "lost+found"]
-    assert (stamp(cases[1].path) or {})["files"] == 0
+    assert (fingerprint(cases[1].path) or {})["files"] == 0
     with pytest.raises(ImageError, match=r"lost\+found"):
         read_image(cases[1].path)
 
@@ -264,7 +264,7 @@ def test_files_that_are_equally_long_and_old_are_told_apart(tmp_path: Path) -> N
         data = bytes(100_000) + bytes([number % 2]) * 10_000 + bytes(100_000)
         (tmp_path / folder / "T2.nii").write_bytes(data)
         os.utime(tmp_path / folder / "T2.nii", ns=(1, 1 + number // 2))
-    one, other, moved = (stamp(tmp_path / folder / "T2.nii") for folder in ("p1", "p2", "moved"))
+    one, other, moved = (fingerprint(tmp_path / folder / "T2.nii") for folder in ("p1", "p2", "moved"))
     assert one != other
     assert not same_content(one, other)
     assert one != moved

@@ -140,7 +140,7 @@ def test_results_lie_in_the_grid_of_the_input(finished: Path, codes: np.ndarray,
 def test_one_bad_scan_does_not_stop_the_rest(finished: Path) -> None:
     document = json.loads((finished / "run.json").read_text())
     assert document["done"] == ["a", "sub 01.v2 T2w"]
-    assert "compression is damaged" in document["failed"]["b"]
+    assert "is damaged or incomplete" in document["failed"]["b"]
     assert document["models"] == {"step1": "reader-1", "step2": "reader-2"}
     assert document["versions"]["numpy"] == np.__version__
 
@@ -172,7 +172,7 @@ def test_report_needs_no_other_file(finished: Path) -> None:
     picture = page.split("data:image/jpeg;base64,")[1].split('"')[0]
     assert base64.b64decode(picture)[:3] == b"\xff\xd8\xff"
     assert "T12 - sacrum" in page
-    assert "compression is damaged" in page
+    assert "is damaged or incomplete" in page
     assert "http" not in page
     assert "src=" not in page.replace('src="data:', "")
 
@@ -295,7 +295,7 @@ def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) ->
     write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), translated(AFFINE, 300)))
     cases = pair_localizers(find_cases(tmp_path / "in"), tmp_path / "loc.nii.gz")
     summary = do(tmp_path / "out", cases, Readers(), RunOptions(keep=("step2_output",)))
-    assert "does not meet this scan" in summary.records["a"]["warnings"][-1]
+    assert "does not overlap this scan" in summary.records["a"]["warnings"][-1]
 
 
 def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray) -> None:
@@ -370,7 +370,7 @@ def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np
         source.mkdir()
         (source / "a.nii.gz").symlink_to(scan)
     for keep in (FOLDERS, ("step2_output",)):
-        with pytest.raises(StorageError, match="choose another OUTPUT"):
+        with pytest.raises(StorageError, match=r"[Cc]hoose another OUTPUT"):
             run(source, tmp_path / "study", keep=keep)
     assert scan.read_bytes() == before
     assert not (tmp_path / "study" / "reports").exists()
@@ -576,14 +576,14 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path, few: np.ndarray) -> Non
     ("error", "expected"),
     [
         (ImageError("one sentence"), "one sentence"),
-        (MemoryError(), "more memory is required"),
-        (RuntimeError("line\nbreak"), "unexpected RuntimeError: line break"),
-        (KeyError(), "unexpected KeyError"),
+        (MemoryError(), "too little free memory"),
+        (RuntimeError("line\nbreak"), "(RuntimeError): line break"),
+        (KeyError(), "(KeyError)"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_every_fault_is_one_sentence(error: Exception, expected: str) -> None:
-    assert sentence(error).startswith(expected)
+    assert expected in sentence(error)
     assert "\n" not in sentence(error)
 
 

@@ -306,25 +306,28 @@ def frames_without_groups(folder: Path) -> Path:
 
 
 REFUSED = {
-    "localizer in three planes": (three_planes, r"3 orientations \(3 \w+, 3 \w+, 3 \w+; a three-plane localizer\?\)"),
-    "two orientations": (two_stacks, r"2 orientations \(5 sagittal, 5 axial; two stacks in one series\?\)"),
+    "localizer in three planes": (
+        three_planes,
+        r"3 orientations \(3 \w+, 3 \w+, 3 \w+; perhaps a three-plane localizer\)",
+    ),
+    "two orientations": (two_stacks, r"2 orientations \(5 sagittal, 5 axial; perhaps two stacks in one series\)"),
     "missing slice": (lambda f: save(f, [s for k, s in enumerate(slices()) if k != 2]), "gaps from 3.30 to 6.60 mm"),
-    "two echoes": (echoes, "10 images at 5 places"),
-    "one slice at the place of another": (lambda f: save(f, slices(), doubled), "5 images at 4 places"),
-    "slices of two sizes": (other_size, "one size is required, got 5 of 13 x 11 and 1 of 9 x 11"),
-    "sheared": (lambda f: save(f, slices(), shear), "straight above each other"),
-    "no position": (lambda f: save(f, slices(), without("ImagePositionPatient")), "position and orientation"),
-    "unreadable position": (lambda f: save(f, slices(), empty_position), "position and orientation"),
+    "two echoes": (echoes, "10 images at 5 positions"),
+    "one slice at the place of another": (lambda f: save(f, slices(), doubled), "5 images at 4 positions"),
+    "slices of two sizes": (other_size, "several sizes: 5 of 13 x 11 and 1 of 9 x 11"),
+    "sheared": (lambda f: save(f, slices(), shear), "shifted sideways"),
+    "no position": (lambda f: save(f, slices(), without("ImagePositionPatient")), "position or orientation"),
+    "unreadable position": (lambda f: save(f, slices(), empty_position), "position or orientation"),
     "no pixel spacing": (lambda f: save(f, slices(), without("PixelSpacing")), "pixel spacing"),
-    "two pixel spacings": (lambda f: save(f, slices(), move(2, "PixelSpacing", 0, 0.1)), "one pixel spacing"),
+    "two pixel spacings": (lambda f: save(f, slices(), move(2, "PixelSpacing", 0, 0.1)), "several pixel spacings"),
     "secondary captures": (lambda f: save(f, slices(), captured), "secondary captures"),
     "multi-frame capture": (multi_frame_capture, "secondary captures"),
-    "frames without a place": (frames_without_groups, "every frame is required, got 5 frames"),
-    "colors": (lambda f: save(f, slices(), colored), "3 values a voxel"),
+    "frames without a place": (frames_without_groups, "The 5 frames have no positions"),
+    "colors": (lambda f: save(f, slices(), colored), "3 values per voxel"),
     "single slice": (lambda f: save(f, slices()[:1]), "at least 3 slices"),
     "file cut short": (cut_short, "cannot be read"),
     "file cut in its header": (cut_in_the_header, "damaged"),
-    "empty file": (emptied, "'5.dcm', which is damaged"),
+    "empty file": (emptied, "'5.dcm' is damaged"),
     "two patients under one UID": (
         lambda f: save(save(f, slices()), slices(PatientID="S2", StudyInstanceUID=uid_from("t")), between),
         "2 patients .'S1' and 'S2'",
@@ -333,8 +336,8 @@ REFUSED = {
         lambda f: save(save(f, slices()), slices(StudyInstanceUID=uid_from("t")), between),
         "2 studies",
     ),
-    "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "got 2 series"),
-    "no image": (lambda f: save(f, slices(), reported), "without any"),
+    "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "2 DICOM series"),
+    "no image": (lambda f: save(f, slices(), reported), "no DICOM image"),
 }
 
 

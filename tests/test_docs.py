@@ -26,8 +26,8 @@ from phantom import CodeReader, image_of, lumbar_codes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("first-scan", "cohort", "localizer", "slicer", "ohif", "retraining", "cluster", "offline-install", "speed")
-RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "design", "model-card")
+PAGES = ("first-scan", "cohort", "localizer", "server", "ohif", "retraining", "cluster", "offline-install", "speed")
+RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 EXITS = {"": (0,), "finds": (0, 1)}
@@ -174,7 +174,7 @@ EVERYWHERE = {"--help", "--version"}
 """Options of every command, which docs/cli.md has."""
 
 
-@pytest.mark.parametrize(("command", "page"), [("serve", "slicer"), ("retrain", "retraining")])
+@pytest.mark.parametrize(("command", "page"), [("serve", "server"), ("retrain", "retraining")])
 def test_a_page_names_every_option_of_its_command(command: str, page: str) -> None:
     text = _parser(command, import_module(f"lib.cli.{command}")).format_help()
     named = (DOCS / f"{page}.md").read_text(encoding="utf-8")

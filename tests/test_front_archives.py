@@ -46,8 +46,8 @@ def locked() -> bytes:
 
 
 HOSTILE = {
-    "a bomb": (zipped("a", content=bytes(LIMIT + 1)), 413, "at most 1 MiB"),
-    "a bomb in pieces": (zipped("a", "b", content=bytes(LIMIT // 2 + 1)), 413, "at most 1 MiB"),
+    "a bomb": (zipped("a", content=bytes(LIMIT + 1)), 413, "more than 1 MiB"),
+    "a bomb in pieces": (zipped("a", "b", content=bytes(LIMIT // 2 + 1)), 413, "more than 1 MiB"),
     "unpacked at once": (zipped("a", kind=zipfile.ZIP_BZIP2), 422, "nor deflated"),
     "climbs": (zipped("a", "../b"), 422, "leaves its folder"),
     "climbs on Windows": (zipped("a", "b\\..\\..\\c"), 422, "leaves its folder"),
@@ -55,10 +55,10 @@ HOSTILE = {
     "a drive": (zipped("c:/b"), 422, "leaves its folder"),
     "a link": (zipped("a", attributes=LINK), 422, "a link"),
     "without a name": (zipped("a").replace(b"\1\0\0\0", b"\0\0\1\0"), 422, "no name"),
-    "nothing": (zipped("a/", "__MACOSX/a/._b", ".hidden"), 422, "none in it"),
+    "nothing": (zipped("a/", "__MACOSX/a/._b", ".hidden"), 422, "no files"),
     "with a password": (locked(), 422, "without a password"),
-    "no zip": (b"no zip", 422, "got another file"),
-    "damaged": (zipped("a", content=bytes(range(256))).replace(bytes(range(9)), bytes(9)), 422, "got another file"),
+    "no zip": (b"no zip", 422, "not a readable .zip"),
+    "damaged": (zipped("a", content=bytes(range(256))).replace(bytes(range(9)), bytes(9)), 422, "not a readable .zip"),
 }
 
 
@@ -76,17 +76,17 @@ def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monke
     """A list of entries comes into memory in one piece, whatever its length."""
     many = zipped(*map(str, range(30)))
     monkeypatch.setattr(archives, "MAX_ENTRIES", 29)
-    with pytest.raises(HTTPException, match="at most 29 entries"):
+    with pytest.raises(HTTPException, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
     monkeypatch.setattr(zipfile, "ZipInfo", None)
     monkeypatch.setattr(archives, "MAX_READ_BYTES", 1000)
-    with pytest.raises(HTTPException, match="at most 29 entries"):
+    with pytest.raises(HTTPException, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(HTTPException, match="free space") as caught:
+    with pytest.raises(HTTPException, match="Free space") as caught:
         unpack_series(io.BytesIO(zipped("a")), tmp_path, max_bytes=LIMIT)
     assert (caught.value.status_code, list(tmp_path.iterdir())) == (507, [])
 

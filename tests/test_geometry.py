@@ -221,7 +221,7 @@ def test_a_refusal_says_how_far_the_corners_are_apart() -> None:
 @pytest.mark.parametrize(
     ("data", "affine", "match"),
     [
-        (np.zeros((3, 3)), np.eye(4), "3D volume is required"),
+        (np.zeros((3, 3)), np.eye(4), "expected a 3D volume"),
         (np.zeros((3, 3, 3)), np.zeros((4, 4)), "invertible"),
         (np.zeros((3, 3, 3)), np.full((4, 4), np.nan), "invertible"),
     ],
@@ -233,13 +233,13 @@ def test_bad_volumes(data: np.ndarray, affine: np.ndarray, match: str) -> None:
 
 
 def test_an_absurd_field_of_view_is_refused_before_memory_is_taken() -> None:
-    with pytest.raises(ImageError, match="check the voxel size"):
+    with pytest.raises(ImageError, match="Check the voxel size"):
         iso_grid(Grid((512, 512, 512), np.diag([100.0, 100, 100, 1])))
 
 
 def test_labels_of_another_shape_are_refused() -> None:
     grid = Grid((10, 10, 10), np.eye(4))
-    with pytest.raises(GridError, match="is required"):
+    with pytest.raises(GridError, match="expected an array"):
         labels_from_iso(np.zeros((9, 10, 10), np.uint8), grid, grid)
 
 

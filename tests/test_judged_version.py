@@ -102,7 +102,7 @@ def test_what_is_in_use_is_judged_beside_what_was_before(
     site.models.activate("theirs", steps=[2])
     change["reference"] = -0.2
     code, out, _ = run(site, capsys, "judge", "theirs")
-    assert (code, "theirs beside starter-" in out, "rollback" in out) == (1, True, True), out
+    assert (code, "theirs compared with starter-" in out, "rollback" in out) == (1, True, True), out
     site.models.activate("theirs", steps=[1, 2])
     code, _, error = run(site, capsys, "judge", "theirs")
     assert (code, "in use now and before" in error) == (2, True), error
@@ -198,7 +198,7 @@ def test_real_networks_are_judged(
 
 def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, error = run(site, capsys, "judge", "none")
-    assert (code, "one of the versions" in error) == (2, True)
+    assert (code, "There is no version 'none'" in error) == (2, True)
     assert not list(ModelStore(site.models.model_dir).model_dir.glob("judgments/*"))
 
 
@@ -210,6 +210,6 @@ def test_what_the_gate_said_is_not_forgotten_when_it_cannot_be_read(
     (file,) = site.models.model_dir.glob("judgments/*.json")
     file.write_text(file.read_text()[:-20])
     code, _, error = run(site, capsys, "activate", "theirs")
-    assert (code, "judged" in error, site.models.active()) == (2, True, {}), error
+    assert (code, "judge the version" in error, site.models.active()) == (2, True, {}), error
     file.unlink()
     assert run(site, capsys, "activate", "theirs")[0] == 0

@@ -233,7 +233,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
     other = ModelStore(tmp_path / "elsewhere", weights="official")
     code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
     assert (code, "choose another" in error, other.versions()) == (2, True, ()), error
-    with pytest.raises(WeightsError, match="got none installed"):
+    with pytest.raises(WeightsError, match="official weights are not installed"):
         other.resolve(1)
 
 
@@ -357,4 +357,4 @@ def test_prepare_writes_datasets_from_bids_and_from_corrections(
     assert "2 cases" in capsys.readouterr().out
     (tmp_path / "empty").mkdir()
     assert main(["prepare", str(tmp_path / "empty"), str(tmp_path / "raw3")]) == 2
-    assert "check --label-suffix" in capsys.readouterr().err
+    assert "Check --label-suffix" in capsys.readouterr().err

@@ -266,7 +266,7 @@ def test_a_localizer_is_refused_with_a_sentence(server: PacsServer) -> None:
         f"{server.url}/infer/totalspineseg", params={"image": server.studies[READ].localizer}, timeout=SECONDS
     )
     assert answer.status_code == 422
-    assert "parallel slices" in answer.json()["detail"]
+    assert "not parallel" in answer.json()["detail"]
 
 
 def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServer) -> None:

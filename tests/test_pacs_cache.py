@@ -14,7 +14,7 @@ from lib.errors import StorageError
 from lib.gate.holdout import update_split
 from lib.geometry import LabelArray
 from lib.pacs import listing
-from lib.pacs.cache import IN_USE_SECONDS, Kept, excess
+from lib.pacs.cache import IN_USE_SECONDS, CachedSeries, excess
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import Listing
 from lib.volume_io import read_image, write_volume
@@ -23,7 +23,7 @@ from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
 pytestmark = pytest.mark.slow
 
 OLD = time.time() - 2 * IN_USE_SECONDS
-SERIES = tuple(Kept(uid, used, 10) for uid, used in (("b", 2.0), ("a", 1.0), ("c", 3.0)))
+SERIES = tuple(CachedSeries(uid, used, 10) for uid, used in (("b", 2.0), ("a", 1.0), ("c", 3.0)))
 
 
 @pytest.fixture(scope="module")

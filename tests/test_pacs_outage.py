@@ -27,9 +27,9 @@ from lib.front import errors, studies
 from lib.geometry import Grid
 from lib.pacs import address
 from lib.pacs.datastore import PacsDatastore
-from lib.pacs.kept import KeptSeries
 from lib.pacs.listing import Listing
 from lib.pacs.series import find_series
+from lib.pacs.stored_series import StoredSeries
 from lib.pacs.submissions import send_waiting
 from lib.trainers.material import site_material
 from lib.volume_io import read_image, write_volume
@@ -279,7 +279,7 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
 
 
 def test_a_work_folder_without_series(tmp_path: Path) -> None:
-    series = KeptSeries(tmp_path)
+    series = StoredSeries(tmp_path)
     assert series.image_file(FIRST) is None
     assert series.subject(FIRST) != series.subject(SECOND)
 

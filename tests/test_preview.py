@@ -20,7 +20,7 @@ from lib.preview import (
     mid_sagittal,
     save_picture,
 )
-from lib.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spread
+from lib.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
 
 SHAPE = (40, 60, 120)
 L4, L5, DISC = CODE_OF["L4"], CODE_OF["L5"], CODE_OF["L4-L5"]
@@ -204,7 +204,7 @@ def test_arguments_are_not_modified() -> None:
     ids=["none", "one", "far apart", "two near", "three near"],
 )
 def test_spread(wanted: list[float], expected: list[float]) -> None:
-    assert spread(wanted, 10.0) == pytest.approx(expected)
+    assert spaced(wanted, 10.0) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("height", [40, 300, 2000])

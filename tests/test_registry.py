@@ -70,7 +70,7 @@ def test_a_step_can_be_activated_alone_and_taken_back(model_dir):
 
 @pytest.mark.parametrize("name", ["none", "../starter", "", ".hidden", "a/b", "site-2/"])
 def test_only_what_is_there_is_activated(model_dir, name):
-    with pytest.raises(WeightsError, match="installed version"):
+    with pytest.raises(WeightsError, match="not installed"):
         ModelStore(model_dir).activate(name)
     assert not (model_dir / "active.json").exists()
 
@@ -120,14 +120,14 @@ def test_failed_version_leaves_nothing(tmp_path):
 
 def test_versions_are_never_overwritten(model_dir):
     (model_dir / "versions" / "site-2" / "old").touch()
-    with pytest.raises(StorageError, match="'site-2' already"), ModelStore(model_dir).publish("site-2"):
+    with pytest.raises(StorageError, match="'site-2' exists already"), ModelStore(model_dir).publish("site-2"):
         pass
     assert [p.name for p in (model_dir / "versions" / "site-2").iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "starter", "official", "a" * 101, "a b"])
 def test_version_names_are_checked(tmp_path, name):
-    with pytest.raises(WeightsError, match="a version name takes"), ModelStore(tmp_path).publish(name):
+    with pytest.raises(WeightsError, match="a version name must"), ModelStore(tmp_path).publish(name):
         pass
 
 
@@ -166,7 +166,7 @@ def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
     for name in ("site-2", "official-r20251124", "site-2"):
         store.activate(name)
     assert [store.go_back()[1] for _ in range(3)] == ["official-r20251124", "site-2", "starter"]
-    with pytest.raises(WeightsError, match="earlier activation is required"):
+    with pytest.raises(WeightsError, match="nothing to roll back to"):
         store.go_back()
     store.activate("site-2")
     store.activate("starter")
@@ -175,7 +175,7 @@ def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
 
 def test_where_nothing_was_changed_yet_going_back_says_so(model_dir):
     """The first thing somebody tried on a new installation ended in a traceback."""
-    with pytest.raises(WeightsError, match="earlier activation is required"):
+    with pytest.raises(WeightsError, match="nothing to roll back to"):
         ModelStore(model_dir).go_back()
 
 
@@ -269,9 +269,7 @@ def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
     assert ModelStore(tmp_path).versions() == ("site-3",)
 
 
-@pytest.mark.parametrize(
-    ("number", "match"), [(errno.ENOSPC, "got a full disk"), (errno.EACCES, "a writable folder is required")]
-)
+@pytest.mark.parametrize(("number", "match"), [(errno.ENOSPC, "disk .* is full"), (errno.EACCES, "Cannot write")])
 def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number, match):
     write_json(tmp_path / "a.json", {"old": 1})
 
@@ -316,7 +314,7 @@ def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> No
 def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
     """The later one heard that the folder could not be written, and to check its permissions."""
     store = ModelStore(tmp_path)
-    with pytest.raises(StorageError, match=r"'site-3' already.*another name"), store.publish("site-3") as late:
+    with pytest.raises(StorageError, match=r"'site-3' exists already.*another name"), store.publish("site-3") as late:
         (late / "a").write_text("late")
         with store.publish("site-3") as first:
             (first / "a").write_text("first")

@@ -281,7 +281,7 @@ def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
     assert client.get_session(session["session_id"])
     client.remove_session(session["session_id"])
     gone = infer(server, session_id=session["session_id"])
-    assert (gone.status_code, "has not expired" in gone.json()["detail"]) == (404, True)
+    assert (gone.status_code, "may have expired" in gone.json()["detail"]) == (404, True)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_localizer_names_a_scan_without_landmarks(server: Server, client: MONA
 def test_a_bad_setting_gets_a_sentence(server: Server, params: Any) -> None:
     refused = infer(server, image="z-last", params=params)
     assert refused.status_code == 422
-    assert refused.json()["detail"].endswith((".",)) is False
+    assert "\n" not in refused.json()["detail"]
     assert len(refused.json()["detail"].split()) > 5
 
 

@@ -40,8 +40,8 @@ def upstream(status: int) -> requests.HTTPError:
     [
         pytest.param(OSError(errno.ENOSPC, "No space left on device"), 507, "disk", id="disk full"),
         pytest.param(StorageError("room is required, got none; free disk space"), 507, "room", id="storage"),
-        pytest.param(PermissionError(errno.EACCES, "secret"), 500, "own fault", id="permission"),
-        pytest.param(RuntimeError("secret"), 500, "own fault", id="bug"),
+        pytest.param(PermissionError(errno.EACCES, "secret"), 500, "server's log", id="permission"),
+        pytest.param(RuntimeError("secret"), 500, "server's log", id="bug"),
         pytest.param(ImageNotFoundException("Image x not found"), 404, "not found", id="host's unknown image"),
         pytest.param(MONAILabelException(MONAILabelError.APP_ERROR, "no strategy"), 422, "strategy", id="host's"),
         pytest.param(upstream(401), 401, "password", id="wrong password"),
@@ -103,7 +103,7 @@ def test_known_names_pass(path: str, status: int) -> None:
     answer = guarded().post(path)
     assert answer.status_code == status
     refused = path == "/train/x"
-    assert ("that exists" in answer.text) is refused
+    assert ("Choose one of" in answer.text) is refused
 
 
 def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(

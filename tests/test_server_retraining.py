@@ -103,7 +103,7 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
         with only_one(training_dir(server)):
             refused = post("totalspineseg")
         assert (refused.status_code, times_freed()) == (429, 0)
-        assert "other training" in refused.json()["detail"]
+        assert "already running" in refused.json()["detail"]
         (server.signals / "slow-free").write_text("1")
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))

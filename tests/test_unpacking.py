@@ -92,7 +92,7 @@ def test_a_damaged_end_of_a_compressed_file_is_noticed(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(nifti()))
     content[-8] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)
-    with pytest.raises(ImageError, match="compression is damaged"):
+    with pytest.raises(ImageError, match="is damaged or incomplete"):
         read_image(tmp_path / "a.nii.gz")
 
 
@@ -127,7 +127,7 @@ def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
         with pytest.raises(ImageError, match=r"bytes of voxels"):
             read(tmp_path / name)
     if name.endswith(".nrrd"):
-        with pytest.raises(ImageError, match="complete image file"):
+        with pytest.raises(ImageError, match="is incomplete"):
             read_submission(tmp_path / name, None)
 
 
@@ -137,7 +137,7 @@ def test_a_header_of_no_voxels_is_one_sentence(tmp_path: Path, shape: tuple[int,
     content = bytearray(nifti())
     content[42:48] = np.array(shape, np.int16).tobytes()
     (tmp_path / "a.nii").write_bytes(content)
-    with pytest.raises(ImageError, match=r"with voxels|readable NIfTI"):
+    with pytest.raises(ImageError, match=r"no voxels|readable NIfTI"):
         read_labels(tmp_path / "a.nii")
 
 
@@ -176,11 +176,11 @@ def test_a_deflated_dicom_file_has_an_end(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(deflated_module, "MAX_BYTES", 1 << 15)
     assert read_header(tmp_path / "a.dcm") is not None, "what is not deflated is as large as its file"
     (tmp_path / "a.dcm").write_bytes(dicom(deflated=True))
-    with pytest.raises(ImageError, match="unpacked"):
+    with pytest.raises(ImageError, match="unpacks to more than"):
         read_header(tmp_path / "a.dcm")
     # With an element so long that the one about the deflated rest comes far behind.
     for uid in ("1.2.3", "1.2" * 2000):
-        with pytest.raises(LabelError, match="unpacked"):
+        with pytest.raises(LabelError, match="unpacks to more than"):
             open_seg(dicom(deflated=True, uid=uid))
     monkeypatch.undo()
     (tmp_path / "a.dcm").write_bytes(dicom(deflated=True, damaged=True))

@@ -3,7 +3,7 @@
     .venv/bin/python tools/release_check.py [--only NAME ...] [--out bench/release]
 
 The output of each check goes to OUT/NAME.txt. Exit code 0: every check passed and every figure is on the right side of
-its limit. The limits leave room for a slower machine and for chance; the measured figures are in the README.
+its limit. The limits leave room for a slower machine and for chance; the measured figures are in docs/measured.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How well a named segmentation agrees with its truth: Dice by group of structures, and level names."""
+"""Measure how well a named segmentation agrees with its truth: Dice by group of structures, and level names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,21 +18,22 @@ Counts = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 GROUPS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {"vertebrae": VERTEBRAE, "discs": DISCS, "sacrum": (SACRUM,), "canal": (CANAL, CORD), "cord": (CORD,)}
 )
-"""Groups whose outlines are compared, names of levels left aside; the canal includes the cord."""
+"""Groups whose outlines are compared without regard to the names of levels; the canal includes the cord."""
 LEVELS: Final = "levels"
 """Name of the measure that counts rightly named levels."""
 MEASURES: Final = (*GROUPS, LEVELS)
 """Every measure, in the order of tables."""
 MIN_MM3: Final = 300.0
-"""A level or a group with less in truth is a sliver at the edge of the scan: its name and its Dice are luck, and would
-outweigh every outline. A group counts all the same where a prediction has twice as much."""
+"""Volume in truth below which a level or a group is a sliver at the edge of the scan: its name and its Dice are luck,
+and would outweigh every outline. A group counts anyway where a prediction has twice as much.
+"""
 LEVEL_OVERLAP: Final = 0.25
-"""A level counts as found when this share of its true voxels carries a name of its kind: less is a chance touch."""
+"""Share of a level's true voxels with a name of its kind from which it counts as found; less is a chance touch."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """What a truth shows as a model predicted it: such structures count neither for nor against a model of its line.
+    """The structures that a truth shows as a model predicted them: they count neither for nor against a model of its line.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.
@@ -58,8 +59,8 @@ class CaseScore:
     Attributes:
         dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_MM3``) and nothing was.
         levels: Vertebrae and discs of the truth in view (see ``MIN_MM3``).
-        levels_found: Of these, named as some level of their kind (see ``LEVEL_OVERLAP``).
-        levels_right: Of the found ones, those that carry their own name more than any other of their kind.
+        levels_found: Number of these named as some level of their kind (see ``LEVEL_OVERLAP``).
+        levels_right: Number of the found ones that carry their own name more than any other of their kind.
     """
 
     dice: Mapping[str, float]
@@ -68,7 +69,7 @@ class CaseScore:
     levels_right: int
 
     def value(self, measure: str) -> float:
-        """One of ``MEASURES`` as a number 0..1, nan when it does not apply."""
+        """Return one of ``MEASURES`` as a number 0..1, nan when it does not apply."""
         if measure == LEVELS:
             return self.levels_right / self.levels if self.levels else float("nan")
         return self.dice[measure]
@@ -110,7 +111,7 @@ def dice_by_group(
     *,
     voxel_mm3: float = 1.0,
 ) -> dict[str, float]:
-    """The Dice of ``score_case`` for other groups, such as a network's regions.
+    """Return the Dice of ``score_case`` for other groups, such as a network's regions.
 
     Args:
         truth: (X, Y, Z) uint8 values, ``UNREVIEWED`` where nobody has looked. Not modified.
@@ -146,22 +147,22 @@ def levels_apart(
         GridError: The shapes differ.
     """
     counts = _joint_counts(one, other)
-    least, shown, alike = MIN_MM3 / voxel_mm3, 0, 0
+    least, in_view, alike = MIN_MM3 / voxel_mm3, 0, 0
     for code in codes:
         sizes = int(counts[code].sum()), int(counts[:, code].sum())
-        shown += sum(size >= least for size in sizes)
+        in_view += sum(size >= least for size in sizes)
         alike += min(sizes) >= least and int(counts[code, code]) >= LEVEL_OVERLAP * min(sizes)
-    return 1 - 2 * alike / shown if shown else None
+    return 1 - 2 * alike / in_view if in_view else None
 
 
 def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
-    """The one pass over the voxels."""
+    """Count the pairs of values in one pass over the voxels."""
     if truth.shape != predicted.shape:
-        raise GridError(f"a prediction of shape {truth.shape} is required, got {predicted.shape}; compare on one grid")
+        raise GridError(f"expected a prediction of shape {truth.shape}, got {predicted.shape}")
     size = np.iinfo(np.uint8).max + 1
     pairs = truth.ravel().astype(np.int32) * size + predicted.ravel()
     counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
-    # Where nobody has looked, nothing is right or wrong.
+    # Nothing is right or wrong where nobody has looked.
     counts[UNREVIEWED] = 0
     return counts
 

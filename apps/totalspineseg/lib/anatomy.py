@@ -1,4 +1,4 @@
-"""The one label table: every code, name, class and colour of the project is derived from here.
+"""The one label table: every code, name, class and color of the project is derived from here.
 
 No other module of ``lib`` contains a label number. Codes are those of TotalSpineSeg, extended by
 T13 and its disc. Column positions count vertebrae from C1 = 1.
@@ -14,7 +14,7 @@ from typing import Final
 
 
 class Kind(Enum):
-    """What a structure is."""
+    """Kind of a structure."""
 
     CORD = "cord"
     CANAL = "canal"
@@ -24,7 +24,7 @@ class Kind(Enum):
 
 
 class Parity(Enum):
-    """Step-2 class of a vertebra: its position in the column, C1 being odd."""
+    """Step-2 class of a vertebra by its position in the column; C1 is odd."""
 
     ODD = "odd"
     EVEN = "even"
@@ -37,7 +37,7 @@ class Structure:
     Attributes:
         code: TotalSpineSeg output code.
         name: Canonical name, as users see it ("L4", "L4-L5", "cord").
-        kind: What it is.
+        kind: Its kind.
         color: sRGB color, 0-255 each; neighbors in the column differ clearly.
     """
 
@@ -52,9 +52,9 @@ CORD: Final = 1
 CANAL: Final = 2
 SACRUM: Final = 50
 UNREVIEWED: Final = 255
-"""In training labels only: nobody has looked here; no loss, no score."""
+"""Value in training labels only: nobody has looked here; no loss, no score."""
 UNREVIEWED_NAME: Final = "unreviewed"
-"""Name of the segment by which an annotator marks such a region."""
+"""Name of the segment that marks such a region."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))
@@ -78,7 +78,7 @@ LANDMARK_DISCS: Final = (DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S)
 
 
 def _palette() -> Mapping[int, tuple[int, int, int]]:
-    """Colors by code: hues step by the golden ratio along the column, discs lighter than vertebrae."""
+    """Return colors by code: hues step by the golden ratio along the column, discs lighter than vertebrae."""
 
     def rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
         red, green, blue = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
@@ -109,9 +109,9 @@ NAME_OF: Final[Mapping[int, str]] = MappingProxyType({s.code: s.name for s in ST
 CODE_OF: Final[Mapping[str, int]] = MappingProxyType({s.name: s.code for s in STRUCTURES})
 
 WIRE_ID: Final[Mapping[int, int]] = MappingProxyType({s.code: i for i, s in enumerate(STRUCTURES, start=1)})
-"""Code -> contiguous id 1..N in fixed order, as label maps travel to clients."""
+"""Code -> contiguous id 1..N in fixed order, used in label maps for clients."""
 WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType({s.name: WIRE_ID[s.code] for s in STRUCTURES})
-"""Name -> wire id, in wire order; "background" is deliberately absent."""
+"""Name -> wire id, in wire order, deliberately without "background"."""
 
 
 @dataclass(frozen=True)
@@ -131,16 +131,16 @@ class Column:
 
 @cache
 def column(thoracic: int = 12, lumbar: int = 5) -> Column:
-    """The column with this many thoracic (11-13) and lumbar (4-6) vertebrae.
+    """Return the column with this many thoracic (11-13) and lumbar (4-6) vertebrae.
 
     The last thoracic disc is always "T12-L1" (91) and the disc on the sacrum always "L5-S" (100),
-    whatever vertebra stands above them.
+    whatever vertebra is above them.
 
     Raises:
         ValueError: The counts are outside the variants that have codes.
     """
     if thoracic not in (11, 12, 13) or lumbar not in (4, 5, 6):
-        raise ValueError(f"a column needs 11-13 thoracic and 4-6 lumbar vertebrae, got {thoracic} and {lumbar}")
+        raise ValueError(f"expected 11-13 thoracic and 4-6 lumbar vertebrae, got {thoracic} and {lumbar}")
     vertebrae = CERVICAL + THORACIC[:thoracic] + LUMBAR[:lumbar]
     cervical_discs: tuple[int | None, ...] = (None, *(code for code, _ in _CERVICAL_DISCS), DISC_C7_T1)
     thoracic_discs = (*(code for code, _ in _THORACIC_DISCS[1:thoracic]), DISC_T12_L1)
@@ -162,7 +162,7 @@ PARITY: Final[Mapping[int, Parity]] = MappingProxyType(
 
 
 class Step1(Enum):
-    """Step-1 classes: value in the step-1 label map."""
+    """Step-1 classes: values in the step-1 label map."""
 
     DISC = 1
     DISC_C2_C3 = 2
@@ -176,7 +176,7 @@ class Step1(Enum):
 
 
 class Step2(Enum):
-    """Step-2 classes: value in the step-2 label map."""
+    """Step-2 classes: values in the step-2 label map."""
 
     DISC = 1
     DISC_C2_C3 = 2
@@ -241,9 +241,9 @@ STEP2_FROM_CODE: Final = _training_map(
 )
 """Output code -> step-2 class (training target of Dataset102)."""
 CODE_FROM_STEP1: Final[Mapping[int, int]] = MappingProxyType({7: C1, 6: SACRUM, 8: CANAL, 9: CORD})
-"""Step-1 class -> output code, for the classes labeling leaves as they are."""
+"""Step-1 class -> output code, for the classes that labeling does not change."""
 CODE_FROM_STEP2: Final[Mapping[int, int]] = MappingProxyType({9: SACRUM, 10: CANAL, 11: CORD})
-"""Step-2 class -> output code, for the classes labeling leaves as they are."""
+"""Step-2 class -> output code, for the classes that labeling does not change."""
 
 LEVEL_POINT: Final[Mapping[int, int]] = MappingProxyType(
     {code: value for value, code in enumerate((c for c in column().discs if c is not None), start=3)}

@@ -1,4 +1,4 @@
-"""Time of the stages, measured by whoever wants to know it."""
+"""Measure the time of stages, if the caller wants it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,5 +8,5 @@ Clock = Callable[[str], AbstractContextManager[None]]
 
 
 def no_clock(stage: str) -> AbstractContextManager[None]:
-    """A clock that measures nothing."""
+    """Return a context that measures nothing."""
     return nullcontext()

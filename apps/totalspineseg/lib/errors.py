@@ -1,4 +1,4 @@
-"""What can go wrong with a scan, a label or a model, as types.
+"""Error types for scans, labels and models.
 
 Every message says what happened, then what the reader can do.
 """
@@ -21,7 +21,7 @@ class GridError(TotalSpineSegError):
 
 
 class EmptySegmentationError(TotalSpineSegError):
-    """A label map without a single marked voxel, where a format has no way to say "nothing"."""
+    """A label map is empty, where a format cannot store an empty one."""
 
 
 class LabelError(TotalSpineSegError):
@@ -37,12 +37,12 @@ class UnknownImageError(TotalSpineSegError):
     """
 
     def __init__(self, image_id: str, note: str = "") -> None:
-        sentence = f"There is no image {image_id!r} in the studies. Ask for the list, or upload it."
+        sentence = f"There is no image {image_id!r} in the studies. Choose one from the list of images, or upload it."
         super().__init__(f"{sentence} {note}".strip())
 
 
 class SubmissionError(TotalSpineSegError):
-    """A submission is kept, but the server could not read it for a fault of its own."""
+    """A submission is stored, but the server failed to read it through a fault of its own."""
 
 
 class WeightsError(TotalSpineSegError):
@@ -54,7 +54,7 @@ class StorageError(TotalSpineSegError):
 
 
 class BusyError(StorageError):
-    """Another process has held what is needed for too long; nothing was written."""
+    """Another process has held a needed resource for too long; nothing was written."""
 
 
 class MemoryShortageError(TotalSpineSegError):
@@ -62,12 +62,12 @@ class MemoryShortageError(TotalSpineSegError):
 
 
 class TrainingError(TotalSpineSegError):
-    """A training cannot start or go on: nothing to learn from, another one is running, or memory does not suffice."""
+    """A training cannot start or continue: nothing to learn from, another one is running, or too little memory."""
 
 
 class AddressError(TotalSpineSegError):
-    """The server cannot listen where it should, or an address of another server is none."""
+    """The server cannot listen at an address, or the address of another server is not valid."""
 
 
 class ClusterError(TotalSpineSegError):
-    """Other processes or machines that were asked to help cannot, or would give other results."""
+    """Other processes or machines cannot help with a run, or would give other results."""

@@ -1,4 +1,4 @@
-"""JSON objects read as dataclasses: one reader for records that another version of this software may have written."""
+"""Read JSON objects as dataclasses, including records that another version of this software wrote."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -15,11 +15,11 @@ def from_fields(kind: type[T], content: object, source: str) -> T:
 
     Args:
         kind: A dataclass of JSON native values; its tuples are lists in JSON.
-        content: What was read. Fields that ``kind`` does not have are ignored. Not modified.
-        source: What it was read from, for the message.
+        content: The JSON value. Fields that ``kind`` does not have are ignored. Not modified.
+        source: Name of its source, for the message.
 
     Raises:
-        StorageError: It is no object, lacks a field that has no default, or a value has another type.
+        StorageError: It is not an object, lacks a field that has no default, or a value has another type.
     """
     if not isinstance(content, Mapping):
         raise StorageError(f"The record {source} is damaged: it holds no fields. Restore it from a backup.")
@@ -42,7 +42,7 @@ def from_fields(kind: type[T], content: object, source: str) -> T:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a JSON value has the type of a field; what a collection holds is not looked at."""
+    """Return whether a JSON value has the type of a field; the contents of collections are not checked."""
     origin, kinds = get_origin(hint), get_args(hint)
     if hint is Any:
         return True

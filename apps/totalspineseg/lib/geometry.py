@@ -1,7 +1,7 @@
 """Grids in patient space: volumes, nearest-RAS orientation, the 1 mm grid and the way back.
 
 The 1 mm grid of a scan has the scan's own (nearest-RAS) axes and the same center and extent, so
-both directions are separable: one index or weight table an axis. Coordinates are rounded once, in
+both directions are separable: one index or weight table for each axis. Coordinates are rounded once, in
 ``_positions``, so that a voxel center lying exactly between two others always falls to the same side.
 """
 
@@ -26,14 +26,15 @@ Positions = npt.NDArray[np.float64]
 ISO_MM = 1.0
 """Spacing the networks were trained at, mm."""
 COORDINATE_DECIMALS = 4
-"""Voxel coordinates are rounded to 1e-4 voxel: NIfTI headers keep affines as float32, whose error is below that."""
+"""Decimals of voxel coordinates: NIfTI headers store affines as float32, whose error is below 1e-4 voxel."""
 SAME_VOXEL = 0.25
-"""Voxels of two grids whose centers lie at most this far apart along each axis are the same, in voxels: above what
-headers are rounded to, below half a voxel."""
+"""Largest distance along each axis, in voxels, at which voxels of two grids count as the same: above the rounding of
+headers, below half a voxel.
+"""
 PLANES = 4
-"""Planes interpolated at a time: some hundred kB each, together within a core's cache."""
+"""Number of planes interpolated at a time: some hundred kB each, together within a core's cache."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
-"""A scan larger than this at 1 mm (a 0.5 m x 0.5 m x 1 m box) has a wrong header, not a spine."""
+"""Largest scan at 1 mm (a 0.5 m x 0.5 m x 1 m box); a larger one has a wrong header."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Grid:
 
     @property
     def skew_deg(self) -> float:
-        """How far two axes are from a right angle at most, degrees; headers that were registered may be skewed."""
+        """The largest deviation of two axes from a right angle, degrees; headers of registered images may be skewed."""
         axes = self.affine[:3, :3] / np.array(self.spacing)
         return float(np.degrees(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max())))
 
@@ -71,7 +72,7 @@ class Volume:
     """An array on a grid.
 
     Attributes:
-        data: (X, Y, Z) array. Not copied, not to be written to.
+        data: (X, Y, Z) array. Not copied; do not write to it.
         affine: (4, 4) float64, voxel index -> RAS mm.
 
     Raises:
@@ -83,12 +84,12 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3:
-            raise ImageError(f"a 3D volume is required, got an array of shape {self.data.shape}; send one 3D series")
+            raise ImageError(f"expected a 3D volume, got an array of shape {self.data.shape}")
         affine = np.asarray(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             raise ImageError(
-                "the header must place the voxels in space with an invertible 4x4 affine, "
-                f"got {affine.tolist()!r}; export the series again with its geometry"
+                f"The header does not place the voxels in space: its affine, {affine.tolist()!r}, is not an "
+                "invertible 4x4 matrix. Export the series again with its geometry."
             )
         object.__setattr__(self, "affine", affine)
 
@@ -183,7 +184,7 @@ def _ras_orientation(affine: Affine) -> npt.NDArray[np.float64]:
 
 
 def to_ras(volume: Volume) -> Volume:
-    """The same voxels with axes permuted and flipped to nearest RAS; the data is a view."""
+    """Return the same voxels with axes permuted and flipped to nearest RAS; the data is a view."""
     orientation = _ras_orientation(volume.affine)
     data = orientations.apply_orientation(volume.data, orientation)
     affine = volume.affine @ orientations.inv_ornt_aff(orientation, volume.data.shape)
@@ -191,7 +192,7 @@ def to_ras(volume: Volume) -> Volume:
 
 
 def _from_ras(data: AnyArray, grid: Grid) -> AnyArray:
-    """Undo ``to_ras``: an array on the nearest-RAS form of ``grid`` back in the axes of ``grid``."""
+    """Undo ``to_ras``: return an array on the nearest-RAS form of ``grid`` in the axes of ``grid``."""
     ras = _ras_orientation(grid.affine)
     start = orientations.axcodes2ornt(("R", "A", "S"))
     back = orientations.ornt_transform(start, ras)
@@ -207,7 +208,7 @@ def _ras_grid(grid: Grid) -> Grid:
 
 
 def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
-    """The isotropic nearest-RAS grid with the same axes, center and (rounded) extent.
+    """Return the isotropic nearest-RAS grid with the same axes, center and (rounded) extent.
 
     Args:
         grid: Any grid.
@@ -223,8 +224,8 @@ def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
     counts = [max(1, round(n * size / spacing_mm)) for n, size in zip(ras.shape, ras.spacing, strict=True)]
     if float(np.prod([float(n) for n in counts])) > MAX_ISO_VOXELS:
         raise ImageError(
-            f"a scan of at most {MAX_ISO_VOXELS} voxels at {spacing_mm:g} mm is required, got a field of view of "
-            f"{tuple(counts)} mm; check the voxel size in the header"
+            f"The field of view is too large: {counts[0]} x {counts[1]} x {counts[2]} voxels at {spacing_mm:g} "
+            f"mm (limit {MAX_ISO_VOXELS} voxels). Check the voxel size in the header."
         )
     shape = (counts[0], counts[1], counts[2])
     scale = np.array([spacing_mm / size for size in ras.spacing])
@@ -236,20 +237,20 @@ def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
 
 
 def _positions(source: int, target: int, source_mm: float, target_mm: float) -> Positions:
-    """Centers of ``target`` voxels in index coordinates of ``source`` voxels, both centered on each other."""
+    """Return centers of ``target`` voxels in index coordinates of ``source`` voxels, both centered on each other."""
     offset = (source - 1) / 2 - (target - 1) / 2 * target_mm / source_mm
     return np.round(np.arange(target) * target_mm / source_mm + offset, COORDINATE_DECIMALS)
 
 
 def _tables(source: Grid, target: Grid) -> list[Positions]:
-    """``_positions`` of the three axes."""
+    """Return ``_positions`` of the three axes."""
     axes = zip(source.shape, target.shape, source.spacing, target.spacing, strict=True)
     return [_positions(*axis) for axis in axes]
 
 
 def _linear(data: FloatArray, positions: Sequence[Positions]) -> FloatArray:
-    """Separable linear interpolation at the given index coordinates of each axis; edges extended."""
-    # Axes that shrink go first: fewer voxels for the rest.
+    """Interpolate linearly and separably at the given index coordinates of each axis; edges extended."""
+    # Process axes that shrink first: fewer voxels for the rest.
     for axis in sorted(range(3), key=lambda i: len(positions[i]) / data.shape[i]):
         position = np.clip(positions[axis], 0, data.shape[axis] - 1)
         if not np.array_equal(position, np.arange(data.shape[axis])):
@@ -258,7 +259,7 @@ def _linear(data: FloatArray, positions: Sequence[Positions]) -> FloatArray:
 
 
 def _linear_along(data: FloatArray, axis: int, position: Positions) -> FloatArray:
-    """One axis of ``_linear``, a few planes at a time so that what is read twice is still in the cache."""
+    """Interpolate one axis of ``_linear``, a few planes at a time so that data read twice is still in the cache."""
     lower = np.minimum(position.astype(np.intp), max(data.shape[axis] - 2, 0))
     upper = np.minimum(lower + 1, data.shape[axis] - 1)
     weight_shape = [1, 1, 1]
@@ -279,12 +280,12 @@ def _linear_along(data: FloatArray, axis: int, position: Positions) -> FloatArra
 
 
 def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
-    """Nearest-voxel resampling between two grids with common axes and center; halves fall to the higher index."""
+    """Resample to the nearest voxel between grids with common axes and center; halves fall to the higher index."""
     tables = [
         np.clip(np.floor(position + 0.5).astype(np.intp), 0, n - 1)
         for position, n in zip(_tables(source, target), source.shape, strict=True)
     ]
-    # An axis at a time, the last one last: the bytes of one row are gathered while it is in the cache.
+    # Process one axis at a time, the last one last: the bytes of one row are gathered while it is in the cache.
     for axis, table in enumerate(tables):
         if not np.array_equal(table, np.arange(data.shape[axis])):
             data = np.take(data, table, axis=axis)
@@ -292,7 +293,7 @@ def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
 
 
 def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
-    """An image on its 1 mm nearest-RAS grid, linear interpolation.
+    """Resample an image to its 1 mm nearest-RAS grid, linear interpolation.
 
     Args:
         volume: Image on any grid. Not modified.
@@ -305,21 +306,21 @@ def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
     target = iso_grid(volume.grid, spacing_mm=spacing_mm)
     tables = _tables(ras.grid, target)
     if ras.data.flags.f_contiguous:
-        # NIfTI data come with the first axis fastest; turning the smaller result around costs less than the image.
+        # NIfTI data have the first axis fastest; transposing the smaller result costs less than the image.
         turned = _linear(ras.data.T.astype(np.float32, order="C"), tables[::-1])
         return Volume(np.ascontiguousarray(turned.T), target.affine)
     return Volume(_linear(np.ascontiguousarray(ras.data, dtype=np.float32), tables), target.affine)
 
 
 def labels_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
-    """A label map on its 1 mm nearest-RAS grid, nearest voxel. The argument is not modified."""
+    """Resample a label map to its 1 mm nearest-RAS grid, nearest voxel. The argument is not modified."""
     ras = to_ras(volume)
     target = iso_grid(volume.grid, spacing_mm=spacing_mm)
     return Volume(np.array(_nearest(ras.data, ras.grid, target), order="C"), target.affine)
 
 
 def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
-    """A label map on ``iso = iso_grid(grid)`` back on ``grid``, nearest voxel.
+    """Resample a label map on ``iso = iso_grid(grid)`` back to ``grid``, nearest voxel.
 
     Args:
         labels: (X, Y, Z) labels on the isotropic grid. Not modified.
@@ -337,7 +338,7 @@ def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
 
 
 def soft_from_iso(soft: FloatArray, iso: Grid, grid: Grid) -> FloatArray:
-    """A probability map on ``iso = iso_grid(grid)`` back on ``grid``, linear. See ``labels_from_iso``.
+    """Resample a probability map on ``iso = iso_grid(grid)`` back to ``grid``, linear. See ``labels_from_iso``.
 
     Only the box that is not 0 is interpolated: a cord fills a hundredth of a scan.
     """
@@ -359,7 +360,7 @@ def soft_from_iso(soft: FloatArray, iso: Grid, grid: Grid) -> FloatArray:
 
 
 def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
-    """Point labels on ``iso = iso_grid(grid)`` back on ``grid``: one voxel a point, never lost, never doubled.
+    """Move point labels on ``iso = iso_grid(grid)`` back to ``grid``: one voxel for each point, never lost or doubled.
 
     Args:
         points: (X, Y, Z) uint8, each nonzero voxel one point. Not modified.
@@ -367,7 +368,7 @@ def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
         grid: The grid of the input image.
 
     Returns:
-        uint8 map of ``grid.shape``. Of two points in one voxel the more superior one stays.
+        uint8 map of ``grid.shape``. If two points fall into one voxel, the more superior one stays.
     """
     _require_shape(points, iso)
     result = np.zeros(grid.shape, dtype=np.uint8)
@@ -382,18 +383,18 @@ def points_from_iso(points: LabelArray, iso: Grid, grid: Grid) -> LabelArray:
 
 def _require_shape(data: AnyArray, grid: Grid) -> None:
     if data.shape != grid.shape:
-        raise GridError(f"an array of shape {grid.shape} is required, got {data.shape}; use the grid it was made on")
+        raise GridError(f"expected an array of shape {grid.shape}, got {data.shape}")
 
 
 def labels_on_grid(labels: Volume, grid: Grid) -> AnyArray:
-    """A label map of the same patient resampled (nearest) to any other grid; 0 outside its field of view.
+    """Resample a label map of the same patient (nearest voxel) to any other grid; 0 outside its field of view.
 
     Args:
         labels: Label map, such as a localizer series. Not modified.
-        grid: Where it is wanted.
+        grid: Target grid.
 
     Returns:
-        Labels of ``grid.shape``, same dtype; all 0 where the fields of view do not meet.
+        Labels of ``grid.shape``, same dtype; all 0 where the fields of view do not overlap.
     """
     if same_grid(labels.grid, grid):
         return np.array(labels.data)

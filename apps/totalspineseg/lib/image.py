@@ -7,10 +7,10 @@ from lib.geometry import Volume
 
 @dataclass(frozen=True)
 class Image(Volume):
-    """A volume with what its reader should know about it.
+    """A volume with warnings about its file.
 
     Attributes:
-        warnings: A sentence for each thing that is odd about the file, though the image can be used.
+        warnings: A sentence for each oddity of the file, although the image can be used.
     """
 
     warnings: tuple[str, ...] = ()

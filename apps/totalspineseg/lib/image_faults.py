@@ -1,4 +1,4 @@
-"""What about an image can keep the networks from finding its levels: a view too small, values far from all others."""
+"""Find faults of an image that keep networks from finding its levels: a small view, values far from all others."""
 
 from typing import Final
 
@@ -7,22 +7,23 @@ import numpy as np
 from lib.geometry import FloatArray, Volume
 
 MIN_VIEW_MM: Final = (10.0, 30.0, 40.0)
-"""Less shows from left to right a part of the canal, from front to back no vertebra with its canal, and from head to
-foot a single level (40 mm in the lower back)."""
+"""Smallest useful view. Below it an image shows, from left to right, only part of the canal, from front to back no
+vertebra with its canal, and from head to foot only a single level (40 mm in the lower back).
+"""
 VIEW_AXES: Final = ("from left to right", "from front to back", "from head to foot")
 BULK_PERCENT: Final = (5, 95)
-"""Percentiles between which the bulk of the values lies."""
+"""Percentiles that contain the bulk of the values."""
 BELOW: Final = 3
-"""Values this many times the width of the bulk below it are no tissue: the lowest is air, which is close."""
+"""Distance below the bulk, in widths of the bulk, from which values are not tissue: the lowest is air, which is close.
+"""
 ABOVE: Final = 10
-"""Above it are bright fat and vessels, in images of much air many times the width of the bulk."""
+"""Distance above the bulk; bright fat and vessels are many widths above it in images with much air."""
 CONTRAST_LOSS: Final = 3
-"""Such values do harm once the standard deviation, by which images are normalized, is this many times that of the
-others."""
+"""Ratio of the standard deviation, which normalizes images, to that without far values, from which these do harm."""
 
 
 def image_faults(image: Volume) -> tuple[str, ...]:
-    """Say what about an image can keep the networks from finding its levels.
+    """Return faults of an image that can keep the networks from finding its levels.
 
     Args:
         image: Finite values, nearest RAS. Not modified.
@@ -47,7 +48,7 @@ def _small_view(image: Volume) -> tuple[str, ...]:
 
 def _far_values(data: FloatArray) -> tuple[str, ...]:
     low, high = data.min(), data.max()
-    # A fill value may be the commonest of all.
+    # A fill value may be the most common of all.
     others = data[(data != low) & (data != high)]
     if not others.size:
         return ()

@@ -1,4 +1,4 @@
-"""Files and folders that a crash left half-written: how they are called, and their removal."""
+"""Name and remove incomplete files and folders that a crash left."""
 
 import shutil
 import time
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Final
 
 PARTIAL_PREFIX: Final = ".partial-"
-"""Files and folders under construction begin so; readers skip names with a leading dot."""
+"""Prefix of files and folders under construction; readers skip names with a leading dot."""
 EARLIER_PREFIX: Final = ".staging-"
-"""How folders under construction began in earlier versions of this software."""
+"""Prefix of folders under construction in earlier versions of this software."""
 DAY_S: Final = 24 * 3600.0
-"""What nobody touched for a day belongs to a killed process, seconds."""
+"""Time without a change after which a file belongs to a killed process, seconds."""
 
 
 def remove_leftovers(folder: Path, older_than_s: float = DAY_S) -> None:
-    """Remove what a crash left half-written in a folder, files and folders.
+    """Remove incomplete files and folders that a crash left in a folder.
 
-    Others may finish or remove theirs at the same time; what cannot be removed stays.
+    Other processes may finish or remove theirs at the same time; files that cannot be removed stay.
 
     Args:
-        folder: Looked at itself, not below.
-        older_than_s: What was changed since may still be written.
+        folder: Folder to clean, without those below it.
+        older_than_s: Files changed more recently may still be in use, and stay.
     """
     limit = time.time() - older_than_s
     for prefix in (PARTIAL_PREFIX, EARLIER_PREFIX):

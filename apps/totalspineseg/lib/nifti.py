@@ -1,4 +1,4 @@
-"""NIfTI files: the voxels that the header describes, and where they lie."""
+"""Read NIfTI files: the voxels that the header describes, and their position."""
 
 import zlib
 from collections.abc import Iterator
@@ -20,47 +20,49 @@ from lib.geometry import Affine, AnyArray, Grid, Volume
 from lib.unpacking import require_bounded
 
 MAX_APART_VOX: Final = 0.5
-"""A header that moves a corner of the image this far from one of its forms to the other lies about one of them; what
-rounding does to forms stays below a tenth."""
+"""Distance between the two positions of a corner, by the two forms of a header, from which one form is wrong; rounding
+of forms stays below a tenth.
+"""
 MAX_SKEW_DEG: Final = 0.012
-"""ITK takes no sform whose axes are further from right angles while there is a qform (measured with ITK 5.4)."""
+"""Skew from which ITK ignores an sform while there is a qform (measured with ITK 5.4), degrees from right angles."""
 SCANNER: Final = 1
-"""Code of a form that gives the scanner's coordinates."""
+"""Code of a form in the scanner's coordinates."""
 UNIT_MASK: Final = 7
-"""Bits of the units field that say what lengths are measured in."""
+"""Bits of the units field for the unit of length."""
 UNIT_MM: Final = {1: 1000.0, 3: 0.001}
 """Unit of length -> mm, for meters and micrometers; every other one is read as mm, as ITK does."""
 CHUNK_BYTES: Final = 1 << 20
 MAX_TRAILING_CHUNKS: Final = 64
-"""How much behind the last voxel is unpacked to reach the check sum of a compressed file."""
+"""Amount after the last voxel that is unpacked to reach the check sum of a compressed file."""
 ROTATION_ROUNDING: Final = 1e-4
-"""How much longer than 1 the square of a qform's quaternion may be: some programs write four digits."""
+"""Rounding by which the square of a qform's quaternion may exceed 1: some programs write four digits."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
 NIFTI2_MAGICS: Final = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
-"""How a NIfTI-2 header begins: its size, 540, in either byte order."""
+"""First bytes of a NIfTI-2 header: its size, 540, in either byte order."""
 
 
 def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
     """Read a NIfTI file, compressed or not.
 
     Args:
-        path: The file. Of what it holds only the voxels of its header are kept.
+        path: The file. Only the voxels that its header describes are kept.
 
     Returns:
         Voxels of any dimension, scaled where the header says so, and the affine, voxel -> RAS mm.
 
     Raises:
-        ImageError: It holds less than its header says, too much, or does not say where its voxels lie.
+        ImageError: The file holds less than its header says, too much, or does not state the position of its voxels.
     """
     with _opened(path) as file:
         header = _header(file)
         shape, offset = header.get_data_shape(), header.get_data_offset()
         if min(shape, default=0) < 1:
-            raise ImageError(f"an image with voxels is required, got {path.name!r} of shape {shape}; export it again")
+            raise ImageError(f"{path.name!r} has no voxels (shape {shape}). Export it again.")
         require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
         affine = _affine(header, path.name)
         data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
-        # Some programs pad their files. Only at its end does a compressed one say whether the voxels are sound.
+        # Read on: some programs pad their files, and a compressed file shows only at its end whether the voxels are
+        # sound.
         for _ in range(MAX_TRAILING_CHUNKS):
             if not file.read(CHUNK_BYTES):
                 break
@@ -69,7 +71,7 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """The content of a file, unpacked as far as it is read."""
+    """Yield the content of a file, unpacked as far as it is read."""
     with path.open("rb") as start:
         compressed = start.read(len(GZIP_MAGIC)) == GZIP_MAGIC
     if not compressed:
@@ -81,26 +83,26 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except (igzip.BadGzipFile, EOFError, zlib.error, igzip.isal_zlib.error) as error:
         raise ImageError(
-            f"a complete NIfTI file is required, got {path.name!r}, whose compression is damaged; copy it again"
+            f"The compression of {path.name!r} is damaged or incomplete. Copy the NIfTI file again."
         ) from error
 
 
 def _header(file: IO[bytes]) -> nib.Nifti1Header:
-    """The header without its extensions: they may be of any size, and nobody here reads them."""
+    """Return the header without its extensions: they may be of any size, and are not used here."""
     kind = nib.Nifti2Header if file.read(4) in NIFTI2_MAGICS else nib.Nifti1Header
     file.seek(0)
     return kind.from_fileobj(BytesIO(file.read(kind.template_dtype.itemsize)))
 
 
 def _affine(header: nib.Nifti1Header, name: str) -> Affine:
-    """Voxel -> RAS mm by the form that ITK follows, and so 3D Slicer, which shows the result over the image.
+    """Return voxel -> RAS mm by the form that ITK uses, and therefore 3D Slicer, which shows the result over the image.
 
     Raises:
-        ImageError: The header has no form, or places the image in two ways: programs then differ in where it lies.
+        ImageError: The header has no form, or places the image in two ways, so that programs differ in its position.
     """
-    # A rotation that rounding made a little too long is shortened, as NIfTI's own library does; nibabel would raise.
+    # Shorten a rotation that rounding made a little too long, as NIfTI's own library does; nibabel would raise.
     header.quaternion_threshold = -ROTATION_ROUNDING
-    # So does NIfTI's library count a size that is missing as 1.
+    # Count a missing size as 1, as NIfTI's library does.
     sizes = [float(size) if size and np.isfinite(size) else 1.0 for size in header["pixdim"][1:4]]
     header["pixdim"][1:4] = sizes
     (sform, by_sform), (qform, by_qform) = header.get_sform(coded=True), header.get_qform(coded=True)

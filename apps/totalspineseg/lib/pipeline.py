@@ -1,7 +1,7 @@
 """The stages from an image to a named segmentation, each a type that only the next stage accepts.
 
-``prepare -> locate -> step2_input -> segment``; arrays in memory all the way, networks seen only as
-``Predictor``. All arrays of the result types lie on ``scan.iso``'s grid (1 mm, nearest RAS).
+``prepare -> locate -> step2_input -> segment``; arrays in memory all the way, networks only as
+``Predictor``. All arrays of the result types are on ``scan.iso``'s grid (1 mm, nearest RAS).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -47,8 +47,8 @@ class Scan:
 
     Attributes:
         iso: float32 image at 1 mm, nearest RAS.
-        grid: The grid of the image as it came; results go back to it.
-        warnings: What is odd about its file.
+        grid: The original grid of the image; results return to it.
+        warnings: Oddities of its file.
     """
 
     iso: Volume
@@ -56,27 +56,27 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     def labels_to_input(self, labels: LabelArray) -> LabelArray:
-        """Labels on the 1 mm grid, back on the grid of the input (nearest voxel)."""
+        """Return labels on the 1 mm grid on the grid of the input (nearest voxel)."""
         result: LabelArray = labels_from_iso(labels, self.iso.grid, self.grid)
         return result
 
     def soft_to_input(self, soft: FloatArray) -> FloatArray:
-        """A probability map on the 1 mm grid, back on the grid of the input (linear)."""
+        """Return a probability map on the 1 mm grid on the grid of the input (linear)."""
         return soft_from_iso(soft, self.iso.grid, self.grid)
 
     def points_to_input(self, points: LabelArray) -> LabelArray:
-        """Point labels on the 1 mm grid, back on the grid of the input (one voxel a point)."""
+        """Return point labels on the 1 mm grid on the grid of the input (one voxel for each point)."""
         return points_from_iso(points, self.iso.grid, self.grid)
 
 
 @dataclass(frozen=True)
 class Sibling:
-    """Another series of the patient that has names already.
+    """Another series of the patient that is already named.
 
     Attributes:
         labels: Its codes, on any grid.
-        names: Code -> how probable each code is for what carries it (see ``Localizer``).
-        source: What to call it in a report.
+        names: Code -> probability of each code for the structure that carries it (see ``Localizer``).
+        source: Its name in a report.
         by_reader: Whether a reader finished it.
     """
 
@@ -88,13 +88,13 @@ class Sibling:
 
 @dataclass(frozen=True)
 class Options:
-    """How the levels get their names.
+    """Options for naming the levels.
 
     Attributes:
-        method: "chain" weighs all evidence and says when it is in doubt; "iterative" is the reference's rule.
+        method: "chain" weighs all evidence and reports doubts; "iterative" is the reference's rule.
         localizer: Label map (codes) of another series of the same patient, on any grid.
-        siblings: Further series of the patient whose geometry may overlap; the chain alone uses them.
-        pins: Levels a reader has fixed.
+        siblings: Further series of the patient whose geometry may overlap; only the chain uses them.
+        pins: Levels a reader has pinned.
     """
 
     method: Method = "chain"
@@ -109,9 +109,9 @@ class Located:
 
     Attributes:
         scan: The scan.
-        raw: Step-1 classes as the network gave them.
+        raw: Step-1 classes from the network.
         labels: Codes: discs by level, C1, canal, cord; every other vertebra as the sacrum's code.
-        numbering: What the chain model knows about the levels; None with the iterative method.
+        numbering: Levels and their certainty from the chain model; None with the iterative method.
         soft_cord: Probability of the cord around its label, float32 0..1.
         soft_canal: Probability of the canal (cord included) around its label, float32 0..1.
         levels: SCT disc points.
@@ -132,13 +132,13 @@ class Located:
 
 @dataclass(frozen=True)
 class Step2Input:
-    """What step 2 sees.
+    """Input of step 2.
 
     Attributes:
         scan: The scan.
-        box: Where the crop lies in the scan.
+        box: Position of the crop in the scan.
         channels: (2, X, Y, Z) float32 crop: image, odd discs (0 / 1).
-        step1: What step 1 named, on the crop; None where nothing is known of its doubts.
+        step1: Names of step 1 on the crop; None where their doubts are not known.
     """
 
     scan: Scan
@@ -153,7 +153,7 @@ class Segmentation:
 
     Attributes:
         scan: The scan.
-        raw: Step-2 classes as the network gave them.
+        raw: Step-2 classes from the network.
         labels: Codes.
         numbering: What the chain model knows about the levels; None with the iterative method.
         box: The part of the scan the network looked at.
@@ -177,7 +177,7 @@ def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
-        warnings: What is odd about its file.
+        warnings: Oddities of its file.
         clock: Measures the stage.
 
     Raises:
@@ -188,16 +188,16 @@ def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
-    """Step 1: find and name the discs, find the canal and the cord.
+    """Run step 1: find and name the discs, find the canal and the cord.
 
     Args:
         scan: From ``prepare``.
-        predictor: The warm step-1 network.
-        options: How levels get their names.
+        predictor: The loaded step-1 network.
+        options: Options for naming the levels.
         clock: Measures the stages.
 
     Raises:
-        NoSpineError: The network found no disc or no canal, or no level fits what it found.
+        NoSpineError: The network found no disc or no canal, or no level fits its result.
     """
     options = options or Options()
     with clock("step 1 network"):
@@ -222,12 +222,12 @@ def step2_input(
     missed: Collection[int] = (),
     clock: Clock = no_clock,
 ) -> Step2Input:
-    """The crop around the step-1 result with its odd discs.
+    """Return the crop around the step-1 result with its odd discs.
 
     Args:
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
-        step1: What step 1 named on that grid, with its doubts or by a reader: evidence for the names of step 2.
+        step1: Names of step 1 on that grid, with their doubts or from a reader: evidence for the names of step 2.
         missed: Discs in view that the labels do not show, see ``odd_discs``.
         clock: Measures the stage.
 
@@ -236,13 +236,11 @@ def step2_input(
         NoSpineError: The labels hold no disc.
     """
     if labels.shape != scan.iso.data.shape:
-        raise GridError(f"step-1 labels of shape {scan.iso.data.shape} are required, got {labels.shape}")
+        raise GridError(f"expected step-1 labels of shape {scan.iso.data.shape}, got {labels.shape}")
     with clock("odd discs"):
         odd = odd_discs(labels, missed=missed)
         if not odd.any():
-            raise NoSpineError(
-                "a step-1 label with at least one named disc is required, got none; draw or name a disc first"
-            )
+            raise NoSpineError("The step-1 label has no named disc. Draw or name a disc first.")
         box = crop_box(labels, margin=round(CROP_MARGIN_MM / scan.iso.spacing[0]))
         channels = np.stack([scan.iso.data[box], odd[box].astype(np.float32)])
     return Step2Input(scan, box, channels, None if step1 is None else step1.part(box))
@@ -251,12 +249,12 @@ def step2_input(
 def segment(
     step2: Step2Input, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
 ) -> Segmentation:
-    """Step 2: every vertebra, disc, cord, canal and the sacrum by name.
+    """Run step 2: segment every vertebra, disc, cord, canal and the sacrum by name.
 
     Args:
         step2: From ``step2_input``.
-        predictor: The warm step-2 network.
-        options: How levels get their names.
+        predictor: The loaded step-2 network.
+        options: Options for naming the levels.
         clock: Measures the stages.
 
     Raises:
@@ -281,12 +279,12 @@ def segment(
 def finish(
     located: Located, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
 ) -> Segmentation:
-    """Step 2 on what step 1 found, whose names count with their doubts: ``step2_input``, then ``segment``.
+    """Run step 2 on the result of step 1, whose names count with their doubts: ``step2_input``, then ``segment``.
 
     Args:
         located: From ``locate``.
-        predictor: The warm step-2 network.
-        options: How levels get their names.
+        predictor: The loaded step-2 network.
+        options: Options for naming the levels.
         clock: Measures the stages.
 
     Raises:
@@ -299,11 +297,11 @@ def finish(
 
 
 def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:
-    """The level points of step 1 with the names of the result, which may know better.
+    """Return the level points of step 1 with the names of the final result, which may be better.
 
     Args:
         located: From ``locate``.
-        segmentation: From ``finish`` it.
+        segmentation: Result of ``finish`` for it.
 
     Returns:
         SCT disc points, see ``level_points``; those of step 1 itself where the names agree.
@@ -313,7 +311,7 @@ def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:
 
 
 def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names | None:
-    """What step 1 named from its map alone: other series and a reader's word are weighed with step 2's map, once."""
+    """Return the names of step 1 from its map only: other series and pins are weighed once, with step 2's map."""
     labels, numbering = located.labels, located.numbering
     if options.localizer is not None or options.siblings or options.pins:
         bare = Options(options.method)
@@ -332,20 +330,20 @@ def rename(
     trust: Trust = UNMEASURED,
     clock: Clock = no_clock,
 ) -> Segmentation:
-    """Name what a network drew: the end of ``segment``, also for a map drawn before.
+    """Return name the map of a network: the end of ``segment``, also for a map made before.
 
     Args:
         scan: From ``prepare``.
-        classes: Classes of the step on the part of the scan the network looked at. Not modified.
+        classes: Classes of the step on the part of the scan that the network saw. Not modified.
         box: That part.
         step: 1 or 2.
-        options: How levels get their names.
-        step1: For a step-2 map, what step 1 named there.
-        trust: What is known of the network that drew it.
+        options: Options for naming the levels.
+        step1: For a step-2 map, the names of step 1 there.
+        trust: Measured errors of the network.
         clock: Measures the stages.
 
     Raises:
-        NoSpineError: The map has no disc or no canal, or no level fits what it shows.
+        NoSpineError: The map has no disc or no canal, or no level fits it.
     """
     grid = scan.iso.grid
     with _explained(scan):
@@ -362,7 +360,7 @@ def rename(
 
 @contextmanager
 def _explained(scan: Scan) -> Iterator[None]:
-    """Add to the message that no spine was found what about the image may be the cause."""
+    """Add possible causes in the image to the message that no spine was found."""
     try:
         yield
     except NoSpineError as error:
@@ -384,14 +382,14 @@ def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
 
 
 def image_findings(scan: Scan, numbering: Numbering | None) -> tuple[Finding, ...]:
-    """Return what is odd about the image of a result.
+    """Return findings about the image of a result.
 
     Args:
         scan: The scan.
-        numbering: What is known about its levels. Where they are doubtful, the image may be the reason.
+        numbering: Its levels. Where they are doubtful, the image may be the reason.
 
     Returns:
-        Findings without a place; none for a sound image.
+        Findings without a position; none for a sound image.
     """
     in_doubt = numbering is not None and numbering.certainty == "doubtful"
     faults = (*scan.warnings, *(image_faults(scan.iso) if in_doubt else ()))
@@ -408,7 +406,7 @@ def _name(
     *,
     trust: Trust,
 ) -> tuple[LabelArray, Numbering | None]:
-    """``name_map`` with the pipeline's options."""
+    """Call ``name_map`` with the pipeline's options."""
     localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
     siblings = [Localizer(labels_on_grid(s.labels, grid), s.names, s.source, s.by_reader) for s in options.siblings]
     return name_map(
@@ -425,7 +423,7 @@ def _name(
 
 
 def sub_grid(grid: Grid, box: Box) -> Grid:
-    """The grid of a part of a scan."""
+    """Return the grid of a part of a scan."""
     shift = np.eye(4)
     shift[:3, 3] = [axis.start for axis in box]
     x, y, z = (axis.stop - axis.start for axis in box)

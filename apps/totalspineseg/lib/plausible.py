@@ -1,4 +1,4 @@
-"""What every label map of a spine shows, whoever drew it: disc, vertebra and canal, named from superior to inferior."""
+"""Check what every label map of a spine must show: disc, vertebra and canal, named from superior to inferior."""
 
 from typing import Final
 
@@ -10,23 +10,25 @@ from lib.geometry import LabelArray
 
 BONES: Final = (*VERTEBRAE, SACRUM)
 WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
-"""Vertebrae beside which there is a cord in everybody: it ends at T11 or below."""
+"""Vertebrae beside which everybody has a cord: it ends at T11 or below."""
 
 UNREVIEWED_SHARE: Final = 0.05
-"""Less of what is not background is a slip of the brush, and no place where a cord, a canal or discs may lie unseen."""
+"""Share of the labeled voxels below which unreviewed ones are a slip of the brush, and cannot hide a cord, canal or
+discs.
+"""
 
 
 def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
-    """What must be in view beside the structures of a label map, but has no voxel in it.
+    """Return the kinds that must be in view beside the structures of a label map, but are missing from it.
 
-    A network that is taught such a map learns that there is none.
+    A network that is trained on such a map learns that there is none.
 
     Args:
-        labels: uint8 codes, any shape; of a step-1 map the sacrum's stands for every vertebra. Not modified.
+        labels: uint8 codes, any shape; in a step-1 map the sacrum's code stands for every vertebra. Not modified.
 
     Returns:
-        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where it says by
-        ``UNREVIEWED`` that nobody has looked at a part of it.
+        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where ``UNREVIEWED``
+        marks a part that nobody has looked at.
     """
     counts = np.bincount(labels.ravel(order="K"), minlength=256)
     codes = frozenset(np.flatnonzero(counts).tolist())
@@ -42,9 +44,9 @@ def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
 
 
 def is_upside_down(labels: LabelArray) -> bool:
-    """Whether most levels lie above those that should be above them.
+    """Return whether most levels lie above those that should be above them.
 
-    So does what is named by the numbers of another table (TotalSegmentator counts upward), or flipped.
+    This is true for labels in another numbering scheme (TotalSegmentator counts upward) and for flipped volumes.
 
     Args:
         labels: uint8 (X, Y, Z) codes, nearest RAS. Not modified.
@@ -63,19 +65,19 @@ def is_upside_down(labels: LabelArray) -> bool:
 
 
 def require_plausible(labels: LabelArray) -> None:
-    """Check that a finished label can teach or judge.
+    """Check that a finished label can be used for training or judging.
 
     Args:
         labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody has looked.
 
     Raises:
-        LabelError: It is upside down, or lacks what is in view of every spine although all of it is said to be
+        LabelError: It is upside down, or lacks what is in view of every spine although all of it is marked as
             reviewed.
     """
     if is_upside_down(labels):
         raise LabelError(
-            "The levels are not named from superior to inferior: most run the other way round. If the label is upside "
-            "down, turn it. If its numbers are those of another table, convert it."
+            "The levels are not named from superior to inferior: most run the other way round. If the label is "
+            "upside down, turn it. If it uses another table's numbers, convert it."
         )
     if missing := missing_kinds(labels):
         raise LabelError(

@@ -1,10 +1,10 @@
-"""Files whose content is elsewhere: links without a target, and pointers of git-annex and Git LFS."""
+"""Recognize files whose content is elsewhere: links without a target, and pointers of git-annex and Git LFS."""
 
 from pathlib import Path
 from typing import Final
 
 MAX_POINTER_BYTES: Final = 1024
-"""Both kinds of pointers are a few lines."""
+"""Maximum size of a pointer; both kinds are a few lines."""
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
 ANNEX_START: Final = b"/annex/objects/"
 ANNEX_TARGET: Final = ".git/annex/objects"
@@ -17,7 +17,7 @@ def missing_content(path: Path) -> str:
         path: A file or a link.
 
     Returns:
-        What it is and what to do, without its name; "" where the content is here, or nothing lies there at all.
+        What the file is and what to do, without its name; "" where the content is here, or the file does not exist.
 
     Raises:
         OSError: It cannot be read.

@@ -1,4 +1,4 @@
-"""What a network hands to the pipeline: the only types both sides share."""
+"""Types that networks and the pipeline share."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -30,19 +30,19 @@ class Prediction:
 
 
 class Predictor(Protocol):
-    """Anything that turns image channels into network classes."""
+    """A network, or anything else that turns image channels into network classes."""
 
     @property
     def version(self) -> str:
-        """Which weights answer, such as "starter-1a2b3c4d"."""
+        """The weights in use, such as "starter-1a2b3c4d"."""
 
     def predict(self, channels: npt.NDArray[np.float32], *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image.
 
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
-            soft: Names of the regions whose probabilities are wanted.
+            soft: Names of the regions whose probabilities are requested.
 
         Returns:
-            Labels, and one probability map per name in ``soft``.
+            Labels, and one probability map for each name in ``soft``.
         """

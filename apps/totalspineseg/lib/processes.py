@@ -1,4 +1,4 @@
-"""What it takes to run another program beside this one: a port for it, its end, and no life of its own after ours."""
+"""Run other programs beside this one: find a port for them, end them, and keep them from outliving this process."""
 
 import os
 import signal
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Final
 
 STOP_SECONDS: Final = 60
-"""For what a program has to write before it ends, such as Orthanc its index."""
+"""Time for a program to write its data before it ends, such as Orthanc its index."""
 PARENT: Final = "TOTALSPINESEG_PARENT"
 """Environment variable with the id of the process that background processes must not outlive."""
 LOOK_SECONDS: Final = 1.0
-"""How often a background process looks for its parent."""
+"""Interval at which a background process checks its parent."""
 GRACE_SECONDS: Final = 20.0
-"""For what a background process has to store once its parent is gone, such as a training its state."""
+"""Time for a background process to save its data once its parent is gone, such as a training its state."""
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a program to end."""
 SIGNALED: Final = 128
-"""A shell adds the signal's number to it for the exit status."""
+"""Exit status of a process ended by a signal, less the signal's number, as in a shell."""
 LOCKS: Final = Path("/proc/locks")
 TIED: Final = """
 import ctypes, os, signal, sys
@@ -33,11 +33,11 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Has Linux send SIGTERM when the parent is gone (1: PR_SET_PDEATHSIG), and becomes the program."""
+"""Program that lets Linux send SIGTERM when the parent is gone (1: PR_SET_PDEATHSIG), and becomes the command."""
 
 
 def free_port() -> int:
-    """A port of the loopback address that was free a moment ago."""
+    """Return a port of the loopback address that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -45,11 +45,11 @@ def free_port() -> int:
 
 
 def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -> None:
-    """End a process, in the end without its consent.
+    """End a process, by force if it does not end itself.
 
     Args:
-        process: May have ended already.
-        seconds: How long it may take to end by itself.
+        process: Process that may have ended already.
+        seconds: Time it may take to end itself.
     """
     process.terminate()
     try:
@@ -60,20 +60,22 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """A command that gets SIGTERM when this process is gone, even by SIGKILL; on systems other than Linux as it was.
+    """Return a command that gets SIGTERM when this process is gone, even by SIGKILL; unchanged on other systems than
+    Linux.
 
     Args:
-        command: A program's path and its arguments, to be started by a thread that lasts as long as it shall: Linux
-            takes the thread for the parent.
+        command: A program's path and its arguments. The thread that starts it must live as long as the program shall,
+            because Linux takes the thread for the parent.
     """
     return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
 
 
 def unwind_on_signals() -> None:
-    """Let signals that end this process raise ``SystemExit``: what it started is stopped, its folders are removed.
+    """Let signals that end this process raise ``SystemExit``, so that its child processes stop and its folders go.
 
-    A second one changes nothing, for that must not be left half done. One that is ignored already, as by nohup, stays
-    so.
+    A second signal changes nothing, so that the cleanup is completed. A signal that is ignored already, as by nohup,
+    stays
+    ignored.
     """
 
     def leave(number: int, _: object) -> None:
@@ -92,18 +94,18 @@ def become_parent() -> None:
 
 
 def parent_is_gone() -> bool:
-    """Whether this process was started by one that called ``become_parent`` and has ended since, even by SIGKILL.
+    """Return whether the parent of this process called ``become_parent`` and has ended, even by SIGKILL.
 
-    Processes further down are not meant: to them their grandparent is always gone.
+    It is not for processes further down: for them their grandparent always counts as gone.
     """
     return _has_parent() and os.getppid() != int(os.environ[PARENT])
 
 
 def end_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
-    """See to it that this process ends when its parent has; nothing happens in the parent itself, or without one.
+    """Let this process end when its parent has ended; nothing happens in the parent itself, or without one.
 
     Args:
-        grace_seconds: How long it may take to end by itself, as soon as ``parent_is_gone``.
+        grace_seconds: Time it may take to end itself once ``parent_is_gone``.
     """
 
     def watch() -> None:
@@ -117,24 +119,24 @@ def end_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
 
 
 def lock_holder(file: Path) -> str:
-    """Who holds a lock (``flock``) on a file, in words; Linux tells of processes on this machine."""
+    """Return the holder of a lock (``flock``) on a file, in words; Linux knows only processes on this machine."""
     try:
         inode = file.stat().st_ino
         held = [line.split() for line in LOCKS.read_text().splitlines() if "->" not in line]
     except OSError:
         held = []
-    # Number, kind, mode, access, process, device and inode ..
+    # Fields: number, kind, mode, access, process, device and inode.
     processes = {int(words[4]) for words in held if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode)}
     if os.getpid() in processes:
-        return "a request of this very process"
-    return f"process {min(processes)}" if processes else "another program, maybe on another machine"
+        return "another request to this process"
+    return f"process {min(processes)}" if processes else "another program, perhaps on another machine"
 
 
 def end_within(seconds: float) -> None:
-    """See to it that this process, which is about to end, is not held up by what its threads still do.
+    """End this process even if its threads are still working.
 
     Args:
-        seconds: How long its own program may take for what else has to be ended.
+        seconds: Time for the main program to end everything else.
     """
 
     def end() -> None:

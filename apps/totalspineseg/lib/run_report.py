@@ -1,4 +1,4 @@
-"""One HTML page for a run: a sortable table with thumbnails that opens from disk, with no other file."""
+"""Make one HTML page for a run: a sortable table with thumbnails that opens from disk without other files."""
 
 import html
 from collections import Counter
@@ -16,15 +16,15 @@ class ScanRow:
     Attributes:
         scan: Name.
         in_view: Levels in view, such as "T11 - sacrum".
-        certainty: Whether the names are certain, counted or doubtful; None when the method does not say.
+        certainty: Whether the names are certain, counted or doubtful; None when the method does not report it.
         probability: Chance that all levels are right; None as above.
         warnings: Sentences.
         model: Versions of the weights.
-        seconds: Time it took.
+        seconds: Duration.
         thumbnail: JPEG, base64; "" for none.
-        picture: Address of the full picture relative to the page, shown on a click where it exists; "" for none.
+        picture: Address of the full picture relative to the page, opened by a click if it exists; "" for none.
         failure: Why there is no result; "" when there is one.
-        answer: Sentence behind ``certainty``, which shows on it; "" for none.
+        answer: Sentence that explains ``certainty``, as its tooltip; "" for none.
     """
 
     scan: str
@@ -40,8 +40,8 @@ class ScanRow:
     answer: str = ""
 
 
-SHOWN_WARNINGS: Final = 3
-"""More are folded: a row stays as high as its picture."""
+MAX_WARNINGS: Final = 3
+"""Number of warnings in a row; more are folded, so that a row stays as high as its picture."""
 HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Names", "Warnings", "Seconds", "Model")
 
 _STYLE: Final = """
@@ -96,13 +96,13 @@ dialog.addEventListener('click', () => dialog.close());
 
 
 def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning: str = "") -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        rows: One per scan, in the order to show first.
+        rows: One for each scan, in the order to show first.
         title: Heading; escaped, as all texts are.
         note: A sentence below the heading.
-        warning: Another one, which is to be seen first; "" for none.
+        warning: Another one, shown above it; "" for none.
 
     Returns:
         A complete HTML document.
@@ -158,17 +158,19 @@ def _row(row: ScanRow) -> str:
 
 
 def _sentences(sentences: Sequence[str]) -> str:
-    """A list that starts with capitals; what does not fit is folded."""
+    """Return a list of sentences with capital letters; those above the limit are folded."""
     items = [f"<li>{html.escape(s[:1].upper() + s[1:])}</li>" for s in sentences]
-    shown, folded = items[:SHOWN_WARNINGS], items[SHOWN_WARNINGS:]
+    visible, folded = items[:MAX_WARNINGS], items[MAX_WARNINGS:]
     if len(folded) == 1:
-        shown, folded = items, []
+        visible, folded = items, []
     more = f"<details><summary>{len(folded)} more</summary><ul>{''.join(folded)}</ul></details>" if folded else ""
-    return f"<ul>{''.join(shown)}</ul>{more}" if shown else ""
+    return f"<ul>{''.join(visible)}</ul>{more}" if visible else ""
 
 
 def _confidence(row: ScanRow) -> str:
-    """Sorted by the answer, then the chance; failed scans first, doubtful ones before counted and certain ones."""
+    """Return the cell of the certainty, with a key that sorts failed scans first, then doubtful, counted and certain
+    ones.
+    """
     if row.failure:
         return '<td class=bad data-key="-1">failed</td>'
     if row.certainty is None or row.probability is None:

@@ -1,4 +1,4 @@
-"""A label file as an annotator's program wrote it: layers of voxels and the segments it names."""
+"""A label file from an annotator's program: layers of voxels and the segments it names."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from lib.geometry import Grid, LabelArray, Volume, on_grid
 
 MAX_SEGMENTS: Final = 255
-"""More segments than a uint8 map can hold are not a spine."""
+"""Maximum number of segments; more than a uint8 map can hold are not a spine."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Segment:
     """One named structure of a submission.
 
     Attributes:
-        name: As the client wrote it.
+        name: Name from the client.
         value: Voxel value in its layer.
         layer: Index into ``Submission.layers``.
     """
@@ -26,12 +26,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Submission:
-    """A label file, read.
+    """The content of a label file.
 
     Attributes:
-        layers: One (X, Y, Z) uint8 map per layer; several when segments overlap.
-        grid: Where the voxels lie.
-        segments: Which name each value stands for.
+        layers: (X, Y, Z) uint8 maps; several when segments overlap.
+        grid: Grid of the voxels.
+        segments: Name of each value.
     """
 
     layers: tuple[LabelArray, ...]

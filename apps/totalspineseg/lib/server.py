@@ -1,4 +1,4 @@
-"""The server: MONAI Label's application behind a front of our own, and the command that starts it."""
+"""The server: MONAI Label's application behind our own front, and the command that starts it."""
 
 import argparse
 import errno
@@ -31,32 +31,33 @@ APP_DIR: Final = Path(__file__).resolve().parents[1]
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 MAX_UPLOAD_MB: Final = 4096
-"""A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger."""
+"""Default size limit. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB; a series in many DICOM files is not larger.
+"""
 REQUEST_SECONDS: Final = 15
-"""What is being answered when the server is stopped may take so long; then its connection is closed."""
+"""Grace period for requests in progress when the server stops; then their connections are closed."""
 SUBMISSION_SECONDS: Final = 30.0
-"""So much longer a submission may take; a full disk, another process or a PACS may slow it down."""
+"""Further grace period for submissions, which a full disk, another process or a PACS may slow down."""
 REST_SECONDS: Final = 10.0
-"""And so long the rest, whatever threads do that hang. Together they are less than ``lib.processes.STOP_SECONDS``."""
+"""Grace period for the rest, even if threads hang. Together they stay below ``lib.processes.STOP_SECONDS``."""
 DEFAULT_STUDIES: Final = "studies"
-"""Folder of images when none is named, below the current one; ``make serve`` takes it, too."""
+"""Default folder of images, below the current one; ``make serve`` uses it, too."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 ADDRESS: Final = ("http://", "https://")
-"""How studies that lie on a DICOMweb server begin."""
+"""Beginning of the address of studies on a DICOMweb server."""
 
 
 def create_app(
     *, max_upload_mb: float = MAX_UPLOAD_MB, names: Collection[str] = LOOPBACK, address: str = ""
 ) -> FastAPI:
-    """The front with MONAI Label's application behind it.
+    """Return the front with MONAI Label's application behind it.
 
-    The host's settings (studies, app folder) must be in place; ``serve`` does that.
+    The host's settings (studies, app folder) must be set before; ``serve`` does that.
 
     Args:
-        max_upload_mb: Largest request body, and most that an archive in it may unpack to, MiB.
-        names: What the server may be called, besides its IP addresses.
-        address: Where it listens, for the log.
+        max_upload_mb: Largest request body, and limit for an unpacked archive in it, MiB.
+        names: Names of the server, besides its IP addresses.
+        address: Address it listens on, for the log.
     """
     from lib.front import (
         auth,
@@ -109,7 +110,7 @@ def create_app(
         logs.router(),
         start.router(),
     )
-    # Before the host's.
+    # Add our routes before the host's.
     shared = threads.router([route for routes in own for route in routes.routes])
     for routes in (*own, shared):
         app.include_router(routes)
@@ -128,11 +129,11 @@ def create_app(
 
 
 def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path = APP_DIR) -> None:
-    """Put the host's settings in place, in this process and in those it starts."""
+    """Set the host's settings, in this process and in those it starts."""
     become_parent()
     # The app must share the front's classes: the host would import a second copy of ``lib``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
-    # Background tasks import ``lib`` from there; dcmqi's programs lie beside the interpreter.
+    # Background tasks import ``lib`` from there; dcmqi's programs are beside the interpreter.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(APP_DIR)]))
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from monailabel.config import settings
@@ -167,24 +168,25 @@ def serve(
     app_dir: Path = APP_DIR,
     request_seconds: int = REQUEST_SECONDS,
 ) -> None:
-    """Run the server until it is stopped; a signal ends it within a minute, whatever hangs.
+    """Run the server until it is stopped; a signal ends it within a minute, even if something hangs.
 
     Args:
         studies: Folder of images, or a DICOMweb address. ``DEFAULT_STUDIES`` is made when missing.
-        host: Address to listen on; the default is this machine alone.
+        host: Address to listen on; the default is for this machine only.
         port: Port to listen on.
-        names: What readers call the server besides this machine's names and addresses.
-        weights: What to run: "" for the active model, "starter", "official", a version, or a folder.
+        names: Names that readers use for the server besides this machine's names and addresses.
+        weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
-        work: Where what the server writes is kept: corrections, labels, fetched series. "" for the folder of images,
-            which is only read otherwise; for a DICOMweb server for the user's data folder.
-        cache_gb: Room for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
+        work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
+            which otherwise is only read; for a DICOMweb server, the user's data folder.
+        cache_gb: Disk space for the fetched series of a DICOMweb server, GB; None for ``lib.pacs.cache.MAX_GB``.
         max_upload_mb: Largest request body, MiB.
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
-        demo: Fill ``DEFAULT_STUDIES`` with synthetic demo studies when it is empty, and refuse another empty folder.
+        demo: Whether to fill ``DEFAULT_STUDIES`` with synthetic demo studies when it is empty, and to refuse another
+            empty folder.
         app_dir: The app to serve.
-        request_seconds: How long what is being answered when the server is stopped may take.
+        request_seconds: Grace period for requests in progress when the server stops.
 
     Raises:
         TotalSpineSegError: The host, the port, the device, the runtime, the weights or a folder cannot be used; nothing
@@ -194,7 +196,7 @@ def serve(
 
     from lib.nnunet.runtimes import require, runtime_of
 
-    # All that can be wrong is found before anything is written.
+    # Find everything that can be wrong before anything is written.
     with listening(host, port) as sockets:
         require(device or "auto", runtime_of(runtime))
         require_weights(weights, app_dir=app_dir)
@@ -213,7 +215,7 @@ def serve(
         log_config = init_log_config(None, str(app_dir), "app.log", log_level)
         if host not in LOOPBACK and not settings.MONAI_LABEL_AUTH_ENABLE:
             logger.warning(
-                "listening on %s without authentication: everybody who reaches it can read the studies", host
+                "The server listens on %s without sign-in: everybody who can reach it can read the studies", host
             )
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         app = create_app(max_upload_mb=max_upload_mb, names=own_names(host, names), address=address)
@@ -233,10 +235,10 @@ def serve(
 
 
 def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
-    """Return the folder of images; the default one is made, and filled with demo studies, when it holds nothing.
+    """Return the folder of images; make the default one and fill it with demo studies if it is empty.
 
     Raises:
-        StorageError: Another one does not exist or is empty, as one that is not mounted. Or the folder cannot be read
+        StorageError: Another folder does not exist or is empty (perhaps not mounted), or the folder cannot be read
             or written.
     """
     may_fill = not read_only and folder == Path(DEFAULT_STUDIES).resolve()
@@ -247,8 +249,8 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
     if demo and not any(folder.iterdir()):
         if not may_fill:
             raise StorageError(
-                f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it empty with "
-                "--no-demo."
+                f"The folder of images {str(folder)!r} is empty. Mount it, copy images into it, or serve it "
+                "empty with --no-demo."
             )
         from lib.synthesis import demo_studies
 
@@ -257,7 +259,7 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
 
 
 def _writable(folder: Path) -> Path:
-    """A folder for labels and corrections, made when it is missing.
+    """Return a folder for labels and corrections, made when it is missing.
 
     Raises:
         StorageError: It cannot be written.
@@ -268,16 +270,16 @@ def _writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise StorageError(
-            f"The folder {str(folder)!r} cannot be written ({error.strerror}). Name another for labels and corrections "
-            "with --work."
+            f"The folder {str(folder)!r} cannot be written ({error.strerror}). Choose another one for labels "
+            "and corrections with --work."
         ) from error
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder of images that is there and can be read.
+    """Return a folder of images that exists and can be read.
 
     Raises:
-        StorageError: It is not there, or cannot be read.
+        StorageError: It does not exist, or cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -297,7 +299,7 @@ def _existing(folder: Path) -> Path:
 
 
 def require_dicomweb(address: str) -> None:
-    """Check that a text can be the address of a DICOMweb server; nobody is asked.
+    """Check that a text can be the address of a DICOMweb server, without connecting.
 
     Raises:
         AddressError: It cannot.
@@ -309,7 +311,7 @@ def require_dicomweb(address: str) -> None:
         usable = False
     if not usable:
         raise AddressError(
-            f"{address!r} is not the address of a DICOMweb server. Correct it to one such as http://pacs:8042/dicom-web."
+            f"{address!r} is not the address of a DICOMweb server. Give one such as http://pacs:8042/dicom-web."
         )
 
 
@@ -317,19 +319,19 @@ def _folder(text: str, option: str) -> Path:
     """Return the folder that an option names, without links.
 
     Raises:
-        StorageError: It names none, such as the home of an unknown user, or links that lead in a circle.
+        StorageError: The text cannot be a folder, for example the home of an unknown user, or links in a circle.
     """
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError) as error:
-        raise StorageError(f"{text!r} names no folder ({error}). Correct {option}.") from error
+        raise StorageError(f"{text!r} cannot be a folder ({error}). Correct {option}.") from error
 
 
 def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
-    """Check the weights that the owner named; "" names none, and the server says when it has none to use.
+    """Check the weights that the owner chose; "" chooses none, and the server reports later if it has none to use.
 
     Raises:
-        WeightsError: They are not there, or not usable.
+        WeightsError: They do not exist, or are not usable.
     """
     if not weights:
         return
@@ -346,7 +348,7 @@ def _positive(text: str) -> float:
     """Read a number above 0.
 
     Raises:
-        argparse.ArgumentTypeError: It is none.
+        argparse.ArgumentTypeError: The text is not such a number.
     """
     try:
         value = float(text)
@@ -362,22 +364,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--studies", default=DEFAULT_STUDIES, help="folder of images, or a DICOMweb address (default: %(default)s)"
     )
-    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine alone)")
+    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument(
         "--name",
         dest="names",
         action="append",
         default=[],
-        help="what readers call the server besides this machine's name and address; may be repeated",
+        help="name that readers use for the server besides this machine's name and address; may be repeated",
     )
-    parser.add_argument("--weights", default="", help="'starter', 'official', an installed version, or a folder")
-    parser.add_argument("--device", default="", help="'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)")
-    parser.add_argument("--runtime", default="", choices=RUNTIMES, help="what computes the networks (default: torch)")
-    parser.add_argument("--work", default="", help="folder of all that the server writes (default: the studies' own)")
     parser.add_argument(
-        "--cache-gb", type=_positive, help="for a DICOMweb address: room for fetched series (default: 50)"
+        "--weights", default="", help="weights to use: 'starter', 'official', an installed version, or a folder"
     )
-    parser.add_argument("--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest request, MiB")
+    parser.add_argument(
+        "--device",
+        default="",
+        help="device of the networks: 'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+    )
+    parser.add_argument(
+        "--work", default="", help="folder for everything that the server writes (default: the studies' own)"
+    )
+    parser.add_argument(
+        "--cache-gb", type=_positive, help="for a DICOMweb address: disk space for fetched series (default: 50)"
+    )
+    parser.add_argument(
+        "--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest request, MiB (default: %(default)s)"
+    )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    parser.add_argument("--no-demo", dest="demo", action="store_false", help="serve an empty folder as it is")
+    parser.add_argument(
+        "--no-demo", dest="demo", action="store_false", help="serve an empty folder without demo studies"
+    )

@@ -1,4 +1,4 @@
-"""What people call the structures of the label table, and what they may have meant by a name that is none of these."""
+"""Recognize the names people use for the structures of the label table, and guess what an unknown name stands for."""
 
 import difflib
 import re
@@ -25,7 +25,7 @@ from lib.anatomy import (
 )
 
 SEPARATORS: Final = re.compile(r"[\s_/\-\u2010-\u2015\u2212]+")
-"""What stands between the parts of a name: space, underscore, slash, hyphen, and the dashes some programs write."""
+"""Separators between the parts of a name: space, underscore, slash, hyphen, and the dashes some programs write."""
 KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
     {
         "vertebra": Kind.VERTEBRA,
@@ -35,30 +35,30 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "intervertebral": Kind.DISC,
     }
 )
-"""Words beside a level that say what it is."""
+"""Words beside a level that state its kind."""
 THORACIC: Final = re.compile(r"th(?=\d)")
-"""Of "Th12"."""
+"""Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
 S1: Final = "s1"
-"""The first segment of the sacrum, which the label table has in one piece: some mean all of it, some do not."""
+"""The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
 SIMILAR: Final = 0.8
-"""Share of letters that two spellings have in common where the one may stand for the other: "L4-5" and "L4-L5"."""
+"""Share of common letters from which one spelling may stand for another: "L4-5" and "L4-L5"."""
 
 
 _PUBLISHED: Final[Mapping[str, int]] = MappingProxyType({s.name.casefold(): s.code for s in STRUCTURES})
 _SPINAL: Final[Mapping[str, int]] = MappingProxyType({"spinal-cord": CORD, "spinal-canal": CANAL})
-# These two discs keep their names, whichever vertebra stands above: there may be 11 or 13 thoracic ones, 4 or 6 lumbar.
+# These two discs keep their names, whichever vertebra is above: there may be 11 or 13 thoracic ones, 4 or 6 lumbar.
 _LAST_LUMBAR = {f"{NAME_OF[last].casefold()}-{below}": DISC_L5_S for last in (L4, L5, L6) for below in ("s", S1)}
 _LAST_THORACIC = {f"{NAME_OF[last].casefold()}-l1": DISC_T12_L1 for last in (T11, T12, T13)}
 _CODE_OF: Final[Mapping[str, int]] = MappingProxyType({**_PUBLISHED, **_SPINAL, **_LAST_LUMBAR, **_LAST_THORACIC})
 
 
 def code_of_name(name: str) -> int | None:
-    """The code a segment name stands for, or None when the name is unknown.
+    """Return the code a segment name stands for, or None when the name is unknown.
 
-    Case, surrounding space, and what separates the parts do not matter. The usual spellings of the field are understood
-    ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and what the last discs are called below a
-    vertebra too few or too many ("L6-S1" is the disc on the sacrum, "L5-S").
+    Case, surrounding space and separators do not matter. The usual spellings of the field are recognized
+    ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last discs below a
+    missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
     """
     key, kinds = _read(name)
     code = _CODE_OF.get(key)
@@ -66,11 +66,11 @@ def code_of_name(name: str) -> int | None:
 
 
 def meant_by(name: str) -> str | None:
-    """The published name that an unknown one probably stands for; None where nothing comes near."""
+    """Return the published name that an unknown one probably stands for; None where none is similar."""
     key, kinds = _read(name)
     if key == S1:
         return NAME_OF[SACRUM]
-    # Of other numbers it is another level, however similar it looks.
+    # A name with other numbers is another level, however similar it looks.
     candidates = [known for known in (*_PUBLISHED, *_SPINAL) if NUMBER.findall(known) == NUMBER.findall(key)]
     similar = difflib.get_close_matches(key, candidates, n=1, cutoff=SIMILAR)
     code = _CODE_OF[similar[0]] if similar else None
@@ -78,7 +78,7 @@ def meant_by(name: str) -> str | None:
 
 
 def _read(name: str) -> tuple[str, set[Kind]]:
-    """A name as ``_CODE_OF`` spells it, and the kinds that words in it say."""
+    """Return a name as spelled in ``_CODE_OF``, and the kinds that its words state."""
     words = [THORACIC.sub("t", word) for word in SEPARATORS.split(name.strip().casefold())]
     kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS}
     return "-".join(word for word in words if word not in KIND_WORDS), kinds

@@ -1,4 +1,4 @@
-"""Names beside a picture: vertebrae on the left, discs on the right, none over another."""
+"""Draw names beside a picture: vertebrae on the left, discs on the right, none over another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 FONT_PX: Final = 13
 """Height of the letters: readable in a thumbnail of half the size."""
 LINE_PX: Final = 16
-"""Least distance of two tags, pixels: the letters and a gap."""
+"""Minimum distance of two tags, pixels: the letters and a gap."""
 PADDING_PX: Final = 5
 LEADER_PX: Final = 14
 """Length of the line from a tag to the edge of the image."""
 LEADER_ALPHA: Final = 130
-"""Of the line inside the image, 0-255: what lies below it, such as the cord, stays visible."""
+"""Opacity of the line inside the image, 0-255: what lies below it, such as the cord, stays visible."""
 BACKGROUND: Final = (14, 17, 22)
 DOUBTFUL_COLOR: Final = (255, 176, 0)
 """Amber, used for nothing else."""
@@ -31,8 +31,8 @@ class Tag:
         text: The name.
         target: (x, y) pixel it points at.
         color: Color of the structure.
-        right: On the right side of the picture (discs), else on the left.
-        doubtful: Marked by amber and "?".
+        right: Whether it is on the right side of the picture (discs), else on the left.
+        doubtful: Whether it is marked by amber and "?".
     """
 
     text: str
@@ -42,20 +42,20 @@ class Tag:
     doubtful: bool = False
 
     @property
-    def shown(self) -> str:
+    def display_text(self) -> str:
         """The text as drawn."""
         return f"{self.text} ?" if self.doubtful else self.text
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as possible to the wanted ones (least squares), no two nearer than ``gap``.
+def spaced(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return positions as near as possible to the wanted ones (least squares), no two nearer than ``gap``.
 
     Args:
         wanted: Positions, rising.
-        gap: Least distance of neighbors.
+        gap: Minimum distance of neighbors.
 
     Returns:
-        One position per wanted one, in the same order; empty for none.
+        One position for each wanted one, in the same order; empty for none.
 
     Source:
         Isotonic regression by pooling adjacent violators, on the positions less their minimal offsets.
@@ -79,11 +79,11 @@ def _within(positions: list[float], height: float, gap: float) -> list[float]:
 
 
 def add_tags(rgb: npt.NDArray[np.uint8], tags: Sequence[Tag]) -> npt.NDArray[np.uint8]:
-    """The picture with a margin on both sides that holds the tags.
+    """Return the picture with a margin on both sides that holds the tags.
 
     Args:
         rgb: (rows, columns, 3) uint8. Not modified.
-        tags: Any order.
+        tags: Tags in any order.
 
     Returns:
         A wider picture (and higher, if there are more tags on a side than fit beside it).
@@ -102,14 +102,14 @@ def add_tags(rgb: npt.NDArray[np.uint8], tags: Sequence[Tag]) -> npt.NDArray[np.
     draw = ImageDraw.Draw(image, "RGBA")
     for side, edge, way in ((left, margins[0], -1), (right, margins[0] + rgb.shape[1], 1)):
         ordered = sorted(side, key=lambda tag: tag.target[1])
-        rows = _within(spread([tag.target[1] + top for tag in ordered], LINE_PX), height, LINE_PX)
+        rows = _within(spaced([tag.target[1] + top for tag in ordered], LINE_PX), height, LINE_PX)
         for tag, row in zip(ordered, rows, strict=True):
             _draw(draw, tag, (tag.target[0] + margins[0], tag.target[1] + top), (edge, row), way, font)
     return np.asarray(image)
 
 
 def _margin(tags: Sequence[Tag], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    widths = [font.getlength(tag.shown) for tag in tags]
+    widths = [font.getlength(tag.display_text) for tag in tags]
     return round(max(widths)) + LEADER_PX + 2 * PADDING_PX if widths else 0
 
 
@@ -124,15 +124,15 @@ def _draw(
     edge, row = anchor
     color = DOUBTFUL_COLOR if tag.doubtful else tag.color
     start = edge + way * LEADER_PX
-    # A knee at the image's edge: the line inside the image stays short and points at the structure.
+    # Bend the line at the image's edge: its part inside the image stays short and points at the structure.
     draw.line([(start, row), (edge, row)], fill=color, width=1)
     draw.line([(edge, row), target], fill=(*color, LEADER_ALPHA), width=1)
     draw.ellipse((target[0] - 2, target[1] - 2, target[0] + 2, target[1] + 2), fill=color)
     place = (start + way * PADDING_PX, row)
     if tag.doubtful:
-        box = draw.textbbox(place, tag.shown, font=font, anchor="rm" if way < 0 else "lm")
+        box = draw.textbbox(place, tag.display_text, font=font, anchor="rm" if way < 0 else "lm")
         draw.rectangle((box[0] - 3, row - LINE_PX / 2 + 1, box[2] + 3, row + LINE_PX / 2 - 1), outline=color)
-    draw.text(place, tag.shown, fill=color, font=font, anchor="rm" if way < 0 else "lm")
+    draw.text(place, tag.display_text, fill=color, font=font, anchor="rm" if way < 0 else "lm")
 
 
 @lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""How far the landmark classes and odd/even classes of a network can be believed: measured for each set of weights."""
+"""How far a network's landmark classes and odd/even classes can be trusted: measured for each set of weights."""
 
 import math
 from collections.abc import Mapping
@@ -10,29 +10,29 @@ from lib.errors import WeightsError
 
 FORMAT: Final = 1
 PRIOR_SCANS: Final = 12.0
-"""What is taken for granted counts as this many scans: measured on fewer, weights stay near the careful values."""
+"""Number of scans that the prior counts as: weights measured on fewer scans stay near the careful values."""
 PRIOR_LEVELS: Final = 100.0
 """The same for odd and even, in vertebrae."""
 CAREFUL_PARITY: Final = 0.04
 MAX_CORD_LOGIT: Final = 2.0
 TILTED: Final = (DISC_L4_L5, DISC_L5_S)
-"""Discs whose angle tells which they are: the last one is 15 to 25 degrees steeper than the one above it."""
+"""Discs that can be recognized by their angle: the last one is 15 to 25 degrees steeper than the one above it."""
 MIN_TILTS: Final = 8
 MIN_SCANS: Final = 5
 PRIOR_TILTS: Final = 6.0
 CAREFUL_TILT_DEG: Final = 12.0
-"""Spread of a disc's angle that counts as ``PRIOR_TILTS`` discs: people and the way they lie differ."""
+"""Spread of a disc's angle that counts as ``PRIOR_TILTS`` discs: people and their positions differ."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How often the class of one landmark was where, in scans that show the landmark's disc and the discs beside it.
+    """How often one landmark's class was found on which disc, in scans that show the landmark's disc and its neighbors.
 
     Attributes:
         scans: Scans that show the disc.
-        own: Of these, the disc carries its class.
+        own: Number of these in which the disc carries its class.
         above: Scans in which the disc above it carries the class (of ``scans_above`` that show this one).
-        below: The same of the disc below it.
+        below: The same for the disc below it.
         scans_above: Scans that show the disc above.
         scans_below: Scans that show the disc below.
     """
@@ -60,7 +60,7 @@ class Tilts:
     """Angles of one disc in labeled scans: how far its front lies lower than its back, seen from the side.
 
     Attributes:
-        discs: How many were measured.
+        discs: Number of measured discs.
         total_deg: Sum of the angles.
         squares_deg2: Sum of their squares.
     """
@@ -79,23 +79,23 @@ class Tilts:
 
     @property
     def spread_deg(self) -> float:
-        """Standard deviation, drawn towards ``CAREFUL_TILT_DEG``."""
+        """The standard deviation, pulled toward ``CAREFUL_TILT_DEG``."""
         about = self.squares_deg2 - self.total_deg**2 / self.discs if self.discs else 0.0
         return math.sqrt((about + PRIOR_TILTS * CAREFUL_TILT_DEG**2) / (self.discs + PRIOR_TILTS))
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known of one network's errors.
+    """Measured errors of one network.
 
     Attributes:
         landmarks: Counts for each of ``LANDMARK_DISCS``, in their order.
         tilts: Angles of the discs of ``TILTED``, in their order.
         parity_levels: Vertebrae whose odd/even class was compared.
-        parity_wrong: Of these, how many had the other one.
-        cord_logit: Added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
-        mirror: Whether the image and its left-right mirror are averaged.
-        scans: Labeled scans it was measured on.
+        parity_wrong: Number of these with the other class.
+        cord_logit: Value added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
+        mirror: Whether the results of the image and its left-right mirror image are averaged.
+        scans: Number of labeled scans in the measurement.
     """
 
     landmarks: tuple[Seen, ...] = field(default=(Seen(),) * len(LANDMARK_DISCS))
@@ -108,20 +108,20 @@ class Trust:
 
     @property
     def measured(self) -> bool:
-        """Whether enough scans were seen to say how the network treats the sacrum of real people."""
+        """Whether enough scans were measured to know how the network treats the sacrum of real people."""
         return self.scans >= MIN_SCANS
 
     @property
     def parity(self) -> float:
-        """Chance that a vertebra has the other odd/even class."""
+        """The chance that a vertebra has the other odd/even class."""
         return (self.parity_wrong + PRIOR_LEVELS * CAREFUL_PARITY) / (self.parity_levels + PRIOR_LEVELS)
 
     def chances(self, landmark: int, *, careful: "Chances") -> "Chances":
-        """Chances for one landmark: what was counted, drawn towards the careful ones.
+        """Return the chances for one landmark: the counts, pulled toward the careful values.
 
         Args:
-            landmark: Place in ``LANDMARK_DISCS``.
-            careful: What is taken for granted of networks.
+            landmark: Position in ``LANDMARK_DISCS``.
+            careful: Values assumed of every network.
         """
         seen, prior = self.landmarks[landmark], PRIOR_SCANS
         return Chances(
@@ -131,7 +131,7 @@ class Trust:
         )
 
     def __add__(self, other: "Trust") -> "Trust":
-        """The counts of both; what is no count is this one's."""
+        """Return the sum of both counts; values that are not counts are this one's."""
         return replace(
             self,
             landmarks=tuple(a + b for a, b in zip(self.landmarks, other.landmarks, strict=True)),
@@ -142,7 +142,7 @@ class Trust:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """JSON native; ``trust_from_json`` reads it back."""
+        """Return JSON native values; ``trust_from_json`` reads them back."""
         return {
             "format": FORMAT,
             "scans": self.scans,
@@ -166,18 +166,18 @@ class Chances:
 
 
 UNMEASURED: Final = Trust()
-"""Of weights nobody has measured: the careful values, and the image as it is."""
+"""Trust in weights that nobody has measured: the careful values, without mirroring."""
 
 
 def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
-    """Read what ``Trust.as_json`` wrote.
+    """Read the values of ``Trust.as_json``.
 
     Args:
         content: The JSON.
-        source: What to call the file in an error.
+        source: Name of the file for an error.
 
     Raises:
-        WeightsError: It is none of ours, or its numbers are impossible.
+        WeightsError: The file is not ours, or its numbers are impossible.
     """
     try:
         landmarks = tuple(
@@ -196,17 +196,16 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"a file written by 'totalspineseg calibrate' is required, got {source!r} with {error!r}; calibrate again, "
-            "or delete the file"
+            f"{source!r} is not a file of 'totalspineseg calibrate' ({error!r}). Calibrate again, or delete the file."
         ) from error
     return trust
 
 
 def _require_possible(trust: Trust) -> None:
-    """Check that no more cases than scans were counted, and that the cord's threshold is one.
+    """Check that no more cases than scans were counted, and that the cord's threshold is possible.
 
     Raises:
-        ValueError: It is not so.
+        ValueError: A value is impossible.
     """
     pairs = [(trust.parity_wrong, trust.parity_levels)]
     for seen in trust.landmarks:

@@ -1,17 +1,17 @@
-"""Turns at things by name: one thread at a time each, all names at once."""
+"""Locks by name: one thread at a time for each name, all names at once."""
 
 import threading
 from weakref import WeakValueDictionary
 
 
 class Turns:
-    """A lock for every name; it is gone with the last thread that holds it or waits for it."""
+    """A lock for every name; it is removed with the last thread that holds it or waits for it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._locks: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def at(self, name: str) -> threading.Lock:
-        """The lock of a name, for a ``with`` statement."""
+        """Return the lock of a name, for a ``with`` statement."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())

@@ -1,6 +1,6 @@
-"""Volumes from and to files: NIfTI, NRRD (and what else SimpleITK reads), DICOM series.
+"""Read and write volumes: NIfTI, NRRD (and other formats of SimpleITK), DICOM series.
 
-Nothing is ever half-written under a final name: a result is written beside its place, synced, and renamed.
+No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
 """
 
 import os
@@ -36,17 +36,18 @@ WRITTEN_SUFFIXES: Final = (*NIFTI_SUFFIXES, ".nrrd")
 """File name endings that label maps are written with, longest first."""
 NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
-"""Of headers whose voxels lie in another file."""
+"""Endings of headers whose voxels are in another file."""
 NRRD_SPACE: Final = "NRRD_space"
-"""ITK's name for the field that says what the directions of a NRRD file are directions of."""
+"""ITK's name for the field that states the space of a NRRD file's directions."""
 META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
-"""Names of the field of a MetaImage header that says which way its axes run."""
+"""Names of the field of a MetaImage header that states the direction of its axes."""
 META_HEADER_BYTES: Final = 8192
-"""A MetaImage header has some twenty short lines."""
+"""Maximum size of a MetaImage header, which has some twenty short lines."""
 MIN_SLICES: Final = 3
-"""Of two sagittal slices half may miss the canal, and levels are then named wrongly, yet with confidence."""
+"""Minimum number of slices: with two sagittal slices half may miss the canal, and levels are confidently named wrong.
+"""
 GZIP_LEVEL = 1
-"""Of isal's 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
+"""Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
 
 _UNREADABLE = (
     OSError,
@@ -61,7 +62,7 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def stem(path: Path) -> str:
-    """File name without its image ending ("sub-01.T2w.nii.gz" -> "sub-01.T2w")."""
+    """Return the file name without its image ending ("sub-01.T2w.nii.gz" -> "sub-01.T2w")."""
     for suffix in IMAGE_SUFFIXES:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
@@ -69,7 +70,7 @@ def stem(path: Path) -> str:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether the file name ends like an image this project reads."""
+    """Return whether the file name ends like an image this project reads."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -96,7 +97,7 @@ def image_named(folder: Path, name: str) -> Path | None:
         name: The file's name without its ending.
 
     Returns:
-        Of several the one whose ending is first in ``IMAGE_SUFFIXES``; None for none.
+        The file whose ending is first in ``IMAGE_SUFFIXES``; None if there is none.
     """
     plain = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
     if found := next((path for path in plain if path.is_file()), None):
@@ -119,7 +120,7 @@ def read_image(path: Path) -> Image:
         The image as stored (any orientation), with warnings. 4D is averaged over the last axis, as float32.
 
     Raises:
-        ImageError: Not readable, not an image, not 3D or 4D, empty, not finite, or constant.
+        ImageError: The file is not readable, not an image, not 3D or 4D, empty, not finite, or constant.
     """
     image = _read(path, average=True)
     require_usable(image)
@@ -127,28 +128,28 @@ def read_image(path: Path) -> Image:
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map; like ``read_image``, but whole numbers 0..255 are required and an empty map is allowed.
+    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is, too.
 
     Returns:
         uint8 volume.
 
     Raises:
-        ImageError: Not readable, 4D, or values that are not whole numbers 0..255.
+        ImageError: The file is not readable, 4D, or has values that are not whole numbers 0..255.
     """
     volume = read_integers(path)
     if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
-        raise ImageError("a label map needs whole numbers from 0 to 255, got values outside; export it as a label map")
+        raise ImageError("The label map has values outside 0 to 255. Export it as a label map.")
     return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
 
 
 def read_integers(path: Path) -> Volume:
-    """Read a label map of whatever whole numbers, as other tools write them.
+    """Read a label map of any whole numbers, as other tools write them.
 
     Returns:
         Volume of an integer type.
 
     Raises:
-        ImageError: Not readable, 4D, or values that are no whole numbers.
+        ImageError: The file is not readable, 4D, or has values that are not whole numbers.
     """
     volume = _read(path, average=False)
     if volume.data.dtype.kind == "b":
@@ -156,9 +157,11 @@ def read_integers(path: Path) -> Volume:
     if volume.data.dtype.kind in "iu":
         return volume
     if volume.data.dtype.kind != "f" or not np.isfinite(volume.data).all():
-        raise ImageError("a label map needs whole numbers, got other values; export it as a label map")
+        raise ImageError("The label map has values that are not whole numbers. Export it as a label map.")
     if (np.abs(volume.data) > np.iinfo(np.int32).max).any() or not np.array_equal(np.rint(volume.data), volume.data):
-        raise ImageError("a label map needs whole numbers, got fractions; send the segmentation, not a probability map")
+        raise ImageError(
+            "The label map has fractions instead of whole numbers. Send the segmentation, not a probability map."
+        )
     return Volume(volume.data.astype(np.int32), volume.affine)
 
 
@@ -166,20 +169,20 @@ def read_codes(path: Path) -> Volume:
     """Read a label map in output codes, such as a localizer; like ``read_labels``.
 
     Raises:
-        ImageError: As ``read_labels``; also values that are no codes, or levels that run upward: by another table, 22
-            is L3 and not T2.
+        ImageError: As in ``read_labels``; also for values that are not codes, or levels that run upward: in another
+            table, 22 is L3 and not T2.
     """
     volume = read_labels(path)
     counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
     if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
         raise ImageError(
-            f"a label map in TotalSpineSeg's codes (L1 is {L1}) is required, got {path.name!r} with the values "
-            f"{strangers[:5]!r}; convert it"
+            f"{path.name!r} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
+            f"{L1}). Convert it to these codes."
         )
     if is_upside_down(to_ras(volume).data):
         raise ImageError(
-            f"levels named from superior to inferior in TotalSpineSeg's codes are required, got {path.name!r} with "
-            "most of them the other way round; convert it"
+            f"Most levels in {path.name!r} run from inferior to superior: it is upside down, or does not use "
+            "TotalSpineSeg's codes. Turn it, or convert it."
         )
     return volume
 
@@ -193,18 +196,18 @@ def require_usable(volume: Volume) -> None:
     data = volume.data
     if min(data.shape) < MIN_SLICES:
         raise ImageError(
-            f"It takes at least {MIN_SLICES} slices to tell levels apart, and the image has {min(data.shape)} "
-            f"(shape {data.shape}). Send the whole series."
+            f"The image has {min(data.shape)} slices (shape {data.shape}), but at least {MIN_SLICES} slices are "
+            "needed to tell levels apart. Send the whole series."
         )
     if data.dtype.kind not in "fiub":
         raise ImageError(
-            f"The image has values of type {data.dtype}, not one gray value a voxel. Send the magnitude image."
+            f"The image has values of type {data.dtype}, not one gray value per voxel. Send the magnitude image."
         )
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
         raise ImageError(
-            f"Among the voxel values of the image are {bad} that are NaN or infinite. Export the series again."
+            f"The image has voxels that are NaN or infinite ({bad} of {data.size}). Export the series again."
         )
     if low == high:
         kind = "all zero" if low == 0 else f"all {low!r}"
@@ -215,7 +218,7 @@ def _read(path: Path, *, average: bool) -> Image:
     if why := missing_content(path):
         raise ImageError(f"{path.name!r} {why}.")
     if not path.exists():
-        raise ImageError(f"an image file is required, got {path.name!r}, which does not exist; check the path")
+        raise ImageError(f"The image file {path.name!r} does not exist. Check the path.")
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             data, affine = read_nifti(path)
@@ -238,14 +241,14 @@ def _read(path: Path, *, average: bool) -> Image:
 
 
 def open_itk(path: Path) -> sitk.Image:
-    """Read a NRRD or MetaImage file whose header tells of no more voxels than the file can hold.
+    """Read a NRRD or MetaImage file whose header describes no more voxels than the file can hold.
 
     Raises:
-        ImageError: It tells of more, or of too many.
-        RuntimeError: It cannot be read.
+        ImageError: The header describes more, or too many.
+        RuntimeError: The file cannot be read.
     """
     reader = sitk.ImageFileReader()
-    # By itself ITK finds no reader for a MetaImage whose ending is in capitals.
+    # On its own ITK finds no reader for a MetaImage whose ending is in capitals.
     reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -257,18 +260,18 @@ def open_itk(path: Path) -> sitk.Image:
 
 
 def _reason(error: Exception) -> str:
-    """The last line of a library's message, without paths."""
+    """Return the last line of a library's message, without paths."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else type(error).__name__
     return type(error).__name__ if "/" in text else text[:160]
 
 
 def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
-    """3D as it is; 4D (and 5D with a trailing axis of one) averaged over the last axis, where that makes sense."""
+    """Return 3D unchanged; average 4D (and 5D with a trailing axis of one) over the last axis, where that is useful."""
     while data.ndim > 4 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.names is not None:
-        raise ImageError("The image is a color image, without one gray value a voxel. Send the original series.")
+        raise ImageError("The image is a color image, without one gray value per voxel. Send the original series.")
     if data.ndim == 4:
         if data.shape[-1] == 1:
             return data[..., 0]
@@ -277,21 +280,21 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:
-        raise ImageError(f"a 3D or 4D image is required, got shape {data.shape}; send the whole series")
+        raise ImageError(f"The image is neither 3D nor 4D: its shape is {data.shape}. Send the whole series.")
     return data
 
 
 def _read_dicom(path: Path) -> Image:
-    # Here because importing pydicom takes longer than reading a NIfTI image.
+    # Import here, because importing pydicom takes longer than reading a NIfTI image.
     from lib.dicom.series import read_series
 
     return read_series(path)
 
 
 def _require_oriented(image: sitk.Image, path: Path) -> None:
-    """Check that a NRRD or MetaImage header says which way its axes run; where it does not, ITK makes something up."""
+    """Check that a NRRD or MetaImage header states the direction of its axes; ITK assumes one if it does not."""
     if path.name.lower().endswith(NRRD_SUFFIXES):
-        # ITK turns what it knows to LPS, and writes no space for more than three dimensions.
+        # ITK converts known spaces to LPS, and writes no space for more than three dimensions.
         known = image.GetDimension() != 3 or (
             image.HasMetaDataKey(NRRD_SPACE) and image.GetMetaData(NRRD_SPACE) == "left-posterior-superior"
         )
@@ -303,16 +306,15 @@ def _require_oriented(image: sitk.Image, path: Path) -> None:
         field = "a TransformMatrix"
     if not known:
         raise ImageError(
-            f"an image whose header has {field} is required, got {path.name!r}, which does not say how it lies in the "
-            "patient; export it again"
+            f"{path.name!r} does not say how it lies in the patient: its header needs {field}. Export it again."
         )
 
 
 def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise ImageError(
-            f"one gray value a voxel is required, got {image.GetNumberOfComponentsPerPixel()} values a voxel; "
-            "send the original series"
+            f"The image has {image.GetNumberOfComponentsPerPixel()} values per voxel instead of one gray "
+            "value. Send the original series."
         )
     data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy(), average=average)
     affine = np.eye(4)
@@ -329,7 +331,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
     Args:
         path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
         data: (X, Y, Z), dtype kept (bool as uint8). Not modified.
-        grid: Where the voxels lie.
+        grid: Grid of the voxels.
         meta: Extra NRRD header fields; ignored for NIfTI.
 
     Raises:
@@ -342,12 +344,12 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
     elif path.name.lower().endswith(".nrrd"):
         write_atomic(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
     else:
-        raise ValueError(f"an output name ending in .nii, .nii.gz or .nrrd is required, got {path.name!r}")
+        raise ValueError(f"expected an output name ending in .nii, .nii.gz or .nrrd, got {path.name!r}")
 
 
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
-    # A qform holds no skew: beside the sform it would place the image in a second way.
+    # A qform cannot hold skew: beside the sform it would place the image in a second way.
     image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
@@ -369,10 +371,10 @@ def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str])
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it to ``path``.
 
-    The temporary name keeps the ending of ``path`` and starts with a dot.
+    The temporary name has the ending of ``path`` and starts with a dot.
 
     Raises:
-        StorageError: Disk full, no permission or another fault of the file system; ``path`` is untouched.
+        StorageError: The disk is full, permission is missing, or the file system failed; ``path`` is untouched.
     """
     suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary: Path | None = None
@@ -386,9 +388,10 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the file could not be written"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "unknown error"
         raise StorageError(
-            f"room and permission to write {path.name!r} are required, got {reason!r}; free disk space and try again"
+            f"The file {path.name!r} could not be written ({reason}). Free disk space, or check the "
+            "permissions, and try again."
         ) from error
     finally:
         if temporary is not None:

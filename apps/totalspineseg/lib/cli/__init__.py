@@ -24,9 +24,9 @@ COMMANDS: Final = MappingProxyType(
         "weights": "install or list the networks' weights",
         "models": "list, show, judge, activate, roll back, export, import or remove model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
-        "calibrate": "measure on labeled scans how far the landmark classes of networks can be believed",
+        "calibrate": "measure on labeled scans how far the landmark classes of networks can be trusted",
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
-        "train": "train both networks from scratch with nnU-Net on what prepare wrote",
+        "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
         "train-starter": "train the small starter networks on synthetic spines",
     }
@@ -34,7 +34,7 @@ COMMANDS: Final = MappingProxyType(
 """Command -> what it does; each is a module of this package."""
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-"""Some scan failed or a finding was made; the request cannot be served; Ctrl-C."""
+"""Exit codes: a scan failed or lint found something; the request cannot be served; Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=os.environ.get("TOTALSPINESEG_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of scans that the terminal's encoding does not know must not end a run.
+        # Names of scans that the terminal's encoding does not support must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = module.execute(arguments)
@@ -68,14 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("totalspineseg: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as head, has seen enough.
+        # The reader of our output, such as head, has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
 
 
 class _Parser(argparse.ArgumentParser):
-    """A wrong argument is one sentence, without the usage."""
+    """Parser that reports a wrong argument in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")

@@ -1,7 +1,8 @@
-"""Measure on labeled scans how far networks can be believed: which landmark class lies on which disc.
+"""Measure on labeled scans how far networks can be trusted: which landmark class lies on which disc.
 
-What is found is kept beside the weights and used from the next scan on. Scans that the networks have learned from would
-flatter them: leave those out. A site's finished corrections count too: give the folder of its studies.
+The result is saved beside the weights and used from the next scan on. Scans that the networks have learned from would
+make them look better than they are: leave those out. A site's finished corrections can be used too: give the folder of
+its studies.
 """
 
 import argparse
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument(
-        "weights", metavar="WEIGHTS", help="starter, official, an installed version, or a folder with both steps"
+        "weights",
+        metavar="WEIGHTS",
+        help="weights to measure: starter, official, an installed version, or a folder with both steps",
     )
     parser.add_argument(
         "scans", type=existing_path, metavar="SCANS", help="BIDS folder with derivative labels, or a folder of studies"
@@ -28,12 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
     )
-    parser.add_argument("--add", action="store_true", help="to what was measured before, instead of replacing it")
-    parser.add_argument("--device", default="auto", metavar="cuda|cpu", help="default: a GPU if there is one")
+    parser.add_argument("--add", action="store_true", help="add to the earlier measurement instead of replacing it")
+    parser.add_argument(
+        "--device", default="auto", metavar="cuda|cpu", help="device to run on (default: a GPU if there is one)"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 when a scan had to be left out."""
+    """Run the command; return the exit code: 1 when a scan had to be left out."""
     from lib.cli.prepare import labeled_scans
     from lib.errors import LabelError
     from lib.nnunet.calibration import STEPS, calibrate, joined
@@ -52,8 +57,8 @@ def execute(arguments: argparse.Namespace) -> int:
     sources, unusable = labeled_scans(arguments.scans, arguments.label_suffix)
     if not sources:
         raise LabelError(
-            f"scans with labels are required, got none in {str(arguments.scans)!r}; see 'totalspineseg prepare --help' "
-            "for how they lie"
+            f"There are no scans with labels in {str(arguments.scans)!r}. See 'totalspineseg prepare --help' "
+            "for how to arrange them."
         )
 
     def skip(case: Skipped) -> None:
@@ -67,24 +72,27 @@ def execute(arguments: argparse.Namespace) -> int:
         sources,
         device=arguments.device,
         on_skip=skip,
-        before_each=lambda name: print(f"looking at {name}", file=sys.stderr),
+        before_each=lambda name: print(f"measuring {name}", file=sys.stderr),
     )
     if blind := [step for step, trust in found.items() if not trust.scans]:
         raise LabelError(
-            f"Nothing was measured of step {' and '.join(map(str, blind))}, so nothing was changed: no labeled disc "
-            "was found in any scan. Any lines above say which scans were left out; give other scans."
+            f"Nothing could be measured for step {' and '.join(map(str, blind))}, so nothing was changed: no labeled "
+            "disc was found in any scan. The lines above say which scans were left out, if any. Give other scans."
         )
     for step, trust in found.items():
         known = joined(models[step].trust, trust) if arguments.add else trust
         write_trust(models[step].path, known)
-        print(f"step {step}, {known.scans} scans, {'mean with the mirror' if known.mirror else 'image as it is'}:")
+        print(
+            f"step {step}, {known.scans} scans, "
+            f"{'mean of the image and its mirror image' if known.mirror else 'image without mirroring'}:"
+        )
         for line in lines(known):
             print(f"  {line}")
     return 1 if skipped else 0
 
 
 def lines(trust: "Trust") -> list[str]:
-    """What was measured, a line a landmark."""
+    """Return the measurements, one line for each landmark."""
     from lib.anatomy import LANDMARK_DISCS, NAME_OF
 
     result = []
@@ -95,6 +103,6 @@ def lines(trust: "Trust") -> list[str]:
                 f"{seen.above:.1f} of {seen.scans_above:.0f}, below {seen.below:.1f} of {seen.scans_below:.0f}"
             )
     if trust.parity_levels:
-        result.append(f"odd or even wrong in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")
-    result.append(f"cord drawn from a logit of {-trust.cord_logit:.2f} on")
+        result.append(f"odd and even confused in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")
+    result.append(f"cord drawn where its logit is at least {-trust.cord_logit:.2f}")
     return result

@@ -1,4 +1,4 @@
-"""What several commands share: argument types, the model store."""
+"""Argument types and the model store, shared by several commands."""
 
 import argparse
 import sys
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from lib.registry.store import ModelStore
 
 MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
-"""Where the app keeps its models."""
+"""Folder of the app's models."""
 MIB: Final = 1 << 20
-"""Bytes."""
+"""Bytes in a mebibyte."""
 PIN_UNMET: Final = "pin_unmet"
-"""Kind of the finding that a person at the command line must see at once."""
+"""Kind of the finding that a user of the command line must see at once."""
 PIN_KINDS: Final = (Kind.VERTEBRA, Kind.DISC, Kind.SACRUM)
 
 
 def existing_path(text: str) -> Path:
-    """An argument that must exist."""
+    """Return the path in an argument, which must exist."""
     path = Path(text)
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"an existing file or folder is required, got {text!r}")
+        raise argparse.ArgumentTypeError(f"{text!r} does not exist")
     return path
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """Return a whole number above 0."""
     try:
         value = int(text)
     except ValueError:
         value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"a whole number above 0 is required, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
     return value
 
 
 def pin_text(text: str) -> tuple[int, tuple[float, float, float]]:
-    """``NAME@x,y,z``: a level's code and a point in it, RAS mm."""
+    """Return a level's code and a point in it, RAS mm, from ``NAME@x,y,z``."""
     name, _, point = text.partition("@")
     code = code_of_name(name)
     try:
@@ -51,24 +51,24 @@ def pin_text(text: str) -> tuple[int, tuple[float, float, float]]:
         code = None
     if code is None or BY_CODE[code].kind not in PIN_KINDS:
         raise argparse.ArgumentTypeError(
-            f"a level and a point in it, such as L5@3.5,-12,80 (patient coordinates, RAS mm), is required, got {text!r}"
+            f"expected a level and a point in it, such as L5@3.5,-12,80 (patient coordinates, RAS mm), got {text!r}"
         )
     return code, (x, y, z)
 
 
 def pins_of(arguments: argparse.Namespace) -> "tuple[Pin, ...]":
-    """The pins of the ``--pin`` options."""
+    """Return the pins of the ``--pin`` options."""
     from lib.numbering.evidence import Pin
 
     return tuple(Pin(code, point) for code, point in arguments.pin)
 
 
 def print_unmet_pins(name: str, report: Mapping[str, Any]) -> None:
-    """Say on stderr which fixed levels no structure meets.
+    """Print on stderr which pins do not meet any structure.
 
     Args:
-        name: What the scan is called.
-        report: What is known of its levels, with its findings.
+        name: Name of the scan.
+        report: Report on its levels, with its findings.
     """
     for finding in report["findings"]:
         if finding["kind"] == PIN_UNMET:
@@ -76,13 +76,13 @@ def print_unmet_pins(name: str, report: Mapping[str, Any]) -> None:
 
 
 def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--method`` and ``--pin``, as ``run`` and ``label`` have them."""
+    """Add ``--method`` and ``--pin``, which ``run`` and ``label`` share."""
     parser.add_argument(
         "--method",
         choices=("chain", "iterative"),
         default="chain",
-        help="how levels get their names: chain weighs all evidence and says how sure it is (default), "
-        "iterative is the reference's rule",
+        help="method that names the levels: chain weighs all evidence and reports how certain it is (default), "
+        "iterative follows the reference's rule",
     )
     parser.add_argument(
         "--pin",
@@ -90,13 +90,13 @@ def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=pin_text,
         metavar="NAME@x,y,z",
-        help="fix a level: its name and a point in it in patient coordinates (RAS mm), such as L5@3.5,-12,80; "
-        "may be repeated",
+        help="pin a level: its name and a point in it in patient coordinates (RAS mm), such as L5@3.5,-12,80; may "
+        "be repeated",
     )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--data-dir`` and ``--weights``."""
+    """Add ``--data-dir`` and ``--weights``."""
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -108,12 +108,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="",
         metavar="NAME",
-        help="which weights: starter, official, an installed version, or a folder (default: the ones in use)",
+        help="weights to use: starter, official, an installed version, or a folder (default: those in use)",
     )
 
 
 def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
-    """The models of ``--data-dir`` and ``--weights``.
+    """Return the models of ``--data-dir`` and ``--weights``.
 
     Raises:
         WeightsError: The folder does not exist.
@@ -124,10 +124,10 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
     if data_dir is None:
         return ModelStore(MODEL_DIR, weights=weights)
     if not data_dir.is_dir():
-        raise WeightsError(f"--data-dir must name a folder of models, got {str(data_dir)!r}")
+        raise WeightsError(f"--data-dir: {str(data_dir)!r} is not a folder. Give a folder of models.")
     store = ModelStore(data_dir, weights=weights)
     ours = store.pointer.exists() or store.versions_dir.is_dir() or (data_dir / STARTER).is_dir()
     if weights or ours:
         return store
-    # Somewhere below: the reference's users keep their models in DIR/nnUNet/results.
+    # The models may be deeper: the reference's users have them in DIR/nnUNet/results.
     return ModelStore(MODEL_DIR, weights=str(data_dir.resolve()))

@@ -1,4 +1,4 @@
-"""Where a run does its work: the options and the executor they name."""
+"""Options for where a run computes, and the executor they choose."""
 
 import argparse
 import os
@@ -19,22 +19,28 @@ if TYPE_CHECKING:
     from lib.registry.store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
-"""Reading and writing seldom keep more threads busy beside one network."""
+"""Default maximum of threads; reading and writing rarely keep more busy beside one network."""
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--device``, ``--runtime``, ``--executor`` and what belongs to them."""
+    """Add ``--device``, ``--runtime``, ``--executor`` and the options that belong to them."""
     parser.add_argument(
-        "--device", metavar="cuda|cpu", default="auto", help="where the networks run (default: a GPU if any)"
+        "--device",
+        metavar="cuda|cpu",
+        default="auto",
+        help="device that runs the networks (default: a GPU if there is one)",
     )
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
         default="torch",
-        help="what computes the networks: PyTorch (default), or OpenVINO on a CPU, if installed",
+        help="software that runs the networks: PyTorch (default), or OpenVINO on a CPU, if installed",
     )
     parser.add_argument(
-        "--max-workers", type=positive, metavar="N", help="threads that read and write beside the network"
+        "--max-workers",
+        type=positive,
+        metavar="N",
+        help="number of threads that read and write while the network works",
     )
     parser.add_argument(
         "--executor",
@@ -51,24 +57,24 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile",
         type=existing_path,
         metavar="FILE",
-        help="with --executor dask: a YAML file that says which SLURM or PBS jobs, or processes here, to start "
-        "(without --scheduler and --profile: one process a GPU of this machine)",
+        help="with --executor dask: a YAML file with the SLURM or PBS jobs, or local processes, to start (without "
+        "--scheduler and --profile: one process for each GPU of this machine)",
     )
 
 
 def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
-    """The executor that the options name; nothing heavy is imported until it has something to do.
+    """Return the executor that the options choose; nothing heavy is imported until there is work.
 
     Raises:
-        TotalSpineSegError: The options contradict each other, or the profile cannot be understood.
+        TotalSpineSegError: The options contradict each other, or the profile is not valid.
     """
     if arguments.executor == "local":
         for option in ("scheduler", "profile"):
             if getattr(arguments, option) is not None:
-                raise TotalSpineSegError(f"--{option} is for --executor dask, got --executor local")
+                raise TotalSpineSegError(f"--{option} needs --executor dask. Add it, or leave --{option} out.")
         return _local(arguments, work, store)
     if arguments.scheduler and arguments.profile:
-        raise TotalSpineSegError("one of --scheduler and --profile is required at most, got both")
+        raise TotalSpineSegError("--scheduler and --profile exclude each other. Leave one of them out.")
     return _dask(arguments, work, store)
 
 
@@ -85,7 +91,7 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> 
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
     from lib.cohort.profile import read_profile
-    from lib.cohort.station import job_json
+    from lib.cohort.worker import job_json
 
     profile = read_profile(arguments.profile) if arguments.profile else None
 
@@ -95,7 +101,7 @@ def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "
 
     def executor(cases: "Sequence[Case]") -> "Stream":
         from lib.cohort.cluster import running, started
-        from lib.cohort.spread import DaskExecutor
+        from lib.cohort.dask_executor import DaskExecutor
 
         if arguments.scheduler:
             job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=0)

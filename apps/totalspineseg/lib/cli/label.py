@@ -25,20 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=existing_path, metavar="IN", help="raw label map, or a folder of them")
     parser.add_argument("output", type=Path, metavar="OUT", help="label map to write, or a folder")
     parser.add_argument(
-        "--step", type=int, choices=(1, 2), help="which network drew the map (default: told by the values of its canal)"
+        "--step",
+        type=int,
+        choices=(1, 2),
+        help="network that made the map (default: recognized by the values of its canal)",
     )
     parser.add_argument(
         "--loc", type=existing_path, metavar="FILE", help="label map of another series of the patient, on any grid"
     )
     add_numbering_arguments(parser)
     parser.add_argument(
-        "--report", type=Path, metavar="FILE.json", help="what is known about the levels; a folder when IN is one"
+        "--report", type=Path, metavar="FILE.json", help="file for the report on the levels; a folder if IN is one"
     )
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for every map."""
+    """Settings for every map."""
 
     step: Literal[1, 2] | None
     localizer: Path | None
@@ -47,7 +50,7 @@ class _Request:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     request = _Request(arguments.step, arguments.loc, pins_of(arguments), arguments.method)
     source: Path = arguments.input
     if not source.is_dir():
@@ -73,7 +76,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
         endings = ", ".join(WRITTEN_SUFFIXES)
         raise TotalSpineSegError(f"There is no label map ({endings}) in {str(source)!r}. Name the folder of the maps.")
     if request.pins:
-        raise TotalSpineSegError("--pin fixes a level of one scan; give one file as IN")
+        raise TotalSpineSegError("--pin can be used for one scan only. Give one file as IN.")
     failed = 0
     for path in files:
         report = None if reports is None else reports / f"{stem(path)}.json"
@@ -92,16 +95,16 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     from lib.volume_io import read_codes, read_labels, write_volume
 
     if output.resolve() == source.resolve():
-        raise TotalSpineSegError(f"OUT must be another file than IN, got {str(output)!r} for both; choose another OUT")
+        raise TotalSpineSegError(f"OUT is the same file as IN: {str(output)!r}. Choose another OUT.")
     volume = read_labels(source)
     iso = labels_to_iso(volume)
     localizer = None if request.localizer is None else labels_on_grid(read_codes(request.localizer), iso.grid)
     step = request.step or _step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
-    if (said := sentence(report)) and certainty_of(report) != "certain":
-        settle = f"; this would settle the names: {', or '.join(report['would_settle'])}" if is_doubtful(report) else ""
-        print(f"{source.name}: {said}{settle}", file=sys.stderr)
+    if (answer := sentence(report)) and certainty_of(report) != "certain":
+        settle = f"; to make the names certain: {', or '.join(report['would_settle'])}" if is_doubtful(report) else ""
+        print(f"{source.name}: {answer}{settle}", file=sys.stderr)
     _make_folder(output.parent)
     write_volume(output, labels_from_iso(labels, iso.grid, volume.grid), volume.grid)
     if report_file is not None:
@@ -110,7 +113,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
 
 
 def _step_of(raw: "LabelArray") -> Literal[1, 2]:
-    """Step 2 has more classes: its canal and cord have values that step 1 does not use."""
+    """Return the step of a raw map: step 2 has more classes, and its canal and cord have values that step 1 lacks."""
     return 2 if raw.max() > max(member.value for member in Step1) else 1
 
 
@@ -118,7 +121,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TotalSpineSegError(f"a folder that can be written is required, got {str(folder)!r} ({error})") from error
+        raise TotalSpineSegError(
+            f"Cannot write to the folder {str(folder)!r} ({error}). Choose another OUT."
+        ) from error
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Check label maps for what cannot be right: gaps, duplicates, wrong order, fragments, strange values.
 
-Prints one line per finding, and what could not be checked; the exit code is 1 if there is any.
+Prints one line for each finding, and what could not be checked; the exit code is 1 if there is any.
 """
 
 import argparse
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     found = sum([_lint_file(path, several=len(arguments.files) > 1) for path in arguments.files])
     return 1 if found else 0
 

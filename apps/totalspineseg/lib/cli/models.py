@@ -1,4 +1,4 @@
-"""List, show, judge, activate, export, import and remove trained and installed versions, and go back."""
+"""List, show, judge, activate, export, import and remove trained and installed versions, and roll back."""
 
 import argparse
 import json
@@ -21,36 +21,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = "list|show|judge|activate|rollback|export|import|remove"
     actions = parser.add_subparsers(dest="action", required=True, metavar=names)
     listing = actions.add_parser("list", help="list versions; * marks the ones in use")
-    listing.add_argument("--removed", action="store_true", help="those whose weights were removed, too")
+    listing.add_argument("--removed", action="store_true", help="list versions whose weights were removed, too")
     show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
     judging = actions.add_parser(
-        "judge", help="let the gate compare a version with the weights in use, or these with those before"
+        "judge",
+        help="let the gate compare a version with the weights in use, or the weights in use with the earlier ones",
     )
     activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
-    activate.add_argument("--force", action="store_true", help="even if the gate refused it")
-    rollback = actions.add_parser("rollback", help="put the versions into use that were in use before")
-    export = actions.add_parser("export", help="write a version as a zip that nnU-Net takes too")
+    activate.add_argument("--force", action="store_true", help="activate it even if the gate refused it")
+    rollback = actions.add_parser("rollback", help="put the previous versions into use again")
+    export = actions.add_parser("export", help="write a version as a zip that nnU-Net can read, too")
     for action in (show, judging, activate, export):
         action.add_argument("name", metavar="NAME", help="a version from the list, or starter")
     judging.add_argument(
-        "studies", nargs="?", type=existing_path, metavar="STUDIES", help="whose hold-out judges, too (default: none)"
+        "studies",
+        nargs="?",
+        type=existing_path,
+        metavar="STUDIES",
+        help="studies whose hold-out is used for the judgment, too (default: none)",
     )
-    judging.add_argument("--device", default="auto", metavar="cuda|cpu", help="default: a GPU if there is one")
+    judging.add_argument(
+        "--device", default="auto", metavar="cuda|cpu", help="device to run on (default: a GPU if there is one)"
+    )
     export.add_argument("zip", type=Path, metavar="FILE")
     importing = actions.add_parser("import", help="add the models of a zip or folder, without using them")
     importing.add_argument("zip", type=Path, metavar="FILE", help="a zip, or a folder such as nnU-Net's results")
-    importing.add_argument("--name", default="", help="of the new version (default: the exported one's)")
+    importing.add_argument("--name", default="", help="name of the new version (default: the exported version's name)")
     remove = actions.add_parser("remove", help="delete the weights of versions; their records stay")
     remove.add_argument("names", nargs="+", metavar="NAME", help="versions that are not in use")
     remove.add_argument(
-        "--force", action="store_true", help="even what rollback would go back to, or trainings began with"
+        "--force",
+        action="store_true",
+        help="remove even a version that rollback would use, or that trainings began with",
     )
     for action in (listing, show, judging, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 for a version that does not pass."""
+    """Run the command; return the exit code: 1 for a version that does not pass."""
     from lib.registry.store import ModelStore
 
     actions: dict[str, Callable[[ModelStore, argparse.Namespace], int | None]] = {
@@ -97,20 +106,20 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
     site = site_of(arguments.studies, store) if arguments.studies else None
     judgment = judge_version(store, arguments.name, site, device=arguments.device, tell=tell)
     report = GateReport.from_json(judgment.report)
-    print(f"{report.candidate} beside {report.active}")
+    print(f"{report.candidate} compared with {report.active}")
     print(_TABLE.format("measure", "active", "candidate", "change", "lower", "margin", "subjects", "allowed"))
     for entry in report.sets:
         print(f"{entry.name}:")
         for measure in entry.comparisons:
             numbers = [getattr(measure, name) for name in NUMBERS]
-            shown = ["-" if number != number else f"{number:.3f}" for number in numbers]
+            cells = ["-" if number != number else f"{number:.3f}" for number in numbers]
             allowed = "yes" if measure.allowed else "no"
-            print(_TABLE.format(f"  {measure.measure}", *shown, measure.subjects, allowed))
+            print(_TABLE.format(f"  {measure.measure}", *cells, measure.subjects, allowed))
     for case in report.left_out:
         print(f"could not judge: {case}")
     print(f"{arguments.name} {judgment.verdict}")
     if not judgment.passed and arguments.name in store.active().values():
-        print("it is in use; totalspineseg models rollback puts what was before into use again")
+        print("it is in use; to return to the previous weights: totalspineseg models rollback")
     return 0 if judgment.passed else 1
 
 
@@ -127,8 +136,8 @@ def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
     if not was_judged(store, arguments.name):
         print(
-            f"no gate has judged it; to compare it with what was in use: totalspineseg models judge {arguments.name} "
-            "STUDIES"
+            "no gate has judged it; to compare it with the previous weights: totalspineseg models judge "
+            f"{arguments.name} STUDIES"
         )
 
 
@@ -156,4 +165,4 @@ def _remove(store: "ModelStore", arguments: argparse.Namespace) -> None:
     from lib.registry.removal import remove_versions
 
     freed = remove_versions(store, arguments.names, force=arguments.force)
-    print(f"removed {', '.join(arguments.names)}: {freed / MIB:.0f} MiB are free again; 'models show' knows them still")
+    print(f"removed {', '.join(arguments.names)}: {freed / MIB:.0f} MiB freed; 'models show' still shows their records")

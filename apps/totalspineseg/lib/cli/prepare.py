@@ -1,6 +1,6 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command goes on.
+Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command continues.
 Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
 """
 
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="?",
         metavar="RAW",
-        help="nnU-Net's raw folder to write into (default: what nnUNet_raw says, else nnUNet/raw)",
+        help="nnU-Net's raw folder to write into (default: the value of nnUNet_raw, else nnUNet/raw)",
     )
-    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which dataset (default: both)")
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="dataset to prepare (default: both)")
     parser.add_argument(
         "--label-suffix",
         default="_label-spine_dseg",
@@ -40,22 +40,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
     )
     parser.add_argument(
-        "--no-o2e", action="store_true", help="dataset 102 without the second (odd/even swapped) copies"
+        "--no-o2e", action="store_true", help="make dataset 102 without the second (odd/even swapped) copies"
     )
-    parser.add_argument("--disturbed-share", type=_share, metavar="0..1", help="cases with imperfect discs")
+    parser.add_argument(
+        "--disturbed-share", type=_share, metavar="0..1", help="share of the cases with imperfect discs"
+    )
     parser.add_argument(
         "--discs-by",
         metavar="NAME",
-        help="the step-1 network whose own discs two thirds of the imperfect cases show: starter, official, an "
+        help="step-1 network whose own discs are used in two thirds of the imperfect cases: starter, official, an "
         "installed version, or a folder such as nnU-Net's results (default: all errors are simulated)",
     )
     parser.add_argument(
-        "--device", default="auto", metavar="cuda|cpu", help="of that network (default: a GPU if there is one)"
+        "--device", default="auto", metavar="cuda|cpu", help="device of that network (default: a GPU if there is one)"
     )
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 when a case had to be left out."""
+    """Run the command; return the exit code: 1 when a case had to be left out."""
     from lib.cli.site import has_corrections
     from lib.errors import LabelError
     from lib.nnunet.cases import Skipped
@@ -67,8 +69,8 @@ def execute(arguments: argparse.Namespace) -> int:
     disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share
     if arguments.discs_by is not None and (2 not in steps or not disturbed):
         raise argparse.ArgumentTypeError(
-            f"--discs-by requires step 2 and a --disturbed-share above 0, got step {' and '.join(map(str, steps))} and "
-            f"a share of {disturbed:g}; leave it out"
+            "--discs-by needs step 2 and a --disturbed-share above 0, got step "
+            f"{' and '.join(map(str, steps))} and a share of {disturbed:g}"
         )
     finder = None if arguments.discs_by is None else _finder(arguments.discs_by, arguments.device)
     options = RawOptions(steps, not arguments.no_o2e, disturbed, finder)
@@ -79,7 +81,7 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
     if has_corrections(arguments.source):
-        required, cure = "finished corrections of subjects that are not held out", "submit some first"
+        required, cure = "no finished corrections of subjects that are not held out", "Submit some first."
     else:
         required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
         cure = "check --label-suffix"
@@ -87,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
     for case in unusable:
         skip(case)
     if not sources:
-        raise LabelError(f"{required} are required, got none in {str(arguments.source)!r}; {cure}")
+        raise LabelError(f"There are {required} in {str(arguments.source)!r}. {cure}")
     raw = arguments.raw or NnunetFolders.at().raw
     for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
         print(f"{raw / dataset_name(step)}: {written.cases} cases")
@@ -100,7 +102,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
-    """Labeled scans of a BIDS folder, or a site's finished corrections; and what of them cannot be used.
+    """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
 
     Args:
         folder: The folder.
@@ -127,7 +129,7 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"a number from 0 to 1 is required, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value
 
 
@@ -142,7 +144,7 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
 
 
 def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
-    """Every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
+    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
     from lib.nnunet.cases import Origin, ScanSource
     from lib.volume_io import images_in, stem
 
@@ -166,8 +168,8 @@ def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
 
     if len(images) != 1 or len(labels) != 1:
         raise LabelError(
-            f"one image {name!r} and one label of it are required, got {len(images)} and {len(labels)}; "
-            "rename or remove what does not belong together"
+            f"There are {len(images)} images named {name!r} and {len(labels)} labels for it, instead of one each. "
+            "Rename or remove the extra files."
         )
     subject = SUBJECT.search(name)
     image, label = read_image(images[0]), read_labels(labels[0])

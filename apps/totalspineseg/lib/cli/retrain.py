@@ -1,6 +1,6 @@
 """Learn from the corrections of a studies folder, without a server: fine-tune, judge, publish what passes.
 
-Interrupt it at any moment; the next call with the same corrections and settings goes on.
+Interrupt it at any moment; the next call with the same corrections and settings continues.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SETTINGS: Final = (
     "optimizer",
     "device",
 )
-"""Those that clients have, under their names; ``resume`` is ``--restart`` here."""
+"""Settings that clients have under the same names; ``resume`` is ``--restart`` here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "studies",
         type=existing_path,
         metavar="STUDIES",
-        help="images a server serves, or its work folder",
+        help="folder of the images that a server serves, or its work folder",
     )
-    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="network to train (default: both)")
     parser.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code: 1 when the new model is not served."""
+    """Run the command; return the exit code: 1 when the new model is not put into use."""
     from lib.cli.site import site_of
     from lib.registry.store import ModelStore
     from lib.trainers.request import read_settings

@@ -1,7 +1,7 @@
 """Segment and number spine MRI: cord, canal, every vertebra and disc by name.
 
 INPUT is an image (.nii, .nii.gz, .nrrd, a DICOM folder), a folder of images or of DICOM folders, or a BIDS
-data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was interrupted continues where it was.
+data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was interrupted continues where it stopped.
 """
 
 import argparse
@@ -26,9 +26,9 @@ EARLIER_LABELS: Final = ("step2_output", "step1_output")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder of images")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the results; created")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the results; made if missing")
     parser.add_argument("--step1", action="store_true", help="stop after step 1 (discs, C1, canal, cord)")
-    parser.add_argument("--iso", action="store_true", help="leave the results at 1 mm instead of the input's grid")
+    parser.add_argument("--iso", action="store_true", help="keep the results at 1 mm instead of the input's grid")
     parser.add_argument(
         "--loc",
         type=Path,
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="label maps of localizers (other series of the same patients): a folder, or one file for all scans",
     )
     parser.add_argument(
-        "--suffix", nargs="+", default=[], metavar="S", help="only images whose name ends so, such as _T2w"
+        "--suffix", nargs="+", default=[], metavar="S", help="only images whose name has this ending, such as _T2w"
     )
     parser.add_argument(
         "--loc-suffix",
@@ -50,17 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbering_arguments(parser)
     add_model_arguments(parser)
     add_executor_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="do finished scans again")
+    parser.add_argument("--overwrite", action="store_true", help="process finished scans again")
     parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     from lib.cohort.inputs import find_cases, pair_localizers, unvisited_sentence
 
     output: Path = arguments.output
     if output.exists() and not output.is_dir():
-        raise TotalSpineSegError(f"OUTPUT must be a folder, got the file {str(output)!r}")
+        raise TotalSpineSegError(f"OUTPUT is a file: {str(output)!r}. Give a folder.")
     cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
     if not arguments.quiet and (unvisited := unvisited_sentence(arguments.input, cases, exclude=output)):
         print(unvisited, file=sys.stderr)
@@ -89,21 +89,26 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
     from lib.cohort.outputs import FOLDERS
 
     if arguments.pin and count > 1:
-        raise TotalSpineSegError(f"--pin fixes a level of one scan, got {count} scans; give one image as INPUT")
+        raise TotalSpineSegError(
+            f"--pin can be used for one scan only, but INPUT has {count} scans. Give one image as INPUT."
+        )
     keep = FOLDERS if arguments.keep_only is None else tuple(arguments.keep_only)
     if unknown := [folder for folder in keep if folder not in FOLDERS]:
-        raise TotalSpineSegError(f"--keep-only takes {', '.join(FOLDERS)}, got {', '.join(unknown)}")
+        raise TotalSpineSegError(f"--keep-only must name folders of {', '.join(FOLDERS)}, got {', '.join(unknown)}")
     if arguments.step1:
         keep = tuple(folder for folder in keep if not folder.startswith("step2"))
         if not keep:
-            raise TotalSpineSegError(f"--step1 writes no step2 folder, got --keep-only {' '.join(arguments.keep_only)}")
+            raise TotalSpineSegError(
+                "--step1 writes no step2 folder, but --keep-only names only those: "
+                f"{' '.join(arguments.keep_only)}. Leave one of the options out."
+            )
     return RunOptions(
         iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
     )
 
 
 def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
-    """Run, and return how it went and a sentence that warns of the weights; "" for none."""
+    """Run, and return the summary and a sentence that warns of the weights; "" for none."""
     from lib.cohort.documents import weights_warning, write_documents
     from lib.cohort.progress import Progress
     from lib.cohort.run import run
@@ -127,7 +132,7 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options as typed, for ``run.json``."""
+    """Return the options as typed, for ``run.json``."""
     return {name: _plain(value) for name, value in vars(arguments).items()}
 
 
@@ -142,8 +147,8 @@ def _print_summary(summary: "Summary", output: Path) -> None:
 
     new = len(summary.records) - len(summary.skipped)
     print(
-        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, "
-        f"{summary.seconds:.1f} s; results in {output}"
+        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, {summary.seconds:.1f} "
+        f"s; results in {output}"
     )
     for name, record in summary.records.items():
         for finding in record["findings"] if name not in summary.skipped else ():

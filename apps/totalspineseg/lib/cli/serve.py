@@ -4,14 +4,14 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments: those of the server itself."""
+    """Add the server's own arguments."""
     from lib.server import add_arguments as add_server_arguments
 
     add_server_arguments(parser)
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the server until it is stopped; returns the exit code."""
+    """Run the server until it is stopped; return the exit code."""
     from lib.server import serve
 
     serve(**vars(arguments))

@@ -1,4 +1,4 @@
-"""The place that a command learns from: a folder of studies, or the work folder of a server."""
+"""Find the site that a command learns from: a folder of studies, or the work folder of a server."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from lib.trainers.site import Site, folder_site
 
 
 def has_corrections(folder: Path) -> bool:
-    """Whether a server kept corrections in or for this folder."""
+    """Return whether a server stored corrections in or for this folder."""
     return (folder / HISTORY_DIR).is_dir() or _is_work_folder(folder)
 
 
 def site_of(folder: Path, models: ModelStore) -> Site:
-    """The site of a folder.
+    """Return the site of a folder.
 
     Args:
-        folder: As ``serve`` was given it: the studies, or ``--work``; of a PACS, the series that were needed once are
-            there.
-        models: Which weights are in use.
+        folder: Folder as given to ``serve``: the studies, or ``--work``. For a PACS, only series that were needed once
+            are there.
+        models: The versions in use.
 
     Raises:
         StorageError: The index in the work folder is damaged.
@@ -29,11 +29,11 @@ def site_of(folder: Path, models: ModelStore) -> Site:
     index = folder / STUDIES_DIR / INDEX_FILE
     if index.is_file():
         return folder_site(Path(read_json(index)["images_dir"]), models, work=folder)
-    # Here, because the host's datastore is slow to import.
-    from lib.pacs.kept import KeptSeries
+    # Import here, because the host's datastore is slow to import.
+    from lib.pacs.stored_series import StoredSeries
 
-    kept = KeptSeries(folder)
-    return Site(folder, models, CorrectionStore(folder), kept.image_file, kept.subject)
+    series = StoredSeries(folder)
+    return Site(folder, models, CorrectionStore(folder), series.image_file, series.subject)
 
 
 def _is_work_folder(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Train the networks from scratch with nnU-Net, on the datasets that ``totalspineseg prepare`` wrote.
 
-Plans and preprocesses when needed, then trains. Interrupt it at any moment; the same command goes on.
-The datasets lie in nnUNet/raw (or where nnU-Net's environment variables say), results in nnUNet/results.
+Plans and preprocesses when needed, then trains. Interrupt it at any moment; the same command continues.
+The datasets are in nnUNet/raw (or where nnU-Net's environment variables say), results in nnUNet/results.
 """
 
 import argparse
@@ -15,14 +15,16 @@ STEPS: Final = {"101": (1,), "102": (2,), "all": (1, 2)}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("dataset", nargs="?", choices=tuple(STEPS), default="all", help="which dataset (default: both)")
+    parser.add_argument(
+        "dataset", nargs="?", choices=tuple(STEPS), default="all", help="dataset to train on (default: both)"
+    )
     parser.add_argument(
         "fold",
         nargs="?",
         choices=("0", "1", "2", "3", "4", "all"),
         default="0",
         metavar="FOLD",
-        help="the fifth of the subjects that validates, 0 to 4 (default: 0), or all to train on every case",
+        help="fifth of the subjects used for validation, 0 to 4 (default: 0), or all to train on every case",
     )
     parser.add_argument("--nnunet", type=Path, metavar="DIR", help="folder that holds raw, preprocessed and results")
     parser.add_argument(
@@ -33,18 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=positive, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--iterations", type=positive, default=250, metavar="N", help="of an epoch, default: %(default)s"
+        "--iterations", type=positive, default=250, metavar="N", help="iterations in an epoch (default: %(default)s)"
     )
-    parser.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs that share the batch (default: 1)")
+    parser.add_argument(
+        "--gpus", type=positive, default=1, metavar="N", help="number of GPUs that share the batch (default: 1)"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that prepare cases and batches; 0 trains without any"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes that prepare cases and batches; 0 trains without any",
     )
-    parser.add_argument("--restart", action="store_true", help="forget what was planned and trained of this fold")
+    parser.add_argument("--restart", action="store_true", help="discard what was planned and trained for this fold")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     from lib.nnunet.folders import NnunetFolders
     from lib.trainers.scratch import ScratchSettings, train_from_scratch
 
@@ -61,5 +68,5 @@ def execute(arguments: argparse.Namespace) -> int:
             tell=lambda line: print(line, flush=True),
         )
         print(f"model of step {step}: {model}")
-    print(f"put into use with: totalspineseg models import {folders.results}")
+    print(f"to put them into use: totalspineseg models import {folders.results}")
     return 0

@@ -1,6 +1,6 @@
 """Train the small starter networks on synthetic spines and, if you have them, labeled scans of people.
 
-It may be stopped at any moment and called again.
+Interrupt it at any moment; the same command continues.
 
 Every second patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
 """
@@ -15,41 +15,45 @@ from lib.cli.common import MODEL_DIR, positive
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="which network (default: both)")
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="network to train (default: both)")
     parser.add_argument("--out", type=Path, default=MODEL_DIR / "starter", metavar="FOLDER", help="starter folder")
     parser.add_argument("--iterations", type=positive, default=3000, metavar="N")
-    parser.add_argument("--minutes", type=float, metavar="M", help="end after this much training time per network")
+    parser.add_argument("--minutes", type=float, metavar="M", help="end after this much training time for each network")
     parser.add_argument(
         "--piece-minutes",
         type=float,
         metavar="M",
-        help="stop each network after so long; call again to go on (both steps: twice as long)",
+        help="pause each network after this time; call again to continue (both steps: twice as long)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", metavar="cuda|cpu")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
     parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that draw spines; a GPU wants many"
+        "--workers", type=int, default=0, metavar="N", help="number of processes that draw spines; a GPU needs many"
     )
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="R")
     parser.add_argument("--early-phase", type=float, metavar="SHARE", help="share of the training on small patches")
-    parser.add_argument("--start-from", type=Path, metavar="FOLDER", help="starter folder whose weights to begin with")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="FOLDER", help="starter folder with the weights to begin with"
+    )
     parser.add_argument("--real", type=Path, metavar="FOLDER", help="training cases of people (tools/spider_cases.py)")
-    parser.add_argument("--real-share", type=float, metavar="SHARE", help="share of the patches taken of them (0.35)")
-    parser.add_argument("--restart", action="store_true", help="forget what an earlier call left")
+    parser.add_argument(
+        "--real-share", type=float, metavar="SHARE", help="share of the patches taken from them (default: 0.35)"
+    )
+    parser.add_argument("--restart", action="store_true", help="discard what an earlier call left")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the training; returns the exit code."""
+    """Run the training; return the exit code."""
     from lib.nnunet.real_spines import read_cases
     from lib.nnunet.starter import train_starter
     from lib.nnunet.starter_plans import STARTER_FOLDERS
     from lib.nnunet.starter_settings import StarterSettings
 
     logging.getLogger().setLevel(logging.INFO)
-    given = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
-    settings = StarterSettings(**{name: value for name, value in given.items() if value is not None})
+    values = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}
+    settings = StarterSettings(**{name: value for name, value in values.items() if value is not None})
     source = arguments.start_from
     real = read_cases(arguments.real) if arguments.real is not None else ()
     for step in sorted(set(arguments.step or (1, 2))):
@@ -63,7 +67,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _finder(out: Path, source: Path | None) -> Path | None:
-    """The step-1 model that shows step 2 its mistakes: as it stands in the same folder, else where training begins."""
+    """Return the step-1 model that shows step 2 its mistakes: from the same folder, else from where training begins."""
     from lib.nnunet.starter_plans import CHECKPOINT, STARTER_FOLDERS
 
     models = [folder / STARTER_FOLDERS[1] for folder in (out, source) if folder is not None]

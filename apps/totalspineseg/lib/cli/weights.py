@@ -14,7 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
     install = actions.add_parser("install", help="install the official weights and put them into use")
     install.add_argument(
-        "--zip", nargs="+", action="extend", default=[], type=Path, metavar="FILE", help="zips on disk"
+        "--zip",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="zips on disk instead of a download",
     )
     install.add_argument(
         "--release",
@@ -36,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command; return the exit code."""
     (_install if arguments.action == "install" else _list)(arguments)
     return 0
 
@@ -66,18 +72,18 @@ def _install(arguments: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """Megabytes of a download, on one line of a terminal, else every tenth part."""
+    """Progress of a download in megabytes: on one line of a terminal, else at every tenth part."""
 
     def __init__(self) -> None:
-        self._shown = -1
+        self._reported = -1
 
     def __call__(self, done: int, total: int) -> None:
         terminal = sys.stderr.isatty()
         percent = 100 * done // total if total else 0
         mark = percent if terminal else percent // 10
-        if mark == self._shown and total:
+        if mark == self._reported and total:
             return
-        self._shown = mark
+        self._reported = mark
         size = f"{done / MIB:.0f} of {total / MIB:.0f} MiB ({percent} %)" if total else f"{done / MIB:.0f} MiB"
         end = "\n" if done == total or not terminal else ""
         print(f"\r\x1b[2K{size}" if terminal else size, end=end, file=sys.stderr, flush=True)
@@ -104,4 +110,4 @@ def _list(arguments: argparse.Namespace) -> None:
     if release := release_text(store, in_use):
         print(release)
     if not starter and not store.versions():
-        print(f"no weights in {store.model_dir}; run: totalspineseg weights install")
+        print(f"no weights in {store.model_dir}; to install them: totalspineseg weights install")

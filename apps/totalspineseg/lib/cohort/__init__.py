@@ -1,1 +1,1 @@
-"""Running a network over many scans and leaving everything on disk."""
+"""Run the networks over many scans and write everything to disk."""

@@ -1,4 +1,4 @@
-"""The documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
+"""Write the documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
 
 import base64
 import csv
@@ -41,7 +41,7 @@ def write_documents(
     Args:
         output: OUTPUT.
         cases: All scans of the run.
-        summary: How it went.
+        summary: Results of the run.
         versions: Step -> version of the weights.
         weights: Sentences on the weights: which run, and of which release they are.
         warning: The sentence of ``weights_warning``.
@@ -96,7 +96,7 @@ def _run_json(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Comma-separated; None is an empty cell."""
+    """Return comma-separated text; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ("scan", *COLUMNS), lineterminator="\n")
     writer.writeheader()
@@ -109,7 +109,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     thumbnail = output / REPORTS / f"{name}.jpg"
     picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
     if record is None:
-        # A scan that failed in step 2 shows what step 1 found.
+        # A scan that failed in step 2 shows the picture of step 1.
         return ScanRow(
             name,
             failure=summary.failures.get(name, "not started"),
@@ -133,9 +133,9 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
 
 
 def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = None) -> str:
-    """Address of the last step's picture with tags, relative to the page; "" when there is none.
+    """Return the address of the last step's picture with tags, relative to the page; "" when there is none.
 
-    Of a finished scan only what its record names: another run may have left more.
+    For a finished scan only pictures in its record count, because another run may have left more.
     """
     for kind in ("step2_output", "step1_output"):
         file = f"{PREVIEW}/{name}_{kind}_tags.jpg"
@@ -149,7 +149,7 @@ def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
         yield sentence(record)
     yield from record["warnings"]
     if is_doubtful(record):
-        yield f"this would settle the names: {', or '.join(record['would_settle'])}"
+        yield f"to make the names certain: {', or '.join(record['would_settle'])}"
     yield from (_finding(finding) for finding in record.get("findings", []))
 
 

@@ -1,4 +1,4 @@
-"""Which scans a folder holds, what each is called, and which localizer belongs to it."""
+"""Find the scans in a folder, name them, and find the localizer of each."""
 
 import os
 from collections import Counter
@@ -14,11 +14,11 @@ from lib.gate.holdout import subject_of
 from lib.volume_io import IMAGE_SUFFIXES, image_named, is_image_name, stem
 
 DICOM_INDEX: Final = "DICOMDIR"
-"""The list of what lies below, at the top of a disc; written as DICOM, but no image."""
+"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
-"""Folders of BIDS that hold no anatomical images; nobody misses them."""
+"""BIDS folders without anatomical images, which are not reported as skipped."""
 NAMED_FOLDERS: Final = 5
-"""So many folders are named in a sentence."""
+"""Maximum number of folders named in a sentence."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
 NO_PROOF: Final = (
@@ -32,7 +32,7 @@ class Case:
     """One scan to segment.
 
     Attributes:
-        name: What its results are called; unique in a run.
+        name: Name of its results; unique in a run.
         path: Image file, or folder of a DICOM series.
         folder: Its folder below INPUT ("sub-01/anat" in BIDS), "." for INPUT itself.
         localizer: Label map of another series of the patient, or None.
@@ -46,7 +46,7 @@ class Case:
     no_localizer: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values with absolute paths, for other machines."""
+        """Return plain values with absolute paths, for other machines."""
         return {
             "name": self.name,
             "path": str(self.path.absolute()),
@@ -57,7 +57,7 @@ class Case:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Case":
-        """The case of ``as_json``."""
+        """Return the case from the values of ``as_json``."""
         localizer = content["localizer"]
         return cls(
             content["name"],
@@ -69,21 +69,21 @@ class Case:
 
 
 def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | None = None) -> tuple[Case, ...]:
-    """The scans of a path.
+    """Return the scans in a path.
 
     Args:
         source: An image file, a DICOM folder, or a folder of images, of DICOM folders, or in BIDS layout.
         suffixes: Only images whose name (without ending) ends in one of these; all when empty.
-        exclude: A folder not to look into (the output).
+        exclude: A folder to skip (the output).
 
     Returns:
         The scans in alphabetical order.
 
     Raises:
-        ImageError: The path does not exist or holds no image (of that suffix).
+        ImageError: The path does not exist or holds no image (with that suffix).
     """
     if not source.exists():
-        raise ImageError(f"an image or a folder of images is required, got {str(source)!r}, which does not exist")
+        raise ImageError(f"{str(source)!r} does not exist. Give an image or a folder of images.")
     if source.is_file():
         return (Case(stem(source), source, Path()),)
     found = list(_images(source, source))
@@ -95,8 +95,8 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
         raise ImageError(
-            f"images ({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat or in "
-            f"sub-*/ses-*/anat are required, got none{wanted} in {str(source)!r}"
+            f"There are no images{wanted} in {str(source)!r}. Images ({', '.join(IMAGE_SUFFIXES)} or DICOM) are "
+            "searched directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
             + (f". {unvisited}" if (unvisited := unvisited_sentence(source, (), exclude=exclude)) else "")
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
@@ -104,13 +104,13 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
 
 def _images(folder: Path, source: Path) -> Iterator[Case]:
     for path in _inside(folder):
-        # A link whose file is missing, as in a data set that was fetched in part, is a scan that fails.
+        # A link whose file is missing, as in a partly downloaded data set, counts as a scan that fails.
         if is_image_name(path) and not path.name.startswith(".") and not path.is_dir():
             yield Case(stem(path), path, folder.relative_to(source))
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What lies in a folder; nothing where that may not be read, which ``_closed`` tells."""
+    """Return the contents of a folder; nothing if it may not be read, which ``_closed`` reports."""
     try:
         return sorted(folder.iterdir())
     except PermissionError:
@@ -118,7 +118,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _closed(folder: Path) -> bool:
-    """Whether a folder may not be read, so that nobody knows which scans are in it."""
+    """Return whether a folder may not be read, so that its scans are unknown."""
     try:
         next(folder.iterdir(), None)
     except PermissionError:
@@ -127,15 +127,15 @@ def _closed(folder: Path) -> bool:
 
 
 def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> tuple[str, ...]:
-    """Return the folders whose images are no scans of a run, since only some places are looked into.
+    """Return the folders whose images are not scans of a run, because only some places are searched.
 
     Args:
         source: INPUT.
         cases: The scans that were found in it.
-        exclude: The output, which is passed over.
+        exclude: The output, which is skipped.
 
     Returns:
-        Their ways from INPUT, those with images of their own; none for a file.
+        Paths relative to INPUT of folders with images of their own; none if INPUT is a file.
     """
     known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
     known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
@@ -156,7 +156,9 @@ def unvisited_sentence(source: Path, cases: Iterable[Case], *, exclude: Path | N
     if not folders:
         return ""
     more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
-    return f"Not looked into: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
+    return (
+        f"Skipped folders with images: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
+    )
 
 
 def _is_same(folder: Path, other: Path | None) -> bool:
@@ -164,11 +166,11 @@ def _is_same(folder: Path, other: Path | None) -> bool:
 
 
 def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: set[Path]) -> list[Case]:
-    """Folders that hold DICOM files themselves, and those below them, named by their way from INPUT.
+    """Return the folders that hold DICOM files, and those below them, named by their path from INPUT.
 
-    A folder that may not be read is a scan, too: one that fails, so that it is told.
+    A folder that may not be read counts as a scan, too: it fails, so that it is reported.
     """
-    # A link may lead back to where it lies.
+    # A link may lead back to a folder above it.
     if _is_same(folder, exclude) or folder.resolve() in visited:
         return []
     visited.add(folder.resolve())
@@ -187,14 +189,14 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: se
 def _is_dicom(path: Path) -> bool:
     if is_image_name(path) or path.name.upper() == DICOM_INDEX or not path.is_file():
         return False
-    # Here because importing pydicom takes longer than finding the images of a folder without DICOM.
+    # Import here, because importing pydicom takes longer than finding the images of a folder without DICOM.
     from lib.dicom.headers import is_dicom
 
     return is_dicom(path)
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
-    """Tell scans of the same name apart, by their folder, else by their ending."""
+    """Distinguish scans of the same name by their folder, else by their ending."""
     named = list(cases)
     for rename in (_with_folder, _with_ending):
         counts = Counter(case.name.casefold() for case in named)
@@ -220,21 +222,22 @@ def pair_localizers(
     localizer_suffix: str | None = None,
     earlier: Sequence[Path] = (),
 ) -> tuple[Case, ...]:
-    """Give every scan its localizer.
+    """Return the scans, each with its localizer.
 
-    "sub-01_T2w" with suffixes ("_T2w",) and localizer suffix "_T1w" gets "sub-01_T1w", looked for in the
-    localizer folder, in the scan's own folder below it, and (without a localizer folder) among earlier results.
-    A result of ours that is not certain of its own levels is no localizer: it would pass its guess on as knowledge.
+    "sub-01_T2w" with suffixes ("_T2w",) and localizer suffix "_T1w" gets "sub-01_T1w", searched in the localizer
+    folder,
+    in the scan's own folder below it, and (without a localizer folder) among earlier results.
+    Our own result is not used as a localizer if it is uncertain of its levels: its guess would count as knowledge.
 
     Args:
         cases: From ``find_cases``.
         localizer: A label map for the scans of one subject, or a folder of label maps, or None.
         suffixes: Endings of the scans' names.
-        localizer_suffix: Ending of the localizers' names; None: they are called like the scan.
+        localizer_suffix: Ending of the localizers' names; None: they have the scan's name.
         earlier: Folders of label maps from an earlier run, used when there is no ``localizer``.
 
     Returns:
-        The scans; ``no_localizer`` says why where one was asked for in vain.
+        The scans; ``no_localizer`` says why where a localizer was asked for and not found.
 
     Raises:
         ImageError: ``localizer`` does not exist, or is one file for several subjects.
@@ -242,21 +245,23 @@ def pair_localizers(
     if localizer is None and localizer_suffix is None:
         return tuple(cases)
     if localizer is not None and not localizer.exists():
-        raise ImageError(f"a label map or a folder of them is required as localizer, got {str(localizer)!r}")
+        raise ImageError(
+            f"The localizer {str(localizer)!r} does not exist. Give a label map or a folder of label maps."
+        )
     if localizer is not None and localizer.is_file():
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
             raise ImageError(
-                f"a folder of label maps named like the scans is required as localizers of several subjects, got one "
-                f"file, {localizer.name!r}, for {subjects}; give a folder, or run one subject's scans (sub-..) alone"
+                f"One localizer file, {localizer.name!r}, cannot serve {subjects} subjects. Give a folder of "
+                "label maps named like the scans, or run one subject's scans (sub-..) alone."
             )
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:
-        # In a folder of all scans a file's own name may be another patient's, too; the scan's name is nobody else's.
+        # In a folder of all scans another patient's file may have the same name; the scan's own name is unique.
         name, own = (_localizer_name(n, suffixes, localizer_suffix) for n in (case.name, stem(case.path)))
         places = [(folder, name) for folder in (earlier if localizer is None else [localizer])]
         if localizer is None and name == case.name:
-            # A scan's own result is what is to be made.
+            # A scan's own result is what the run will make.
             places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]
@@ -269,7 +274,7 @@ def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
     if localizer is None:
         return replace(case, no_localizer=MISSING)
     record = read_record(localizer.parent.parent, stem(localizer))
-    # Without a record it is somebody's own map, or among our results one of a scan that was not finished.
+    # A map without a record is somebody's own, or among our results that of a scan that was not finished.
     useless = ours if record is None else proves_nothing(record)
     return replace(case, no_localizer=NO_PROOF) if useless else replace(case, localizer=localizer)
 

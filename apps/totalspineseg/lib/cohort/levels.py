@@ -1,4 +1,4 @@
-"""What is known about the levels of one scan, as its record tells it."""
+"""Describe the levels of one scan for its record."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from lib.transforms.pieces import Step
 
 
 def structures_json(labels: LabelArray, spacing: tuple[float, float, float], *, step: Step) -> list[dict[str, Any]]:
-    """Every structure in a label map with its volume.
+    """Return every structure in a label map with its volume.
 
     Args:
         labels: Codes. Not modified.
         spacing: Voxel size, mm.
-        step: Whose result it is; in step 1 the sacrum's code is the name of all vertebrae but C1.
+        step: Step that made the map; in step 1 the sacrum's code stands for all vertebrae but C1.
 
     Returns:
-        One ``{"code", "name", "kind", "volume_ml"}`` per structure, in the order of the label table.
+        One ``{"code", "name", "kind", "volume_ml"}`` for each structure, in the order of the label table.
     """
     counts = np.bincount(labels.ravel(order="K"), minlength=256)
     voxel_ml = float(np.prod(spacing)) / 1000
@@ -37,8 +37,9 @@ def levels_in_view(structures: list[dict[str, Any]], *, step: Step) -> str:
     """Return the first and last level in view, such as "T11 - sacrum".
 
     Args:
-        structures: From ``structures_json``. One of less than ``MIN_MM3`` is a speck or the edge of a level, and does
-            not count.
+        structures: From ``structures_json``. A structure of less than ``MIN_MM3`` is a speck or the edge of a level,
+        and
+            is ignored.
         step: In step 2 levels are vertebrae; in step 1, and where there are none, discs.
 
     Returns:

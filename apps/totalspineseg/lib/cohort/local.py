@@ -1,4 +1,4 @@
-"""The work on this machine: one scan in the network while others are read and written."""
+"""Process scans on this machine: one scan in the network while others are read and written."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,11 +9,11 @@ from lib.cohort.work import Networks, Work
 
 
 class LocalExecutor:
-    """Does the scans in this process.
+    """Processes the scans in this process.
 
     Args:
-        work: What to do with each.
-        networks: Makes the networks; called once, and only if there is something to do.
+        work: Work for each scan.
+        networks: Makes the networks; called once, and only if there is work.
         workers: Threads for reading and as many for writing.
     """
 
@@ -21,7 +21,7 @@ class LocalExecutor:
         self._work, self._networks, self._workers = work, networks, workers
 
     def __call__(self, cases: Sequence[Case]) -> Stream:
-        """Do the scans; see ``Executor``."""
+        """Process the scans; see ``Executor``."""
         networks, work = self._networks(), self._work
         return overlapped(
             cases,

@@ -1,4 +1,4 @@
-"""What a run was asked to do."""
+"""Options of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from lib.numbering.label import Method
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run that decide about its results.
+    """Options of a run that affect its results.
 
     Attributes:
-        iso: Results stay on the 1 mm grid instead of the grid of the input image.
-        step1: Stop after step 1.
+        iso: Whether results stay on the 1 mm grid instead of the grid of the input image.
+        step1: Whether to stop after step 1.
         keep: Output folders to write.
-        method: How levels get their names.
-        pins: Levels a reader has fixed (of a single scan).
+        method: Method that names the levels.
+        pins: Levels a reader has pinned (of a single scan).
     """
 
     iso: bool = False
@@ -28,7 +28,7 @@ class RunOptions:
     pins: tuple[Pin, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        """For records: a scan is done again when these change."""
+        """Return the options for records: a scan is processed again when they change."""
         return {
             "iso": self.iso,
             "step1": self.step1,
@@ -39,6 +39,6 @@ class RunOptions:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunOptions":
-        """The options of ``as_json``."""
+        """Return the options from the values of ``as_json``."""
         pins = tuple(Pin(code, (x, y, z)) for code, x, y, z in content["pins"])
         return cls(content["iso"], content["step1"], tuple(content["keep"]), content["method"], pins)

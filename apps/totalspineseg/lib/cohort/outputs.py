@@ -1,4 +1,4 @@
-"""The files of one scan: folders and names as users of the reference know them."""
+"""Write the files of one scan, in folders and with names that users of the reference know."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,24 +28,24 @@ FOLDERS: Final = (
     "step2_output",
 )
 REPORTS: Final = "reports"
-"""One JSON and one thumbnail a scan; always written."""
+"""Folder with one JSON file and one thumbnail for each scan; always written."""
 ENDING: Final = ".nii.gz"
 PICTURES: Final = (INPUT, "step1_raw", "step1_output", "levels", "step2_raw", "step2_output")
 """Kinds of sagittal previews; each without and with tags."""
 CORONAL: Final = "coronal_tags"
 THUMBNAIL_HEIGHT_PX: Final = 360
-"""Tags of a lumbar scan can be read; a thousand of them fit into one page (about 20 MB)."""
+"""Height at which the tags of a lumbar scan are readable, and a thousand thumbnails fit into one page (about 20 MB)."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the networks found in one scan.
+    """Result of the networks for one scan.
 
     Attributes:
-        located: Step 1.
-        segmentation: Step 2; None when the run stops after step 1.
+        located: Result of step 1.
+        segmentation: Result of step 2; None when the run stops after step 1.
         doubtful: Codes whose level is doubtful.
-        integers: The image as read has whole numbers, so its preprocessed form is rounded.
+        integers: Whether the image as read has whole numbers, so that its preprocessed form is rounded.
     """
 
     located: Located
@@ -60,7 +60,7 @@ class Result:
 
     @cached_property
     def levels(self) -> LabelArray:
-        """SCT disc points on the 1 mm grid, by the last step's names."""
+        """SCT disc points on the 1 mm grid, with the last step's names."""
         return self.located.levels if self.segmentation is None else named_levels(self.located, self.segmentation)
 
 
@@ -75,18 +75,18 @@ def make_folders(output: Path, keep: Collection[str]) -> None:
             (output / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"a writable output folder is required, got {str(output)!r} ({error.strerror}); choose another"
+            f"Cannot write to the output folder {str(output)!r} ({error.strerror}). Choose another one."
         ) from error
 
 
 def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Collection[str]) -> list[str]:
-    """Write all files of a scan but its record, each atomically.
+    """Write all files of a scan except its record, each atomically.
 
     Args:
         output: OUTPUT, whose folders exist.
         name: The scan's name.
-        result: What was found. Not modified.
-        iso: Write results on the 1 mm grid instead of the input's.
+        result: Result of the networks. Not modified.
+        iso: Whether to write results on the 1 mm grid instead of the input's.
         keep: Folders to write.
 
     Returns:
@@ -116,12 +116,12 @@ def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Co
 
 
 def result_files(name: str, *, keep: Collection[str], step1: bool) -> tuple[str, ...]:
-    """The files a run may write for a scan, relative to the output, but its record.
+    """Return the files a run may write for a scan, relative to the output, except its record.
 
     Args:
         name: The scan's name.
         keep: Folders the run writes.
-        step1: The run stops after step 1.
+        step1: Whether the run stops after step 1.
     """
     kinds = [kind for kind in PICTURES if not (step1 and kind.startswith("step2"))]
     pictures = (*kinds, *(f"{kind}_tags" for kind in kinds), CORONAL)
@@ -133,7 +133,7 @@ def result_files(name: str, *, keep: Collection[str], step1: bool) -> tuple[str,
 
 
 def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
-    """Folder -> the array of it, computed when asked for."""
+    """Return folder -> function that computes its array."""
     located, scan, second = result.located, result.located.scan, result.segmentation
 
     def labels(data: LabelArray) -> Callable[[], AnyArray]:
@@ -156,7 +156,9 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
 
 
 def _stored_image(scan: Scan, integers: bool) -> AnyArray:
-    """The preprocessed image; as int16 where the original had whole numbers of that size: a quarter of the bytes."""
+    """Return the preprocessed image, as int16 (a quarter of the bytes) where the original had whole numbers of that
+    size.
+    """
     data = scan.iso.data
     limits = np.iinfo(np.int16)
     if integers and data.min() >= limits.min and data.max() <= limits.max:
@@ -165,7 +167,7 @@ def _stored_image(scan: Scan, integers: bool) -> AnyArray:
 
 
 def _pictures(plane: Plane, course: Course, result: Result) -> Iterator[tuple[str, Picture]]:
-    """Every kind of preview without and with tags, and the coronal companion."""
+    """Yield every kind of preview without and with tags, and the coronal one."""
     located, second = result.located, result.segmentation
     step1 = located.labels
     final, final_tags = (step1, STEP1_TAGS) if second is None else (second.labels, LEVEL_CODES)

@@ -1,4 +1,4 @@
-"""Reading, computing and writing at the same time: one scan in the network, the next read, the last written."""
+"""Read, compute and write at the same time: one scan in the network, the next being read, the last being written."""
 
 import logging
 from collections import deque
@@ -12,7 +12,7 @@ from lib.errors import TotalSpineSegError
 logger = logging.getLogger(__name__)
 
 AHEAD: Final = 2
-"""Scans read ahead of the network and results waiting to be written: more would only fill memory."""
+"""Maximum number of scans read ahead of the network, and of results waiting to be written: more only fill memory."""
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -22,11 +22,11 @@ Written = TypeVar("Written")
 
 @dataclass(frozen=True)
 class Done(Generic[Item, Written]):
-    """One item is finished.
+    """One finished item.
 
     Attributes:
-        item: Which.
-        written: What ``write`` returned; None when it failed.
+        item: The item.
+        written: Return value of ``write``; None when it failed.
         failure: One sentence; None when it went well.
     """
 
@@ -45,17 +45,17 @@ def overlapped(
 ) -> Generator[Done[Item, Written], None, None]:
     """Pass every item through three stages; ``compute`` runs in this thread, one item at a time, in order.
 
-    Closing the iterator early (or an interrupt) lets what is being written finish and drops the rest.
+    Closing the iterator early (or an interrupt) lets started writes finish and drops the rest.
 
     Args:
-        items: What to do.
+        items: Items to process.
         read: First stage, in threads.
         compute: Second stage.
         write: Third stage, in threads.
         workers: Threads for reading and as many for writing.
 
     Yields:
-        One ``Done`` per item as it finishes; an exception of a stage ends its item only.
+        One ``Done`` for each item as it finishes; an exception of a stage ends only its item.
     """
     readers, writers = ThreadPoolExecutor(workers, "read"), ThreadPoolExecutor(workers, "write")
     reading: deque[tuple[Item, Future[Loaded]]] = deque()
@@ -87,16 +87,18 @@ def overlapped(
 def _finished(item: Item, future: "Future[Written]") -> Done[Item, Written]:
     try:
         return Done(item, future.result(), None)
-    except Exception as error:  # as above
+    except Exception as error:  # one bad scan must not stop the rest
         return Done(item, None, sentence(error))
 
 
 def sentence(error: Exception) -> str:
-    """What went wrong, for the summary; the traceback of an unexpected error goes to the log."""
+    """Return what went wrong, for the summary; the traceback of an unexpected error goes to the log."""
     if isinstance(error, TotalSpineSegError):
         return str(error)
     logger.debug("unexpected error", exc_info=error)
     if isinstance(error, MemoryError):
-        return "more memory is required than this machine has free; use fewer --max-workers or a smaller scan"
+        return "This machine has too little free memory. Use fewer --max-workers, or a smaller scan."
     text = " ".join(str(error).split())[:300]
-    return f"unexpected {type(error).__name__}: {text}" if text else f"unexpected {type(error).__name__}"
+    return (
+        f"Unexpected error ({type(error).__name__}): {text}" if text else f"Unexpected error ({type(error).__name__})"
+    )

@@ -1,4 +1,4 @@
-"""What cluster to start for a run, as a YAML file says it."""
+"""Read from a YAML file which cluster to start for a run."""
 
 import os
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ class Profile:
     """A cluster that a run starts and ends.
 
     Attributes:
-        cluster: "local" (processes of this machine), "slurm" or "pbs" (one worker a job).
-        workers: Processes or jobs.
+        cluster: "local" (processes of this machine), "slurm" or "pbs" (one worker in each job).
+        workers: Number of processes or jobs.
         cores: CPU cores of each; 0 shares this machine's among local processes.
-        memory: Of each job, such as "16GB"; "" for local processes, which are not limited.
-        gpus: The GPU of each local process, as ``CUDA_VISIBLE_DEVICES`` counts them; repeated when there are fewer
-            GPUs than processes; empty leaves what the process sees as it is.
-        options: What else dask-jobqueue's cluster class takes, such as queue, walltime, job_extra_directives.
+        memory: Memory of each job, such as "16GB"; "" for local processes, which are not limited.
+        gpus: GPU of each local process, as in ``CUDA_VISIBLE_DEVICES``; repeated when there are fewer GPUs than
+            processes; when empty, each process sees the GPUs of its environment.
+        options: Other options for dask-jobqueue's cluster class, such as queue, walltime, job_extra_directives.
     """
 
     cluster: str = "local"
@@ -49,29 +49,29 @@ def read_profile(path: Path) -> Profile:
         path: YAML file.
 
     Raises:
-        ClusterError: It cannot be read or understood.
+        ClusterError: It cannot be read, or is not valid.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClusterError(f"a readable YAML file is required as --profile, got {str(path)!r} ({error})") from error
+        raise ClusterError(f"--profile: {str(path)!r} is not a readable YAML file ({error}). Correct it.") from error
     if not isinstance(content, dict):
         raise ClusterError(f"a profile must hold names and values, such as 'cluster: slurm', got {content!r}")
     return parse_profile(content)
 
 
 def parse_profile(content: Mapping[str, Any]) -> Profile:
-    """A profile from its names and values.
+    """Return a profile from its names and values.
 
     Args:
         content: See ``Profile``; every name but ``cluster`` may be left out.
 
     Raises:
-        ClusterError: An unknown name or an impossible value.
+        ClusterError: A name is unknown, or a value impossible.
     """
     known = tuple(Profile.__dataclass_fields__)
     if unknown := sorted(set(content) - set(known)):
-        raise ClusterError(f"a profile takes {', '.join(known)}, got {', '.join(map(str, unknown))}")
+        raise ClusterError(f"a profile must have only the names {', '.join(known)}, got {', '.join(map(str, unknown))}")
     kind = content.get("cluster")
     if kind not in KINDS:
         raise ClusterError(f"'cluster' in a profile must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -91,11 +91,11 @@ def parse_profile(content: Mapping[str, Any]) -> Profile:
     )
     if kind in JOB_KINDS and (profile.gpus or not profile.memory):
         raise ClusterError(
-            f"a {kind} profile needs 'memory' and asks for GPUs in 'options: job_extra_directives', got "
-            f"memory {profile.memory!r} and gpus {list(profile.gpus)!r}"
+            f"A {kind} profile needs 'memory', and no 'gpus' (request GPUs in 'options: "
+            f"job_extra_directives'), got memory {profile.memory!r} and gpus {list(profile.gpus)!r}"
         )
     if kind == "local" and (profile.memory or profile.options):
-        raise ClusterError("a local profile takes cluster, workers, cores and gpus, got memory or options")
+        raise ClusterError("a local profile must have only cluster, workers, cores and gpus, got memory or options")
     return profile
 
 

@@ -1,4 +1,4 @@
-"""A progress bar with the time left."""
+"""Show a progress bar with the time left."""
 
 import time
 from typing import Final, TextIO
@@ -7,11 +7,11 @@ BAR_WIDTH: Final = 24
 
 
 class Progress:
-    """Shows how many of ``total`` are done; on a terminal in one line, elsewhere one line an item.
+    """Shows how many of ``total`` are done: on a terminal in one line, elsewhere one line for each item.
 
     Args:
         total: Number of items.
-        stream: Where to write, such as stderr; None shows nothing.
+        stream: Stream to write to, such as stderr; None shows nothing.
     """
 
     def __init__(self, total: int, stream: TextIO | None) -> None:
@@ -21,7 +21,7 @@ class Progress:
         self._terminal = stream is not None and stream.isatty()
 
     def advance(self, name: str, failure: str | None = None) -> None:
-        """One more item is done."""
+        """Count one more item."""
         self._done += 1
         if self._stream is None:
             return
@@ -39,7 +39,7 @@ class Progress:
         self._stream.flush()
 
     def skip(self, name: str) -> None:
-        """One item was finished before: it says nothing about the time the others take."""
+        """Count an item that was finished before; it is ignored in the estimate of the time left."""
         self._done += 1
         self._skipped += 1
         if self._stream is not None and not self._terminal:
@@ -62,7 +62,7 @@ class Progress:
 
 
 def clock_text(seconds: float) -> str:
-    """Seconds as "0:42" or "1:02:30"."""
+    """Return seconds as "0:42" or "1:02:30"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

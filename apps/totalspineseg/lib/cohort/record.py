@@ -1,4 +1,4 @@
-"""The record of a finished scan: what is known about its levels, and with what it was made."""
+"""Read and write the record of a finished scan: its levels, and how it was made."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from lib.volume_io import write_atomic
 
 
 def record_path(output: Path, name: str) -> Path:
-    """Where the record of a scan lies; it exists only once everything else of the scan is written."""
+    """Return the path of a scan's record, which exists only once everything else of the scan is written."""
     return output / REPORTS / f"{name}.json"
 
 
@@ -32,14 +32,14 @@ def write_text(path: Path, text: str) -> None:
     """
 
     def write(temporary: Path) -> None:
-        # File names may hold bytes that are no text; in JSON their escapes are read back as they were.
+        # File names may hold bytes that are not text; their escapes in JSON are read back unchanged.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
     write_atomic(path, write)
 
 
 def read_record(output: Path, name: str) -> dict[str, Any] | None:
-    """The record of a scan; None when there is none or it cannot be read (the scan is then done again)."""
+    """Return the record of a scan; None when it is missing or unreadable (the scan is then processed again)."""
     try:
         content = json.loads(record_path(output, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def read_record(output: Path, name: str) -> dict[str, Any] | None:
 
 
 def remove_record(output: Path, name: str) -> None:
-    """Make a scan unfinished before its files are replaced.
+    """Mark a scan as unfinished before its files are replaced.
 
     Raises:
         StorageError: The record cannot be removed.
@@ -56,4 +56,6 @@ def remove_record(output: Path, name: str) -> None:
     try:
         record_path(output, name).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"permission to replace the record of {name!r} is required ({error.strerror})") from error
+        raise StorageError(
+            f"The record of {name!r} cannot be replaced ({error.strerror}). Check the permissions of OUTPUT."
+        ) from error

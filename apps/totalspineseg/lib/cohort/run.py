@@ -1,4 +1,4 @@
-"""A run: every scan of a folder that is not finished yet, here or on many machines, and how it went."""
+"""Run over every scan of a folder that is not finished yet, here or on many machines, and summarize the results."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -11,30 +11,30 @@ from lib.cohort.progress import Progress
 from lib.cohort.work import Record, Work
 
 Stream = Generator[Done[Case, Record], None, None]
-"""Scans as they finish, in any order; closing it finishes what is being written and drops the rest."""
+"""Scans as they finish, in any order; closing it lets started writes finish and drops the rest."""
 
 
 class Executor(Protocol):
-    """Where the work is done."""
+    """Processes scans somewhere."""
 
     def __call__(self, cases: Sequence[Case]) -> Stream:
-        """Do the scans.
+        """Process the scans.
 
         Raises:
-            TotalSpineSegError: Nothing can be done at all: no usable weights, no machines.
+            TotalSpineSegError: No scan can be processed at all: no usable weights, no machines.
         """
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run went.
+    """Results of a run.
 
     Attributes:
         records: Name -> record of every finished scan of this run's inputs, skipped ones included.
         skipped: Names that were finished before.
         failures: Name -> sentence.
         seconds: Wall time.
-        interrupted: The run was stopped by the user.
+        interrupted: Whether the user stopped the run.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -47,17 +47,17 @@ class Summary:
 def run(
     work: Work, cases: Sequence[Case], executor: Executor, *, overwrite: bool = False, progress: Progress | None = None
 ) -> Summary:
-    """Do the scans that are not finished yet.
+    """Process the scans that are not finished yet.
 
     Args:
-        work: What to do with each.
+        work: Work for each scan.
         cases: From ``find_cases`` and ``pair_localizers``.
-        executor: Where; not asked when everything is finished.
-        overwrite: Do finished scans again.
-        progress: Told of every scan.
+        executor: Processes the scans; not called when everything is finished.
+        overwrite: Whether to process finished scans again.
+        progress: Counts every scan.
 
     Returns:
-        How it went; an interrupt (Ctrl-C) ends the run early with what is done.
+        The results; an interrupt (Ctrl-C) ends the run early with those that are done.
 
     Raises:
         StorageError: The output folder cannot be written, or a scan or localizer is a file that would be replaced.
@@ -77,13 +77,13 @@ def run(
         progress.advance(name, failure)
     interrupted = bool(todo) and _collect(executor(todo), records, failures, progress)
     if interrupted:
-        # What was being written meanwhile is finished as well.
+        # Started writes have finished in the meantime.
         records |= {c.name: r for c in todo if c.name not in records and (r := work.finished(c)) is not None}
     return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted)
 
 
 def _collect(stream: Stream, records: dict[str, Record], failures: dict[str, str], progress: Progress) -> bool:
-    """Note every scan as it finishes; whether the user interrupted."""
+    """Record every scan as it finishes; return whether the user interrupted the run."""
     try:
         for done in stream:
             if done.written is None:

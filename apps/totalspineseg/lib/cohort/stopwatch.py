@@ -1,4 +1,4 @@
-"""Seconds per stage of one scan."""
+"""Measure the seconds of each stage of one scan."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """A ``Clock`` that adds up seconds by stage; one per scan, used by one thread at a time."""
+    """A ``Clock`` that adds up seconds by stage; one for each scan, used by one thread at a time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -21,10 +21,10 @@ class Stopwatch:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def as_json(self) -> dict[str, float]:
-        """Stage -> seconds, rounded to milliseconds."""
+        """Return stage -> seconds, rounded to milliseconds."""
         return {stage: round(value, 3) for stage, value in self.seconds.items()}
 
     @property
     def total(self) -> float:
-        """Sum over all stages, seconds."""
+        """The sum over all stages, seconds."""
         return sum(self.seconds.values())

@@ -1,4 +1,4 @@
-"""What a run was made with, for ``run.json``."""
+"""List the software versions of a run, for ``run.json``."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ PACKAGES: Final = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "connected
 
 
 def software_versions() -> dict[str, str]:
-    """Name -> version of what decides about results; packages that are not installed are left out."""
+    """Return name -> version of the software that affects results, without packages that are not installed."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""The networks of a run, loaded before its first scan."""
+"""Load the networks of a run before its first scan."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: str, runtime: "Runtime") -> "Networks":
-    """Load the networks; this is the first thing of a run that imports torch.
+    """Load the networks; nothing before this imports torch in a run.
 
     Args:
-        store: Says which weights are in use.
-        versions: "step1", "step2" -> what must be in use; a step that is left out is not loaded.
+        store: The weights in use.
+        versions: "step1", "step2" -> version that must be in use; a missing step is not loaded.
         device: "auto", "cpu", "cuda", "cuda:1".
-        runtime: What computes the networks.
+        runtime: Software that runs the networks.
 
     Raises:
         ClusterError: Other weights are in use here.
@@ -36,5 +36,5 @@ def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: s
     for name, version in versions.items():
         found = networks.get(1 if name == "step1" else 2).version
         if found != version:
-            raise ClusterError(f"the weights {version!r} are required wherever the run works, got {found!r}; copy them")
+            raise ClusterError(f"A machine uses the weights {found!r} instead of {version!r}. Copy the right ones.")
     return networks

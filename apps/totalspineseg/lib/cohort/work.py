@@ -1,4 +1,4 @@
-"""The work on one scan: read, through the networks, write, and the record that says it is finished."""
+"""Process one scan: read it, run the networks, write the results, and last the record that marks it as finished."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from lib import pipeline
+from lib.cohort.fingerprints import fingerprint, same_content
 from lib.cohort.inputs import Case
 from lib.cohort.levels import levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record, write_json
-from lib.cohort.stamps import same_content, stamp
 from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.geometry import Volume, labels_on_grid
@@ -27,22 +27,22 @@ from lib.prediction import Predictor
 from lib.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
-"""A temporary file older than this was left by a run that was killed."""
+"""Age from which a temporary file belongs to a run that was killed."""
 MAX_SKEW_DEG: Final = 1.0
-"""Above it angles are off by more than they are measured to; rounded headers stay below a tenth of it."""
+"""Skew above which angles cannot be measured precisely; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
-"""Options that choose files and their grid, and change nothing that is found."""
+"""Options that choose files and their grid, and do not change the results."""
 RECORD_FORMAT: Final = 4
-"""Rises when records change in a way that makes older ones unusable, or their names and numbers wrong."""
+"""Version of the record format; it rises when older records become unusable, or their names and numbers wrong."""
 
 Record = dict[str, Any]
 
 
 class Networks(Protocol):
-    """Gives the warm predictor of a step."""
+    """Holds the loaded predictor of each step."""
 
     def get(self, step: Literal[1, 2]) -> Predictor:
-        """The predictor.
+        """Return the predictor.
 
         Raises:
             WeightsError: There are no usable weights.
@@ -51,7 +51,7 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A scan as read."""
+    """A scan that was read."""
 
     image: Image
     localizer: Volume | None
@@ -60,14 +60,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Found:
-    """What the networks found.
+    """Results of the networks.
 
     Attributes:
         result: Arrays.
-        numbering: What the chain model knows of the levels; None with the iterative method.
+        numbering: Levels and their certainty from the chain model; None with the iterative method.
         watch: Seconds so far.
-        failure: Why there is no step 2 although one was asked for; None when all went well.
-        apart: Whether the localizer lies beside the scan, so that it says nothing.
+        failure: Why there is no step 2 although it was asked for; None when all went well.
+        apart: Whether the localizer does not overlap the scan, so that it gives no information.
     """
 
     result: Result
@@ -78,11 +78,11 @@ class Found:
 
 
 class Work:
-    """What a run does with each of its scans; the same wherever it runs.
+    """Work of a run on each of its scans; the same on every machine.
 
     Args:
         output: OUTPUT.
-        options: What to do.
+        options: Options of the run.
         versions: Step -> version of the weights in use, part of every record.
     """
 
@@ -90,7 +90,7 @@ class Work:
         self.output, self.options, self.versions = output, options, versions
 
     def make_room(self) -> None:
-        """Create the folders, and delete what a killed run left half-written.
+        """Create the folders, and delete incomplete files of a killed run.
 
         Raises:
             StorageError: The output folder cannot be written.
@@ -103,27 +103,27 @@ class Work:
         """Check that no scan and no localizer is a file that the run would delete or write.
 
         Raises:
-            StorageError: One is; nothing was touched.
+            StorageError: One of them is; nothing was touched.
         """
         folders = {(self.output / folder).resolve() for folder in (*FOLDERS, REPORTS)}
         results = {(self.output / file).resolve() for case in cases for file in _every_file(case)}
         for case in cases:
             if case.path.parent.resolve() in folders or case.path.resolve().parent in folders:
                 raise StorageError(
-                    f"scans outside the folders that OUTPUT gets are required, got {str(case.path)!r}, which would be "
-                    "replaced; choose another OUTPUT"
+                    f"The scan {str(case.path)!r} is in a folder that OUTPUT uses, and would be replaced. "
+                    "Choose another OUTPUT."
                 )
             if case.localizer is not None and case.localizer.resolve() in results:
                 raise StorageError(
-                    f"localizers other than results of the scans to be done are required, got {str(case.localizer)!r}, "
-                    "which would be replaced; copy it to another folder, or choose another OUTPUT"
+                    f"The localizer {str(case.localizer)!r} is a result of a scan to be processed, and would "
+                    "be replaced. Copy it to another folder, or choose another OUTPUT."
                 )
 
     def of_another(self, case: Case) -> str:
-        """Why the results under a scan's name are not its own: they are of a file of that name in another place.
+        """Return why the results under a scan's name are not its own: they belong to another file of that name.
 
         Returns:
-            One sentence; empty when there are none, or they are of this scan, moved or replaced where it lay.
+            One sentence; empty when there are no results, or they are of this scan, moved or replaced in its place.
         """
         record = read_record(self.output, case.name) or {}
         source = record.get("source", "")
@@ -131,15 +131,15 @@ class Work:
             before = record["made_with"]["input"][1]
         except (KeyError, IndexError, TypeError):
             return ""
-        if source in ("", _source(case)) or same_content(before, stamp(case.path)):
+        if source in ("", _source(case)) or same_content(before, fingerprint(case.path)):
             return ""
         return (
-            f"an OUTPUT without results of another scan called {case.name!r} is required, got those of {source!r}; "
-            "choose another OUTPUT, or replace them with --overwrite"
+            f"OUTPUT has results of another scan called {case.name!r}: {source!r}. Choose another OUTPUT, or "
+            "replace them with --overwrite."
         )
 
     def finished(self, case: Case) -> Record | None:
-        """The record of a scan that needs nothing more; None: it is to be done (again)."""
+        """Return the record of a finished scan; None if the scan must be processed (again)."""
         record = read_record(self.output, case.name)
         if record is None or record.get("made_with") != self._identity(case):
             return None
@@ -147,18 +147,19 @@ class Work:
         return record if all((self.output / file).is_file() for file in files) else None
 
     def read(self, case: Case) -> Loaded:
-        """Read a scan and its localizer; what an earlier run left of the scan is deleted first.
+        """Read a scan and its localizer, after deleting the scan's results of an earlier run.
 
-        So whatever fails from here on, no old result can be taken for one of this run. Files that this run does not
-        write stay, if they were found in the same image in the same way.
+        This way, whatever fails from here on, an old result cannot be taken for one of this run. Files that this run
+        does not
+        write stay, if they were made from the same image in the same way.
 
         Raises:
             ImageError: One of them cannot be read.
             StorageError: The old results cannot be removed.
         """
         if not case.path.exists():
-            # Results of a scan that is out of reach at the moment stay as they are.
-            raise ImageError(f"a scan is required, got {case.path.name!r}, which does not exist; fetch or restore it")
+            # Keep the results of a scan that is not reachable at the moment.
+            raise ImageError(f"The scan {case.path.name!r} does not exist. Download or restore it.")
         self._forget(case)
         watch = Stopwatch()
         with watch("read"):
@@ -167,12 +168,12 @@ class Work:
         return Loaded(image, localizer, watch)
 
     def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Found:
-        """Pass a scan through the networks; a failure of step 2 leaves what step 1 found.
+        """Run the networks on a scan; if step 2 fails, the result of step 1 remains.
 
         Args:
             case: The scan.
             loaded: From ``read``.
-            networks: The warm networks.
+            networks: The loaded networks.
 
         Raises:
             NoSpineError: Step 1 found no disc or no canal.
@@ -205,7 +206,7 @@ class Work:
 
         Raises:
             StorageError: A file could not be written.
-            TotalSpineSegError: Step 2 failed; what step 1 found is written, but the scan is not finished.
+            TotalSpineSegError: Step 2 failed; the result of step 1 is written, but the scan is not finished.
         """
         watch, options, result = found.watch, self.options, found.result
         with watch("write"):
@@ -245,11 +246,11 @@ class Work:
                 (self.output / file).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
-                f"permission to replace the results of {case.name!r} is required ({error.strerror})"
+                f"The results of {case.name!r} cannot be replaced ({error.strerror}). Check the permissions of OUTPUT."
             ) from error
 
     def _found_alike(self, case: Case, before: Record | None) -> bool:
-        """Whether earlier files of a scan tell of the same image, numbered the same way by the same weights."""
+        """Return whether earlier files of a scan come from the same image, method and weights."""
         now = self._identity(case)
         if before is None or before.get("format") != RECORD_FORMAT:
             return False
@@ -259,11 +260,11 @@ class Work:
         return before == now
 
     def _identity(self, case: Case) -> dict[str, Any]:
-        """What a finished scan must agree in to be skipped."""
+        """Return the values that a finished scan must match to be skipped."""
         return {
             "format": RECORD_FORMAT,
-            "input": [case.path.name, stamp(case.path)],
-            "localizer": None if case.localizer is None else [case.localizer.name, stamp(case.localizer)],
+            "input": [case.path.name, fingerprint(case.path)],
+            "localizer": None if case.localizer is None else [case.localizer.name, fingerprint(case.localizer)],
             "options": self.options.as_json(),
             "models": self.versions,
         }
@@ -274,7 +275,7 @@ def _source(case: Case) -> str:
 
 
 def _every_file(case: Case) -> tuple[str, ...]:
-    """All that any run may write for a scan, relative to the output, but its record."""
+    """Return all files that any run may write for a scan, relative to the output, except its record."""
     return result_files(case.name, keep=FOLDERS, step1=False)
 
 
@@ -284,7 +285,9 @@ def _warnings(case: Case, found: Found) -> list[str]:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
-        warnings.append(f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are off")
+        warnings.append(
+            f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are not accurate"
+        )
     if found.apart:
-        warnings.append("the localizer does not meet this scan and was of no use; take one of the same examination")
+        warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")
     return warnings

@@ -1,1 +1,1 @@
-"""One model a file, named by the file; each class is a direct child of ``TaskConfig``, or the host does not see it."""
+"""One model in each file, which names it. Each class is a direct child of ``TaskConfig``, or the host misses it."""

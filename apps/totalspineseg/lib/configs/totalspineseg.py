@@ -10,9 +10,9 @@ class TotalSpineSeg(TaskConfig):  # type: ignore[misc]
     """Publishes the model ``totalspineseg``."""
 
     def infer(self) -> FullTask:
-        """The inference task."""
+        """Return the inference task."""
         return FullTask(self.kwargs["services"])
 
     def trainer(self) -> SpineTrainTask:
-        """The training task."""
+        """Return the training task."""
         return SpineTrainTask(self.kwargs["site"], steps=(1, 2))

@@ -1,4 +1,4 @@
-"""Where a reader should look, as the host discovers it."""
+"""The marks where a reader should look, as the host discovers it."""
 
 from monailabel.interfaces.config import TaskConfig
 
@@ -9,9 +9,9 @@ class TotalSpineSegReview(TaskConfig):  # type: ignore[misc]
     """Publishes the model ``totalspineseg_review``."""
 
     def infer(self) -> ReviewTask:
-        """The inference task."""
+        """Return the inference task."""
         return ReviewTask(self.kwargs["services"])
 
     def trainer(self) -> None:
-        """None: it is trained through another model's task."""
+        """Return None: it is trained through another model's task."""
         return

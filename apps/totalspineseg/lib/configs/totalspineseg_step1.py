@@ -10,9 +10,9 @@ class TotalSpineSegStep1(TaskConfig):  # type: ignore[misc]
     """Publishes the model ``totalspineseg_step1``."""
 
     def infer(self) -> Step1Task:
-        """The inference task."""
+        """Return the inference task."""
         return Step1Task(self.kwargs["services"])
 
     def trainer(self) -> SpineTrainTask:
-        """The training task."""
+        """Return the training task."""
         return SpineTrainTask(self.kwargs["site"], steps=(1,))

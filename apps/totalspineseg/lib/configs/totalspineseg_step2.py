@@ -10,9 +10,9 @@ class TotalSpineSegStep2(TaskConfig):  # type: ignore[misc]
     """Publishes the model ``totalspineseg_step2``."""
 
     def infer(self) -> Step2Task:
-        """The inference task."""
+        """Return the inference task."""
         return Step2Task(self.kwargs["services"])
 
     def trainer(self) -> SpineTrainTask:
-        """The training task."""
+        """Return the training task."""
         return SpineTrainTask(self.kwargs["site"], steps=(2,))

@@ -1,1 +1,1 @@
-"""DICOM: image series in, segmentation objects in and out, and demo studies for a PACS without patients."""
+"""DICOM: read image series, read and write segmentation objects, and make demo studies for a PACS without patients."""

@@ -1,4 +1,4 @@
-"""Colors as DICOM writes them."""
+"""Convert colors to DICOM's encoding."""
 
 from typing import Final
 
@@ -8,12 +8,12 @@ _TO_XYZ: Final = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _WHITE: Final = np.array([0.95047, 1.0, 1.08883])
-"""D65, the white of sRGB: what viewers (OHIF, 3D Slicer) take for DICOM's CIELab, so that colors come back as sent."""
+"""White point D65 of sRGB. Viewers (OHIF, 3D Slicer) assume it for DICOM's CIELab, so that colors return as sent."""
 _BEND: Final = 6 / 29
 
 
 def cielab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    """CIE L*a*b* of an sRGB color.
+    """Return the CIE L*a*b* values of an sRGB color.
 
     Args:
         rgb: 0-255 each.
@@ -29,7 +29,7 @@ def cielab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 def dicom_cielab_of(rgb: tuple[int, int, int]) -> list[int]:
-    """An sRGB color as RecommendedDisplayCIELabValue: three numbers 0 to 65535.
+    """Return an sRGB color as RecommendedDisplayCIELabValue: three numbers 0 to 65535.
 
     Source: DICOM PS3.3 C.10.7.1.1: L* 0..100 and a*, b* -128..127 over the whole range.
     """

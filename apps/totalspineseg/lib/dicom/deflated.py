@@ -1,4 +1,4 @@
-"""DICOM files whose elements are deflated as a whole (PS3.5 A.5): pydicom unpacks them at once, however large."""
+"""Limit DICOM files that are deflated as a whole (PS3.5 A.5): pydicom unpacks them at once, however large."""
 
 import zlib
 from io import BytesIO
@@ -21,21 +21,21 @@ def is_deflated(path: Path) -> bool:
 
 
 def _is_deflated(file: BinaryIO) -> bool:
-    """Read the start of a file, and leave the place of the reading behind it."""
+    """Read the start of a file, and leave the reading position after it."""
     read_preamble(file, force=True)
-    # The very reading by which dcmread decides to unpack: any other one could be led elsewhere.
+    # Use the same function as dcmread does to decide: another one could come to another result.
     return bool(_read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
 
 
 def require_bounded(source: Path | bytes) -> None:
-    """Check that a DICOM file does not unpack to more than fits into the memory.
+    """Check that a DICOM file does not unpack to more than fits into memory.
 
     Args:
         source: The file, or its content.
 
     Raises:
-        ImageError: It does.
-        zlib.error: It is damaged.
+        ImageError: The file unpacks to more than ``MAX_BYTES``.
+        zlib.error: The file is damaged.
     """
     with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         if not _is_deflated(file):
@@ -45,6 +45,4 @@ def require_bounded(source: Path | bytes) -> None:
             total += len(inflater.decompress(chunk, CHUNK_BYTES))
             rest = inflater.unconsumed_tail
     if total > MAX_BYTES:
-        raise ImageError(
-            f"a DICOM file of at most {MAX_BYTES >> 20} MiB when unpacked is required, got more; send fewer frames"
-        )
+        raise ImageError(f"The DICOM file unpacks to more than {MAX_BYTES >> 20} MiB. Send fewer frames.")

@@ -1,4 +1,4 @@
-"""Synthetic patients for a PACS: proper MR studies of spines that belong to nobody."""
+"""Make synthetic patients for a PACS: complete MR studies of spines that belong to nobody."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ SLICE_MM: Final = 4.0
 IN_PLANE_MM: Final = 1.0
 LOCALIZER_MM: Final = 2.0
 LOCALIZER_SLICES_MM: Final = (-10.0, 0.0, 10.0)
-"""Places of the three slices a plane, from the middle."""
+"""Positions of the three slices of each plane, from the middle."""
 MAX_TILT_DEGREES: Final = 6.0
-"""Patients lie a little askew; series are planned along the spine."""
+"""Maximum tilt: patients lie a little askew, and series are planned along the spine."""
 _NUMBERS: Final = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN")
 _ACQUISITION: Final = {
     "T2": {"ScanningSequence": "SE", "RepetitionTime": "3500", "EchoTime": "100", "EchoTrainLength": "18"},
@@ -37,10 +37,10 @@ class DemoSeries:
     Attributes:
         uid: Series instance UID.
         description: Series description.
-        folder: Where its files are.
-        files: One a slice.
-        localizer: Three planes in one series, which cannot be segmented.
-        truth: True label map on the grid of the series (NIfTI), None if not asked for or a localizer.
+        folder: Folder of its files.
+        files: One file for each slice.
+        localizer: Whether it has three planes in one series, so that it cannot be segmented.
+        truth: True label map on the grid of the series (NIfTI); None if not asked for, or a localizer.
     """
 
     uid: str
@@ -58,7 +58,7 @@ class DemoStudy:
     Attributes:
         uid: Study instance UID.
         patient: Patient ID.
-        folder: Where its series are.
+        folder: Folder of its series.
         series: Sagittal T2, sagittal T1, localizer.
     """
 
@@ -72,13 +72,13 @@ def demo_pacs(folder: Path, count: int = 3, seed: int = 0, *, truth: bool = Fals
     """Write studies of synthetic patients as DICOM files.
 
     Args:
-        folder: Made if it is missing; files go to ``folder/<patient>/<series>/<slice>.dcm``.
-        count: How many patients.
+        folder: Folder to write ``<patient>/<series>/<slice>.dcm`` in; made if it is missing.
+        count: Number of patients.
         seed: The same seed gives the same files, UIDs included.
-        truth: Write the true label maps to ``folder/truth/<series UID>.nii.gz`` as well.
+        truth: Whether to write the true label maps to ``folder/truth/<series UID>.nii.gz`` as well.
 
     Returns:
-        What was written. A study has a sagittal T2 and a sagittal T1 series of 4 mm slices, slightly oblique, and a
+        The written studies. Each has a sagittal T2 and a sagittal T1 series of 4 mm slices, slightly oblique, and a
         three-plane localizer, all in one frame of reference.
     """
     return tuple(_study(folder, number, seed, truth) for number in range(count))
@@ -103,17 +103,17 @@ def _study(folder: Path, number: int, seed: int, truth: bool) -> DemoStudy:
     tags = _study_tags(key, number, patient)
     home = folder / patient
     series = []
-    drawn: AnyArray = spine.labels
+    rendered: AnyArray = spine.labels
     for place, contrast in enumerate(("T2", "T1"), start=1):
-        # Thin slices: what was drawn has the thickness of the series already.
-        drawn = render(rng, spine, RenderOptions(contrast=contrast, strength=0.4, slice_mm=IN_PLANE_MM))
-        image = _sagittal(drawn, spine.affine, tilt)
+        # Render thin slices: the spine's voxels already have the slice thickness of the series.
+        rendered = render(rng, spine, RenderOptions(contrast=contrast, strength=0.4, slice_mm=IN_PLANE_MM))
+        image = _sagittal(rendered, spine.affine, tilt)
         labels = _sagittal(spine.labels, spine.affine, tilt).data if truth else None
-        if contrast == "T1":  # a slice less at each side, as series of a study differ
+        if contrast == "T1":  # one slice less at each side, because series of a study differ
             image = _inner(image)
             labels = labels[:, :, 1:-1] if labels is not None else None
         series.append(_series(home, (image,), contrast, place, tags, key, labels))
-    series.append(_series(home, tuple(_planes(drawn, spine, tilt)), "localizer", 3, tags, key, None))
+    series.append(_series(home, tuple(_planes(rendered, spine, tilt)), "localizer", 3, tags, key, None))
     return DemoStudy(tags["StudyInstanceUID"], patient, home, tuple(series))
 
 
@@ -186,7 +186,7 @@ def _write_truth(path: Path, labels: AnyArray, image: Volume) -> Path:
 
 
 def _tilt(rng: np.random.Generator) -> Affine:
-    """A small rotation of the patient about all three axes."""
+    """Return a small rotation of the patient about all three axes."""
     tilt = np.eye(4)
     for axis, degrees in enumerate(rng.uniform(-MAX_TILT_DEGREES, MAX_TILT_DEGREES, 3)):
         turn = np.eye(4)
@@ -199,7 +199,7 @@ def _tilt(rng: np.random.Generator) -> Affine:
 
 
 def _sagittal(data: AnyArray, affine: Affine, tilt: Affine) -> Volume:
-    """A RAS volume as sagittal slices: columns run to the back, rows downward, slices to the right."""
+    """Return a RAS volume as sagittal slices: columns run backward, rows downward, slices to the right."""
     _, depth, height = data.shape
     placed = np.array([[0, 0, 1, 0], [-1, 0, 0, depth - 1], [0, -1, 0, height - 1], [0, 0, 0, 1.0]])
     turned = data[:, ::-1, ::-1].transpose(1, 2, 0)
@@ -216,9 +216,9 @@ def _inner(image: Volume) -> Volume:
     return Volume(image.data[:, :, 1:-1], image.affine @ step)
 
 
-def _planes(drawn: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Volume]:
-    """Three sagittal, three coronal and three axial slices through the middle."""
-    shape = np.array(drawn.shape)
+def _planes(rendered: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Volume]:
+    """Yield three sagittal, three coronal and three axial slices through the middle."""
+    shape = np.array(rendered.shape)
     spacing = np.abs(np.diag(spine.affine)[:3])
     center = spine.affine[:3, 3] + spacing * (shape - 1) / 2
     extent = spacing * (shape - 1)
@@ -234,5 +234,5 @@ def _planes(drawn: AnyArray, spine: SyntheticSpine, tilt: Affine) -> Iterator[Vo
         grid = (size[0], size[1], len(LOCALIZER_SLICES_MM))
         affine[:3, 3] = center - affine[:3, :3] @ ((np.array(grid) - 1) / 2)
         mapping = np.linalg.inv(spine.affine) @ affine
-        cut = ndimage.affine_transform(drawn, mapping[:3, :3], mapping[:3, 3], output_shape=grid, order=1)
+        cut = ndimage.affine_transform(rendered, mapping[:3, :3], mapping[:3, 3], output_shape=grid, order=1)
         yield Volume(_stored(cut), tilt @ affine)

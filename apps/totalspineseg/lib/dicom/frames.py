@@ -1,4 +1,4 @@
-"""The slices of a series, one at a time: single-frame objects and enhanced multi-frame ones look alike here."""
+"""Read the slices of a series one at a time; single-frame and enhanced multi-frame objects look alike here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ _GROUPS: Final = (
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
 )
-"""Functional groups of a multi-frame object that say where a frame lies and what its values mean."""
+"""Functional groups of a multi-frame object that state where a frame lies and what its values mean."""
 
 
 Scaling: TypeAlias = tuple[float, float] | None
-"""Slope and intercept from stored values to those meant."""
+"""Slope and intercept from stored to real values."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Frame:
     """One slice.
 
     Attributes:
-        sop_class: Kind of the object it is in.
-        sop_instance: That object.
+        sop_class: Kind of the object it belongs to.
+        sop_instance: UID of that object.
         number: Frame number from 1 in a multi-frame object, None in a single-frame one.
         position: LPS mm of the center of the first pixel.
         orientation: LPS direction along a row (three numbers) and along a column (three).
         spacing: mm between rows and between columns.
         rows: Pixels in a column.
         columns: Pixels in a row.
-        thickness: mm, 0 when the header does not say.
-        gap: mm from the middle of one slice to that of the next, 0 when the header does not say.
+        thickness: mm, 0 when the header does not state it.
+        gap: mm from the middle of one slice to that of the next, 0 when the header does not state it.
         scaling: Slope and intercept of this frame of a multi-frame object, None where it has none of its own.
-        file: Where the pixels are, None when only the header is at hand.
+        file: File with the pixels, None when only the header is available.
     """
 
     sop_class: str
@@ -58,30 +58,29 @@ class Frame:
 
 
 def frames_of(header: Dataset) -> tuple[Frame, ...]:
-    """The slices of one image object.
+    """Return the slices of one image object.
 
     Args:
         header: Single-frame image or enhanced multi-frame image; no pixels needed. Not modified.
 
     Raises:
-        ImageError: Colors, or a slice without a place in the patient (screenshots have none).
+        ImageError: The image has colors, or a slice has no position in the patient (screenshots have none).
     """
     if is_capture(header):
         raise ImageError(
-            "an original image series is required, got secondary captures (screenshots) without a place in the "
-            "patient; send the series they were taken from"
+            "These are secondary captures (screenshots) without a position in the patient. Send the series "
+            "they were taken from."
         )
     if int(header.get("SamplesPerPixel") or 1) != 1:
         raise ImageError(
-            f"one gray value a voxel is required, got {header.SamplesPerPixel} values a voxel; send the original series"
+            f"The image has {header.SamplesPerPixel} values per voxel (colors) instead of one gray value. Send "
+            "the original series."
         )
     if header.get("PerFrameFunctionalGroupsSequence"):
         return tuple(_enhanced(header))
     count = int(header.get("NumberOfFrames") or 1)
     if count > 1:
-        raise ImageError(
-            f"a place in the patient for every frame is required, got {count} frames without; send the original series"
-        )
+        raise ImageError(f"The {count} frames have no positions in the patient. Send the original series.")
     return (_frame(header, [header], None),)
 
 
@@ -98,9 +97,9 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
     orientation = _numbers(places, "ImageOrientationPatient", 6)
     spacing = _numbers(places, "PixelSpacing", 2)
     if position is None or orientation is None:
-        raise ImageError("DICOM slices with a position and orientation are required, got some without; export again")
+        raise ImageError("Some DICOM slices have no position or orientation. Export the series again.")
     if spacing is None or min(spacing) <= 0:
-        raise ImageError("DICOM slices with a pixel spacing are required, got some without; export again")
+        raise ImageError("Some DICOM slices have no pixel spacing. Export the series again.")
     thickness, gap = (_numbers(places, keyword, 1) for keyword in ("SliceThickness", "SpacingBetweenSlices"))
     slope, intercept = (_numbers(places, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     name: Any = getattr(header, "filename", None)
@@ -121,7 +120,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
 
 
 def _numbers(places: list[Dataset], keyword: str, count: int) -> tuple[float, ...] | None:
-    """The first place that states this many finite numbers."""
+    """Return the value of the first place that states this many finite numbers."""
     for place in places:
         value: Any = place.get(keyword)
         try:

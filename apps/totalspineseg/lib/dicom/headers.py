@@ -1,4 +1,4 @@
-"""The headers of one image series, from a folder, from files or as a PACS answered."""
+"""Read the headers of one image series, from a folder, from files or from a PACS."""
 
 import zlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Sources: TypeAlias = Path | Sequence[Path | Dataset]
 SEG_CLASSES: Final = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage, and Label Map Segmentation Storage."""
 _DERIVED_CLASSES: Final = (*SEG_CLASSES, "1.2.840.10008.5.1.4.1.1.66.5", "1.2.840.10008.5.1.4.1.1.481.2")
-"""Have pixels, but are made from images: segmentations, surfaces, dose."""
+"""Classes that have pixels but are made from images: segmentations, surfaces, dose."""
 _IMAGE_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.4",
     "1.2.840.10008.5.1.4.1.1.4.1",
@@ -25,24 +25,26 @@ _IMAGE_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
 )
-"""MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT: without rows they are cut short."""
+"""MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT; such a file without rows is truncated."""
 _ONE_OWNER: Final = {"PatientID": "patients", "PatientBirthDate": "dates of birth", "StudyInstanceUID": "studies"}
-"""Attributes that all files of a series share, and what differs where they do not: some programs give one series UID
-to several."""
+"""Attributes that all files of a series share, and what to call them where they differ: some programs give one series
+UID
+to several series.
+"""
 _PREAMBLE: Final = 128
 _MAGIC: Final = b"DICM"
 _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
-"""How an object without preamble starts: its first element is of group 2 or 8, little endian."""
+"""Possible first bytes of an object without preamble: its first element is of group 2 or 8, little endian."""
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
-"""A file named so that is not DICOM was cut short."""
+"""Endings of DICOM files; a file with one of them that is not DICOM is truncated."""
 _UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)
-"""What reading a damaged file raises."""
+"""Errors of reading a damaged file."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
 
 
 def read_headers(sources: Sources) -> tuple[Dataset, ...]:
-    """Headers of the images of one series, without pixels.
+    """Return the headers of the images of one series, without pixels.
 
     Segmentations, reports, presentation states and the like are left out, and so are screenshots beside slices.
 
@@ -50,22 +52,19 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
         sources: Folder, file, files, or datasets. Datasets are not modified.
 
     Returns:
-        One header an image object, in the order given (files of a folder by name); never empty.
+        One header for each image object, in the order given (files of a folder by name); never empty.
 
     Raises:
-        ImageError: No DICOM image, or images of several series, patients or studies.
+        ImageError: There is no DICOM image, or there are images of several series, patients or studies.
     """
     name = sources.name if isinstance(sources, Path) else "the files"
     headers = [header for header in _all_headers(sources) if _is_image(header)]
     if not headers:
-        raise ImageError(f"a folder with one DICOM series is required, got {name!r} without any; check the folder")
+        raise ImageError(f"There is no DICOM image in {name!r}. Choose the folder of one DICOM series.")
     headers = [header for header in headers if not is_capture(header)] or headers
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
-        raise ImageError(
-            f"a folder with one DICOM series is required, got {len(series)} series in {name!r}; "
-            "put each series in its own folder"
-        )
+        raise ImageError(f"There are {len(series)} DICOM series in {name!r}. Put each series in its own folder.")
     for keyword, owner in _ONE_OWNER.items():
         if len(owners := {str(header.get(keyword) or "").strip() for header in headers} - {""}) > 1:
             raise ImageError(
@@ -76,12 +75,12 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
 
 
 def read_header(path: Path) -> Dataset | None:
-    """The header of a DICOM file, or None for a file that is none.
+    """Return the header of a DICOM file, or None for a file that is not DICOM.
 
     Raises:
-        ImageError: A DICOM file that is damaged or too large; leaving it out would make a shorter scan of it.
+        ImageError: The DICOM file is damaged or too large; leaving it out would shorten the scan.
     """
-    damaged = ImageError(f"readable DICOM files are required, got {path.name!r}, which is damaged; copy it again")
+    damaged = ImageError(f"The DICOM file {path.name!r} is damaged. Copy it again.")
     try:
         header = _parsed(path)
     except ImageError:
@@ -95,7 +94,7 @@ def read_header(path: Path) -> Dataset | None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM object, damaged or not; by its content, and False where that cannot be read."""
+    """Return whether a file is a DICOM object, damaged or not, by its content; False where that cannot be read."""
     try:
         return _is_marked(path) or _parsed(path) is not None
     except _UNREADABLE:
@@ -109,13 +108,13 @@ def _parsed(path: Path) -> Dataset | None:
     # Some archives write objects without the DICOM preamble.
     require_bounded(path)
     header = pydicom.dcmread(path, stop_before_pixels=True, force=not marked)
-    # Of a deflated file pydicom does not keep the name.
+    # pydicom does not set the name of a deflated file.
     header.filename = str(path)
     return header if marked or sop_class(header) else None
 
 
 def _is_marked(path: Path) -> bool:
-    """Whether a file says itself that it is DICOM (PS3.10)."""
+    """Return whether a file is marked as DICOM (PS3.10)."""
     return _start(path)[_PREAMBLE:] == _MAGIC
 
 
@@ -129,17 +128,17 @@ def _is_cut(header: Dataset) -> bool:
 
 
 def sop_class(header: Dataset) -> str:
-    """UID of the kind of object; "" when it says none."""
+    """Return the UID of the kind of object; "" when it states none."""
     return _uid(header, "SOPClassUID", "MediaStorageSOPClassUID")
 
 
 def sop_instance(header: Dataset) -> str:
-    """UID of the object; "" when it has none."""
+    """Return the UID of the object; "" when it has none."""
     return _uid(header, "SOPInstanceUID", "MediaStorageSOPInstanceUID")
 
 
 def is_capture(header: Dataset) -> bool:
-    """Whether the object is a secondary capture, such as a screenshot, without a place in the patient."""
+    """Return whether the object is a secondary capture, such as a screenshot, without a position in the patient."""
     kind = sop_class(header)
     return (kind == _CAPTURE_ROOT or kind.startswith(_CAPTURE_ROOT + ".")) and not header.get("ImagePositionPatient")
 
@@ -156,9 +155,7 @@ def _all_headers(sources: Sources) -> list[Dataset]:
 def _require_dicom(path: Path) -> list[Dataset]:
     header = read_header(path)
     if header is None:
-        raise ImageError(
-            f"a readable NIfTI, NRRD or DICOM image is required, got {path.name!r}, which is none; export it again"
-        )
+        raise ImageError(f"{path.name!r} is not a readable NIfTI, NRRD or DICOM image. Export it again.")
     return [header]
 
 

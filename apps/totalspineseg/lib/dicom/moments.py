@@ -1,4 +1,4 @@
-"""When a DICOM object was made, in one time for all: DICOM writes local time, and says seldom where."""
+"""Read when a DICOM object was made, as UTC: DICOM writes local time and seldom states the time zone."""
 
 import re
 from datetime import datetime, timedelta, timezone
@@ -7,39 +7,40 @@ from typing import Final
 from pydicom import Dataset
 
 UTC_FORMAT: Final = "%Y%m%d%H%M%S.%f"
-"""How moments are written, to be sorted and compared as text."""
+"""Format of times, so that they can be sorted and compared as text."""
 PAIRS: Final = (
     ("ContentDate", "ContentTime"),
     ("InstanceCreationDate", "InstanceCreationTime"),
     ("SeriesDate", "SeriesTime"),
 )
-"""Where an object says when it was made, best first."""
+"""Attributes that state when an object was made, best first."""
 DATE: Final = re.compile(r"\d{8}")
 TIME: Final = re.compile(r"(\d{2})(\d{2})?(\d{2})?(\.\d{1,6})?")
 OFFSET: Final = re.compile(r"([+-])(\d{2})(\d{2})")
 DCMJS: Final = {"SoftwareVersions": "0", "DeviceSerialNumber": "1"}
-"""What dcmjs, with which OHIF writes, gives in place of a device; its dates are UTC, and it does not say so."""
+"""Values that dcmjs, which OHIF writes with, gives in place of a device; its dates are UTC without stating it."""
 
 
 def now_utc() -> str:
-    """This moment."""
+    """Return the current time."""
     return utc_text(datetime.now(timezone.utc))
 
 
 def utc_text(moment: datetime) -> str:
-    """A moment that knows its time zone."""
+    """Return a time that has a time zone as UTC text."""
     return f"{moment.astimezone(timezone.utc):{UTC_FORMAT}}"
 
 
 def made_utc(dataset: Dataset) -> str:
-    """When an object was made: its content, else the object, else its series.
+    """Return when an object was made: its content, else the object, else its series.
 
     Args:
         dataset: Its header. Not modified.
 
     Returns:
-        UTC, to be compared as text; empty where it says nothing that can be read. Without an offset the time is taken
-        for that of this machine, since a hospital's machines share it, and for UTC where dcmjs wrote it.
+        UTC, to be compared as text; empty where nothing readable is stated. A time without an offset counts as local
+        time
+        of this machine, because a hospital's machines share it, or as UTC where dcmjs wrote it.
     """
     for date, time in PAIRS:
         day, hour = DATE.fullmatch(_text(dataset, date)), TIME.fullmatch(_text(dataset, time) or "00")
@@ -55,7 +56,7 @@ def made_utc(dataset: Dataset) -> str:
 
 
 def _zone(dataset: Dataset) -> timezone | None:
-    """The time zone of an object; None for that of this machine."""
+    """Return the time zone of an object; None for that of this machine."""
     if offset := OFFSET.fullmatch(_text(dataset, "TimezoneOffsetFromUTC")):
         away = timedelta(hours=int(offset[2]), minutes=int(offset[3]))
         return timezone(-away if offset[1] == "-" else away)

@@ -1,4 +1,4 @@
-"""MR images as DICOM objects."""
+"""Make MR images as DICOM objects."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -12,17 +12,17 @@ from lib.geometry import Affine, AnyArray
 
 MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _IMPLEMENTATION: Final = "2.25.229451600072090404564844894284998027186"
-"""Names the software that wrote a file; a UUID under 2.25."""
+"""Implementation class UID, which identifies the software that wrote a file; a UUID under 2.25."""
 
 
 def mr_slices(pixels: AnyArray, affine: Affine, instances: list[str], tags: Mapping[str, Any]) -> Iterator[FileDataset]:
-    """The slices of a stack as MR Image objects.
+    """Yield the slices of a stack as MR Image objects.
 
     Args:
         pixels: (column, row, slice) whole numbers 0 to 65535. Not modified.
         affine: (column, row, slice) -> RAS mm.
         instances: SOP instance UID of each slice.
-        tags: Attributes all slices share: patient, study, series, how it was acquired.
+        tags: Attributes that all slices share: patient, study, series, acquisition.
 
     Yields:
         The objects in the order of the stack, numbered from 1.
@@ -56,5 +56,5 @@ def mr_slices(pixels: AnyArray, affine: Affine, instances: list[str], tags: Mapp
 
 
 def _decimals(values: Any) -> list[str]:
-    """Numbers with the ten decimals that fit into a decimal string; -0 as 0."""
+    """Return numbers with the ten decimals that fit into a decimal string; -0 as 0."""
     return [f"{round(float(value), 10) + 0.0:.10g}" for value in values]

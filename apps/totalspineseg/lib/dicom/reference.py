@@ -1,8 +1,8 @@
-"""What a segmentation says about the images it was made from.
+"""Reference the source images of a segmentation.
 
-highdicom wants complete single-frame images, or one multi-frame image. Series are neither always: required tags are
-missing, or frames are spread over several multi-frame objects. So it gets one complete stand-in a slice, and what it
-wrote about the stand-ins is replaced by references to the originals.
+highdicom requires complete single-frame images, or one multi-frame image. Series are not always either: required tags
+are missing, or frames are spread over several multi-frame objects. Therefore it gets one complete substitute header for
+each slice, and the references to the substitutes are then replaced by references to the originals.
 """
 
 import re
@@ -21,32 +21,32 @@ from lib.errors import ImageError
 _MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _TEXT: Final = ("PatientID", "AccessionNumber", "StudyID")
 _NAMES: Final = ("PatientName", "ReferringPhysicianName")
-"""Set at the end: highdicom repeats names of one component in a warning, and names are not for logs."""
+"""Set at the end, because highdicom logs names of one component in a warning, and names must not be logged."""
 _DATE: Final = re.compile(r"\d{8}")
 _TIME: Final = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 _SEXES: Final = ("M", "F", "O")
 
 
 def reference_images(stack: Stack, *, size: tuple[int, ...]) -> list[Dataset]:
-    """One complete single-frame header a slice, in the order of the stack.
+    """Return one complete single-frame header for each slice, in the order of the stack.
 
     Args:
-        stack: Of the source series. Not modified.
-        size: Rows and columns the stand-ins say they have.
+        stack: Stack of the source series. Not modified.
+        size: Rows and columns that the headers state.
 
     Returns:
-        Headers with the patient and study of the series; what it does not say is empty, and a frame of reference
-        it does not name is made from its series UID.
+        Headers with the patient and study of the series; missing values are empty, and a missing frame of reference is
+        made from its series UID.
 
     Raises:
-        ImageError: No study, series or instance UID, without which nothing can refer to it.
+        ImageError: There is no study, series or instance UID, without which nothing can refer to it.
     """
     header = stack.header
     study, series = str(header.get("StudyInstanceUID") or ""), str(header.get("SeriesInstanceUID") or "")
     if not study or not series or not all(frame.sop_instance and frame.sop_class for frame in stack.frames):
         raise ImageError(
-            "DICOM images with study, series and instance UIDs are required to write DICOM SEG, got some without; "
-            "export the series again"
+            "Some DICOM images have no study, series or instance UID, so no DICOM SEG can refer to them. "
+            "Export the series again."
         )
     images = [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
     for image in images:
@@ -84,12 +84,12 @@ def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
 
 
 def _frame_of_reference(header: Dataset) -> str:
-    """The frame of reference of a series; where it names none, one made from its series UID."""
+    """Return the frame of reference of a series; where it names none, one made from its series UID."""
     return str(header.get("FrameOfReferenceUID") or "") or uid_from("frame", str(header.get("SeriesInstanceUID") or ""))
 
 
 def _ds(value: float) -> str:
-    """A number in the 16 characters of a DICOM decimal string."""
+    """Return a number in the 16 characters of a DICOM decimal string."""
     for digits in range(16, 3, -1):
         text = f"{value:.{digits}g}"
         if len(text) <= 16:
@@ -98,12 +98,12 @@ def _ds(value: float) -> str:
 
 
 def point_to_originals(seg: Any, images: Sequence[Dataset], stack: Stack) -> None:
-    """Replace references to the stand-ins by references to the series' own objects, frames and people.
+    """Replace references to the substitutes by references to the series' own objects, frames and people.
 
     Args:
         seg: The new segmentation. Modified.
-        images: What ``reference_images`` gave.
-        stack: Of the source series.
+        images: Headers from ``reference_images``.
+        stack: Stack of the source series.
     """
     frames = {str(image.SOPInstanceUID): frame for image, frame in zip(images, stack.frames, strict=True)}
     for groups in seg.PerFrameFunctionalGroupsSequence:

@@ -1,4 +1,4 @@
-"""A DICOM SEG object, opened: what it refers to, its segments, and its frames one by one."""
+"""Open a DICOM SEG object: its references, its segments, and its frames one by one."""
 
 import hashlib
 import zlib
@@ -33,27 +33,27 @@ _NO_DICOM: Final = (
     AttributeError,
     zlib.error,
 )
-"""What reading another file, or a damaged one, raises."""
-_SHOWN: Final = 3
-"""Values a message lists."""
+"""Errors of reading a damaged file or one that is not DICOM."""
+_LISTED_VALUES: Final = 3
+"""Maximum number of values in a message."""
 
 
 @dataclass(frozen=True)
 class SegReference:
-    """What a SEG object is and what it belongs to.
+    """Description and references of a SEG object.
 
     Attributes:
         instance: Its own UID.
-        series: Series it is in.
-        study: Study it is in.
+        series: UID of its series.
+        study: UID of its study.
         frame_of_reference: "" when it names none.
         referenced_series: Image series it was drawn on; empty when it names none.
         referenced_instances: Image objects it was drawn on; empty when it names none.
-        created: When it was made, UTC, as YYYYMMDDHHMMSS.ffffff, for sorting; "" when it does not say.
-        manufacturer: Whose program wrote it; "" when it names none.
+        created: When it was made, UTC, as YYYYMMDDHHMMSS.ffffff, for sorting; "" when not stated.
+        manufacturer: Maker of the program that wrote it; "" when not stated.
         labels: Segment labels in the order of the file.
         algorithms: Algorithm names of the segments, without repetition.
-        made: How the segments were made, without repetition: AUTOMATIC, SEMIAUTOMATIC, MANUAL.
+        made: Algorithm types of the segments, without repetition: AUTOMATIC, SEMIAUTOMATIC, MANUAL.
     """
 
     instance: str
@@ -70,7 +70,7 @@ class SegReference:
 
 
 def is_seg(source: SegSource) -> bool:
-    """Whether this is a DICOM SEG object; False for anything that is not DICOM."""
+    """Return whether this is a DICOM SEG object; False for anything that is not DICOM."""
     try:
         return sop_class(_open(source, pixels=False)) in SEG_CLASSES
     except LabelError:
@@ -78,7 +78,7 @@ def is_seg(source: SegSource) -> bool:
 
 
 def seg_content(source: SegSource) -> str:
-    """Hash of what a SEG object holds, whoever wrote the file and however its elements are encoded.
+    """Return a hash of a SEG object's content, whoever wrote the file and however its elements are encoded.
 
     Raises:
         LabelError: Not a DICOM SEG object.
@@ -92,7 +92,7 @@ def seg_content(source: SegSource) -> str:
 
 
 def seg_reference(source: SegSource) -> SegReference:
-    """What a SEG object belongs to, without reading its pixels.
+    """Return the description and references of a SEG object, without reading its pixels.
 
     Raises:
         LabelError: Not a DICOM SEG object.
@@ -126,27 +126,27 @@ def open_seg(source: SegSource, *, pixels: bool = True) -> Dataset:
     seg = _open(source, pixels=pixels)
     if sop_class(seg) not in SEG_CLASSES:
         raise LabelError(
-            f"a DICOM segmentation (SEG) is required, got an object of modality {_text(seg, 'Modality')!r}; "
-            "export the segmentation as DICOM SEG"
+            f"The object is not a DICOM segmentation (its modality is {_text(seg, 'Modality')!r}). Export the "
+            "segmentation as DICOM SEG."
         )
     return seg
 
 
 def frames_of_seg(seg: Dataset) -> Iterator[tuple[int, LabelArray]]:
-    """The frames of a SEG object.
+    """Yield the frames of a SEG object.
 
     Args:
-        seg: Opened with pixels. Not modified.
+        seg: Object opened with pixels. Not modified.
 
     Yields:
         Index from 0, and (row, column) uint8: 0 or 1, or segment numbers in a label map SEG.
 
     Raises:
-        LabelError: Pixels that cannot be read, or probabilities instead of masks.
+        LabelError: The pixels cannot be read, or are probabilities instead of masks.
     """
     count, rows, columns = int(seg.get("NumberOfFrames") or 0), int(seg.get("Rows") or 0), int(seg.get("Columns") or 0)
     if not count or not rows or not columns or "PixelData" not in seg:
-        raise LabelError("a DICOM SEG with voxels is required, got one without frames; draw a segment and export again")
+        raise LabelError("The DICOM SEG has no frames. Draw a segment and export again.")
     syntax = str(getattr(seg.file_meta, "TransferSyntaxUID", "")) if hasattr(seg, "file_meta") else ""
     if int(seg.BitsAllocated) == 1 and (not syntax or syntax in _UNCOMPRESSED):
         yield from _bits(seg, count, rows, columns)
@@ -155,19 +155,18 @@ def frames_of_seg(seg: Dataset) -> Iterator[tuple[int, LabelArray]]:
         pixels = np.asarray(seg.pixel_array).reshape(count, rows, columns)
     except (RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise LabelError(
-            "readable segmentation pixels are required, got an encoding that is not understood; "
-            "export the segmentation without compression"
+            "The encoding of the segmentation's pixels is not supported. Export the segmentation without compression."
         ) from error
     yield from enumerate(_masks(seg, pixels))
 
 
 def _bits(seg: Dataset, count: int, rows: int, columns: int) -> Iterator[tuple[int, LabelArray]]:
-    """One bit a pixel, the frames one after the other without padding."""
+    """Yield frames of one bit per pixel, stored one after the other without padding."""
     content = np.frombuffer(seg.PixelData, dtype=np.uint8)
     size = rows * columns
     if content.size * 8 < count * size:
         raise LabelError(
-            f"pixels for {count} frames are required, got {content.size * 8 // size}; export again, the file is cut"
+            f"The file is truncated: it has pixels for {content.size * 8 // size} of {count} frames. Export it again."
         )
     for index in range(count):
         first = index * size
@@ -176,22 +175,23 @@ def _bits(seg: Dataset, count: int, rows: int, columns: int) -> Iterator[tuple[i
 
 
 def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Masks from pixels of a byte and more."""
+    """Return masks from pixels of at least one byte."""
     if is_label_map(seg):
         return pixels
     full = int(seg.get("MaximumFractionalValue") or 1)
     values = [int(value) for value in np.unique(pixels) if value]
-    # A mask in a byte a pixel: full marks it, or, as dcmjs writes compressed masks, 1 whatever full is.
+    # In a mask of one byte per pixel, "full" marks the structure, or 1 in compressed masks of dcmjs.
     if values and values not in ([1], [full]):
         raise LabelError(
-            f"a binary segmentation is required, got fractions ({values[:_SHOWN]} of {full}); export masks"
+            f"The segmentation has fractions ({values[:_LISTED_VALUES]} of {full}) instead of masks. Export it as "
+            "binary segments."
         )
     masks: LabelArray = (pixels != 0).astype(np.uint8)
     return masks
 
 
 def is_label_map(seg: Dataset) -> bool:
-    """Whether the pixels are segment numbers rather than masks."""
+    """Return whether the pixels are segment numbers rather than masks."""
     return _text(seg, "SegmentationType") == "LABELMAP" or sop_class(seg) == SEG_CLASSES[1]
 
 
@@ -205,7 +205,7 @@ def _open(source: SegSource, *, pixels: bool) -> Dataset:
     except ImageError as error:
         raise LabelError(str(error)) from error
     except _NO_DICOM as error:
-        raise LabelError("a DICOM segmentation (SEG) is required, got something else; export it again") from error
+        raise LabelError("The file is not a DICOM segmentation (SEG). Export the segmentation again.") from error
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

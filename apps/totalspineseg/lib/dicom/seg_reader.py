@@ -1,4 +1,4 @@
-"""DICOM SEG to named layers on the grid of an image, by segment label, never by number."""
+"""Read DICOM SEG as named layers on the grid of an image, by segment label, never by number."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -16,7 +16,7 @@ from lib.geometry import SAME_VOXEL, Affine, Grid, LabelArray
 from lib.segments import MAX_SEGMENTS, Segment, Submission
 
 Indices = npt.NDArray[np.intp]
-_WRONG_GRID: Final = "export the segmentation of this series"
+_WRONG_GRID: Final = "Export the segmentation of this series."
 
 
 def read_seg(
@@ -28,27 +28,27 @@ def read_seg(
 ) -> Submission:
     """Read a DICOM SEG as a submission on the grid of its image.
 
-    Segments are known by their labels alone; what the labels mean is for ``corrections.names`` to say.
+    Segments are known by their labels only; ``corrections.names`` decides what the labels mean.
 
     Args:
-        seg: SEG file, its content or the object; of this project, OHIF (dcmjs), dcmqi or 3D Slicer. Not modified.
+        seg: SEG file, its content or the object; from this project, OHIF (dcmjs), dcmqi or 3D Slicer. Not modified.
         image: Grid of the image that was annotated.
-        sources: Its series. Wanted where the SEG places its frames by reference only, and to check that both lie in
-            one frame of reference.
+        sources: Series of the image. Needed where the SEG places its frames by reference only, and to check that both
+            have one frame of reference.
         frame_of_reference: UID to check against instead; None or "" does not check.
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
-        A segment without voxels is listed all the same.
+        A segment without voxels is listed, too.
 
     Raises:
-        LabelError: Not a SEG, pixels that are no masks, or segments that cannot be told apart.
-        GridError: Another frame of reference, or frames that are no planes of ``image``'s voxels.
+        LabelError: The file is not a SEG, its pixels are not masks, or its segments cannot be distinguished.
+        GridError: The frame of reference differs, or the frames are not planes of ``image``'s voxels.
         ImageError: ``sources`` is not a series.
     """
     opened = open_seg(seg)
     headers = read_headers(sources) if sources is not None else ()
-    # A series that names no frame of reference cannot be checked: every writer makes one up for it.
+    # A series without a frame of reference cannot be checked: every writer makes one up for it.
     expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else frame_of_reference or ""
     _require_frame_of_reference(opened, expected)
     segments = _segments(opened)
@@ -61,9 +61,7 @@ def read_seg(
             continue
         for number, mask in _masks(opened, pixels, numbers[index]):
             if number not in found:
-                raise LabelError(
-                    f"a label for every segment is required, got frames of segment {number} without one; export again"
-                )
+                raise LabelError(f"Frames of segment {number} have no segment label. Export the segmentation again.")
             found[number].append(_voxels(mask, frames[index], to_voxels, image))
     return _submission(segments, found, image)
 
@@ -72,30 +70,30 @@ def _require_frame_of_reference(seg: Dataset, expected: str) -> None:
     own = str(seg.get("FrameOfReferenceUID") or "")
     if expected and own and own != expected:
         raise GridError(
-            "a segmentation in the frame of reference of its series is required, got one of another examination or "
-            f"position (frame of reference {own!r}); {_WRONG_GRID}"
+            "The segmentation belongs to another examination or position of the patient (its frame of reference is "
+            f"{own!r}). {_WRONG_GRID}"
         )
 
 
 def _segments(seg: Dataset) -> dict[int, str]:
-    """Number -> label, in the order of the file; the background of a label map is none."""
+    """Return number -> label, in the order of the file, without the background of a label map."""
     segments: dict[int, str] = {}
     for item in seg.get("SegmentSequence") or []:
         number = int(item.get("SegmentNumber") or 0)
         if number == 0 and is_label_map(seg):
             continue
         if number in segments:
-            raise LabelError(f"one segment a number is required, got two with number {number}; export again")
+            raise LabelError(f"Two segments have the number {number}. Export the segmentation again.")
         segments[number] = str(item.get("SegmentLabel") or "").strip()
     if not segments:
-        raise LabelError("a DICOM SEG with named segments is required, got one without any; export it again")
+        raise LabelError("The DICOM SEG has no named segments. Export it again.")
     if len(segments) > MAX_SEGMENTS:
-        raise LabelError(f"at most {MAX_SEGMENTS} segments are required, got {len(segments)}; submit the spine only")
+        raise LabelError(f"Too many segments: {len(segments)} (limit {MAX_SEGMENTS}). Submit only the spine.")
     return segments
 
 
 def _numbers_of_frames(seg: Dataset) -> list[int]:
-    """The segment number of each frame, 0 where it does not say."""
+    """Return the segment number of each frame, 0 where none is stated."""
     shared = list(seg.get("SharedFunctionalGroupsSequence") or [])[:1]
     numbers = []
     for own in seg.get("PerFrameFunctionalGroupsSequence") or []:
@@ -103,12 +101,12 @@ def _numbers_of_frames(seg: Dataset) -> list[int]:
         numbers.append(int(items[0].get("ReferencedSegmentNumber") or 0) if items else 0)
     count = int(seg.get("NumberOfFrames") or 0)
     if len(numbers) != count:
-        raise LabelError(f"a description of each of the {count} frames is required, got {len(numbers)}; export again")
+        raise LabelError(f"Only {len(numbers)} of {count} frames are described. Export the segmentation again.")
     return numbers
 
 
 def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
-    """Where the frames of a SEG lie: as it says, else where the images lie that it refers to."""
+    """Return the frames of a SEG at the positions it states, else at those of the images it refers to."""
     try:
         return frames_of(seg)
     except ImageError as error:
@@ -116,14 +114,13 @@ def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
         places = [known.get(_source(own)) for own in seg.PerFrameFunctionalGroupsSequence]
         if missing := sum(place is None for place in places):
             raise GridError(
-                "a DICOM SEG that says where its frames lie is required, got "
-                f"{missing} of {len(places)} frames without a place; {_WRONG_GRID}"
+                f"{missing} of {len(places)} frames of the DICOM SEG have no position. {_WRONG_GRID}"
             ) from error
         return [place for place in places if place is not None]
 
 
 def _source(groups: Dataset) -> tuple[str, int | None]:
-    """The image object, and frame of it, that a frame of a SEG was drawn on."""
+    """Return the image object, and its frame, that a frame of a SEG was drawn on."""
     for derivation in groups.get("DerivationImageSequence") or []:
         for item in derivation.get("SourceImageSequence") or []:
             number: Any = item.get("ReferencedFrameNumber")
@@ -138,7 +135,7 @@ def _masks(seg: Dataset, pixels: LabelArray, number: int) -> list[tuple[int, npt
 
 
 def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image: Grid) -> Indices:
-    """Flat indices into the image of the pixels that are set."""
+    """Return flat indices into the image for the pixels that are set."""
     placed = np.eye(4)
     placed[:3, 0] = np.array(frame.orientation[:3]) * frame.spacing[1]
     placed[:3, 1] = np.array(frame.orientation[3:]) * frame.spacing[0]
@@ -159,15 +156,13 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
     row, column = np.nonzero(mask)
     index = whole.astype(np.intp) @ np.array([column, row, np.ones_like(row)])
     if (index < 0).any() or (index >= np.array(image.shape)[:, np.newaxis]).any():
-        raise GridError(
-            f"a segmentation inside its series (shape {image.shape}) is required, got voxels outside; {_WRONG_GRID}"
-        )
+        raise GridError(f"The segmentation has voxels outside its series (shape {image.shape}). {_WRONG_GRID}")
     flat: Indices = np.ravel_multi_index(tuple(index), image.shape)
     return flat
 
 
 def _is_plane(whole: Affine) -> bool:
-    """Whether one pixel to the right and one down are each one voxel along an own axis."""
+    """Return whether one pixel to the right and one down are each one voxel along an axis of their own."""
     steps = np.abs(whole[:, :2])
     return bool((steps.sum(axis=0) == 1).all() and (steps.sum(axis=1) <= 1).all())
 

@@ -1,4 +1,4 @@
-"""Label maps as DICOM SEG: every structure a segment that carries its name, code and color."""
+"""Write label maps as DICOM SEG: each structure becomes a segment with its name, code and color."""
 
 import re
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8
 MAX_LO: Final = 64
-"""Characters a DICOM long string may have."""
+"""Maximum characters of a DICOM long string."""
 
 
 def write_seg(
@@ -45,29 +45,30 @@ def write_seg(
     when: datetime | None = None,
     corrected_by: str | None = None,
 ) -> Dataset:
-    """A label map as a DICOM SEG object of the study it was made in.
+    """Return a label map as a DICOM SEG object of the study it was made in.
 
     Args:
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.
         sources: The series: folder, files, or headers.
         model: Name of the model that made the labels.
-        version: Its version; those of several weights are divided by ", ".
-        names: Code -> segment label; for step-1 maps "vertebrae" stands in the sacrum's place.
+        version: Its version; those of several weights are separated by ", ".
+        names: Code -> segment label; step-1 maps have "vertebrae" in the sacrum's place.
         description: Series description.
         series_number: Series number.
         when: Date and time of the content; None is now.
-        corrected_by: The reader who changed the model's labels ("" if unknown): the segments then say that they
-            are semi-automatic, and the object who made its content. None for what a model made alone.
+        corrected_by: Reader who changed the model's labels ("" if unknown): the segments are then marked as
+            semi-automatic, and the object names its creator. None for a model's own result.
 
     Returns:
-        The object, in a new series, binary, one segment a structure that is present, numbered from 1 in the order
-        of the label table. What the series does not say about patient and study stays empty.
+        The object, in a new series, binary, one segment for each structure that is present, numbered from 1 in the
+        order
+        of the label table. Data about patient and study that the series lacks stay empty.
 
     Raises:
         EmptySegmentationError: No voxel is marked; a SEG object needs a segment.
-        GridError: The labels lie on another grid than the series.
+        GridError: The labels have another grid than the series.
         ImageError: The series is not one stack of slices.
-        ValueError: A value that is no code of ``names``.
+        ValueError: A value is not a code of ``names``.
     """
     stack = stack_of(read_headers(sources))
     codes = _present(labels.data, names)
@@ -105,7 +106,7 @@ def write_seg(
 
 
 def seg_bytes(dataset: Dataset) -> bytes:
-    """A DICOM object as the content of a file."""
+    """Return a DICOM object as the content of a file."""
     buffer = BytesIO()
     pydicom.dcmwrite(buffer, dataset, write_like_original=False)
     return buffer.getvalue()
@@ -115,16 +116,15 @@ def _present(labels: LabelArray, names: Mapping[int, str]) -> tuple[int, ...]:
     codes = tuple(int(code) for code in np.unique(labels) if code != BACKGROUND)
     if not codes:
         raise EmptySegmentationError(
-            "a label map with at least one marked voxel is required to write DICOM SEG, got an empty one; "
-            "check that the series shows the spine"
+            "The label map is empty, so no DICOM SEG can be written. Check that the series shows the spine."
         )
     if unknown := [code for code in codes if code not in names or code not in BY_CODE]:
-        raise ValueError(f"codes of the label table are required, got {unknown!r}; write the map as it was made")
+        raise ValueError(f"expected codes of the label table, got {unknown!r}")
     return codes
 
 
 def _segments_of_planes(planes: LabelArray, codes: tuple[int, ...]) -> LabelArray:
-    """Which segments each plane shows: (plane, 1, segment), the segment's number or 0.
+    """Return the segments in each plane: (plane, 1, segment), the segment's number or 0.
 
     highdicom describes the frames of these small pictures just as it would those of the planes, without holding
     every frame in memory at once; the pixels are filled in afterwards.
@@ -137,7 +137,7 @@ def _segments_of_planes(planes: LabelArray, codes: tuple[int, ...]) -> LabelArra
 
 
 def _fill(seg: Any, planes: LabelArray, codes: tuple[int, ...], instances: list[str]) -> None:
-    """Give a segmentation the pixels of the frames it describes, one bit each, frame after frame."""
+    """Fill a segmentation with the pixels of the frames it describes, one bit each, frame after frame."""
     place = {instance: number for number, instance in enumerate(instances)}
     frames = [
         (
@@ -180,7 +180,7 @@ def _descriptions(
             algorithm_type=kinds.SEMIAUTOMATIC if corrected else kinds.AUTOMATIC,
             algorithm_identification=algorithm,
             tracking_id=name,
-            # The same for the same structure in every segmentation of a study.
+            # Use the same UID for the same structure in every segmentation of a study.
             tracking_uid=uid_from("segment", study, name),
         )
         item.RecommendedDisplayCIELabValue = dicom_cielab_of(BY_CODE[code].color)
@@ -193,7 +193,7 @@ def _coded(term: Term) -> Code:
 
 
 def _person(name: str) -> str:
-    """A user's name as a DICOM person name: one family name, without the signs that divide such names."""
+    """Return a user's name as a DICOM person name: one family name, without the signs that separate such names."""
     return re.sub(r"[\^=\\\x00-\x1f]+", " ", name).strip()[:MAX_LO]
 
 

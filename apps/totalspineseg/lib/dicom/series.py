@@ -1,4 +1,4 @@
-"""The voxels of a DICOM series."""
+"""Read the voxels of a DICOM series."""
 
 import tempfile
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def read_series(path: Path) -> Image:
         scales them, scaled; with a warning where slices seem to be missing.
 
     Raises:
-        ImageError: Not one stack of slices, or pixels that cannot be read.
-        StorageError: There is no room to unpack a file.
+        ImageError: The series is not one stack of slices, or its pixels cannot be read.
+        StorageError: The disk is too full to unpack a file.
     """
     stack = stack_of(read_headers(path))
     return Image(_pixels(stack), stack.affine, stack.warnings)
@@ -63,23 +63,23 @@ def _pixels(stack: Stack) -> AnyArray:
 
 
 def _read_object(path: Path, unscaled: bool) -> AnyArray:
-    """Read the pixels of one object, (frame, row, column); ``unscaled`` for those stored, whatever its header says."""
+    """Read the pixels of one object, (frame, row, column); ``unscaled`` returns stored values, whatever its header
+    says.
+    """
     try:
         with _for_decoder(path, unscaled) as file:
             image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
-        raise ImageError(
-            f"a readable DICOM image is required, got {path.name!r}, whose pixels cannot be read; export it again"
-        ) from error
+        raise ImageError(f"The pixels of the DICOM file {path.name!r} cannot be read. Export it again.") from error
     data: AnyArray = sitk.GetArrayFromImage(image)
     return data if data.ndim == 3 else data[np.newaxis]
 
 
 @contextmanager
 def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
-    """Yield a file from which the decoder reads what is meant.
+    """Yield a file that the decoder reads correctly.
 
-    The decoder knows no deflated files, and scales all frames of an object like its first one.
+    The decoder does not support deflated files, and scales all frames of an object like its first one.
     """
     deflated = is_deflated(path)
     if not deflated and not unscaled:

@@ -1,4 +1,4 @@
-"""From slices to one stack: parallel, evenly spaced, in order, and where its voxels lie."""
+"""Arrange slices as one stack: parallel, evenly spaced and in order, with the position of its voxels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from lib.errors import ImageError
 from lib.geometry import Affine, Grid
 
 SLICE_TOLERANCE_MM: Final = 0.1
-"""Gaps between slices of one series may differ by this much (headers are rounded to 0.01-0.1 mm)."""
+"""Maximum difference of gaps between slices of one series (headers are rounded to 0.01-0.1 mm)."""
 DIRECTION_TOLERANCE: Final = 1e-3
-"""Direction cosines of parallel slices may differ by this much (0.06 degrees; headers are rounded)."""
+"""Maximum difference of direction cosines of parallel slices (0.06 degrees; headers are rounded)."""
 SPACING_TOLERANCE_MM: Final = 1e-3
-"""Pixel spacings of one series may differ by this much: below it, 500 pixels move by less than one."""
+"""Maximum difference of pixel spacings in one series: below it, 500 pixels move by less than one."""
 SAME_PLACE_MM: Final = 0.01
-"""Slices closer than this lie at the same place: the precision of headers."""
+"""Distance below which slices are at the same position: the precision of headers."""
 MISSING_RATIO: Final = 1.5
-"""Slices this many times as far apart as their header says are not all there; where each second one is left, twice."""
+"""Ratio of measured to stated slice distance from which slices are missing; if every second one is missing, it is 2."""
 WHOLE_SLICE: Final = 0.9
-"""Slices that lie closer than this share of their thickness overlap, or their header says something else."""
+"""Share of the thickness below which a stated slice distance is not plausible: the slices would overlap."""
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PLANES: Final = ("sagittal", "coronal", "axial")
 """Name of the plane whose normal is nearest to patient x, y, z."""
@@ -37,7 +37,7 @@ class Stack:
     """The slices of one series in order.
 
     Attributes:
-        frames: Along the normal of the first slice (row direction x column direction), ascending.
+        frames: Frames along the normal of the first slice (row direction x column direction), ascending.
         affine: Voxel (column, row, slice) -> RAS mm.
         header: Header of the first object, for patient and study.
     """
@@ -48,42 +48,42 @@ class Stack:
 
     @property
     def grid(self) -> Grid:
-        """The grid on which ``read_series`` gives the pixels."""
+        """The grid of the pixels from ``read_series``."""
         first = self.frames[0]
         return Grid((first.columns, first.rows, len(self.frames)), self.affine)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Say whether slices seem to be missing although the others are evenly spaced.
+        """One warning if slices seem to be missing although the others are evenly spaced.
 
-        A header with a gap below the thickness is not followed: some scanners write the empty space between slices.
+        A header with a gap below the thickness is ignored: some scanners write the empty space between slices.
         """
         stated = self.frames[0].gap
         is_plausible = stated >= WHOLE_SLICE * self.frames[0].thickness and stated > 0
         if len(self.frames) < 2 or not is_plausible or self.spacing_mm < MISSING_RATIO * stated:
             return ()
         return (
-            f"The slices lie {self.spacing_mm:.1f} mm apart, but their header says {stated:.1f} mm: some are missing. "
-            "Send the whole series.",
+            f"The slices are {self.spacing_mm:.1f} mm apart, but their header says {stated:.1f} mm: some are "
+            "missing. Send the whole series.",
         )
 
     @property
     def spacing_mm(self) -> float:
-        """Between slices; the thickness where there is only one."""
+        """The distance between slices; the thickness where there is only one."""
         return self.grid.spacing[2]
 
 
 def stack_of(headers: Sequence[Dataset]) -> Stack:
-    """The one stack of a series.
+    """Return the one stack of a series.
 
     Args:
-        headers: Of ``read_headers``, any order. Not modified.
+        headers: Headers from ``read_headers``, in any order. Not modified.
 
     Raises:
-        ImageError: Several orientations (a localizer), sizes or images at one place, a missing slice, slices without
-            a place, or screenshots; one sentence says which.
+        ImageError: The series has several orientations (a localizer), sizes or images at one position, a missing slice,
+            slices without a position, or screenshots; one sentence says which.
     """
-    # A file that is there twice counts once; objects that lost their UIDs are told apart by their place in the list.
+    # Count a repeated file once; objects that lost their UIDs are distinguished by their place in the list.
     frames = list(
         {(f.sop_instance or k, f.number): f for k, header in enumerate(headers) for f in frames_of(header)}.values()
     )
@@ -108,12 +108,12 @@ def _require_one_size(frames: list[Frame]) -> None:
     spacings = np.array([frame.spacing for frame in frames])
     if len(sizes) > 1:
         raise ImageError(
-            f"a DICOM series with slices of one size is required, got {_listed(sizes)}; send one stack a folder"
+            f"The slices of the DICOM series have several sizes: {_listed(sizes)}. Put each stack in its own folder."
         )
     if np.ptp(spacings, axis=0).max() > SPACING_TOLERANCE_MM:
         raise ImageError(
-            f"a DICOM series with one pixel spacing is required, got {spacings.min():g} to {spacings.max():g} mm; "
-            "send one stack a folder"
+            f"The slices of the DICOM series have several pixel spacings, {spacings.min():g} to "
+            f"{spacings.max():g} mm. Put each stack in its own folder."
         )
 
 
@@ -137,15 +137,15 @@ def _require_parallel(frames: list[Frame]) -> None:
     for direction, count in groups:
         planes[_PLANES[int(np.abs(np.cross(direction[:3], direction[3:])).argmax())]] += count
     listed = ", ".join(f"{count} {plane}" for plane, count in planes.most_common())
-    kind = "a three-plane localizer?" if len(planes) == len(_PLANES) else "two stacks in one series?"
+    kind = "perhaps a three-plane localizer" if len(planes) == len(_PLANES) else "perhaps two stacks in one series"
     raise ImageError(
-        f"a DICOM series with parallel slices is required, got {len(groups)} orientations ({listed}; {kind}); "
-        "send one stack"
+        f"The slices of the DICOM series are not parallel: {len(groups)} orientations ({listed}; {kind}). Send "
+        "one stack."
     )
 
 
 def _require_even(frames: list[Frame], normal: Vector) -> float:
-    """The mean gap between slices, after checking that all are there once."""
+    """Return the mean gap between slices, after checking that each is there once."""
     places = np.array([frame.position for frame in frames]) @ normal
     gaps = np.diff(places)
     if not len(gaps):
@@ -154,13 +154,13 @@ def _require_even(frames: list[Frame], normal: Vector) -> float:
     if repeated:
         distinct = len(frames) - repeated
         raise ImageError(
-            f"a DICOM series with one image at each place is required, got {len(frames)} images at {distinct} places "
-            "(copies, or several echoes or phases); send one stack"
+            f"The DICOM series has {len(frames)} images at {distinct} positions (copies, or several echoes or "
+            "phases). Send one image for each position."
         )
     if gaps.max() - gaps.min() > SLICE_TOLERANCE_MM:
         raise ImageError(
-            f"a DICOM series with evenly spaced slices is required, got gaps from {gaps.min():.2f} to "
-            f"{gaps.max():.2f} mm; a slice is missing or two stacks are mixed"
+            f"The slices of the DICOM series are not evenly spaced: gaps from {gaps.min():.2f} to "
+            f"{gaps.max():.2f} mm. A slice is missing or two stacks are mixed. Send one complete stack."
         )
     return float(gaps.mean())
 
@@ -171,6 +171,6 @@ def _require_straight(frames: list[Frame], origin: Vector, normal: Vector) -> No
     aside = np.linalg.norm(offsets - np.outer(along, normal), axis=1).max()
     if aside > SLICE_TOLERANCE_MM + DIRECTION_TOLERANCE * np.ptp(along):
         raise ImageError(
-            f"a DICOM series with slices straight above each other is required, got a shift of {aside:.2f} mm; "
-            "send a series that is not sheared or mixed"
+            f"The slices of the DICOM series are shifted sideways by {aside:.2f} mm (sheared, or two series "
+            "mixed). Send a series that is not sheared or mixed."
         )

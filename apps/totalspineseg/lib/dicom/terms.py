@@ -3,7 +3,7 @@
 Source: DICOM PS3.16, CID 7603 (vertebrae) and CID 7604 (intervertebral discs), which give every usual level its own
 concept; CID 7151 (spinal cord, sacrum, vertebra); CID 6115 (vertebral canal); CID 7150 (category). A thirteenth
 thoracic and a sixth lumbar vertebra, and discs next to them, have no concept of their own there: they get the general
-one, and only the segment's label tells the level.
+one, and only the segment's label states the level.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,7 +20,7 @@ class Term:
 
     Attributes:
         code: Concept identifier.
-        meaning: As DICOM words it.
+        meaning: Meaning in DICOM's words.
     """
 
     code: str
@@ -30,7 +30,7 @@ class Term:
 ANATOMICAL_STRUCTURE: Final = Term("123037004", "Anatomical Structure")
 VERTEBRA: Final = Term("51282000", "Vertebra")
 DISC: Final = Term("360499006", "Intervertebral disc")
-"""Intervertebral disc structure; in no context group of DICOM, but what published SEG writers use for it."""
+"""Intervertebral disc structure; in no context group of DICOM, but published SEG writers use it."""
 
 _VERTEBRAE: Final = {
     "C1": "14806007",
@@ -96,17 +96,16 @@ _TERMS: Final[Mapping[str, Term]] = MappingProxyType(
 _EXTRA_VERTEBRAE: Final = ("T13", "L6")
 _EXTRA_DISCS: Final = ("T12-T13", "L5-L6")
 _ABOVE: Final = {"L5-S": ("L5", "L6"), "T12-L1": ("T12", "T13")}
-"""Disc whose label stays when the vertebra above it is another: that vertebra as usual, and the extra one."""
+"""Discs that have the same label under an extra vertebra: the usual vertebra above, and the extra one."""
 
 
 def term_of(name: str, present: Collection[str] = ()) -> Term:
-    """The concept of a structure.
+    """Return the concept of a structure.
 
     Args:
         name: Name of the label table, or "vertebrae".
-        present: Names of all structures of the same label map; when they show a thirteenth thoracic or a sixth
-            lumbar vertebra, or that T12 or L5 is not there between its neighbors, the disc below it is coded
-            without a level.
+        present: Names of all structures of the same label map. If they include a thirteenth thoracic or a sixth lumbar
+            vertebra, or lack T12 or L5 between its neighbors, the disc below it is coded without a level.
 
     Raises:
         KeyError: Another name.

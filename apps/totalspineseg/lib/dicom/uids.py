@@ -1,10 +1,10 @@
-"""UIDs made from names, so that the same thing gets the same UID again."""
+"""Make UIDs from names, so that the same thing gets the same UID again."""
 
 import hashlib
 import uuid
 
 
 def uid_from(*parts: str) -> str:
-    """A DICOM UID under 2.25, the root for UUIDs, that depends on ``parts`` alone."""
+    """Return a DICOM UID under 2.25, the root for UUIDs, that depends only on ``parts``."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"

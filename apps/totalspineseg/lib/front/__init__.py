@@ -1,1 +1,1 @@
-"""The server's front: what stands before MONAI Label's own application, and why nothing of it is edited."""
+"""The server's front: it handles requests before MONAI Label's own application, which is never edited."""

@@ -1,4 +1,4 @@
-"""Taking the files of a series out of a .zip that may be hostile: bounded in size and number, all in one folder."""
+"""Unpack the files of a series from a .zip that may be hostile: limited in size and number, all into one folder."""
 
 import shutil
 import stat
@@ -18,13 +18,13 @@ from lib.front.uploads import plain_name
 from lib.infers.http import NO_ROOM, UNUSABLE
 
 MAX_ENTRIES: Final = 10_000
-"""A whole spine of thin slices is 500 files."""
+"""Maximum number of entries. A whole spine of thin slices is 500 files."""
 MAX_READ_BYTES: Final = 512 * MAX_ENTRIES
-"""Of the archive at once. The list of entries comes in one piece, and an entry takes some 100 bytes of it."""
+"""Maximum bytes read at once. zipfile reads the list of entries in one piece, about 100 bytes for each entry."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Other ways to compress cannot be unpacked piece by piece: a small piece may fill the memory."""
+"""Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
-"""Types of entries; 0 is not stated."""
+"""Allowed types of entries; 0 means that none is stated."""
 UNREADABLE: Final = (
     zipfile.BadZipFile,
     zlib.error,
@@ -41,16 +41,16 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
     """Write the files of an archive into a folder, without the archive's own folders and hidden files.
 
     Args:
-        archive: The .zip; it can be sought in.
-        folder: Empty folder. What a refused archive may have left there is the caller's to remove.
-        max_bytes: How much all files may hold together.
+        archive: The .zip; it must be seekable.
+        folder: Empty folder. When an archive is refused, the caller removes what it left there.
+        max_bytes: Maximum size of all files together.
 
     Returns:
         The file, or the folder when there are several.
 
     Raises:
-        HTTPException: No readable .zip, or one with too much, too many or unsafe entries, or none; nearly always before
-            anything is written. Or the disk has no room.
+        HTTPException: The archive is not a readable .zip, holds too much, too many, unsafe or no entries (nearly always
+            found before anything is written), or the disk is full.
     """
     try:
         with zipfile.ZipFile(_Bounded(archive)) as content:
@@ -58,7 +58,7 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
             _check(entries, max_bytes)
             files = [entry for entry in entries if _is_wanted(entry)]
             if not files:
-                raise HTTPException(UNUSABLE, "a .zip with the files of one series is required, got none in it")
+                raise HTTPException(UNUSABLE, "The .zip contains no files. Send a .zip with the files of one series.")
             _require_room(sum(entry.file_size for entry in files), folder)
             for number, entry in enumerate(files):
                 name = plain_name(entry.filename) or "image"
@@ -75,7 +75,7 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
 
 
 class _Bounded:
-    """A file that is not read far at once: ``zipfile`` takes a list of entries into memory, however long it is."""
+    """A file that limits each read: ``zipfile`` loads a list of entries into memory, however long it is."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -91,19 +91,18 @@ class _Bounded:
 def _check(entries: Sequence[zipfile.ZipInfo], max_bytes: int) -> None:
     if len(entries) > MAX_ENTRIES:
         raise _too_many()
-    # zipfile reads no more of an entry than it states.
+    # zipfile never reads more of an entry than the entry states.
     if sum(entry.file_size for entry in entries) > max_bytes:
         raise HTTPException(
             TOO_LARGE,
-            f"a .zip that unpacks to at most {max_bytes / 2**20:g} MiB is required, got more; send fewer files, or "
-            "raise --max-upload-mb",
+            f"The .zip unpacks to more than {max_bytes / 2**20:g} MiB. Send fewer files, or raise --max-upload-mb.",
         )
     for entry in entries:
         if problem := _problem(entry):
             raise HTTPException(
                 UNUSABLE,
-                f"a .zip of plain files inside it is required, got {entry.filename[:80]!r} ({problem}); "
-                "pack the series anew",
+                f"The .zip holds an unsafe entry: {entry.filename[:80]!r} {problem}. Pack the files of the series "
+                "again.",
             )
 
 
@@ -114,12 +113,12 @@ def _problem(entry: zipfile.ZipInfo) -> str:
     if path.drive or path.root or ".." in path.parts:
         return "leaves its folder"
     if stat.S_IFMT(entry.external_attr >> 16) not in REGULAR:
-        return "a link or device"
-    return "" if entry.compress_type in KINDS else "neither stored nor deflated"
+        return "is a link or device"
+    return "" if entry.compress_type in KINDS else "is neither stored nor deflated"
 
 
 def _is_wanted(entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry is a file of the series, and no folder nor what a system keeps beside files."""
+    """Return whether an entry is a file of the series, not a folder or a hidden file of an operating system."""
     return not entry.is_dir() and not PureWindowsPath(entry.filename).name.startswith(".")
 
 
@@ -127,15 +126,15 @@ def _require_room(needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise HTTPException(
-            NO_ROOM, f"{needed >> 20} MiB of the server's disk are required, got {free >> 20} MiB; free space"
+            NO_ROOM,
+            f"The server's disk is full: the series needs {needed >> 20} MiB, {free >> 20} MiB are free. Free "
+            "space and try again.",
         )
 
 
 def _too_many() -> HTTPException:
-    return HTTPException(
-        TOO_LARGE, f"a .zip of at most {MAX_ENTRIES} entries is required, got more; send the files of one series"
-    )
+    return HTTPException(TOO_LARGE, f"The .zip has more than {MAX_ENTRIES} entries. Send the files of one series.")
 
 
 def _unreadable() -> HTTPException:
-    return HTTPException(UNUSABLE, "a readable .zip without a password is required, got another file; pack it anew")
+    return HTTPException(UNUSABLE, "This is not a readable .zip without a password. Pack the series again.")

@@ -1,6 +1,6 @@
-"""Token authentication that accepts a valid token; the host's own rejects every one for want of an algorithm.
+"""Check tokens of users; MONAI Label's own check rejects every token because it names no algorithm.
 
-Tokens are checked off the event loop, for the realm may have to be asked for its key, and may hang.
+Tokens are checked off the event loop, because the check may have to ask the realm for its key and may hang.
 """
 
 import logging
@@ -22,18 +22,18 @@ from lib.front.threads import in_a_thread
 logger = logging.getLogger(__name__)
 
 ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512")
-"""Asymmetric ones alone: with a symmetric one anybody could sign with the public key."""
+"""Accepted algorithms, all asymmetric: with a symmetric one anybody could sign with the public key."""
 REQUIRED_CLAIMS: Final = ("exp", "iss")
 ISSUER_VARIABLE: Final = "MONAI_LABEL_AUTH_ISSUER"
 """Environment variable with the issuer that tokens must name; the realm's address where it is not set."""
 AUDIENCE_VARIABLE: Final = "MONAI_LABEL_AUTH_AUDIENCE"
 """Environment variable with the audience that tokens must be for; MONAI Label's client id where it is not set."""
 RENEW_SECONDS: Final = 30.0
-"""The realm is asked for its key again no sooner: anybody can send tokens that do not fit."""
+"""Minimum time between two requests for the realm's key; anybody can send tokens that do not fit the key."""
 RETRY_SECONDS: Final = 5.0
-"""And no sooner than so while none is known."""
+"""Minimum time between two requests while no key is known."""
 ASKING_SECONDS: Final = 1.0
-"""How long a token that does not fit waits while another one has the realm asked: usually it answers at once."""
+"""Maximum time a token that does not fit waits while another request asks the realm, which usually answers at once."""
 
 
 def install(*apps: FastAPI) -> None:
@@ -44,10 +44,10 @@ def install(*apps: FastAPI) -> None:
 
 
 class RealmKey:
-    """The realm's public key, asked for again when a token does not fit it: realms change their keys.
+    """The realm's public key, fetched again when a token does not fit it, because realms change their keys.
 
     Args:
-        fetch: Asks the realm. Raises ``requests.RequestException`` when it is away or answers oddly.
+        fetch: Asks the realm. Raises ``requests.RequestException`` when it does not answer or answers wrongly.
         clock: Seconds, steadily rising.
     """
 
@@ -60,13 +60,13 @@ class RealmKey:
         self._failure: requests.RequestException | None = None
 
     def known(self) -> str:
-        """The key that was fetched last, in PEM form.
+        """Return the key that was fetched last, in PEM form.
 
         Raises:
-            requests.RequestException: None is known, and the realm does not show one.
+            requests.RequestException: No key is known, and the realm does not send one.
         """
         if self._known:
-            # Not after the lock: somebody else may be asking a realm that hangs.
+            # Do not wait for the lock: another request may be asking a realm that hangs.
             return self._known
         with self._lock:
             if not self._known:
@@ -77,15 +77,15 @@ class RealmKey:
             return self._known
 
     def instead_of(self, old: str) -> str:
-        """The key after the realm was asked again, unless it was lately; ``old`` stays in use while it is away."""
-        # Somebody else may be asking a realm that hangs: wrong tokens must not fill the server with waiting requests.
+        """Ask the realm for a newer key, unless it was asked lately; return ``old`` while it does not answer."""
+        # Another request may be asking a realm that hangs: wrong tokens must not fill the server with waiting requests.
         if not self._lock.acquire(timeout=ASKING_SECONDS):
             return self._known
         try:
             if self._known == old and not self._asked_within(RENEW_SECONDS):
                 self._ask()
                 if self._failure is not None:
-                    logger.warning("the realm's key could not be renewed: %s", type(self._failure).__name__)
+                    logger.warning("The realm's key could not be renewed: %s", type(self._failure).__name__)
         finally:
             self._lock.release()
         return self._known
@@ -102,10 +102,10 @@ class RealmKey:
 
 
 def fetch_key() -> str:
-    """The public key that the configured realm shows now, in PEM form.
+    """Return the public key that the configured realm publishes now, in PEM form.
 
     Raises:
-        requests.RequestException: It is away, or answers without a key.
+        requests.RequestException: The realm does not answer, or answers without a key.
     """
     answer = requests.get(settings.MONAI_LABEL_AUTH_REALM_URI, timeout=settings.MONAI_LABEL_AUTH_TIMEOUT)
     answer.raise_for_status()
@@ -113,13 +113,13 @@ def fetch_key() -> str:
     key = content.get("public_key") if isinstance(content, dict) else None
     if not isinstance(key, str):
         raise requests.exceptions.InvalidJSONError(
-            "a realm with a 'public_key' is required, got another answer; check MONAI_LABEL_AUTH_REALM_URI"
+            "The realm's answer has no 'public_key'. Check MONAI_LABEL_AUTH_REALM_URI."
         )
     return f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----"
 
 
 def user_of_token(token: str, key: RealmKey) -> host.User:
-    """The user a token stands for.
+    """Return the user of a token.
 
     Args:
         token: JSON Web Token, signed by the realm's key.
@@ -129,9 +129,9 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         The user with roles; the host's default user when authentication is off.
 
     Raises:
-        jwt.InvalidTokenError: Not signed by the realm, expired, without expiry, of another issuer, for another
-            audience, or without a user name.
-        requests.RequestException: The realm's key is not known, and the realm does not show it.
+        jwt.InvalidTokenError: The token is not signed by the realm, expired, without expiry, of another issuer, for
+            another audience, or without a user name.
+        requests.RequestException: The realm's key is not known, and the realm does not send it.
     """
     if not settings.MONAI_LABEL_AUTH_ENABLE:
         return host.DEFAULT_USER
@@ -142,10 +142,14 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         try:
             claims = _claims(token, key.instead_of(known))
         except jwt.InvalidKeyError as error:
-            raise jwt.InvalidTokenError("a token signed with the realm's kind of key is required") from error
+            raise jwt.InvalidTokenError(
+                "The token is not signed with the realm's kind of key. Sign in again."
+            ) from error
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
     if not isinstance(name, str) or not name:
-        raise jwt.InvalidTokenError("a token with a user name is required, got one without")
+        raise jwt.InvalidTokenError(
+            "The token has no user name. Sign in again, or check MONAI_LABEL_AUTH_TOKEN_USERNAME."
+        )
     return host.User(
         username=name,
         email=_text(claims, settings.MONAI_LABEL_AUTH_TOKEN_EMAIL),
@@ -159,15 +163,15 @@ def _claims(token: str, key: str) -> dict[str, Any]:
     claims: dict[str, Any] = jwt.decode(token, key, algorithms=list(ALGORITHMS), options=options)
     issuer = os.environ.get(ISSUER_VARIABLE) or settings.MONAI_LABEL_AUTH_REALM_URI
     if str(claims["iss"]).rstrip("/") != issuer.rstrip("/"):
-        raise jwt.InvalidIssuerError(f"The token is of issuer {claims['iss']!r}, not of {issuer!r}.")
+        raise jwt.InvalidIssuerError(f"The token was issued by {claims['iss']!r}, not by {issuer!r}. Sign in again.")
     audience = os.environ.get(AUDIENCE_VARIABLE) or settings.MONAI_LABEL_AUTH_CLIENT_ID
     if audience not in _audiences(claims):
-        raise jwt.InvalidAudienceError(f"The token is for {_audiences(claims)!r}, not for {audience!r}.")
+        raise jwt.InvalidAudienceError(f"The token is for {_audiences(claims)!r}, not for {audience!r}. Sign in again.")
     return claims
 
 
 def _audiences(claims: Mapping[str, Any]) -> list[Any]:
-    """Return whom a token is for: its audience, and the program it was issued to, as Keycloak's tokens name it."""
+    """Return for whom a token is valid: its audience, and the program it was issued to, as in Keycloak's tokens."""
     stated = claims.get("aud", [])
     return [*(stated if isinstance(stated, list) else [stated]), claims.get("azp")]
 
@@ -178,7 +182,7 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _roles(claims: Mapping[str, Any]) -> list[str]:
-    """Roles at the configured place, such as ``realm_access#roles``; none where the place is missing."""
+    """Return the roles at the configured place, such as ``realm_access#roles``; none where the place is missing."""
     value: Any = claims
     for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
         value = value.get(part) if isinstance(value, Mapping) else None

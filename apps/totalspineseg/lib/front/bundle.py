@@ -1,7 +1,7 @@
-"""Changes to OHIF's bundle while it is served; the installed package is never edited.
+"""Change OHIF's bundle while it is served; the installed package is never edited.
 
-Each change names the text it expects. Where that text is not found exactly once in the whole bundle, the bundle
-is another version: nothing of it is changed, and both the log and the page say so.
+Each change names the text it expects. If that text is not found exactly once in the whole bundle, the bundle is
+another version: then nothing is changed, and both the log and the page say so.
 """
 
 import logging
@@ -19,9 +19,9 @@ class Change:
     """One change of the bundle.
 
     Attributes:
-        purpose: What the viewer cannot do without it.
-        old: Text that stands exactly once in the bundle's scripts.
-        new: What is served in its place.
+        purpose: What the viewer cannot do without this change.
+        old: Text that is found exactly once in the bundle's scripts.
+        new: Text that is served in its place.
     """
 
     purpose: str
@@ -66,14 +66,14 @@ CHANGES: Final = (
         "  if (own) {\n    return own;\n  }\n",
     ),
     Change(
-        # Asked about the first frame, it answers with what was read last: that slice lies behind all others.
+        # OHIF answers a request for the first frame with the frame read last, which lies behind all others.
         "place the first frame of a multi-frame image",
         "return frameNumber && utils_combineFrameInstance(frameNumber, instance) || instance;",
         "return utils_combineFrameInstance(frameNumber, instance) || instance;",
     ),
     Change(
-        # Whatever a model gives takes the place of the segmentation that is shown, unsaved corrections included.
-        "leave out the review, which would replace the segmentation that is shown",
+        # A model's result replaces the segmentation on the screen, unsaved corrections included.
+        "leave out the review, which would replace the segmentation on the screen",
         "      const all_models = response.data.models;\n",
         "      const all_models = window.totalspineseg.offered(response.data);\n",
     ),
@@ -83,7 +83,7 @@ CHANGES: Final = (
         "}, this.state.info.data.name), window.totalspineseg.warning(react.createElement, this.state.info.data), ",
     ),
     Change(
-        "say why a model could not run",
+        "say why a model failed",
         "          message: 'Failed to Run Segmentation',\n",
         "          message: window.totalspineseg.reason(response) || 'Failed to Run Segmentation',\n",
     ),
@@ -95,9 +95,9 @@ class Bundle:
     """OHIF's bundle, read once.
 
     Attributes:
-        folder: Where it is installed.
-        changed: New content of the scripts that are changed, by file name.
-        missing: What the viewer cannot do because the bundle is not the one this server knows; empty when all is well.
+        folder: Folder where it is installed.
+        changed: New content of the changed scripts, by file name.
+        missing: What the viewer cannot do because the bundle is another version; empty when all is well.
     """
 
     folder: Path
@@ -106,14 +106,14 @@ class Bundle:
 
 
 def read_bundle(folder: Path, changes: tuple[Change, ...] = CHANGES) -> Bundle:
-    """Find the changes' places in an installed bundle.
+    """Apply the changes to an installed bundle.
 
     Args:
         folder: The bundle.
-        changes: What to change.
+        changes: Changes to apply.
 
     Returns:
-        The bundle; with ``missing`` and nothing changed where any text is not found exactly once.
+        The bundle. If any text is not found exactly once, ``missing`` names it and nothing is changed.
     """
     scripts = {path.name: path.read_bytes() for path in sorted(folder.glob("*.js"))}
     changed: dict[str, bytes] = {}
@@ -123,7 +123,8 @@ def read_bundle(folder: Path, changes: tuple[Change, ...] = CHANGES) -> Bundle:
         counts = {name: count for name, content in scripts.items() if (count := content.count(old))}
         if sum(counts.values()) != 1:
             logger.error(
-                "OHIF cannot %s: its bundle in %s is not the one this server changes (%d places found, 1 is required)",
+                "OHIF cannot %s: its bundle in %s is another version than this server changes (text found %d "
+                "times, expected once)",
                 change.purpose,
                 folder,
                 sum(counts.values()),

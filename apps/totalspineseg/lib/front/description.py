@@ -1,4 +1,4 @@
-"""``/openapi.json``: what this server takes, so that programs can be made from it, and tried with it."""
+"""``/openapi.json``: describe what this server accepts, so that client programs can be generated and tested."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
@@ -14,13 +14,13 @@ from lib.version import VERSION
 URL: Final = "/openapi.json"
 TITLE: Final = "TotalSpineSeg"
 ID: Final = {"minLength": 1, "maxLength": MAX_STEM_CHARACTERS, "pattern": r"^[^\u0000-\u001f\u007f]+$"}
-"""Any name that a person can read."""
+"""Rule for ids: any name that a person can read."""
 TEXTS: Final[Mapping[str, Mapping[str, Any]]] = {
     **dict.fromkeys(ID_PARAMETERS, ID),
     "tag": {"pattern": f"^{SAFE_TAG.pattern}$"},
     "session_id": {"pattern": f"^{SESSION_ID.pattern}$"},
 }
-"""Parameter -> what its text must be, as the guard sees to it; "" stands for none where it may be left out."""
+"""Rule for the text of each parameter, as the guard enforces it; "" means none where the parameter is optional."""
 JSON_FIELDS: Final = ("params", "info")
 """Fields of forms that hold a JSON object."""
 JSON_TEXT: Final = {"contentMediaType": "application/json", "contentSchema": {"type": "object"}}
@@ -32,7 +32,7 @@ LEFT_OUT: Final = {
 effect; those of all other paths under ""."""
 PACS: Final = ("/proxy/", "/submissions/{instance}")
 SCORING: Final = ("/scoring/",)
-"""Paths without anything behind them where there is no PACS, or no scoring method."""
+"""Paths that lead nowhere without a PACS, or without a scoring method."""
 METHODS: Final = ("get", "head", "put", "post", "delete")
 
 
@@ -40,8 +40,8 @@ def install(app: FastAPI, known: Callable[[], Known]) -> None:
     """Let an application describe its routes.
 
     Args:
-        app: Its routes are in place when it is first asked.
-        known: Asked per request what the running app offers.
+        app: Application whose routes are in place at the first request.
+        known: Called for each request; returns what the running app offers.
     """
 
     def openapi() -> dict[str, Any]:
@@ -51,10 +51,10 @@ def install(app: FastAPI, known: Callable[[], Known]) -> None:
 
 
 def described(document: Mapping[str, Any], known: Known) -> dict[str, Any]:
-    """Say of each parameter what is accepted.
+    """Describe which values each parameter accepts.
 
     Args:
-        document: What the framework knows of the routes. Not modified.
+        document: The framework's description of the routes. Not modified.
         known: What the running app offers.
 
     Returns:
@@ -91,7 +91,7 @@ def _parameter(entry: Mapping[str, Any], names: Collection[str]) -> dict[str, An
     if entry["in"] == "path" and names:
         schema["enum"] = sorted(names)
     elif rule := TEXTS.get(entry["name"]):
-        # A default of "" is none of the texts.
+        # A default of "" does not follow the rule.
         schema = (
             {**schema, **rule} if schema.pop("default", None) != "" else {"anyOf": [{**schema, **rule}, {"const": ""}]}
         )

@@ -1,4 +1,4 @@
-"""``GET /logs/gpu``: what the GPU's driver says, within a time limit: one that hangs would keep everybody waiting."""
+"""``GET /logs/gpu``: return what the GPU's driver reports, within a time limit, because a driver may hang."""
 
 import subprocess
 import threading
@@ -13,39 +13,41 @@ from lib.infers.http import NOT_FOUND
 
 PROGRAM: Final = "nvidia-smi"
 SECONDS: Final = 20.0
-"""A driver that has to wake up takes some."""
+"""Maximum time for the driver to answer; it may have to wake up."""
 
 
 def router() -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter()
 
     @routes.get("/logs/gpu")
     def gpu(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]) -> Response:
-        """The driver's table."""
+        """Return the driver's table."""
         return Response(driver_table(), media_type="text/plain")
 
     return routes
 
 
 def driver_table() -> bytes:
-    """What the driver's program prints.
+    """Return what the driver's program prints.
 
     Raises:
-        HTTPException: There is none, or it does not answer.
+        HTTPException: There is no driver, or it does not answer.
     """
     try:
         process = subprocess.Popen([PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except FileNotFoundError as error:
-        raise HTTPException(NOT_FOUND, f"an NVIDIA driver with {PROGRAM} is required, got a machine without") from error
+        raise HTTPException(
+            NOT_FOUND, f"This machine has no NVIDIA driver ({PROGRAM} was not found). Install it, or run on the CPU."
+        ) from error
     try:
         table: bytes = process.communicate(timeout=SECONDS)[0]
     except subprocess.TimeoutExpired as error:
         process.kill()
-        # Not waited for here: in the driver's hands it may not even be killed.
+        # Do not wait here: a process that hangs in the driver may not end even when killed.
         threading.Thread(target=process.communicate, name="driver-end", daemon=True).start()
         raise HTTPException(
             UPSTREAM,
-            f"an answer of {PROGRAM} within {SECONDS:g} s is required, got none; the driver may have to restart",
+            f"{PROGRAM} did not answer within {SECONDS:g} s. Restart the GPU's driver.",
         ) from error
     return table

@@ -1,4 +1,4 @@
-"""Every failure as a status and one sentence; the log, not the client, gets the trace."""
+"""Answer every failure with a status and one sentence; the trace goes to the log, not to the client."""
 
 import errno
 import logging
@@ -36,7 +36,7 @@ def install(app: FastAPI) -> None:
 
 def _answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
     if status == NO_ROOM:
-        # Its owner needs to know where.
+        # Keep the folder in the log: the server's owner needs it.
         logger.error("%s", sentence)
     return JSONResponse({"detail": without_folders(sentence)}, status, headers)
 
@@ -50,7 +50,7 @@ def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = " ".join(str(part) for part in first.get("loc", ()))
-    return _answer(UNUSABLE, f"{place}: {first.get('msg', 'not valid')}; correct the request")
+    return _answer(UNUSABLE, f"{place}: {first.get('msg', 'not valid')}. Correct the request.")
 
 
 def _http(_: Request, error: Exception) -> Response:
@@ -71,9 +71,9 @@ def _host(_: Request, error: Exception) -> Response:
 def _upstream(_: Request, error: Exception) -> Response:
     answer = getattr(error, "response", None)
     if answer is not None and answer.status_code in UNAUTHORIZED:
-        return _answer(answer.status_code, "a valid user name and password are required; check them")
-    logger.warning("a server behind this one did not answer: %s", type(error).__name__)
-    return _answer(UPSTREAM, "a server behind this one (identity or DICOMweb) did not answer; try again later")
+        return _answer(answer.status_code, "The user name or password was not accepted. Check them and sign in again.")
+    logger.warning("A server behind this one did not answer: %s", type(error).__name__)
+    return _answer(UPSTREAM, "A server behind this one (sign-in or PACS) did not answer. Try again later.")
 
 
 def _system(request: Request, error: Exception) -> Response:
@@ -82,10 +82,13 @@ def _system(request: Request, error: Exception) -> Response:
 
 
 def _no_room(error: OSError) -> Response:
-    logger.error("cannot write: %s", error)
-    return _answer(NO_ROOM, f"room on the server's disk is required, got {error.strerror!r}; free space and try again")
+    logger.error("Cannot write: %s", error)
+    return _answer(
+        NO_ROOM,
+        f"The server cannot write to its disk ({error.strerror}). Free space, or make it writable, and try again.",
+    )
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(OURS, "the server failed at this request, which is its own fault; its log says why")
+    return _answer(OURS, "Internal server error. Details are in the server's log.")

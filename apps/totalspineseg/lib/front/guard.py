@@ -1,4 +1,4 @@
-"""Turns away what no handler behind should ever see: unsafe names, closed routes, oversized bodies, foreign pages."""
+"""Refuse requests that no handler should see: unsafe names, closed routes, oversized bodies, foreign pages."""
 
 import re
 from collections.abc import Callable, Collection
@@ -19,21 +19,21 @@ from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
 from lib.infers.http import NOT_FOUND
 
 SESSION_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
-"""Sessions are UUIDs."""
+"""Allowed session ids; the server's own are UUIDs."""
 ID_PARAMETERS: Final = ("image", "label", "id")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the running app offers.
+    """Names of everything that the running app offers.
 
     Attributes:
         models: Names of its models.
         trainers: Names of its trainers.
         scorers: Names of its scoring methods.
         strategies: Names of the orders in which it offers images.
-        on_server: Whether the studies lie on a DICOMweb server.
+        on_server: Whether the studies are on a DICOMweb server.
     """
 
     models: Collection[str]
@@ -45,7 +45,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is turned away."""
+    """Status and reason of a refused request."""
 
     status: int
     detail: str
@@ -55,11 +55,11 @@ class Guard:
     """ASGI middleware around everything else.
 
     Args:
-        app: What it protects.
-        known: Asked per request what the running app offers.
+        app: Application to protect.
+        known: Called for each request; returns what the running app offers.
         origins: Web origins that may use the server besides its own pages.
         max_upload_bytes: Largest request body.
-        names: What the server may be called, besides its IP addresses.
+        names: Names of the server, besides its IP addresses.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Guard:
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on with a counted body; pages that come back may load things of this server alone."""
+        """Refuse the request, or pass it on with a counted body; returned pages may load only from this server."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -106,10 +106,12 @@ class Guard:
         return Refusal(TOO_LARGE, self._limit_text()) if length.isdecimal() and int(length) > self._limit else None
 
     def _limit_text(self) -> str:
-        return f"a request of at most {self._limit / 2**20:g} MiB is required; raise --max-upload-mb to send more"
+        return (
+            f"The request is larger than the limit of {self._limit / 2**20:g} MiB. Send less, or raise --max-upload-mb."
+        )
 
     def _counted(self, receive: Receive) -> Receive:
-        """The body without a declared length is measured while it comes."""
+        """Count a body as it arrives, because its length may not be declared."""
         seen = 0
 
         async def counted() -> Message:
@@ -124,17 +126,20 @@ class Guard:
 
 
 def unsafe_path(path: str) -> Refusal | None:
-    """A path that climbs or hides something."""
+    """Refuse a path that climbs out of its folder or hides something."""
     if ".." in path.split("/") or "\\" in path or any(ord(c) < 32 for c in path):
-        return Refusal(BAD_REQUEST, "a path without '..', backslashes or control characters is required; correct it")
+        return Refusal(BAD_REQUEST, "The path contains '..', a backslash or a control character. Correct it.")
     parts = [part for part in path.split("/") if part]
     if len(parts) == 2 and parts[0] == "session" and not SESSION_ID.fullmatch(parts[1]):
-        return Refusal(BAD_REQUEST, f"a session id as the server gave it is required, got {parts[1]!r}")
+        return Refusal(
+            BAD_REQUEST,
+            f"{parts[1]!r} is not a session id. Use the id that the server returned when the session was made.",
+        )
     return None
 
 
 def unsafe_parameter(name: str, value: str) -> Refusal | None:
-    """An id that nobody can read, or a tag or session that could leave its folder."""
+    """Refuse an id that nobody can read, or a tag or session that could leave its folder."""
     if not value:
         return None
     if name in ID_PARAMETERS and not is_usable_id(value):
@@ -142,12 +147,12 @@ def unsafe_parameter(name: str, value: str) -> Refusal | None:
     if name == "tag" and not is_safe_tag(value):
         return Refusal(BAD_REQUEST, f"'tag' must be a word of letters, digits, '-' and '_', got {value!r}")
     if name == "session_id" and not SESSION_ID.fullmatch(value):
-        return Refusal(BAD_REQUEST, f"'session_id' must be as the server gave it, got {value!r}")
+        return Refusal(BAD_REQUEST, f"'session_id' must be the id that the server returned, got {value!r}")
     return None
 
 
 def foreign_host(host: str, names: Collection[str]) -> Refusal | None:
-    """A name that is not this server's."""
+    """Refuse a host name that is not this server's."""
     try:
         name = urlsplit(f"//{host}").hostname
     except ValueError:
@@ -156,33 +161,37 @@ def foreign_host(host: str, names: Collection[str]) -> Refusal | None:
         return None
     return Refusal(
         BAD_REQUEST,
-        f"a name of this server's machine or its IP address is required, got {host!r}; use one of these, or start the "
-        "server with --name and the name it shall have",
+        f"{host!r} is not a name of this server. Use its machine's name or IP address. The person who "
+        "runs the server can add names with --name.",
     )
 
 
 def foreign_page(method: str, headers: Headers, origins: Collection[str]) -> Refusal | None:
-    """A web page of another origin that tries to change something; programs send no Origin."""
+    """Refuse a web page of another origin that tries to change something; programs send no Origin."""
     origin = headers.get("origin")
     if origin is None or method in SAFE_METHODS or origin in origins:
         return None
     if urlsplit(origin).netloc == headers.get("host"):
         return None
-    return Refusal(FORBIDDEN, f"a page of this server or an allowed origin is required, got {origin!r}")
+    return Refusal(
+        FORBIDDEN,
+        f"Pages of {origin!r} may not change anything on this server. Use its own pages, or add the origin "
+        "to MONAI_LABEL_CORS_ORIGINS.",
+    )
 
 
 def closed_route(method: str, path: str, query: dict[str, str], known: Callable[[], Known]) -> Refusal | None:
-    """A route of the host that is closed, or that would fail without a word."""
+    """Refuse a route of the host that is closed, or that would fail without an error."""
     room = path.split("/")[1]
     rest = path.removeprefix(f"/{room}").strip("/")
     if room == "reload":
-        return Refusal(FORBIDDEN, "the app is not reloaded over the network; restart the server")
+        return Refusal(FORBIDDEN, "The app cannot be reloaded over the network. Restart the server.")
     if room == "model" and method not in SAFE_METHODS:
-        return Refusal(FORBIDDEN, "models are not changed over the network; use the 'totalspineseg weights' command")
+        return Refusal(FORBIDDEN, "Models cannot be changed over the network. Use the command 'totalspineseg weights'.")
     if path.startswith(("/infer/wsi/", "/infer/wsi_v2/")):
-        return Refusal(NOT_FOUND, "this server segments volumes, not slides; use /infer/{model}")
+        return Refusal(NOT_FOUND, "This server segments volumes, not slides. Use /infer/{model}.")
     if room == "proxy" and not known().on_server:
-        return Refusal(NOT_FOUND, "there is no DICOMweb server behind this one; the studies lie in a folder")
+        return Refusal(NOT_FOUND, "There is no PACS behind this server; its studies are in a folder.")
     if method != "POST":
         return None
     if room in ("batch", "scoring") and query.get("run_sync", "").lower() in ("true", "1", "yes", "on", "t", "y"):
@@ -200,4 +209,4 @@ def _unknown(kind: str, name: str, names: Collection[str]) -> Refusal | None:
     if name in names:
         return None
     listed = ", ".join(sorted(names)) or "none on this server"
-    return Refusal(NOT_FOUND, f"a {kind} that exists ({listed}) is required, got {name!r}")
+    return Refusal(NOT_FOUND, f"There is no {kind} {name!r}. Choose one of: {listed}.")

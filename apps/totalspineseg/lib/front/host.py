@@ -1,4 +1,4 @@
-"""MONAI Label's application, made ready to stand behind the front."""
+"""Prepare MONAI Label's application to run behind the front."""
 
 import logging
 from collections.abc import Collection
@@ -23,7 +23,7 @@ BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
 
 
 def host_application() -> FastAPI:
-    """The host's application without its open CORS, with our answers to failures."""
+    """Return the host's application without its open CORS, with our answers to failures."""
     from monailabel import app as module
 
     app: FastAPI = module.app
@@ -34,7 +34,7 @@ def host_application() -> FastAPI:
 
 
 def known() -> Known:
-    """What the running app offers."""
+    """Return what the running app offers."""
     app = app_instance()
     return Known(
         models=tuple(app._infers),
@@ -46,16 +46,16 @@ def known() -> Known:
 
 
 def warm_up() -> None:
-    """Load the networks and read labels that wait, while the server already answers."""
+    """Load the networks and read waiting labels while the server already answers."""
     app = app_instance()
     Thread(target=app.warm_up, name="warm-up", daemon=True).start()
     Thread(target=partial(app.interpret_waiting, again=False), name="waiting-labels", daemon=True).start()
 
 
 def stop_background_tasks() -> None:
-    """End the processes the host started for batch inference, training or scoring; it would leave them behind.
+    """End the processes the host started for batch inference, training or scoring, which would outlive the server.
 
-    Those that wait for their turn are not started: the next would follow the one that is ended, and the server go on.
+    Queued tasks are canceled first: otherwise the next one would start when the running one ends.
     """
     for method in BACKGROUND_METHODS:
         if executor := background_executors.pop(method, None):
@@ -65,11 +65,11 @@ def stop_background_tasks() -> None:
 
 
 async def finish_submissions(seconds: float) -> None:
-    """Wait for submissions that have come whole, at most so long; who sent one gets no answer any more."""
+    """Wait at most ``seconds`` for submissions that have fully arrived; their senders get no answer anymore."""
     if not await app_instance().submissions.finish(seconds):
-        logger.error("a submission was not finished within %g s of the server's end; submit it again", seconds)
+        logger.error("A submission was not finished within %g s of the server's end. Submit it again.", seconds)
 
 
 def allowed_origins() -> Collection[str]:
-    """Web origins that may use the server, from the host's own setting; none by default."""
+    """Return the web origins that may use the server, from the host's own setting; none by default."""
     return tuple(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())

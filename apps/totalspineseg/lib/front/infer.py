@@ -1,6 +1,6 @@
-"""``POST /infer/{model}`` off the event loop: one inference at a time, and everybody else is served meanwhile.
+"""``POST /infer/{model}`` off the event loop: one inference at a time, while all other requests are served.
 
-The waiting line has an end, for each place may hold an upload; and whoever went away is not computed for.
+The queue is limited, because each place may hold an upload. A request whose client has gone is not computed.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ from lib.infers.trusted import TrustedPath
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
-"""Request fields only the server sets; the host lets parameters override even the path of the image."""
+"""Request fields that only the server sets; the host lets parameters override even the path of the image."""
 
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
-"""Half an hour of work on a CPU: nobody waits for more."""
+"""Maximum length of the queue: half an hour of work on a CPU, and nobody waits longer."""
 
 
 def router(executor: Executor) -> APIRouter:
-    """The route.
+    """Return the route.
 
     Args:
-        executor: One worker thread; its queue is the waiting line.
+        executor: One worker thread; its queue holds the waiting requests.
     """
     routes = APIRouter()
     line: set[int] = set()
@@ -60,9 +60,7 @@ def router(executor: Executor) -> APIRouter:
         if settings.MONAI_LABEL_AUTH_ENABLE and saves_label(request) and role not in user.roles:
             raise HTTPException(FORBIDDEN, f"Only the role {role!r} may save labels. Run the model without save_label.")
         if len(line) >= MAX_WAITING:
-            raise HTTPException(
-                BUSY, f"fewer than {MAX_WAITING} waiting requests are required, got {len(line)}; try again later"
-            )
+            raise HTTPException(BUSY, f"The server is busy ({len(line)} requests waiting). Try again later.")
 
         def work() -> Response:
             if _is_gone(call, loop):
@@ -87,10 +85,10 @@ def router(executor: Executor) -> APIRouter:
 
 
 def _is_gone(call: Request, loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the client has hung up, asked from a worker thread; not known while the server ends."""
+    """Ask from a worker thread whether the client has hung up; return False while the server ends."""
 
     async def ask() -> bool:
-        # Twice, for the first answer may be a body that nobody has read.
+        # Ask twice: the first answer may be a body that nobody has read.
         return await call.is_disconnected() or await call.is_disconnected()
 
     try:
@@ -107,22 +105,24 @@ def _request(model: str, params: dict[str, Any], user: User) -> dict[str, Any]:
 
 
 def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -> str:
-    """What to segment: the file sent along, a session's image, or an image of the studies."""
+    """Return what to segment: the file sent along, a session's image, or an image of the studies."""
     if file is not None:
         return TrustedPath(save_image(file, folder))
     if session_id:
         sessions = app_instance().sessions()
         session = sessions.get_session(session_id) if sessions is not None else None
         if session is None:
-            raise HTTPException(NOT_FOUND, f"a session that has not expired is required, got {session_id!r}; start one")
+            raise HTTPException(
+                NOT_FOUND, f"There is no session {session_id!r}. It may have expired; start another one."
+            )
         return TrustedPath(session.image)
     if not image:
-        raise HTTPException(UNUSABLE, "an image id, a session or a file is required, got none; name what to segment")
+        raise HTTPException(UNUSABLE, "The request names no image. Give an image id, a session or a file.")
     return image
 
 
 def _segmentation(image: str, result: dict[str, Any]) -> Response:
-    """The result as DICOM SEG of the series it was made from."""
+    """Return the result as a DICOM SEG of its series."""
     file = Path(result["file"])
     try:
         series = "" if isinstance(image, TrustedPath) else image
@@ -133,9 +133,9 @@ def _segmentation(image: str, result: dict[str, Any]) -> Response:
 
 
 def _response(result: dict[str, Any], output: Output | None) -> Response:
-    """The reply in the form the client asked for; the result's temporary file is gone afterwards.
+    """Return the reply in the form the client asked for, and remove the result's temporary file.
 
-    A label map that travels alone has the published ids. One that travels with its names has the values that these say.
+    A label map that is sent alone has the published ids. One that is sent with its names has the values they state.
     """
     file, report = Path(result["file"]), without_listed(result["params"])
     try:

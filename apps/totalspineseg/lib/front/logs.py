@@ -1,4 +1,4 @@
-"""``GET /logs/``: the end of the log as plain text; the host's page runs scripts of other servers."""
+"""``GET /logs/``: return the end of the log as plain text; the host's page runs scripts of other servers."""
 
 from collections import deque
 from pathlib import Path
@@ -13,11 +13,11 @@ from lib.infers.http import NOT_FOUND
 
 LINES: Final = 300
 MAX_LINES: Final = 10_000
-"""Some megabytes: the whole log of a year is for whoever has the file."""
+"""Maximum number of lines, a few megabytes; a whole year's log is better read from its file."""
 
 
 def router() -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter()
 
     @routes.get("/logs/")
@@ -26,10 +26,10 @@ def router() -> APIRouter:
         lines: Annotated[int, Query(ge=1, le=MAX_LINES)] = LINES,
         refresh: Annotated[int, Query(ge=0)] = 0,
     ) -> Response:
-        """The last ``lines``; a browser asks again after ``refresh`` seconds, unless 0."""
+        """Return the last ``lines`` of the log; a browser asks again after ``refresh`` seconds, unless 0."""
         file = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
         if not file.is_file():
-            raise HTTPException(NOT_FOUND, "a log file is required, got a server that writes none; see its output")
+            raise HTTPException(NOT_FOUND, "This server writes no log file. Look at its terminal output.")
         with file.open(encoding="utf-8", errors="replace") as content:
             end = "".join(deque(content, lines))
         headers = {"refresh": str(refresh)} if refresh else {}

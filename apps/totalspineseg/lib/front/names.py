@@ -1,4 +1,4 @@
-"""What this server may be called: a web page whose own name was pointed here would pass for one of its pages."""
+"""Names of this server: a web page whose own name points to this machine would otherwise pass for one of its pages."""
 
 import socket
 from collections.abc import Collection
@@ -6,22 +6,22 @@ from ipaddress import ip_address
 from typing import Final
 
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
-"""Addresses that this machine alone can reach."""
+"""Addresses that only this machine can reach."""
 
 
 def own_names(host: str, more: Collection[str] = ()) -> frozenset[str]:
-    """Names that readers call the server by.
+    """Return the names by which readers call the server.
 
     Args:
-        host: Address it listens on. Whoever opens it to a network calls it by the machine's name.
-        more: Others that its owner knows, such as that of a proxy before it.
+        host: Address it listens on. Clients on a network call it by the machine's name.
+        more: Other names that its owner knows, such as that of a proxy before it.
     """
     network = () if host in LOOPBACK else (host, socket.gethostname(), socket.getfqdn())
     return frozenset(name.lower() for name in (*LOOPBACK, *network, *more) if name)
 
 
 def is_own(name: str | None, names: Collection[str]) -> bool:
-    """Whether a request that calls the server so is meant for it; nobody can point an IP address elsewhere."""
+    """Return whether a host name is this server's; an IP address always is, because nobody can point it elsewhere."""
     if name is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""``/ohif/``: the viewer that comes with MONAI Label, changed while it is served so that it can submit."""
+"""``/ohif/``: serve the viewer that comes with MONAI Label, changed so that it can submit."""
 
 import hashlib
 import html
@@ -30,15 +30,17 @@ COLORS_MARK: Final = "/*COLORS*/{}"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
 REVALIDATED: Final = {"cache-control": "no-cache"}
-"""The bundle's names carry a hash of what was built, not of what is served: the browser must ask each time."""
+"""The hash in the bundle's file names is that of the original file, not of the served one: the browser must ask each
+time.
+"""
 UNKNOWN_VIEWER: Final = (
-    "This viewer cannot {missing}: it is another version than this server was made for. Look at images only; "
-    "install the pinned requirements."
+    "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
+    "and install the pinned requirements."
 )
 
 
 def router() -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     routes = APIRouter()
     bundle = read_bundle(OHIF_FOLDER)
     pages = {"index.html": _index(bundle), SCRIPT: _script(), **bundle.changed}
@@ -49,7 +51,7 @@ def router() -> APIRouter:
     async def viewer(
         path: str, request: Request, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
     ) -> Response:
-        """A file of the viewer; its own addresses, which are no files, get its page."""
+        """Return a file of the viewer; addresses of the viewer that are not files get its page."""
         name = path if Path(path).suffix else "index.html"
         if name in pages:
             if request.headers.get("if-none-match") == tags[name]:
@@ -64,17 +66,17 @@ def router() -> APIRouter:
     def submission(
         instance: str, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
     ) -> Response:
-        """What became of a segmentation that was stored in the PACS."""
+        """Return what happened to a segmentation that was stored in the PACS."""
         outcome = app_instance().outcomes.of(instance)
         if outcome is None:
-            raise HTTPException(NOT_FOUND, "a segmentation that came through this server is required; store it again")
+            raise HTTPException(NOT_FOUND, "No segmentation of this id came through this server. Store it again.")
         return Response(without_folders(json.dumps(outcome.as_json())), media_type="application/json")
 
     return routes
 
 
 def _index(bundle: Bundle) -> bytes:
-    """The page, with our script, and with a warning where the bundle is another one."""
+    """Return the page with our script, and with a warning where the bundle is another version."""
     page = (bundle.folder / "index.html").read_text(encoding="utf-8")
     warning = ""
     if bundle.missing or page.count(HEAD_END) != 1 or page.count(BODY) != 1:
@@ -91,12 +93,12 @@ def _index(bundle: Bundle) -> bytes:
 
 @cache
 def _script() -> bytes:
-    """Our script with the colors of the structures, by name in small letters."""
+    """Return our script with the colors of the structures, by name in lower case."""
     text = (PAGES / SCRIPT).read_text(encoding="utf-8")
     return text.replace(COLORS_MARK, json.dumps(colors())).encode()
 
 
 def colors() -> dict[str, tuple[int, int, int]]:
-    """sRGB colors by name in small letters, as the label table has them."""
+    """Return sRGB colors by name in lower case, from the label table."""
     table = {structure.name.lower(): structure.color for structure in STRUCTURES}
     return {**table, VERTEBRAE_NAME: BY_CODE[SACRUM].color}

@@ -1,4 +1,4 @@
-"""Folders of this machine, which are left out of what clients are told: where something lies tells who is treated."""
+"""Leave folders of this machine out of what clients read: a path may name a patient."""
 
 import re
 import sys
@@ -12,15 +12,15 @@ OWN: Final = Path(__file__).resolve().parents[2]
 
 
 def without_folders(text: str) -> str:
-    """A text with paths from the studies, the app or the programs on, not from the root of the disk.
+    """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
 
     Args:
-        text: Such as a sentence on /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
+        text: For example a sentence about /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
     """
     conf = settings.MONAI_LABEL_APP_CONF or {}
     named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
     others = (str(OWN), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
-    # The longest first: one may lie in another.
+    # Replace the longest first: one folder may lie in another.
     roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
     pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
     return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)

@@ -1,4 +1,4 @@
-"""What a page of this server may load: things of this server alone."""
+"""Limit what a page of this server may load: only files of this server."""
 
 from typing import Final
 
@@ -7,12 +7,12 @@ from starlette.types import Message, Send
 
 HEADER: Final = "content-security-policy"
 POLICY: Final = {HEADER: "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
-"""Nobody else learns that, or where, a study is read, and nobody's script can read it."""
+"""Content security policy: no other server learns that or where a study is read, and no foreign script can read it."""
 HTML: Final = "text/html"
 
 
 def with_policy(send: Send) -> Send:
-    """Let every page have the policy, whoever of those behind answers with it."""
+    """Add the policy to every page, whichever application answers with it."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,7 +1,7 @@
 """``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
 
-The host's own drops the query string and the Accept header, so that searches find everything and frames come in a
-form the viewer did not ask for.
+The host's own proxy drops the query string and the Accept header, so that searches find everything and frames arrive
+in another form than the viewer asked for.
 """
 
 import logging
@@ -26,30 +26,32 @@ logger = logging.getLogger(__name__)
 PREFIX: Final = "/proxy/dicom"
 CHUNK_BYTES: Final = 1 << 18
 PASSED_ON: Final = ("accept", "accept-language", "content-type")
-"""Of the browser's headers the PACS gets these alone: cookies and tokens are meant for this server."""
+"""The browser's headers that the PACS receives; cookies and tokens are for this server only."""
 PASSED_BACK: Final = ("content-type", "warning")
 PRIVATE: Final = {"cache-control": "no-store"}
-"""Patients' data stay out of the browser's cache, and a list is never older than the PACS."""
+"""Keep patients' data out of the browser's cache, and lists as new as the PACS."""
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
 ENCODED_STARS: Final = ("%2A", "%2a")
-"""Some servers take an encoded wildcard for a letter; both spellings mean the same."""
+"""Encodings of ``*``. Some servers take an encoded wildcard for a letter; both spellings mean the same."""
 Result = TypeVar("Result")
 ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 class Pacs:
-    """Calls to the PACS over one session, made on first use."""
+    """Calls to the PACS over one session, which is made on first use."""
 
     def __init__(self) -> None:
         self._session: requests.Session | None = None
         self._places = CapacityLimiter(PARALLEL_CALLS)
 
     async def beside(self, work: Callable[[], Result]) -> Result:
-        """Run what waits for the PACS in one of its own threads: a viewer's twenty calls that hang take no others'."""
+        """Run a call to the PACS in its own group of threads, so that a viewer's twenty hanging calls block no other
+        request.
+        """
         return await to_thread.run_sync(work, limiter=self._places)
 
     async def pieces(self, answer: "Answer") -> AsyncIterator[bytes]:
-        """A long answer as it comes."""
+        """Yield a long answer piece by piece as it arrives."""
         with answer.response:
             content = answer.response.iter_content(CHUNK_BYTES)
             while piece := await self.beside(lambda: next(content, b"")):
@@ -63,9 +65,9 @@ class Pacs:
         Args:
             method: "GET" or "POST".
             url: Address of the resource, without the query.
-            query: As the browser sent it.
-            headers: To pass on.
-            body: What to send.
+            query: Query as the browser sent it.
+            headers: Headers to pass on.
+            body: Body to send.
         """
         for encoded in ENCODED_STARS:
             query = query.replace(encoded, "*")
@@ -77,13 +79,13 @@ class Pacs:
             headers=dict(headers),
             data=None if body is None else body.stream(),
             stream=True,
-            # Another host is none of the configured one's business to name.
+            # Do not follow redirects to other hosts.
             allow_redirects=False,
         )
         return Answer(response)
 
     def holds(self, where: Address, instance: str) -> bool:
-        """Whether the PACS has an instance; answers to a store request come in too many forms to read it there."""
+        """Return whether the PACS has an instance; the answers to store requests come in too many forms."""
         if not is_uid(instance):
             return False
         query = f"SOPInstanceUID={instance}&limit=1"
@@ -92,7 +94,7 @@ class Pacs:
 
 
 class Answer:
-    """What the PACS said."""
+    """An answer of the PACS."""
 
     def __init__(self, response: requests.Response) -> None:
         self.response = response
@@ -101,7 +103,7 @@ class Answer:
         if 300 <= self.status < 400 and self.status != NOT_MODIFIED:
             response.close()
             raise HTTPException(
-                UPSTREAM, "an answer of the PACS itself is required, got a redirection; check its address"
+                UPSTREAM, "The PACS answered with a redirect, which is not followed. Check the address of --studies."
             )
 
     @property
@@ -110,14 +112,14 @@ class Answer:
         return self.headers.get("content-type", "").split(";")[0].strip().lower() in JSON_TYPES
 
     def content(self) -> bytes:
-        """The whole answer."""
+        """Return the whole answer."""
         with self.response:
             content: bytes = self.response.content
         return content
 
 
 def router() -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     routes = APIRouter()
     pacs = Pacs()
 
@@ -157,7 +159,9 @@ def router() -> APIRouter:
         parts = path.strip("/").split("/")
         if parts[0] != "studies" or len(parts) > 2:
             raise HTTPException(
-                READ_ONLY, "instances are stored at 'studies'; other resources cannot be changed", {"allow": "GET"}
+                READ_ONLY,
+                "Instances are stored at 'studies'. Other resources of the PACS cannot be changed through this server.",
+                {"allow": "GET"},
             )
         url = configured_address().url("stow", path)
         async with received_body(request) as upload:
@@ -173,10 +177,12 @@ def router() -> APIRouter:
 
     @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS), include_in_schema=False)
     def others(path: str, request: Request) -> None:
-        """Closed: the host's own routes here pass any path on."""
+        """Refuse all other addresses: the host's own routes here pass any path on."""
         if path.split("/")[0] == "dicom" and request.method not in ("GET", "POST"):
-            raise HTTPException(READ_ONLY, "the PACS is read, and instances are stored; nothing else is passed on")
-        raise HTTPException(NOT_FOUND, f"an address below {PREFIX}/wado or {PREFIX}/qido is required; correct it")
+            raise HTTPException(READ_ONLY, "Only reading (GET) and storing (POST) are passed on to the PACS.")
+        raise HTTPException(
+            NOT_FOUND, f"There is nothing at this address. Use one below {PREFIX}/wado or {PREFIX}/qido."
+        )
 
     return routes
 
@@ -186,7 +192,7 @@ def _passed_on(request: Request) -> dict[str, str]:
 
 
 def _own_links(content: bytes, where: Address, request: Request) -> bytes:
-    """Let links to the PACS lead through this server: a browser may not reach the PACS itself."""
+    """Let links to the PACS lead through this server, because a browser may not reach the PACS itself."""
     here = str(request.base_url).rstrip("/")
     prefix = "/".join(filter(None, (where.base, where.wado)))
     return content.replace(f'"{prefix}/'.encode(), f'"{here}{PREFIX}/wado/'.encode())

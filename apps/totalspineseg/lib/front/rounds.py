@@ -13,7 +13,7 @@ PROGRESS: Final = "progress"
 
 
 def router() -> APIRouter:
-    """The routes; all but ``progress`` is the host's answer, which is 404 while nothing was started."""
+    """Return the routes; all but ``progress`` is the host's answer, which is 404 while nothing was started."""
     routes = APIRouter()
     reader = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 

@@ -1,4 +1,4 @@
-"""``POST /activelearning/{strategy}``: the next image, off the event loop; the log says nothing of patients."""
+"""``POST /activelearning/{strategy}``: return the next image, off the event loop; the log names no patients."""
 
 import logging
 import time
@@ -15,12 +15,12 @@ from lib.errors import StorageError
 logger = logging.getLogger(__name__)
 
 NOT_RECORDED: Final = (
-    "The server could not record that it offered this image (its log says why): others may get it, too."
+    "The server could not record that it offered you this image (its log says why). Somebody else may get it, too."
 )
 
 
 def router() -> APIRouter:
-    """The route."""
+    """Return the route."""
     routes = APIRouter()
 
     @routes.post("/activelearning/{strategy}")
@@ -29,7 +29,7 @@ def router() -> APIRouter:
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
         params: Annotated[dict[str, Any] | None, Body()] = None,
     ) -> dict[str, Any]:
-        """The image to annotate next; empty when all are done."""
+        """Return the image to annotate next; empty when all are done."""
         app, fields = app_instance(), dict(params or {})
         if settings.MONAI_LABEL_AUTH_ENABLE or not fields.get("client_id"):
             fields["client_id"] = user.username
@@ -41,9 +41,9 @@ def router() -> APIRouter:
         try:
             store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
         except StorageError as error:
-            logger.warning("what was offered is not recorded: %s", error)
+            logger.warning("An offered image is not recorded: %s", error)
             sample["warning"] = NOT_RECORDED
-        # The sample last: its label is sent for that id, whatever is known about the image.
+        # The sample comes last: its label is sent for that id, whatever is known about the image.
         return {**store.get_image_info(image), **sample}
 
     return routes

@@ -1,4 +1,4 @@
-"""Where the server listens, taken before anything is written, so that a wrong address or a taken port costs nothing."""
+"""Take the address and port before anything is written, so that a wrong address or a taken port costs nothing."""
 
 import errno
 import socket
@@ -9,16 +9,16 @@ from typing import Any, Final
 from lib.errors import AddressError
 
 PORTS: Final = range(1, 65536)
-"""Ports that a client can be given."""
+"""Ports that a client can use."""
 BACKLOG: Final = 2048
-"""Connections that may wait while the server starts; uvicorn's own number."""
+"""Maximum connections that wait while the server starts; uvicorn's own number."""
 MISSING: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""A name may stand for an IPv6 address on a machine without IPv6."""
+"""Errors to skip: a name may stand for an IPv6 address on a machine without IPv6."""
 
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
-    """Take the port on every address that a host name stands for; closed at the end.
+    """Take the port on every address that a host name stands for; close them at the end.
 
     Args:
         host: Name or IP address of this machine; "0.0.0.0" for all of its IPv4 addresses.
@@ -47,10 +47,10 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
 
 def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
     if not host:
-        # It would stand for all addresses, which nobody asked for.
+        # An empty name would stand for all addresses, which nobody asked for.
         raise _unknown(host)
     try:
-        # A set, for a name may be listed twice.
+        # Use a set, because a name may be listed twice.
         return sorted({(entry[0], entry[4]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     except (OSError, UnicodeError) as error:
         raise _unknown(host) from error
@@ -59,12 +59,12 @@ def _addresses(host: str, port: int) -> Sequence[tuple[int, Any]]:
 def _bound(family: int, address: Any) -> socket.socket:
     with ExitStack() as opened:
         entry = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        # Else the port of a server that was just stopped could not be taken for a minute.
+        # Without this the port of a server that was just stopped cannot be taken for a minute.
         entry.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             entry.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         entry.bind(address)
-        # At once: until then another program could take the port as well.
+        # Listen at once: until then another program could take the port as well.
         entry.listen(BACKLOG)
         opened.pop_all()
         return entry
@@ -72,8 +72,8 @@ def _bound(family: int, address: Any) -> socket.socket:
 
 def _unknown(host: str) -> AddressError:
     return AddressError(
-        f"{host!r} is not an address of this machine. With --host choose 127.0.0.1 for this machine alone, or 0.0.0.0 "
-        "for its network."
+        f"{host!r} is not an address of this machine. Choose --host 127.0.0.1 for this machine only, or --host "
+        "0.0.0.0 for its network."
     )
 
 

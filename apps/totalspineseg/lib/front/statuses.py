@@ -1,4 +1,4 @@
-"""HTTP statuses of the front, besides those that errors of the tasks have (``lib.infers.http``)."""
+"""HTTP statuses of the front, besides those for errors of the tasks (``lib.infers.http``)."""
 
 from typing import Final
 
@@ -11,6 +11,6 @@ SESSIONS_OFF: Final = 406
 CONFLICT: Final = 409
 TOO_LARGE: Final = 413
 BUSY: Final = 429
-"""What was asked for runs already; the host's own answer to a second training."""
+"""The requested work is already running; the host answers a second training the same way."""
 UPSTREAM: Final = 502
-"""A server behind this one did not answer, or not as it should."""
+"""A server behind this one did not answer, or answered wrongly."""

@@ -1,4 +1,4 @@
-"""What a viewer stores in the PACS passes here: segmentations among it are an annotator's submissions."""
+"""Read what a viewer stores in the PACS: segmentations among it are submissions of an annotator."""
 
 import logging
 import mmap
@@ -24,8 +24,9 @@ DICOM_TYPE: Final = "application/dicom"
 BOUNDARY: Final = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
-FAILED: Final = "Not counted: the server failed at this segmentation, which is its own fault; its log says why."
-"""Told unless something better is known in the end."""
+FAILED: Final = "Not counted: an internal server error happened with this segmentation. Details are in the "
+"server's log."
+"""Reason shown unless a better one is known in the end."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,21 @@ class Upload:
 
     Attributes:
         file: The body.
-        content_type: As declared.
+        content_type: Type as declared.
     """
 
     file: IO[bytes]
     content_type: str
 
     def stream(self) -> IO[bytes]:
-        """The body from its beginning."""
+        """Return the body from its beginning."""
         self.file.seek(0)
         return self.file
 
 
 @asynccontextmanager
 async def received_body(request: Request) -> AsyncIterator[Upload]:
-    """The body of a request, in a temporary file."""
+    """Receive the body of a request into a temporary file."""
     with tempfile.TemporaryFile(prefix="totalspineseg-stow-") as file:
         async for piece in request.stream():
             file.write(piece)
@@ -57,7 +58,7 @@ async def received_body(request: Request) -> AsyncIterator[Upload]:
 
 
 def instances(upload: Upload) -> Iterator[bytes]:
-    """The DICOM files of a STOW request, one after the other.
+    """Yield the DICOM files of a STOW request, one after the other.
 
     Args:
         upload: ``multipart/related`` or a single file; metadata in JSON or XML holds no file.
@@ -88,7 +89,7 @@ def _parts(body: mmap.mmap, mark: bytes) -> Iterator[bytes]:
 
 
 def _is_dicom(header: bytes) -> bool:
-    """Whether a part may be a DICOM file; a part without a type is taken for one, as servers do."""
+    """Return whether a part may be a DICOM file; a part without a type counts as one, as other servers do."""
     types = [line.split(b":", 1)[1] for line in header.lower().split(b"\r\n") if line.startswith(b"content-type:")]
     return not types or types[0].split(b";")[0].strip() == DICOM_TYPE.encode()
 
@@ -96,27 +97,28 @@ def _is_dicom(header: bytes) -> bool:
 def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str) -> None:
     """Count the segmentations of a stored request as submissions.
 
-    What cannot be used is kept with its reason; nothing here fails the request, for the PACS has the file already.
+    A segmentation that cannot be used is kept with its reason. Nothing here fails the request, because the PACS already
+    has the file.
 
     Args:
         upload: The request.
-        is_stored: Says whether the PACS holds an instance.
-        user: Who sent it.
+        is_stored: Returns whether the PACS holds an instance.
+        user: User who sent it.
     """
     for file in instances(upload):
         try:
             if not is_seg(file):
-                # A new series is offered at once.
+                # Offer a new series at once.
                 app_instance().datastore().changed()
                 continue
             reference = seg_reference(file)
             if is_stored(reference.instance):
                 _take(file, reference, user)
         except TotalSpineSegError as error:
-            logger.warning("a stored segmentation was not understood: %s", error)
+            logger.warning("A stored segmentation could not be read: %s", error)
         except Exception:
-            # The PACS has it: whatever fails here, the viewer must not be told otherwise.
-            logger.exception("a stored segmentation was not counted")
+            # The PACS has the file: whatever fails here, the viewer must not report a failed store.
+            logger.exception("A stored segmentation was not counted")
 
 
 def _take(file: bytes, reference: SegReference, user: str) -> None:

@@ -1,4 +1,4 @@
-"""Routes that write to the studies: images, labels, sessions. Off the event loop, and nothing is overwritten."""
+"""Routes that write to the studies: images, labels, sessions. They run off the event loop and overwrite nothing."""
 
 import logging
 import tempfile
@@ -35,30 +35,30 @@ from lib.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""What is unpacked with bounds; see ``lib.front.archives``."""
+"""Endings of archives to unpack with limits; see ``lib.front.archives``."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))
-"""What is known about images and labels that this server found out itself, and relies on."""
+"""Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is kept here and counts; the PACS gets it when it answers again and somebody "
-    "asks for the next sample."
+    "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "
+    "somebody asks for the next sample."
 )
 
 
 class SessionAnswer(BaseModel):
-    """What a client learns of a session it made."""
+    """Answer to a client that made a session."""
 
     session_id: str
     session_info: dict[str, Any]
 
 
 def router(max_unpacked_bytes: int) -> APIRouter:
-    """The routes.
+    """Return the routes.
 
     Args:
-        max_unpacked_bytes: How much an archive that is to be unpacked may hold.
+        max_unpacked_bytes: Maximum size of an unpacked archive.
     """
     routes = APIRouter()
     annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
@@ -76,24 +76,24 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         try:
             fields = read_params(params)
         except SettingError as error:
-            # The label is kept first, whatever came with it.
+            # Keep the label first, whatever is wrong with its parameters.
             fault = str(error)
         sender = _sender(user, fields, label)
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
-            kept = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
-        shown = app_instance().datastore().get_label_info(kept.image, kept.tag)
+            correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
+        label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
         return {
-            "message": message_of(kept),
-            "image": kept.image,
-            "label": kept.image,
-            "correction": kept.id,
-            "step": kept.step,
-            "findings": list(kept.findings),
-            "renumbered": kept.renumbered,
-            "overlap_voxels": kept.overlap_voxels,
-            "prediction": kept.prediction,
-            "warning": NOT_IN_PACS if shown.get(UNSENT) else "",
+            "message": message_of(correction),
+            "image": correction.image,
+            "label": correction.image,
+            "correction": correction.id,
+            "step": correction.step,
+            "findings": list(correction.findings),
+            "renumbered": correction.renumbered,
+            "overlap_voxels": correction.overlap_voxels,
+            "prediction": correction.prediction,
+            "warning": NOT_IN_PACS if label_info.get(UNSENT) else "",
         }
 
     @routes.delete("/datastore/label")
@@ -102,13 +102,13 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         tag: str,
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> dict[str, Any]:
-        """Take a label back: it is shown no more, neither trains nor judges, and stays in the history."""
+        """Withdraw a label: it is not shown, trained on or scored anymore, but stays in the history."""
         withdrawn = app_instance().withdraw_label(id, tag, user.username)
         return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
 
     @routes.get("/submissions/")
     def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
-        """Return what was submitted and is not used, with the reason, oldest first."""
+        """Return the submissions that are not used, with the reason, oldest first."""
         app = app_instance()
         parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
         unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
@@ -119,7 +119,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     def interpret_submissions(
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> list[dict[str, Any]]:
-        """Read what the server failed to read when it came, and return what still waits."""
+        """Read submissions again that the server failed to read, and return those that still wait."""
         waiting = app_instance().interpret_waiting(again=True)
         return [_unused(one.receipt, "waiting", one.reason) for one in waiting]
 
@@ -136,12 +136,14 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         sender = _sender(user, read_params(params), file)
         image_id = image or stem(Path(client_name(file)))
         if not is_usable_id(image_id):
-            raise SettingError(f"a short image id without control characters is required, got {image_id[:80]!r}")
+            raise SettingError(
+                f"The image id {image_id[:80]!r} is too long or has control characters. Give a short id without them."
+            )
         with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
             path = save_image(file, Path(folder))
             read_image(path)
             try:
-                info = {**_told(params), "user": user.username}
+                info = {**_client_fields(params), "user": user.username}
                 return {"image": app_instance().add_image(image_id, path, info, sender)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
@@ -152,8 +154,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
 
     @routes.put("/datastore/image/info")
     def put_image_info(image: str, user: Annotated[User, annotator], info: Annotated[str, Form()] = "{}") -> None:
-        """Add to what is known about an image."""
-        app_instance().datastore().update_image_info(image, {**_told(info), "user": user.username})
+        """Add to the information about an image."""
+        app_instance().datastore().update_image_info(image, {**_client_fields(info), "user": user.username})
 
     @routes.put("/datastore/label/info")
     @routes.put("/datastore/updatelabelinfo", include_in_schema=False)
@@ -164,8 +166,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         info: Annotated[str, Form()] = "{}",
         params: Annotated[str, Form()] = "{}",
     ) -> None:
-        """Add to what is known about a label."""
-        app_instance().datastore().update_label_info(label, tag, {**_told(params), **_told(info)})
+        """Add to the information about a label."""
+        app_instance().datastore().update_label_info(label, tag, {**_client_fields(params), **_client_fields(info)})
 
     @routes.put("/session/")
     def put_session(
@@ -177,8 +179,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Keep an image for a while, outside the studies."""
         sessions = _sessions()
         if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
-            raise HTTPException(UNUSABLE, "one .zip file is required to unpack; send the series as a .zip")
-        # The host moves what it is given, so the folder must outlive nothing but this call.
+            raise HTTPException(UNUSABLE, "'uncompress' needs exactly one .zip file. Send the series as one .zip.")
+        # The host moves the files it gets, so the folder need not outlive this call.
         with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
             series = Path(folder) / "series"
             series.mkdir()
@@ -196,7 +198,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         update_ts: bool = False,
         image: bool = False,
     ) -> dict[str, Any] | FileResponse:
-        """What is known about a session, or its image where that is one file."""
+        """Return the information about a session, or its image if that is one file."""
         session = _sessions().get_session(session_id, update_ts=update_ts)
         if session is None:
             raise HTTPException(
@@ -208,14 +210,17 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             return known
         if not file.is_file():
             raise HTTPException(
-                UNUSABLE, "This session holds a series of several files, which are not sent back. Ask without 'image'."
+                UNUSABLE,
+                "This session holds a series of several files, which cannot be sent back. Ask without 'image'.",
             )
         return FileResponse(file, filename=file.name)
 
     @routes.get("/datastore/dataset", include_in_schema=False)
     def get_dataset() -> None:
-        """Closed: the host leaves an archive of all studies in the temporary folder at every call."""
-        raise HTTPException(NOT_FOUND, "archives are not made by this server; copy the studies folder")
+        """Refuse: at every call the host would leave an archive of all studies in the temporary folder."""
+        raise HTTPException(
+            NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
+        )
 
     return routes
 
@@ -237,20 +242,20 @@ def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
     return Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(file))
 
 
-def _told(text: str) -> dict[str, Any]:
-    """What a client says about an image or a label, without what this server alone knows."""
+def _client_fields(text: str) -> dict[str, Any]:
+    """Return a client's fields about an image or a label, without those that only this server sets."""
     return {name: value for name, value in read_params(text).items() if name not in OWN}
 
 
 def _sessions() -> Sessions:
     sessions = app_instance().sessions()
     if sessions is None:
-        raise HTTPException(SESSIONS_OFF, "this server keeps no sessions; upload the image to the studies instead")
+        raise HTTPException(SESSIONS_OFF, "This server has no sessions. Upload the image to the studies instead.")
     return sessions
 
 
 def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, SessionInfo]:
-    """Keep a file or folder as a session, whole or not at all."""
+    """Add a file or folder as a session, completely or not at all."""
     session_id = str(uuid4())
     try:
         _, info = sessions.add_session(str(image), expiry, session_id=session_id)

@@ -1,6 +1,6 @@
-"""The host's routes to the studies and other slow things, each in a thread.
+"""Run the host's routes to the studies and other slow things each in a thread.
 
-The host's handlers are coroutines that never give way: while one waits for a PACS, nobody else would be answered.
+The host's handlers are coroutines that never yield: while one waits for a PACS, nobody else would be answered.
 """
 
 import asyncio
@@ -15,14 +15,14 @@ from monailabel.endpoints import batch_infer, datastore, info, login, scoring, s
 from starlette.routing import BaseRoute
 
 SLOW: Final = (info, datastore, batch_infer, scoring, session, train)
-"""What asks the datastore, which may lie on another machine, reads and removes files, or ends programs."""
+"""Modules that ask the datastore (perhaps on another machine), read and remove files, or end programs."""
 
 
 def router(answered: Iterable[BaseRoute] = ()) -> APIRouter:
-    """The routes; parameters, roles and answers are the host's.
+    """Return the routes; their parameters, roles and answers are the host's.
 
     Args:
-        answered: Routes of our own, which answer in place of the host's.
+        answered: Our own routes, which answer in place of the host's.
     """
     ours = {(route.path, method) for route in answered if isinstance(route, APIRoute) for method in route.methods or ()}
     routes = APIRouter()
@@ -44,12 +44,12 @@ def router(answered: Iterable[BaseRoute] = ()) -> APIRouter:
 
 
 def in_a_thread(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
-    """A coroutine function as a plain one with the same parameters, which the framework runs in a thread."""
+    """Return a coroutine function as a plain one with the same parameters, which the framework runs in a thread."""
 
     def run(**arguments: Any) -> Any:
         return asyncio.run(handler(**arguments))
 
     run.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
-    # Names of operations are made from it.
+    # Operations are named by it.
     run.__name__ = handler.__name__
     return run

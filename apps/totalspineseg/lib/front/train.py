@@ -1,4 +1,4 @@
-"""``POST /train``: one training at a time, and the server's networks give it their memory."""
+"""``POST /train``: run one training at a time, and free the memory of the server's networks for it."""
 
 import threading
 import time
@@ -16,19 +16,19 @@ from monailabel.utils.async_tasks.utils import tasks
 from lib.front.statuses import BUSY
 
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
-"""What the host calls a task that has not ended."""
+"""The host's statuses of a task that has not ended."""
 KILLED_SECONDS: Final = 2.0
-"""How long a training that was just stopped may take to be gone."""
+"""Maximum time for a training that was just stopped to end."""
 LOOK_SECONDS: Final = 0.1
 
 
 def router() -> APIRouter:
-    """The routes; what they start, and what they answer, is the host's."""
+    """Return the routes; the host starts the training and answers."""
     routes = APIRouter()
     admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
     starting = threading.Lock()
 
-    # Not async: waiting for an inference to end holds nobody else up.
+    # Not async, so that waiting for an inference to end blocks no other request.
     @routes.post("/train/{model}")
     def train(
         model: str,
@@ -37,7 +37,7 @@ def router() -> APIRouter:
         run_sync: bool = False,
         enqueue: bool = False,
     ) -> Any:
-        """Free the networks, which the next request loads again, and start a training that can begin."""
+        """Free the networks, which the next request loads again, and start a training if it can begin."""
         app_instance().check_training(model, params or {})
         with _start(starting, waits=enqueue):
             return run_model(model, params, run_sync, enqueue)
@@ -46,7 +46,7 @@ def router() -> APIRouter:
     def train_all(
         user: Annotated[User, admin], params: Annotated[dict[str, Any] | None, Body()] = None, run_sync: bool = False
     ) -> Any:
-        """The same for all trainers, one after the other."""
+        """Run all trainers, one after the other."""
         with _start(starting, waits=True):
             return run(params, run_sync)
 
@@ -55,12 +55,13 @@ def router() -> APIRouter:
 
 @contextmanager
 def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
-    """Free the networks for a training that starts in this block; refuse it before, unless it ``waits`` for others.
+    """Free the networks for a training that starts in this block; unless it ``waits``, refuse it while another one
+    runs.
 
-    The host looks for its processes before it has started them, and would start two that come at once.
+    The host checks for running processes before it has started its own, and would start two that arrive at once.
 
     Raises:
-        HTTPException: Another training runs, or starts.
+        HTTPException: Another training is running or starting.
     """
     if not starting.acquire(blocking=waits):
         raise _busy()
@@ -74,7 +75,7 @@ def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
 
 
 def _trains() -> bool:
-    """Whether a training of this server has not ended, or another program trains on these studies."""
+    """Return whether a training of this server has not ended, or another program trains on these studies."""
     if any(task["status"] in UNFINISHED for task in tasks("train")):
         return True
     deadline = time.monotonic() + KILLED_SECONDS
@@ -86,6 +87,4 @@ def _trains() -> bool:
 
 
 def _busy() -> HTTPException:
-    return HTTPException(
-        BUSY, "no other training may run on these studies, got one that does; wait until it has ended, or stop it"
-    )
+    return HTTPException(BUSY, "A training is already running on these studies. Wait for it to finish, or stop it.")

@@ -1,4 +1,4 @@
-"""Files that clients send, on disk under names of our own."""
+"""Write files that clients send to disk, under names of our own."""
 
 import json
 import shutil
@@ -15,25 +15,25 @@ from lib.infers.settings import SettingError
 from lib.volume_io import IMAGE_SUFFIXES
 
 MAX_FILE_NAME: Final = 200
-"""Bytes. File systems allow 255, and a number may be put before the name."""
+"""Maximum bytes of a name. File systems allow 255, and a number may be put before the name."""
 
 
 def client_name(upload: UploadFile) -> str:
-    """The file's name as the client called it, without folders of whatever system."""
+    """Return the file's name from the client, without folders of any operating system."""
     return plain_name(upload.filename or "")
 
 
 def plain_name(path: str) -> str:
-    """Return the end of the last part of a path of whatever system, as a file can be called; "" where there is none."""
+    """Return the last part of a path of any operating system, shortened to a valid file name; "" if there is none."""
     name = PurePosixPath(PureWindowsPath(path).as_posix()).name
     letters = "".join(c for c in name if ord(c) >= 32)
-    # Half characters, as of a name in another code page, and the half of one that is cut in two are left out.
+    # Leave out broken characters: those of another code page, and one that the cut splits.
     plain = letters.encode(errors="ignore")[-MAX_FILE_NAME:].decode(errors="ignore")
     return "" if plain in (".", "..") else plain
 
 
 def image_suffix(name: str) -> str:
-    """The image ending of a name; ".dcm" when there is none, for DICOM files often have none."""
+    """Return the image ending of a name; ".dcm" when there is none, because DICOM files often have none."""
     return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), ".dcm")
 
 
@@ -55,7 +55,7 @@ def save_all(uploads: Sequence[UploadFile], folder: Path) -> Path:
     """
     if len(uploads) == 1:
         name = client_name(uploads[0])
-        # The host notes what it knows of a session beside its image.
+        # The host writes its own notes about a session beside the session's image.
         return _save(uploads[0], folder / (f"image-{name}" if name in ("", META_FILE) else name))
     for number, upload in enumerate(uploads):
         _save(upload, folder / f"{number:05d}-{client_name(upload)}")
@@ -69,17 +69,17 @@ def _save(upload: UploadFile, path: Path) -> Path:
 
 
 def read_params(text: str) -> dict[str, Any]:
-    """The JSON object that came as ``params``.
+    """Return the JSON object in ``params``.
 
     Raises:
-        SettingError: Not a JSON object.
+        SettingError: The text is not a JSON object.
     """
     try:
         params = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}; correct it") from error
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}") from error
     if params is None:
         return {}
     if not isinstance(params, dict):
-        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}; correct it")
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}")
     return params

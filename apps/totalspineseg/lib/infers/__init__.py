@@ -1,1 +1,1 @@
-"""MONAI Label inference tasks: a request in, the pipeline, a label map in wire ids and a report out."""
+"""MONAI Label inference tasks: take a request, run the pipeline, return a label map in wire ids and a report."""

@@ -1,4 +1,4 @@
-"""What the networks answer differently when they are asked in another way."""
+"""Measure where the networks answer differently when they are asked in another way."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""Errors as clients see them: a status and one sentence."""
+"""Turn errors into answers for clients: a status and one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,26 +17,26 @@ from lib.errors import (
 )
 
 UNUSABLE: Final = 422
-"""What was sent cannot be used: image, label, setting."""
+"""The image, label or setting that was sent cannot be used."""
 NOT_READY: Final = 409
-"""The server lacks what the request needs, and its owner can change that."""
+"""The server lacks something the request needs, and its owner can change that."""
 NO_ROOM: Final = 507
 HELD: Final = 503
 """The same request may succeed a little later."""
 NOT_FOUND: Final = 404
 OURS: Final = 500
-"""A fault of the server's own."""
+"""The server itself failed."""
 
 
 class UnknownLabelError(TotalSpineSegError):
     """An image has no label under this tag."""
 
     def __init__(self, image_id: str, tag: str) -> None:
-        super().__init__(f"a label of image {image_id!r} is required, got none under the tag {tag!r}; ask for the list")
+        super().__init__(f"Image {image_id!r} has no label under the tag {tag!r}. Choose one from the list of labels.")
 
 
 def status_of(error: TotalSpineSegError) -> int:
-    """The HTTP status that fits an error."""
+    """Return the HTTP status that fits an error."""
     if isinstance(error, (UnknownImageError, UnknownLabelError)):
         return NOT_FOUND
     if isinstance(error, WeightsError):
@@ -50,7 +50,7 @@ def status_of(error: TotalSpineSegError) -> int:
 
 @contextmanager
 def http_errors() -> Iterator[None]:
-    """Turn the project's errors into ``HTTPException``, which reaches the client whole.
+    """Turn the project's errors into ``HTTPException``, which reaches the client unchanged.
 
     Raises:
         HTTPException: In place of any ``TotalSpineSegError``.

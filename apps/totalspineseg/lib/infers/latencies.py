@@ -1,4 +1,4 @@
-"""How long each stage of a request took."""
+"""Measure how long each stage of a request takes."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 
 class Latencies:
-    """Collects seconds by stage; the object itself is the clock the pipeline takes."""
+    """Collects seconds by stage; the object itself is the clock for the pipeline."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -25,6 +25,6 @@ class Latencies:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def as_json(self) -> dict[str, float]:
-        """Seconds by stage and in total, rounded to milliseconds."""
+        """Return seconds by stage and in total, rounded to milliseconds."""
         total = {"total": time.perf_counter() - self._start}
         return {stage: round(seconds, 3) for stage, seconds in (self._seconds | total).items()}

@@ -1,7 +1,8 @@
-"""Which structures a reply lists, and in which order: 3D Slicer makes a row of each, with voxels or without.
+"""Choose which structures a reply lists, in which order: 3D Slicer makes a row for each, with voxels or without.
 
-It gives the k-th listed name to voxel value k, and new rows one color after another. Of what is not listed the voxels
-of an earlier reply stay in its scene, so that a second result would lie over the first.
+3D Slicer assigns voxel value k to the k-th listed name, and gives new rows one color after another. Voxels of an
+earlier
+reply stay in its scene unless their structure is listed, so that a second result would lie over the first.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,20 +15,20 @@ from lib.geometry import LabelArray
 from lib.numbering.weights import ORDER
 
 LISTED: Final = "listed"
-"""Of a result's report, the names that its reply lists."""
+"""Field of a result's report: the names that its reply lists."""
 ALWAYS_LISTED = (CANAL, CORD)
-"""Found in nearly every scan: listed before any result, so that their rows are first and their colors the same."""
+"""Structures of nearly every scan: listed before any others, so that their rows are first and their colors the same."""
 
 
 def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str, ...]:
-    """Order the names of some structures so that in most scans each gets the same row, and with it the same color.
+    """Order the names of some structures so that in most scans each gets the same row and the same color.
 
     Args:
         labels: Published name -> wire id.
-        codes: What is to be listed.
+        codes: Codes to list.
 
     Returns:
-        Canal and cord, then the column from the sacrum upward where the sacrum is among them, else downward.
+        Canal and cord, then the column from the sacrum upward if the sacrum is listed, else downward.
     """
     name_of = {wire_id: name for name, wire_id in labels.items()}
     upward = SACRUM in codes
@@ -36,7 +37,7 @@ def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str
 
 
 def without_listed(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a report without the names that its map lists, which the map of one reply alone follows."""
+    """Return a report without the listed names, which describe the map of one reply only."""
     return {name: value for name, value in report.items() if name != LISTED}
 
 

@@ -1,4 +1,4 @@
-"""The models the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
+"""The models that the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,17 +25,17 @@ from lib.transforms.discs import missing_discs
 from lib.volume_io import read_labels
 
 PREDICTED_TAG = "original"
-"""Where step 2 looks for the label to start from when none is sent and no reader submitted one."""
+"""Tag of the label that step 2 starts from when none is sent and no reader submitted one."""
 
 
 class FullTask(SpineTask):
     """Both steps: every vertebra, disc, cord, canal and the sacrum by name.
 
-    A request that fixes a level is answered from what the networks drew before, if that is still there.
+    A request that pins a level is answered from the earlier maps of the networks, if they are still stored.
     """
 
     reuses_maps = False
-    """Whether every request is."""
+    """Whether every request is answered from earlier maps."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -45,23 +45,23 @@ class FullTask(SpineTask):
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """Locate, then segment."""
+        """Run both steps."""
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request, versions)
-        kept = self.kept(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        maps = self.earlier_maps(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         mirrors: tuple[float | None, ...] = ()
-        if kept is not None:
-            drawn, versions = kept.drawn, dict(kept.versions)
+        if maps is not None:
+            drawn, versions = maps.drawn, dict(maps.versions)
             found = pipeline.rename(
-                scan, drawn.raw.data, kept.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
+                scan, drawn.raw.data, maps.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
             )
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
             found = pipeline.finish(located, step2, options, clock=clock)
             mirrors = located.mirror_difference, found.mirror_difference
         require_met(found.numbering)
-        drawn = _drawn(found, 2)
+        drawn = _maps_of(found, 2)
         apart = disagreement_of(found.step1, drawn.labels, mirrors)
         return Outcome(scan, found.labels, found.numbering, versions, drawn=drawn, disagreement=apart)
 
@@ -80,17 +80,17 @@ class Step1Task(SpineTask):
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """Locate."""
+        """Run step 1."""
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
         options = self.options(settings, request, versions)
-        kept = self.kept(scan, 1, request, versions) if settings.pins else None
-        if kept is not None:
+        maps = self.earlier_maps(scan, 1, request, versions) if settings.pins else None
+        if maps is not None:
             found = pipeline.rename(
-                scan, kept.drawn.raw.data, kept.box, 1, options, trust=kept.drawn.trust, clock=clock
+                scan, maps.drawn.raw.data, maps.box, 1, options, trust=maps.drawn.trust, clock=clock
             )
             require_met(found.numbering)
-            return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 1))
+            return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
         drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
@@ -110,8 +110,9 @@ class Step2Task(SpineTask):
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
         """Segment around the discs of the label.
 
-        Their names are certain if a reader gave them; those of a network's label, whose doubts are not known, do not
-        count.
+        Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
+        not
+        known.
         """
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
@@ -121,10 +122,10 @@ class Step2Task(SpineTask):
         part = pipeline.step2_input(scan, labels, names, missed=missing_discs(labels), clock=clock)
         versions = {"step2": step2.version}
         found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=_drawn(found, 2))
+        return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 2))
 
     def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
-        """Codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
+        """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
         sent = request.get("label")
         if sent:
             return self._sent(scan, Path(sent), request.get("label_info")), True
@@ -149,7 +150,7 @@ class Step2Task(SpineTask):
         return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
 
     def _latest_first(self, image_id: str) -> Sequence[str]:
-        """Readers' tags, the one with the label submitted last before the other; ids of submissions sort by time."""
+        """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
 
         def submitted(tag: str) -> str:
             return str(self.services.label_info(image_id, tag).get("correction", ""))
@@ -157,6 +158,6 @@ class Step2Task(SpineTask):
         return sorted(READER_TAGS, key=submitted, reverse=True)
 
 
-def _drawn(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
+def _maps_of(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
     part = pipeline.sub_grid(found.scan.iso.grid, found.box)
     return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)

@@ -1,4 +1,4 @@
-"""Under which tag of the datastore a result is kept: a whole one as it was asked for, any other beside it."""
+"""Choose the datastore's tag for a result: a complete one gets the requested tag, any other an extended one."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,21 +18,22 @@ def saves_label(request: Mapping[str, Any]) -> bool:
 
 
 def result_tag(request: Mapping[str, Any], part: str) -> str:
-    """The tag to save a result under.
+    """Return the tag to save a result under.
 
-    Whoever asks for ``original`` (the next sample, a localizer, step 2) takes it for all structures under their names
-    on the grid of the image. What is something else never takes its place: it goes to ``original-step1``,
-    ``original-review``, ``original-part`` or ``original-iso``.
+    Readers of ``original`` (the next sample, a localizer, step 2) expect all structures under their names on the grid
+    of
+    the image. Other results never replace it: they are saved under ``original-step1``, ``original-review``,
+    ``original-part`` or ``original-iso``.
 
     Args:
         request: ``save_label``, ``label_tag`` and the settings.
-        part: What the model gives in place of the whole result; empty where it gives that.
+        part: Word for a model's partial result; empty for a complete one.
 
     Returns:
         The tag; empty where nothing is to be saved.
 
     Raises:
-        SettingError: A tag that is no word, too long with what is added to it, or a reader's.
+        SettingError: The tag is not a word, too long with the parts added to it, or a reader's.
     """
     if not saves_label(request):
         return ""
@@ -41,9 +42,10 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
     some = SOME_STRUCTURES if len(settings.codes) < len(STRUCTURES) else ""
     grid = ISO_GRID if settings.output_grid == "iso" else ""
     whole = "-".join(filter(None, (tag, part, some, grid)))
-    # What is joined can be too long where the tag is not.
+    # The joined tag can be too long although the given one is not.
     if tag in READER_TAGS or not is_safe_tag(whole):
         raise SettingError(
-            f"a short tag for predictions such as 'original' is required, got {tag!r}, kept as {whole!r}; change it"
+            f"The result cannot be saved under the tag {tag!r} (as {whole!r}). Choose a short tag for "
+            "predictions such as 'original'."
         )
     return whole

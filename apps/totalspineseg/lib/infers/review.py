@@ -1,4 +1,4 @@
-"""A model that shows where a reader should look: clients drop the report, but they show segments."""
+"""A model that marks where a reader should look: clients drop the report, but they show segments."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -24,13 +24,13 @@ from lib.transforms.components import Mask, labels_present
 
 DOUBTFUL, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({DOUBTFUL: 1, ODD: 2})
-"""Two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
+"""Only two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
 SPOT_MM: Final = 5.0
-"""Radius of the mark where something is that has no label: a piece that was left out."""
+"""Radius of the mark at a place without a label: a piece that was left out."""
 
 
 class ReviewTask(FullTask):
-    """The result that is shown, reduced to what needs a reader's eyes; asked after it, no network runs again."""
+    """Marks the parts of the current result that a reader should check; no network runs again for it."""
 
     part = REVIEW_PREFIX
     reuses_maps = True
@@ -40,43 +40,47 @@ class ReviewTask(FullTask):
         self.labels = dict(REVIEW_LABELS)
         self.description = (
             "Marks where to look: structures whose names are doubtful, and structures that the checks find odd. "
-            "Counted names (up from the sacrum, down from C2) are not marked. Remove these segments before you submit."
+            "Counted names (up from the sacrum, down from C2) are not marked. Remove these segments before you "
+            "submit."
         )
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """With what named the result that is looked at, unless the request names a localizer or levels of its own.
+        """Return the settings that named the result under review, unless the request has its own localizer or levels.
 
-        Otherwise the review would doubt levels that the result was told, or judge other names than are shown.
+        Otherwise the review would doubt levels that were given for the result, or judge other names than those on the
+        screen.
         """
-        shown = self._shown(request)
-        if shown is None:
+        result = self._result_under_review(request)
+        if result is None:
             return settings
-        told = shown.settings
+        earlier = result.settings
         return replace(
             settings,
-            localizer=settings.localizer or str(told.get("localizer", "")),
-            pins=settings.pins or pins_from_json(told.get("pins", ())),
-            numbering=told.get("numbering", settings.numbering),
-            other_series=bool(told.get("other_series", settings.other_series)),
+            localizer=settings.localizer or str(earlier.get("localizer", "")),
+            pins=settings.pins or pins_from_json(earlier.get("pins", ())),
+            numbering=earlier.get("numbering", settings.numbering),
+            other_series=bool(earlier.get("other_series", settings.other_series)),
         )
 
-    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
-        """The maps of the result that is looked at, whatever weights drew them and whatever step 1 it began with."""
-        shown = self._shown(request)
-        found = None if shown is None else self.services.maps.of_prediction(str(request["image_sha256"]), shown.id)
+    def earlier_maps(
+        self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
+    ) -> KeptMaps | None:
+        """Return the maps of the result under review, whichever weights and whichever step 1 it was made with."""
+        result = self._result_under_review(request)
+        found = None if result is None else self.services.maps.of_prediction(str(request["image_sha256"]), result.id)
         if found is not None and same_grid(found.iso, scan.iso.grid):
             return found
-        return super().kept(scan, step, request, versions)
+        return super().earlier_maps(scan, step, request, versions)
 
     def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
-        """Both marks, so that those of an earlier review are cleared."""
+        """Return both marks, so that those of an earlier review are cleared."""
         return tuple(self.labels)
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
-        """1 where a level is doubtful, 2 where the checks found something."""
+        """Return 1 where a level is doubtful, 2 where the checks found something."""
         labels = outcome.labels
         present = frozenset(np.flatnonzero(labels_present(labels)).tolist())
-        # The iterative method knows no doubts, so each of its levels may be wrong.
+        # The iterative method does not report doubts, so each of its levels may be wrong.
         unsure = present & NAMED if outcome.numbering is None else doubtful_codes(outcome.numbering, labels)
         findings = (*outcome.findings, *(() if outcome.numbering is None else outcome.numbering.findings))
         odd = frozenset(code for finding in findings for code in _concerned(finding.code, present)) - unsure
@@ -86,8 +90,8 @@ class ReviewTask(FullTask):
         marks[(labels == 0) & _spots(findings, labels.shape, outcome.scan.iso.spacing)] = REVIEW_LABELS[ODD]
         return marks
 
-    def _shown(self, request: Mapping[str, Any]) -> PredictionRecord | None:
-        """The newest whole result for the image as it is now."""
+    def _result_under_review(self, request: Mapping[str, Any]) -> PredictionRecord | None:
+        """Return the newest complete result for the image as it is now."""
         for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
             same = record.image_sha256 == request["image_sha256"]
             if same and record.model != request.get("model") and "step2" in record.versions:
@@ -96,7 +100,7 @@ class ReviewTask(FullTask):
 
 
 def _concerned(code: int, present: frozenset[int]) -> tuple[int, ...]:
-    """What to mark for a code: itself, or the neighbors of one that is missing."""
+    """Return the codes to mark for a finding: its own, or the neighbors of a missing one."""
     if code in present or code not in ORDER:
         return (code,) if code in present else ()
     kind = BY_CODE[code].kind is Kind.DISC
@@ -106,7 +110,7 @@ def _concerned(code: int, present: frozenset[int]) -> tuple[int, ...]:
 
 
 def _spots(findings: Iterable[Finding], shape: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> Mask:
-    """Balls around what has a place and no code."""
+    """Return balls around findings that have a position but no code."""
     spots = np.zeros(shape, dtype=np.bool_)
     for finding in findings:
         if finding.code == 0 and finding.point_vox is not None:

@@ -1,4 +1,4 @@
-"""What inference tasks share: the networks, the labels at hand, the records."""
+"""Services that inference tasks share: the networks, the labels, the records."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +12,17 @@ from lib.prediction import Predictor
 
 
 class Networks(Protocol):
-    """Gives the warm predictor of a step."""
+    """Holds the loaded predictor of each step."""
 
     def get(self, step: Literal[1, 2]) -> Predictor:
-        """The predictor, loaded on first use.
+        """Return the predictor, loaded on first use.
 
         Raises:
             WeightsError: There are no usable weights.
         """
 
     def version(self, step: Literal[1, 2]) -> str:
-        """What ``get(step).version`` would say, without loading the network.
+        """Return what ``get(step).version`` would, without loading the network.
 
         Raises:
             WeightsError: There are no usable weights.
@@ -41,18 +41,19 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """What inference tasks share.
+    """Services that inference tasks share.
 
     Attributes:
-        networks: The warm predictors.
-        predictions: Where predictions are recorded.
-        maps: Where what the networks drew is kept for a while.
-        siblings: ``siblings(image_id)`` are other images of the same patient that share its coordinates.
-        label_file: ``label_file(image_id, tag)`` is the label map (wire ids) an image has under a tag, or None.
-        label_info: ``label_info(image_id, tag)`` is what is known about that label, of a prediction its ``params``.
-        image_file: ``image_file(image_id)`` is the file or folder of an image of the studies, or None.
-        weights_text: One sentence on the weights that run, without loading them.
-        same_space: ``same_space(image_id, other)`` is whether the coordinates of two images can be compared.
+        networks: The loaded predictors.
+        predictions: Records of predictions.
+        maps: Maps of the networks, stored for a while.
+        siblings: ``siblings(image_id)`` returns other images of the same patient that share its coordinates.
+        label_file: ``label_file(image_id, tag)`` returns the label map (wire ids) of an image under a tag, or None.
+        label_info: ``label_info(image_id, tag)`` returns the information about that label; a prediction's has
+        ``params``.
+        image_file: ``image_file(image_id)`` returns the file or folder of an image of the studies, or None.
+        weights_text: Returns one sentence on the weights in use, without loading them.
+        same_space: ``same_space(image_id, other)`` returns whether the coordinates of two images can be compared.
         lock: Held while the networks work: one inference at a time.
     """
 
@@ -69,10 +70,11 @@ class Services:
 
 
 def pair_in_use(networks: Networks) -> tuple[Predictor, Predictor]:
-    """The predictors of step 1 and 2 that were in use together.
+    """Return the predictors of step 1 and 2 that were in use together.
 
-    A version may be activated between the two: then the first is of the old pair and the second of the new one, and
-    nobody judged how they do together.
+    A version may be activated between the two calls: then the first is of the old pair and the second of the new one,
+    and
+    nobody judged how they work together.
 
     Raises:
         WeightsError: There are no usable weights.

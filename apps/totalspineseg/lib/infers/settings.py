@@ -1,4 +1,4 @@
-"""The settings a client can change, with a default for each: some clients send only what a user changed."""
+"""Read the settings a client can change; each has a default, because some clients send only changed values."""
 
 import logging
 import math
@@ -31,14 +31,14 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 TEXTS: Final = ("localizer", "pin")
 EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
 DEFAULT_EXTENSION: Final = ".nrrd"
-"""What 3D Slicer asks for."""
+"""File ending that 3D Slicer asks for."""
 MAX_PINS: Final = 60
-"""More than there are structures."""
+"""Maximum number of pins, more than there are structures."""
 PIN_KINDS: Final = (Kind.VERTEBRA, Kind.SACRUM, Kind.DISC)
 
 
 class SettingError(TotalSpineSegError):
-    """A setting has a value it cannot have."""
+    """A setting has an invalid value."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Settings:
 
     Attributes:
         localizer: Id of another image of the same patient that has a label; empty for none.
-        output_grid: Result on the grid of the image, or on the 1 mm grid.
-        codes: Codes that are wanted in the result.
-        numbering: How the levels get their names.
+        output_grid: Grid of the result: that of the image, or the 1 mm grid.
+        codes: Codes wanted in the result.
+        numbering: Method that names the levels.
         other_series: Whether named series of the same patient count as evidence.
-        pins: Levels the reader fixes.
+        pins: Levels the reader pins.
         extension: File ending of the result.
     """
 
@@ -64,7 +64,7 @@ class Settings:
     extension: str
 
     def as_json(self) -> dict[str, Any]:
-        """For the record of the prediction."""
+        """Return the settings for the record of the prediction."""
         return {
             "localizer": self.localizer,
             "output_grid": self.output_grid,
@@ -76,15 +76,15 @@ class Settings:
 
 
 def client_config() -> dict[str, Any]:
-    """The settings as clients show them: a list is a choice with its default first, a text is free."""
+    """Return the settings for clients: a list is a choice with its default first, a text is free."""
     return {**{name: list(values) for name, values in CHOICES.items()}, **dict.fromkeys(TEXTS, "")}
 
 
 def read_settings(request: Mapping[str, Any]) -> Settings:
-    """The settings of a request, with defaults for what it does not say.
+    """Return the settings of a request, with defaults for those it lacks.
 
     Raises:
-        SettingError: A value that a setting cannot have.
+        SettingError: A setting has an invalid value.
     """
     chosen = {name: _choice(request, name) for name in CHOICES}
     localizer, pin = (_text(request, name) for name in TEXTS)
@@ -101,19 +101,19 @@ def read_settings(request: Mapping[str, Any]) -> Settings:
 
 def _choice(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name)
-    # A client that never touched the setting may echo the whole list of choices.
+    # A client that never touched the setting may send back the whole list of choices.
     value = value[0] if isinstance(value, list) and value else value
     if value in (None, "", []):
         return CHOICES[name][0]
     if value not in CHOICES[name]:
-        raise SettingError(f"the setting {name!r} must be one of {', '.join(CHOICES[name])}, got {value!r}; choose one")
+        raise SettingError(f"the setting {name!r} must be one of {', '.join(CHOICES[name])}, got {value!r}")
     return str(value)
 
 
 def _text(request: Mapping[str, Any], name: str) -> str:
     value = request.get(name) or ""
     if not isinstance(value, str):
-        raise SettingError(f"the setting {name!r} must be a text, got {value!r}; leave it empty for none")
+        raise SettingError(f"the setting {name!r} must be a text (empty for none), got {value!r}")
     return value.strip()
 
 
@@ -123,7 +123,7 @@ def _codes(structures: str, prompt: object) -> frozenset[int]:
         return codes
     known = {wire_id: code for code, wire_id in WIRE_ID.items()}
     if not isinstance(prompt, list) or any(not isinstance(i, int) or i not in known for i in prompt):
-        raise SettingError(f"label_prompt must be a list of published label ids, got {prompt!r}; choose from the list")
+        raise SettingError(f"label_prompt must be a list of published label ids, got {prompt!r}")
     return codes & frozenset(known[i] for i in prompt)
 
 
@@ -131,12 +131,12 @@ def _extension(value: object) -> str:
     if not value:
         return DEFAULT_EXTENSION
     if value not in EXTENSIONS:
-        raise SettingError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {value!r}; choose one")
+        raise SettingError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {value!r}")
     return str(value)
 
 
 def read_pins(text: str) -> tuple[Pin, ...]:
-    """Levels a reader fixes, from text: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
+    """Read the pins of a reader: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
 
     Returns:
         The pins; none for an empty text.
@@ -146,16 +146,16 @@ def read_pins(text: str) -> tuple[Pin, ...]:
     """
     parts = [part.split() for part in text.replace(",", " ").split(";") if part.strip()]
     if len(parts) > MAX_PINS:
-        raise SettingError(f"at most {MAX_PINS} fixed levels are required, got {len(parts)}; one level is often enough")
+        raise SettingError(f"Too many pins: {len(parts)} (limit {MAX_PINS}). One pin is usually enough.")
     return tuple(_pin(words) for words in parts)
 
 
 def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
-    """Return the pins of ``Settings.as_json``; none where another version of this software wrote them otherwise."""
+    """Return the pins of ``Settings.as_json``; none where another version of this software wrote them differently."""
     try:
         return tuple(Pin(int(pin["code"]), _point(*pin["point_mm"])) for pin in pins)
     except (KeyError, TypeError, ValueError):
-        logger.warning("the fixed levels of a prediction cannot be read and are left out")
+        logger.warning("The pins of a prediction cannot be read and are ignored")
         return ()
 
 
@@ -172,6 +172,6 @@ def _pin(words: list[str]) -> Pin:
             raise LabelError(name)
     except ValueError as error:
         raise SettingError(
-            f"a fixed level must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(words)!r}"
+            f"a pin must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(words)!r}"
         ) from error
     return Pin(code, point)

@@ -1,4 +1,4 @@
-"""Other series of the patient that have names already: evidence for the levels of this one."""
+"""Use other series of the patient that are already named as evidence for the levels of this one."""
 
 from collections.abc import Mapping
 
@@ -14,12 +14,13 @@ from lib.volume_io import read_labels
 
 
 def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, float]]:
-    """How much each name of a prediction counts for other series: code -> {code: probability}.
+    """Return how much each name of a prediction counts for other series: code -> {code: probability}.
 
     Returns:
-        Each name with ``CONFIDENT_PROBABILITY`` at most and the levels beside it with what is left; empty unless the
-        prediction was confident. What a doubtful one knows is mostly what everybody knows (five lumbar vertebrae are
-        usual), and two series that tell each other so would grow certain without reason.
+        Each name with at most ``CONFIDENT_PROBABILITY``, and the neighboring levels with the rest; empty unless the
+        prediction was confident. A doubtful one mostly repeats what is usual (five lumbar vertebrae), and two series
+        that
+        confirm that to each other would grow certain without reason.
     """
     if numbering is None or not numbering.confident:
         return {}
@@ -34,19 +35,20 @@ def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, floa
 
 
 def siblings_of(services: Services, image_id: str, localizer: str, versions: Mapping[str, str]) -> tuple[Sibling, ...]:
-    """The named series beside an image.
+    """Return the named series of the same patient.
 
-    A finished label is certain. A prediction counts if it was confident by itself: an image must not confirm what it
-    was told by this one. One of weights that were replaced does not: their errors would outlive them.
+    A finished label is certain. A prediction counts only if it was confident without help of other series, so that an
+    image
+    does not confirm its own evidence. Predictions of replaced weights do not count: their errors would outlive them.
 
     Args:
-        services: What tasks share.
+        services: Services that tasks share.
         image_id: The image; empty for one that is not among the studies.
-        localizer: Image the request names as localizer already; empty for none.
+        localizer: Image that the request names as localizer already; empty for none.
         versions: Weights in use, by step.
 
     Returns:
-        One for each series with names; none runs through a network for it.
+        One sibling for each named series; no network runs for it.
     """
     if not image_id:
         return ()
@@ -60,11 +62,11 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
         wire = read_labels(file)
         return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
     if services.predictions.latest(image_id) is None:
-        return None  # Before its file is asked for, which may have to be fetched.
+        return None  # Check before its file is requested, which may have to be fetched.
     image = services.image_file(image_id)
-    kept = None if image is None else services.maps.latest(history.sha256_of(image), 2)
-    if kept is None or kept.helped_by or not kept.levels:
+    maps = None if image is None else services.maps.latest(history.sha256_of(image), 2)
+    if maps is None or maps.helped_by or not maps.levels:
         return None
-    if any(versions.get(step, version) != version for step, version in kept.versions.items()):
+    if any(versions.get(step, version) != version for step, version in maps.versions.items()):
         return None
-    return Sibling(Volume(kept.drawn.labels, kept.drawn.raw.affine), kept.levels, image_id)
+    return Sibling(Volume(maps.drawn.labels, maps.drawn.raw.affine), maps.levels, image_id)

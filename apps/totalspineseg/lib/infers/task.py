@@ -1,4 +1,4 @@
-"""What every model of the app does around its own stages: read, run, name, write, record."""
+"""Steps that every model of the app shares: read, run, name, write, record."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ from lib.volume_io import read_image, read_labels, write_volume
 logger = logging.getLogger(__name__)
 
 LABEL_TAGS = (FINAL_TAG, "original")
-"""Where a localizer's label is looked for: what a reader finished before what a model predicted."""
+"""Tags in which a localizer's label is searched: a reader's finished label before a model's prediction."""
 
 NOT_RECORDED: Final = (
     "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
@@ -50,12 +50,12 @@ NOT_RECORDED: Final = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a model found.
+    """Result of a model.
 
     Attributes:
         scan: The scan.
         labels: Codes on ``scan.iso``'s grid.
-        numbering: What is known about the levels, if the method gives that.
+        numbering: Levels and their certainty, if the method reports it.
         versions: Weights by step.
         findings: What is odd about the image and the labels.
         drawn: What the network drew and how it was named, to name it again later.
@@ -72,15 +72,15 @@ class Outcome:
 
 
 class SpineTask(InferTask):  # type: ignore[misc]
-    """A model of the app; children say which stages run.
+    """A model of the app; subclasses define which stages run.
 
     Args:
-        services: What all models share.
-        description: What the model is for, as clients show it.
+        services: Services that all models share.
+        description: Purpose of the model, shown by clients.
         labels: Published names with ids 1..N in fixed order.
 
     Attributes:
-        part: What the model gives in place of the whole result, as a word for a tag; empty where it gives that.
+        part: Word for a partial result, used in a tag; empty for a complete one.
     """
 
     part = ""
@@ -90,27 +90,27 @@ class SpineTask(InferTask):  # type: ignore[misc]
         self.services = services
 
     def info(self) -> dict[str, Any]:
-        """What clients show; says which weights run."""
+        """Return the data that clients show, with the weights in use."""
         return {**super().info(), "description": f"{self.description} {self.services.weights_text()}"}
 
     def is_valid(self) -> bool:
-        """Always published: a request without weights gets an answer that says what to do."""
+        """Return True: every model is published, and a request without weights is answered with what to do."""
         return True
 
     def get_path(self, validate: bool = True) -> None:
-        """No path: models are installed and published by the project's own commands, never uploaded."""
+        """Return no path: models are installed and published by the project's own commands, never uploaded."""
         return
 
     @abstractmethod
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
-        """The model's own stages."""
+        """Run the model's own stages."""
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """The settings as they apply; children may fill in what the request leaves open."""
+        """Return the settings to apply; subclasses may fill in what the request leaves open."""
         return settings
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
-        """The result as it travels, on the 1 mm grid; children may show something else than the codes."""
+        """Return the result to send, on the 1 mm grid; subclasses may return something other than the codes."""
         return to_wire(np.where(np.isin(outcome.labels, sorted(settings.codes)), outcome.labels, BACKGROUND))
 
     def __call__(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -166,12 +166,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return str(file), {**self._reply(record, warning=warning), LISTED: list(listed)}
 
     def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
-        """Name what a reply lists: what it shows, and what earlier ones may have left in a scene, to be cleared.
+        """Return the names a reply lists: those it contains, and those of earlier replies, to be cleared in the scene.
 
         Args:
             present: Wire ids in the map of the reply.
             record: The prediction.
-            is_recorded: Whether the prediction and its maps could be kept, as those before it.
+            is_recorded: Whether the prediction and its maps could be stored, as those before it.
         """
         earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
         if earlier is None:
@@ -179,12 +179,14 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in present})
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
-        """Keep what a correction needs to know; a warning where that was not possible: the result is good without."""
+        """Store the data that a correction needs; return a warning where that fails, because the result is good
+        without.
+        """
         try:
             self.services.predictions.keep(record)
             self._keep_maps(record.image_sha256, record, outcome)
         except StorageError as error:
-            logger.warning("a prediction is not recorded: %s", error)
+            logger.warning("A prediction is not recorded: %s", error)
             return NOT_RECORDED
         return ""
 
@@ -192,7 +194,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if outcome.drawn is None:
             return
         numbering = outcome.numbering
-        kept = KeptMaps(
+        maps = KeptMaps(
             prediction=record.id,
             drawn=outcome.drawn,
             iso=outcome.scan.iso.grid,
@@ -201,10 +203,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
             helped_by=() if numbering is None else numbering.helped_by,
             image=record.image,
         )
-        self.services.maps.keep(sha256, kept)
+        self.services.maps.keep(sha256, maps)
 
     def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
-        """Write the map of the reply; returns its file and the ids in it."""
+        """Write the map of the reply; return its file and the ids in it."""
         with clock("write result"):
             wire = self.wire(outcome, settings)
             grid = outcome.scan.iso.grid
@@ -232,12 +234,11 @@ class SpineTask(InferTask):  # type: ignore[misc]
         }
 
     def options(self, settings: Settings, request: Mapping[str, Any], versions: Mapping[str, str]) -> Options:
-        """The pipeline's options for these settings and weights in use.
+        """Return the pipeline's options for these settings and the weights in use.
 
         Raises:
             UnknownImageError: There is no such localizer image.
-            SettingError: The localizer image has no label, or one that is not certain of its levels, or lies in other
-                coordinates.
+            SettingError: The localizer image has no label, or uncertain levels, or other coordinates.
         """
         image_id = str(request.get("image_id") or "")
         localizer = self._localizer(settings.localizer, image_id) if settings.localizer else None
@@ -246,8 +247,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
             siblings = siblings_of(self.services, image_id, settings.localizer, versions)
         return Options(settings.numbering, localizer, siblings, settings.pins)
 
-    def kept(self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]) -> KeptMaps | None:
-        """What these weights drew for this image before; None where nothing is kept."""
+    def earlier_maps(
+        self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
+    ) -> KeptMaps | None:
+        """Return what these weights drew for this image before; None where nothing is stored."""
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
@@ -256,8 +259,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
             raise UnknownImageError(image_id)
         if not self.services.same_space(wanted_for, image_id):
             raise SettingError(
-                f"The frame of reference of this image is not that of the localizer {image_id!r} (the patient was "
-                "moved). Choose another localizer, or fix a level."
+                f"Localizer {image_id!r} has a different frame of reference (the patient was moved between the "
+                "two). Choose another localizer, or pin a level."
             )
         for tag in LABEL_TAGS:
             if file := self.services.label_file(image_id, tag):
@@ -268,7 +271,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
 
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
-    """A prediction that guessed its levels would pass its guess on as knowledge."""
+    """Refuse a localizer whose levels are uncertain: its guess would count as knowledge."""
     if proves_nothing((info.get("params") or {}).get("numbering")):
         raise SettingError(
             f"The localizer {image_id!r} cannot name this scan: its own names are counted or doubtful, not certain. "
@@ -277,12 +280,12 @@ def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
 
 
 def _temporary_file(extension: str) -> Path:
-    """An empty file of a name of its own; a fixed name would be overwritten by the next request."""
+    """Return an empty file with a unique name; a fixed name would be overwritten by the next request."""
     try:
         handle, name = tempfile.mkstemp(prefix="totalspineseg-", suffix=extension)
         os.close(handle)
     except OSError as error:
         raise StorageError(
-            f"room for the result in {tempfile.gettempdir()} is required, got {error.strerror!r}; free disk space"
+            f"The result cannot be written to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
         ) from error
     return Path(name)

@@ -1,4 +1,4 @@
-"""A path the server itself made, as opposed to one a client names."""
+"""A path that the server itself made, as opposed to one from a client."""
 
 
 class TrustedPath(str):

@@ -1,4 +1,4 @@
-"""Sizes of discs, vertebral bodies, canal and cord, and the curves of the column, from a label map.
+"""Measure discs, vertebral bodies, canal and cord, and the curves of the column, from a label map.
 
 Everything is measured in the sagittal band around the canal's centerline, in the frame of each level, by
 counting voxels (a mean thickness is a volume divided by an area): unlike the distance of two surface

@@ -1,4 +1,4 @@
-"""Canal and cord at a level, across the canal's own direction."""
+"""Measure canal and cord at a level, across the canal's own direction."""
 
 from typing import Final
 
@@ -10,13 +10,13 @@ from lib.measurements.spine import Spine, share
 SLAB_MM: Final = 2.5
 """Half thickness of the slab across the canal."""
 CHORD_MM: Final = 2.5
-"""Half width of the band in which the canal's sagittal diameter is taken."""
+"""Half width of the band in which the canal's sagittal diameter is measured."""
 TANGENT_MM: Final = 10.0
-"""Length of canal on either side that gives its direction."""
+"""Length of canal on either side that determines its direction."""
 
 
 def across(spine: Spine, code: int) -> dict[str, float | None]:
-    """Canal and cord across the canal's own direction, at the centerline point nearest to the level.
+    """Measure canal and cord across the canal's own direction, at the centerline point nearest to the level.
 
     Args:
         spine: The label map.
@@ -24,7 +24,7 @@ def across(spine: Spine, code: int) -> dict[str, float | None]:
 
     Returns:
         Sagittal diameter of the canal (mm), area of canal and of cord (mm2); None where the level's piece is a
-        remnant, where the canal ends, was missed or is cut off, and for a cord that is not there.
+        remnant, where the canal ends, is missing or is cut off, and for a missing cord.
     """
     points, _ = spine.band(code)
     empty: dict[str, float | None] = dict.fromkeys(("canal_ap_mm", "canal_area_mm2", "cord_area_mm2"))

@@ -1,4 +1,4 @@
-"""A body or disc within the sagittal band, in its own frame: its heights and the slope of its endplates."""
+"""Describe a body or disc within the sagittal band, in its own frame: its heights and the slope of its endplates."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from lib.measurements.spine import BAND_MM, Points, Spine, share
 from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR
 
 DEPTH_PERCENTILES: Final = (1.0, 99.0)
-"""The anterior and posterior edge of a body or disc: single voxels beyond them are osteophytes or noise."""
+"""Percentiles of the anterior and posterior edge of a body or disc: single voxels beyond are osteophytes or noise."""
 MIN_VOLUME_MM3: Final = 300.0
-"""A smaller piece of a body or disc within the band is a remnant (the band of a C3 body holds about 2000)."""
+"""Volume below which a piece of a body or disc in the band is a remnant (the band of a C3 body holds about 2000)."""
 MIN_DEPTH_MM: Final = 8.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A level's place in the sagittal plane: center (y, z) mm and unit directions."""
+    """Position of a level in the sagittal plane: center (y, z) mm and unit directions."""
 
     center: Points
     anterior: Points
@@ -36,6 +36,7 @@ class Profile:
         depth: Distance of the two edges.
         footprint: Extent of a voxel along the anterior axis; a voxel at the edge of a zone counts in part.
         voxel_mm2: Volume of a voxel divided by the width of the band.
+        frame: The structure's frame.
     """
 
     along: Points
@@ -46,12 +47,12 @@ class Profile:
     frame: Frame
 
     def height(self, first: float, last: float) -> float:
-        """Mean thickness between two shares of the depth, counted from the anterior edge."""
+        """Return the mean thickness between two shares of the depth, counted from the anterior edge."""
         low, high = (1 - last) * self.depth, (1 - first) * self.depth
         return float(share(self.along, self.footprint, low, high).sum() * self.voxel_mm2 / (high - low))
 
     def endplate_angle(self, *, superior: bool) -> float:
-        """Slope of a surface against the image's anterior axis, radians; positive: rises to anterior."""
+        """Return the slope of a surface against the image's anterior axis, radians; positive if it rises anteriorly."""
         edges = np.linspace(0.1 * self.depth, 0.9 * self.depth, max(4, round(0.8 * self.depth)))
         cells = np.digitize(self.along, edges)
         centers, heights = [], []
@@ -66,7 +67,7 @@ class Profile:
 
 
 def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
-    """Profiles of the bodies and discs that are wholly in view and have a neighbor to take a direction from.
+    """Return profiles of the bodies and discs that are completely in view and have a neighbor that gives a direction.
 
     Args:
         spine: The label map.
@@ -103,9 +104,9 @@ WITH_DISCS: Final = _with_discs()
 
 
 def _between_discs(order: Sequence[int], k: int) -> bool:
-    """Whether a body has its own two discs beside it: no endplate is cut off, and it is not two that fused.
+    """Return whether a body has its own two discs beside it: no endplate is cut off, and it is not two fused bodies.
 
-    C2 has one below it alone.
+    C2 has only a disc below it.
     """
     above = order[k - 1] if k and order[k - 1] in DISCS else None
     below = order[k + 1] if k + 1 < len(order) else None

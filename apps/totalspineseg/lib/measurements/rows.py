@@ -1,4 +1,4 @@
-"""What is measured at each level, as the rows of a table."""
+"""Measure each level, as the rows of a table."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
@@ -16,9 +16,9 @@ ZONES: Final[Mapping[str, tuple[float, float]]] = {
     "middle": (0.4, 0.6),
     "posterior": (0.7, 0.9),
 }
-"""Where the heights of a body are taken, as shares of its depth; the rounded corners are left out."""
+"""Zones of a body's heights, as shares of its depth; the rounded corners are left out."""
 DISC_ZONE: Final = (0.2, 0.8)
-"""Where the height of a disc is taken: its rims bulge and are thin."""
+"""Zone of a disc's height: its rims bulge and are thin."""
 ANGLES: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "cervical_lordosis_deg": ("C2", "inferior", "C7", "inferior"),
     "thoracic_kyphosis_deg": ("T4", "superior", "T12", "inferior"),
@@ -47,7 +47,7 @@ COLUMNS: Final = (
 """Columns of a row, after the scan's name."""
 CORD_NOTE: Final = "cord area: not validated for cord cross-sectional area"
 COLUMN_ROW: Final = "column"
-"""Level of the row that holds what belongs to the whole column."""
+"""Level of the row for the whole column."""
 
 Row = dict[str, Any]
 
@@ -58,12 +58,13 @@ def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collectio
     Args:
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
-        doubtful: Codes whose level is doubtful: measured, too, which "names" says; angles that need them stay empty.
+        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names"; angles that need them
+        stay
+            empty.
 
     Returns:
-        One row per vertebra and disc, superior to inferior, then one of the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty
-        without canal.
+        One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
+        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty without canal.
     """
     spine = Spine(labels, spacing)
     present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]
@@ -95,7 +96,7 @@ def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Ro
 
 
 def _column_row(profiles: Mapping[int, Profile], doubtful: Collection[int]) -> Row:
-    """Angles of the curves whose both ends are in view and not doubtful."""
+    """Return the angles of the curves whose two ends are in view and not doubtful."""
     row: Row = {**dict.fromkeys(COLUMNS), "level": COLUMN_ROW, "kind": COLUMN_ROW}
     for name, (first, first_side, last, last_side) in ANGLES.items():
         upper, lower = CODE_OF[first], CODE_OF[last]

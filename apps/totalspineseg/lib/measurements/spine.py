@@ -1,4 +1,4 @@
-"""The voxels of a label map in mm, with the canal's centerline."""
+"""Hold the voxels of a label map in mm, with the canal's centerline."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -16,9 +16,9 @@ Points = npt.NDArray[np.float64]
 BAND_MM: Final = 5.0
 """Half width of the sagittal band: within it endplates are flat from left to right, and no pedicle reaches in."""
 PIECES_SHARE: Final = 0.05
-"""Parts of a structure with more than this share of its largest one add to its thickness: it is not measured."""
+"""Share of a structure's largest part above which another part adds to its thickness, so that it is not measured."""
 EDGE_MM: Final = 2.0
-"""What comes this near to the border of the image is cut off by it."""
+"""Distance from the border of the image below which a structure is cut off by it."""
 
 
 class Spine:
@@ -44,30 +44,32 @@ class Spine:
         self._start = np.searchsorted(codes, np.arange(257))
 
     def voxels(self, code: int) -> npt.NDArray[np.intp]:
-        """(n, 3) voxel indices of a code."""
+        """Return the (n, 3) voxel indices of a code."""
         return self._at[self._start[code] : self._start[code + 1]]
 
     def in_view(self, voxels: npt.NDArray[np.intp]) -> bool:
-        """Whether these voxels of a structure end inside the image, on every side."""
+        """Return whether these voxels of a structure end inside the image, on every side."""
         margin = EDGE_MM / self.mm
         last = np.array(self.labels.shape) - 1
         low, high = voxels.min(axis=0), voxels.max(axis=0)
         return bool((low >= margin).all() and (high <= last - margin).all())
 
     def has_canal(self, z_mm: float, reach_mm: float) -> bool:
-        """Whether every slice from so far below a height to so far above it shows the canal."""
+        """Return whether every slice within ``reach_mm`` of a height shows the canal."""
         first, last = (round((z_mm + side * reach_mm) / self.mm[2]) for side in (-1, 1))
         return bool(np.isin(np.arange(first, last + 1), self.canal[:, 2]).all())
 
     def line_at(self, z_mm: Points) -> tuple[Points, Points]:
-        """x and y of the centerline at given heights, mm."""
+        """Return x and y of the centerline at given heights, mm."""
         x = np.interp(z_mm, self.line[:, 2], self.line[:, 0])
         return x, np.interp(z_mm, self.line[:, 2], self.line[:, 1])
 
     def band(self, code: int) -> tuple[Points, bool]:
-        """(n, 2) sagittal positions (y, z) mm of the body or disc within the band; whether it is all in view.
+        """Return (n, 2) sagittal positions (y, z) mm of the body or disc within the band, and whether it is all in
+        view.
 
-        No positions for a structure in pieces, such as two discs of one name or a body that a false disc divides.
+        There are no positions for a structure in pieces, such as two discs of one name or a body that a false disc
+        divides.
         """
         voxels = self.voxels(code)
         position = voxels * self.mm
@@ -89,7 +91,7 @@ def _in_pieces(voxels: npt.NDArray[np.intp]) -> bool:
 
 
 def share(position: Points, footprint: float, low: float, high: float) -> Points:
-    """The part of each voxel that lies between two limits.
+    """Return the part of each voxel that lies between two limits.
 
     Args:
         position: Centers of voxels along an axis, mm. Not modified.

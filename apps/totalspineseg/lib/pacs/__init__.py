@@ -1,1 +1,1 @@
-"""The PACS: a DICOMweb server as a datastore of series, and Orthanc to try it without a hospital's."""
+"""The PACS: a DICOMweb server as a datastore of series, and Orthanc for trying it without a hospital's PACS."""

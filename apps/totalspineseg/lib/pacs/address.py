@@ -1,4 +1,4 @@
-"""Where a DICOMweb server is, and which of its paths are asked for."""
+"""Address of a DICOMweb server, and the paths of it that may be requested."""
 
 import re
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from lib.errors import TotalSpineSegError
 Service = Literal["qido", "wado", "stow"]
 
 PARALLEL_CALLS: Final = 32
-"""A viewer asks for some twenty frames at once."""
+"""Maximum simultaneous calls; a viewer asks for some twenty frames at once."""
 TIMEOUT_SECONDS: Final = (30.0, 300.0)
-"""To connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
+"""Time limits to connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
 ROOMS: Final = ("studies", "series", "instances")
 """Every DICOMweb resource starts with one of these."""
 SEGMENT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.,_-]{0,511}")
@@ -26,7 +26,7 @@ MAX_UID_CHARACTERS: Final = 64
 
 
 class PathError(TotalSpineSegError):
-    """A path that is no DICOMweb resource."""
+    """A path that is not a DICOMweb resource."""
 
 
 @dataclass(frozen=True)
@@ -46,52 +46,50 @@ class Address:
     stow: str = ""
 
     def url(self, service: Service, path: str) -> str:
-        """The address of a resource.
+        """Return the address of a resource.
 
         Args:
-            service: What is done with it.
-            path: Such as ``studies/1.2.3/series``, without the query.
+            service: Service that is asked for it.
+            path: Path without the query, such as ``studies/1.2.3/series``.
 
         Raises:
-            PathError: Not a DICOMweb resource.
+            PathError: The path is not a DICOMweb resource.
         """
         prefix = {"qido": self.qido, "wado": self.wado, "stow": self.stow}[service]
         return "/".join(filter(None, (self.base, prefix, resource(path))))
 
 
 def resource(path: str) -> str:
-    """A path that can only name a resource of the server it is asked of.
+    """Return a path that can only name a resource of the server it is requested from.
 
     Raises:
-        PathError: Anything else.
+        PathError: The path could name anything else.
     """
     parts = path.strip("/").split("/")
     if parts[0] not in ROOMS or not all(SEGMENT.fullmatch(part) and ".." not in part for part in parts):
-        raise PathError(
-            "a DICOMweb resource such as 'studies/UID/series' is required, got another path; correct the address"
-        )
+        raise PathError("The address is not a DICOMweb resource such as 'studies/UID/series'. Correct it.")
     return "/".join(parts)
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text is a DICOM unique identifier."""
+    """Return whether a text is a DICOM unique identifier."""
     return len(text) <= MAX_UID_CHARACTERS and UID.fullmatch(text) is not None
 
 
 class _Patience(HTTPAdapter):  # type: ignore[misc]
-    """Waits for an answer for a while; a session of its own would for ever."""
+    """Adapter that limits how long it waits for an answer; a plain session waits forever."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         return super().send(request, **{**options, "timeout": options.get("timeout") or TIMEOUT_SECONDS})
 
 
 def make_session(base: str, user: str = "", password: str = "") -> requests.Session:
-    """An HTTP session with the server's credentials, for many calls at a time, none of which waits for ever.
+    """Return an HTTP session with the server's credentials, for many calls at a time, each with a time limit.
 
     Args:
         base: The server's address.
         user: User name there; empty for none.
-        password: Its password.
+        password: The user's password.
     """
     session: requests.Session
     if "googleapis.com" in base:
@@ -108,7 +106,7 @@ def make_session(base: str, user: str = "", password: str = "") -> requests.Sess
 
 
 def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
-    """The library client of a server, for searches, retrieval and storage by the server itself."""
+    """Return the library client of a server, for searches, retrieval and storage by the server itself."""
     client = DICOMwebClient(
         url=address.base,
         session=session,
@@ -116,6 +114,6 @@ def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
         wado_url_prefix=address.wado or None,
         stow_url_prefix=address.stow or None,
     )
-    # It would try five times, and then raise an error of its own that nobody takes for the server's.
+    # Retries would try five times, and then raise an error that nobody takes for the server's.
     client.set_http_retry_params(retry=False)
     return client

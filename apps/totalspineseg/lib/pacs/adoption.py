@@ -1,4 +1,4 @@
-"""Segmentations that came to the PACS without passing this server: found, and counted as submissions."""
+"""Find segmentations that reached the PACS without passing this server, and count them as submissions."""
 
 import logging
 import tempfile
@@ -25,23 +25,24 @@ from lib.turns import Turns
 logger = logging.getLogger(__name__)
 
 ADOPTED_BY: Final = "pacs"
-"""Client id of segmentations that came to the PACS another way."""
+"""Client id of segmentations that reached the PACS another way."""
 REST: Final = 10
-"""After a look through a whole PACS this many times as long passes until the next one."""
+"""Pause after a search of the whole PACS, as a multiple of its duration."""
 
 
 class Adoption:
-    """Takes the newest segmentation of a series that is new here and newer than the label that is shown.
+    """Takes the newest segmentation of a series if it is new here and newer than the label in use.
 
-    A large PACS takes minutes to list its segmentations. So the study of an image that is about to be offered is asked
-    for each time, which is one small question, and all others beside the requests.
+    A large PACS takes minutes to list its segmentations. Therefore each time an image is about to be offered only its
+    own
+    study is searched, which is one small question; all other studies are searched in the background.
 
     Args:
         datastore: The PACS.
         corrections: Earlier submissions.
         submit: Takes a label.
         waiting: Returns the submissions that could not be read yet.
-        told: Told what became of each.
+        report: Called with the outcome of each segmentation.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class Adoption:
         corrections: Corrections,
         submit: Submit,
         waiting: Callable[[], Iterable[Waiting]],
-        told: Callable[[Outcome], None] = lambda outcome: None,
+        report: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         self._datastore = datastore
         self._corrections = corrections
         self._submit = submit
         self._waiting = waiting
-        self._told = told
+        self._report = report
         self._taking = Turns()
         self._looking = threading.Lock()
-        self._passed_over: set[str] = set()
+        self._skipped: set[str] = set()
         self._due = 0.0
 
     def of_image(self, image_id: str) -> None:
@@ -80,9 +81,9 @@ class Adoption:
         self._take_all(self._datastore.segmentations.newest(self._datastore.series()))
 
     def look_through(self) -> None:
-        """Begin to send labels that wait for the PACS, and to look through all of it unless that was done lately.
+        """Start to send labels that wait for the PACS, and to search all of it unless that was done lately.
 
-        Nobody waits for it, and it runs once at a time.
+        It runs in the background, once at a time.
         """
         if self._looking.acquire(blocking=False):
             threading.Thread(target=self._look_through, name="pacs-look", daemon=True).start()
@@ -90,16 +91,16 @@ class Adoption:
     def _look_through(self) -> None:
         try:
             send_waiting(self._datastore)
-            begun = time.monotonic()
-            if begun >= self._due:
-                # One that fails is not the last for long.
-                self._due = begun + FRESH_SECONDS
+            started = time.monotonic()
+            if started >= self._due:
+                # Try again soon after a search that fails.
+                self._due = started + FRESH_SECONDS
                 self.of_all()
-                self._due = time.monotonic() + REST * (time.monotonic() - begun)
+                self._due = time.monotonic() + REST * (time.monotonic() - started)
         except requests.RequestException as error:
-            logger.warning("the PACS could not be looked through: %s", type(error).__name__)
+            logger.warning("The PACS could not be searched: %s", type(error).__name__)
         except Exception:
-            logger.exception("the PACS could not be looked through")
+            logger.exception("The PACS could not be searched")
         finally:
             self._looking.release()
 
@@ -108,27 +109,29 @@ class Adoption:
             with self._taking.at(series):
                 outcome = self._take(series, reference)
             if outcome is not None:
-                self._told(outcome)
+                self._report(outcome)
 
     def _take(self, series: str, reference: SegReference) -> Outcome | None:
-        """What became of a segmentation; None for one that is known, older than what is shown, or not to be had now."""
+        """Take a segmentation and return the outcome; None if it is known, older than the label in use, or not
+        available now.
+        """
         info = self._datastore.get_label_info(series, FINAL_TAG)
         name = f"{reference.instance}{SEG_SUFFIX}"
-        shown = str(info.get("created", "")) or self._taken_back(series)
-        older = bool(shown) and reference.created <= shown
-        if older and reference.instance in (info.get("instance"), *self._passed_over):
+        current = str(info.get("created", "")) or self._last_withdrawn(series)
+        older = bool(current) and reference.created <= current
+        if older and reference.instance in (info.get("instance"), *self._skipped):
             return None
         known = self._corrections.of_image(series)
         if older:
-            # Whatever is shown from now on is newer.
-            self._passed_over.add(reference.instance)
-        # What waits is not read again by itself: it may end the server.
+            # Any label in use from now on is newer.
+            self._skipped.add(reference.instance)
+        # A waiting submission is not read again automatically: it may crash the server.
         if name in (*(correction.file_name for correction in known), *(w.receipt.file_name for w in self._waiting())):
             return None
         if older:
             logger.warning(
-                "a segmentation of series %s is passed over: it was made at %s, and the last label at %s (UTC)",
-                *(series, reference.created or "no time it tells", shown),
+                "A segmentation of series %s is skipped: it was made at %s, but the last label at %s (UTC)",
+                *(series, reference.created or "an unknown time", current),
             )
             return None
         with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
@@ -136,14 +139,16 @@ class Adoption:
             try:
                 self._datastore.fetch_instance(reference, file)
             except (requests.RequestException, InvalidDicomError) as error:
-                logger.warning("a segmentation of series %s could not be fetched: %s", series, type(error).__name__)
+                logger.warning("A segmentation of series %s could not be fetched: %s", series, type(error).__name__)
                 return None
             sender = Sender("", ADOPTED_BY, name)
             return submit_segmentation(self._datastore, self._submit, self._corrections, file, reference, sender)
 
-    def _taken_back(self, series: str) -> str:
-        """When the last label of a series came that was taken back: what is older was replaced by it for a reason."""
-        standing = {correction.id for correction in self._corrections.standing(series)}
+    def _last_withdrawn(self, series: str) -> str:
+        """Return when the last withdrawn label of a series was received: older segmentations were replaced for a
+        reason.
+        """
+        accepted = {correction.id for correction in self._corrections.standing(series)}
         every = self._corrections.of_image(series)
-        came = [c.received for c in every if c.status == "accepted" and c.id not in standing]
-        return max((utc_text(datetime.fromisoformat(time)) for time in came), default="")
+        received = [c.received for c in every if c.status == "accepted" and c.id not in accepted]
+        return max((utc_text(datetime.fromisoformat(time)) for time in received), default="")

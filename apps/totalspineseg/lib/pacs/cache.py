@@ -1,4 +1,4 @@
-"""How much room fetched series may take: those unused for longest go first, and never one that is needed or read."""
+"""Limit the disk space of fetched series: the least recently used go first, never one that is needed or being read."""
 
 import logging
 import os
@@ -11,19 +11,19 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 MAX_GB: Final = 50.0
-"""Some thousand series; what is removed is fetched again when it is needed."""
+"""Default disk space, some thousand series; a removed series is fetched again when it is needed."""
 IN_USE_SECONDS: Final = 3600.0
-"""A series that was asked for since may still be read: a long line of requests takes half an hour."""
+"""Time after a request during which a series may still be read; a long queue takes half an hour."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class CachedSeries:
     """A fetched series.
 
     Attributes:
         uid: Its UID.
-        used: When it was asked for last, as time stamp.
-        total_bytes: What its files take.
+        used: Time stamp of the last request for it.
+        total_bytes: Size of its files.
     """
 
     uid: str
@@ -32,48 +32,48 @@ class Kept:
 
 
 def mark_used(file: Path) -> bool:
-    """Note that a series is used now (its volume's access time); False when the volume is not there."""
+    """Record that a series is used now, as its volume's access time; return False when the volume does not exist."""
     try:
         os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
     except FileNotFoundError:
         return False
     except OSError as error:
-        logger.warning("when a series was used could not be noted: %s", error.strerror)
+        logger.warning("The last use of a series could not be recorded: %s", error.strerror)
     return True
 
 
 def is_in_use(file: Path) -> bool:
-    """Whether a series was asked for so lately that it may still be read."""
+    """Return whether a series was requested so lately that it may still be read."""
     return time.time() - file.stat().st_atime < IN_USE_SECONDS
 
 
-def measure(volumes: Iterable[Path], folder: Path) -> tuple[Kept, ...]:
-    """What fetched series take.
+def measure(volumes: Iterable[Path], folder: Path) -> tuple[CachedSeries, ...]:
+    """Return the size and last use of fetched series.
 
     Args:
         volumes: Their volumes, ``<uid>.nii``; those that are gone are left out.
-        folder: Where their DICOM files lie, ``<uid>/*``.
+        folder: Folder of their DICOM files, ``<uid>/*``.
     """
-    kept = []
+    cached = []
     for volume in volumes:
         try:
             stat = volume.stat()
             files = sum(file.stat().st_size for file in (folder / volume.stem).glob("*"))
         except FileNotFoundError:
             continue
-        kept.append(Kept(volume.stem, stat.st_atime, stat.st_size + files))
-    return tuple(kept)
+        cached.append(CachedSeries(volume.stem, stat.st_atime, stat.st_size + files))
+    return tuple(cached)
 
 
-def excess(kept: Iterable[Kept], max_bytes: float, is_needed: Callable[[str], bool]) -> tuple[str, ...]:
-    """Series to remove so that the rest takes no more room than it may, unused for longest first.
+def excess(cached: Iterable[CachedSeries], max_bytes: float, is_needed: Callable[[str], bool]) -> tuple[str, ...]:
+    """Return the series to remove so that the rest fits, the least recently used first.
 
     Args:
-        kept: All fetched series.
-        max_bytes: Room for all.
-        is_needed: Whether a series stays in any case; asked only for those whose turn it is.
+        cached: All fetched series.
+        max_bytes: Disk space for all.
+        is_needed: Whether a series must stay; called only for candidates to be removed.
     """
-    series = sorted(kept, key=lambda one: one.used)
+    series = sorted(cached, key=lambda one: one.used)
     over = sum(one.total_bytes for one in series) - max_bytes
     found = []
     for one in series:

@@ -1,4 +1,4 @@
-"""The PACS that the host's settings name."""
+"""The PACS in the host's settings."""
 
 from typing import Any, Final
 
@@ -9,35 +9,35 @@ from monailabel.config import settings
 from lib.pacs.address import Address, make_client, make_session
 
 DEFAULT_FILTER: Final = {"Modality": "MR"}
-"""The host's own default is CT."""
+"""Filter for the series that are images; the host's own default is CT."""
 FILTER_SETTING: Final = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 
 def configured_address() -> Address:
-    """Where the PACS is."""
+    """Return the address of the PACS."""
     prefixes = (settings.MONAI_LABEL_QIDO_PREFIX, settings.MONAI_LABEL_WADO_PREFIX, settings.MONAI_LABEL_STOW_PREFIX)
     base = str(settings.MONAI_LABEL_STUDIES).strip().rstrip("/")
     return Address(base, *((prefix or "").strip("/") for prefix in prefixes))
 
 
 def configured_session() -> requests.Session:
-    """A session with the configured credentials."""
+    """Return a session with the configured credentials."""
     user = settings.MONAI_LABEL_DICOMWEB_USERNAME or settings.MONAI_LABEL_DATASTORE_USERNAME
     password = settings.MONAI_LABEL_DICOMWEB_PASSWORD or settings.MONAI_LABEL_DATASTORE_PASSWORD
     return make_session(configured_address().base, user, password)
 
 
 def configured_client() -> DICOMwebClient:
-    """The library client of the PACS."""
+    """Return the library client of the PACS."""
     return make_client(configured_address(), configured_session())
 
 
 def configured_filter() -> dict[str, Any]:
-    """Which series are images: as the owner said, else MR."""
+    """Return the filter for series that are images: the owner's, else MR."""
     return dict(getattr(settings, FILTER_SETTING))
 
 
 def set_default_filter() -> None:
-    """List MR unless the owner said otherwise; in place before the settings are handed on to other processes."""
+    """List MR unless the owner configured a filter; set it before other processes get the settings."""
     if FILTER_SETTING not in settings.model_fields_set:
         setattr(settings, FILTER_SETTING, dict(DEFAULT_FILTER))

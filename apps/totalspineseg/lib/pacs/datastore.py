@@ -1,4 +1,4 @@
-"""The PACS as MONAI Label sees it: series are images, kept in a folder of this server once they were needed."""
+"""Show the PACS to MONAI Label as a datastore: series are images, stored in a folder of this server once needed."""
 
 import logging
 import shutil
@@ -30,17 +30,17 @@ from lib.volume_io import write_volume
 logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
-"""Folder of the series as they came."""
+"""Folder of the original DICOM files of each series."""
 COUNTED: Final = "instances"
-"""What is known about a fetched image: how many instances the PACS said it had then."""
+"""Field of a fetched image: how many instances the PACS reported at that time."""
 UNSENT: Final = "unsent"
-"""What is known about a finished label: whether the PACS still has to get it."""
+"""Field of a finished label: whether it still has to be sent to the PACS."""
 
 PASSING: Final = (StorageError, MemoryShortageError)
 """Faults of this server that a later try may not meet."""
 
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
-"""``publish(series, file, info)``: put a finished label (wire ids) into the PACS."""
+"""``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
 
 
 class PacsDatastore(StudiesDatastore):
@@ -51,16 +51,16 @@ class PacsDatastore(StudiesDatastore):
 
     Args:
         client: The PACS.
-        folder: Where series and labels are kept.
-        filters: Which series are images, such as ``{"Modality": "MR"}``.
+        folder: Folder for series and labels.
+        filters: Filter for series that are images, such as ``{"Modality": "MR"}``.
         publisher: Stores a finished label that did not come from the PACS.
-        is_needed: Whether a fetched series must stay, whatever room it takes.
-        cache_gb: Room for all fetched series, GB.
+        is_needed: Whether a fetched series must stay, however much disk space it takes.
+        cache_gb: Disk space for all fetched series, GB.
         read_only: Whether labels are refused.
 
     Attributes:
-        segmentations: Those of the PACS.
-        submitting: Turns at segmentations that become submissions, by instance.
+        segmentations: Segmentations of the PACS.
+        submitting: Locks for segmentations that become submissions, by instance.
     """
 
     looks_beyond = False
@@ -87,77 +87,77 @@ class PacsDatastore(StudiesDatastore):
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
     def name(self) -> str:
-        """The server's address."""
+        """Return the server's address."""
         address: str = self._client.base_url
         return address
 
     def series(self) -> Mapping[str, Series]:
-        """The series that are offered as images, by UID: all but localizers and what could not be read."""
+        """Return the series that are offered as images, by UID: all but localizers and unreadable series."""
         return self._listing.offered()
 
     def offers(self, image_id: str) -> bool:
-        """Whether a series is offered as an image, even one that came into the PACS a moment ago."""
+        """Return whether a series is offered as an image, even one that reached the PACS a moment ago."""
         found = self._listing.find(image_id) if is_uid(image_id) else None
         return found is not None and self._listing.is_offered(found)
 
     def list_images(self) -> list[str]:
-        """Ids of the images."""
+        """Return the ids of the images."""
         return list(self.series())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Images with a finished label."""
+        """Return the images with a finished label."""
         with self._guard:
             finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
         return [uid for uid in self.series() if uid in finished]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Images without a finished label."""
+        """Return the images without a finished label."""
         finished = set(self.get_labeled_images())
         return [uid for uid in self.series() if uid not in finished]
 
     def status(self) -> dict[str, Any]:
-        """How many images and labels there are."""
-        # The PACS is asked first: nobody shall wait for the index meanwhile.
+        """Return the numbers of images and labels."""
+        # Ask the PACS first, so that nobody waits for the index in the meantime.
         images, finished = self.list_images(), self.get_labeled_images()
         with self._guard:
             tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
         return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
 
     def changed(self) -> None:
-        """Something was stored in the PACS: the next list is read anew."""
+        """Read the list again next time, because something was stored in the PACS."""
         self._listing.changed()
 
     def get_image_uri(self, image_id: str) -> str:
-        """The file of a series, fetched from the PACS when it is not here yet.
+        """Return the file of a series, fetched from the PACS when it is not here yet.
 
         Returns:
             A NIfTI file in the grid of the series; "" when there is no such series.
 
         Raises:
-            ImageError: The series is no volume.
-            StorageError: It could not be written.
-            requests.RequestException: It is not here, and the PACS does not answer.
+            ImageError: The series is not a volume.
+            StorageError: The file could not be written.
+            requests.RequestException: The series is not here, and the PACS does not answer.
         """
-        if kept := self._kept(image_id):
-            return kept
+        if file := self._local_file(image_id):
+            return file
         found = self._listing.find(image_id) if is_uid(image_id) else None
         if found is None:
             return ""
         with self._fetching.at(image_id):
-            return self._kept(image_id) or self._fetch(found)
+            return self._local_file(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
-        """Whose series it is, without saying who: known for every series that was needed once or is in the PACS."""
+        """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
         info = super().get_image_info(image_id)
         if not info:
-            # Not here, or not any more: its patient must not count as another one.
+            # The series is not or no longer here: its patient must not count as another one.
             with suppress(requests.RequestException):
                 found = self._listing.all().get(image_id)
                 info = dict(found.info) if found else {}
         return patient_of(image_id, info)
 
     def put_back(self, image_id: str) -> bool:
-        """Store the finished label that is shown in the PACS, too; one that it does not take now waits here.
+        """Store the finished label of an image in the PACS, too; if the PACS does not take it now, it waits here.
 
         Returns:
             Whether the PACS has it.
@@ -183,7 +183,7 @@ class PacsDatastore(StudiesDatastore):
         return not unsent
 
     def waiting(self) -> tuple[str, ...]:
-        """Images whose finished label the PACS still has to get."""
+        """Return the images whose finished label still has to be sent to the PACS."""
         with self._guard:
             finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
         return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
@@ -201,25 +201,25 @@ class PacsDatastore(StudiesDatastore):
         return "" if found is None else f"{found.instances} instances"
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
-        """Series of the same study that are here, whose coordinates can be compared with this one's."""
+        """Return the series of the same study that are here and have coordinates comparable with this one's."""
         known = self.series()
         study = known[image_id].study if image_id in known else None
         others = (uid for uid, other in known.items() if other.study == study and uid != image_id)
         return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
 
     def same_space(self, one: str, other: str) -> bool:
-        """Whether the coordinates of two series that are here can be compared, as far as their headers say.
+        """Return whether the coordinates of two series that are here can be compared, according to their headers.
 
-        A patient who was laid down anew within a study has another frame of reference.
+        A patient who was repositioned within a study has another frame of reference.
         """
         frames = {self._frame_of_reference(image_id) for image_id in (one, other)} - {""}
         return len(frames) < 2
 
     def series_folder(self, image_id: str) -> Path:
-        """The DICOM files of a series, fetched when they are not here yet.
+        """Return the folder with the DICOM files of a series, fetched when they are not here yet.
 
         Raises:
-            ImageError: There is no such series, or it is no volume.
+            ImageError: There is no such series, or it is not a volume.
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
@@ -234,39 +234,39 @@ class PacsDatastore(StudiesDatastore):
         return folder
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is known about a series."""
+        """Return the information about a series."""
         found = self._listing.all().get(image_id)
         return {**super().get_image_info(image_id), **(found.info if found else {})}
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Add to what is known about a series."""
+        """Add to the information about a series."""
         if self.get_image_uri(image_id):
             super().update_image_info(image_id, info)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Refused: images come from the PACS.
+        """Refuse: images come from the PACS.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError("images of this server come from its PACS; store the series there")
+        raise ValueError("Images of this server come from its PACS. Store the series there.")
 
     def remove_image(self, image_id: str) -> None:
-        """Refused: images come from the PACS.
+        """Refuse: images come from the PACS.
 
         Raises:
             ImageError: Always.
         """
-        raise ImageError("images of this server come from its PACS; remove the series there")
+        raise ImageError("Images of this server come from its PACS. Remove the series there.")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label under a tag; see the base class. A finished one goes into the PACS unless that has it so."""
+        """Show a label under a tag (see the base class) and store a finished one in the PACS unless it is there."""
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
-        # A PACS keeps a label with the names as they were sent: whoever looks there must see those that count.
+        # The PACS stores a label with the names as they were sent: readers there must see the names that count.
         own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
-        # To be compared with segmentations of the PACS.
+        # The time of creation is compared with segmentations of the PACS.
         info = {"created": now_utc(), UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
         if own:
@@ -277,7 +277,7 @@ class PacsDatastore(StudiesDatastore):
         return saved
 
     def json(self) -> dict[str, Any]:
-        """The index, with the series that were not needed yet."""
+        """Return the index, including the series that were not needed yet."""
         content: dict[str, Any] = super().json()
         for uid, found in self.series().items():
             content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})
@@ -288,15 +288,15 @@ class PacsDatastore(StudiesDatastore):
         found = self._client.retrieve_instance(reference.study, reference.series, reference.instance)
         found.save_as(file, write_like_original=False)
 
-    def _kept(self, image_id: str) -> str:
-        """The file of a series that is here, whole; empty for none."""
+    def _local_file(self, image_id: str) -> str:
+        """Return the file of a series that is here completely; empty for none."""
         uri: str = super().get_image_uri(image_id)
         with self._guard:
             here = bool(uri) and mark_used(Path(uri))
         return uri if here and self._is_complete(image_id) else ""
 
     def _is_complete(self, image_id: str) -> bool:
-        """Whether all the PACS has of a series is here; it may have been fetched while it still came in."""
+        """Return whether this server has the whole series; it may have been fetched while it still reached the PACS."""
         folder = self._folder(image_id)
         try:
             known = self._listing.now(image_id)
@@ -305,7 +305,8 @@ class PacsDatastore(StudiesDatastore):
             return True
         if known is None or not folder.is_dir():
             return True
-        # A PACS may count images that it does not give; fetching anew would change nothing and cost what is shown.
+        # A PACS may count images that it does not return; fetching again would change nothing and cost the labels in
+        # use.
         counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
@@ -313,14 +314,14 @@ class PacsDatastore(StudiesDatastore):
         return Path(self._datastore_path) / SERIES_DIR / image_id
 
     def _frame_of_reference(self, image_id: str) -> str:
-        """Of a series that is here; empty where it names none."""
+        """Return the frame of reference of a series that is here; empty where it names none."""
         folder = self._folder(image_id)
         first = min(folder.iterdir(), default=None) if is_uid(image_id) and folder.is_dir() else None
         header = None if first is None else read_header(first)
         return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
 
     def _fetch(self, series: Series) -> str:
-        """Download a series and keep it as a volume, too; what was here of it stays until the new one can be read."""
+        """Download a series and store it as a volume, too; the old files stay until the new ones can be read."""
         if reason := self._listing.refusal(series):
             raise ImageError(reason)
         folder = self._folder(series.uid)
@@ -344,12 +345,14 @@ class PacsDatastore(StudiesDatastore):
         try:
             self._make_room(series.uid)
         except (OSError, StorageError) as error:
-            # Whoever asked for the series has it; the next one makes room.
-            logger.warning("no room could be made for fetched series: %s", error)
-        return self._kept(series.uid)
+            # The series was delivered; the next request makes room.
+            logger.warning("No room could be made for fetched series: %s", error)
+        return self._local_file(series.uid)
 
     def _make_room(self, fetched: str) -> None:
-        """Remove the series unused for longest while all together take too much; not the one that was just fetched."""
+        """Remove the least recently used series while all together take too much, but not the one that was just
+        fetched.
+        """
         with self._guard:
             labeled = {uid for uid, entry in self._datastore.objects.items() if entry.labels}
         volumes = [self._volume(path.name) for path in self._folder(fetched).parent.iterdir() if is_uid(path.name)]
@@ -367,7 +370,7 @@ class PacsDatastore(StudiesDatastore):
                 turn.release()
 
     def _remove_unused(self, image_id: str) -> None:
-        """Remove a fetched series that nobody asked for in the meantime."""
+        """Remove a fetched series that was not requested in the meantime."""
         with self._index():
             volume = self._volume(image_id)
             if not volume.is_file() or is_in_use(volume):
@@ -376,23 +379,23 @@ class PacsDatastore(StudiesDatastore):
             self._update_datastore_file()
             volume.unlink()
             shutil.rmtree(self._folder(image_id), ignore_errors=True)
-        logger.info("series %s was removed to make room; it is fetched again when it is needed", image_id)
+        logger.info("Series %s was removed to make room; it is fetched again when it is needed", image_id)
 
     def _volume(self, image_id: str) -> Path:
         return Path(self._datastore.image_path()) / f"{image_id}.nii"
 
     def _forget(self, image_id: str) -> None:
-        """Drop a series that is not whole, and what is shown for it; the history keeps what was submitted."""
+        """Remove an incomplete series and its labels in use; the history keeps what was submitted."""
         with self._index():
             labels = self._all_label_files(image_id)
             entry = self._datastore.objects.pop(image_id, None)
             self._update_datastore_file()
         shutil.rmtree(self._folder(image_id), ignore_errors=True)
-        # Also one that the index does not know, as after a kill while room was made: it would not be replaced.
+        # Remove also a volume that is not in the index, as after a kill while room was made: it would not be replaced.
         self._volume(image_id).unlink(missing_ok=True)
         if entry is None:
             return
-        logger.warning("series %s had more images than were fetched; it was fetched anew", image_id)
-        # Labels on the old grid; a file that stays would be shown again after a restart.
+        logger.warning("Series %s had more images than were fetched; it was fetched again", image_id)
+        # Labels on the old grid: a file that stays would be shown again after a restart.
         for file in labels:
             file.unlink(missing_ok=True)

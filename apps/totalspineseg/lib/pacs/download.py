@@ -1,4 +1,4 @@
-"""A series of the PACS as files."""
+"""Download a series of the PACS as files."""
 
 import shutil
 import tempfile

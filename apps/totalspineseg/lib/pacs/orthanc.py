@@ -1,4 +1,4 @@
-"""A local Orthanc process with DICOMweb, for trying OHIF without a hospital's PACS."""
+"""Run a local Orthanc process with DICOMweb, for trying OHIF without a hospital's PACS."""
 
 import json
 import shutil
@@ -16,14 +16,14 @@ from lib.errors import StorageError
 from lib.processes import stop, tied
 
 PROGRAM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
-"""Debian installs Orthanc where an ordinary user's PATH does not look."""
+"""Folders of programs; Debian installs Orthanc outside an ordinary user's PATH."""
 PLUGINS: Final = (
     Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so"),
     Path("/usr/local/share/orthanc/plugins/libOrthancDicomWeb.so"),
 )
 DICOMWEB_ROOT: Final = "/dicom-web/"
 START_SECONDS: Final = 180
-"""An Orthanc that answers in a second on a quiet machine may take a minute on a busy one."""
+"""Maximum time to start; an Orthanc that answers in a second on a quiet machine may take a minute on a busy one."""
 PROBE_SECONDS: Final = 10
 STORE_SECONDS: Final = 120
 
@@ -35,7 +35,7 @@ class Orthanc:
     Attributes:
         dicomweb: Address of its DICOMweb service, without a slash at the end.
         rest: Address of its own interface.
-        log: What it printed.
+        log: File with its output.
     """
 
     dicomweb: str
@@ -45,10 +45,10 @@ class Orthanc:
 
 @contextmanager
 def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
-    """Start Orthanc for this machine alone; stopped at the end.
+    """Start Orthanc for this machine only, and stop it at the end.
 
     Args:
-        folder: Its configuration, storage and log go here; made when missing, kept afterwards.
+        folder: Folder for its configuration, storage and log; made when missing, not removed.
         port: HTTP port to listen on.
 
     Raises:
@@ -70,30 +70,30 @@ def fill(orthanc: Orthanc, folder: Path) -> int:
     """Store all DICOM files below a folder.
 
     Returns:
-        How many.
+        The number of files.
 
     Raises:
-        StorageError: Orthanc refused one.
+        StorageError: Orthanc refused a file.
     """
     files = sorted(folder.rglob("*.dcm"))
     for file in files:
         answer = requests.post(f"{orthanc.rest}/instances", data=file.read_bytes(), timeout=STORE_SECONDS)
         if not answer.ok:
-            raise StorageError(f"DICOM files that Orthanc takes are required, got {file.name!r}; see {orthanc.log}")
+            raise StorageError(f"Orthanc refused the file {file.name!r}. See {orthanc.log}.")
     return len(files)
 
 
 def _program() -> str:
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path=PROGRAM_FOLDERS)
     if program is None:
-        raise StorageError("Orthanc is required, got none; install Debian's packages orthanc and orthanc-dicomweb")
+        raise StorageError("Orthanc is not installed. Install Debian's packages orthanc and orthanc-dicomweb.")
     return program
 
 
 def _configuration(folder: Path, port: int) -> Path:
     plugin = next((path for path in PLUGINS if path.is_file()), None)
     if plugin is None:
-        raise StorageError("Orthanc's DICOMweb plugin is required, got none; install Debian's package orthanc-dicomweb")
+        raise StorageError("Orthanc's DICOMweb plugin is not installed. Install Debian's package orthanc-dicomweb.")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "orthanc.json"
     settings = {
@@ -106,7 +106,7 @@ def _configuration(folder: Path, port: int) -> Path:
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomServerEnabled": False,
-        # An annotator who exports twice under one UID has the second one kept.
+        # Keep the second export when an annotator exports twice under one UID.
         "OverwriteInstances": True,
         "DicomWeb": {"Enable": True, "Root": DICOMWEB_ROOT, "EnableWado": False},
     }
@@ -118,11 +118,11 @@ def _wait(orthanc: Orthanc, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StorageError(f"a running Orthanc is required, got one that ended; {orthanc.log} says why")
+            raise StorageError(f"Orthanc ended at its start. See {orthanc.log}.")
         try:
             requests.get(f"{orthanc.dicomweb}/studies", params={"limit": 1}, timeout=PROBE_SECONDS).raise_for_status()
         except requests.RequestException:
             time.sleep(0.1)
         else:
             return
-    raise StorageError(f"an answer of Orthanc within {START_SECONDS} s is required, got none; see {orthanc.log}")
+    raise StorageError(f"Orthanc did not answer within {START_SECONDS} s. See {orthanc.log}.")

@@ -1,4 +1,4 @@
-"""Results of models as DICOM SEG."""
+"""Write results of models as DICOM SEG."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,28 +13,33 @@ from lib.geometry import Volume
 from lib.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
-"""What step 1 calls its segments."""
+"""Names of the segments of step 1."""
 DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
-"""How a PACS lists a result that guesses its levels: of the report nothing else stays with the object."""
+"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
+object.
+"""
 
 
 def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
-    """A model's result as the content of a DICOM file.
+    """Return a model's result as the content of a DICOM file.
 
     Args:
         file: Label map in wire ids, on the grid of the series.
-        series: The DICOM files of the series.
-        report: The reply's report: which labels, which weights, whether the levels are certain.
+        series: Folder with the DICOM files of the series.
+        report: The reply's report: labels, weights, and whether the levels are certain.
 
     Raises:
-        LabelError: The model marks places to look at, which are no structures.
-        EmptySegmentationError: Nothing is marked.
-        GridError: The result lies on another grid, such as the 1 mm grid.
+        LabelError: The model marks places to check, which are not structures.
+        EmptySegmentationError: The label map is empty.
+        GridError: The result has another grid, such as the 1 mm grid.
     """
     published = report["label_names"]
     step1 = VERTEBRAE_NAME in published
     if not step1 and NAME_OF[SACRUM] not in published:
-        raise LabelError("a model of structures is required for DICOM SEG, got one of marks; ask for the image")
+        raise LabelError(
+            "This model marks places to check, not structures, so there is no DICOM SEG of it. Ask for the image "
+            "instead."
+        )
     wire = read_labels(file)
     versions = report["models"]
     return seg_bytes(

@@ -1,4 +1,4 @@
-"""The series of a PACS: which there are, and which segmentation of one is the newest."""
+"""List the series of a PACS, and find the newest segmentation of a series."""
 
 import hashlib
 import logging
@@ -19,19 +19,19 @@ from lib.spellings import code_of_name
 logger = logging.getLogger(__name__)
 
 PAGE: Final = 200
-"""Series a request; servers cap what they give at once."""
+"""Series in one request; servers limit how many they return at once."""
 MAX_SERIES: Final = 20000
-"""A server that ignores ``offset`` would be asked for ever."""
+"""Maximum number of series; a server that ignores ``offset`` would otherwise be asked forever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
 LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
 )
-"""How scanners call series that only show where the others lie."""
+"""Descriptions of series that only show where the others lie."""
 SEG_MODALITY: Final = "SEG"
 AUTOMATIC: Final = "AUTOMATIC"
-"""How a segment was made (PS3.3 C.8.20.4): calculated, with no part of a user's."""
+"""Algorithm type of a segment (PS3.3 C.8.20.4) that was calculated without a user's part."""
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
-"""What OHIF shows of the next sample."""
+"""Fields that OHIF shows of the next sample."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Series:
     Attributes:
         uid: Series instance UID, which is its image id.
         study: Study instance UID.
-        info: What clients show about it.
-        localizer: Whether its description calls it one.
-        instances: How many instances it has; 0 where the server does not say.
+        info: Fields that clients show.
+        localizer: Whether its description says that it is a localizer.
+        instances: Number of its instances; 0 where the server does not report it.
     """
 
     uid: str
@@ -54,11 +54,11 @@ class Series:
 
 
 def find_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> tuple[Series, ...]:
-    """All series that match, page by page.
+    """Return all series that match, page by page.
 
     Args:
         client: The PACS.
-        filters: Such as ``{"Modality": "MR"}``.
+        filters: For example ``{"Modality": "MR"}``.
 
     Returns:
         Each series once, in the server's order; none when nothing matches.
@@ -90,33 +90,34 @@ def _series(entry: Dataset) -> Series | None:
 
 
 def patient_of(series: str, info: Mapping[str, Any]) -> str:
-    """Whose series it is, without saying who.
+    """Return an anonymous id of a series' patient.
 
     Args:
-        series: Its UID; stands for its patient where nothing else is known.
-        info: What is known about it.
+        series: Its UID, used in place of the patient where nothing else is known.
+        info: Information about the series.
     """
     patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
     return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
 
 
 class Segmentations:
-    """The segmentations of a PACS; each one's header is read once."""
+    """The segmentations of a PACS; each header is read once."""
 
     def __init__(self, client: DICOMwebClient) -> None:
         self._client = client
         self._known: dict[str, tuple[SegReference, ...]] = {}
 
     def newest(self, series: Iterable[str], study: str = "") -> dict[str, SegReference]:
-        """The newest reader's segmentation of each series that has one.
+        """Return the newest reader's segmentation of each series that has one.
 
         Args:
             series: Series instance UIDs.
-            study: The one study to look in, which is quick; empty for the whole PACS.
+            study: The one study to search, which is quick; empty for the whole PACS.
 
         Returns:
-            By series; by content date, then by date of creation. A segmentation of other things than the spine, and one
-            that a model stored, ours or another, are passed over.
+            References by series; the newest by content date, then by date of creation. Segmentations of other things
+            than
+            the spine, and those that a model stored, ours or another, are skipped.
         """
         wanted = frozenset(series)
         where = {"StudyInstanceUID": study} if study else {}
@@ -131,40 +132,40 @@ class Segmentations:
         return found
 
     def _references(self, series: Series) -> tuple[SegReference, ...]:
-        """Headers of a series' segmentations."""
+        """Return the headers of a series' segmentations."""
         key = f"{series.uid} {series.instances}"
         if key not in self._known:
             try:
                 headers = self._client.retrieve_series_metadata(series.study, series.uid)
             except requests.HTTPError as error:
-                # One that the PACS cannot give must not hide all others; it is asked for again.
-                logger.warning("segmentations of series %s could not be read: %s", series.uid, type(error).__name__)
+                # One that the PACS cannot return must not hide all others; it is requested again.
+                logger.warning("Segmentations of series %s could not be read: %s", series.uid, type(error).__name__)
                 return ()
             try:
                 self._known[key] = tuple(
                     seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers
                 )
             except LabelError as error:
-                logger.warning("segmentations of series %s are passed over: %s", series.uid, error)
+                logger.warning("Segmentations of series %s are skipped: %s", series.uid, error)
                 self._known[key] = ()
         return self._known[key]
 
 
 def _no_pixels(*_: object) -> None:
-    """Headers name where the pixels are; nobody needs them there."""
+    """Skip pixels that a header refers to."""
 
 
 def image_series(reference: SegReference) -> str:
-    """The series a segmentation was drawn on; empty where it names none, or several."""
+    """Return the series a segmentation was drawn on; empty where it names none, or several."""
     return reference.referenced_series[0] if len(reference.referenced_series) == 1 else ""
 
 
 def is_reading(reference: SegReference) -> bool:
-    """Whether a segmentation names a structure of the spine, and no model made it alone, ours or another."""
+    """Return whether a segmentation names a structure of the spine and was not made by a model alone."""
     by_program = reference.made == (AUTOMATIC,) or is_own(reference)
     return any(code_of_name(name) is not None for name in reference.labels) and not by_program
 
 
 def is_own(reference: SegReference) -> bool:
-    """Whether this server wrote the segmentation; a viewer that changes it writes a new one under its own name."""
+    """Return whether this server wrote the segmentation; a viewer that changes it writes a new one in its own name."""
     return reference.manufacturer == MANUFACTURER

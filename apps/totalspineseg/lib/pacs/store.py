@@ -1,4 +1,4 @@
-"""The configured PACS as the app's datastore, with finished labels put back as DICOM SEG."""
+"""Use the configured PACS as the app's datastore, and store finished labels in it as DICOM SEG."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,23 +16,23 @@ from lib.pacs.datastore import PacsDatastore
 from lib.volume_io import read_labels
 
 NO_MODEL: Final = "none"
-"""Stands where a label was drawn without a model."""
+"""Model name of a label that was drawn without a model."""
 
 
 def pacs_datastore(
     root: Path, *, is_needed: Callable[[str], bool] = lambda series: False, cache_gb: float = MAX_GB
 ) -> PacsDatastore:
-    """The datastore of the configured PACS.
+    """Return the datastore of the configured PACS.
 
     Args:
         root: Folder of the history of these studies.
-        is_needed: Whether a fetched series must stay, whatever room it takes.
-        cache_gb: Room for all fetched series, GB.
+        is_needed: Whether a fetched series must stay, however much disk space it takes.
+        cache_gb: Disk space for all fetched series, GB.
     """
     client = configured_client()
 
     def publish(series: str, file: Path, info: Mapping[str, Any]) -> None:
-        """A finished label of a client that does not speak DICOM."""
+        """Store a finished label of a client that does not use DICOM."""
         wire = read_labels(file)
         labels = Volume(from_wire(wire.data), wire.affine)
         folder = store.series_folder(series)

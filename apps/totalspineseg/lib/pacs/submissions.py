@@ -1,4 +1,4 @@
-"""Segmentations in the PACS as submissions, and labels that the PACS still has to get."""
+"""Take segmentations in the PACS as submissions, and send labels that still have to reach the PACS."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -17,23 +17,23 @@ from lib.pacs.series import image_series, is_own
 
 logger = logging.getLogger(__name__)
 
-NOT_PUT_BACK: Final = "The PACS did not take the names that followed; it keeps those you sent until it does."
+NOT_PUT_BACK: Final = "The PACS did not take the corrected names yet. Until it does, it shows the names you sent."
 
 Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
-"""The app's way to take a label."""
+"""Function of the app that takes a label."""
 
 
 class Corrections(Protocol):
-    """What is known of earlier submissions."""
+    """Earlier submissions."""
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """All submissions for an image."""
+        """Return all submissions for an image."""
 
     def standing(self, image_id: str) -> tuple[Correction, ...]:
-        """Those that were accepted and that nobody took back."""
+        """Return those that were accepted and not withdrawn."""
 
     def path(self, correction: Correction) -> Path:
-        """The folder of a submission."""
+        """Return the folder of a submission."""
 
 
 def submit_segmentation(
@@ -44,26 +44,26 @@ def submit_segmentation(
     reference: SegReference,
     sender: Sender,
 ) -> Outcome:
-    """Count a segmentation that lies in the PACS as an annotator's submission, once.
+    """Count a segmentation in the PACS as an annotator's submission, once.
 
-    It may come here twice at a time: from the viewer, and found in the PACS before it is recorded.
+    It may arrive twice at the same time: from the viewer, and found in the PACS before it is recorded.
 
     Args:
         datastore: The PACS.
         submit: Takes the label.
         corrections: Earlier submissions.
         file: The segmentation.
-        reference: What it says about itself.
-        sender: Who sent it.
+        reference: Data from its header.
+        sender: User who sent it.
 
     Returns:
-        What became of it; a segmentation that cannot be used is no error, for the PACS has it.
+        The outcome; a segmentation that cannot be used is not an error, because the PACS has it.
     """
     instance, series = reference.instance, image_series(reference)
     if is_own(reference):
         return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
     if not datastore.offers(series):
-        message = "A segmentation of a series this server offers is required, got one of another; it was not counted."
+        message = "Not counted: the segmentation belongs to a series that this server does not offer."
         return Outcome(instance, "refused", message)
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
@@ -71,28 +71,30 @@ def submit_segmentation(
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:
-            kept = submit(series, file, FINAL_TAG, params, sender, {"instance": instance, "created": reference.created})
+            correction = submit(
+                series, file, FINAL_TAG, params, sender, {"instance": instance, "created": reference.created}
+            )
         except LabelError as error:
             return Outcome(instance, "parked", f"Not counted: {error}", series)
         except TotalSpineSegError as error:
-            logger.warning("a segmentation of series %s was not counted: %s", series, error)
+            logger.warning("A segmentation of series %s was not counted: %s", series, error)
             return Outcome(instance, "refused", f"Not counted: {error}", series)
-    outcome = accepted(instance, kept)
-    shown = datastore.get_label_info(series, FINAL_TAG)
-    if shown.get("instance") == instance and shown.get(UNSENT):
+    outcome = accepted(instance, correction)
+    label_info = datastore.get_label_info(series, FINAL_TAG)
+    if label_info.get("instance") == instance and label_info.get(UNSENT):
         return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
     return outcome
 
 
 def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
-    """The record of the same instance with the same content, if there is one."""
+    """Return the record of the same instance with the same content, if there is one."""
     try:
         same_name = [known for known in corrections.of_image(series) if known.file_name == sender.file_name]
         content = seg_content(file) if same_name else ""
         return next((one for one in same_name if seg_content(corrections.path(one) / one.raw) == content), None)
     except (StorageError, LabelError) as error:
-        # Better kept twice than not at all.
-        logger.warning("earlier segmentations of series %s cannot be compared: %s", series, error)
+        # Storing it twice is better than losing it.
+        logger.warning("Earlier segmentations of series %s cannot be compared: %s", series, error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Where the curved planes of a scan run."""
+"""Find the curved planes of a scan."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,21 +11,21 @@ from lib.anatomy import BACKGROUND, CANAL, CORD, DISCS
 from lib.geometry import Grid, LabelArray, Volume, to_ras
 
 MARGIN_MM: Final = 50.0
-"""Shown before and behind the spine (and beside it): the picture holds what a reader needs, large."""
+"""Margin shown before and behind the spine (and beside it), so that the picture shows what a reader needs, large."""
 SMOOTHING_MM: Final = 8.0
-"""Standard deviation of the smoothing of the plane: less than a vertebra, more than a voxel's steps."""
+"""Standard deviation of the plane's smoothing: less than a vertebra, more than a voxel's steps."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """Where the two curved planes run, on the nearest-RAS form of a grid.
+    """Course of the two curved planes, on the nearest-RAS form of a grid.
 
     Attributes:
         x: (Z,) sagittal plane, voxel index along x at every height.
         y: (Z,) coronal plane, voxel index along y at every height.
         canal_y: (Z,) the canal, voxel index along y; bodies are anterior to it.
-        x_range: First and last voxel along x that the coronal picture shows.
-        y_range: First and last voxel along y that the sagittal picture shows.
+        x_range: First and last voxel along x in the coronal picture.
+        y_range: First and last voxel along y in the sagittal picture.
     """
 
     x: npt.NDArray[np.float64]
@@ -36,14 +36,15 @@ class Course:
 
 
 def course_of(labels: LabelArray | None, grid: Grid) -> Course:
-    """The planes through a labeled spine; compute once for all pictures of a scan.
+    """Return the planes through a labeled spine; compute them once for all pictures of a scan.
 
     Args:
         labels: Codes on ``grid``, any orientation; None when there are none yet. Not modified.
         grid: Grid of the image.
 
     Returns:
-        The course. Without canal (or discs) the middle of the image; without labels all of its width.
+        The course. It runs through the middle of the image without canal (or discs), and without labels over all of its
+        width.
     """
     ras = to_ras(Volume(np.broadcast_to(np.uint8(0), grid.shape) if labels is None else labels, grid.affine))
     middle_x, middle_y = ((n - 1) / 2 for n in ras.data.shape[:2])
@@ -60,13 +61,13 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
         _mean_index(canal, 0, sigma, middle_x),
         _mean_index(disc, 1, sigma, float(canal_y.mean())),
         canal_y,
-        _shown(outline.any(axis=1), MARGIN_MM / ras.spacing[0]),
-        _shown(outline.any(axis=0), MARGIN_MM / ras.spacing[1]),
+        _visible_range(outline.any(axis=1), MARGIN_MM / ras.spacing[0]),
+        _visible_range(outline.any(axis=0), MARGIN_MM / ras.spacing[1]),
     )
 
 
-def _shown(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
-    """First and last index to show: the spine and a margin; everything where there is no spine."""
+def _visible_range(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
+    """Return the first and last index to show: the spine and a margin; everything where there is no spine."""
     at = np.flatnonzero(occupied)
     if at.size == 0:
         return 0, occupied.size - 1
@@ -85,7 +86,7 @@ _KIND_OF_CODE: Final = _kinds()
 
 
 def _mean_index(mask: npt.NDArray[np.bool_], axis: int, sigma: float, default: float) -> npt.NDArray[np.float64]:
-    """Mean index of a mask along an axis at every height, gaps interpolated, smoothed."""
+    """Return the mean index of a mask along an axis at every height, gaps interpolated, smoothed."""
     counts = mask.sum(axis=1 - axis, dtype=np.int32)
     total = counts.sum(axis=0)
     z = np.flatnonzero(total)

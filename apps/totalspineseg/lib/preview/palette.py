@@ -1,4 +1,4 @@
-"""Colors and tags: which value of which map is drawn how."""
+"""Colors of map values, and codes that get tags."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,13 +25,13 @@ Color = tuple[int, int, int]
 Palette = Mapping[int, Color]
 
 LEVEL_CODES: Final = (*VERTEBRAE, SACRUM, *DISCS)
-"""What gets a tag when nothing else is said."""
+"""Codes that get a tag by default."""
 STEP1_TAGS: Final = (C1, *DISCS)
-"""What step 1 names: its other vertebrae are one class."""
+"""Codes that step 1 names: its other vertebrae are one class."""
 
 
 def _palette(step: int) -> Palette:
-    """Colors of a network's classes: those of the structures they stand for, two for odd and even."""
+    """Return colors of a network's classes: those of the structures they stand for, two for odd and even."""
     plain = [code for code in DISCS if code not in LANDMARK_DISCS]
     colors = {Step1.DISC.value: BY_CODE[plain[0]].color}
     colors |= {value: BY_CODE[code].color for value, code in LANDMARK_CLASS.items()}

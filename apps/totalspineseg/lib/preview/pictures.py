@@ -1,4 +1,4 @@
-"""The picture most readers want, and pictures as files."""
+"""Make the picture most readers want, and save pictures as files."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,15 +12,15 @@ from lib.preview.plane import Picture, Plane
 from lib.volume_io import write_atomic
 
 JPEG_QUALITY: Final = 88
-"""Small letters stay sharp."""
+"""Quality at which small letters stay sharp."""
 
 
 def mid_sagittal(volume: Volume, labels: LabelArray | None = None, *, doubtful: Collection[int] = ()) -> Picture:
-    """The sagittal picture along the canal, with labels and names; ``Plane`` makes all others.
+    """Return the sagittal picture along the canal, with labels and names; ``Plane`` makes all others.
 
     Args:
         volume: Image, any orientation and spacing. Not modified.
-        labels: Codes on the same grid; the bare image in the middle when None. Not modified.
+        labels: Codes on the same grid; when None, the plain image in the middle. Not modified.
         doubtful: Codes whose level is doubtful.
 
     Returns:
@@ -43,6 +43,6 @@ def save_picture(path: Path, rgb: Picture) -> None:
     kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"a picture name ending in .jpg, .jpeg or .png is required, got {path.name!r}")
+        raise ValueError(f"expected a picture name ending in .jpg, .jpeg or .png, got {path.name!r}")
     options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
     write_atomic(path, lambda temporary: Image.fromarray(rgb).save(temporary, kind, **options))

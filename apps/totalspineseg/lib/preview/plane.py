@@ -1,4 +1,4 @@
-"""One curved plane of a scan as a picture: image, translucent labels, points and tags."""
+"""Show one curved plane of a scan as a picture: image, translucent labels, points and tags."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -17,19 +17,19 @@ from lib.tags import Tag, add_tags
 Picture = npt.NDArray[np.uint8]
 
 WINDOW_PERCENTILES: Final = (1.0, 99.5)
-"""Gray values below and above are black and white: fat and coils outshine a T2 spine."""
+"""Percentiles of the gray values that become black and white: fat and coils are brighter than a T2 spine."""
 OPACITY: Final = 0.45
-"""Of the labels: the edges of bodies and cord stay visible below."""
+"""Opacity of the labels: the edges of bodies and cord stay visible below."""
 DOUBTFUL_STRIPE_PX: Final = 6
 """Period of the stripes that mark a doubtful level, pixels."""
 PIXEL_MM: Final = (0.3, 0.5)
 """Finest and coarsest size of a pixel: a vertebra of 20 mm has at least 40 pixels."""
 WANTED_HEIGHT_PX: Final = 800
-"""Height a small field of view is enlarged to, as far as the finest pixel allows."""
+"""Height to which a small field of view is enlarged, as far as the finest pixel allows."""
 SIDE_PX: Final = 18
-"""Height of the letter that names the patient's side."""
+"""Height of the letter for the patient's side."""
 POINT_RADIUS_MM: Final = 2.5
-"""Radius a level point is drawn with."""
+"""Radius of a level point in the picture."""
 
 
 class Plane:
@@ -38,7 +38,7 @@ class Plane:
     Args:
         volume: Image, any orientation and spacing. Not modified.
         course: From ``course_of``.
-        sagittal: Along the canal; else the coronal plane through the discs.
+        sagittal: Whether to cut along the canal; else the coronal plane through the discs.
     """
 
     def __init__(self, volume: Volume, course: Course, *, sagittal: bool) -> None:
@@ -46,7 +46,7 @@ class Plane:
         self._sagittal = sagittal
         self._first, self._last = course.y_range if sagittal else course.x_range
         ras = to_ras(volume)
-        data = self._shown(ras.data)
+        data = self._visible(ras.data)
         self._index = course.x if sagittal else course.y
         self._canal_y = course.canal_y - self._first
         across, height = ras.spacing[1 if sagittal else 0], ras.spacing[2]
@@ -57,13 +57,13 @@ class Plane:
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
         self._gray = self._windowed(self._cut_linear(data))
 
-    def _shown(self, data: AnyArray) -> AnyArray:
-        """The part of a nearest-RAS array that the picture shows."""
+    def _visible(self, data: AnyArray) -> AnyArray:
+        """Return the part of a nearest-RAS array that is in the picture."""
         part = slice(self._first, self._last + 1)
         return data[:, part] if self._sagittal else data[part]
 
     def _columns(self, data: AnyArray, index: npt.NDArray[np.intp]) -> AnyArray:
-        """(Z, Y) or (Z, X) values of the curved plane."""
+        """Return the (Z, Y) or (Z, X) values of the curved plane."""
         z = np.arange(data.shape[2])
         return data[index, :, z] if self._sagittal else data[:, index, z].T
 
@@ -77,14 +77,14 @@ class Plane:
         return self._hung(first + (second - first) * weight)
 
     def cut(self, labels: LabelArray) -> LabelArray:
-        """Labels (on the grid of the volume) in the plane, as hung, one value a voxel."""
-        data = self._shown(to_ras(Volume(labels, self._affine)).data)
+        """Return labels (on the grid of the volume) in the plane, oriented as the picture, one value for each voxel."""
+        data = self._visible(to_ras(Volume(labels, self._affine)).data)
         last = data.shape[0 if self._sagittal else 1] - 1
         return self._hung(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
 
     @staticmethod
     def _hung(plane: AnyArray) -> AnyArray:
-        """Superior up; anterior (or the patient's right) left."""
+        """Orient a plane with superior up, and anterior (or the patient's right) on the left."""
         return plane[::-1, ::-1]
 
     def picture(
@@ -97,11 +97,11 @@ class Plane:
         tags: Collection[int] = LEVEL_CODES,
         doubtful: Collection[int] = (),
     ) -> Picture:
-        """Image, paint, points and tags.
+        """Return a picture of the image, paint, points and tags.
 
         Args:
-            labels: Codes on the grid of the volume: what the tags say. Not modified.
-            paint: What is painted over the image, in ``palette``'s values; ``labels`` when None. Not modified.
+            labels: Codes on the grid of the volume, named by the tags. Not modified.
+            paint: Map to paint over the image, in ``palette``'s values; ``labels`` when None. Not modified.
             palette: Value -> color; values without a color stay unpainted. An empty one paints nothing.
             points: Level points on the same grid, drawn as dots. Not modified.
             tags: Codes that get a tag with their name; none for ().
@@ -137,13 +137,13 @@ class Plane:
         return np.asarray(image.resize(self._size_px, Image.Resampling.NEAREST), dtype=np.uint8)
 
     def _tags(self, plane: LabelArray, codes: Collection[int], doubtful: Collection[int]) -> list[Tag]:
-        """A tag for every wanted code in the plane, pointing at its body."""
+        """Return a tag for every wanted code in the plane, pointing at its body."""
         rows, columns = np.nonzero(plane)
         values = plane[rows, columns].astype(np.intp)
         if self._sagittal:
             canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
             body = columns < canal_column[rows]
-            # What lies behind the canal altogether is pointed at where it is.
+            # A structure that is completely behind the canal is pointed at where it is.
             body |= np.bincount(values[body], minlength=256)[values] == 0
             rows, columns, values = rows[body], columns[body], values[body]
         counts = np.bincount(values, minlength=256)
@@ -157,8 +157,8 @@ class Plane:
         return found
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
-        """Level points, wherever they lie beside the plane."""
-        data = self._shown(to_ras(Volume(points, self._affine)).data)
+        """Draw level points, even those beside the plane."""
+        data = self._visible(to_ras(Volume(points, self._affine)).data)
         image = Image.fromarray(rgb)
         draw = ImageDraw.Draw(image)
         radius = POINT_RADIUS_MM / self._pixel_mm
@@ -176,7 +176,7 @@ class Plane:
 
 
 def _with_side(rgb: Picture) -> Picture:
-    """An "R" at the patient's right: left and right look alike, and programs differ in how they hang a picture."""
+    """Write an "R" at the patient's right, because left and right look alike and programs hang pictures differently."""
     image = Image.fromarray(rgb)
     place, font = (SIDE_PX // 4, image.height / 2), _font(SIDE_PX)
     ImageDraw.Draw(image).text(
@@ -195,7 +195,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, doubtful: Collection[int]) -> Picture:
-    """Translucent colors; a doubtful code in stripes. One table lookup a pixel: (label, gray) -> color."""
+    """Blend translucent colors; doubtful codes in stripes. One table lookup for each pixel: (label, gray) -> color."""
     ramp = np.arange(256, dtype=np.float32)[:, np.newaxis]
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)[np.newaxis].repeat(256, axis=0)
     for value in _present(labels) & palette.keys():

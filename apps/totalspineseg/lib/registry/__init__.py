@@ -1,1 +1,1 @@
-"""Model versions: where they live, which one is in use, publishing and going back."""
+"""Model versions: where they are stored, which one is in use, publishing and rolling back."""

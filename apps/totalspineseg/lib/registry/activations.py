@@ -1,4 +1,4 @@
-"""Which versions were in use before: what going back goes back to."""
+"""Record which versions were in use before, so that a rollback knows where to return to."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from lib.registry.files import storage_errors
 logger = logging.getLogger(__name__)
 
 FILE: Final = "activations.jsonl"
-"""Beside the pointer file: one line per change, written before the change."""
+"""File beside the pointer file with one line for each change, written before the change."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Activation:
         time: UTC, ISO 8601.
         before: Step -> version's name before; empty for the starter weights.
         after: Step -> version's name that was asked for.
-        back: Whether it went back to what was in use before; to choose an earlier version by name is no going back.
+        back: Whether it was a rollback; choosing an earlier version by name is not one.
     """
 
     time: str
@@ -37,23 +37,23 @@ class Activation:
 
 
 def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str], *, back: bool) -> None:
-    """Append a change that is about to be made; one that a crash prevents is harmless.
+    """Append a change that is about to be made; if a crash prevents the change, its line is harmless.
 
     Args:
-        model_dir: Where the pointer lies.
+        model_dir: Folder of the pointer file.
         before: See ``Activation``.
         after: See ``Activation``.
         back: See ``Activation``.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The file cannot be written.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": now, "before": _keys(before), "after": _keys(after), "back": back}
     with storage_errors(model_dir), (model_dir / FILE).open("ab+") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
-            # A line that a power cut left half-written must not take this one with it.
+            # A line that a power cut left incomplete must not damage this one.
             stream.write(b"" if stream.read(1) == b"\n" else b"\n")
         stream.write(json.dumps(line).encode() + b"\n")
         stream.flush()
@@ -61,7 +61,7 @@ def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str], *
 
 
 def changes(model_dir: Path) -> tuple[Activation, ...]:
-    """All changes, oldest first; a line that a crash cut short is left out."""
+    """Return all changes, oldest first, without lines that a crash left incomplete."""
     path = model_dir / FILE
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
@@ -73,11 +73,11 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
 
 
 def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Activation, ...]:
-    """The changes that were made, oldest first: not those that a crash prevented after they were noted.
+    """Return the changes that were made, oldest first, without those that a crash prevented after they were recorded.
 
     Args:
-        model_dir: Where the pointer lies.
-        current: Step -> name, as the pointer has it.
+        model_dir: Folder of the pointer file.
+        current: Step -> name in the pointer file.
         default: Name of the weights where the pointer names none.
 
     Returns:
@@ -93,21 +93,21 @@ def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Act
 
 
 def before_last(model_dir: Path, current: Mapping[int, str], default: str, there: Collection[str]) -> Mapping[int, str]:
-    """The versions in use before the last change; going back twice goes back two changes, not forth again.
+    """Return the versions in use before the last change; a second rollback goes one change further back, not forward.
 
     Args:
-        model_dir: Where the pointer lies.
-        current: Step -> name, as the pointer has it.
+        model_dir: Folder of the pointer file.
+        current: Step -> name in the pointer file.
         default: Name of the weights where the pointer names none.
-        there: Versions one can go back to; what is not among them is passed over.
+        there: Versions that still exist; others are skipped.
 
     Raises:
-        WeightsError: Nothing was changed yet, or nothing of before is there.
+        WeightsError: Nothing was changed yet, or no earlier version exists anymore.
     """
     here = {step: current.get(step, default) for step in (1, 2)}
     stack: list[Mapping[int, str]] = [dict.fromkeys(here, default)]
     for change in made(model_dir, current, default):
-        # More than one, where versions that were gone were passed over.
+        # Remove more than one entry where the rollback skipped versions that no longer exist.
         while change.back and len(stack) > 1 and stack[-1] != change.after:
             stack.pop()
         if stack[-1] != change.after:
@@ -116,12 +116,12 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str, there
         stack.append(here)
     for names in stack[-2::-1]:
         if gone := sorted(set(names.values()) - set(there)):
-            logger.warning("passed over, since it is not there any more: %s", ", ".join(gone))
+            logger.warning("Skipped by the rollback, because they no longer exist: %s", ", ".join(gone))
         elif names != here:
             return names
     raise WeightsError(
-        "an earlier activation is required to go back, got none whose versions are still there; choose a version with "
-        "'models activate'"
+        "There is nothing to roll back to: no earlier activation, or none whose versions still exist. Choose "
+        "a version with 'models activate'."
     )
 
 

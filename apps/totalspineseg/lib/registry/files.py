@@ -1,4 +1,4 @@
-"""Writing files so that a crash at any moment leaves the old state or the new one, never half of one."""
+"""Write files so that a crash at any moment leaves the old state or the new one, never a mixture."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ from lib.processes import lock_holder
 
 LOCK_FILE: Final = ".lock"
 LOCK_SECONDS: Final = 60.0
-"""What a folder is locked for takes moments, or so long that whoever waits should know."""
+"""Maximum time to wait for a lock. The work in a locked folder takes moments; if it takes longer, say so."""
 LOOK_SECONDS: Final = 0.05
 
 
@@ -36,7 +36,7 @@ def write_json(path: Path, content: Any) -> None:
 
     Args:
         path: File to write; its folder must exist.
-        content: Anything ``json`` takes.
+        content: Anything ``json`` can write.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -59,14 +59,14 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
-    """Only one process at a time changes a folder; a killed holder leaves no lock behind.
+    """Let only one process at a time change a folder; a killed process leaves no lock behind.
 
     Args:
-        folder: Made when missing.
-        seconds: How long another one is waited for; None for ``LOCK_SECONDS``.
+        folder: Folder to lock; made when missing.
+        seconds: Maximum time to wait for another process; None for ``LOCK_SECONDS``.
 
     Raises:
-        BusyError: Another one holds it for longer.
+        BusyError: Another process holds the lock for longer.
         StorageError: The folder cannot be written.
     """
     with storage_errors(folder):
@@ -78,25 +78,24 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
             taken = wait_for_lock(stream, limit)
         if not taken:
             raise BusyError(
-                f"a folder that nobody else changes is required, got {str(folder)!r}, which "
-                f"{lock_holder(folder / LOCK_FILE)} has held for over {limit:g} s; wait until it is done, or end it, "
-                "and try again"
+                f"The folder {str(folder)!r} is locked: {lock_holder(folder / LOCK_FILE)} has held it for over "
+                f"{limit:g} s. Wait until it is done, or end it, and try again."
             )
         yield
 
 
 def wait_for_lock(stream: IO[str], seconds: float) -> bool:
-    """Lock an open file for this process and those that inherit it; closing it lets it go.
+    """Lock an open file for this process and those that inherit it; closing the file releases the lock.
 
     Args:
         stream: The file, open for writing.
-        seconds: How long another holder is waited for.
+        seconds: Maximum time to wait for another holder.
 
     Returns:
-        Whether it is locked now; else another one has held it for longer.
+        Whether it is locked now; False when another holder kept it for longer.
 
     Raises:
-        OSError: Its file system knows no locks.
+        OSError: The file system does not support locks.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -112,7 +111,7 @@ def wait_for_lock(stream: IO[str], seconds: float) -> bool:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """Build a folder that appears whole: yields a hidden sibling, which becomes ``target`` when the block succeeds.
+    """Build a folder that appears complete: yield a hidden sibling, which becomes ``target`` when the block succeeds.
 
     Args:
         target: Folder to create; must not exist.
@@ -136,7 +135,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
             except OSError as error:
                 if not target.exists():
                     raise
-                raise StorageError(f"There is a {target.name!r} already. Choose another name.") from error
+                raise StorageError(f"{target.name!r} exists already. Choose another name.") from error
             sync_folder(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -147,17 +146,15 @@ def storage_errors(folder: Path) -> Iterator[None]:
     """Turn the system's errors while writing into one sentence.
 
     Raises:
-        StorageError: Anything the system reports as ``OSError``.
+        StorageError: In place of any ``OSError``.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(f"free disk space is required in {str(folder)!r}, got a full disk; make room") from error
+            raise StorageError(f"The disk of {str(folder)!r} is full. Free disk space.") from error
         reason = error.strerror or type(error).__name__
-        raise StorageError(
-            f"a writable folder is required, got {str(folder)!r} ({reason}); check its permissions"
-        ) from error
+        raise StorageError(f"Cannot write to the folder {str(folder)!r} ({reason}). Check its permissions.") from error
 
 
 def _sync_tree(folder: Path) -> None:

@@ -37,7 +37,7 @@ def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Calla
 
 
 def recorded(store: ModelStore) -> dict[str, Any]:
-    """All that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
+    """Return all that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
     try:
         content = json.loads((store.model_dir / HANDLED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the gate said of versions that are there: beside the report a version was published with, never in its place."""
+"""Store the gate's judgments of existing versions, beside the report a version was published with."""
 
 import json
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ from lib.registry.files import locked, storage_errors, write_json
 from lib.registry.store import NAME, ModelStore
 
 JUDGMENTS_DIR: Final = "judgments"
-"""In the model folder, since a version, and the starter weights that ship with the project, stay as they are."""
+"""Folder inside the model folder, because versions and the supplied starter weights are never changed."""
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """One look of the gate at a version.
+    """One judgment of the gate on a version.
 
     Attributes:
         time: UTC, ISO 8601.
-        site: Folder of the corrections whose hold-out judged beside the reference set; empty for none.
-        passed: Whether nothing fell.
+        site: Folder of the corrections whose hold-out was used beside the reference set; empty for none.
+        passed: Whether no measure fell.
         verdict: One sentence.
-        report: The gate's.
+        report: The gate's report.
     """
 
     time: str
@@ -35,7 +35,7 @@ class Judgment:
 
 
 def judgments(store: ModelStore, name: str) -> tuple[Judgment, ...]:
-    """Those of a version, oldest first.
+    """Return the judgments of a version, oldest first.
 
     Raises:
         StorageError: They cannot be read.
@@ -44,13 +44,13 @@ def judgments(store: ModelStore, name: str) -> tuple[Judgment, ...]:
 
 
 def judged_names(store: ModelStore) -> tuple[str, ...]:
-    """Versions, there or removed, that the gate has looked at since they were made, sorted."""
+    """Return the versions, existing or removed, that the gate has judged since they were made, sorted."""
     found = (file.stem for file in (store.model_dir / JUDGMENTS_DIR).glob("*.json"))
     return tuple(sorted(name for name in found if NAME.fullmatch(name)))
 
 
 def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:
-    """Add one to those of a version.
+    """Add a judgment to those of a version.
 
     Raises:
         StorageError: It cannot be written.
@@ -71,7 +71,7 @@ def _entries(store: ModelStore, name: str) -> list[Any]:
     except (OSError, ValueError) as error:
         content = error
     if not isinstance(content, list):
-        raise StorageError(f"{str(file)!r} cannot be read ({content}). Remove it and have the version judged again.")
+        raise StorageError(f"{str(file)!r} cannot be read ({content}). Remove it and judge the version again.")
     return content
 
 

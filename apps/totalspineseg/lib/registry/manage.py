@@ -1,4 +1,4 @@
-"""What people ask about versions: which there are, what made them, which is in use."""
+"""Answer questions about versions: which exist, how they were made, which one is in use."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,11 +19,12 @@ class Listed:
         active_steps: Steps for which it is in use.
         created: UTC, ISO 8601; empty where unknown.
         parent: Name of the version it was trained from; empty for others.
-        corrections: How many corrections it was trained on.
-        verdict: The gate's sentence, or why it was not served though it passed; empty where it was not asked when the
-            version was made.
-        judged: When the gate was asked last since then, and its sentence; empty where it never was.
-        removed: When its weights were removed; empty while they are there.
+        corrections: Number of corrections it was trained on.
+        verdict: The gate's sentence, or why it was not put into use although it passed; empty where it was not judged
+        when
+            it was made.
+        judged: Time and sentence of the last judgment since then; empty where there is none.
+        removed: Time when its weights were removed; empty while they exist.
     """
 
     name: str
@@ -37,7 +38,9 @@ class Listed:
 
 
 def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, ...]:
-    """All versions, the starter weights first, those whose weights were removed last and only where asked for."""
+    """Return all versions, the starter weights first; those whose weights were removed come last, and only if asked
+    for.
+    """
     active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
     names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
     listed = []
@@ -61,7 +64,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
 
 
 def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
-    """Everything that is recorded about a version, and its ancestors.
+    """Return everything that is recorded about a version, and its ancestors.
 
     Raises:
         WeightsError: There is no such version, and none was removed.
@@ -74,12 +77,12 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
 
 
 def require_served(store: ModelStore, name: str) -> None:
-    """Check that a version may be put into use: the gate did not refuse it when it was made, nor when it looked again.
+    """Check that a version may be put into use: the gate did not refuse it when it was made, nor in a later judgment.
 
-    With the same hold-out its last look counts: what is in use, and the hold-out, may have become others.
+    For the same hold-out the last judgment counts, because the version in use and the hold-out may have changed.
 
     Raises:
-        WeightsError: One did; the message is the gate's.
+        WeightsError: The gate refused it; the message is the gate's.
     """
     require_known(store, name)
     gate = (read_record(store, name) or {}).get("gate") or {}
@@ -88,30 +91,32 @@ def require_served(store: ModelStore, name: str) -> None:
     refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
     if refusals:
         raise WeightsError(
-            f"a version that passed the gate is required, got {name!r} ({refusals[-1]}); "
-            "read its report with 'models show', and use --force to serve it all the same"
+            f"Version {name!r} was refused by the gate: {refusals[-1]}. Read its report with 'models show', or "
+            "use --force to activate it anyway."
         )
 
 
 def was_judged(store: ModelStore, name: str) -> bool:
-    """Whether a gate was ever asked about a version; the starter weights are what others are compared with."""
+    """Return whether a gate ever judged a version; the starter weights count as judged, because others are compared
+    with them.
+    """
     return name == STARTER or bool((read_record(store, name) or {}).get("gate") or _looks(store, name))
 
 
 def require_known(store: ModelStore, name: str) -> None:
-    """Check that the weights of a version are there.
+    """Check that the weights of a version exist.
 
     Raises:
-        WeightsError: They are not.
+        WeightsError: They do not exist.
     """
     known = (*store.versions(), STARTER)
     if not NAME.fullmatch(name) or name not in known:
-        gone = ", whose weights were removed" if name in removed_versions(store) else ""
-        raise WeightsError(f"one of the versions {known!r} is required, got {name!r}{gone}; see 'models list'")
+        gone = " (its weights were removed)" if name in removed_versions(store) else ""
+        raise WeightsError(f"There is no version {name!r}{gone}. Choose one of {', '.join(known)}; see 'models list'.")
 
 
 def _looks(store: ModelStore, name: str) -> list[Judgment]:
-    """What the gate said of the networks of a version, under whatever name, oldest first."""
+    """Return the judgments on the networks of a version, under any name, oldest first."""
     digests = (read_record(store, name) or {}).get("digests")
     same = [
         other

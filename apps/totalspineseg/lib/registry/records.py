@@ -1,4 +1,4 @@
-"""What is known about a version: parent, labels that made it, settings, the gate's report, software."""
+"""Record how a version was made: parent, labels, settings, the gate's report, software."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ from lib.registry.store import NAME, STARTER, ModelStore
 
 RECORD_FILE: Final = "version.json"
 REMOVED_DIR: Final = "removed"
-"""In the model folder: the records of versions whose weights were removed."""
+"""Folder inside the model folder with the records of versions whose weights were removed."""
 PACKAGES: Final = (
     "torch",
     "nnunetv2",
@@ -23,31 +23,31 @@ PACKAGES: Final = (
     "scipy",
     "nibabel",
 )
-"""Software whose version may change what a training gives."""
+"""Software whose version may change the result of a training."""
 
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """Where a trained version comes from.
+    """How a trained version was made.
 
     Attributes:
         name: The version.
         created: UTC, ISO 8601.
-        steps: Which steps it holds.
-        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from; of an
-            imported version, what has the very same network here.
+        steps: Steps it holds.
+        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from; for an
+            imported version, the version here with the same network.
         models: Step -> version as predictions state it.
-        training: One entry per correction it was trained on: image, hashes of image and label, annotator, time;
-            "taught" are the steps that learned from it.
-        replay: One entry per replayed case, with "taught" too.
-        skipped: What could not be used: "case", "reason" and under "left_out_of" the steps, or the gate.
-        settings: Of the training.
-        gate: The gate's report; None for a version that was imported, unless the gate had refused it, or it was made
+        training: One entry for each correction it was trained on: image, hashes of image and label, annotator, time;
+            "taught" lists the steps that learned from it.
+        replay: One entry for each replayed case, with "taught" too.
+        skipped: Cases that could not be used: "case", "reason", and under "left_out_of" the steps, or the gate.
+        settings: Settings of the training.
+        gate: The gate's report; None for a version that was imported, unless the gate had refused it or it was made
             here.
         not_served: Why a version that passed was not put into use when it was made; empty when it was.
         run: Id of the training run.
         new_weights: Share of the trained weights; the rest are the parents'.
-        digests: Step -> SHA-256 of the model, by which it is known again under another name.
+        digests: Step -> SHA-256 of the model, which identifies it under another name.
         releases: Step -> official release that the network was trained from; a step of other origin is left out.
         software: Package -> version.
     """
@@ -71,7 +71,7 @@ class VersionRecord:
 
 
 def software_versions() -> dict[str, str]:
-    """Python and the packages of ``PACKAGES`` that are installed."""
+    """Return the versions of Python and of the packages of ``PACKAGES`` that are installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -82,7 +82,7 @@ def software_versions() -> dict[str, str]:
 
 
 def write_record(folder: Path, record: VersionRecord) -> None:
-    """Write a record into a version's folder that is being filled.
+    """Write a record into the folder of a version that is being made.
 
     Raises:
         StorageError: It cannot be written.
@@ -91,26 +91,26 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
-    """The record of a version, there or removed, as plain values; None where there is none, or a damaged one."""
+    """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
     record = _read(root / RECORD_FILE)
-    # Looked for afterwards: it may have been removed in between.
+    # Look here last: the version may have been removed in between.
     return _read(removed_file(store, name)) if record is None and not root.is_dir() else record
 
 
 def removed_file(store: ModelStore, name: str) -> Path:
-    """Where the record of a version stays when its weights are removed; a version that is there has its own."""
+    """Return the file for the record of a version whose weights are removed; an existing version has its own."""
     return store.model_dir / REMOVED_DIR / f"{name}.json"
 
 
 def removed_versions(store: ModelStore) -> tuple[str, ...]:
-    """Names of the versions whose record alone is left, sorted."""
+    """Return the names of the versions of which only the record is left, sorted."""
     known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
     return tuple(sorted(known - set(store.versions())))
 
 
 def holder(store: ModelStore, step: int, digest: str) -> str | None:
-    """A version, there or removed, that holds the very same network; None where no record tells of one."""
+    """Return a version, existing or removed, that holds the very same network; None where no record names one."""
     for name in (*store.versions(), *removed_versions(store)):
         if (read_record(store, name) or {}).get("digests", {}).get(str(step)) == digest:
             return name
@@ -118,7 +118,7 @@ def holder(store: ModelStore, step: int, digest: str) -> str | None:
 
 
 def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
-    """The version and its ancestors, newest first, as far as they are recorded; of one step, or of both."""
+    """Return the version and its ancestors, newest first, as far as they are recorded; for one step, or for both."""
     found: list[str] = []
     waiting = [name]
     while waiting:
@@ -131,15 +131,15 @@ def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str,
 
 
 def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
-    """Ids of the corrections that one network of a version, or of its ancestors, has learned from."""
+    """Return the ids of the corrections that one network of a version, or of its ancestors, has learned from."""
     records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
-    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _taught(r, c))
+    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _steps_of(r, c))
 
 
 def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
-    """SHA-256 of the images that a version, or one of its ancestors, has learned from, by any network.
+    """Return the SHA-256 of the images that any network of a version, or of its ancestors, has learned from.
 
-    What the record says that came with imported weights is believed here: it can only keep an image from judging.
+    The record that came with imported weights is trusted here: it can only exclude an image from judging.
     """
     records = [read_record(store, entry) or {} for entry in lineage(store, name)]
     return frozenset(
@@ -151,7 +151,7 @@ def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
 
 
 def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Training cases of the record that came with imported weights, as far as it can be read."""
+    """Return the training cases of the record that came with imported weights, as far as it can be read."""
     claim = record.get("settings", {}).get("imported", {}).get("record")
     cases = claim.get("training") if isinstance(claim, dict) else None
     return [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
@@ -165,7 +165,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _taught(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
-    """Steps that learned from a case; older records do not say so of each."""
+def _steps_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
+    """Return the steps that learned from a case; older records do not state them for each case."""
     steps: Sequence[int] = case.get("taught", record.get("steps", ()))
     return steps

@@ -1,4 +1,4 @@
-"""The official releases: which this software runs, and which one the weights in use come from."""
+"""The official releases: which ones this software supports, and which one the weights in use come from."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from lib.registry.records import lineage, read_record
 from lib.registry.store import OFFICIAL_PREFIX, STARTER, ModelStore
 
 RELEASES: Final = ("r20251124", "r20260730")
-"""The releases this software was made for, oldest first."""
+"""The supported releases, oldest first."""
 NEWEST: Final = RELEASES[-1]
 RELEASE_NAME: Final = re.compile(r"r\d{8}")
-"""The letter and the date; names sort by age."""
+"""Pattern of a release: the letter and the date; names sort by age."""
 OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
 """How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
 VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
@@ -20,16 +20,16 @@ VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
 STARTER_WARNING: Final = (
     "The starter weights were trained on synthetic spines only: good for trying the software, not for patients."
 )
-"""What people read wherever the starter weights made a result."""
+"""The sentence that people read wherever the starter weights made a result."""
 DESCENDANT_WARNING: Final = (
     "The weights {name!r} were trained here from the starter weights, which know synthetic spines only, with "
     "{count}: good for trying the software, not for patients."
 )
-"""What people read wherever weights that were retrained from the starter weights made a result."""
+"""The sentence that people read wherever weights retrained from the starter weights made a result."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
-    """Return the official release that a version's network was trained from; empty where nothing tells.
+    """Return the official release that a version's network was trained from; empty where unknown.
 
     Args:
         store: Holds the version and its ancestors, or their records.
@@ -54,13 +54,13 @@ def require_supported(release: str) -> None:
     """
     if release < RELEASES[0]:
         raise WeightsError(
-            f"Release {release} is too old: this software runs {' and '.join(RELEASES)}. Install {NEWEST} with "
+            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
             "'totalspineseg weights install'."
         )
 
 
 def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
-    """Check that no step runs with another release's step: nobody has trained or judged the two as a pair.
+    """Check that both steps come from one release, because nobody trained or judged a mixed pair.
 
     Args:
         store: Holds the versions.
@@ -76,11 +76,11 @@ def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
 
 
 def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
-    """Check that the steps are of one release.
+    """Check that the steps come from one release.
 
     Args:
         releases: Step -> release; a step whose release is unknown is left out.
-        names: Step -> what to call its weights.
+        names: Step -> name of its weights.
 
     Raises:
         WeightsError: They differ.
@@ -94,7 +94,7 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
 
 
 def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
-    """Say which weights run, what they are good for, which release they come from and whether a newer one is supported.
+    """Return which weights are in use, their purpose, their release, and whether a newer one is supported.
 
     Args:
         store: Holds the versions.

@@ -1,4 +1,4 @@
-"""Making room: a version's weights go, its record stays, so that what networks have learned from stays known."""
+"""Remove a version's weights to free disk space; its record stays, so that its training data stay known."""
 
 import shutil
 from collections.abc import Collection
@@ -14,23 +14,23 @@ from lib.registry.records import lineage, read_record, removed_file, removed_ver
 from lib.registry.store import STARTER, ModelStore
 
 LEAVING: Final = ".removed-"
-"""A version on its way out; readers skip names with a leading dot."""
+"""Prefix of a version that is being removed; readers skip names with a leading dot."""
 
 
 def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = False) -> int:
-    """Remove the weights of versions for good; killed at any moment, a version is whole or gone, its record readable.
+    """Remove the weights of versions for good; after a kill at any moment each version is complete or removed.
 
     Args:
-        store: Where they are.
-        names: Which; one that was removed before is none too many, so that the same call goes on after a kill.
-        force: Even those that going back would go back to, or that the gate compares candidates with.
+        store: Holds the versions.
+        names: Versions to remove. Already removed names are ignored, so that an interrupted call can be repeated.
+        force: Whether to remove even those that a rollback would return to, or that the gate compares candidates with.
 
     Returns:
         Bytes freed.
 
     Raises:
-        WeightsError: One is unknown, needed, or ships with the project; nothing is removed.
-        StorageError: One cannot be removed.
+        WeightsError: A version is unknown, needed, or ships with the project; nothing is removed.
+        StorageError: A version cannot be removed.
     """
     with locked(store.model_dir):
         leaving = sorted(set(names) - set(removed_versions(store)))
@@ -46,15 +46,21 @@ def _require_removable(store: ModelStore, name: str, *, force: bool) -> None:
     require_known(store, name)
     reason, cure = "", ""
     if name == STARTER:
-        reason, cure = "ships with the project", "leave it"
+        reason, cure = (
+            "ships with the project and cannot be removed",
+            "Remove only versions that were installed or trained.",
+        )
     elif name in store.active().values():
-        reason, cure = "is in use", "put another one into use first"
+        reason, cure = "is in use and cannot be removed", "Activate another version first."
     elif not force and name in _earlier(store):
-        reason, cure = "'models rollback' would go back to", "remove it all the same with --force"
+        reason, cure = "would be put into use by 'models rollback'", "Use --force to remove it anyway."
     elif not force and name in _beginnings(store):
-        reason, cure = "the trainings of the weights in use began with", "remove it all the same with --force"
+        reason, cure = (
+            "is the origin of the weights in use, and the gate compares new versions with it",
+            "Use --force to remove it anyway.",
+        )
     if reason:
-        raise WeightsError(f"a version that nothing needs is required, got {name!r}, which {reason}; {cure}")
+        raise WeightsError(f"Version {name!r} {reason}. {cure}")
 
 
 def _earlier(store: ModelStore) -> Collection[str]:
@@ -64,12 +70,12 @@ def _earlier(store: ModelStore) -> Collection[str]:
 
 
 def _beginnings(store: ModelStore) -> Collection[str]:
-    """What the gate compares candidates with beside the weights in use."""
+    """Return the versions that the gate compares candidates with, besides the weights in use."""
     return [lineage(store, name, step)[-1] for step, name in store.active().items()]
 
 
 def _take_out(store: ModelStore, name: str) -> None:
-    """Let a version disappear in one step, after its record is safe."""
+    """Make a version disappear in one step, after its record is safe."""
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
     file = removed_file(store, name)
     with storage_errors(file.parent):
@@ -81,7 +87,7 @@ def _take_out(store: ModelStore, name: str) -> None:
 
 
 def _sweep(versions: Path) -> int:
-    """Delete what is on its way out, that of a killed process, too; returns the bytes that held."""
+    """Delete removed versions, also those of a killed process; return the bytes freed."""
     freed = 0
     for folder in versions.glob(f"{LEAVING}*"):
         with storage_errors(versions):

@@ -1,8 +1,8 @@
-"""Where models live, and which one is in use.
+"""Store models, and point to the one in use.
 
 ``<model dir>/starter`` ships with the project; ``<model dir>/versions/<name>`` holds installed and trained ones;
-``<model dir>/active.json`` names the version in use per nnU-Net dataset (101 = step 1, 102 = step 2). A version is
-never changed after it appeared, so going back is naming an older one.
+``<model dir>/active.json`` names the version in use for each nnU-Net dataset (101 = step 1, 102 = step 2). A version
+never changes once it exists, so a rollback only names an older one.
 """
 
 import json
@@ -20,9 +20,9 @@ from lib.registry.files import locked, staged_folder, write_json
 STARTER: Final = "starter"
 OFFICIAL: Final = "official"
 OFFICIAL_PREFIX: Final = f"{OFFICIAL}-"
-"""Of the releases that ``weights install`` checks and names; nothing else may be called so."""
+"""Prefix reserved for releases that ``weights install`` checks and names."""
 DATASET_OF_STEP: Final[Mapping[int, str]] = {1: "101", 2: "102"}
-"""nnU-Net's dataset ids, as keys of the pointer file."""
+"""nnU-Net's dataset ids, used as keys of the pointer file."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Version names are folder names: no separators, no leading dot."""
 
@@ -32,7 +32,7 @@ class Choice:
     """The weights in use for a step.
 
     Attributes:
-        name: "starter", a version's name, or the name of a folder somebody pointed at.
+        name: "starter", a version's name, or the name of a folder that somebody chose.
         root: Folder that holds the model folder of the step, possibly some levels down.
     """
 
@@ -45,7 +45,7 @@ class ModelStore:
 
     Args:
         model_dir: The app's model folder.
-        weights: Whose weights to use: "" follows the pointer file (the starter weights while there is none),
+        weights: Weights to use: "" follows the pointer file (the starter weights while there is none),
             "starter", "official" (the newest installed release), the name of a version, or a folder.
     """
 
@@ -55,22 +55,22 @@ class ModelStore:
 
     @property
     def versions_dir(self) -> Path:
-        """Folder of installed and trained versions; may not exist yet."""
+        """The folder of installed and trained versions; it may not exist yet."""
         return self.model_dir / "versions"
 
     @property
     def pointer(self) -> Path:
-        """The pointer file; absent until something was activated."""
+        """The pointer file; it is missing until something was activated."""
         return self.model_dir / "active.json"
 
     def versions(self) -> tuple[str, ...]:
-        """Names of all complete versions, sorted; the starter weights are not among them."""
+        """Return the names of all complete versions, sorted, without the starter weights."""
         if not self.versions_dir.is_dir():
             return ()
         return tuple(sorted(p.name for p in self.versions_dir.iterdir() if p.is_dir() and NAME.fullmatch(p.name)))
 
     def active(self) -> Mapping[int, str]:
-        """Step -> name the pointer file gives; empty when there is none.
+        """Return step -> name from the pointer file; empty when there is none.
 
         Raises:
             WeightsError: The pointer file is damaged.
@@ -80,19 +80,24 @@ class ModelStore:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, RecursionError) as error:
-            raise WeightsError(f"a readable {str(self.pointer)!r} is required, got {error}; {_REPAIR}") from error
+            raise WeightsError(f"{str(self.pointer)!r} cannot be read ({error}). {_REPAIR}") from error
         if not isinstance(content, dict):
-            raise WeightsError(f"{str(self.pointer)!r} must map 101 and 102 to versions, got {content!r}; {_REPAIR}")
+            raise WeightsError(
+                f"{str(self.pointer)!r} is damaged: it does not map 101 and 102 to versions, but holds "
+                f"{content!r}. {_REPAIR}"
+            )
         names = {step: content[key] for step, key in DATASET_OF_STEP.items() if key in content}
         if strangers := [n for n in names.values() if not isinstance(n, str) or not NAME.fullmatch(n)]:
-            raise WeightsError(f"{str(self.pointer)!r} must name versions, got {strangers!r}; {_REPAIR}")
+            raise WeightsError(
+                f"{str(self.pointer)!r} is damaged: {strangers!r} cannot be names of versions. {_REPAIR}"
+            )
         return names
 
     def resolve(self, step: int) -> Choice:
-        """The weights to use for a step, by the ``weights`` setting.
+        """Return the weights to use for a step, by the ``weights`` setting.
 
         Raises:
-            WeightsError: What the setting or the pointer names is not there.
+            WeightsError: The weights that the setting or the pointer names do not exist.
         """
         if not self.weights:
             return self.named(self.active().get(step, STARTER))
@@ -103,19 +108,19 @@ class ModelStore:
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
             raise WeightsError(
-                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, "
-                f"got {self.weights!r}"
+                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, got "
+                f"{self.weights!r}"
             )
         return Choice(folder.resolve().name, folder)
 
     def activate(self, name: str, *, steps: Collection[int] = (1, 2)) -> None:
-        """Let the pointer name a version for some steps; running servers take it at their next request.
+        """Let the pointer name a version for some steps; running servers use it from their next request.
 
         The caller has checked that the version holds a model of each of the steps.
 
         Args:
             name: "starter" or a version's name.
-            steps: Which steps; the others keep what they have.
+            steps: Steps to change; the others stay as they are.
 
         Raises:
             WeightsError: There is no such version.
@@ -124,10 +129,10 @@ class ModelStore:
         self.activate_each(dict.fromkeys(steps, name))
 
     def activate_each(self, names: Mapping[int, str]) -> None:
-        """``activate`` with a version of its own for each step, in one step for all.
+        """Activate a version of its own for each step, all at once.
 
         Args:
-            names: Step -> "starter" or a version's name; steps left out keep what they have.
+            names: Step -> "starter" or a version's name; missing steps stay as they are.
 
         Raises:
             WeightsError: There is no such version.
@@ -152,22 +157,22 @@ class ModelStore:
         return before
 
     def before_last(self) -> Mapping[int, str]:
-        """Step -> version that ``go_back`` would put into use; versions that are gone are passed over.
+        """Return step -> version that ``go_back`` would put into use, skipping versions that no longer exist.
 
         Raises:
-            WeightsError: Nothing was changed before, or nothing of before is there.
+            WeightsError: Nothing was changed before, or no earlier version exists anymore.
         """
         return before_last(self.model_dir, self.active(), STARTER, (*self.versions(), STARTER))
 
     def activate_in_place_of(self, compared: Mapping[int, Choice], names: Mapping[int, str]) -> Mapping[int, str]:
-        """``activate_each``, if what a version was compared with is still in use.
+        """Activate versions if the weights they were compared with are still in use.
 
         Args:
-            compared: Step -> weights that others were found no worse than.
-            names: Step -> version's name; steps left out keep what they have.
+            compared: Step -> weights in the comparison.
+            names: Step -> version's name; missing steps stay as they are.
 
         Returns:
-            Empty when it was done, or had been before. Else nothing was changed: step -> what is in use instead.
+            Empty when it was done, or had been before. Otherwise nothing was changed: step -> weights in use instead.
 
         Raises:
             WeightsError: There is no such version.
@@ -182,19 +187,21 @@ class ModelStore:
             return others
 
     def in_use_instead(self, compared: Mapping[int, Choice]) -> Mapping[int, str]:
-        """Step -> what the pointer names, where that is not what is given; ``weights`` plays no part."""
+        """Return step -> name in the pointer file where it differs from ``compared``; the ``weights`` setting does not
+        matter.
+        """
         active = self.active()
         named = {step: active.get(step, STARTER) for step in compared}
         return {s: name for s, name in named.items() if self._root(name).resolve() != compared[s].root.resolve()}
 
     def is_taken_back(self, name: str) -> bool:
-        """Whether a version was in use once, for any step, and is not any more."""
+        """Return whether a version was in use once, for any step, and is no longer."""
         active = self.active()
         used = made(self.model_dir, active, STARTER)
         return name not in active.values() and any(name in change.after.values() for change in used)
 
     def _point(self, names: Mapping[int, str], *, back: bool = False) -> None:
-        """Change the pointer, for whoever holds the lock."""
+        """Change the pointer; the caller holds the lock."""
         for name in names.values():
             self.named(name)
         before = self.active()
@@ -204,10 +211,10 @@ class ModelStore:
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
-        """Add a version: yields an empty hidden folder to fill, which becomes the version when the block succeeds.
+        """Add a version: yield an empty hidden folder to fill, which becomes the version when the block succeeds.
 
         Args:
-            name: Letters, digits, ".", "_" and "-"; not taken yet.
+            name: Letters, digits, ".", "_" and "-"; not used yet.
 
         Raises:
             WeightsError: The name cannot be a version's name.
@@ -215,14 +222,14 @@ class ModelStore:
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
             raise WeightsError(
-                f"a version name takes letters, digits, '.', '_' and '-' and is not reserved, got {name!r}; choose "
-                "another"
+                f"a version name must consist of letters, digits, '.', '_' and '-' and not be reserved, got "
+                f"{name!r}; choose another"
             )
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
 
     def named(self, name: str) -> Choice:
-        """An installed version, or the starter weights.
+        """Return an installed version, or the starter weights.
 
         Raises:
             WeightsError: There is none of this name.
@@ -230,8 +237,8 @@ class ModelStore:
         root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(
-                f"an installed version is required, got {name!r} which is not in {str(self.model_dir)!r}; "
-                "run 'totalspineseg weights install' or choose WEIGHTS=starter"
+                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run 'totalspineseg weights "
+                "install', or use WEIGHTS=starter."
             )
         return Choice(name, root)
 
@@ -241,10 +248,8 @@ class ModelStore:
     def _newest_official(self) -> str:
         releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
-            raise WeightsError(
-                "the official weights are required, got none installed; run 'totalspineseg weights install'"
-            )
+            raise WeightsError("The official weights are not installed. Run 'totalspineseg weights install'.")
         return releases[-1]
 
 
-_REPAIR: Final = "delete the file to go back to the starter weights, or activate a version again"
+_REPAIR: Final = "Delete the file to return to the starter weights, or activate a version again."

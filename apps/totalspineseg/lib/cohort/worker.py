@@ -1,4 +1,4 @@
-"""The worker's side of a run over many processes: warm networks, and one scan after the other."""
+"""Process scans in a worker process, with networks that stay loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from lib.registry.store import ModelStore
 logger = logging.getLogger(__name__)
 
 SCANS_IN_HAND: Final = 3
-"""One being read, one in the network, one being written: more would only fill memory."""
+"""Maximum number of scans in progress: one being read, one in the network, one being written."""
 HERE_AND_THERE: Final = ("platform", "python")
-"""May differ between machines; what decides about results may not."""
+"""Software that may differ between machines; software that affects results may not."""
 
 RECORD, FAILURE, REFUSAL, STOPPED = "record", "failure", "refusal", "stopped"
-"""What a scan's answer may hold."""
+"""Keys of a scan's answer."""
 
 
-class Station:
-    """Does scans in a worker process; constructing it costs nothing.
+class ScanWorker:
+    """Processes scans in a worker process; making one costs nothing.
 
     Args:
         job: From ``job_json``: plain values, so that nothing of ``lib`` is needed to send them.
@@ -43,13 +43,14 @@ class Station:
         self._networks: Networks | None = None
 
     def segment(self, case: Mapping[str, Any]) -> dict[str, Any]:
-        """Do a scan; scans of several threads take turns in the network while others are read and written.
+        """Process a scan; scans of several threads take turns in the network while others are read and written.
 
         Args:
             case: From ``Case.as_json``.
 
         Returns:
-            One of ``{"record": ..}``, ``{"failure": sentence}``, ``{"refusal": sentence}`` (this worker cannot do any
+            One of ``{"record": ..}``, ``{"failure": sentence}``, ``{"refusal": sentence}`` (this worker cannot process
+            any
             scan) and ``{"stopped": True}``.
         """
         scan = Case.from_json(case)
@@ -57,7 +58,7 @@ class Station:
             try:
                 with self._network:
                     networks = self._warm()
-            except Exception as error:  # whatever it is, it would meet every scan
+            except Exception as error:  # any error here would happen with every scan
                 return {REFUSAL: sentence(error)}
             try:
                 return self._segment(scan, networks)
@@ -65,7 +66,7 @@ class Station:
                 return {FAILURE: sentence(error)}
 
     def stop(self) -> None:
-        """Let scans end at their next stage; what is being written is finished."""
+        """Let scans end at their next stage; started writes finish."""
         self._stopped.set()
 
     def _segment(self, case: Case, networks: Networks) -> dict[str, Any]:
@@ -81,10 +82,10 @@ class Station:
         return {RECORD: self._work.write(case, found)}
 
     def _warm(self) -> Networks:
-        """The networks, loaded at the first scan.
+        """Return the networks, loaded at the first scan.
 
         Raises:
-            ClusterError: This worker would not give the results of the machine that asks.
+            ClusterError: This worker would give other results than the machine that asks.
             WeightsError: There are no usable weights.
         """
         if self._networks is None:
@@ -103,25 +104,27 @@ class Station:
     def _require_same_place(self) -> None:
         if not (self._work.output / REPORTS).is_dir():
             raise ClusterError(
-                f"input and output folders that all machines see under the same path are required, got "
-                f"{str(self._work.output)!r} which a worker does not see"
+                f"A worker does not see the output folder {str(self._work.output)!r}. Use input and output "
+                "folders that all machines see under the same path."
             )
         here, there = software_versions(), self._job["software"]
         differ = {name for name in {*here, *there} if here.get(name) != there.get(name)} - set(HERE_AND_THERE)
         if differ:
             pairs = ", ".join(f"{name} {there.get(name)} and {here.get(name)}" for name in sorted(differ))
-            raise ClusterError(f"the same packages are required on every machine, got {pairs}; install them alike")
+            raise ClusterError(
+                f"The machines have different packages: {pairs}. Install the same versions on all of them."
+            )
 
 
 def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torch", threads: int) -> dict[str, Any]:
-    """What a ``Station`` needs, as plain values.
+    """Return the data that a ``ScanWorker`` needs, as plain values.
 
     Args:
-        work: The work.
+        work: Work for each scan.
         store: The weights in use.
-        device: Where the networks run.
-        runtime: What computes them.
-        threads: CPU threads of a network; 0 leaves the worker's own setting.
+        device: Device of the networks.
+        runtime: Software that runs the networks.
+        threads: CPU threads of a network; 0 keeps the worker's own setting.
     """
     weights = Path(store.weights).expanduser()
     return {

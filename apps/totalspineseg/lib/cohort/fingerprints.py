@@ -1,4 +1,4 @@
-"""By what a scan's files are known again: whether they were replaced, and whether other files are the same ones."""
+"""Fingerprint a scan's files: were they replaced, and are other files the same ones?"""
 
 import hashlib
 import os
@@ -9,18 +9,19 @@ from typing import Any, Final
 from lib.volume_io import stem
 
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
-"""Headers of images whose voxels lie in a file of their own."""
+"""Endings of image headers whose voxels are in a separate file."""
 PLACES: Final = 16
-"""Of so many files of a series, and at so many places of each, a piece is compared .."""
+"""Number of a series' files that are compared, and of positions in each file."""
 PLACE_BYTES: Final = 4096
-""".. of this length."""
+"""Bytes compared at each position."""
 HASH_LENGTH: Final = 16
 
 
-def stamp(path: Path | None) -> dict[str, int | str] | None:
-    """Changes when a scan's file, or a file of its series, is replaced: files, bytes, latest change (ns), content.
+def fingerprint(path: Path | None) -> dict[str, int | str] | None:
+    """Return a fingerprint of a scan's files: their number, bytes, latest change (ns), and a hash of some of their
+    content.
 
-    Of the content some places are read: the files of one protocol may be equally long, and equally old in an archive.
+    The content is needed because files of one protocol may be equally long, and equally old in an archive.
     """
     if path is None:
         return None
@@ -31,12 +32,12 @@ def stamp(path: Path | None) -> dict[str, int | str] | None:
 
 
 def same_content(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Whether two stamps are of the same files, wherever they lie and whenever they were copied."""
+    """Return whether two fingerprints are of the same files, wherever they are and whenever they were copied."""
     return {**(one or {}), "changed": 0} == {**(other or {}), "changed": 0}
 
 
 def _content(files: Sequence[Path]) -> str:
-    """A hash of some places of some of the files."""
+    """Return a hash of some positions of some of the files."""
     places = hashlib.sha256()
     for file in files[:: max(1, len(files) // PLACES)]:
         with file.open("rb") as stream:
@@ -48,9 +49,9 @@ def _content(files: Sequence[Path]) -> str:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The files of a series; an image file, with what lies beside a header whose voxels are in another, by its name.
+    """Return the files of a series, or an image file; for a header, also the files beside it with the same name.
 
-    Empty where there is none, or it may not be read: then the scan fails.
+    The list is empty if there is none, or it may not be read: then the scan fails.
     """
     try:
         if path.is_dir():

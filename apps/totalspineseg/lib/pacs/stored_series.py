@@ -1,4 +1,4 @@
-"""What the work folder of a PACS holds, read without the PACS: for training where no server runs."""
+"""Read the work folder of a PACS without the PACS: for training where no server runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,11 @@ from lib.corrections.image_ids import is_plain_stem
 from lib.pacs.series import patient_of
 
 
-class KeptSeries:
+class StoredSeries:
     """Series that were needed once, by UID; nothing is written.
 
     Args:
-        work: Folder of the history, as ``serve --work`` takes it.
+        work: Folder of the history, as in ``serve --work``.
     """
 
     def __init__(self, work: Path) -> None:
@@ -26,12 +26,12 @@ class KeptSeries:
             self._objects = LocalDatastoreModel.model_validate_json(index.read_text(encoding="utf-8")).objects
 
     def image_file(self, series: str) -> Path | None:
-        """The volume of a series; None when it is not here."""
+        """Return the volume of a series; None when it is not here."""
         entry = self._objects.get(series)
         file = self._folder / f"{series}{entry.image.ext}" if entry and is_plain_stem(series) else None
         return file if file and file.is_file() else None
 
     def subject(self, series: str) -> str:
-        """Whose series it is, as the running server tells it."""
+        """Return an anonymous id of a series' patient, the same as the running server's."""
         entry = self._objects.get(series)
         return patient_of(series, entry.image.info if entry else {})

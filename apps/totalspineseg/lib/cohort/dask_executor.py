@@ -1,4 +1,4 @@
-"""The work on many processes or machines, through Dask."""
+"""Process scans in many processes or on many machines, through Dask."""
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -8,23 +8,23 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.comm import CommClosedError
 
-from lib.cohort.carried import make_plugin, make_task
+from lib.cohort.dask_payload import make_plugin, make_task
 from lib.cohort.inputs import Case
 from lib.cohort.overlap import Done
 from lib.cohort.run import Stream
-from lib.cohort.station import FAILURE, RECORD, REFUSAL
 from lib.cohort.work import Record
+from lib.cohort.worker import FAILURE, RECORD, REFUSAL
 from lib.errors import ClusterError
 
 
 class DaskExecutor:
-    """Spreads scans over the workers of a cluster; each keeps its networks warm.
+    """Distributes scans over the workers of a cluster; each keeps its networks loaded.
 
     Args:
-        job: From ``station.job_json``.
+        job: From ``worker.job_json``.
         connect: Opens the cluster for the time of the run.
-        ours: The workers are processes of this machine that end with the run.
-        tell: Told when the run waits for its first worker, as it does while jobs are in a queue.
+        ours: Whether the workers are processes of this machine that end with the run.
+        tell: Called with a sentence when the run waits for its first worker, for example while jobs are in a queue.
     """
 
     def __init__(
@@ -38,16 +38,17 @@ class DaskExecutor:
         self._job, self._connect, self._ours, self._tell = job, connect, ours, tell
 
     def __call__(self, cases: Sequence[Case]) -> Stream:
-        """Do the scans; see ``Executor``."""
+        """Process the scans; see ``Executor``."""
         name = f"totalspineseg-{uuid.uuid4().hex}"
         with self._connect() as client:
             if not client.scheduler_info()["workers"]:
                 self._tell("waiting for the first worker")
             try:
                 client.register_plugin(make_plugin(name, self._job, ignore_interrupts=self._ours))
-            except Exception as error:  # whatever a worker raised while it opened its station
+            except Exception as error:  # any error of a worker while it made its ``ScanWorker``
                 raise ClusterError(
-                    f"workers that see the app under the same path are required, got {type(error).__name__}: {error}"
+                    f"The workers could not start ({type(error).__name__}: {error}). Make the app visible to "
+                    "them under the same path as here."
                 ) from error
             names = [f"{name}-{k}" for k in range(len(cases))]
             futures = client.map(make_task(name), [case.as_json() for case in cases], key=names, pure=False)
@@ -59,15 +60,15 @@ class DaskExecutor:
             finally:
                 with suppress(CommClosedError, OSError, TimeoutError):
                     client.cancel(list(waiting), force=True)
-                    # Ends the scans that workers have in hand, and drops their networks.
+                    # End the scans that workers have in progress, and drop their networks.
                     client.unregister_worker_plugin(name)
 
 
 def _done(case: Case, future: Future) -> Done[Case, Record]:
-    """What became of a scan.
+    """Return the result of a scan.
 
     Raises:
-        ClusterError: No scan can be done.
+        ClusterError: No scan can be processed.
     """
     if future.status == "finished":
         answer: dict[str, Any] = future.result()
@@ -79,11 +80,9 @@ def _done(case: Case, future: Future) -> Done[Case, Record]:
         return Done(
             case,
             None,
-            f"workers are required that live until the scan is done, got {error.allowed_failures + 1} lost on the way; "
-            "give them more memory and time",
+            f"{error.allowed_failures + 1} workers were lost while they processed this scan. Give them more "
+            "memory and time.",
         )
     if error is None:
-        raise ClusterError(
-            "a lasting connection to the Dask scheduler is required, got none; the same command continues"
-        )
-    return Done(case, None, f"unexpected {type(error).__name__}: {error}")
+        raise ClusterError("The connection to the Dask scheduler was lost. Run the same command to continue.")
+    return Done(case, None, f"Unexpected error ({type(error).__name__}): {error}")

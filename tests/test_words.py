@@ -1,0 +1,149 @@
+"""Messages, docstrings and names of the rooms of lib follow docs/writing.md; old patterns do not come back."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
+NOT_CLEANED = ("activelearning", "corrections", "gate", "nnunet", "numbering", "synthesis", "trainers", "transforms")
+"""Rooms that still have old patterns. Remove a room from the list once it has none; never add one."""
+STILL_USED = {
+    "turns.py": {"turns", "Turns"},
+    "pacs/submissions.py": {"standing"},
+    "infers/models.py": {"drawn"},
+    "infers/task.py": {"drawn"},
+}
+"""Private words in names that rooms of ``NOT_CLEANED`` use, too. Remove them with these rooms; never add one."""
+REQUIRED = re.compile(r"\b(is|are) required\b|\brequired, got\b|\bmust be required\b")
+"""A limit or a state that is worded like a wrong argument."""
+NO_SENTENCE = re.compile(r"(Of|So|By|Nor|And|Which|What|Where|Whose|Told|Else|From so|As so)\b")
+"""Beginnings of docstrings that are no sentence."""
+NO_VERB = re.compile(r"(The|A|An|Whether|How|Those|This|That|All|Every|Each|None|When|Why|Who)\b")
+"""Beginnings of functions' docstrings that say neither what is returned nor what is done."""
+PRIVATE_WORDS = frozenset(
+    (
+        *("told", "said", "shown", "meant", "came", "given", "kept", "taught", "drawn", "standing", "helped_by"),
+        *("carried", "station", "spread", "meanwhile", "imprints", "stamps", "turns"),
+    )
+)
+FILES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def room(path: Path) -> str:
+    return path.relative_to(LIB).parts[0]
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
+    """Yield what is described, and its description; constants are described by the string that follows them."""
+    for node in ast.walk(tree):
+        for k, line in enumerate(getattr(node, "body", ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ()):
+            if (
+                isinstance(line, ast.Expr)
+                and isinstance(line.value, ast.Constant)
+                and isinstance(line.value.value, str)
+            ):
+                yield (node if k == 0 else node.body[k - 1]), line.value  # type: ignore[attr-defined]
+
+
+def is_function(node: ast.AST) -> bool:
+    """Return whether a definition is described by what it does; a property is described as a value."""
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not any(
+        "property" in ast.unparse(decorator) for decorator in node.decorator_list
+    )
+
+
+def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the names that a file defines: functions, classes, arguments, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, Definition):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def faults(text: str) -> list[str]:
+    """Return a sentence for each old pattern in a Python file."""
+    tree = ast.parse(text)
+    described = list(docstrings(tree))
+    found = []
+    for node, docstring in described:
+        first = str(docstring.value).strip().split("\n")[0]
+        if NO_SENTENCE.match(first) or (is_function(node) and NO_VERB.match(first)):
+            found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
+    texts = {docstring for _, docstring in described}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in texts:
+            continue
+        if REQUIRED.search(node.value):
+            found.append(f"line {node.lineno}: the message does not say what happened: {node.value}")
+    for line, name in names(tree):
+        if name.strip("_").lower() in PRIVATE_WORDS:
+            found.append(f"line {line}: the name is a private word: {name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("raise E('fewer than 50 waiting requests are required, got 50')", "does not say what happened"),
+        ("raise E(f'a folder is required, got {path!r}; correct it')", "does not say what happened"),
+        ('LIMIT = 5\n"""So many, and no more."""', "no sentence"),
+        ('class Uploads:\n    """Of the clients of one name."""', "no sentence"),
+        ('def answer():\n    """What the PACS said."""', "no sentence"),
+        ('def answer():\n    """The answer of the PACS."""', "no sentence"),
+        ("def keep(told): ...", "private word"),
+        ("_shown = 1", "private word"),
+    ],
+)
+def test_old_patterns_are_found(source: str, words: str) -> None:
+    (fault,) = faults(source)
+    assert words in fault
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise ValueError(f'expected a 3D volume, got shape {shape}')",
+        "raise E(f'The server is busy ({count} requests waiting). Try again later.')",
+        'class Uploads:\n    """The uploads of one client."""',
+        'class Grid:\n    @property\n    def spacing(self):\n        """The voxel size, mm."""',
+        'def answer():\n    """Return the answer of the PACS."""',
+    ],
+)
+def test_plain_words_pass(source: str) -> None:
+    assert faults(source) == []
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if room(f) not in NOT_CLEANED], ids=lambda f: str(f.relative_to(LIB))
+)
+def test_a_cleaned_room_has_no_old_pattern(path: Path) -> None:
+    allowed = STILL_USED.get(path.relative_to(LIB).as_posix(), set())
+    old = [fault for fault in faults(path.read_text(encoding="utf-8")) if fault.split(": ")[-1] not in allowed]
+    assert old == []
+
+
+@pytest.mark.parametrize("name", NOT_CLEANED)
+def test_a_room_without_old_patterns_is_called_clean(name: str) -> None:
+    """A room that stays on the list although it is clean would fill with old patterns again."""
+    assert any(faults(path.read_text(encoding="utf-8")) for path in (LIB / name).rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", STILL_USED)
+def test_exceptions_are_still_needed(name: str) -> None:
+    defined = {word for _, word in names(ast.parse((LIB / name).read_text(encoding="utf-8")))} | {Path(name).stem}
+    assert STILL_USED[name] <= defined
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda f: str(f.relative_to(LIB)))
+def test_names_of_files_are_no_private_words(path: Path) -> None:
+    known = STILL_USED.get(path.relative_to(LIB).as_posix(), set())
+    assert room(path) in NOT_CLEANED or path.stem not in PRIVATE_WORDS - known
