@@ -33,7 +33,7 @@ LEVEL_OVERLAP: Final = 0.25
 
 @dataclass(frozen=True)
 class Left:
-    """The structures that a truth shows as a model predicted them: they count neither for nor against a model of its line.
+    """Structures that a truth shows as a model predicted them: they count neither for nor against a model of its line.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.

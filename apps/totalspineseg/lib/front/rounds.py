@@ -19,7 +19,7 @@ def router() -> APIRouter:
 
     @routes.get("/scoring/")
     def scoring_status(user: Annotated[User, reader], all: bool = False, check_if_running: bool = False) -> Any:
-        """The last scoring, and how many images have a score by the weights in use."""
+        """Return the last scoring, and how many images have a score by the weights in use."""
         return _with_progress(scoring.status(all, check_if_running))
 
     @routes.get("/batch/infer")
