@@ -5,6 +5,9 @@ import functools
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,16 +40,18 @@ from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune import Finetuned, Stopped, fine_tune
-from lib.nnunet.finetune_job import Progress
+from lib.nnunet.finetune_job import Job, Progress
 from lib.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
+from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.found_discs import found_discs
-from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
 from lib.nnunet.patches import Patches, Sample
 from lib.nnunet.plugin import spine_finetuner
 from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.preprocessed import (
     IDENTIFIER,
+    PLANS,
     dataset_folder,
     store_cases,
     training_dataset,
@@ -747,6 +752,47 @@ def test_too_little_memory_for_one_patch_is_a_clear_stop(
 ) -> None:
     with pytest.raises(TrainingError, match="one patch of step 1"):
         run_with_memory(folders[1], cases[1], tmp_path, 0)
+
+
+def test_nnunets_command_trains_it_as_we_do(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    """By its ``-num_gpus`` nnU-Net trains on several GPUs what it can train on one."""
+    settings = replace(TINY, iterations=2, epoch=1)
+    ours = tune(folders[1], [cases[1]], tmp_path / "ours", settings)
+    work = tmp_path / "nnunet"
+    job = Job(folders[1], store_cases([cases[1]], folders[1], work), work, settings)
+    job.write()
+    place, app = job.folder.parent, Path(spine_finetuner.__file__).parents[3]
+    environment = os.environ | NnunetFolders(place, place, place).environment()
+    environment |= {"nnUNet_extTrainer": str(app / "lib/nnunet/plugin"), "PYTHONPATH": str(app)}
+    words = [job.folder.name, CONFIGURATION, "all", "-p", PLANS, "-tr", "SpineFinetuner", "-device", "cpu"]
+    command = [sys.executable, "-m", "nnunetv2.run.run_training", *words]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    theirs = load_checkpoint(work / "checkpoint_final.pth")["network_weights"]
+    for name, value in ours.weights.items():
+        assert torch.allclose(theirs[name], value, atol=1e-2), name
+
+
+def test_several_processes_share_each_batch(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[SpineFinetuner] = []
+    monkeypatch.setattr(SpineFinetuner, "run_training", lambda trainer: trainers.append(trainer))
+    monkeypatch.setattr(SpineFinetuner, "best", 0.0)
+    with pytest.raises(AttributeError, match="state_dict"):  # no network was built
+        tune(folders[1], [cases[1]], tmp_path, replace(TINY, batch_size=5))
+    (trainer,) = trainers
+    alone = [list(numbers) for numbers in trainer._numbers()]
+    assert alone == [list(range(5 * k, 5 * k + 5)) for k in range(6)]
+    trainer.is_ddp = True
+    monkeypatch.setattr(spine_finetuner.dist, "get_world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr(spine_finetuner.dist, "get_rank", lambda rank=rank: rank)
+        parts.append([list(numbers) for numbers in trainer._numbers()])
+    assert [first + second for first, second in zip(*parts, strict=True)] == alone
+    assert {len(numbers) for part in parts for numbers in part} == {2, 3}
 
 
 @pytest.mark.parametrize("where", ["start", "report"])
