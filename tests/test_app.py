@@ -225,6 +225,13 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
     assert (again["b"], again["c"], seen[4:]) == (before["b"], before["c"], ["a"])
 
 
+@pytest.mark.parametrize("images", [5, {"a": 1}, ["a", {}], [["a"]]], ids=str)
+def test_a_batch_of_no_images_says_what_to_send(images: Any) -> None:
+    """The background process ended with a TypeError of Python's sets."""
+    with pytest.raises(SettingError, match="'unlabeled' or a list"):
+        SpineBatch(lambda _: None)({"model": "m", "images": images}, Studies(), lambda _: {})
+
+
 class Versions:
     """Networks of which other versions come into use while they are asked for."""
 
