@@ -16,15 +16,19 @@ PIP_AUDIT_VERSION := 2.10.1
 BIN := .venv/bin
 # Processes that share the tests.
 JOBS ?= 2
-PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# A process that dies ends the run with a failure: started anew it would begin the same file again, and die again.
+PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 APP := apps/totalspineseg
 READY := .venv/.ready
 SLICER := .venv-slicer
 
-.PHONY: setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-official fuzz lock audit wheelhouse clean
+.PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
+  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
 
-setup: $(READY) $(BIN)/totalspineseg
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) $(BIN)/totalspineseg ## Install everything into .venv
 
 $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
@@ -41,33 +45,33 @@ $(BIN)/totalspineseg: $(READY)
 	  "$(abspath $(BIN))/python" "'$(abspath $(APP))'" > $@
 	@chmod +x $@
 
-serve: setup
+serve: setup ## Start the server on a folder of studies (STUDIES=, PORT=, HOST=, WEIGHTS=)
 	$(BIN)/totalspineseg serve --studies "$(STUDIES)" --host "$(HOST)" --port "$(PORT)" $(if $(NAME),--name "$(NAME)") \
 	  $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(RUNTIME),--runtime "$(RUNTIME)")
 
 # Needs Debian's packages orthanc, orthanc-dicomweb; another PACS with DICOMWEB=address.
-serve-ohif: setup
+serve-ohif: setup ## Start a small PACS, the server and OHIF (DICOMWEB= for your own PACS)
 	$(BIN)/python tools/serve_ohif.py --folder "$(OHIF_STUDIES)" --host "$(HOST)" --port "$(PORT)" $(if $(NAME),--name "$(NAME)") \
 	  $(if $(DICOMWEB),--dicomweb "$(DICOMWEB)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 
 # Before each commit: no server, no training, one process.
-test-fast: setup
+test-fast: setup ## Run the tests to pass before each commit: no server, no training, 90 s
 	$(BIN)/python -m pytest -m "not slow and not release and not browser and not ohif and not slicer"
 
 # All but what needs a browser, Orthanc or Slicer, or is long. A file stays in one process: its tests share networks.
-test: setup
+test: setup ## Run every test but those of browser, Orthanc and Slicer, 10 min
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # Needs Debian's package chromium.
-test-browser: setup
+test-browser: setup ## Run the tests in Chromium
 	$(BIN)/python -m pytest -m browser
 
 # Needs Debian's packages orthanc, orthanc-dicomweb, chromium.
-test-ohif: setup
+test-ohif: setup ## Run the tests with OHIF, Orthanc and Chromium
 	$(BIN)/python -m pytest -m ohif
 
 # 3D Slicer's own import and export, without its windows, before a running server.
-test-slicer: setup $(SLICER)/.ready
+test-slicer: setup $(SLICER)/.ready ## Run the tests with 3D Slicer's own import and export
 	$(BIN)/python -m pytest -m slicer
 
 $(SLICER)/.ready: requirements-slicer.lock Makefile | $(READY)
@@ -76,54 +80,58 @@ $(SLICER)/.ready: requirements-slicer.lock Makefile | $(READY)
 	@touch $@
 
 # What is long or needs packages from outside: before a release, and before a change of these things is called done.
-release-check: setup
+release-check: setup ## Run what is long or downloads packages
 	$(BIN)/python tools/release_check.py
 
 # Figures of lib's lines and branches, the server's processes among them.
-coverage: setup
+coverage: setup ## Print the share of lines and branches that the tests run
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json
 	$(BIN)/python tools/coverage_table.py coverage.json
 
-check: setup
+check: setup ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-demo: setup
+demo: setup ## Walk through predict, correct, submit, train, predict
 	$(BIN)/python tools/demo.py
 
-bench: setup
+bench: setup ## Measure everything but the networks
 	$(BIN)/python tools/bench.py
 
-bench-numbering: setup
+bench-numbering: setup ## Measure the naming on stressed columns
 	$(BIN)/python tools/bench_numbering.py
 
 # REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
-bench-real: setup
+bench-real: setup ## Measure the naming on real scans (REAL=, SPIDER=)
 	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
 
 # With REAL= or SPIDER= as above, what the scores find among real scans; without, trainings of about three hours.
-bench-selection: setup
+bench-selection: setup ## Measure what the orders of scans are worth (REAL=, SPIDER=)
 	$(BIN)/python tools/bench_selection.py $(if $(REAL)$(SPIDER),offers $(if $(REAL),--real "$(REAL)") \
 	  $(if $(SPIDER),--spider "$(SPIDER)"),trainings)
 
-bench-cli: setup
+bench-cli: setup ## Measure the command and the warm server
 	$(BIN)/python tools/bench_cli.py
 
-bench-runtimes: setup
+bench-runtimes: setup ## Measure PyTorch against OpenVINO
 	$(BIN)/python tools/bench_runtimes.py
 
 # CASES=synthetic spines, REAL=folder of real scans with labels, PICTURES=folder for their results; each may be left out.
-bench-starter: setup
+bench-starter: setup ## Measure the starter weights (CASES=, REAL=, PICTURES=)
 	$(BIN)/python tools/bench_starter.py $(if $(CASES),--cases "$(CASES)") $(if $(REAL),--real "$(REAL)") \
 	  $(if $(PICTURES),--pictures "$(PICTURES)")
 
-bench-retrain: setup
+bench-retrain: setup ## Measure a retraining on a new synthetic scanner
 	$(BIN)/python tools/bench_retrain.py
 
+# REAL=folder of SPIDER slabs; OPTIONS="--reverse --weights NAME". Killed, the same command goes on.
+bench-retrain-real: setup ## Measure a retraining on real patients (REAL=, OPTIONS=)
+	$(BIN)/python tools/bench_retrain_real.py "$(REAL)" $(OPTIONS)
+
 # Odd requests made from the server's own description: some minutes, and it stops by itself.
-fuzz: setup .venv-fuzz/.ready
+fuzz: setup .venv-fuzz/.ready ## Send 2000 odd requests to a server
 	$(BIN)/python tools/fuzz.py
 
 .venv-fuzz/.ready: requirements-fuzz.txt
@@ -132,17 +140,17 @@ fuzz: setup .venv-fuzz/.ready
 	@touch $@
 
 # Networks of the official shape, random weights: an hour of two cores and 12 GB of memory. FOLDER keeps 8 GB of files.
-bench-official: setup
+bench-official: setup ## Measure time and memory with networks of the official shape (FOLDER=)
 	$(BIN)/python tools/bench_official.py "$(or $(FOLDER),bench-official)"
 
 # For machines without internet: every package of the lock, and what builds those that come as source.
-wheelhouse: setup
+wheelhouse: setup ## Download all packages for a machine without internet
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation -d wheelhouse \
 	  -r requirements.lock
 
 # Rewrites the lock from the pins, everything else the newest that fits; the tested set changes only through this.
-lock: setup
+lock: setup ## Renew requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-dev.txt -o requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -151,9 +159,9 @@ lock: setup
 # Compares the lock with the known vulnerabilities; fails, too, when they cannot be looked up. What is left to stand is
 # explained in docs/decisions/0026-safe-pins.md, under all of its names: some are not known as aliases.
 EXPLAINED := CVE-2025-3000 GHSA-rrmf-rvhw-rf47 PYSEC-2025-194 PYSEC-2026-139 CVE-2025-69872 GHSA-w8v5-vhqr-4h9v
-audit: setup
+audit: setup ## Look for known holes in the packages
 	$(BIN)/uv tool run --quiet pip-audit==$(PIP_AUDIT_VERSION) --strict --progress-spinner off --disable-pip --require-hashes \
 	  $(addprefix --ignore-vuln ,$(EXPLAINED)) -r requirements.lock
 
-clean:
+clean: ## Remove what make has built
 	rm -rf .venv .venv-fuzz $(SLICER) demo bench .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json

@@ -106,8 +106,11 @@ class Desk:
             path = self.folder / sample["name"]
             query = urllib.parse.quote_plus(sample["id"])
             urllib.request.urlretrieve(f"{self.url}/datastore/image?image={query}", path)
-        self.client.datastore()
+        labels = self.client.datastore()["objects"][sample["id"]]["labels"]
         self.load([str(path)], sample["name"])
+        if saved := labels.get("original"):
+            names = list(saved["info"]["params"]["label_names"])
+            self._import(self.client.download_label(sample["id"], "original"), names)
         return str(sample["id"])
 
     def save_volume(self, ending: str) -> str:
@@ -128,6 +131,11 @@ class Desk:
         file, reply = self.client.infer(model, image, settings | chosen | SLICER_FIELDS, session_id=session)
         labels = reply["label_names"]
         names = [name for name, _ in sorted(labels.items(), key=lambda item: item[1]) if name != "background"]
+        self._import(file, names)
+        return dict(reply)
+
+    def _import(self, file: str, names: list[str]) -> None:
+        """Take a label map into the scene: voxel value k becomes the k-th name."""
         ids = vtk.vtkStringArray()
         for name in names:
             ids.InsertNextValue(name)
@@ -135,7 +143,6 @@ class Desk:
         if not self.logic.ImportLabelmapToSegmentationNode(label_map, self.segmentation_node, ids):
             raise ValueError("the label map was not imported")
         self.scene.RemoveNode(label_map)
-        return dict(reply)
 
     def _pushed(self, file: str) -> Any:
         """A label map as the plugin puts it into the scene: read by SimpleITK, its index order as it is in the file."""

@@ -101,7 +101,8 @@ def run(source: Path, output: Path, networks: Any = None, *, overwrite: bool = F
     cases = find_cases(source)
     versions = {"step1": "reader-1", "step2": "reader-2"}
     summary = do(output, cases, networks or Readers(), RunOptions(**options), versions, overwrite=overwrite)
-    write_documents(output, cases, summary, versions=versions, weights="Weights in use: reader.", asked={"iso": False})
+    weights = "Weights in use: reader."
+    write_documents(output, cases, summary, versions=versions, weights=weights, warning="", asked={"iso": False})
     return summary
 
 

@@ -25,7 +25,6 @@ from lib.corrections.store import Correction, CorrectionStore
 from lib.geometry import Grid, LabelArray, Volume
 from lib.infers.models import FullTask
 from lib.numbering.renumber import Drawn
-from lib.registry.releases import STARTER_WARNING, warning_of
 from lib.segments import Segment, Submission
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, CodeReader, image_of, lumbar_codes
@@ -45,7 +44,7 @@ def findings(submission: Submission, certainty: Certainty | None, known: tuple[d
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
-    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, GRID, lint))
+    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, lint))
 
 
 def edited(labels: LabelArray) -> LabelArray:
@@ -98,7 +97,7 @@ def test_a_rename_that_makes_certain_levels_odd_is_said(
 
 def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
     mapped = map_names(sent({}), GRID)
-    assert beside_prediction(None, mapped, GRID, ()) == ()
+    assert beside_prediction(None, mapped, ()) == ()
 
 
 def test_what_a_rename_did_is_the_first_sentence() -> None:
@@ -121,20 +120,6 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
     message = message_of(correction)
     assert message.startswith("You renamed L5 to L6; the other levels follow. Submitted")
     assert message.endswith("Please check: L3 is missing.")
-
-
-@pytest.mark.parametrize(
-    ("versions", "warns"),
-    [
-        (("starter",), True),
-        (("official-r20251124-1a2b3c4d", "starter-1a2b3c4d"), True),
-        (("starter-1a2b3c4d@openvino-2026.4.1",), True),
-        (("starter-two-1a2b3c4d", "site-1"), False),
-        ((), False),
-    ],
-)
-def test_the_starter_weights_are_known_by_their_version(versions: tuple[str, ...], warns: bool) -> None:
-    assert warning_of(versions) == (STARTER_WARNING if warns else "")
 
 
 def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:

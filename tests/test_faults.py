@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from lib import volume_io
 from lib.corrections.store import Correction
 from lib.errors import StorageError, TrainingError
 from lib.gate.compare import SubjectScores
-from lib.nnunet import finetune_run, predictor, training_state
+from lib.nnunet import predictor, preprocessed
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.patches import Sample
+from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.training_log import TrainingLog
 from lib.registry import store as registry_store
 from lib.registry.store import STARTER
@@ -111,25 +112,40 @@ def on_call(target: Any, name: str, number: int) -> None:
 
 def half_checkpoint() -> None:
     """Be killed with half a checkpoint written."""
-    original = training_state.torch.save
+    original = torch.save
     left = [3]
 
-    def save(content: Any, path: Path) -> None:
+    def save(content: Any, path: str) -> None:
         original(content, path)
         left[0] -= 1
         if left[0] == 0:
-            path.write_bytes(path.read_bytes()[:1000])
+            Path(path).write_bytes(Path(path).read_bytes()[:1000])
             kill_now()
 
-    training_state.torch.save = save
+    torch.save = save
+
+
+def before_renaming() -> None:
+    """Be killed with the third checkpoint written, but not renamed."""
+    original, left = Path.replace, [3]
+
+    def replace(path: Path, target: Path) -> Path:
+        if target.name.startswith("checkpoint_"):
+            left[0] -= 1
+            if left[0] == 0:
+                kill_now()
+        return original(path, target)
+
+    Path.replace = replace  # type: ignore[method-assign, assignment]
 
 
 MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
+    "storing cases": (lambda: on_call(preprocessed, "_write", 2), True),
     "preparing cases": (lambda: on_call(retraining, "prepare_cases", 1), False),
-    "an iteration of step 1": (lambda: on_call(finetune_run.Run, "_train_once", 3), True),
+    "an iteration of step 1": (lambda: on_call(SpineFinetuner, "train_step", 3), True),
     "writing a checkpoint": (half_checkpoint, True),
-    "renaming a checkpoint": (lambda: on_call(volume_io.os, "fsync", 12), True),
-    "an iteration of step 2": (lambda: on_call(finetune_run.Run, "_train_once", 7), True),
+    "renaming a checkpoint": (before_renaming, True),
+    "an iteration of step 2": (lambda: on_call(SpineFinetuner, "train_step", 7), True),
     "judging": (lambda: on_call(judging, "judge", 1), True),
     "copying the version": (lambda: on_call(publication.shutil, "copytree", 2), True),
     "before the version appears": (lambda: on_call(publication, "write_record", 1), True),
@@ -291,18 +307,18 @@ def test_a_disk_that_fills_while_publishing_publishes_nothing(tmp_path: Path, mo
 def test_a_disk_that_fills_while_training_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
-    original = training_state.torch.save
+    original = torch.save
     left = [2]
 
-    def fills(content: Any, path: Path) -> None:
+    def fills(content: Any, path: str) -> None:
         left[0] -= 1
         if left[0] < 0:
-            path.write_bytes(b"half")
+            Path(path).write_bytes(b"half")
             full_disk()
         original(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_state.torch, "save", fills)
+        patch.setattr(torch, "save", fills)
         with pytest.raises(StorageError, match="No space left"):
             train(site)
     result = survived(site, corrections)
@@ -316,19 +332,18 @@ def test_a_disk_without_any_room_still_says_why(
     """The error of the line that told of the full disk hid the reason from clients and the command line."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
-    once, iterations = finetune_run.Run._train_once, [0]
+    once, iterations = SpineFinetuner.train_step, [0]
 
     with monkeypatch.context() as patch:
 
-        def fills(run: finetune_run.Run) -> float:
+        def fills(trainer: SpineFinetuner, batch: Sample) -> dict[str, float]:
             iterations[0] += 1
-            # A report, and so a line of the log, follows every second iteration.
             if iterations[0] == (3 if first == "a state" else 2):
                 patch.setattr(tempfile, "mkstemp", full_disk)
                 patch.setattr(TrainingLog, "say", full_disk)
-            return once(run)
+            return once(trainer, batch)
 
-        patch.setattr(finetune_run.Run, "_train_once", fills)
+        patch.setattr(SpineFinetuner, "train_step", fills)
         with pytest.raises(StorageError, match="disk space"):
             train(site)
     assert "disk space" in failed_with(site)
@@ -341,17 +356,17 @@ def test_too_little_gpu_memory_ends_the_training_alone(tmp_path: Path, monkeypat
     first = train(site)
     correct(site, tmp_path, "sub-1", 1)
     corrections = list(site.corrections.all())
-    gradient, left = finetune_run.Run._gradient, [3]
+    passes, left = SpineFinetuner._passes, [3]
 
-    def short(run: finetune_run.Run, batch: Any) -> float:
+    def short(trainer: SpineFinetuner, batch: Sample) -> float:
         left[0] -= 1
         if left[0] < 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return gradient(run, batch)
+        return passes(trainer, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune_run.Run, "_gradient", short)
-        with pytest.raises(TrainingError, match="stop other programs on the device"):
+        patch.setattr(SpineFinetuner, "_passes", short)
+        with pytest.raises(TrainingError, match="other programs"):
             train(site)
     assert "one patch of step 1" in failed_with(site)
     result = survived(site, corrections, served=first.version)

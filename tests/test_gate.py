@@ -12,7 +12,16 @@ import pytest
 from lib.agreement import GROUPS, CaseScore
 from lib.errors import StorageError
 from lib.gate import holdout
-from lib.gate.compare import CONFIDENCE, DICE_MARGIN, MARGINS, MIN_SUBJECTS, SubjectScores, compare, lower_bound
+from lib.gate.compare import (
+    CONFIDENCE,
+    DICE_MARGIN,
+    MARGINS,
+    MIN_SUBJECTS,
+    SKEW_FROM,
+    SubjectScores,
+    compare,
+    lower_bound,
+)
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
 from lib.gate.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
@@ -95,19 +104,24 @@ SHAPES = ("normal", "one in ten falls", "one in ten far off", *(f"{kind}, {side}
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bound_holds_as_often_as_it_claims(shape: str, subjects: int) -> None:
     """A bound of 90 % held in 80 % at 3 subjects, in 85 % at 6: one in five that fell by the whole margin passed."""
-    assert (lower_bound(changes_of(shape, subjects)) <= 0).mean() >= CONFIDENCE - 0.02
-    if shape == "normal":
-        # No more caution than the few that fall far need.
-        assert (lower_bound(changes_of(shape, subjects)) <= 0).mean() < 0.96
+    held = (lower_bound(changes_of(shape, subjects)) <= 0).mean()
+    assert held >= CONFIDENCE - 0.02
+    # No more caution than the few that fall far need; where few rise far, there is more.
+    most = CONFIDENCE + (0.02 if subjects > 6 else 0.03)
+    if subjects < SKEW_FROM:
+        most = 0.96
+    if shape.endswith(", few rise far"):
+        most = 0.99 if subjects < SKEW_FROM else 0.955
+    assert held < most + 0.005
 
 
-@pytest.mark.parametrize(("subjects", "percent"), [(3, 84), (6, 85), (12, 88)])
+@pytest.mark.parametrize(("subjects", "percent"), [(3, 84), (6, 88), (12, 89)])
 def test_what_is_reached_beyond_that_is_as_documented(subjects: int, percent: int) -> None:
     held = lower_bound(changes_of("exponential, few fall far", subjects)) <= 0
     assert 100 * held.mean() == pytest.approx(percent, abs=1)
 
 
-REFUSED = {3: (1, 32, 70), 4: (0, 11, 57), 6: (0, 1, 35), 9: (0, 0, 15), 12: (0, 0, 6)}
+REFUSED = {3: (1, 32, 70), 4: (0, 11, 57), 5: (0, 6, 41), 6: (0, 2, 29), 9: (0, 0, 10), 12: (0, 0, 3)}
 """Subjects -> percent of the candidates that changed nothing in the mean and are refused, as docs/retraining.md has
 it, by the standard deviation of the change over subjects: 0.005, 0.01, 0.02."""
 

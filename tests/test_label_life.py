@@ -15,7 +15,7 @@ from lib.corrections.store import CorrectionStore
 from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
-from lib.volume_io import write_volume
+from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
@@ -40,6 +40,12 @@ def shown(server: Server, image: str) -> dict[str, Any]:
     return labels
 
 
+def client_info(server: Server, image: str, tag: str) -> dict[str, Any]:
+    query = {"label": image, "tag": tag}
+    known: dict[str, Any] = requests.get(f"{server.url}/datastore/label/info", params=query, timeout=10).json()
+    return known
+
+
 def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final", *, step: int = 2) -> dict[str, Any]:
     """The reply to a label with one level: of step 1 discs and all vertebrae in one piece."""
     one, other = ("L4", "L4-L5") if step == 2 else ("vertebrae", "L4-L5")
@@ -61,6 +67,37 @@ def training(server: Server, folder: Path, image: str) -> list[str]:
 
 def delete(server: Server, image: str, tag: str) -> requests.Response:
     return requests.delete(f"{server.url}/datastore/label", params={"id": image, "tag": tag}, timeout=10)
+
+
+def test_a_saved_result_is_sent_with_rows_for_what_was_found_alone(server: Server, client: MONAILabelClient) -> None:
+    """3D Slicer loads a saved result with the next sample; it made 54 rows of it, most of them empty."""
+    image = add_image(server, "saved ü", image_of(CODES) + 2)
+    present = set(np.unique(CODES)) - {0}
+    for model, tag in (("totalspineseg", "original"), ("totalspineseg_step1", "original-step1")):
+        reply = client.infer(model, image, {"save_label": True, "result_extension": ".nii.gz"})
+        known = shown(server, image)[tag]["info"]
+        names = known["params"]["label_names"]
+        assert list(names.values()) == list(range(1, len(names) + 1)), "the k-th name has the value k"
+        assert known["params"] == client_info(server, image, tag)["params"]
+        labels = read_labels(Path(client.download_label(image, tag))).data
+        assert names == reply[1]["label_names"]
+        if tag == "original":
+            assert {CODE_OF[name] for name in names} == present
+            for name, value in names.items():
+                np.testing.assert_array_equal(labels == value, CODE_OF[name] == CODES)
+        else:
+            np.testing.assert_array_equal(labels == names["L4-L5"], CODE_OF["L4-L5"] == CODES)
+
+
+def test_a_damaged_label_is_refused_with_a_sentence(server: Server, client: MONAILabelClient) -> None:
+    image = add_image(server, "damaged", image_of(CODES) + 3)
+    client.infer("totalspineseg", image, {"save_label": True, "result_extension": ".nii.gz"})
+    (file,) = (server.studies / "labels" / "original").glob(f"{image}.nii.gz")
+    file.write_bytes(b"no image")
+    query = {"label": image, "tag": "original"}
+    answer = requests.get(f"{server.url}/datastore/label", params=query, timeout=20)
+    assert answer.status_code in (404, 422)
+    assert answer.json()["detail"]
 
 
 def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILabelClient) -> None:

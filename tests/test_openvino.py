@@ -189,7 +189,7 @@ def test_nowhere_to_write_stays_in_memory_with_one_sentence(folder, conversions,
     np.testing.assert_array_equal(labels, predict(folder).labels)
     assert len(conversions) == 2
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message == "no folder for converted networks can be written, so the next start converts again"
+    assert "converts again" in message
 
 
 def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, user_cache):

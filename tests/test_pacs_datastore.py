@@ -1,6 +1,8 @@
 """A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults, the newest segmentation."""
 
+import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,20 +253,46 @@ def test_what_is_here_is_used_when_the_pacs_does_not_answer(
     assert store.get_image_uri("2.25.70001.1") == path
 
 
-def test_a_broken_download_leaves_nothing(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("fault", "seen"),
+    [
+        (OSError(28, "No space left on device"), StorageError),
+        (ValueError("Missing required elements from file_meta"), ImageError),
+        (AttributeError("is_little_endian"), ImageError),
+        (MemoryError(), MemoryError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_broken_download_leaves_nothing(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, seen: type[BaseException]
+) -> None:
+    """A fault that was none of the file system left a folder, which the next start took a day to remove."""
     pacs = Pacs(files)
     store = datastore(pacs, tmp_path)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*_: object, **__: object) -> None:
+        raise fault
 
     with monkeypatch.context() as patch:
         for instance in pacs.series["2.25.70001.1"]:
-            patch.setattr(type(instance), "save_as", full)
-        with pytest.raises(StorageError, match="No space left"):
+            patch.setattr(type(instance), "save_as", fail)
+        with pytest.raises(seen):
             store.get_image_uri("2.25.70001.1")
     assert list((tmp_path / "dicom").iterdir()) == []
-    assert store.get_image_uri("2.25.70001.1")
+    if seen is not ImageError:
+        assert store.get_image_uri("2.25.70001.1")
+
+
+def test_two_who_need_the_files_of_a_series_do_not_stumble_over_each_other(tmp_path: Path, files: Path) -> None:
+    """The second download found the folder of the first and failed."""
+    pacs = Pacs(files)
+    store = datastore(pacs, tmp_path)
+    folder = store.series_folder("2.25.70001.1")
+    shutil.rmtree(folder)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(store.series_folder, ["2.25.70001.1"] * 4))
+    assert set(found) == {folder}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None:

@@ -22,7 +22,7 @@ from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import to_wire
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes
-from lib.errors import EmptySegmentationError, ImageError
+from lib.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
 from lib.front import errors, studies
 from lib.geometry import Grid
 from lib.pacs import address
@@ -185,6 +185,35 @@ def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> 
     with pytest.raises(EmptySegmentationError):
         labeled(shown, tmp_path, FIRST)
     assert shown.waiting() == ()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [StorageError("disk full"), MemoryShortageError("too little memory"), RuntimeError("a fault")],
+)
+def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Path, fault: Exception) -> None:
+    """It was noted as sent, never came into the PACS, and kept the labels after it waiting."""
+    faults, sent = {FIRST: fault, SECOND: StorageError("disk full")}, list[str]()
+
+    def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        if series in faults:
+            raise faults[series]
+        sent.append(series)
+
+    shown = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
+    if isinstance(fault, RuntimeError):
+        with pytest.raises(RuntimeError):
+            labeled(shown, tmp_path, FIRST)
+    else:
+        labeled(shown, tmp_path, FIRST)
+    labeled(shown, tmp_path, SECOND)
+    assert shown.waiting() == (FIRST, SECOND)
+    del faults[SECOND]
+    send_waiting(shown)
+    assert (sent, shown.waiting()) == ([SECOND], (FIRST,))
+    del faults[FIRST]
+    send_waiting(shown)
+    assert (sent, shown.waiting()) == ([SECOND, FIRST], ())
 
 
 def test_who_waited_for_a_silent_pacs_does_not_ask_again(files: Path) -> None:

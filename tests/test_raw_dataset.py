@@ -198,7 +198,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
     stranger = tmp_path / dataset_name(2) / file
     stranger.parent.mkdir(parents=True)
     stranger.write_text("mine")
-    with pytest.raises(StorageError, match=f"1 other files in .*'{stranger.name}'; move them away"):
+    with pytest.raises(StorageError, match=f"1 .*'{stranger.name}'.*move"):
         write(tmp_path, [block_scan(1)])
     assert stranger.read_text() == "mine"
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
@@ -289,7 +289,7 @@ def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
     write(tmp_path, [reviewed_scan(k) for k in range(6)], options)
     assert set(discs_of(tmp_path).values()) == {SIMULATED}
     said = [record.getMessage().partition(": ") for record in caplog.records]
-    assert {reason for _, _, reason in said} == {"step 1 finds none of its discs; errors are simulated"}
+    assert all("step 1" in reason and "simulated" in reason for _, _, reason in said)
     assert 0 < len(said) < 12
     assert {case for case, _, _ in said} < set(discs_of(tmp_path))
 
@@ -324,9 +324,9 @@ def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
     options = RawOptions((1,))
     written = write_raw_datasets(map(source, scans), tmp_path, options, on_skip=skipped.append)
     assert written[1].cases == 3
-    assert [case.reason for case in skipped] == [
-        "one scan of each name is required, got another one named 'same'; rename one of them"
-    ]
+    (case,) = skipped
+    assert "'same'" in case.reason
+    assert "rename" in case.reason
     write(tmp_path / "first", scans[:1], options)
     image = Path(dataset_name(1)) / "imagesTr" / "same_0000.nii.gz"
     assert (tmp_path / image).read_bytes() == (tmp_path / "first" / image).read_bytes()
@@ -343,6 +343,16 @@ def bids(folder: Path, *scans: LabeledScan) -> None:
             write_volume(path, volume.data, volume.grid)
 
 
+def test_scans_are_found_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
+    """Only ``.nii.gz`` in lower case was found."""
+    folder, raw = tmp_path / "bids", tmp_path / "raw"
+    bids(folder, *(block_scan(k) for k in (1, 2)))
+    for path in sorted(folder.rglob("sub-2*.nii.gz")):
+        path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.gz")))
+    assert main(["prepare", str(folder), str(raw), "--step", "1"]) == 0
+    assert files(raw, 1).keys() == names("sub-1_T2w", "sub-2_T2w", channels=1)
+
+
 def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, raw = tmp_path / "bids", tmp_path / "raw"
     words = ["prepare", str(folder), str(raw), "--step", "1"]
@@ -355,9 +365,9 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     assert main(words) == 1
     said = capsys.readouterr()
     assert "1 cases" in said.out
-    assert "removed 2 cases of an earlier call: sub-2_T2w, sub-3_T2w" in said.out
-    assert "left out sub-2_T2w: one image 'sub-2_T2w.nii.gz' and one label of it are required, got 0 and 1" in said.err
-    assert "left out sub-3_T2w: one image 'sub-3_T2w.nii.gz' and one label of it are required, got 1 and 2" in said.err
+    assert re.search(r"removed 2 .*sub-2_T2w, sub-3_T2w", said.out)
+    assert re.search(r"left out sub-2_T2w: .*\b0 and 1\b.*rename", said.err)
+    assert re.search(r"left out sub-3_T2w: .*\b1 and 2\b.*rename", said.err)
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)

@@ -1,6 +1,7 @@
 """Which official release runs, and that two of them are never mixed."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from lib.cli import main
 from lib.errors import WeightsError
 from lib.nnunet.networks import Networks
 from lib.registry.records import VersionRecord, write_record
-from lib.registry.releases import NEWEST, RELEASES, release_of, require_one_release, weights_text
+from lib.registry.releases import (
+    NEWEST,
+    RELEASES,
+    STARTER_WARNING,
+    release_of,
+    require_one_release,
+    warning_of,
+    weights_text,
+)
 from lib.registry.store import ModelStore
 from tiny_models import write_model_folder, write_models
 
@@ -24,13 +33,21 @@ def store(tmp_path: Path) -> ModelStore:
     return made
 
 
-def train(store: ModelStore, name: str, parents: dict[int, str], releases: dict[str, str] | None = None) -> None:
+def train(
+    store: ModelStore,
+    name: str,
+    parents: dict[int, str],
+    releases: dict[str, str] | None = None,
+    corrections: Sequence[str] = (),
+) -> None:
     """Publish what was trained from some versions."""
     origin = {str(step): {"name": parent, "version": ""} for step, parent in parents.items()}
     with store.publish(name) as staging:
         for step in parents:
             write_model_folder(staging, step, trainer="nnUNetTrainer")
-        write_record(staging, VersionRecord(name, "2026", tuple(parents), origin, {}, releases=releases or {}))
+        cases = [{"image": f"image of {one}", "correction": one} for one in corrections]
+        record = VersionRecord(name, "2026", tuple(parents), origin, {}, cases, releases=releases or {})
+        write_record(staging, record)
 
 
 def test_release_of_what_was_trained_from_it(store: ModelStore) -> None:
@@ -67,6 +84,34 @@ def test_an_imported_zip_tells_its_release(store: ModelStore, tmp_path: Path) ->
     other = ["--data-dir", str(tmp_path / "other")]
     assert main(["models", "import", out, *other]) == 0
     assert release_of(ModelStore(tmp_path / "other"), "mine", 1) == OLDER, "its record travels with it"
+
+
+@pytest.mark.parametrize(
+    ("versions", "warns"),
+    [
+        (("starter",), True),
+        (("official-r20251124-1a2b3c4d", "starter-1a2b3c4d"), True),
+        (("starter-1a2b3c4d@openvino-2026.4.1",), True),
+        (("starter-two-1a2b3c4d", "site-1"), False),
+        ((), False),
+    ],
+)
+def test_the_starter_weights_are_known_by_their_version(
+    store: ModelStore, versions: tuple[str, ...], warns: bool
+) -> None:
+    assert warning_of(store, versions) == (STARTER_WARNING if warns else "")
+
+
+@pytest.mark.parametrize("ending", ["", "-1a2b3c4d", "-1a2b3c4d@openvino-2026.4.1"])
+def test_what_was_trained_from_the_starter_weights_says_so(store: ModelStore, ending: str) -> None:
+    """After one training nothing warned any more that the weights know synthetic spines only."""
+    train(store, "site-1", {1: "starter", 2: "starter"}, corrections=("a", "b"))
+    train(store, "site-1a2b3c4d", {2: "site-1"}, corrections=("b", "c"))
+    train(store, "other", {1: f"official-{OLDER}", 2: f"official-{OLDER}"}, corrections=("d",))
+    warning = warning_of(store, [f"site-1a2b3c4d{ending}"])
+    assert all(word in warning for word in ("'site-1a2b3c4d'", "starter", "3 corrected scans", "not for patients"))
+    assert warning in weights_text(store, {1: "site-1a2b3c4d", 2: "site-1a2b3c4d"})
+    assert warning_of(store, [f"other{ending}"]) == ""
 
 
 def test_a_release_that_is_too_old_is_refused_by_name(store: ModelStore) -> None:

@@ -13,13 +13,13 @@ import training_site
 from lib.anatomy import DISCS, UNREVIEWED
 from lib.corrections.store import Correction, CorrectionStore
 from lib.errors import ImageError
-from lib.gate import holdout
+from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
 from lib.geometry import Volume
-from lib.nnunet import finetune_run
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.judgments import Judgment, keep_judgment
@@ -27,7 +27,7 @@ from lib.registry.manage import list_versions, require_served, show_version
 from lib.registry.records import VersionRecord, removed_versions, write_record
 from lib.registry.removal import remove_versions
 from lib.registry.store import STARTER, ModelStore
-from lib.trainers import judging
+from lib.trainers import judging, remembered
 from lib.trainers.material import site_material
 from lib.trainers.retrain import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
@@ -179,6 +179,20 @@ def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
     assert names == ["reference", "hold-out", "reference, since starter", "hold-out, since starter"]
 
 
+def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against forgetting they were taught spines that they had never known."""
+    site = make_site(tmp_path)
+    monkeypatch.setattr(remembered, "replay_sources", lambda count: tiny_replay() * count)
+    result = train(site, replay=None)
+    log = (result.run / "log.txt").read_text()
+    assert "against forgetting: 0 synthetic spines and 0 scans" in log
+    assert show_version(site.models, result.version)["replay"] == []
+    monkeypatch.setattr(reference, "HANDLED", 0.0)
+    correct(site, tmp_path, "sub-7", 7)
+    again = train(site, replay=None)
+    assert "48 synthetic spines" in (again.run / "log.txt").read_text()
+
+
 def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +242,7 @@ def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> No
         train(site, iterations=2, should_stop=lambda: True)
     (stopped,) = (path for path in site.training_dir.iterdir() if path.is_dir())
     (stopped / "step1" / ".partial-1.pth").write_bytes(b"cut short")
-    assert (stopped / "step1" / "state.pth").is_file()
+    assert (stopped / "step1" / "checkpoint_latest.pth").is_file()
     correct(site, tmp_path, "sub-7", 7)
     train(site, iterations=4)
     assert not list(stopped.rglob("*.pth"))
@@ -346,7 +360,7 @@ def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytes
         return scores_of(0.1)
 
     monkeypatch.setattr(judging, "score_models", score)
-    monkeypatch.setattr(finetune_run, "mean_dice", lambda dice: 0.25)
+    monkeypatch.setattr(SpineFinetuner, "best", 0.25)
     train(site)
     (during,), after = told, present_state(site)
     assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)

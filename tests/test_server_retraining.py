@@ -69,7 +69,9 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
     with running_server(folder) as server:
         correct(server)
         client_of(server).train_start("totalspineseg", ENDLESS)
-        wait_for(lambda: "epoch" in text_of_log(server, 1) or list(training_dir(server).glob("*/step1/state.pth")))
+        wait_for(
+            lambda: "epoch" in text_of_log(server, 1) or [*training_dir(server).glob("*/step1/checkpoint_latest.pth")]
+        )
         assert is_running(training_dir(server))
         server.process.kill()
         wait_for(lambda: not is_running(training_dir(server)), 30)

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
+import requests
 from nibabel import orientations
 
 from lib.anatomy import CANAL, CODE_OF, NAME_OF
@@ -24,6 +25,7 @@ from lib.dicom.mr_object import mr_slices
 from lib.dicom.uids import uid_from
 from lib.geometry import Grid, Volume
 from lib.volume_io import read_image, read_labels, write_volume
+from pacs_serving import wait_for
 from phantom import image_of, lumbar_codes
 from serving import Server, running_server
 
@@ -256,6 +258,19 @@ def test_the_scene_has_a_row_for_what_was_found_and_its_color_is_always_the_same
     assert len(set(sittings[0].colors.values())) == len(after)
     assert set(sittings[0].colors) - set(sittings[1].colors) == {NAME_OF[code] for code in UPPER}
     assert sittings[1].colors.items() <= sittings[0].colors.items()
+
+
+def test_a_saved_result_has_rows_for_what_was_found(server: Server, tmp_path: Path) -> None:
+    """A result that was saved for later, loaded with the next sample, made 54 rows."""
+    grid = offered(server, turned("LAS"), "saved")
+    settings = {"params": json.dumps({"save_label": True, "result_extension": ".nii.gz"})}
+    run = {"url": f"{server.url}/infer/totalspineseg", "params": {"image": "saved"}, "data": settings}
+    wait_for(lambda: requests.post(**run, timeout=SECONDS).status_code == 200)
+    sitting = sit_down(server, tmp_path, wanted="saved", runs=[], **WORK)
+    rows = sitting.report["at_first"]
+    assert [row["name"] for row in rows] == ["canal", "cord", "sacrum", *COLUMN]
+    assert all(row["voxels"] for row in rows)
+    np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
 
 
 def test_a_second_result_leaves_nothing_of_the_first(server: Server, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
 from lib.nnunet.starter_finder import StarterFinder
-from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start
+from lib.nnunet.starter_model import build_network, export_model, warm_start
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
 from lib.nnunet.starter_settings import StarterSettings
+from lib.nnunet.training import deep_loss
 from lib.nnunet.trust_file import read_trust, write_trust
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 from lib.trust import UNMEASURED, Trust

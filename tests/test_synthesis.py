@@ -37,6 +37,7 @@ from lib.synthesis.shapes import (
     Reach,
     arch,
     arch_reach,
+    atlas,
     body,
     body_reach,
     spinous,
@@ -230,6 +231,16 @@ def test_the_box_a_part_is_drawn_in_holds_all_of_it(
                 inside = np.broadcast_to((axis >= least) & (axis <= most), bone.shape)
                 assert not bone[~inside].any(), f"vertebra {vertebra.index} of seed {seed}"
             assert bone.any()
+
+
+def test_the_atlas_is_a_ring_that_leaves_room_for_the_dens() -> None:
+    vertebra, radius = bend_column(np.random.default_rng(1), 12, 5, 1.5).vertebrae[0], 5.0
+    anterior = np.arange(-60, 40, 0.5, dtype=np.float32)
+    middle = np.zeros_like(anterior)
+    bone = anterior[atlas(Local(middle, anterior, middle), vertebra, radius)]
+    front, back = bone[bone > 0], bone[bone < 0]
+    assert radius < front.min() < radius + 5
+    assert back.max() < -radius
 
 
 def test_ligaments_run_before_the_bodies_between_and_behind_the_spinous_processes() -> None:

@@ -38,7 +38,9 @@ def test_a_tool_takes_its_server_along(tmp_path: Path, number: signal.Signals) -
     """After SIGTERM of a benchmark its server went on, and the temporary folder stayed."""
     path = os.pathsep.join(map(str, (TOOLS, APP)))
     command = [sys.executable, "-c", TOOL, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as tool:
+    environment = {**os.environ, "PYTHONPATH": path}
+    # No signal of this test may reach the process that runs it.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as tool:
         assert tool.stdout is not None
         server = int(tool.stdout.readline())
         assert is_alive(server)

@@ -9,6 +9,7 @@ from typing import Any
 import bench_retrain
 import demo
 import pytest
+import retraining_bench
 from local_server import TrainingFailedError
 from monailabel.client.client import MONAILabelClientException
 
@@ -102,7 +103,7 @@ def test_a_demo_without_a_finished_study_fails(
     assert "NOT TRAINED" in capsys.readouterr().out
 
 
-def table(new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float]) -> bench_retrain.Table:
+def table(new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float]) -> retraining_bench.Table:
     """Mean Dice before and after of both scanners, and the levels of the old one."""
 
     def pair(values: tuple[float, float]) -> dict[str, float]:
@@ -131,8 +132,8 @@ def test_the_benchmark_fails_when_something_became_worse(
 ) -> None:
     """It ended in an error as well when all was better, only not by half."""
     found = table(new, old, levels)
-    assert half in bench_retrain.sentence(found)
-    assert bench_retrain.worse(found) == worse
+    assert half in retraining_bench.sentence(found["new scanner"], "new scanner")
+    assert retraining_bench.worse(found) == worse
 
 
 class Scans:
@@ -153,25 +154,27 @@ class Scans:
 def test_the_benchmark_counts_a_refused_scan_as_one_without_a_structure(tmp_path: Path) -> None:
     """Left out of the mean, a model that finds no spine at all would look as good as one that finds each."""
     truth = Volume(lumbar_codes(), RAS.affine)
-    cases = [bench_retrain.Case(name, truth) for name in ("sub-1", "sub-2 no spine")]
-    scores, versions = bench_retrain._predict(Scans(tmp_path, truth), cases)
+    cases = [retraining_bench.Case(name, truth) for name in ("sub-1", "sub-2 no spine")]
+    scores, versions = bench_retrain.predict(Scans(tmp_path, truth), cases)
     assert [score.value(measure) for score in scores for measure in MEASURES] == [1] * 6 + [0] * 6
     assert versions == set(AFTER.values())
     assert list(tmp_path.iterdir()) == []
-    rows = bench_retrain._rows([scores[1], scores[1]], scores)
+    rows = retraining_bench.rows_of([scores[1], scores[1]], scores)
     assert rows["mean Dice"] == rows[LEVELS] == {"before": 0, "after": 0.5}
-    assert "mean Dice 50%, levels 50%; half of it is gone" in bench_retrain.sentence({"new scanner": rows})
+    sentence = retraining_bench.sentence(rows, "new scanner")
+    assert "mean Dice 50%" in sentence
+    assert "levels 50%" in sentence
 
 
 def test_the_benchmark_ends_with_the_name_of_a_scan_that_could_not_be_asked_about(tmp_path: Path) -> None:
     truth = Volume(lumbar_codes(), RAS.affine)
-    with pytest.raises(SystemExit, match=r"sub-3 full disk: Status: 507"):
-        bench_retrain._predict(Scans(tmp_path, truth), [bench_retrain.Case("sub-3 full disk", truth)])
+    with pytest.raises(retraining_bench.ServerError, match=r"sub-3 full disk: Status: 507"):
+        bench_retrain.predict(Scans(tmp_path, truth), [retraining_bench.Case("sub-3 full disk", truth)])
 
 
 def test_the_benchmark_trains_with_what_its_command_line_says() -> None:
     arguments = bench_retrain.arguments_of(["--iterations", "7", "--batch-size", "3", "--replay-share", "0.25"])
-    sent = {name: str(getattr(arguments, name)) for name in bench_retrain.SETTINGS}
+    sent = {name: str(getattr(arguments, name)) for name in retraining_bench.SETTINGS}
     settings = read_settings(sent, (1, 2))
     assert (settings.finetune.iterations, settings.finetune.batch_size) == (7, 3)
     assert (settings.finetune.replay_share, settings.replay_cases) == (0.25, arguments.replay_cases)

@@ -33,8 +33,9 @@ from lib.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
 from lib.nnunet.finetune_settings import NONE
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.odd_channel import marked_discs
+from lib.nnunet.patches import Patches
+from lib.nnunet.preprocessed import IDENTIFIER, dataset_folder, store_cases
 from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
-from lib.nnunet.sampler import Sampler
 from lib.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
 from lib.nnunet.training import region_loss
 from lib.segments import Segment, Submission
@@ -152,13 +153,14 @@ def test_patches_and_files_ignore_it_and_the_loss_heeds_that(tmp_path: Path, sca
     """A level nobody looked at was taught as it was predicted."""
     folder = ModelFolder.open(write_model_folder(tmp_path / "model", step, spacing=SPACING_MM))
     case = prepare_case(scan, folder)
-    sampler = Sampler([case], folder, replay_share=0, strength=NONE)
-    batches = [sampler.batch([2 * k, 2 * k + 1]) for k in range(6)]
-    batch = next(batch for batch in batches if batch.target[:, -1].any())
-    logits = torch.randn(2, len(folder.regions), *folder.patch)
-    hidden = (batch.target[:, -1:] > 0).expand_as(logits)
+    stored, files = store_cases([case], folder, tmp_path), dataset_folder(folder, tmp_path) / IDENTIFIER
+    patches = Patches(stored, files, folder, replay_share=0, strength=NONE)
+    targets = (patches[number]["target"][None] for number in range(12))
+    target = next(target for target in targets if target[:, -1].any())
+    logits = torch.randn(1, len(folder.regions), *folder.patch)
+    hidden = (target[:, -1:] > 0).expand_as(logits)
     flipped = torch.where(hidden, -logits * 3, logits)
-    assert region_loss(flipped, batch.target) == region_loss(logits, batch.target)
+    assert region_loss(flipped, target) == region_loss(logits, target)
     write_raw_datasets(
         [ScanSource("case", Origin.CORRECTION, lambda: scan)], tmp_path, RawOptions((step,)), on_skip=pytest.fail
     )

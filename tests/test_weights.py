@@ -14,6 +14,7 @@ import pytest
 
 import lib.nnunet.unpack as unpack_module
 from lib.cli import main
+from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
 from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
@@ -154,7 +155,7 @@ def test_later_call_continues_an_earlier_one(tmp_path, release, zips):
     url, handler = release
     content = zips[0].read_bytes()
     handler.drop, handler.drops = 1000, 1
-    with pytest.raises(WeightsError, match=r"a connection to 127\.0\.0\.1 is required"):
+    with pytest.raises(WeightsError, match=r"127\.0\.0\.1"):
         _interrupted(f"{url}/{zips[0].name}", tmp_path / "a.zip", handler)
     assert (tmp_path / "a.zip.part").stat().st_size == 1000
     download(f"{url}/{zips[0].name}", tmp_path / "a.zip", pause_s=0)
@@ -296,7 +297,7 @@ def test_half_an_installation_changes_nothing(tmp_path, zips):
     install(tmp_path / "model", zips=zips)
     one = tmp_path / "one.zip"
     one.write_bytes(zips[0].read_bytes())
-    with pytest.raises(WeightsError, match="zip of step 2 of release r20260730 is missing"):
+    with pytest.raises(WeightsError, match=r"step 2 .*r20260730"):
         install(tmp_path / "model", zips=[one])
     store = ModelStore(tmp_path / "model")
     assert store.versions() == ("official-r20260730",)
@@ -434,7 +435,7 @@ def test_pairs_of_no_release_are_refused_by_name(tmp_path, zips, releases, match
 
 
 def test_a_zip_of_unknown_origin_is_not_paired_with_an_official_one(tmp_path, zips):
-    with pytest.raises(WeightsError, match=r"of release r20260730, but nothing tells the release of 'mine\.zip'"):
+    with pytest.raises(WeightsError, match=r"r20260730.*'mine\.zip'"):
         install(tmp_path / "model", zips=renamed(zips, tmp_path / "zips", zips[0].name, "mine.zip"))
 
 
@@ -462,7 +463,7 @@ def test_a_name_that_the_content_denies_is_refused(tmp_path):
         write_model_folder(tmp_path / f"step{step}", step, patch=(256, 256, 48))
         made[step] = zip_folder(tmp_path / f"step{step}", tmp_path / f"{step}.zip")
     newest, right = (renamed(list(made.values()), tmp_path / name, *assets(name)) for name in RELEASES[::-1])
-    with pytest.raises(WeightsError, match=r"named r20260730, but its tile of 256 x 256 x 48.*r20251124"):
+    with pytest.raises(WeightsError, match=r"r20260730.*256 x 256 x 48.*r20251124"):
         install(tmp_path / "model", zips=newest)
     assert install(tmp_path / "model", zips=right) == "official-r20251124"
 
@@ -486,7 +487,7 @@ def test_extras_beside_the_checkpoint_are_no_obstacle(tmp_path, zips):
 def test_room_is_checked_before_the_download(tmp_path, release, monkeypatch):
     url, handler = release
     monkeypatch.setattr(unpack_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4 * 10**9}))
-    with pytest.raises(StorageError, match="4100 MiB are needed and 3814 MiB are free"):
+    with pytest.raises(StorageError, match=r"4100 MiB .*3814 MiB"):
         install(tmp_path, url=url)
     assert handler.seen == []
 
@@ -503,8 +504,27 @@ def test_size_and_license_come_before_the_download(tmp_path, monkeypatch, capsys
     assert [main(words), main([*words, "--release", "r20251124"])] == [2, 2]
     for text, name in zip(before, ("r20260730", "r20251124"), strict=True):
         assert "license" in text
-        assert f"{name}: two files of just under 1 GiB" in text
+        assert name in text
+        assert "1 GiB" in text
         assert "4.3 GB" in text
     with pytest.raises(SystemExit):
         main([*words, "--release", "r20241005"])
     assert "r20251124" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("terminal", "total", "written"),
+    [
+        (False, 10, ["0 of 10 MiB (0 %)", "5 of 10 MiB (50 %)", "10 of 10 MiB (100 %)", ""]),
+        (True, 10, ["\r\x1b[2K0 of 10 MiB (0 %)\r\x1b[2K5 of 10 MiB (50 %)\r\x1b[2K10 of 10 MiB (100 %)", ""]),
+        (True, 0, ["\r\x1b[2K0 MiB", "\r\x1b[2K5 MiB\r\x1b[2K5 MiB\r\x1b[2K10 MiB"]),
+    ],
+)
+def test_a_download_shows_how_far_it_is(
+    terminal: bool, total: int, written: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    bar = weights_command._Bar()
+    for done in (0, 5, 5, 10):
+        bar(done * weights_command.MIB, total * weights_command.MIB)
+    assert capsys.readouterr().err.split("\n") == written

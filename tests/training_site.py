@@ -8,6 +8,7 @@ import numpy as np
 
 from lib.corrections.history import sha256_of
 from lib.corrections.names import Mapped
+from lib.corrections.predictions import PredictionRecord
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.store import Correction, Received
 from lib.corrections.uploads import Claims
@@ -43,9 +44,8 @@ def tiny_settings(**finetune: Any) -> RetrainSettings:
         "iterations": 4,
         "batch_size": 1,
         "warmup": 1,
-        "epoch": 2,
+        "epoch": 1,
         "validation_patches": 1,
-        "checkpoint_every": 1,
         "device": "cpu",
     }
     return RetrainSettings(finetune=FinetuneSettings(**tiny | finetune))
@@ -83,8 +83,10 @@ def make_site(root: Path, scans: int = 1, trainer: str = TRAINER) -> Site:
     return site
 
 
-def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
-    """Add an image and an accepted correction of it."""
+def correct(
+    site: Site, root: Path, image_id: str, seed: int, *, untouched: tuple[int, ...] = (), made_by: str = ""
+) -> Correction:
+    """Add an image and an accepted correction of it, some structures left as a version predicted them."""
     image, codes = tiny_scan(seed)
     path = root / "studies" / f"{image_id}.nii.gz"
     label = root / "label.nii.gz"
@@ -103,5 +105,8 @@ def correct(site: Site, root: Path, image_id: str, seed: int) -> Correction:
         info={},
         claims=Claims(),
     )
-    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), offered={"strategy": "random"})
-    return site.corrections.accept(received, Mapped(codes.data, 2, 0, present), codes.grid)
+    versions = {"step1": made_by, "step2": made_by}
+    predicted = PredictionRecord("p", image_id, "totalspineseg", versions, {}, {}, None, "client") if made_by else None
+    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), predicted, {"strategy": "random"})
+    mapped = Mapped(codes.data, 2, 0, present, untouched=untouched)
+    return site.corrections.accept(received, mapped, codes.grid)

@@ -43,6 +43,7 @@ from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.finetune import fine_tune
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.preprocessed import store_cases
 from lib.nnunet.weights import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
 from lib.processes import unwind_on_signals
 from lib.registry.records import VersionRecord
@@ -150,15 +151,13 @@ def train_step(arguments: argparse.Namespace) -> None:
     folder = replace(parent, configuration={**parent.configuration, "patch_size": patch})
     pair = synthetic_scan(Field.LUMBAR, WIDTH_MM, None)
     cases = [prepare_case(LabeledScan(kind.value, kind.value, kind, *pair), folder) for kind in KINDS]
-    settings = FinetuneSettings(
-        iterations=1, batch_size=1, warmup=1, epoch=1, validation_patches=1, checkpoint_every=1, device="cpu"
-    )
+    settings = FinetuneSettings(iterations=1, batch_size=1, warmup=1, epoch=1, validation_patches=1, device="cpu")
     work = arguments.folder / "run" / "step1"
     start = time.perf_counter()
-    tuned = fine_tune(folder, cases, work, settings)
+    tuned = fine_tune(folder, store_cases(cases, folder, work), work, settings)
     print(f"patch {patch}, batch {tuned.batch_size}: {time.perf_counter() - start:.0f} s, Dice {tuned.best:.3f}")
     lesson = Lesson(frozenset(case.name for case in cases), (), None)
-    Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson)
+    Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson, parent.trust)
 
 
 KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)

@@ -30,9 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
 import bench_real  # noqa: E402
-from bench_retrain import Case, _correct, _predict  # noqa: E402
+from bench_retrain import predict  # noqa: E402
 from local_server import UNFINISHED, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient  # noqa: E402
+from retraining_bench import Case, submit  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.activelearning.doubt import Parts  # noqa: E402
@@ -224,7 +225,7 @@ class Site:
         with serving(self.studies, self.app, self.folder / "server.log") as url:
             client = MONAILabelClient(url, tmpdir=str(self.folder), client_id="bench")
             if not known.get("before"):
-                known["before"] = errors_of(_predict(client, self.tests)[0])
+                known["before"] = errors_of(predict(client, self.tests)[0])
                 save()
             while len(known["rounds"]) < self.plan.rounds:
                 known["rounds"].append(self._round(client, url, len(known["rounds"]) + 1, known, save))
@@ -238,12 +239,12 @@ class Site:
             scored(url)
         while len(self.corrected()) < number * self.plan.corrections:
             sample = client.next_sample(self.strategy, {})
-            _correct(client, self.scans[sample["id"]], self.folder)
+            submit(client, sample["id"], self.scans[sample["id"]].truth, self.folder)
         if "trained" not in known:
             # Once: another training on the same labels would be one round more.
             known["trained"] = train(client, "totalspineseg", dict(self.plan.settings), show=_show)
             save()
-        scores, versions = _predict(client, self.tests)
+        scores, versions = predict(client, self.tests)
         status = known["trained"]
         return {
             "corrected": self.corrected(),

@@ -49,8 +49,9 @@ def own_app(folder: Path, weights: str = "") -> ModelStore:
         target = root / f"step{step}" / model.path.name
         checkpoint = target / model.checkpoint.relative_to(model.path)
         checkpoint.parent.mkdir(parents=True)
-        for file in ("plans.json", "dataset.json"):
-            shutil.copyfile(model.path / file, target / file)
+        for file in ("plans.json", "dataset.json", TRUST_FILE):
+            if (model.path / file).is_file():
+                shutil.copyfile(model.path / file, target / file)
         shutil.copyfile(model.checkpoint, checkpoint)
         if (model.path / TRUST_FILE).is_file():
             shutil.copyfile(model.path / TRUST_FILE, target / TRUST_FILE)

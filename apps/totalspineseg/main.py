@@ -40,7 +40,7 @@ from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
-from lib.infers.listed import ALWAYS_LISTED, without_listed
+from lib.infers.listed import ALWAYS_LISTED
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
@@ -168,7 +168,7 @@ class App(MONAILabelApp):
     def weights_warning(self) -> str:
         """Return a sentence where results are not for patients; "" where nothing warns of the weights in use."""
         try:
-            return warning_of(self._networks.folder(step).name for step in (1, 2))
+            return warning_of(self._site.models, [self._networks.folder(step).name for step in (1, 2)])
         except WeightsError:
             return ""
 
@@ -301,7 +301,7 @@ class App(MONAILabelApp):
                 self._scorer.predicted(image_id, fingerprint, report)
             label = file
             if tag:
-                info = {"model": model, "params": without_listed(report), DRAWN_ON: report.get("image_sha256", "")}
+                info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
                 try:
                     label = self._datastore.save_label(prepared["image_id"], file, tag, info)
                 except BaseException:

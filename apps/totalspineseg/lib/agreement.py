@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+from scipy import ndimage
 
 from lib.anatomy import CANAL, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
 from lib.errors import GridError
@@ -27,6 +28,27 @@ MIN_MM3: Final = 300.0
 outweigh every outline. A group counts all the same where a prediction has twice as much."""
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found when this share of its true voxels carries a name of its kind: less is a chance touch."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a truth shows as a model predicted it: such structures count neither for nor against a model of its line.
+
+    Attributes:
+        untouched: Codes whose outline and name are the prediction's.
+        renamed: Codes whose outline is the prediction's; the name is a reader's.
+    """
+
+    untouched: frozenset[int] = frozenset()
+    renamed: frozenset[int] = frozenset()
+
+    @property
+    def count(self) -> int:
+        """How many structures were left."""
+        return len(self.untouched | self.renamed)
+
+
+NOTHING_LEFT: Final = Left()
 
 
 @dataclass(frozen=True)
@@ -52,13 +74,16 @@ class CaseScore:
         return self.dice[measure]
 
 
-def score_case(truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1.0) -> CaseScore:
+def score_case(
+    truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1.0, left: Left = NOTHING_LEFT
+) -> CaseScore:
     """Compare two label maps of codes.
 
     Args:
         truth: (X, Y, Z) uint8 codes, ``UNREVIEWED`` where nobody has looked. Not modified.
         predicted: The same shape; all 0 when the model found no spine. Not modified.
         voxel_mm3: Volume of a voxel.
+        left: Structures of the truth that do not count.
 
     Returns:
         The score; an empty truth gives nan, or 0 for groups that were predicted into it.
@@ -66,8 +91,16 @@ def score_case(truth: LabelArray, predicted: LabelArray, *, voxel_mm3: float = 1
     Raises:
         GridError: The shapes differ.
     """
-    counts = _joint_counts(truth, predicted)
-    return CaseScore(_dice(counts, GROUPS, voxel_mm3), *_levels(counts, MIN_MM3 / voxel_mm3))
+    counts, least = _joint_counts(truth, predicted), MIN_MM3 / voxel_mm3
+    dice = _dice(counts, GROUPS, voxel_mm3)
+    outlines = left.untouched | left.renamed
+    for name, codes in GROUPS.items():
+        present = {code for code in codes if counts[code].any()}
+        if present and present <= outlines:
+            dice[name] = float("nan")
+        elif present & outlines:
+            dice[name] = _dice_of(_counts_beside(truth, predicted, codes, outlines), list(codes), least)
+    return CaseScore(dice, *_levels(counts, least, without=left.untouched))
 
 
 def dice_by_group(
@@ -133,6 +166,22 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
     return counts
 
 
+def _counts_beside(
+    truth: LabelArray, predicted: LabelArray, group: tuple[int, ...], outlines: frozenset[int]
+) -> Counts:
+    """Joint counts of a group without what is next to one of its structures that do not count.
+
+    A voxel belongs to the structure of the group that is nearest, so that one drawn too wide beside its truth is held
+    against nobody either.
+    """
+    true = np.isin(truth, group)
+    places = ndimage.find_objects((true | np.isin(predicted, group)).astype(np.uint8))[0]
+    truth, predicted, true = truth[places], predicted[places], true[places]
+    nearest = ndimage.distance_transform_edt(~true, return_distances=False, return_indices=True)
+    owner = truth[tuple(nearest)]
+    return _joint_counts(np.where(np.isin(owner, list(outlines)), np.uint8(UNREVIEWED), truth), predicted)
+
+
 def _dice(counts: Counts, groups: Mapping[str, tuple[int, ...]], voxel_mm3: float) -> dict[str, float]:
     least = MIN_MM3 / voxel_mm3
     return {name: _dice_of(counts, list(values), least) for name, values in groups.items()}
@@ -145,13 +194,13 @@ def _dice_of(counts: Counts, rows: list[int], least: float) -> float:
     return 2 * int(counts[np.ix_(rows, rows)].sum()) / (true + found)
 
 
-def _levels(counts: Counts, least: float) -> tuple[int, int, int]:
-    """Levels in view, found, and under their own name."""
+def _levels(counts: Counts, least: float, *, without: frozenset[int] = frozenset()) -> tuple[int, int, int]:
+    """Levels in view, found, and under their own name; some do not count."""
     total = found = right = 0
     for kind in (VERTEBRAE, DISCS):
         for code in kind:
             voxels = int(counts[code].sum())
-            if voxels < least:
+            if voxels < least or code in without:
                 continue
             total += 1
             names = counts[code, list(kind)]

@@ -70,6 +70,7 @@ def create_app(
         proxy,
         rounds,
         samples,
+        saved,
         start,
         studies,
         threads,
@@ -98,6 +99,7 @@ def create_app(
     own = (
         infer.router(executor),
         studies.router(limit),
+        saved.router(),
         train.router(),
         rounds.router(),
         samples.router(),

@@ -32,6 +32,8 @@ from lib.unpacking import require_bounded
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
+WRITTEN_SUFFIXES: Final = (*NIFTI_SUFFIXES, ".nrrd")
+"""File name endings that label maps are written with, longest first."""
 NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Of headers whose voxels lie in another file."""
@@ -69,6 +71,21 @@ def stem(path: Path) -> str:
 def is_image_name(path: Path) -> bool:
     """Whether the file name ends like an image this project reads."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def images_in(folder: Path, pattern: str, endings: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[Path, ...]:
+    """Return the image files of a folder, their endings in upper or lower case.
+
+    Args:
+        folder: The folder; it need not exist.
+        pattern: Which places are looked at, as ``Path.glob`` takes it: "*" for the folder itself.
+        endings: Endings in lower case.
+
+    Returns:
+        The files in alphabetical order, without those whose name begins with a dot.
+    """
+    found = (path for path in folder.glob(pattern) if path.name.lower().endswith(endings))
+    return tuple(sorted(path for path in found if not path.name.startswith(".") and not path.is_dir()))
 
 
 def image_named(folder: Path, name: str) -> Path | None:

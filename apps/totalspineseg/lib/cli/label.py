@@ -1,13 +1,14 @@
 """Number the raw map of a network (step 1 or step 2), without running a network.
 
-IN is a label map or a folder of *.nii.gz; OUT is a file on the grid of IN, or a folder of files of the same names.
+IN is a label map or a folder of label maps (.nii.gz, .nii, .nrrd); OUT is a file on the grid of IN, or a folder of
+files of the same names.
 """
 
 import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lib.anatomy import Step1
 from lib.certainty import certainty_of, is_doubtful
@@ -18,13 +19,10 @@ if TYPE_CHECKING:
     from lib.geometry import LabelArray
     from lib.numbering.evidence import Pin
 
-PATTERN: Final = "*.nii.gz"
-"""Files of a folder that are numbered."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("input", type=existing_path, metavar="IN", help="raw label map, or a folder of *.nii.gz")
+    parser.add_argument("input", type=existing_path, metavar="IN", help="raw label map, or a folder of them")
     parser.add_argument("output", type=Path, metavar="OUT", help="label map to write, or a folder")
     parser.add_argument(
         "--step", type=int, choices=(1, 2), help="which network drew the map (default: told by the values of its canal)"
@@ -60,17 +58,20 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _require_name(output: Path) -> None:
-    if output.is_dir() or not output.name.lower().endswith((".nii.gz", ".nii", ".nrrd")):
-        raise TotalSpineSegError(f"OUT must be a file ending in .nii.gz, .nii or .nrrd, got {str(output)!r}")
+    from lib.volume_io import WRITTEN_SUFFIXES
+
+    if output.is_dir() or not output.name.lower().endswith(WRITTEN_SUFFIXES):
+        raise TotalSpineSegError(f"OUT must be a file ending in {' or '.join(WRITTEN_SUFFIXES)}, got {str(output)!r}")
 
 
 def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
     """Number every map of a folder; a bad one does not stop the rest."""
-    from lib.volume_io import stem
+    from lib.volume_io import WRITTEN_SUFFIXES, images_in, stem
 
-    files = sorted(path for path in source.glob(PATTERN) if not path.name.startswith("."))
+    files = images_in(source, "*", WRITTEN_SUFFIXES)
     if not files:
-        raise TotalSpineSegError(f"a folder with {PATTERN} is required, got none in {str(source)!r}")
+        endings = ", ".join(WRITTEN_SUFFIXES)
+        raise TotalSpineSegError(f"There is no label map ({endings}) in {str(source)!r}. Name the folder of the maps.")
     if request.pins:
         raise TotalSpineSegError("--pin fixes a level of one scan; give one file as IN")
     failed = 0

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 DERIVATIVES: Final = "derivatives"
-ENDING: Final = ".nii.gz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +81,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if has_corrections(arguments.source):
         required, cure = "finished corrections of subjects that are not held out", "submit some first"
     else:
-        required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix}.nii.gz below {DERIVATIVES}/"
+        required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
         cure = "check --label-suffix"
     sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
     for case in unusable:
@@ -145,12 +144,14 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
 def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
     """Every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
     from lib.nnunet.cases import Origin, ScanSource
+    from lib.volume_io import images_in, stem
 
     images, labels = defaultdict(list), defaultdict(list)
-    for image in sorted(folder.glob(f"sub-*/**/*{ENDING}")):
-        images[image.name.removesuffix(ENDING)].append(image)
-    for label in sorted((folder / DERIVATIVES).rglob(f"*{suffix}{ENDING}")):
-        labels[label.name.removesuffix(f"{suffix}{ENDING}")].append(label)
+    for image in images_in(folder, "sub-*/**/*"):
+        images[stem(image)].append(image)
+    for label in images_in(folder / DERIVATIVES, "**/*"):
+        if stem(label).endswith(suffix):
+            labels[stem(label).removesuffix(suffix)].append(label)
     if not images.keys() & labels.keys():
         return
     for name, found in sorted(labels.items()):
@@ -165,7 +166,7 @@ def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
 
     if len(images) != 1 or len(labels) != 1:
         raise LabelError(
-            f"one image {name + ENDING!r} and one label of it are required, got {len(images)} and {len(labels)}; "
+            f"one image {name!r} and one label of it are required, got {len(images)} and {len(labels)}; "
             "rename or remove what does not belong together"
         )
     subject = SUBJECT.search(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.cli.common import MODEL_DIR, existing_path, positive
+from lib.nnunet.finetune_settings import OPTIMIZERS
 
 SETTINGS: Final = (
     "iterations",
@@ -16,8 +17,8 @@ SETTINGS: Final = (
     "replay_share",
     "replay_cases",
     "seed",
+    "optimizer",
     "device",
-    "gpu_count",
 )
 """Those that clients have, under their names; ``resume`` is ``--restart`` here."""
 
@@ -37,10 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay-share", type=float, metavar="0..0.95")
     parser.add_argument("--replay-cases", type=int, metavar="N", help="synthetic scans against forgetting")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="sgd: nnU-Net's own (default: adamw)")
     parser.add_argument("--device", default="auto", metavar="cuda|cpu")
-    parser.add_argument(
-        "--gpus", type=positive, dest="gpu_count", metavar="N", help="share each batch among so many (default: 1)"
-    )
     parser.add_argument("--restart", action="store_true", help="forget an unfinished run")
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 

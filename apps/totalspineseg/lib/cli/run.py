@@ -120,8 +120,10 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     summary = run(work, cases, executor_of(arguments, work, store), overwrite=arguments.overwrite, progress=progress)
     progress.close()
     weights = weights_text(store, {step: store.resolve(step).name for step in steps})
-    write_documents(arguments.output, cases, summary, versions=versions, weights=weights, asked=_asked(arguments))
-    return summary, weights_warning(summary, versions)
+    warning = weights_warning(store, summary, versions)
+    asked = _asked(arguments)
+    write_documents(arguments.output, cases, summary, versions=versions, weights=weights, warning=warning, asked=asked)
+    return summary, warning
 
 
 def _asked(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lib.cohort.versions import software_versions
 from lib.measurements import COLUMNS, CORD_NOTE
 from lib.numbering.report import sentence
 from lib.registry.releases import warning_of
+from lib.registry.store import ModelStore
 from lib.run_report import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"
@@ -32,6 +33,7 @@ def write_documents(
     *,
     versions: Mapping[str, str],
     weights: str,
+    warning: str,
     asked: Mapping[str, Any],
 ) -> None:
     """Write the documents of a run, each atomically.
@@ -42,6 +44,7 @@ def write_documents(
         summary: How it went.
         versions: Step -> version of the weights.
         weights: Sentences on the weights: which run, and of which release they are.
+        warning: The sentence of ``weights_warning``.
         asked: The options as typed.
 
     Raises:
@@ -52,22 +55,23 @@ def write_documents(
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
-    warning = weights_warning(summary, versions)
     # The warning stands above the note.
     note = f"{weights.replace(warning, '').strip()} {CORD_NOTE[0].upper()}{CORD_NOTE[1:]}."
     html = report_html(rows_html, title=title, note=note, warning=warning)
     write_text(output / REPORT_FILE, html)
 
 
-def weights_warning(summary: Summary, versions: Mapping[str, str]) -> str:
+def weights_warning(store: ModelStore, summary: Summary, versions: Mapping[str, str]) -> str:
     """Return a sentence where weights that made results of a run are not for patients; "" where all are.
 
     Args:
+        store: Holds the weights.
         summary: How the run went; results from before count, too.
         versions: Step -> version of the weights it was begun with.
     """
     records = summary.records.values()
-    return warning_of({*versions.values(), *(v for record in records for v in record["made_with"]["models"].values())})
+    made_with = {version for record in records for version in record["made_with"]["models"].values()}
+    return warning_of(store, made_with.union(versions.values()))
 
 
 def _run_json(

@@ -10,7 +10,6 @@ from lib.certainty import certainty_of, is_doubtful
 from lib.corrections.attribution import Corrected
 from lib.corrections.names import Mapped
 from lib.corrections.renames import Compared
-from lib.geometry import Grid, labels_from_iso
 from lib.numbering.findings import Finding
 
 UNCHANGED: Final = "unchanged"
@@ -22,14 +21,13 @@ GAP: Final = "gap"
 
 
 def beside_prediction(
-    corrected: Corrected | None, mapped: Mapped, grid: Grid, lint: Sequence[Mapping[str, Any]]
+    corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], ...]:
     """Return what a reader should look at again, as far as the prediction tells.
 
     Args:
         corrected: The prediction; None where it is not known.
         mapped: The submission in codes, after the levels followed a rename. Not modified.
-        grid: Grid of the image.
         lint: What the linter found in the submission.
 
     Returns:
@@ -38,7 +36,7 @@ def beside_prediction(
     if corrected is None or corrected.compared is None:
         return ()
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared
-    if is_doubtful(numbering) and _is_unchanged(compared, mapped, grid):
+    if is_doubtful(numbering) and _is_unchanged(compared, mapped):
         message = (
             f"You changed nothing, although the names of this prediction are doubtful{_chance(numbering)}. Check them. "
             "If they are right, there is nothing else to do."
@@ -67,10 +65,10 @@ def _gaps(findings: object) -> set[Any]:
     return {finding.get("code") for finding in known if finding.get("kind") == GAP}
 
 
-def _is_unchanged(compared: Compared, mapped: Mapped, grid: Grid) -> bool:
+def _is_unchanged(compared: Compared, mapped: Mapped) -> bool:
     """Whether each submitted structure lies just where the prediction has it."""
-    drawn = labels_from_iso(compared.kept.labels, compared.kept.iso, grid)
-    return bool((np.where(np.isin(drawn, mapped.present), drawn, BACKGROUND) == mapped.codes).all())
+    drawn = np.where(np.isin(compared.drawn, mapped.present), compared.drawn, BACKGROUND)
+    return bool((drawn == mapped.codes).all())
 
 
 def _chance(numbering: Mapping[str, Any]) -> str:

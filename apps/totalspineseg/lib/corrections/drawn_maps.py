@@ -115,6 +115,18 @@ class DrawnMaps:
         for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES]):
             shutil.rmtree(old, ignore_errors=True)
 
+    def images(self) -> Iterator[tuple[str, str]]:
+        """Yield the hash and the latest name of each image that maps are kept of, by hash; without a name none."""
+        for folder in history.entries(self._root):
+            for entry in reversed(self._entries(folder.name)):
+                try:
+                    image = history.read_json(entry / RECORD_FILE).get("image")
+                except StorageError:
+                    continue
+                if image:
+                    yield folder.name, str(image)
+                break
+
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Ids of the predictions whose maps are kept, oldest first."""
         return history.names(self._root / image_sha256)

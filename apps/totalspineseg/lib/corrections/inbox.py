@@ -27,7 +27,10 @@ from lib.corrections.receipts import NOT_TRIED, SEG_SUFFIX, Receipt, Receipts, S
 from lib.corrections.renames import follow_rename
 from lib.corrections.store import Correction, CorrectionStore, Received
 from lib.corrections.submission import read_submission, submitted_grid
-from lib.corrections.unreviewed import PARAMETER, with_unreviewed, without_regions
+from lib.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
+from lib.corrections.unreviewed import with_unreviewed, without_regions
+from lib.corrections.untouched import PARAMETER as ACCEPTED_NAMES
+from lib.corrections.untouched import with_untouched
 from lib.corrections.uploads import Claims, resolve_image
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.dicom.seg_reader import read_seg
@@ -146,7 +149,7 @@ class Inbox:
                 one that ends so.
             sender: Who sent it.
             params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
-                of structures nobody checked.
+                of structures nobody checked; ``accepted``, names of those found right as predicted, or "all".
             claims: Other images it may belong to.
             info: What else is known about the label, to be shown with it.
             fault: Why it cannot be understood, where that is known already; empty where it is not.
@@ -363,12 +366,14 @@ class Inbox:
         if (corrected := self._attribution.corrected(received, submission, grid)) is not None:
             received = replace(received, prediction=corrected.prediction)
             followed = None if corrected.compared is None else follow_rename(corrected.compared)
-        unreviewed = params.get(PARAMETER)
+        unreviewed, accepted = params.get(UNREVIEWED_NAMES), params.get(ACCEPTED_NAMES)
         if followed is not None:
-            submission, unreviewed = followed.submission, followed.now(unreviewed)
+            submission = followed.submission
+            unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
+        mapped = with_untouched(mapped, None if corrected is None else corrected.compared, accepted)
         lint = self._lint(mapped.codes, grid)
-        findings = (*beside_prediction(corrected, mapped, grid, lint), *lint, *_replaced(received))
+        findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(received))
         return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:

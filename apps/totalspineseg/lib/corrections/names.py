@@ -38,6 +38,8 @@ class Mapped:
         overlap_voxels: Voxels that more than one segment claimed.
         present: Codes that have voxels, ascending; a region nobody reviewed is not among them.
         unreviewed: Codes whose voxels nobody checked.
+        untouched: Codes left as predicted, outline and name, and not accepted by name.
+        renamed: Codes whose outline was left as predicted under another name.
     """
 
     codes: LabelArray
@@ -45,6 +47,8 @@ class Mapped:
     overlap_voxels: int
     present: tuple[int, ...]
     unreviewed: tuple[int, ...] = ()
+    untouched: tuple[int, ...] = ()
+    renamed: tuple[int, ...] = ()
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:

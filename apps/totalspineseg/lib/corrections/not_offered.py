@@ -8,9 +8,9 @@ from typing import Final
 
 from lib.corrections.image_ids import is_plain_stem
 from lib.pointers import missing_content
-from lib.volume_io import is_image_name, stem
+from lib.volume_io import WRITTEN_SUFFIXES, is_image_name, stem
 
-OFFERED_ENDINGS: Final = (".nii.gz", ".nii", ".nrrd")
+OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
 MAX_LOOKED_AT: Final = 2000
 """Entries below one folder after which nothing more is looked for in it."""

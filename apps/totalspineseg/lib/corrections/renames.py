@@ -11,7 +11,7 @@ from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.certainty import Certainty
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.wire import is_vertebrae
-from lib.geometry import Grid, iso_grid, labels_from_iso, same_grid
+from lib.geometry import Grid, LabelArray, iso_grid, labels_from_iso, same_grid
 from lib.numbering.renumber import Recognized, recognize, renumber
 from lib.segments import Segment, Submission
 from lib.spellings import code_of_name
@@ -52,12 +52,14 @@ class Compared:
     Attributes:
         submission: As sent.
         kept: The prediction.
+        drawn: The codes of the prediction on the grid of the image.
         filled: Segments that have voxels.
         recognized: Those of them that are segments of the prediction.
     """
 
     submission: Submission
     kept: KeptMaps
+    drawn: LabelArray
     filled: tuple[Segment, ...]
     recognized: tuple[tuple[Segment, Recognized], ...]
 
@@ -91,7 +93,7 @@ def compare(submission: Submission, grid: Grid, kept: KeptMaps) -> Compared | No
         return None
     old = labels_from_iso(kept.labels, kept.iso, grid)
     recognized = _recognized(submission, filled, old, step=kept.drawn.step)
-    return Compared(submission, kept, tuple(filled), tuple(recognized))
+    return Compared(submission, kept, old, tuple(filled), tuple(recognized))
 
 
 def follow_rename(compared: Compared) -> Followed | None:
@@ -132,7 +134,7 @@ def _filled(submission: Submission) -> list[Segment]:
 
 
 def _recognized(
-    submission: Submission, filled: list[Segment], old: np.ndarray[Any, np.dtype[np.uint8]], *, step: int
+    submission: Submission, filled: list[Segment], old: LabelArray, *, step: int
 ) -> list[tuple[Segment, Recognized]]:
     found = []
     for layer, data in enumerate(submission.layers):

@@ -54,6 +54,8 @@ class Correction:
         overlap_voxels: Voxels more than one segment claimed.
         findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
         renumbered: What followed the one level its author renamed (see ``lib.corrections.renames``), or None.
+        untouched: Codes left as the prediction has them (see ``lib.corrections.untouched``); empty in older records.
+        renamed: Codes whose outline was left as predicted under another name.
         offered: How its author had been offered the image: ``strategy``, time (``ts``) and ``score``, as noted with the
             image then; None where it was opened otherwise.
     """
@@ -78,6 +80,8 @@ class Correction:
     findings: tuple[Mapping[str, Any], ...] = ()
     unreviewed: tuple[int, ...] = ()
     renumbered: Mapping[str, Any] | None = None
+    untouched: tuple[int, ...] = ()
+    renamed: tuple[int, ...] = ()
     offered: Mapping[str, Any] | None = None
 
 
@@ -145,7 +149,7 @@ class CorrectionStore:
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
-        record |= {"unreviewed": mapped.unreviewed}
+        record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

@@ -16,13 +16,13 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
+from lib.front.saved import report_as_sent, write_as_listed
 from lib.front.statuses import BUSY, FORBIDDEN
 from lib.front.uploads import read_params, save_image, save_label
 from lib.infers.http import NOT_FOUND, UNUSABLE, http_errors
-from lib.infers.listed import LISTED, as_listed, without_listed
+from lib.infers.listed import without_listed
 from lib.infers.result_tag import saves_label
 from lib.infers.trusted import TrustedPath
-from lib.volume_io import read_labels, write_volume
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
@@ -137,18 +137,18 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
 
     A label map that travels alone has the published ids. One that travels with its names has the values that these say.
     """
-    file = Path(result["file"])
+    file, report = Path(result["file"]), without_listed(result["params"])
     try:
         if output in (None, "all"):
             with http_errors():
-                _number_as_listed(file, result["params"])
+                write_as_listed(file, file, result["params"])
+            report = report_as_sent(result["params"])
         content = file.read_bytes()
     finally:
         file.unlink(missing_ok=True)
     if output == "image":
         disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
         return Response(content, media_type="application/octet-stream", headers=disposition)
-    report = without_listed(result["params"])
     if output == "json":
         return Response(json.dumps(report), media_type="application/json")
     fields = {
@@ -157,10 +157,3 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
     }
     message = MultipartEncoder(fields=fields)
     return Response(message.to_string(), media_type=message.content_type)
-
-
-def _number_as_listed(file: Path, report: dict[str, Any]) -> None:
-    """Give a result the values, and its report the names, of what is listed: clients make a row of every name."""
-    wire, names = read_labels(file), report[LISTED]
-    write_volume(file, as_listed(wire.data, report["label_names"], names), wire.grid)
-    report["label_names"] = {name: value for value, name in enumerate(names, start=1)}

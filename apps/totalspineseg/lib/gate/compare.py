@@ -18,14 +18,29 @@ LEVEL_MARGIN: Final = 0.05
 MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
 )
+OWN_ANSWER_MARGIN: Final = 0.3
+"""Dice by which a candidate may differ from what the weights in use answer themselves. Where readers corrected
+outlines, a better candidate differed by 0.2 in the structure that changed most."""
+OWN_ANSWER_MARGINS: Final[Mapping[str, float]] = MappingProxyType(
+    {measure: LEVEL_MARGIN if measure == LEVELS else OWN_ANSWER_MARGIN for measure in MEASURES}
+)
 CONFIDENCE: Final = 0.90
 """One-sided confidence that a fall stays inside its margin."""
 T_LEVEL: Final = 0.955
-"""Where the t quantile is taken. The excess over ``CONFIDENCE`` is what skewed differences take away: where a few
-subjects fall far (skewness to -1.75), 3 to 12 subjects then still keep 88 % or more; where none does, it is 95 %."""
-SINCE_BEGINNING: Final = 2.0
-"""What all trainings since the weights a site began with may cost together, in margins of one: small falls, each
-allowed, must not add up."""
+"""Where the t quantile is taken of fewer than ``SKEW_FROM`` subjects. The excess over ``CONFIDENCE`` is what skewed
+differences take away: where few fall far (skewness to -1.75), it keeps 88 % or more; where none does, it has 95 %."""
+SKEW_FROM: Final = 5
+"""So many subjects show something of how skewed the differences are. With fewer, following what they show would refuse
+one harmless candidate in five whose subjects hardly differ."""
+LEVEL_UNSKEWED: Final = (0.89, 0.225)
+"""Where the t quantile is taken of so many subjects and no skewness: the first plus the second over the subjects, and
+never below ``CONFIDENCE``. Fitted by simulation, like the next two, so that each shape keeps 88 % or more."""
+LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
+"""Where it is taken at the largest skewness that so many subjects can show, of few that fall far and of few that rise;
+in between the quantile follows the skewness linearly."""
+SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
+"""What all trainings since the weights a site began with may cost together: small falls, each allowed, must not add
+up."""
 MIN_SUBJECTS: Final = 3
 """Fewer subjects say next to nothing about how much the others differ."""
 
@@ -73,12 +88,12 @@ class Comparison:
         return self.subjects == 0 or self.lower >= -self.margin
 
 
-def compare(subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> tuple[Comparison, ...]:
+def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> tuple[Comparison, ...]:
     """Compare two models measure by measure, paired by scan, with a bound over subjects.
 
     Args:
         subjects: Scores of both models. Not modified.
-        margins: How many ``MARGINS`` are allowed.
+        margins: Measure -> fall that is allowed.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
@@ -92,7 +107,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> tuple
                 f"scores of the same scans by both models are required, got {len(entry.active)} and "
                 f"{len(entry.candidate)} for {entry.subject!r}; score every scan with both"
             )
-    return tuple(_compare_measure(subjects, measure, margins * MARGINS[measure]) for measure in MEASURES)
+    return tuple(_compare_measure(subjects, measure, margins[measure]) for measure in MEASURES)
 
 
 def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -105,14 +120,28 @@ def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> n
         (...) bounds. With fewer than ``MIN_SUBJECTS`` the worst subject is the bound.
 
     Source:
-        Student's one-sided bound of a mean, at ``T_LEVEL``. Corrections for skewness (Johnson 1978, Hall 1992) were
-        tried: so few subjects do not show the skewness that they would correct.
+        Student's one-sided bound of a mean, its quantile by the skewness of the sample. Corrections by formula (Johnson
+        1978, Hall 1992) were tried: they follow the skewness too little, or are undone by one subject.
     """
     subjects = changes.shape[-1]
     if subjects < MIN_SUBJECTS:
         return np.asarray(changes.min(axis=-1))
     error = changes.std(axis=-1, ddof=1) / math.sqrt(subjects)
-    return np.asarray(changes.mean(axis=-1) - stdtrit(subjects - 1, T_LEVEL) * error)
+    return np.asarray(changes.mean(axis=-1) - _quantile(changes) * error)
+
+
+def _quantile(changes: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How many standard errors below the mean change the bound lies."""
+    subjects = changes.shape[-1]
+    if subjects < SKEW_FROM:
+        return np.asarray(stdtrit(subjects - 1, T_LEVEL))
+    level = max(CONFIDENCE, LEVEL_UNSKEWED[0] + LEVEL_UNSKEWED[1] / subjects)
+    around = changes - changes.mean(axis=-1, keepdims=True)
+    squares = (around**2).mean(axis=-1)
+    cubes = (around**3).mean(axis=-1)
+    largest = (subjects - 2) / math.sqrt(subjects - 1)
+    skewness = np.divide(cubes, squares**1.5, out=np.zeros_like(cubes), where=squares > 0) / largest
+    return np.interp(skewness, (-1, 0, 1), stdtrit(subjects - 1, (LEVEL_FALLING, level, LEVEL_RISING)))
 
 
 def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: float) -> Comparison:

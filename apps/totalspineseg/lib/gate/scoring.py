@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lib.agreement import CaseScore, score_case
+from lib.agreement import NOTHING_LEFT, CaseScore, Left, score_case
+from lib.certainty import Certainty
 from lib.errors import GridError, ImageError, NoSpineError
 from lib.gate.compare import SubjectScores
 from lib.geometry import LabelArray, Volume, on_grid
@@ -31,15 +32,22 @@ class JudgedCase:
         subject: Whom it belongs to.
         image: On any grid.
         truth: Codes on the same grid.
+        left: Structures of the truth that speak for one of the models which are compared, and do not count.
     """
 
     name: str
     subject: str
     image: Volume
     truth: Volume
+    left: Left = NOTHING_LEFT
 
 
 def predict_codes(image: Volume, model: Model) -> LabelArray:
+    """The codes of ``predict_named``."""
+    return predict_named(image, model)[0]
+
+
+def predict_named(image: Volume, model: Model) -> tuple[LabelArray, Certainty | None]:
     """The full pipeline on one scan.
 
     Args:
@@ -47,7 +55,8 @@ def predict_codes(image: Volume, model: Model) -> LabelArray:
         model: Both networks.
 
     Returns:
-        Codes on the grid of ``image``; all 0 when the model finds no spine.
+        Codes on the grid of ``image``, all 0 when the model finds no spine; and whether their names are right, None
+        where there are none.
     """
     scan = prepare(image)
     options = Options()
@@ -55,8 +64,8 @@ def predict_codes(image: Volume, model: Model) -> LabelArray:
         located = locate(scan, model.step1, options)
         result = finish(located, model.step2, options)
     except NoSpineError:
-        return np.zeros(image.data.shape, dtype=np.uint8)
-    return scan.labels_to_input(result.labels)
+        return np.zeros(image.data.shape, dtype=np.uint8), None
+    return scan.labels_to_input(result.labels), None if result.numbering is None else result.numbering.certainty
 
 
 def score_models(
@@ -97,7 +106,7 @@ def score_models(
             case = replace(case, truth=on_grid(case.truth, case.image.grid))
             for model, scores_of in ((active, known), (candidate, rated)):
                 if case.name not in scores_of:
-                    scores_of[case.name] = _score(case, model)
+                    scores_of[case.name] = score_prediction(case, predict_codes(case.image, model))
         except (ImageError, GridError) as error:
             on_left_out(case.name, str(error))
             continue
@@ -108,6 +117,11 @@ def score_models(
     )
 
 
-def _score(case: JudgedCase, model: Model) -> CaseScore:
-    voxel_mm3 = math.prod(case.truth.spacing)
-    return score_case(case.truth.data, predict_codes(case.image, model), voxel_mm3=voxel_mm3)
+def score_prediction(case: JudgedCase, codes: LabelArray) -> CaseScore:
+    """Score an answer to a scan.
+
+    Args:
+        case: The scan, with its truth on the grid of the image.
+        codes: The answer on that grid. Not modified.
+    """
+    return score_case(case.truth.data, codes, voxel_mm3=math.prod(case.truth.spacing), left=case.left)

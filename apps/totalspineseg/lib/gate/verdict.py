@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
 from lib.gate.compare import (
     CONFIDENCE,
+    MARGINS,
     MIN_SUBJECTS,
+    OWN_ANSWER_MARGINS,
     SINCE_BEGINNING,
     Comparison,
     SubjectScores,
@@ -17,6 +19,8 @@ from lib.gate.compare import (
 
 REFERENCE, HOLDOUT = "reference", "hold-out"
 """The two sets a candidate is judged on."""
+OWN_ANSWERS: Final = "own answers"
+"""Scans of the site that the weights in use name without doubt, in place of synthetic ones that they do not handle."""
 TOO_FEW_DEFAULT: Final = (
     "with too few hold-out subjects the reference set alone decides, and the report says so; "
     "with too few reference subjects nothing is published"
@@ -61,10 +65,13 @@ class GateReport:
         active: Version that is served.
         candidate: Version or run that asks to be served.
         publish: Whether it may be served.
-        sets: The reports of the reference set and of the hold-out; from the second training on, of both since the
-            beginning too.
+        sets: The reports of the reference set and of the hold-out; of the own answers where the weights in use do not
+            handle all of the reference set; from the second training on, of the first two since the beginning too.
         reason: One sentence for the log and the model list.
         left_out: Scans that could not judge, each with the reason.
+        untouched: Structures of the hold-out that did not judge: their readers left them as weights of this line
+            predicted them.
+        judged_by: Set -> scans that judged, of the weights in use and the candidate.
     """
 
     active: str
@@ -73,6 +80,8 @@ class GateReport:
     sets: tuple[SetReport, ...]
     reason: str
     left_out: tuple[str, ...] = ()
+    untouched: int = 0
+    judged_by: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The report as plain JSON values (nan as null)."""
@@ -88,6 +97,8 @@ class GateReport:
             },
             "sets": [_set_json(entry) for entry in self.sets],
             "left_out": list(self.left_out),
+            "untouched": self.untouched,
+            "judged_by": dict(self.judged_by),
         }
 
     @classmethod
@@ -101,7 +112,9 @@ class GateReport:
         sets = tuple(_set_from(entry) for entry in content["sets"])
         active, candidate, reason = (str(content[key]) for key in ("active", "candidate", "reason"))
         left_out = tuple(map(str, content.get("left_out", ())))
-        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out)
+        untouched = int(content.get("untouched", 0))
+        judged_by = {str(name): int(count) for name, count in content.get("judged_by", {}).items()}
+        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out, untouched, judged_by)
 
 
 @dataclass(frozen=True)
@@ -125,25 +138,35 @@ def judge(
     *,
     reference: Sequence[SubjectScores],
     holdout: Sequence[SubjectScores],
+    own_answers: Sequence[SubjectScores] = (),
+    unhandled: int = 0,
     beginning: Beginning | None = None,
     left_out: Sequence[str] = (),
+    untouched: int = 0,
 ) -> GateReport:
     """Decide whether a candidate may be served.
 
     Args:
         active: Version that is served.
         candidate: Version that asks.
-        reference: Scores on the fixed reference set.
+        reference: Scores on those scans of the fixed reference set that the served version handles.
         holdout: Scores on the site's own subjects that are never trained on.
+        own_answers: Scores beside what the served version answers itself where it is sure of the names.
+        unhandled: Scans of the reference set that the served version does not handle, and that do not judge.
         beginning: The same beside the weights the first of the trainings began with; None where these are ``active``.
         left_out: Scans that could not judge, each with the reason; the report names them.
+        untouched: Structures of the hold-out that its readers left as predicted; the report counts them.
 
     Returns:
-        The decision. Nothing may fall beyond its margin on either set, nor by ``SINCE_BEGINNING`` margins since the
-        beginning; too few hold-out subjects leave the decision to the reference set, too few reference subjects publish
-        nothing.
+        The decision. Nothing may fall beyond its margin on any set, nor beyond ``SINCE_BEGINNING`` since the beginning;
+        too few hold-out subjects leave the decision to the reference set. Too few reference subjects publish nothing,
+        unless the served version does not handle the others: then own answers or the hold-out decide.
     """
-    sets = (_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout))
+    sets = [_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout)]
+    scans = {REFERENCE: reference, HOLDOUT: holdout}
+    if unhandled:
+        sets.append(_judge_set(OWN_ANSWERS, own_answers, margins=OWN_ANSWER_MARGINS))
+        scans[OWN_ANSWERS] = own_answers
     since = (
         ()
         if beginning is None
@@ -152,24 +175,36 @@ def judge(
             _judge_set(f"{HOLDOUT}, since {beginning.name}", beginning.holdout, margins=SINCE_BEGINNING),
         )
     )
-    publish, reason = _decide(*sets, since)
+    publish, reason = _decide(sets, since)
+    if unhandled:
+        reason = f"{reason}; {unhandled} synthetic spines did not judge, since the weights in use do not handle them"
     if left_out:
         reason = f"{reason}; could not judge: {len(left_out)} of the scans"
-    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out))
+    if untouched:
+        reason = (
+            f"{reason}; {untouched} structures of the hold-out did not judge, since their readers left them as weights "
+            "of this line predicted them"
+        )
+    judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}
+    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out), untouched, judged_by)
 
 
-def _decide(reference: SetReport, holdout: SetReport, since: Sequence[SetReport]) -> tuple[bool, str]:
-    failed = [entry for entry in (reference, holdout, *since) if entry.verdict is Verdict.FAIL]
+def _decide(sets: Sequence[SetReport], since: Sequence[SetReport]) -> tuple[bool, str]:
+    failed = [entry for entry in (*sets, *since) if entry.verdict is Verdict.FAIL]
     if failed:
         return False, "not served: " + "; ".join(e.reason for e in failed)
+    reference, holdout, *instead = sets
     if reference.verdict is Verdict.TOO_FEW:
-        return False, f"not served: {reference.reason}"
+        passed = [entry.name for entry in (holdout, *instead) if entry.verdict is Verdict.PASS]
+        if not instead or not passed:
+            return False, "not served: " + "; ".join(e.reason for e in sets if e.verdict is Verdict.TOO_FEW)
+        return True, f"served on the {' and the '.join(passed)} alone: {reference.reason}"
     if holdout.verdict is Verdict.TOO_FEW:
         return True, f"served on the reference set alone: {holdout.reason}"
     return True, "served: nothing fell beyond its margin on either set"
 
 
-def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: float = 1.0) -> SetReport:
+def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> SetReport:
     comparisons = compare(subjects, margins=margins)
     # A subject to whom no measure applies, with a sliver of a spine, judges nothing.
     count = max(comparison.subjects for comparison in comparisons)

@@ -1,6 +1,6 @@
 """From a labeled scan to what a network is trained on: plan spacing, network axes, normalized, in memory."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, cast
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_grid
@@ -49,6 +50,8 @@ class LabeledScan:
         codes: Output codes on the same voxels, in the index order of the image whatever it was; ``UNREVIEWED`` where
             nobody has looked.
         unreviewed: Structures of ``codes`` that nobody checked: not taught, but known to be there.
+        left: Structures that are as weights of the line in use predicted them; ``left.untouched`` are no news to a
+            network that is trained from these.
 
     Raises:
         GridError: The label lies on other voxels than its image.
@@ -60,6 +63,7 @@ class LabeledScan:
     image: Volume
     codes: Volume
     unreviewed: frozenset[int] = frozenset()
+    left: Left = NOTHING_LEFT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "codes", on_grid(self.codes, self.image.grid))
@@ -216,33 +220,32 @@ def prepare_cases(
     at_most: Mapping[Origin, int] | None = None,
     before_each: Callable[[str], None] = lambda _: None,
     finder: Predictor | None = None,
-) -> tuple[TrainingCase, ...]:
-    """Prepare many scans; one that cannot be used is skipped with its reason and never stops the rest.
+) -> Iterator[TrainingCase]:
+    """Prepare many scans, one at a time; one that cannot be used is skipped with its reason and never stops the rest.
 
     A machine that is short of memory is no fault of the scan, and leaves none out.
 
     Args:
-        sources: Where the scans come from; one image at a time is held at full size.
+        sources: Where the scans come from.
         folder: The model whose plans apply.
         on_skip: Told about every case that is left out.
         at_most: Usable cases of each origin that are wanted, the first ones; all of an origin that is not named.
         before_each: Called with each case's name, for progress.
         finder: See ``prepare_case``.
 
-    Returns:
-        The usable cases, in order; empty when there is none.
+    Yields:
+        The usable cases, in order.
 
     Raises:
         TrainingError: The memory does not suffice, neither the GPU's nor the CPU's.
     """
-    cases: list[TrainingCase] = []
     left = dict(at_most or {})
     for source in sources:
         if folder.step not in source.steps or left.get(source.origin) == 0:
             continue
         before_each(source.name)
         try:
-            cases.append(prepare_case(source.read(), folder, finder=finder))
+            case = prepare_case(source.read(), folder, finder=finder)
         except MemoryShortageError as error:
             raise TrainingError(f"case {source.name} cannot be prepared: {error}; then train again") from error
         except (TotalSpineSegError, OSError, ValueError) as error:
@@ -250,4 +253,4 @@ def prepare_cases(
         else:
             if source.origin in left:
                 left[source.origin] -= 1
-    return tuple(cases)
+            yield case

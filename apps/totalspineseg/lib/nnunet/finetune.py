@@ -1,20 +1,47 @@
-"""Fine-tuning one step's network from the active weights, head included, for a stated number of iterations."""
+"""Fine-tuning one step's network from the active weights, head included, by nnU-Net's trainer in this process."""
 
-from collections.abc import Callable, Sequence
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
-from lib.nnunet.cases import TrainingCase
-from lib.nnunet.finetune_run import Finetuned, Progress, Run, Stopped
+import torch
+
+from lib.errors import WeightsError
+from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.finetune_job import FINETUNING, KEY, STATES, Job, Progress, Stopped
 from lib.nnunet.finetune_settings import FinetuneSettings
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.parallel import fine_tune_together
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
+from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
+from lib.nnunet.preprocessed import PREPROCESSED_DIR, StoredCase, training_dataset, training_plans
+from lib.nnunet.runtimes import resolve_device
+from lib.registry.files import storage_errors
 
 __all__ = ["Finetuned", "Progress", "Stopped", "fine_tune"]
 
 
+@dataclass(frozen=True)
+class Finetuned:
+    """A finished training.
+
+    Attributes:
+        weights: Of the network, on the CPU.
+        best: Best mean pseudo Dice.
+        batch_size: Patches in a pass at the end.
+        resumed_at: Iteration at which this process took over; 0 for a fresh start.
+    """
+
+    weights: dict[str, torch.Tensor]
+    best: float
+    batch_size: int
+    resumed_at: int
+
+
 def fine_tune(
     folder: ModelFolder,
-    cases: Sequence[TrainingCase],
+    cases: Sequence[StoredCase],
     work: Path,
     settings: FinetuneSettings | None = None,
     *,
@@ -23,14 +50,10 @@ def fine_tune(
 ) -> Finetuned:
     """Train a copy of a model on cases; killed at any moment, it goes on from its last stored state.
 
-    With ``settings.gpus`` above 1 as many processes each take a part of every batch, and the gradient is their sum. The
-    loss is one of passes (its Dice part is taken over the patches of a pass), and no pass spans two devices: the
-    weights become those of one device that takes passes of such a part. The state fits any number of devices.
-
     Args:
         folder: The model to start from.
-        cases: Corrections and replay, prepared for this folder. Not modified.
-        work: Folder of this run: state and logs.
+        cases: Corrections and replay, from ``store_cases`` for this folder and ``work``.
+        work: Folder of this run: cases, states and logs.
         settings: How.
         on_progress: Told after every iteration.
         should_stop: Asked after every iteration.
@@ -40,12 +63,71 @@ def fine_tune(
 
     Raises:
         LabelError: There is no case.
-        TrainingError: Memory does not suffice for one patch, the loss is not finite for long, or one of several
-            processes ended.
+        TrainingError: Memory does not suffice for one patch, or the loss is not finite for long.
         StorageError: The state cannot be written; the one before is still there.
         Stopped: ``should_stop`` said so.
     """
-    settings = settings or FinetuneSettings()
-    if settings.gpus > 1:
-        return fine_tune_together(folder, cases, work, settings, on_progress=on_progress, should_stop=should_stop)
-    return Run(folder, cases, work, settings).go(on_progress, should_stop)
+    job = Job(folder, tuple(cases), work, settings or FinetuneSettings())
+    with storage_errors(work), _nnunet_folders(work):
+        job.write()
+        state = stored_state(work, job.key)
+        trainer = trainer_of(job)
+        trainer.on_progress, trainer.should_stop = on_progress, should_stop
+        if state is not None:
+            trainer.load_checkpoint(str(state))
+        first = trainer.iterations_done
+        if first < job.settings.iterations:
+            trainer.run_training()
+    weights = {name: value.detach().cpu().clone() for name, value in trainer.network.state_dict().items()}
+    return Finetuned(weights, trainer.best, trainer.pass_size, first)
+
+
+def trainer_of(job: Job) -> SpineFinetuner:
+    """Build the trainer of a job that is written; nnU-Net's variables point into its folder.
+
+    Args:
+        job: What is trained.
+    """
+    plans = training_plans(job.parent, job.settings.batch_size) | {"continue_training": False}
+    # nnU-Net prints a line here.
+    with redirect_stdout(io.StringIO()):
+        return SpineFinetuner(
+            plans, CONFIGURATION, "all", training_dataset(job.parent), resolve_device(job.settings.device)
+        )
+
+
+def stored_state(work: Path, key: str) -> Path | None:
+    """Find the state of a training.
+
+    Args:
+        work: Its folder.
+        key: See ``Job``.
+
+    Returns:
+        The checkpoint; None when there is none, when it belongs to another training, or when it cannot be read: then
+        the training starts from its beginning, which is slower but right.
+    """
+    for path in (work / name for name in STATES):
+        try:
+            if path.is_file() and load_checkpoint(path)["init_args"][FINETUNING][KEY] == key:
+                return path
+        except (WeightsError, KeyError, TypeError):
+            continue
+    return None
+
+
+@contextmanager
+def _nnunet_folders(work: Path) -> Iterator[None]:
+    """Let nnU-Net's variables point into a folder for a while."""
+    base = str(work / PREPROCESSED_DIR)
+    wanted = {"nnUNet_preprocessed": base, "nnUNet_results": base}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

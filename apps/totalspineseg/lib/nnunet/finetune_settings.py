@@ -29,6 +29,8 @@ class Strength:
 
 MAX_REPLAY_SHARE: Final = 0.95
 """With nothing but replay no correction would be learned from."""
+OPTIMIZERS: Final = ("adamw", "sgd")
+"""AdamW with a warm-up and half a cosine; nnU-Net's own, SGD with momentum and a polynomial."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
 """No variation at all."""
 
@@ -40,49 +42,44 @@ class FinetuneSettings:
     Attributes:
         iterations: Of the whole run; short, since it starts from good weights.
         batch_size: Patches in a pass; halved, with the gradient summed, when memory does not suffice.
-        learning_rate: Peak; None for one that fits the network, see ``training.usual_rate``.
-        warmup: Iterations from nothing to the peak.
+        optimizer: One of ``OPTIMIZERS``.
+        learning_rate: Peak; None for the optimizer's own: one that fits the network, see ``training.usual_rate``, or
+            nnU-Net's 0.01.
+        warmup: Iterations from nothing to the peak; nnU-Net's optimizer has none.
         replay_share: Share of patches from earlier and synthetic cases, against forgetting.
         teacher_share: Of the targets of synthetic replay, how much is what the weights answered before the training;
             the rest is the truth.
-        epoch: Iterations between two reports.
+        epoch: Iterations between two reports and stored states; the last epoch may be shorter.
         validation_patches: Unvaried patches a report is measured on.
-        checkpoint_every: Iterations between two stored states.
         seed: Of all random draws.
         device: "auto", "cuda", "cuda:1", "cpu".
-        gpus: How many share each batch, a process each: the first ones of the machine, or processes on the CPU. Never
-            more than asked for: other programs compute on them too.
         strength: Of the augmentation.
     """
 
     iterations: int = 500
     batch_size: int = 2
+    optimizer: str = OPTIMIZERS[0]
     learning_rate: float | None = None
     warmup: int = 25
     replay_share: float = 0.5
     teacher_share: float = 0.9
     epoch: int = 25
     validation_patches: int = 8
-    checkpoint_every: int = 25
     seed: int = 0
     device: str = "auto"
-    gpus: int = 1
     strength: Strength = field(default_factory=Strength)
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: A count below 1, more GPUs than patches, a share or a rate outside its range.
+            ValueError: A count below 1, an unknown optimizer, a share or a rate outside its range.
         """
-        for name in ("iterations", "batch_size", "gpus", "epoch", "checkpoint_every", "validation_patches"):
+        for name in ("iterations", "batch_size", "warmup", "epoch", "validation_patches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if self.gpus > self.batch_size:
-            raise ValueError(
-                f"gpus must be at most batch_size ({self.batch_size}), since they share each batch, got {self.gpus!r}; "
-                "raise batch_size too"
-            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         for name, most in (("replay_share", MAX_REPLAY_SHARE), ("teacher_share", 1)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} must be from 0 to {most}, got {getattr(self, name)!r}")

@@ -76,26 +76,3 @@ def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} needs a CUDA GPU, got none; use 'auto' or 'cpu'")
     return resolved
-
-
-def resolve_devices(device: str, count: int) -> "tuple[torch.device, ...]":
-    """The devices of so many processes: the first GPUs of the machine, or the CPU again and again.
-
-    Raises:
-        ValueError: As ``resolve_device``; also when there are too few GPUs, or one is named.
-    """
-    first = resolve_device(device)
-    if count == 1:
-        return (first,)
-    import torch
-
-    if first.type == "cpu" and device == "auto":
-        raise ValueError(f"gpus must be 1 where there is no GPU, got {count}; leave it out")
-    if first.type == "cpu":
-        return (first,) * count
-    if first.index is not None:
-        raise ValueError(f"gpus must be 1 for the one GPU {device!r}, got {count}; name the device 'cuda'")
-    found = torch.cuda.device_count()
-    if count > found:
-        raise ValueError(f"gpus must be at most {found}, as many as there are here, got {count}")
-    return tuple(torch.device("cuda", number) for number in range(count))

@@ -21,10 +21,10 @@ from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.real_spines import RealSpine
 from lib.nnunet.starter_batches import samples
 from lib.nnunet.starter_finder import StarterFinder
-from lib.nnunet.starter_model import build_network, deep_loss, export_model, warm_start, write_checkpoint
+from lib.nnunet.starter_model import build_network, export_model, warm_start, write_checkpoint
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, STRIDES, regions_of
 from lib.nnunet.starter_settings import StarterSettings
-from lib.nnunet.training import computes_in_half
+from lib.nnunet.training import computes_in_half, deep_loss
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The starter networks: built as nnU-Net builds them, their loss, and the folder nnU-Net loads."""
+"""The starter networks: built as nnU-Net builds them, and the folder nnU-Net loads."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
-from torch.nn.functional import avg_pool3d
 
 from lib.nnunet.hashing import sha256_of
 from lib.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
-from lib.nnunet.training import region_loss
 from lib.nnunet.trust_file import TRUST_FILE
 
 HEAD_BIAS = -2.5
@@ -33,27 +31,6 @@ def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_super
         if "seg_layers" in name and name.endswith("bias"):
             nn.init.constant_(value, HEAD_BIAS)
     return network
-
-
-def deep_loss(logits: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
-
-    Args:
-        logits: (B, R, Z, Y, X), finest first.
-        target: Region shares (B, R, Z, Y, X).
-
-    Returns:
-        Scalar loss.
-
-    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels.
-    """
-    weights = [0.5**k for k in range(max(1, len(logits) - 1))]
-    total = logits[0].new_zeros(())
-    for level, weight in zip(logits, weights, strict=False):
-        factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
-        truth = avg_pool3d(target, factor) if max(factor) > 1 else target
-        total = total + weight * region_loss(level, truth)
-    return total / sum(weights)
 
 
 def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,15 +1,15 @@
-"""The step of training both kinds of runs share: loss over regions, pseudo Dice by name, learning rate."""
+"""The step of training that all runs share: loss over regions, pseudo Dice, learning rate."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
 import torch
 from torch import nn
+from torch.nn.functional import avg_pool3d
 
-from lib.nnunet.targets import REGIONS, Step
+from lib.nnunet.targets import REGIONS
 
 SMOOTH: Final = 1.0
 """Voxels; a region that is in neither truth nor prediction then has Dice 1, and a stray voxel costs half of it."""
@@ -19,8 +19,6 @@ GRADIENT_NORM: Final = 12.0
 """Largest norm of the gradient (nnU-Net's value); one odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02
 """Rate at the end relative to its peak."""
-
-
 USUAL_RATE: Final = 0.009
 """Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 8e-4 and 1e-3 for the
 starter weights, on which it was chosen (decision 16)."""
@@ -93,50 +91,46 @@ def truth_and_known(target: torch.Tensor, regions: int) -> tuple[torch.Tensor, t
     return truth, known.expand_as(truth)
 
 
-@dataclass
-class RegionCounts:
-    """Voxels right and wrong by region, summed over validation patches.
+def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+    """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
 
-    Attributes:
-        step: 1 or 2.
-        both: Voxels in truth and prediction, by region.
-        either: Voxels of truth plus voxels of prediction, by region.
+    Args:
+        logits: (N, R, ...), finest first.
+        target: See ``region_loss``, float32.
+
+    Returns:
+        Scalar loss.
+
+    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels.
     """
-
-    step: Step
-    both: list[int] = field(default_factory=list)
-    either: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.both = self.both or [0] * len(REGIONS[self.step])
-        self.either = self.either or [0] * len(REGIONS[self.step])
-
-    def add(self, logits: torch.Tensor, target: torch.Tensor) -> None:
-        """Count a batch; see ``region_loss``. A voxel is of a region that fills half of it."""
-        shares, known = truth_and_known(target, logits.shape[1])
-        truth, found = (shares >= HALF) & known, (logits > 0) & known
-        axes = (0, *range(2, logits.ndim))
-        for k, (b, t, f) in enumerate(zip((truth & found).sum(axes), truth.sum(axes), found.sum(axes), strict=True)):
-            self.both[k] += int(b)
-            self.either[k] += int(t) + int(f)
-
-    def dice(self) -> Mapping[str, float]:
-        """Region name -> pseudo Dice: nan where a region is in neither truth nor prediction, 0.0 where it is missed."""
-        pairs = zip(REGIONS[self.step], self.both, self.either, strict=True)
-        return {name: 2 * both / either if either else math.nan for name, both, either in pairs}
+    weights = [0.5**k for k in range(max(1, len(logits) - 1))]
+    total = logits[0].new_zeros(())
+    for level, weight in zip(logits, weights, strict=False):
+        factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
+        truth = avg_pool3d(target, factor) if max(factor) > 1 else target
+        total = total + weight * region_loss(level, truth)
+    return total / sum(weights)
 
 
-def mean_dice(dice: Mapping[str, float]) -> float:
-    """Mean over the regions that occur; nan when none does."""
-    values = [value for value in dice.values() if not math.isnan(value)]
-    return sum(values) / len(values) if values else math.nan
+def region_hits(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Count voxels that are right, drawn though not there, and missed, by region; see ``region_loss``.
+
+    A voxel is of a region that fills half of it; one that nobody has looked at does not count.
+
+    Returns:
+        Three tensors (R,).
+    """
+    shares, known = truth_and_known(target, logits.shape[1])
+    truth, found = (shares >= HALF) & known, (logits > 0) & known
+    axes = (0, *range(2, logits.ndim))
+    return (truth & found).sum(axes), (found & ~truth).sum(axes), (truth & ~found).sum(axes)
 
 
-def learning_rate(iteration: int, *, total: int, warmup: int, peak: float) -> float:
+def learning_rate(iteration: float, *, total: float, warmup: float, peak: float) -> float:
     """Linear warm-up, then half a cosine down to ``FULL_SHARE`` of the peak.
 
     Args:
-        iteration: From 0.
+        iteration: From 0; or a time in any other unit, as the other two.
         total: Iterations of the whole run.
         warmup: Iterations until the peak.
         peak: The highest rate.

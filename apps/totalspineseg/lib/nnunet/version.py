@@ -43,6 +43,16 @@ def answer_digest(folder: Path, digest: str) -> str:
     return hashlib.sha256(bytes.fromhex(digest + sha256_of(trust))).hexdigest() if trust.is_file() else digest
 
 
+def parts_of(version: str) -> tuple[str, str]:
+    """Return what weights are called, and the digits that say how their network answers.
+
+    Args:
+        version: As predictions state it, with or without what it ran on ("starter-1a2b3c4d@openvino-2026.4.1").
+    """
+    name, _, digits = version.partition("@")[0].rpartition("-")
+    return name, digits
+
+
 def version_name(name: str, digest: str) -> str:
     """Name and the first digits of the digest, such as "starter-1a2b3c4d"."""
     return f"{name}-{digest[:DIGITS]}"

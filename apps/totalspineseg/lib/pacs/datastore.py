@@ -18,10 +18,10 @@ from lib.dicom.headers import read_header
 from lib.dicom.moments import now_utc
 from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from lib.pacs.address import is_uid
 from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
-from lib.pacs.download import download
+from lib.pacs.download import downloaded
 from lib.pacs.listing import Listing
 from lib.pacs.series import Segmentations, Series, patient_of
 from lib.turns import Turns
@@ -35,6 +35,9 @@ COUNTED: Final = "instances"
 """What is known about a fetched image: how many instances the PACS said it had then."""
 UNSENT: Final = "unsent"
 """What is known about a finished label: whether the PACS still has to get it."""
+
+PASSING: Final = (StorageError, MemoryShortageError)
+"""Faults of this server that a later try may not meet."""
 
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: put a finished label (wire ids) into the PACS."""
@@ -160,15 +163,21 @@ class PacsDatastore(StudiesDatastore):
             Whether the PACS has it.
 
         Raises:
+            StorageError: This server could not write the label just now; it waits.
+            MemoryShortageError: There was not enough memory just now; it waits.
             TotalSpineSegError: The label cannot be written as DICOM; it does not wait.
         """
         file, info = self.get_label_uri(image_id, FINAL_TAG), self.get_label_info(image_id, FINAL_TAG)
-        unsent = False
+        unsent = True
         try:
             self._publisher(image_id, Path(file), info)
+            unsent = False
         except requests.RequestException as error:
             logger.warning("the PACS does not take the label of series %s yet: %s", image_id, type(error).__name__)
-            unsent = True
+        except TotalSpineSegError as error:
+            # What is wrong with the label itself will not change.
+            unsent = isinstance(error, PASSING)
+            raise
         finally:
             self.update_label_info(image_id, FINAL_TAG, {UNSENT: unsent})
         return not unsent
@@ -214,12 +223,14 @@ class PacsDatastore(StudiesDatastore):
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
-            raise ImageError(f"a series of the PACS is required, got {image_id!r}; ask for the list")
-        if not folder.is_dir():
-            found = self._listing.find(image_id)
-            if found is None:
-                raise ImageError(f"a series that the PACS still has is required, got {image_id!r}; ask for the list")
-            download(self._client, found, folder.parent).rename(folder)
+            raise ImageError(f"The PACS has no series {image_id!r}. Ask for the list.")
+        with self._fetching.at(image_id):
+            if not folder.is_dir():
+                found = self._listing.find(image_id)
+                if found is None:
+                    raise ImageError(f"The PACS has no series {image_id!r} any more. Ask for the list.")
+                with downloaded(self._client, found, folder.parent) as fresh:
+                    fresh.rename(folder)
         return folder
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
@@ -259,7 +270,10 @@ class PacsDatastore(StudiesDatastore):
         info = {"created": now_utc(), UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
         if own:
-            self.put_back(image_id)
+            try:
+                self.put_back(image_id)
+            except PASSING as error:
+                logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
     def json(self) -> dict[str, Any]:
@@ -310,12 +324,14 @@ class PacsDatastore(StudiesDatastore):
         if reason := self._listing.refusal(series):
             raise ImageError(reason)
         folder = self._folder(series.uid)
-        fresh = download(self._client, series, folder.parent)
         try:
-            volume = read_series(fresh)
-            for warning in volume.warnings:
-                logger.warning("series %s: %s", series.uid, warning)
-            with tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name:
+            with (
+                downloaded(self._client, series, folder.parent) as fresh,
+                tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name,
+            ):
+                volume = read_series(fresh)
+                for warning in volume.warnings:
+                    logger.warning("series %s: %s", series.uid, warning)
                 # Not compressed: the same series must give the same bytes whenever it is fetched.
                 file = Path(name) / f"{series.uid}.nii"
                 write_volume(file, volume.data, volume.grid)
@@ -325,8 +341,6 @@ class PacsDatastore(StudiesDatastore):
         except ImageError as error:
             self._listing.refuse(series, str(error))
             raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
         try:
             self._make_room(series.uid)
         except (OSError, StorageError) as error:

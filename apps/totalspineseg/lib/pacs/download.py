@@ -2,46 +2,68 @@
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dicomweb_client import DICOMwebClient
+from pydicom import Dataset
 
-from lib.errors import StorageError
+from lib.errors import ImageError, StorageError
 from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
 from lib.pacs.series import Series
 
 
-def download(client: DICOMwebClient, series: Series, below: Path) -> Path:
-    """Write all instances of a series to a new folder.
+@contextmanager
+def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[Path]:
+    """Write all instances of a series to a new folder with a temporary name.
+
+    Whoever wants to keep the folder renames it; otherwise it is removed in the end, whatever happens.
 
     Args:
         client: The PACS.
-        series: Which.
+        series: The series.
         below: Folder to make the new one in; made when missing.
 
-    Returns:
-        The new folder, whole; it has a temporary name, and is the caller's to rename or remove.
+    Yields:
+        The new folder, whole.
 
     Raises:
         requests.RequestException: The PACS did not give the series.
-        StorageError: It could not be written; nothing is left.
+        ImageError: An instance of the series is no DICOM file.
+        StorageError: The series could not be written.
     """
     instances = sorted(
-        client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.SOPInstanceUID)
+        client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.get("SOPInstanceUID"))
     )
     partial: Path | None = None
     try:
-        below.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(below)
-        partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
-        for number, instance in enumerate(instances):
-            instance.save_as(partial / f"{number:05d}.dcm", write_like_original=False)
-        partial.chmod(0o755)
-    except OSError as error:
-        if partial:
+        try:
+            below.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(below)
+            partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
+            for number, instance in enumerate(instances):
+                _write(instance, partial / f"{number:05d}.dcm")
+            partial.chmod(0o755)
+        except OSError as error:
+            raise StorageError(
+                f"The series could not be written to {below} ({error.strerror or error}). Free disk space, and check "
+                "that the folder can be written."
+            ) from error
+        yield partial
+    finally:
+        if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
-        raise StorageError(
-            f"room and permission to write to {below} are required, got {error.strerror or str(error)!r}; "
-            "free disk space"
+
+
+def _write(instance: Dataset, path: Path) -> None:
+    """Write one instance; pydicom raises many types for one that lacks what every file needs."""
+    try:
+        instance.save_as(path, write_like_original=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"The PACS sent an image of the series that is no complete DICOM file ({type(error).__name__}). "
+            "Send the series to the PACS again."
         ) from error
-    return partial

@@ -103,11 +103,13 @@ def _outcome_of(instance: str, known: Correction) -> Outcome:
 
 
 def send_waiting(datastore: PacsDatastore) -> None:
-    """Store the finished labels that the PACS did not take at once, as long as it takes them now."""
+    """Store the finished labels that the PACS did not take at once, until it does not answer."""
     for series in datastore.waiting():
         try:
             if not datastore.put_back(series):
                 return
         except TotalSpineSegError as error:
             logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
-            return
+        except Exception:
+            # One label that makes the server fail must not keep the others from the PACS.
+            logger.exception("the label of series %s could not be stored in the PACS", series)

@@ -15,12 +15,17 @@ RELEASE_NAME: Final = re.compile(r"r\d{8}")
 """The letter and the date; names sort by age."""
 OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
 """How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
-STARTER_VERSION: Final = re.compile(rf"{STARTER}(-[0-9a-f]+)?(@.*)?")
-"""The starter weights' name, with their digest and the runtime where these are known."""
+VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
+"""The name of weights, with their digest and the runtime where these are known."""
 STARTER_WARNING: Final = (
     "The starter weights were trained on synthetic spines only: good for trying the software, not for patients."
 )
 """What people read wherever the starter weights made a result."""
+DESCENDANT_WARNING: Final = (
+    "The weights {name!r} were trained here from the starter weights, which know synthetic spines only, with "
+    "{count}: good for trying the software, not for patients."
+)
+"""What people read wherever weights that were retrained from the starter weights made a result."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
@@ -96,17 +101,34 @@ def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
         names: Step -> version in use.
     """
     distinct = sorted(set(names.values()))
-    sentences = (f"Weights in use: {', '.join(distinct)}.", warning_of(distinct), release_text(store, names))
+    sentences = (f"Weights in use: {', '.join(distinct)}.", warning_of(store, distinct), release_text(store, names))
     return " ".join(filter(None, sentences))
 
 
-def warning_of(versions: Iterable[str]) -> str:
-    """Return the sentence that warns of the results of the starter weights; "" where none of the versions is one.
+def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
+    """Return the sentence that warns of the starter weights, or of what was trained from them; "" for other weights.
 
     Args:
+        store: Holds the versions, or their records.
         versions: Names, or versions with their digest and runtime.
     """
-    return STARTER_WARNING if any(STARTER_VERSION.fullmatch(version) for version in versions) else ""
+    texts = set(versions)
+    # A name may itself end like a digest.
+    names = {match["name"] for text in texts if (match := VERSION_TEXT.fullmatch(text))} | texts
+    if STARTER in names:
+        return STARTER_WARNING
+    for name in sorted(names):
+        ancestors = lineage(store, name)
+        if STARTER in ancestors:
+            records = (read_record(store, one) or {} for one in ancestors)
+            cases = {
+                str(case.get("correction") or case.get("image"))
+                for record in records
+                for case in record.get("training", ())
+            }
+            count = "1 corrected scan" if len(cases) == 1 else f"{len(cases)} corrected scans"
+            return DESCENDANT_WARNING.format(name=name, count=count)
+    return ""
 
 
 def release_text(store: ModelStore, names: Mapping[int, str]) -> str:

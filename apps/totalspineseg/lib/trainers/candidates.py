@@ -13,9 +13,9 @@ from lib.errors import WeightsError
 from lib.leftovers import PARTIAL_PREFIX
 from lib.nnunet.candidate import mixed_weights, write_candidate
 from lib.nnunet.cases import Skipped
+from lib.nnunet.finetune_job import STATES
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.parallel import SHARED_DIR
-from lib.nnunet.training_state import STATE_FILE
+from lib.nnunet.preprocessed import PREPROCESSED_DIR
 from lib.registry.files import write_json
 from lib.trust import Trust
 
@@ -58,7 +58,7 @@ class Candidates:
         return self._run.name
 
     def work(self, step: int) -> Path:
-        """Folder of a step's training: its state and logs."""
+        """Folder of a step's training: its cases, states and logs."""
         return self._run / f"step{step}"
 
     def folder(self, step: int, share: float) -> Path:
@@ -89,7 +89,9 @@ class Candidates:
         write_candidate(self._parents[step], weights, folder, trust)
         skipped = [[case.name, case.reason] for case in lesson.skipped]
         write_json(folder / DONE_FILE, {"best": lesson.best, "cases": sorted(lesson.cases), "skipped": skipped})
-        (self.work(step) / STATE_FILE).unlink(missing_ok=True)
+        for name in STATES:
+            (self.work(step) / name).unlink(missing_ok=True)
+        shutil.rmtree(self.work(step) / PREPROCESSED_DIR, ignore_errors=True)
 
     def lesson(self, step: int) -> Lesson | None:
         """What a step that is trained has learned from; None while it is not, or its network is gone."""
@@ -104,11 +106,11 @@ class Candidates:
 
 def clear(run: Path) -> None:
     """Remove what a run needs that has ended or is not continued; logs and reports stay."""
-    for name in (CANDIDATE_DIR, f"{MIXED_DIR}*", SHARED_DIR):
+    for name in (CANDIDATE_DIR, f"{MIXED_DIR}*", PREPROCESSED_DIR):
         for folder in run.glob(f"step[12]/{name}"):
             # First, so that half a folder is never taken for a whole one.
             (folder / DONE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
-    for name in (STATE_FILE, f"{PARTIAL_PREFIX}*"):
+    for name in (*STATES, f"{PARTIAL_PREFIX}*"):
         for file in run.glob(f"step[12]/{name}"):
             file.unlink(missing_ok=True)

@@ -8,12 +8,16 @@ from typing import Any
 from lib.errors import WeightsError
 from lib.gate.holdout import foreseen_split
 from lib.gate.reference import reference_cases
+from lib.gate.scoring import JudgedCase, Model
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder, models_of
 from lib.registry.judgments import Judgment, keep_judgment
+from lib.registry.records import images_trained_on
 from lib.registry.store import Choice, ModelStore
 from lib.trainers.judging import Judging, never_seen
+from lib.trainers.line import line_of
 from lib.trainers.material import judged_cases, site_material
+from lib.trainers.remembered import own_answers
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
 
@@ -63,8 +67,10 @@ def judge_version(
     models = models_of(store, name)
     compared = _compared_with(store, name, models)
     parents = {step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in compared.items()}
-    foreseen = site_material(site, split_of=foreseen_split).holdout if site else ()
-    fair, unfair = never_seen(store, {name, *(choice.name for choice in compared.values())}, foreseen)
+    both = {name, *(choice.name for choice in compared.values())}
+    line = line_of(store, both)
+    foreseen = site_material(site, line=line, split_of=foreseen_split).holdout if site else ()
+    fair, unfair = never_seen(store, both, foreseen)
     holdout, unreadable = judged_cases(fair)
     settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
 
@@ -73,9 +79,19 @@ def judge_version(
         if not values:
             tell(line)
 
+    seen = frozenset[str]().union(*(images_trained_on(store, each) for each in both))
+
+    def own(model: Model, count: int) -> tuple[JudgedCase, ...]:
+        if site is None:
+            return ()
+        return tuple(answer.judged() for answer in own_answers(site, model, count, judges=True, seen=seen, tell=tell))
+
     judging = Judging(store, parents, _Version(name, models), settings, say=say, tell=tell)
     report = judging.verdict(
-        lambda: reference_cases(settings.reference_cases), holdout, unreadable=(*unfair, *unreadable)
+        lambda: reference_cases(settings.reference_cases),
+        holdout,
+        own_answers=own,
+        unreadable=(*unfair, *unreadable),
     ).report
     judgment = Judgment(
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,13 +1,14 @@
 """Networks before the gate, beside those in use and those the first training began with."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from lib.agreement import CaseScore
+from lib.agreement import MEASURES, CaseScore
 from lib.errors import WeightsError
 from lib.gate.compare import SubjectScores
-from lib.gate.scoring import JudgedCase, Model, score_models
+from lib.gate.reference import handles
+from lib.gate.scoring import JudgedCase, Model, score_models, score_prediction
 from lib.gate.verdict import Beginning, judge
 from lib.nnunet.cases import ScanSource, Skipped
 from lib.nnunet.model_folder import ModelFolder
@@ -15,6 +16,7 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.registry.records import images_trained_on, lineage
 from lib.registry.store import ModelStore
 from lib.trainers.publication import Judged
+from lib.trainers.remembered import as_in_truth
 from lib.trainers.settings import RetrainSettings
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
@@ -75,6 +77,7 @@ class Judging:
         reference: Callable[[], Iterable[JudgedCase]],
         holdout: Sequence[JudgedCase],
         *,
+        own_answers: Callable[[Model, int], Sequence[JudgedCase]] = lambda *_: (),
         unreadable: Sequence[Skipped] = (),
         on_left_out: Callable[[Skipped], None] = lambda _: None,
     ) -> Judged:
@@ -83,6 +86,8 @@ class Judging:
         Args:
             reference: Draws the fixed scans.
             holdout: The site's own.
+            own_answers: Answers scans of the site with the weights in use, and gives those they name without doubt: as
+                many as there are spines of the reference set that they do not handle.
             unreadable: Scans of the site that cannot even be asked about.
             on_left_out: Told about every other scan that cannot judge.
 
@@ -101,21 +106,30 @@ class Judging:
         active, beginnings = self._rated(self._parents), self._beginnings(left_out)
         first = self._rated({**self._parents, **beginnings})
         verdicts: list[Judged] = []
+        own: Sequence[JudgedCase] | None = None
         for share in self._settings.new_weights:
             trained = {step: self._candidates.open(step, share) for step in steps}
             candidate = self._rated({**self._parents, **trained})
             on_reference, on_holdout = self._scores(active, candidate, (reference(), holdout), skip)
+            handled = _handled(on_reference)
+            if own is None:
+                unhandled = len(on_reference) - len(handled)
+                own = own_answers(active.model, unhandled) if unhandled else ()
             since = None
             if beginnings:
                 name = "+".join(sorted({folder.name for folder in beginnings.values()}))
-                since = Beginning(name, *self._scores(first, candidate, (reference(), holdout), skip))
+                since_reference, since_holdout = self._scores(first, candidate, (reference(), holdout), skip)
+                since = Beginning(name, _handled(since_reference), since_holdout)
             report = judge(
                 served,
                 self._candidates.name,
-                reference=on_reference,
+                reference=handled,
                 holdout=on_holdout,
+                own_answers=self._beside_own(own, active, candidate, skip),
+                unhandled=len(on_reference) - len(handled),
                 beginning=since,
                 left_out=[f"{name}: {reason}" for name, reason in left_out.items()],
+                untouched=sum(case.left.count for case in holdout if case.name not in left_out),
             )
             verdicts.append(Judged(report, share))
             if report.publish:
@@ -143,6 +157,22 @@ class Judging:
             for cases, known, rated in zip(sets, active.known, candidate.known, strict=True)
         ]
 
+    def _beside_own(
+        self, cases: Sequence[JudgedCase], active: _Rated, candidate: _Rated, skip: Callable[[str, str], None]
+    ) -> list[SubjectScores]:
+        """Score a candidate beside what the weights in use answered, group by group that they show."""
+        if not cases:
+            return []
+        scores = score_models(
+            cases,
+            active=active.model,
+            candidate=candidate.model,
+            known={case.name: score_prediction(case, case.truth.data) for case in cases},
+            before_each=lambda name: self._tell(f"judging on {name}"),
+            on_left_out=skip,
+        )
+        return [replace(entry, candidate=tuple(map(as_in_truth, entry.active, entry.candidate))) for entry in scores]
+
     def _beginnings(self, left_out: dict[str, str]) -> dict[int, ModelFolder]:
         """Step in training -> the network its first training began with; without steps whose first one this is.
 
@@ -162,6 +192,15 @@ class Judging:
     def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
         step1, step2 = (WarmPredictor(folders[step], device=self._settings.finetune.device) for step in (1, 2))
         return _Rated(Model(step1, step2))
+
+
+def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
+    """The spines of the reference set that the model they were first scored with handles."""
+    return [
+        entry
+        for entry in reference
+        if all(handles({measure: score.value(measure) for measure in MEASURES}) for score in entry.active)
+    ]
 
 
 def never_seen(

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.checks import INCOMPLETE
 from lib.corrections.history import sha256_of
@@ -19,6 +20,7 @@ from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume, to_ras
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from lib.plausible import require_plausible
+from lib.trainers.line import is_of_line
 from lib.trainers.site import Site
 from lib.volume_io import read_image, read_labels
 
@@ -64,6 +66,7 @@ def site_material(
     site: Site,
     known: Mapping[int, frozenset[str]] | None = None,
     *,
+    line: frozenset[str] = frozenset(),
     split_of: Callable[[Path, Iterable[str]], Split] = update_split,
 ) -> Material:
     """Collect the newest finished corrections of all images and split them by subject.
@@ -75,6 +78,8 @@ def site_material(
     Args:
         site: Where they are.
         known: Step -> ids of corrections that its network in use has learned from; they become replay.
+        line: Weights, and what they descend from (see ``lib.trainers.line``): what readers left as these predicted it
+            is marked. Empty for networks that descend from nothing here.
         split_of: Says of the hold-out list and the subjects so far who trains and who judges, and may store it.
 
     Returns:
@@ -109,7 +114,7 @@ def site_material(
     split = split_of(site.holdout_file, subjects)
     training, holdout = [], []
     for correction in used:
-        source = _source(site, correction, _steps(newest, correction))
+        source = _source(site, correction, _steps(newest, correction), line)
         if not split.holds_out(site.subject(correction.image)):
             training.append(source)
         elif correction.step == 2:
@@ -132,7 +137,7 @@ def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...
             logger.warning("hold-out scan %s left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
         else:
-            cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan)))
+            cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan), scan.left))
     return tuple(cases), tuple(skipped)
 
 
@@ -158,10 +163,12 @@ def _steps(newest: Mapping[tuple[str, int], Correction], correction: Correction)
     return (2,) if step1 is not None and step1.id > correction.id else (1, 2)
 
 
-def _source(site: Site, correction: Correction, steps: tuple[int, ...]) -> ScanSource:
-    name = _name(correction)
+def _source(site: Site, correction: Correction, steps: tuple[int, ...], line: frozenset[str]) -> ScanSource:
+    name, left = _name(correction), NOTHING_LEFT
+    if is_of_line(correction.prediction, line):
+        left = Left(frozenset(correction.untouched), frozenset(correction.renamed))
     provenance = _provenance(correction)
-    return ScanSource(name, Origin.CORRECTION, lambda: _read(site, correction, name), provenance, steps)
+    return ScanSource(name, Origin.CORRECTION, lambda: _read(site, correction, name, left), provenance, steps)
 
 
 def _as_earlier(source: ScanSource) -> ScanSource:
@@ -171,7 +178,7 @@ def _as_earlier(source: ScanSource) -> ScanSource:
     return replace(source, origin=Origin.EARLIER, read=read)
 
 
-def _read(site: Site, correction: Correction, name: str) -> LabeledScan:
+def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
         raise ImageError(f"the image of a correction is required, got none named {correction.image!r}; restore it")
@@ -180,7 +187,7 @@ def _read(site: Site, correction: Correction, name: str) -> LabeledScan:
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
     unreviewed = frozenset(correction.unreviewed)
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, site.subject(correction.image), Origin.CORRECTION, image, volume, unreviewed)
+    return LabeledScan(name, site.subject(correction.image), Origin.CORRECTION, image, volume, unreviewed, left)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
@@ -209,6 +216,7 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "received": correction.received,
         "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "untouched": [NAME_OF[code] for code in correction.untouched],
         # An incomplete label does not train, which is said where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }

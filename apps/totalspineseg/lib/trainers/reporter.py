@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lib.nnunet.finetune import Progress
+from lib.nnunet.finetune_job import Progress
 from lib.nnunet.training_log import TrainingLog
 from lib.trainers.runs import ProgressFile, RunState, Status
 from lib.trainers.settings import RetrainSettings

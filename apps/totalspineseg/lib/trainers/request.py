@@ -1,17 +1,15 @@
 """The settings of a training as clients send them: texts and choices, defaults for everything left out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from lib.errors import TrainingError
-from lib.nnunet.finetune_settings import MAX_REPLAY_SHARE, FinetuneSettings
+from lib.nnunet.finetune_settings import MAX_REPLAY_SHARE, OPTIMIZERS, FinetuneSettings
 from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
-GPU_COUNT: Final = "gpu_count"
-"""Not "gpus": the host puts its own "all" under that name."""
 MAX_ITERATIONS: Final = 250_000
 """What nnU-Net trains from scratch; more is a typing error."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
@@ -21,12 +19,11 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "replay_share": (0, MAX_REPLAY_SHARE),
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
-    GPU_COUNT: (1, 64),
 }
 """Setting -> least and largest value."""
 AUTO: Final = "auto"
 """A learning rate that fits the network."""
-WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed", GPU_COUNT)
+WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
@@ -40,10 +37,9 @@ def client_config() -> dict[str, Any]:
         "replay_share": finetune.replay_share,
         "replay_cases": settings.replay_cases,
         "seed": finetune.seed,
-        GPU_COUNT: finetune.gpus,
     }
     texts = {name: AUTO if value is None else f"{value:g}" for name, value in shown.items()}
-    return {**texts, "device": list(DEVICES), "resume": True}
+    return {**texts, "optimizer": list(OPTIMIZERS), "device": list(DEVICES), "resume": True}
 
 
 def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> RetrainSettings:
@@ -60,9 +56,13 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     given = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in untouched[name]}
     replay_cases = given.pop("replay_cases", RetrainSettings().replay_cases)
     values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in given.items()}
-    values["gpus"] = values.pop(GPU_COUNT, 1)
     try:
-        finetune = replace(FinetuneSettings(), **values, device=_device(request.get("device")))
+        finetune = replace(
+            FinetuneSettings(),
+            **values,
+            optimizer=str(_chosen(request.get("optimizer"), OPTIMIZERS)),
+            device=_device(request.get("device")),
+        )
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if finetune.iterations < finetune.warmup * 2:
@@ -83,11 +83,14 @@ def _number(name: str, value: object) -> float:
     return number
 
 
-def _device(value: object) -> str:
-    # A client that never touched the setting may echo the whole list of choices.
+def _chosen(value: object, choices: Sequence[str]) -> object:
+    """Return a choice; a client that never touched the setting sends nothing, or the whole list."""
     value = value[0] if isinstance(value, list) and value else value
-    if value in (None, ""):
-        return DEVICES[0]
+    return choices[0] if value in (None, "") else value
+
+
+def _device(value: object) -> str:
+    value = _chosen(value, DEVICES)
     if value not in DEVICES and not (isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit()):
         raise TrainingError(f"the setting 'device' must be one of {', '.join(DEVICES)}, got {value!r}; choose one")
     return str(value)

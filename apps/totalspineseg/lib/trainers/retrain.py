@@ -7,26 +7,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, cast
 
-from lib.errors import TrainingError
+from lib.errors import MemoryShortageError, TrainingError
 from lib.gate.reference import reference_cases
-from lib.gate.scoring import JudgedCase
+from lib.gate.scoring import JudgedCase, Model
 from lib.gate.verdict import GateReport
 from lib.nnunet.calibration import STEPS, calibrate, joined
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
+from lib.nnunet.hashing import content_key
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.training_state import run_key
+from lib.nnunet.preprocessed import store_cases
 from lib.registry.files import storage_errors, write_json
-from lib.registry.records import VersionRecord, removed_versions
+from lib.registry.records import VersionRecord, images_trained_on, removed_versions
 from lib.registry.releases import release_of
 from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
 from lib.trainers.judging import Judging, never_seen
 from lib.trainers.material import Material, judged_cases
 from lib.trainers.publication import PREFIX, Judged, not_served, publish, published, refused_since, taken_back
-from lib.trainers.replay import replay_sources
+from lib.trainers.remembered import own_answers, replay_of
 from lib.trainers.reporter import Reporter
 from lib.trainers.runs import begin, only_one
 from lib.trainers.settings import RetrainSettings
@@ -77,7 +78,8 @@ def retrain(
     Args:
         site: Studies, corrections and models.
         settings: What to do.
-        replay: Scans against forgetting; None takes the synthetic ones of ``settings``.
+        replay: Scans against forgetting; None takes what the weights in use can do: synthetic spines as far as they
+            handle them, and their own answers on scans of the site.
         reference: Draws the scans that judge beside the hold-out; None takes the fixed synthetic ones.
         should_stop: Asked after every iteration.
 
@@ -93,7 +95,7 @@ def retrain(
         start = start_of(site, settings)
         untaught = tuple(step for step in settings.steps if step not in start.taught)
         run = _Retraining(site, replace(settings, steps=start.taught), start.choices, start.material, untaught)
-        run.replay = replay_sources(settings.replay_cases) if replay is None else tuple(replay)
+        run.replay = replay
         count = settings.reference_cases
         return run.go(should_stop, reference or (lambda: reference_cases(count)))
 
@@ -112,15 +114,15 @@ class _Retraining:
         self.site, self.settings, self.choices, self.material = site, settings, choices, material
         self.untaught = "".join(f"; step {step} stays as it is: no finished label teaches it" for step in untaught)
         self.parents = {s: ModelFolder.open(choice.root, step=s, name=choice.name) for s, choice in choices.items()}
-        self.replay: tuple[ScanSource, ...] = ()
+        self.replay: Sequence[ScanSource] | None = None
         about: dict[str, Any] = {
             "parents": {str(step): self.parents[step].version for step in settings.steps},
             "settings": _plain(asdict(settings)),
             "training": [dict(s.provenance) for s in material.training if set(s.steps) & set(settings.steps)],
         }
         # A run goes on wherever there is a device for it.
-        anywhere = replace(settings, finetune=replace(settings.finetune, device="", gpus=1))
-        key = run_key(about | {"settings": _plain(asdict(anywhere))})
+        anywhere = replace(settings, finetune=replace(settings.finetune, device=""))
+        key = content_key(about | {"settings": _plain(asdict(anywhere))})
         self.run = begin(site.training_dir, key, about, resume=settings.resume)
         if f"{PREFIX}{self.run.name}" in removed_versions(site.models):
             # Published before a kill and removed since; under its name no other weights may come.
@@ -144,6 +146,7 @@ class _Retraining:
             with storage_errors(self.run):
                 before = published(self.site.models, self.version)
                 if before is None:
+                    self.replay = self._remembered() if self.replay is None else self.replay
                     for step in self.settings.steps:
                         self._train(step, should_stop)
                     self.reporter.tell("comparing with the model in use")
@@ -182,6 +185,26 @@ class _Retraining:
         for case in self.material.skipped:
             self._leave_out(case, *(f"step {step}" for step in self.settings.steps))
 
+    def _remembered(self) -> tuple[ScanSource, ...]:
+        """What the weights in use can do, against forgetting it."""
+        networks = [WarmPredictor(self.parents[step], device=self.settings.finetune.device) for step in STEPS]
+
+        def tell(line: str) -> None:
+            self.reporter.tell(line, now=False)
+
+        try:
+            found = replay_of(self.site, Model(*networks), self.settings.replay_cases, tell=tell)
+        except MemoryShortageError as error:
+            raise TrainingError(f"The weights in use cannot be tried: {error}; then train again.") from error
+        for network in networks:
+            network.free()
+        spines = sum(source.origin is Origin.SYNTHETIC for source in found)
+        self.reporter.say(
+            f"against forgetting: {spines} synthetic spines and {len(found) - spines} scans of the site that the "
+            "weights in use name without doubt"
+        )
+        return found
+
     def _train(self, step: int, should_stop: Callable[[], bool]) -> None:
         lesson = self.candidates.lesson(step) or self._teach(step, should_stop)
         self.lessons[step] = lesson
@@ -198,7 +221,7 @@ class _Retraining:
 
         work, settings = self.candidates.work(step), self.settings.finetune
         sources = in_order_of_choice(
-            [source for source in (*taught, *self.replay) if step in source.steps], settings.seed
+            [source for source in (*taught, *(self.replay or ())) if step in source.steps], settings.seed
         )
         wanted = draws_of(sources, settings.replay_share).count(settings.iterations * settings.batch_size)
         counted = itertools.count(1)
@@ -207,7 +230,8 @@ class _Retraining:
             self.reporter.tell(f"preparing case {next(counted)} for step {step}", now=False)
 
         finder = self._finder() if step == 2 else None
-        cases = prepare_cases(sources, parent, on_skip=skip, at_most=wanted, before_each=tell, finder=finder)
+        prepared = prepare_cases(sources, parent, on_skip=skip, at_most=wanted, before_each=tell, finder=finder)
+        cases = store_cases(prepared, parent, work)
         if finder is not None:
             finder.free()
         names = frozenset(case.name for case in cases)
@@ -266,8 +290,18 @@ class _Retraining:
             say=self.reporter.say,
             tell=self.reporter.tell,
         )
+        seen = frozenset[str]().union(*(images_trained_on(self.site.models, name) for name in parents))
+
+        def own(model: Model, count: int) -> tuple[JudgedCase, ...]:
+            answers = own_answers(self.site, model, count, judges=True, seen=seen, tell=self.reporter.tell)
+            return tuple(answer.judged() for answer in answers)
+
         judged = judging.verdict(
-            reference, holdout, unreadable=skipped, on_left_out=lambda case: self._leave_out(case, GATE)
+            reference,
+            holdout,
+            own_answers=own,
+            unreadable=skipped,
+            on_left_out=lambda case: self._leave_out(case, GATE),
         )
         write_json(self.run / GATE_FILE, judged.report.as_json() | {"new_weights": judged.share})
         return judged
@@ -312,7 +346,7 @@ class _Retraining:
             parents={str(s): {"name": self.parents[s].name, "version": self.parents[s].version} for s in steps},
             models={},
             training=self._taught(self.material.training),
-            replay=self._taught(self.replay),
+            replay=self._taught(self.replay or ()),
             skipped=[
                 {"case": case.name, "reason": case.reason, "left_out_of": places}
                 for case, places in self.left_out.items()

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from lib.errors import TrainingError
-from lib.nnunet.runtimes import resolve_devices
+from lib.nnunet.runtimes import resolve_device
 from lib.registry.records import trained_on
 from lib.registry.store import Choice
+from lib.trainers.line import line_of
 from lib.trainers.material import Material, site_material
 from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
@@ -39,12 +40,13 @@ def start_of(site: Site, settings: RetrainSettings) -> Start:
         StorageError: The hold-out list is damaged or cannot be written.
     """
     try:
-        resolve_devices(settings.finetune.device, settings.finetune.gpus)
+        resolve_device(settings.finetune.device)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     choices = {step: site.models.resolve(step) for step in (1, 2)}
     known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
-    material = site_material(site, known)
+    line = line_of(site.models, {choice.name for choice in choices.values()})
+    material = site_material(site, known, line=line)
     taught = tuple(step for step in settings.steps if material.taught(step))
     if not taught:
         raise TrainingError(

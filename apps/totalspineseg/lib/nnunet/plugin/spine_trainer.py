@@ -7,6 +7,7 @@ the regions.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +16,12 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from lib.leftovers import PARTIAL_PREFIX
 from lib.nnunet.augmentation import FirstChannelTransform, scanner_variations
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune_settings import Strength
 from lib.nnunet.targets import REGIONS, Step
 from lib.nnunet.training_log import TrainingLog, dice_text
+from lib.volume_io import write_atomic
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
@@ -42,17 +43,26 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         self,
         plans: dict[str, Any],
         configuration: str,
-        fold: int,
+        fold: int | str,
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
-        epochs, iterations = (int(os.environ[name]) for name in (EPOCHS_VARIABLE, ITERATIONS_VARIABLE))
+        epochs, iterations = self.epochs_and_iterations()
         self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
         self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
         self.save_every = SAVE_EVERY
         # Our curves take its place; nnU-Net's picture of 16 million pixels is drawn anew after every epoch.
         self.logger.plot_progress_png = lambda _: None
+
+    def epochs_and_iterations(self) -> tuple[int, int]:
+        """Return how many epochs there are, and iterations in each."""
+        return int(os.environ[EPOCHS_VARIABLE]), int(os.environ[ITERATIONS_VARIABLE])
+
+    @property
+    def iterations_done(self) -> int:
+        """Iterations of the epochs that have ended."""
+        return int(self.current_epoch * self.num_iterations_per_epoch)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
         """nnU-Net's choice, mirrored left to right alone, and not at all at inference."""
@@ -68,9 +78,14 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         chain.transforms = with_scanners(chain.transforms, len(kwargs["regions"]))
         return chain
 
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Let nnU-Net compute pseudo Dice; a region that is in neither truth nor prediction is no reason to warn."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            super().on_validation_epoch_end(val_outputs)
+
     def on_epoch_end(self) -> None:
         """nnU-Net's end of an epoch, and our line and curves."""
-        epoch = self.current_epoch
         super().on_epoch_end()
         if self.local_rank != 0:
             return
@@ -79,9 +94,9 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         loss = float(self.logger.get_value("train_losses", step=-1))
         log = TrainingLog(Path(self.output_folder))
         log.say(
-            f"epoch {epoch + 1} of {self.num_epochs}, loss {loss:.3f}, pseudo Dice: {dice_text(dice)}",
-            epoch=epoch + 1,
-            iteration=(epoch + 1) * self.num_iterations_per_epoch,
+            f"epoch {self.current_epoch} of {self.num_epochs}, loss {loss:.3f}, pseudo Dice: {dice_text(dice)}",
+            epoch=self.current_epoch,
+            iteration=self.iterations_done,
             loss=loss,
             dice=dice,
         )
@@ -89,13 +104,9 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def save_checkpoint(self, filename: str) -> None:
         """Replace a checkpoint in one step; nnU-Net writes into the old one."""
-        target = Path(filename)
-        partial = target.with_name(f"{PARTIAL_PREFIX}{target.name}")
-        super().save_checkpoint(str(partial))
-        if self.local_rank == 0 and partial.exists():
-            with partial.open("rb") as stream:
-                os.fsync(stream.fileno())
-            partial.replace(target)
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            save = super().save_checkpoint
+            write_atomic(Path(filename), lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Go on from a checkpoint, read as plain data; nnU-Net would run what the file asks for."""
@@ -112,7 +123,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.logger.load_checkpoint(content["logging"])
         self._best_ema = content["_best_ema"]
         if self.local_rank == 0:
-            text = f"resumed after epoch {self.current_epoch} of {self.num_epochs}"
+            text = f"resumed at iteration {self.iterations_done}, after epoch {self.current_epoch} of {self.num_epochs}"
             TrainingLog(Path(self.output_folder)).say(text, epoch=self.current_epoch)
 
 

@@ -1,0 +1,63 @@
+"""What a reader left as it was predicted: it speaks for the model that predicted it, so the record names it."""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+
+from lib.anatomy import BY_CODE, UNREVIEWED
+from lib.corrections.names import Mapped
+from lib.corrections.renames import Compared
+from lib.corrections.unreviewed import named_codes
+from lib.geometry import LabelArray
+
+PARAMETER: Final = "accepted"
+"""Of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``."""
+ALL: Final = "all"
+UNTOUCHED_DICE: Final = 0.98
+"""A structure that agrees with its prediction beyond this was not drawn again. A neighbor's correction and the way from
+1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
+
+
+def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) -> Mapped:
+    """Return a submission with the structures that its reader left as predicted.
+
+    Args:
+        mapped: In codes, with what nobody checked. Not modified.
+        compared: The submission beside the prediction it corrects; None where that is not known or no longer kept, and
+            nothing counts as left.
+        accepted: What came as the parameter ``accepted``: these structures count like drawn ones.
+
+    Raises:
+        LabelError: ``accepted`` is no list of names, or names a structure that has no voxel in the label.
+    """
+    words = [accepted] if isinstance(accepted, str) else accepted
+    if isinstance(words, list) and [str(word).strip().casefold() for word in words] == [ALL]:
+        checked = frozenset(mapped.present)
+    else:
+        checked = named_codes(mapped, accepted, PARAMETER)
+    if compared is None:
+        return mapped
+    left = set(mapped.present) - checked - set(mapped.unreviewed)
+    untouched, renamed = _as_predicted(mapped.codes, compared.drawn, left)
+    return replace(mapped, untouched=untouched, renamed=renamed)
+
+
+def _as_predicted(
+    codes: LabelArray, drawn: LabelArray, left: Collection[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The codes whose outline is as predicted under the same name, and those that had another one of their kind."""
+    counts = np.bincount(codes.ravel().astype(np.intp) << 8 | drawn.ravel(), minlength=1 << 16).reshape(256, 256)
+    counts[UNREVIEWED] = 0
+    dice = 2 * counts / np.maximum(counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True), 1)
+    untouched, renamed = [], []
+    for code in sorted(left):
+        other = int(dice[code].argmax())
+        if dice[code, other] < UNTOUCHED_DICE:
+            continue
+        if other == code:
+            untouched.append(code)
+        elif other in BY_CODE and BY_CODE[other].kind is BY_CODE[code].kind:
+            renamed.append(code)
+    return tuple(untouched), tuple(renamed)

@@ -1,0 +1,115 @@
+"""Results that were saved as labels, as clients get them: the values of a map are those of the names beside it.
+
+3D Slicer loads a saved result with the next sample, gives its k-th name to voxel value k and makes a row of every name.
+"""
+
+import mimetypes
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, HTTPException, Response
+from monailabel.config import settings
+from monailabel.endpoints.datastore import ResultType
+from monailabel.endpoints.datastore import datastore as host_content
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.listed import LISTED, as_listed, without_listed
+from lib.volume_io import read_labels, write_volume
+
+PARAMS: Final = "params"
+"""Field of a label's info: the report of the result that was saved."""
+BYTES: Final = "application/octet-stream"
+
+
+def router() -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter()
+    user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+
+    @routes.get("/datastore/")
+    def get_datastore(user: Annotated[User, user_role], output: ResultType | None = None) -> Any:
+        """Return the images and labels, or how many there are."""
+        content = host_content(output)
+        if output is not ResultType.all:
+            return content
+        return {**content, "objects": {key: _entry_as_sent(entry) for key, entry in content["objects"].items()}}
+
+    @routes.get("/datastore/label/info")
+    def get_label_info(label: str, tag: str, user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return what is known about a label."""
+        return info_as_sent(app_instance().datastore().get_label_info(label, tag))
+
+    @routes.get("/datastore/label", response_model=None)
+    def get_label(label: str, tag: str, user: Annotated[User, user_role]) -> Response:
+        """Download a label."""
+        store = app_instance().datastore()
+        while True:
+            file, info = Path(store.get_label_uri(label, tag)), store.get_label_info(label, tag)
+            if not file.is_file():
+                raise HTTPException(NOT_FOUND, f"The image {label!r} has no label with the tag {tag!r}.")
+            try:
+                content = _content(file, info)
+            except (ValueError, OSError):
+                content = None
+            if store.get_label_info(label, tag) == info:
+                break
+            # It was replaced meanwhile: names of one result must not go with the map of another.
+        if content is None:
+            raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
+        media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
+        # Headers hold no other letters.
+        disposition = {"content-disposition": f"attachment; filename*=utf-8''{quote(file.name)}"}
+        return Response(content, media_type=media_type, headers=disposition)
+
+    return routes
+
+
+def _content(file: Path, info: Mapping[str, Any]) -> bytes:
+    """Return a label's file, in the values of what its report lists where it has one."""
+    report = _listing(info)
+    if report is None:
+        return file.read_bytes()
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-saved-") as folder:
+        sent = Path(folder) / file.name
+        write_as_listed(file, sent, report)
+        return sent.read_bytes()
+
+
+def write_as_listed(file: Path, target: Path, report: Mapping[str, Any]) -> None:
+    """Write a result with the values of the names that its report lists.
+
+    Args:
+        file: Label map in published ids.
+        target: File to write; may be ``file``.
+        report: ``label_names`` says what is published, ``LISTED`` what is listed.
+    """
+    wire = read_labels(file)
+    write_volume(target, as_listed(wire.data, report["label_names"], report[LISTED]), wire.grid)
+
+
+def report_as_sent(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report whose ``label_names`` are what it lists, with the values of ``write_as_listed``."""
+    names = {name: value for value, name in enumerate(report[LISTED], start=1)}
+    return {**without_listed(report), "label_names": names}
+
+
+def info_as_sent(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known about a label, with the names and values of the map that clients get."""
+    report = _listing(info)
+    return dict(info) if report is None else {**info, PARAMS: report_as_sent(report)}
+
+
+def _listing(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the report of a label that is a saved result; None for others, and for those of earlier versions."""
+    report = info.get(PARAMS)
+    return report if isinstance(report, Mapping) and report.get(LISTED) else None
+
+
+def _entry_as_sent(entry: Mapping[str, Any]) -> dict[str, Any]:
+    labels = {tag: {**label, "info": info_as_sent(label["info"])} for tag, label in entry["labels"].items()}
+    return {**entry, "labels": labels}

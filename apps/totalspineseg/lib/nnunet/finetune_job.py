@@ -1,0 +1,114 @@
+"""What a fine-tuning is about, in a file beside its cases: nnU-Net's trainers take no settings of ours."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from lib.nnunet.cases import Origin
+from lib.nnunet.finetune_settings import FinetuneSettings, Strength
+from lib.nnunet.hashing import content_key
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_dataset, training_plans
+from lib.registry.files import write_json
+
+JOB_FILE: Final = "finetuning.json"
+STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
+"""Checkpoints that nnU-Net's trainer leaves, the newest first."""
+FINETUNING: Final = "finetuning"
+"""Entry of a checkpoint's arguments: what the training is about, and how many patches fit into memory."""
+KEY, PASS_SIZE = "key", "pass_size"
+
+
+class Stopped(Exception):
+    """The training was asked to stop; the next start goes on from its last stored state."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training is.
+
+    Attributes:
+        step: 1 or 2.
+        iteration: Iterations done.
+        iterations: Of the whole run.
+        seconds: Spent in this process.
+        best: Best mean pseudo Dice so far; nan before the first report.
+    """
+
+    step: int
+    iteration: int
+    iterations: int
+    seconds: float
+    best: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a fine-tuning is about.
+
+    Attributes:
+        parent: The model to start from.
+        cases: On disk, see ``store_cases``.
+        work: Folder of logs and states.
+        settings: How.
+    """
+
+    parent: ModelFolder
+    cases: tuple[StoredCase, ...]
+    work: Path
+    settings: FinetuneSettings
+
+    @property
+    def folder(self) -> Path:
+        """nnU-Net's folder of the preprocessed dataset."""
+        return dataset_folder(self.parent, self.work)
+
+    @property
+    def key(self) -> str:
+        """What is the same wherever this very training runs; only its states are continued."""
+        return content_key(
+            {
+                "parent": self.parent.digest,
+                "settings": asdict(self.settings) | {"device": ""},
+                "cases": [(case.name, case.origin.value) for case in self.cases],
+            }
+        )
+
+    def write(self) -> None:
+        """Write all that nnU-Net's trainer looks for beside the cases.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        parent = {"path": str(self.parent.path.resolve()), "step": self.parent.step, "name": self.parent.name}
+        cases = [[c.name, c.origin.value, c.file, sorted(c.unreviewed)] for c in self.cases]
+        write_json(self.folder / f"{PLANS}.json", training_plans(self.parent, self.settings.batch_size))
+        (self.folder / "dataset.json").write_text(json.dumps(training_dataset(self.parent)), encoding="utf-8")
+        content = {"parent": parent, "cases": cases, "work": str(self.work.resolve())}
+        write_json(self.folder / JOB_FILE, content | {"settings": asdict(self.settings)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Job":
+        """Read what ``write`` wrote.
+
+        Args:
+            folder: nnU-Net's folder of the preprocessed dataset.
+
+        Raises:
+            WeightsError: The parent is gone.
+            OSError: The file cannot be read.
+        """
+        content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        parent, settings = content["parent"], content["settings"]
+        return cls(
+            ModelFolder.open(parent["path"], step=parent["step"], name=parent["name"]),
+            tuple(_stored(*entry) for entry in content["cases"]),
+            Path(content["work"]),
+            FinetuneSettings(**settings | {"strength": Strength(**settings["strength"])}),
+        )
+
+
+def _stored(name: str, origin: str, file: str, unreviewed: Sequence[int]) -> StoredCase:
+    return StoredCase(name, Origin(origin), file, frozenset(unreviewed))

@@ -1,0 +1,222 @@
+"""Patches for fine-tuning: cases drawn by origin, around structures, channels and targets made on them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from lib.errors import LabelError
+from lib.geometry import LabelArray
+from lib.nnunet.augmentation import build_augmentation
+from lib.nnunet.cases import Origin
+from lib.nnunet.draws import draws_of, place
+from lib.nnunet.finetune_settings import NONE, Strength
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.odd_channel import (
+    EXACT_CHANNEL_SHARE,
+    FOUND_CHANNEL_SHARE,
+    disturbed_channel,
+    marked_discs,
+    taught_variant,
+)
+from lib.nnunet.preprocessed import CODES, FOUND, SHARES, StoredCase, open_case
+from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
+
+Shape = tuple[int, int, int]
+
+FOREGROUND_SHARE: Final = 2 / 3
+"""Share of patches that are centered on a structure, each structure equally often; the rest lie anywhere."""
+CONTEXT: Final = 1.5
+"""The crop handed to the spatial augmentation is larger than the patch by this factor, so that turning finds voxels."""
+PLACES: Final = 2000
+"""Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
+
+
+Sample = dict[str, torch.Tensor]
+"""What nnU-Net's trainer calls a batch, here of one patch: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
+``targets.region_shares``, and "synthetic", whether nobody has corrected it."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A case and what is asked about it again and again."""
+
+    case: StoredCase
+    shape: Shape
+    places: Mapping[int, npt.NDArray[np.intp]]
+    uneven_thoracic: bool
+    marked: Mapping[bool, tuple[int, ...]]
+    variants: Mapping[bool, bool]
+
+
+class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
+    """Patches by their number, the same one for the same seed and number, whatever was drawn before.
+
+    Args:
+        cases: Corrections and replay together.
+        folder: Where their files are.
+        model: The parent, whose plans give patch and axes.
+        replay_share: Share of patches from cases that are not fresh corrections.
+        strength: How much is varied.
+        seed: First part of each patch's seed, so that a resumed training goes on with the patches it would have had.
+        exact_share: See ``EXACT_CHANNEL_SHARE``.
+
+    Raises:
+        LabelError: There is no case.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[StoredCase],
+        folder: Path,
+        model: ModelFolder,
+        *,
+        replay_share: float,
+        strength: Strength,
+        seed: int = 0,
+        exact_share: float = EXACT_CHANNEL_SHARE,
+    ) -> None:
+        if not cases:
+            raise LabelError("There is no usable case to train on. Submit a corrected label first.")
+        self._folder = folder
+        known = [_know(case, folder) for case in cases]
+        self._pools = {origin: [entry for entry in known if entry.case.origin is origin] for origin in Origin}
+        self._draws = draws_of(cases, replay_share)
+        self._patch = model.patch
+        self._step = cast(Step, model.step)
+        self._exact_share = exact_share
+        self._seed = seed
+        x_axis = model.transpose.index(2)
+        self._vary = build_augmentation(self._patch, x_axis=x_axis, strength=strength)
+        self._plain = build_augmentation(self._patch, x_axis=x_axis, strength=NONE)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Draw the patch of a number, counted from 0 through the whole training."""
+        rng = np.random.default_rng((self._seed, number))
+        origin, turn = self._draws.turn(number)
+        pool = self._pools[origin]
+        known = pool[place(turn, len(pool), (self._seed, *origin.value.encode()))]
+        with _seeded(rng):
+            return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
+
+    def validation(self, number: int) -> Sample:
+        """Draw an unvaried patch with an exact channel, around a structure; ``number`` chooses it for good."""
+        rng = np.random.default_rng((self._seed, 1 << 40, number))
+        fresh = self._pools[Origin.CORRECTION]
+        cases = fresh or [entry for pool in self._pools.values() for entry in pool]
+        known = cases[number % len(cases)]
+        with _seeded(rng):
+            return self._patch_of(known, rng, self._plain, foreground=1, exact=1)
+
+    def _patch_of(
+        self, known: _Known, rng: np.random.Generator, vary: Any, *, foreground: float, exact: float
+    ) -> Sample:
+        case, shares_at = known.case, SHARES[self._step]
+        box = _Box(known.shape, _center(known, rng, foreground), self._patch)
+        image, maps = open_case(self._folder, case.file)
+        parts = {"image": box.crop(image, 0, 1), "segmentation": box.crop(maps, CODES, shares_at)}
+        if maps.shape[0] > shares_at:
+            parts["regression_target"] = box.crop(maps, shares_at, maps.shape[0])
+        swapped = self._step == 2 and known.variants[rng.random() < 0.5]
+        varied = vary(**parts)
+        codes, *found = varied["segmentation"].numpy().astype(np.uint8)
+        channels = [varied["image"].float()]
+        if self._step == 2:
+            second = _second_channel(codes, found[FOUND - CODES - 1], known.marked[swapped], exact, rng)
+            channels.append(torch.from_numpy(second)[None])
+        if "regression_target" in varied:
+            shares = (varied["regression_target"] / 255).half()
+            target = shares[exchanged()] if swapped else shares
+        else:
+            # Parity of the lumbar spine depends on vertebrae outside the patch.
+            classes = step_target(
+                codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
+            )
+            target = region_shares(torch.from_numpy(classes), self._step)
+        synthetic = torch.tensor(case.origin is Origin.SYNTHETIC)
+        return {"data": torch.cat(channels), "target": target, "synthetic": synthetic}
+
+
+def _know(case: StoredCase, folder: Path) -> _Known:
+    rng = np.random.default_rng(0)
+    codes = open_case(folder, case.file)[1][CODES].astype(np.uint8)
+    places = {}
+    # A patch around what carries no loss teaches little.
+    for code in sorted(present_codes(codes) - case.unreviewed):
+        found = np.flatnonzero(codes == code)
+        places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
+    marked = {swapped: marked_discs(codes, swapped=swapped) for swapped in (False, True)}
+    variants = {swapped: taught_variant(codes, swapped=swapped) for swapped in (False, True)}
+    return _Known(case, codes.shape, places, thoracic_is_uneven(codes), marked, variants)
+
+
+def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape:
+    """A voxel of a structure, each structure equally often, or any voxel."""
+    shape = known.shape
+    if rng.random() < foreground and known.places:
+        places = list(known.places.values())[int(rng.integers(len(known.places)))]
+        a, b, c = (int(i) for i in np.unravel_index(int(places[int(rng.integers(len(places)))]), shape))
+        return a, b, c
+    a, b, c = (int(rng.integers(n)) for n in shape)
+    return a, b, c
+
+
+class _Box:
+    """A region ``CONTEXT`` times the patch around a center; the patch stays inside the case.
+
+    Args:
+        shape: Of the case.
+        center: Voxel around which the patch is wanted.
+        patch: Its sides.
+    """
+
+    def __init__(self, shape: Shape, center: Shape, patch: Shape) -> None:
+        self._size = [2 * int(np.ceil(n * CONTEXT / 2)) + n % 2 for n in patch]
+        source, target = [], []
+        for middle, length, edge, tile in zip(center, shape, self._size, patch, strict=True):
+            # As at inference, a tile hangs over the edge only where the image is smaller than the tile.
+            low, high = tile // 2, length - (tile - tile // 2)
+            middle = length // 2 if high < low else min(max(middle, low), high)
+            start = middle - edge // 2
+            first, last = max(start, 0), min(start + edge, length)
+            source.append(slice(first, last))
+            target.append(slice(first - start, last - start))
+        self._source, self._target = tuple(source), tuple(target)
+
+    def crop(self, array: Any, first: int, last: int) -> torch.Tensor:
+        """Read some channels of an array, float32, filled up with zeros."""
+        crop = torch.zeros((last - first, *self._size))
+        crop[(slice(None), *self._target)] = torch.from_numpy(array[(slice(first, last), *self._source)]).float()
+        return crop
+
+
+def _second_channel(
+    codes: LabelArray, found: LabelArray, marked: tuple[int, ...], exact: float, rng: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """The marked discs as truth has them, as a step-1 network found them, or with errors as it makes them."""
+    if rng.random() < exact:
+        return mark(codes, marked)
+    if rng.random() < FOUND_CHANNEL_SHARE:
+        channel = mark(found, marked)
+        if channel.any():  # without one nothing would tell odd from even
+            return channel
+    return disturbed_channel(codes, marked, rng)
+
+
+@contextmanager
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Set the libraries' global generators from ``rng`` for a while; afterwards they are as they were."""
+    before = np.random.get_state()  # noqa: NPY002 - the augmentation library draws from it
+    with torch.random.fork_rng(devices=[]):
+        np.random.seed(int(rng.integers(1 << 31)))  # noqa: NPY002
+        torch.manual_seed(int(rng.integers(1 << 31)))
+        try:
+            yield
+        finally:
+            np.random.set_state(before)  # noqa: NPY002

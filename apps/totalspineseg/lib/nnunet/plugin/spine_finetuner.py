@@ -1,0 +1,364 @@
+"""nnU-Net's trainer for fine-tuning: it begins with all weights of a parent, and draws corrections beside replay."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lib.errors import TrainingError
+from lib.nnunet.cases import Origin
+from lib.nnunet.finetune_job import FINETUNING, KEY, PASS_SIZE, STATES, Job, Progress, Stopped
+from lib.nnunet.patches import Patches, Sample
+from lib.nnunet.plugin.spine_trainer import SpineTrainer
+from lib.nnunet.predictor import is_out_of_memory
+from lib.nnunet.preprocessed import IDENTIFIER
+from lib.nnunet.teacher import Teacher
+from lib.nnunet.training import (
+    GRADIENT_NORM,
+    computes_in_half,
+    deep_loss,
+    learning_rate,
+    region_hits,
+    usual_rate,
+)
+from lib.nnunet.training_log import TrainingLog
+
+BAD_LOSSES: Final = 10
+"""So many losses in a row that are not finite end a training: it will not recover."""
+OUTPUT_FILE: Final = "nnunet.txt"
+"""What nnU-Net says of itself."""
+WEIGHT_DECAY: Final = 1e-4
+"""AdamW's."""
+
+
+class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
+    """A linear warm-up, then half a cosine, in the place of nnU-Net's polynomial; see ``training.learning_rate``.
+
+    Args:
+        optimizer: Whose rate is set.
+        peak: The highest rate.
+        epochs: Of the whole run.
+        warmup: Epochs until the peak.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, peak: float, epochs: float, warmup: float) -> None:
+        self._warmup = warmup
+        super().__init__(optimizer, peak, epochs)
+
+    def step(self, current_step: float | None = None) -> None:
+        """Set the rate at a time, in epochs."""
+        at = max(0.0, current_step or 0.0)
+        rate = learning_rate(at, total=self.max_steps, warmup=self._warmup, peak=self.initial_lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+class SpineFinetuner(SpineTrainer):
+    """See the module; the arguments are nnU-Net's, what it is about stands in a file beside the cases.
+
+    Attributes:
+        on_progress: Told after every iteration.
+        should_stop: Asked after every iteration.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if not self.is_ddp:
+            # nnU-Net takes the first GPU, whichever is asked for.
+            self.device = device
+        # bfloat16 needs no scaled gradients.
+        self.grad_scaler = None
+        self.output_folder = str(self.job.work)
+        self.log_file = str(self.job.work / OUTPUT_FILE)
+        self.num_val_iterations_per_epoch = self.job.settings.validation_patches
+        self.save_every = 1
+        self.log = TrainingLog(self.job.work)
+        self.half = computes_in_half(self.device)
+        self.iteration, self.bad_losses = 0, 0
+        self.pass_size = self.job.settings.batch_size
+        self.teacher: Teacher | None = None
+        self.begun = time.monotonic()
+        self.on_progress: Callable[[Progress], None] = lambda _: None
+        self.should_stop: Callable[[], bool] = lambda: False
+
+    # --- what it is about
+
+    @cached_property
+    def job(self) -> Job:
+        """What is trained, on which cases, and how."""
+        return Job.read(Path(self.preprocessed_dataset_folder_base))
+
+    def epochs_and_iterations(self) -> tuple[int, int]:
+        """Return how many epochs there are, the last one perhaps shorter, and iterations in each."""
+        settings = self.job.settings
+        return math.ceil(settings.iterations / settings.epoch), settings.epoch
+
+    @property
+    def iterations_done(self) -> int:
+        """Iterations of the epochs that have ended."""
+        return min(int(self.current_epoch) * self.job.settings.epoch, self.job.settings.iterations)
+
+    @property
+    def best(self) -> float:
+        """The best mean pseudo Dice so far; nan before the first report."""
+        values = self.logger.get_value("mean_fg_dice", step=None)
+        return float(np.fmax.reduce(values)) if values else math.nan
+
+    # --- the network, its optimizer and its loss
+
+    def initialize(self) -> None:
+        """Build what nnU-Net builds, from the parent's weights, and the teacher."""
+        settings, parent = self.job.settings, self.job.parent
+        with self._memory_for(f"the network of step {parent.step}"):
+            super().initialize()
+            if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in self.job.cases):
+                self.teacher = Teacher(parent.load_network().to(self.device), settings.teacher_share)
+
+    def build_network_architecture(
+        self,
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Return the network of the plans with all weights of the parent, segmentation heads included."""
+        network: nn.Module = SpineTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+        network.load_state_dict(self.job.parent.load_network().state_dict())
+        return network
+
+    def _do_i_compile(self) -> bool:
+        """Compiling takes longer than these trainings gain by it."""
+        return False
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+        """Return AdamW with our course of the rate, or nnU-Net's own of both."""
+        settings = self.job.settings
+        if settings.optimizer == "sgd":
+            if settings.learning_rate is not None:
+                self.initial_lr = settings.learning_rate
+            optimizer, scheduler = super().configure_optimizers()
+            return optimizer, scheduler
+        self.initial_lr, self.weight_decay = settings.learning_rate or usual_rate(self.network), WEIGHT_DECAY
+        optimizer = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        total, warmup = settings.iterations / settings.epoch, settings.warmup / settings.epoch
+        return optimizer, WarmCosine(optimizer, self.initial_lr, total, warmup)
+
+    def _build_loss(self) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+        return self.loss_of
+
+    def loss_of(self, logits: Any, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss at every resolution; targets are shares of voxels, and what nobody looked at has none."""
+        levels = [level.float() for level in logits]
+        loss = deep_loss(levels, target.float())
+        # Distributed, every weight must have a part in the loss.
+        return loss + 0 * levels[-1].sum() if self.is_ddp else loss
+
+    # --- which patches
+
+    def get_dataloaders(self) -> tuple[Iterator[Sample], Iterator[Sample]]:
+        """Return batches of varied patches from here on, and unvaried ones again and again."""
+        settings = self.job.settings
+        patches = Patches(
+            self.job.cases,
+            Path(self.preprocessed_dataset_folder_base) / IDENTIFIER,
+            # The patch is that of the plans this training was given.
+            replace(self.job.parent, configuration=self.configuration_manager.configuration),
+            replay_share=settings.replay_share,
+            strength=settings.strength,
+            seed=settings.seed,
+        )
+        training = DataLoader(
+            patches,
+            batch_sampler=list(self._numbers()),
+            num_workers=0 if self.device.type == "cpu" else get_allowed_n_proc_DA(),
+            pin_memory=self.device.type == "cuda",
+        )
+        unvaried = (patches.validation(k % settings.validation_patches) for k in count())
+        return iter(training), ({name: value[None] for name, value in patch.items()} for patch in unvaried)
+
+    def _numbers(self) -> Iterator[range]:
+        """Numbers of the patches of each batch that is left, or of this process's part of it."""
+        size = self.job.settings.batch_size
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
+        for iteration in range(self.iterations_done, self.job.settings.iterations):
+            first = iteration * size
+            yield range(first + rank * size // ranks, first + (rank + 1) * size // ranks)
+
+    # --- one iteration
+
+    def train_step(self, batch: Sample) -> dict[str, float]:
+        """Move the weights once, and say so."""
+        self.lr_scheduler.step(self.iteration / self.job.settings.epoch)
+        loss = self._update(batch)
+        self.bad_losses = self.bad_losses + 1 if math.isnan(loss) else 0
+        if self.bad_losses >= BAD_LOSSES:
+            raise TrainingError(
+                f"The loss was not finite for {BAD_LOSSES} iterations. Train again with a lower learning rate."
+            )
+        self.iteration += 1
+        # The last one of an epoch is told when the state is stored.
+        if self.iteration % self.job.settings.epoch and self.iteration < self.job.settings.iterations:
+            self._tell()
+        return {"loss": loss}
+
+    def _update(self, batch: Sample) -> float:
+        """Do one step of the optimizer; return the loss, nan if nothing was moved."""
+        total = self._gradient(batch)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
+            return math.nan
+        # Some weights may have moved when memory runs out: the last stored state is what to go on from.
+        with self._memory_for(f"the optimizer of step {self.job.parent.step}"):
+            self.optimizer.step()
+        return total
+
+    def _gradient(self, batch: Sample) -> float:
+        """Sum the gradient of a batch; with less memory than thought, in smaller passes."""
+        step = self.job.parent.step
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._passes(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not _lacks_memory(error):
+                    raise
+                if self.pass_size == 1 or self.is_ddp:
+                    patches = "one patch" if self.pass_size == 1 else f"{self.pass_size} patches"
+                    raise self._too_little(f"{patches} of step {step}") from error
+            # Outside the handler: its traceback would keep the tensors alive.
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.pass_size = min(self.pass_size, len(batch["target"])) // 2
+            self.log.say(f"step {step}: memory does not suffice, going on with passes of {self.pass_size}")
+
+    def _passes(self, batch: Sample) -> float:
+        total, size = 0.0, len(batch["target"])
+        for first in range(0, size, self.pass_size):
+            part = {name: value[first : first + self.pass_size] for name, value in batch.items()}
+            part = {name: value.to(self.device, non_blocking=True) for name, value in part.items()}
+            target = part["target"]
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+                if self.teacher is not None:
+                    target = self.teacher.mix(part["data"], target, part["synthetic"])
+                logits = self.network(part["data"])
+            loss = self.loss(logits, target) * (len(target) / size)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def validation_step(self, batch: Sample) -> dict[str, Any]:
+        """Count what is right in an unvaried patch."""
+        data, target = (batch[name].to(self.device) for name in ("data", "target"))
+        with self._memory_for(f"a report on step {self.job.parent.step}"):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+                logits = self.network(data)
+            loss = float(self.loss(logits, target))
+            hits = region_hits(logits[0].float(), target)
+        right, false, missed = (counts.cpu().numpy() for counts in hits)
+        return {"loss": loss, "tp_hard": right, "fp_hard": false, "fn_hard": missed}
+
+    # --- epochs, states, words
+
+    def on_train_start(self) -> None:
+        """Begin or go on."""
+        first = self.iteration = self.iterations_done
+        super().on_train_start()
+        verb = f"resumed at iteration {first}" if first else "started"
+        size = f"passes of {self.pass_size} patches, learning rate {self.initial_lr:.2g} at most"
+        self._say(f"{verb} of {self.job.settings.iterations} on {self.device}, {size}", iteration=first)
+
+    def on_epoch_start(self) -> None:
+        """Let the last epoch end with the last iteration."""
+        super().on_epoch_start()
+        settings = self.job.settings
+        self.num_iterations_per_epoch = min(settings.epoch, settings.iterations - self.iterations_done)
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Let nnU-Net take the mean of the losses that were finite."""
+        super().on_train_epoch_end([o for o in train_outputs if not math.isnan(o["loss"])] or train_outputs)
+
+    def on_epoch_end(self) -> None:
+        """Report and store, then tell it."""
+        super().on_epoch_end()
+        self._tell()
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Store the state with what it is a state of; the best one is not kept, the gate judges the last."""
+        if Path(filename).name in STATES:
+            self.my_init_kwargs[FINETUNING] = {KEY: self.job.key, PASS_SIZE: self.pass_size}
+            super().save_checkpoint(filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Go on from a checkpoint, with passes as small as they had become."""
+        super().load_checkpoint(filename_or_checkpoint)
+        self.pass_size = int(self.my_init_kwargs[FINETUNING][PASS_SIZE])
+
+    def _save_debug_information(self) -> None:
+        """Leave it out: the run's record and logs say what it was."""
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Leave it to the gate: whole scans that were trained on show nothing."""
+
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Write nnU-Net's words to a file alone: the output of this process belongs to its caller."""
+        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+
+    def plot_network_architecture(self) -> None:
+        """Leave it out: it needs a package that nnU-Net does not install."""
+
+    def _say(self, text: str, **values: Any) -> None:
+        if self.local_rank == 0:
+            self.log.say(f"step {self.job.parent.step}: {text}", **values)
+
+    def _tell(self) -> None:
+        """Tell the progress, and stop when asked to."""
+        step, iterations = self.job.parent.step, self.job.settings.iterations
+        self.on_progress(Progress(step, self.iteration, iterations, time.monotonic() - self.begun, self.best))
+        if self.should_stop() and self.iteration < iterations:
+            text = f"stopped at iteration {self.iteration} of {iterations}"
+            self._say(text, iteration=self.iteration)
+            raise Stopped(text)
+
+    @contextmanager
+    def _memory_for(self, what: str) -> Iterator[None]:
+        """Too little memory within becomes one sentence."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not _lacks_memory(error):
+                raise
+            raise self._too_little(what) from error
+
+    def _too_little(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"The memory of {self.device} does not suffice for {what}. Stop other programs on the device, or train on "
+            "another one."
+        )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error))

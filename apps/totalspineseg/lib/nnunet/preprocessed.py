@@ -1,0 +1,153 @@
+"""Training cases on disk in nnU-Net's preprocessed format: one image, and a stack of maps for its targets."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import blosc2
+import numpy as np
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+from lib.errors import StorageError
+from lib.nnunet.cases import Origin, TrainingCase
+from lib.nnunet.discovery import read_json
+from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
+from lib.nnunet.odd_channel import marked_discs, taught_variant
+from lib.nnunet.raw_dataset import dataset_name
+from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
+from lib.registry.files import storage_errors, write_json
+
+PREPROCESSED_DIR: Final = "preprocessed"
+"""In the folder of a step's training; removed when it has ended."""
+PLANS: Final = "nnUNetPlans"
+IDENTIFIER: Final = f"{PLANS}_{CONFIGURATION}"
+"""Names in nnU-Net's folders; those of the parent's plans come from outside and are no paths of ours."""
+CLASSES, CODES, FOUND = 0, 1, 2
+"""Channels of a segmentation: the step's classes, as nnU-Net itself trains on; output codes, of which both variants of
+step 2 are made; in step 2 the discs that step 1 found. On a coarse grid the shares of the regions follow, 255 for all
+of a voxel."""
+SHARES: Final[Mapping[int, int]] = {1: CODES + 1, 2: FOUND + 1}
+"""Step -> channel of the first share."""
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A case on disk.
+
+    Attributes:
+        name: Case id.
+        origin: Where it comes from.
+        file: Name of its files, without ending.
+        unreviewed: See ``LabeledScan``.
+    """
+
+    name: str
+    origin: Origin
+    file: str
+    unreviewed: frozenset[int] = frozenset()
+
+
+def dataset_folder(model: ModelFolder, work: Path) -> Path:
+    """Return nnU-Net's folder of the preprocessed dataset of a step's training.
+
+    Args:
+        model: The parent.
+        work: Folder of the training.
+    """
+    return work / PREPROCESSED_DIR / dataset_name(model.step)
+
+
+def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -> tuple[StoredCase, ...]:
+    """Write cases, and the parent's plans beside them; what an earlier call left is replaced.
+
+    Args:
+        cases: Prepared for ``model``; one is held at a time.
+        model: The parent.
+        work: Folder of the training.
+
+    Returns:
+        The cases in order; empty where there is none.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    base = dataset_folder(model, work)
+    shutil.rmtree(work / PREPROCESSED_DIR, ignore_errors=True)
+    with storage_errors(work):
+        (base / IDENTIFIER).mkdir(parents=True)
+    write_json(base / "dataset_fingerprint.json", {})
+    stored = []
+    for number, case in enumerate(cases):
+        entry = StoredCase(case.name, case.origin, f"case-{number:05d}", case.unreviewed)
+        with storage_errors(work):
+            _write(case, model, base / IDENTIFIER / entry.file)
+        stored.append(entry)
+    return tuple(stored)
+
+
+def training_plans(model: ModelFolder, batch_size: int) -> dict[str, Any]:
+    """Return the parent's plans as its fine-tuning uses them: its one configuration, under names of ours.
+
+    Args:
+        model: The parent.
+        batch_size: Patches in a batch, in place of the plans'.
+    """
+    configuration = {**model.configuration, "data_identifier": IDENTIFIER, "batch_size": batch_size}
+    names = {"dataset_name": dataset_name(model.step), "plans_name": PLANS}
+    return {**read_json(model.path / "plans.json"), **names, "configurations": {CONFIGURATION: configuration}}
+
+
+def training_dataset(model: ModelFolder) -> dict[str, Any]:
+    """Return the parent's dataset.json with the ignore label, which carries no loss."""
+    dataset = read_json(model.path / "dataset.json")
+    return {**dataset, "labels": {**dataset["labels"], "ignore": IGNORE_CLASS[model.step]}}
+
+
+def open_case(folder: Path, file: str) -> tuple[Any, Any]:
+    """Open a case's image (C, A, B, C) and maps, which are read from disk where they are sliced.
+
+    Args:
+        folder: That of the cases.
+        file: See ``StoredCase``.
+    """
+    paths = (folder / f"{file}.b2nd", folder / f"{file}_seg.b2nd")
+    image, maps = (blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1}) for path in paths)
+    return image, maps
+
+
+def _write(case: TrainingCase, model: ModelFolder, target: Path) -> None:
+    step = cast(Step, model.step)
+    image, maps = [case.image], [step_target(case.codes, step, unreviewed=case.unreviewed), case.codes]
+    if step == 2:
+        swapped = taught_variant(case.codes, swapped=False)
+        image.append(mark(case.codes, marked_discs(case.codes, swapped=swapped)))
+        maps[CLASSES] = step_target(case.codes, step, swapped=swapped, unreviewed=case.unreviewed)
+        maps.append(np.zeros_like(case.codes) if case.found is None else case.found)
+    maps += [] if case.shares is None else list(case.shares)
+    data, seg = np.stack(image), np.stack(maps).astype(np.int16)
+    # For nnU-Net's own loader; ours looks for single structures among the codes.
+    looked_at = [-1, *range(IGNORE_CLASS[step])]
+    regions = [*map(list, REGIONS[step].values()), looked_at]
+    places = DefaultPreprocessor._sample_foreground_locations(seg[:CODES], regions)
+    sizes = [comp_blosc2_params(array.shape, model.patch, array.itemsize) for array in (data, seg)]
+    (blocks, chunks), (blocks_seg, chunks_seg) = sizes
+    properties = {"spacing": list(model.spacing_mm), "class_locations": places}
+    try:
+        nnUNetDatasetBlosc2.save_case(
+            data,
+            seg,
+            properties,
+            str(target),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+        )
+    except RuntimeError as error:
+        raise StorageError(
+            f"The training cases could not be written to {str(target.parent)!r} ({error}). Make room on the disk and "
+            "train again."
+        ) from error

@@ -1,0 +1,45 @@
+"""How well pairs of networks did on the synthetic spines they were tried on once, before they were trained further."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from lib.registry.files import locked, write_json
+from lib.registry.store import ModelStore
+
+HANDLED_FILE: Final = "synthetic.json"
+"""In the model folder, since versions stay as they are: what both networks are called, with digits of their weights, ->
+scan -> measures."""
+
+Measured = Mapping[str, Mapping[str, float | None]]
+"""Scan -> measure -> value, None where it does not apply."""
+
+
+def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Callable[[], Measured]) -> Measured:
+    """Return what is recorded of a pair of networks; where nothing is, measure and record it.
+
+    Args:
+        store: Where the record is.
+        versions: Step -> version, as predictions state it.
+        measure: Runs the networks.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    name = "+".join(versions[step] for step in sorted(versions))
+    known: Measured | None = recorded(store).get(name)
+    if known is not None:
+        return known
+    found = measure()
+    with locked(store.model_dir):
+        write_json(store.model_dir / HANDLED_FILE, {**recorded(store), name: found})
+    return found
+
+
+def recorded(store: ModelStore) -> dict[str, Any]:
+    """All that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
+    try:
+        content = json.loads((store.model_dir / HANDLED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

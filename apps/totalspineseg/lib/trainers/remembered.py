@@ -1,0 +1,179 @@
+"""What weights can do: synthetic spines as far as they handle them, and scans of the site that they name without doubt.
+
+Weights that were never trained on synthetic spines would be held, and judged, where they are weak. So in place of the
+spines that they do not handle come their own answers on scans of the site that nobody has corrected.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from lib.agreement import MEASURES, CaseScore, score_case
+from lib.certainty import Certainty, certainty_of
+from lib.corrections.drawn_maps import DrawnMaps
+from lib.corrections.history import sha256_of
+from lib.corrections.predictions import PredictionStore
+from lib.errors import GridError, ImageError, StorageError
+from lib.gate.holdout import drawn_out, read_split
+from lib.gate.reference import handles
+from lib.gate.scoring import JudgedCase, Model, predict_named
+from lib.geometry import Volume
+from lib.nnunet.cases import LabeledScan, Origin, ScanSource
+from lib.registry.handled import Measured, measured_once
+from lib.registry.store import ModelStore
+from lib.trainers.replay import replay_sources
+from lib.trainers.site import Site
+from lib.volume_io import read_image
+
+logger = logging.getLogger(__name__)
+
+TRIED: Final = 4
+"""Synthetic spines that weights are tried on once: one of each field of view that replay has."""
+OWN_AT_MOST: Final = 24
+"""Own answers that are replayed at most: each takes the whole pipeline, minutes on a CPU with networks of the official
+size."""
+WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
+"""How sure weights are of names that they are held to. Nearly all lumbar scans are counted, and a site may have no
+others; a rare column of six lumbar vertebrae that is counted as five is what these weights answer, too."""
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """A scan of the site as weights answered it.
+
+    Attributes:
+        name: For logs; no patient name.
+        subject: Whom it belongs to.
+        path: Its image, read again when it is needed.
+        codes: The answer on the grid of the image.
+        image_sha256: Hash of the image.
+    """
+
+    name: str
+    subject: str
+    path: Path
+    codes: Volume
+    image_sha256: str
+
+    def judged(self) -> JudgedCase:
+        """Return it as a scan that judges.
+
+        Raises:
+            ImageError: The image cannot be read any more.
+        """
+        return JudgedCase(self.name, self.subject, read_image(self.path), self.codes)
+
+    def source(self) -> ScanSource:
+        """Return it as a scan that teaches."""
+        provenance = {"own_answer": self.name, "image_sha256": self.image_sha256}
+        return ScanSource(self.name, Origin.EARLIER, self._read, provenance)
+
+    def _read(self) -> LabeledScan:
+        return LabeledScan(self.name, self.subject, Origin.EARLIER, read_image(self.path), self.codes)
+
+
+def replay_of(
+    site: Site, model: Model, count: int, *, tell: Callable[[str], None] = lambda _: None
+) -> tuple[ScanSource, ...]:
+    """Return the scans against forgetting: synthetic spines, and own answers in place of those that are not handled.
+
+    Args:
+        site: Studies and models.
+        model: The weights that training begins with.
+        count: How many scans; fewer where the site has not enough that are named without doubt.
+        tell: What is being done, for progress.
+
+    Raises:
+        WeightsError: A model cannot be loaded.
+        StorageError: What was measured cannot be written, or the hold-out list is damaged.
+    """
+    if count == 0:
+        return ()
+    synthetic = round(count * handled_share(site.models, model, tell=tell))
+    own = own_answers(site, model, min(count - synthetic, OWN_AT_MOST), judges=False, tell=tell)
+    return (*replay_sources(synthetic), *(answer.source() for answer in own))
+
+
+def handled_share(store: ModelStore, model: Model, *, tell: Callable[[str], None] = lambda _: None) -> float:
+    """Return the share of synthetic spines that weights handle: measured once, and recorded.
+
+    Raises:
+        WeightsError: A model cannot be loaded.
+        StorageError: It cannot be recorded.
+    """
+
+    def measure() -> Measured:
+        found = {}
+        for source in replay_sources(TRIED):
+            tell(f"trying the weights in use on {source.name}")
+            scan = source.read()
+            score = score_case(scan.codes.data, predict_named(scan.image, model)[0])
+            values = {name: score.value(name) for name in MEASURES}
+            found[source.name] = {name: None if value != value else round(value, 3) for name, value in values.items()}
+        return found
+
+    versions = {1: model.step1.version, 2: model.step2.version}
+    tried = measured_once(store, versions, measure).values()
+    scores = [{name: float("nan") if value is None else value for name, value in each.items()} for each in tried]
+    return sum(handles(values) for values in scores) / len(scores) if scores else 0.0
+
+
+def own_answers(
+    site: Site,
+    model: Model,
+    count: int,
+    *,
+    judges: bool,
+    seen: Collection[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[OwnAnswer]:
+    """Yield uncorrected scans of the site that weights name without doubt, with their answers, in a fixed order.
+
+    Args:
+        site: Studies and models; scans that the server was asked about lately and named without doubt are tried.
+        model: The weights.
+        count: How many are wanted; twice as many are tried.
+        judges: Scans of people that may judge, else of people that may train: by the hold-out list, or where it does
+            not know them by the rule it will follow.
+        seen: SHA-256 of images that are left out.
+        tell: What is being done, for progress.
+
+    Raises:
+        WeightsError: A model cannot be loaded.
+        MemoryShortageError: A scan does not fit into memory.
+        StorageError: The hold-out list is damaged.
+    """
+    found = tried = 0
+    split, predictions = read_split(site.holdout_file), PredictionStore(site.history)
+    for sha256, image_id in DrawnMaps(site.history).images():
+        if found == count or tried == 2 * count:
+            return
+        subject = site.subject(image_id)
+        held = split.holds_out(subject) if subject in split.role else drawn_out(subject)
+        if held is not judges or sha256 in seen or site.corrections.standing(image_id):
+            continue
+        latest = predictions.latest(image_id)
+        if latest is None or certainty_of(latest.numbering) not in WITHOUT_DOUBT:
+            continue
+        tried += 1
+        tell(f"answering {image_id} with the weights in use")
+        try:
+            path = site.image_file(image_id)
+            if path is None or sha256_of(path) != sha256:
+                continue
+            image = read_image(path)
+            codes, certainty = predict_named(image, model)
+        except (ImageError, GridError, StorageError, OSError) as error:
+            logger.warning("%s does not help to remember: %s", image_id, error)
+            continue
+        if certainty in WITHOUT_DOUBT:
+            found += 1
+            yield OwnAnswer(f"{image_id} (own answer)", subject, path, Volume(codes, image.affine), sha256)
+
+
+def as_in_truth(truth: CaseScore, score: CaseScore) -> CaseScore:
+    """Return a score without what its truth does not show: an own answer may have missed it."""
+    dice = {name: float("nan") if truth.dice[name] != truth.dice[name] else value for name, value in score.dice.items()}
+    return replace(score, dice=dice)

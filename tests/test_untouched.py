@@ -1,0 +1,281 @@
+"""What readers left as it was predicted neither judges weights of that line nor is it news to them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from block_spines import block_spine, classes_of
+from lib.agreement import GROUPS, CaseScore, Left, score_case
+from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED
+from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.corrections.history import sha256_of
+from lib.corrections.inbox import Inbox, Studies
+from lib.corrections.names import Mapped, map_names
+from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.corrections.receipts import Receipts, Sender
+from lib.corrections.renames import compare
+from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.untouched import with_untouched
+from lib.errors import LabelError
+from lib.gate.compare import SubjectScores
+from lib.gate.verdict import GateReport, judge
+from lib.geometry import Grid, LabelArray, Volume
+from lib.nnunet.version import parts_of
+from lib.numbering.renumber import Drawn
+from lib.registry.records import VersionRecord, write_record
+from lib.registry.store import STARTER
+from lib.segments import Segment, Submission
+from lib.trainers.line import is_of_line, line_of
+from lib.trainers.material import judged_cases, site_material
+from lib.trainers.start import start_of
+from lib.volume_io import write_volume
+from phantom import DISC_MM, LUMBAR_TOP_DOWN, SHAPE, VERTEBRA_MM
+from training_site import correct, make_site, tiny_settings
+
+TRUTH = block_spine("T11")
+GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
+L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
+KEPT = KeptMaps("p", Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ())
+EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
+
+
+# --- as it is submitted
+
+
+def sent(labels: LabelArray, names: dict[str, str] | None = None) -> Submission:
+    codes = [int(code) for code in np.unique(labels) if code]
+    new = names or {}
+    return Submission((labels,), GRID, tuple(Segment(new.get(NAME_OF[c], NAME_OF[c]), c) for c in codes))
+
+
+def left_of(submission: Submission, accepted: object = None, unreviewed: tuple[int, ...] = ()) -> Mapped:
+    mapped = replace(map_names(submission, GRID), unreviewed=unreviewed)
+    return with_untouched(mapped, compare(submission, GRID, KEPT), accepted)
+
+
+def edited(share: float) -> LabelArray:
+    """The prediction with so much of L3 erased."""
+    changed = TRUTH.copy()
+    places = np.argwhere(changed == L3)
+    changed[tuple(places[: round(share * len(places))].T)] = 0
+    return changed
+
+
+@pytest.mark.parametrize(("share", "drawn_again"), [(0.0, False), (0.01, False), (0.1, True)])
+def test_a_structure_that_was_drawn_again_differs_from_one_that_was_left(share: float, drawn_again: bool) -> None:
+    found = left_of(sent(edited(share)))
+    assert set(found.untouched) == EVERY - ({L3} if drawn_again else set())
+    assert found.renamed == ()
+
+
+def test_a_renamed_structure_keeps_the_outline_of_the_prediction() -> None:
+    found = left_of(sent(TRUTH, {"L5": "L6"}))
+    assert (set(found.untouched), found.renamed) == (EVERY - {L5}, (CODE_OF["L6"],))
+
+
+@pytest.mark.parametrize(
+    ("accepted", "counts"),
+    [(None, set()), (["L3", "l4"], {L3, L4}), ("L3, L4", {L3, L4}), ("all", EVERY), (["All"], EVERY)],
+    ids=str,
+)
+def test_what_a_reader_accepted_by_name_counts_as_drawn(accepted: object, counts: set[int]) -> None:
+    assert set(left_of(sent(TRUTH), accepted).untouched) == EVERY - counts
+
+
+@pytest.mark.parametrize("accepted", [["C3"], ["nose"], 7], ids=str)
+def test_an_acceptance_of_what_is_not_there_is_refused(accepted: object) -> None:
+    with pytest.raises(LabelError, match="'accepted'"):
+        left_of(sent(TRUTH), accepted)
+
+
+def test_what_nobody_checked_is_not_called_untouched() -> None:
+    assert set(left_of(sent(TRUTH), unreviewed=(L4,)).untouched) == EVERY - {L4}
+
+
+def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
+    assert with_untouched(map_names(sent(TRUTH), GRID), None, None).untouched == ()
+
+
+def submitted(root: Path, labels: LabelArray, names: dict[str, str] | None = None, **params: Any) -> Correction:
+    """What the record says of a label whose prediction is kept."""
+    store, predictions, maps = CorrectionStore(root), PredictionStore(root), DrawnMaps(root)
+    image, label = root / "img.nii.gz", root / "label.nii.gz"
+    write_volume(image, TRUTH.astype(np.float32), GRID)
+    write_volume(label, labels, GRID)
+    predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
+    maps.keep(sha256_of(image), replace(KEPT, image="img"))
+    studies = Studies(lambda _: image, lambda *_: None)
+    inbox = Inbox(Receipts(root), store, predictions, lambda *_: (), maps, studies)
+    segments = [{"name": segment.name, "idx": segment.value} for segment in sent(labels, names).segments]
+    # Values 1, 2 .. in the order of the segments, as clients send them.
+    values = np.zeros(256, np.uint8)
+    values[[segment["idx"] for segment in segments]] = np.arange(1, len(segments) + 1)
+    write_volume(label, values[labels], GRID)
+    sender = Sender("ada", "slicer", "label.nii.gz")
+    return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
+
+
+def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:
+    record = submitted(tmp_path, edited(0.2), accepted=["L4"])
+    assert set(record.untouched) == EVERY - {L3, L4}
+    assert CorrectionStore(tmp_path).latest_accepted("img") == record
+    assert (record.prediction or {})["versions"] == {"step2": "starter-1"}
+
+
+def test_all_is_accepted_where_a_rename_moves_every_level(tmp_path: Path) -> None:
+    """The word "all" was taken for a structure's name once other levels had followed a rename."""
+    record = submitted(tmp_path, TRUTH, {"L5": "L6"}, accepted="all")
+    assert record.renumbered is not None
+    assert (record.untouched, record.renamed) == ((), ())
+
+
+# --- as it judges
+
+FIRST_LEFT: Final = (CORD, SACRUM, CANAL)
+"""What readers redraw last."""
+
+
+def spine(inset: int, *, shift: int = 0, codes: tuple[int, ...] | None = None) -> LabelArray:
+    """A lumbar column whose structures are drawn too thin by so many voxels, and too far in front."""
+    out = np.zeros(SHAPE, np.uint8)
+    top = SHAPE[2] - 4
+
+    def box(x: tuple[int, int], y: tuple[int, int], z: tuple[int, int], code: int) -> None:
+        if codes is None or code in codes:
+            out[x[0] + inset : x[1] - inset, y[0] + inset + shift : y[1] - inset + shift, z[0] : z[1]] = code
+
+    box((14, 34), (16, 34), (4, top), CANAL)
+    box((19, 29), (20, 30), (110, top), CORD)
+    z = top
+    for disc, vertebra in LUMBAR_TOP_DOWN:
+        for height, code in ((DISC_MM, disc), (VERTEBRA_MM, vertebra)):
+            box((4, 44), (36, 66), (max(z - height, 2), z), code)
+            z -= height
+    return out
+
+
+LEVELS_DRAWN: Final = tuple(code for pair in LUMBAR_TOP_DOWN for code in pair if code != SACRUM)
+PARENT, RIGHT = spine(2), spine(0)
+BETTER = spine(1)
+POISONED = spine(2, shift=5)
+
+
+def label_of(share: float, seed: int) -> tuple[LabelArray, frozenset[int]]:
+    """A reader's label with such a share of structures as the parent drew them, and these."""
+    levels = [int(code) for code in np.random.default_rng(seed).permutation(LEVELS_DRAWN)]
+    order = [*FIRST_LEFT, *levels]
+    left = frozenset(order[: round(share * len(order))])
+    label = RIGHT.copy()
+    places = np.isin(RIGHT, list(left))
+    label[places] = PARENT[places]
+    return label, left
+
+
+def verdict(candidate: LabelArray, share: float, *, marked: bool = True) -> GateReport:
+    subjects, count = [], 0
+    for seed in range(6):
+        truth, left = label_of(share, seed)
+        known = Left(left) if marked else Left()
+        scores = [score_case(truth, map_, left=known) for map_ in (PARENT, candidate)]
+        subjects.append(SubjectScores(f"s{seed}", (scores[0],), (scores[1],)))
+        count += known.count
+    same = CaseScore(dict.fromkeys(GROUPS, 0.9), 10, 10, 10)
+    reference = [SubjectScores(f"r{k}", (same,), (same,)) for k in range(6)]
+    return judge("starter", "run", reference=reference, holdout=subjects, untouched=count)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_a_better_candidate_passes_however_much_was_left(share: float) -> None:
+    """Weights that drew everything better were refused, since the cord in all labels was what the served ones draw."""
+    report = verdict(BETTER, share)
+    assert report.publish, report.reason
+    assert report.untouched == report.as_json()["untouched"] == round(share * 14) * 6
+    assert (f"{report.untouched} structures" in report.reason) is (share > 0)
+    assert GateReport.from_json(report.as_json()).untouched == report.untouched
+    if share:
+        assert not verdict(BETTER, share, marked=False).publish
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_a_poisoned_candidate_fails_however_much_was_left(share: float) -> None:
+    report = verdict(POISONED, share)
+    assert not report.publish
+    assert "hold-out" in report.reason
+
+
+def test_wrong_names_of_what_was_drawn_again_are_seen_beside_what_was_left() -> None:
+    truth, left = label_of(0.5, 1)
+    shifted = BETTER.copy()
+    for upper, lower in zip(LEVELS_DRAWN[:-2], LEVELS_DRAWN[2:], strict=True):
+        shifted[lower == BETTER] = upper
+    right, wrong = (score_case(truth, map_, left=Left(left)) for map_ in (BETTER, shifted))
+    assert right.levels == right.levels_right == len(set(LEVELS_DRAWN) - left)
+    topmost = set(LEVELS_DRAWN[:2]) - left
+    assert (wrong.levels, wrong.levels_right) == (right.levels, len(topmost))
+
+
+def test_a_renamed_level_judges_names_alone() -> None:
+    truth = RIGHT.copy()
+    score = score_case(truth, PARENT, left=Left(renamed=frozenset(LEVELS_DRAWN)))
+    assert np.isnan(score.value("discs")) and np.isnan(score.value("vertebrae"))
+    assert score.levels == len(LEVELS_DRAWN)
+    assert score.value("cord") == score_case(truth, PARENT).value("cord")
+
+
+def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() -> None:
+    """What was painted around a structure that was left counted against whoever drew it larger than the prediction."""
+    disc = spine(2, codes=(DISC_L5_S,))
+    truth = np.where(RIGHT == DISC_L5_S, disc, RIGHT).astype(np.uint8)
+    left = Left(frozenset({DISC_L5_S}))
+    assert score_case(truth, RIGHT, left=left).value("discs") == 1.0
+    assert score_case(truth, RIGHT).value("discs") < 0.99
+
+
+def test_a_group_that_was_left_as_a_whole_judges_nobody() -> None:
+    truth, left = label_of(0.1, 0)
+    assert left == {CORD}
+    scores = [score_case(truth, map_, left=Left(left)) for map_ in (PARENT, RIGHT, np.zeros_like(RIGHT))]
+    assert all(np.isnan(score.value("cord")) for score in scores)
+    assert scores[1].value("canal") > scores[0].value("canal") > scores[2].value("canal") == 0.0
+
+
+# --- whose line it is
+
+
+def test_weights_are_of_the_line_of_what_they_descend_from(tmp_path: Path) -> None:
+    site = make_site(tmp_path, scans=0)
+    for name, parent in (("first", STARTER), ("second", "first"), ("other", STARTER)):
+        with site.models.publish(name) as staging:
+            parents = {"2": {"name": parent, "version": f"{parent}-aa"}}
+            write_record(staging, VersionRecord(name, "2026", (2,), parents, {"2": f"{name}-{name[0]}1"}))
+    line = line_of(site.models, {"second"})
+    made_by = {
+        "starter-0000@openvino-2026.4.1": True,
+        "first-f1": True,
+        "renamed-s1": True,
+        "other-o1": False,
+        "elsewhere-aa": True,
+    }
+    found = {version: is_of_line({"versions": {"step1": "x-y", "step2": version}}, line) for version in made_by}
+    assert found == made_by
+    assert not is_of_line(None, line)
+    assert parts_of("trained-2026-1a2b3c4d@openvino-2026.4.1") == ("trained-2026", "1a2b3c4d")
+
+
+@pytest.mark.parametrize(("made_by", "counts"), [("starter-1a2b3c4d", False), ("other-11112222", True)])
+def test_the_material_marks_what_weights_of_the_line_predicted(tmp_path: Path, made_by: str, counts: bool) -> None:
+    site = make_site(tmp_path, scans=0)
+    kept = correct(site, tmp_path, "sub-0", 0, untouched=(L5,), made_by=made_by)
+    assert kept.untouched == (L5,)
+    (source,) = start_of(site, tiny_settings()).material.training
+    left = Left() if counts else Left(frozenset({L5}))
+    assert source.read().left == left
+    assert source.provenance["untouched"] == ["L5"]
+    (case,), _ = judged_cases((source,))
+    assert case.left == left
+    assert not (case.truth.data == UNREVIEWED).any()
+    (from_scratch,) = site_material(site).training
+    assert from_scratch.read().left == Left(), "networks that descend from nothing learn all of it"

@@ -1,0 +1,184 @@
+"""What the benches of retraining share: asking the server, submitting as 3D Slicer does, comparing before and after."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from local_server import ROOT
+from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
+from lib.agreement import GROUPS, LEVELS, CaseScore
+from lib.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
+from lib.corrections.unreviewed import without_regions
+from lib.corrections.wire import from_names, to_wire
+from lib.geometry import LabelArray, Volume
+from lib.registry.store import ModelStore
+from lib.trainers.settings import RetrainSettings
+from lib.volume_io import read_labels, write_volume
+
+HALVED: Final = 0.5
+"""Share of the error that shall be left at most."""
+REFUSED: Final = "Status: 422"
+"""How the client tells that the server answered, and found no spine."""
+SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
+Rows = Mapping[str, Mapping[str, float]]
+"""Measure -> "before" and "after"."""
+Table = Mapping[str, Rows]
+"""Kind of scans -> rows."""
+MEAN: Final = "mean Dice"
+MEASURES: Final = (MEAN, LEVELS)
+"""Those that decide."""
+MARGIN: Final = 0.01
+"""What any kind of scans may lose at most, of the mean Dice and of the share of levels under their name."""
+
+
+class ServerError(RuntimeError):
+    """The server could not be asked about a scan; the message names it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan of a bench, and its truth in codes; one that is not among the studies has a ``file``, which is sent along."""
+
+    name: str
+    truth: Volume
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server says of a scan.
+
+    Attributes:
+        codes: On the grid of the image; all 0 where it finds no spine.
+        versions: That made it.
+        certainty: Of the names; empty where there are none.
+    """
+
+    codes: LabelArray
+    versions: frozenset[str] = frozenset()
+    certainty: str = ""
+
+
+def training_arguments(parser: argparse.ArgumentParser, *, iterations: int, batch_size: int) -> None:
+    """Add the settings of the training, the weights to begin with, and where results go."""
+    usual = RetrainSettings()
+    parser.add_argument("--iterations", type=int, default=iterations)
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--learning-rate", default="auto", help="a number, or auto for one that fits the network")
+    parser.add_argument("--replay-cases", type=int, default=usual.replay_cases)
+    parser.add_argument("--replay-share", type=float, default=usual.finetune.replay_share)
+    parser.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda")
+    parser.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench", help="folder for logs, curves and figures")
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The settings of the training as a client sends them."""
+    return {name: str(getattr(arguments, name)) for name in SETTINGS}
+
+
+def ask(client: MONAILabelClient, case: Case) -> Answer:
+    """Predict a scan.
+
+    Raises:
+        ServerError: It was refused for another reason than that no spine was found.
+    """
+    try:
+        image, sent = (case.name, {}) if case.file is None else ("", {"file": str(case.file)})
+        file, reply = client.infer("totalspineseg", image, {"result_extension": ".nii.gz"}, **sent)
+    except MONAILabelClientException as error:
+        if REFUSED not in error.msg:
+            raise ServerError(f"{case.name}: {error.msg[:500]}") from error
+        return Answer(np.zeros_like(case.truth.data))
+    codes = from_names(read_labels(Path(file)).data, reply["label_names"])
+    Path(file).unlink()
+    numbering = reply.get("numbering") or {}
+    return Answer(codes, frozenset(reply["models"].values()), str(numbering.get("certainty") or ""))
+
+
+def submit(client: MONAILabelClient, name: str, label: Volume, folder: Path, *, unreviewed: Sequence[str] = ()) -> None:
+    """Send a reader's finished label, in wire ids with its names, as 3D Slicer does.
+
+    Args:
+        client: Connected.
+        name: The image.
+        label: In codes, ``UNREVIEWED`` where nobody has looked. Not modified.
+        folder: Where the file is written for the time being.
+        unreviewed: Names of structures that nobody checked.
+    """
+    file = folder / "label.nii.gz"
+    # A segment of its own behind the published ones, as a reader adds it.
+    region = len(WIRE_LABELS) + 1
+    wire = np.where(label.data == UNREVIEWED, np.uint8(region), to_wire(without_regions(label.data)))
+    write_volume(file, wire, label.grid)
+    names = [{"name": entry, "idx": value} for entry, value in {**WIRE_LABELS, UNREVIEWED_NAME: region}.items()]
+    client.save_label(name, str(file), params={"label_info": names, "unreviewed": list(unreviewed)})
+    file.unlink()
+
+
+def rows_of(
+    before: Sequence[CaseScore], after: Sequence[CaseScore], groups: Iterable[str] = tuple(GROUPS)
+) -> dict[str, Mapping[str, float]]:
+    """Return the means over scans, before and after; ``MEAN`` is over the groups."""
+    rows: dict[str, Mapping[str, float]] = {}
+    for measure in (*groups, LEVELS):
+        pair = [float(np.nanmean([score.value(measure) for score in scores])) for scores in (before, after)]
+        rows[measure] = {"before": pair[0], "after": pair[1]}
+    means = {when: float(np.mean([rows[group][when] for group in groups])) for when in ("before", "after")}
+    return {**rows, MEAN: means}
+
+
+def error_left(rows: Rows, measure: str) -> float:
+    """Return the share of an error that is left; 0 where there was none."""
+    before, after = (1 - rows[measure][when] for when in ("before", "after"))
+    return after / before if before else 0.0
+
+
+def sentence(rows: Rows, kind: str) -> str:
+    """Say how much of the error on a kind of scans is left, and whether half of it is gone."""
+    left = {measure: error_left(rows, measure) for measure in MEASURES}
+    text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
+    half = "half of it is gone" if left[MEAN] <= HALVED else "half of it is not gone yet"
+    return f"error left on the {kind}: {text}; {half}"
+
+
+def worse(table: Table, measures: Iterable[str] = MEASURES) -> list[str]:
+    """Return what fell by more than the margin; empty when nothing did."""
+    return [
+        f"{measure} of the {kind}: {rows[measure]['before']:.3f} -> {rows[measure]['after']:.3f}"
+        for kind, rows in table.items()
+        for measure in measures
+        if measure in rows and rows[measure]["before"] - rows[measure]["after"] > MARGIN
+    ]
+
+
+def print_table(table: Table) -> None:
+    """Print a row for each measure of each kind of scans."""
+    print(f"| {'scans of the':<12} | {'measure':<10} | before |  after | change |\n|---|---|---|---|---|")
+    for kind, rows in table.items():
+        for measure, pair in rows.items():
+            change = pair["after"] - pair["before"]
+            print(f"| {kind:<12} | {measure:<10} | {pair['before']:6.3f} | {pair['after']:6.3f} | {change:+6.3f} |")
+
+
+def gate_report(store: ModelStore) -> dict[str, Any]:
+    """Return the newest version, what is in use, and what the gate said; empty where nothing was published."""
+    versions = store.versions()
+    if not versions:
+        return {}
+    record: dict[str, Any] = json.loads((store.versions_dir / versions[-1] / "version.json").read_text())
+    return {"version": versions[-1], "active": dict(store.active()), "gate": record.get("gate")}
+
+
+def keep_logs(studies: Path, kept: Path) -> None:
+    """Copy logs, curves and reports of all trainings of a studies folder."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for file in (studies / ".totalspineseg" / "training").rglob("*"):
+        if file.suffix in (".txt", ".png", ".json") and file.is_file():
+            shutil.copyfile(file, kept / f"{file.parent.name}-{file.name}")
