@@ -116,21 +116,6 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
     assert not made.exists()
 
 
-def test_what_only_a_reply_needs_is_not_kept_with_a_label(
-    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def task(_: object) -> tuple[str, dict[str, Any]]:
-        return str(tmp_path / "result.nrrd"), {"seconds": {}, "listed": ["L1"]}
-
-    saved: list[Any] = []
-    task.part = ""  # type: ignore[attr-defined]
-    monkeypatch.setattr(app, "_image_file", lambda image: tmp_path)
-    monkeypatch.setattr(app._datastore, "save_label", lambda *label: saved.append(label[-1]["params"]))
-    app._infers["totalspineseg"] = task
-    reply = app.infer({"model": "totalspineseg", "image": "a", "save_label": True})
-    assert (saved, reply["params"]["listed"]) == ([{"seconds": {}}], ["L1"])
-
-
 def test_a_tag_that_gets_too_long_is_refused_before_anything_is_computed() -> None:
     """A review was computed for minutes, and then the server failed: the tag it was kept under was no word any more."""
     request = {"save_label": True, "label_tag": "a" * 60}
@@ -223,6 +208,13 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
     before = {"b": {"error": "no spine"}, "c": {"skipped": True}}
     again = SpineBatch(lambda one: before.get(one["image"]))(request, Studies(), infer)
     assert (again["b"], again["c"], seen[4:]) == (before["b"], before["c"], ["a"])
+
+
+@pytest.mark.parametrize("images", [5, {"a": 1}, ["a", {}], [["a"]]], ids=str)
+def test_a_batch_of_no_images_says_what_to_send(images: Any) -> None:
+    """The background process ended with a TypeError of Python's sets."""
+    with pytest.raises(SettingError, match="'unlabeled' or a list"):
+        SpineBatch(lambda _: None)({"model": "m", "images": images}, Studies(), lambda _: {})
 
 
 class Versions:

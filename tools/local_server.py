@@ -53,8 +53,6 @@ def own_app(folder: Path, weights: str = "") -> ModelStore:
             if (model.path / file).is_file():
                 shutil.copyfile(model.path / file, target / file)
         shutil.copyfile(model.checkpoint, checkpoint)
-        if (model.path / TRUST_FILE).is_file():
-            shutil.copyfile(model.path / TRUST_FILE, target / TRUST_FILE)
         if name != STARTER:
             store.activate(name, steps=[step])
     return store

@@ -43,7 +43,7 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a bench, and its truth in codes; a scan outside the studies has a ``file``, which is sent along."""
+    """One scan of a bench, and its truth in codes; one beside the studies has a ``file``, which is sent along."""
 
     name: str
     truth: Volume

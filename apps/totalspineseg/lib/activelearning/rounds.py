@@ -8,14 +8,27 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 
 from lib.errors import TotalSpineSegError
+from lib.infers.settings import SettingError
 
 logger = logging.getLogger(__name__)
 
 Outcome = dict[str, Any]
 
 
-def unfinished_first(images: Iterable[str], datastore: Datastore) -> list[str]:
-    """Return those images that the studies have, by name, the ones without a finished label first."""
+def unfinished_first(images: object, datastore: Datastore) -> list[str]:
+    """Return those images that the studies have, by name, the ones without a finished label first.
+
+    Args:
+        images: Ids, as a client sent them or the host found them.
+        datastore: The studies.
+
+    Raises:
+        SettingError: They are no list of texts.
+    """
+    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
+        raise SettingError(
+            f"The images of the request are {images!r}. Send 'all', 'labeled', 'unlabeled' or a list of image ids."
+        )
     known, unfinished = set(datastore.list_images()), set(datastore.get_unlabeled_images())
     return sorted(known.intersection(images), key=lambda image: (image not in unfinished, image))
 

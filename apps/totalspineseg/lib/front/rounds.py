@@ -24,7 +24,7 @@ def router() -> APIRouter:
 
     @routes.get("/batch/infer")
     def batch_status(user: Annotated[User, reader], all: bool = False, check_if_running: bool = False) -> Any:
-        """The last batch inference, and how many images have a score by the weights in use."""
+        """Return the last batch inference, and how many images have a score by the weights in use."""
         return _with_progress(batch_infer.status(all, check_if_running))
 
     return routes
