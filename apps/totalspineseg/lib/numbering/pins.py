@@ -36,8 +36,9 @@ def with_pins(
     """The evidence with the names readers gave.
 
     Each pin goes to the piece of its kind it lies in or beside, at the same level; one that lies in processes without a
-    body (the ring of an atlas whose front arch is missing) names those, not the body beside them. Where there is none, as everywhere
-    in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and below.
+    body (the ring of an atlas whose front arch is missing) names those, not the body beside them. Where there is none,
+    as everywhere in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and
+    below.
 
     Args:
         evidence: From ``gather``.
