@@ -81,6 +81,21 @@ def test_the_atlas_never_becomes_an_axis() -> None:
     assert NAME_OF[C1] not in names
 
 
+def test_atlas_and_axis_never_change_places() -> None:
+    """Of an atlas only the arch behind the canal was drawn; "C1 is now C2, C2 is now C1", said the answer."""
+    case = columns.classes(columns.build(np.random.default_rng(1), fov="cervicothoracic", spacing=SPACING), 2)
+    x, y, _ = np.argwhere(case.truth == C1).T
+    atlas = case.truth == C1
+    atlas[: int(np.quantile(x, 0.25))] = atlas[int(np.quantile(x, 0.75)) :] = False
+    atlas[:, int(np.quantile(y, 0.4)) :] = False
+    case.raw[(case.truth == C1) & ~atlas] = 0
+    raw = Volume(case.raw, case.affine)
+    neck = Drawn(raw, name_map(raw, 2)[0], 2)
+    assert (neck.labels[atlas] == C1).mean() > 0.9
+    names = moved(neck, "T3", "T4")
+    assert {old: names.get(old, old) for old in ("C1", "C2", "T3")} == {"C1": "C1", "C2": "C3", "T3": "T4"}
+
+
 def test_a_level_that_cannot_be_is_refused(lumbar: Drawn) -> None:
     """The sacrum stands right below: no room for what a name far above asks for."""
     before = lumbar.labels.copy()

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, LUMBAR, NAME_OF, SACRUM, VERTEBRAE, Kind
+from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, LUMBAR, NAME_OF, SACRUM, Kind
 from lib.certainty import Certainty
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
@@ -45,7 +45,8 @@ expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97:
 thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or 13) stay below; names
 between two landmarks, and those counted down from C2-C3, lie above 0.988."""
 COUNTED_PROBABILITY: Final = 0.95
-"""From this chance on that every level is right in a column of the usual count, the names are counted,"""
+"""From this chance on that every level is right in a column of the usual count, the names are counted (where step 1
+named the discs otherwise, from ``CONFIDENT_PROBABILITY`` on),"""
 USUAL_ENOUGH: Final = 0.75
 """unless less than this speaks for such a column: then the map itself contradicts the count."""
 WORTH_TRYING: Final = 0.002
@@ -57,8 +58,6 @@ CONTRADICTED: Final = 0.5
 """What a numbering is worth at most that another map of the same scan contradicts, each certain by itself."""
 LIKELY: Final = 0.5
 """A doubtful step 1 that names otherwise makes the names of step 2 doubtful where it is more sure than this."""
-OTHER_SACRUM: Final = 0.05
-"""From this chance on that what was drawn as the sacrum is a vertebra, nobody should count up from it."""
 CLEAR: Final = 1 - WORTH_NAMING
 """With every name above this chance nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -143,20 +142,14 @@ class Numbering:
     @property
     def certainty(self) -> Certainty:
         """Which of the three answers this is."""
-        if self.contradicted or not self.levels or self._sacrum_may_be_a_vertebra():
+        if self.contradicted or not self.levels:
             return "doubtful"
         if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
             return "certain"
-        if any(finding.kind == "steps_differ" for finding in self.findings):
-            return "doubtful"
-        counted = self.counted_from and self.usual >= COUNTED_PROBABILITY and self.as_usual >= USUAL_ENOUGH
+        differ = any(finding.kind == "steps_differ" for finding in self.findings)
+        least = CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY
+        counted = self.counted_from and self.usual >= least and self.as_usual >= USUAL_ENOUGH
         return "counted" if counted else "doubtful"
-
-    def _sacrum_may_be_a_vertebra(self) -> bool:
-        """Whether a competing numbering, not much less likely, calls what was drawn as the sacrum a vertebra."""
-        sacra = [k for k, level in enumerate(self.levels) if level.code == SACRUM]
-        others = (other for other in self.alternatives if other.probability >= OTHER_SACRUM)
-        return any(other.codes[k] in VERTEBRAE for other in others for k in sacra)
 
     @property
     def confident(self) -> bool:
@@ -408,10 +401,12 @@ def _ranked(
         return tuple(clear), []
     before, after = chain.forward("max"), chain.backward("max")
     starts: list[tuple[float, int, State]] = []
+    # In a map of noise nothing may be worth trying; its most probable name is then where to begin.
+    worth = min(WORTH_TRYING, max((max(codes.values()) for codes in chances if codes), default=0.0))
     for k, codes in enumerate(chances):
         joint = before[k] * after[k]
         for code, chance in codes.items():
-            if chance >= WORTH_TRYING:
+            if chance >= worth:
                 values = joint * (chain.tree.code == code)
                 scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
                 starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))

@@ -145,14 +145,14 @@ def _is_high(piece: Piece, seen: _Map) -> bool:
 
 def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
     """Whether discs seem to lie inside a vertebra's body or it is too long for one, from every second voxel."""
-    if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
+    if piece.body_centroid_vox is None:
         return False
     x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
     low = np.array([s.start for s in piece.box])
     xyz = 2 * np.argwhere(numbered[x, y, z] == index + 1) + low
     rough = _direction(np.asarray(piece.body_centroid_vox), seen)
     heights, discs = rough(xyz[seen.ruler.in_front(xyz)]), rough(discs_vox)
-    return bool(_cuts(heights, discs)) or _is_long(heights, np.sort(discs))
+    return bool(_cuts(heights, discs)) or (piece.kind is Kind.VERTEBRA and _is_long(heights, np.sort(discs)))
 
 
 def _level_at(place_mm: float, discs_mm: Floats) -> float:
@@ -226,7 +226,7 @@ def _waist(counts: Ints) -> int | None:
 def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
     """One part per vertebra where discs lie inside the body, else one part."""
     none = np.zeros(len(xyz), dtype=np.intp)
-    if piece.kind is not Kind.VERTEBRA or piece.body_centroid_vox is None:
+    if piece.body_centroid_vox is None:
         return none
     in_body = seen.ruler.in_front(xyz)
     body = xyz[in_body]
@@ -236,7 +236,9 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, i
     discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
     heights = seen.course.locate(sample * seen.spacing)
     level = _level_at(float(np.median(heights)), discs)
-    cuts = _with_waists(heights, _cuts(heights, discs), discs)
+    cuts = _cuts(heights, discs)
+    if piece.kind is Kind.VERTEBRA:
+        cuts = _with_waists(heights, cuts, discs)
     owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
     if is_top:
         owner = _without_atlas(xyz, owner, in_body, seen)

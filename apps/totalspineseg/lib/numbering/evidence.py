@@ -156,6 +156,7 @@ class Evidence:
         specks: Pieces too small to be a structure.
         loose: Vertebra pieces without a body in view (processes only), to be attached afterwards: index -> place
             along the canal, mm.
+        pinned_loose: Of those, the names that readers gave them.
         above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
         below_mm: The same below the last item.
         trust: What is known of the network that drew the map.
@@ -168,6 +169,7 @@ class Evidence:
     above_mm: float
     below_mm: float
     trust: Trust = UNMEASURED
+    pinned_loose: Mapping[int, int] = field(default_factory=dict)
 
 
 def gather(

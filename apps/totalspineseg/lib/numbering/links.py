@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 import numpy as np
 
 from lib.anatomy import SACRUM, Kind
 from lib.numbering import weights as w
 from lib.numbering.evidence import Item
-from lib.numbering.states import Floats, Ints, Step, observable, states
+from lib.numbering.states import SACRUM_CENTER_MM, Floats, Ints, Step, observable, states
+from lib.trust import Trust
+
+SWALLOWED_SLOTS: Final = 4
+"""From the disc above the last lumbar vertebra over that, its disc and S1 to the sacrum."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,14 @@ class Links:
 
 
 @cache
-def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
+def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool = False) -> Links:
     """The steps between pieces of two kinds.
 
     Args:
         upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
         lower_is_disc: The same of the lower piece.
         step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
+        swallows: Whether the network draws the last lumbar vertebra and its disc as the upper part of the sacrum.
     """
     tree = states(w.JUMPS)
     seen = observable(tree, step)
@@ -62,14 +68,19 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
     fits &= (disc[tree.ancestor] == upper_is_disc) & (tree.disc == lower_is_disc)[:, None]
     lower, jump = np.nonzero(fits)
     upper = tree.ancestor[lower, jump]
+    chance, expected = prior[lower, jump], tree.depth_mm[lower] - tree.depth_mm[upper]
+    if swallows:
+        swallowed = (tree.code[lower] == SACRUM) & ~tree.s1[lower] & (jump == SWALLOWED_SLOTS)
+        chance = np.where(swallowed, w.P_SWALLOWED * tree.path_prior[lower, jump], chance)
+        expected = np.where(swallowed, SACRUM_CENTER_MM, expected)
     by_upper = np.argsort(upper, kind="stable")
     lower_slots, lower_starts = np.unique(lower, return_index=True)
     upper_slots, upper_starts = np.unique(upper[by_upper], return_index=True)
     return Links(
         lower=lower,
         upper=upper,
-        prior=prior[lower, jump],
-        expected_mm=tree.depth_mm[lower] - tree.depth_mm[upper],
+        prior=chance,
+        expected_mm=expected,
         height_mm=tree.height_mm[lower],
         spread_mm=np.where(tree.code[lower] == SACRUM, w.SACRUM_SPREAD_MM, 0.0),
         same=jump == 0,
@@ -81,9 +92,9 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step) -> Links:
     )
 
 
-def between(upper: Item, lower: Item, step: Step) -> Links:
-    """The steps two items can take."""
-    return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step)
+def between(upper: Item, lower: Item, step: Step, trust: Trust) -> Links:
+    """Return the steps two items can take in a map of a network of which so much is known."""
+    return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, trust.measured)
 
 
 def weigh(steps: Links, upper: Item, lower: Item) -> Floats:

@@ -57,6 +57,9 @@ def name_loose(
     usual = float(np.median(list(taken.values()))) if taken else np.inf
     for k, place in evidence.loose.items():
         piece = pieces.vertebrae[k]
+        if k in evidence.pinned_loose:
+            vertebrae[k] = evidence.pinned_loose[k]
+            continue
         costs = {code: _cost(piece, place, code, places[code], swapped) for code in places}
         for code in costs.keys() & taken.keys():
             costs[code] += TAKEN_COST + SWOLLEN_COST * (taken[code] + piece.voxels > SWOLLEN * max(usual, taken[code]))

@@ -35,8 +35,10 @@ def with_pins(
 ) -> tuple[Evidence, tuple[int, ...]]:
     """The evidence with the names readers gave.
 
-    Each pin goes to the piece of its kind it lies in or beside, at the same level. Where there is none, as everywhere
-    in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and below.
+    Each pin goes to the piece of its kind it lies in or beside, at the same level; one that lies in processes without a
+    body (the ring of an atlas whose front arch is missing) names those, not the body beside them. Where there is none,
+    as everywhere in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and
+    below.
 
     Args:
         evidence: From ``gather``.
@@ -51,12 +53,15 @@ def with_pins(
     Raises:
         ValueError: A pin does not name a level.
     """
-    items, unmet = list(evidence.items), []
+    items, unmet, loose = list(evidence.items), [], dict[int, int]()
     for pin in pins:
         structure = BY_CODE.get(pin.code)
         if structure is None or structure.kind in (Kind.CORD, Kind.CANAL):
             raise ValueError(f"a pin must name a vertebra, a disc or the sacrum, got code {pin.code!r}")
         point = (np.linalg.inv(affine) @ np.array([*pin.point_mm, 1.0]))[:3]
+        if structure.kind is Kind.VERTEBRA and (piece := _loose_at(evidence, pieces, point)) is not None:
+            loose[piece] = pin.code
+            continue
         found = _nearest(items, pieces, pin.code, point, ruler)
         named = {} if found is None else {found: frozenset({pin.code})}
         if structure.kind is not Kind.DISC and not named:
@@ -65,7 +70,16 @@ def with_pins(
             items[k] = replace(items[k], pin=codes)
         if not named:
             unmet.append(pin.code)
-    return replace(evidence, items=tuple(items)), tuple(unmet)
+    return replace(evidence, items=tuple(items), pinned_loose=loose), tuple(unmet)
+
+
+def _loose_at(evidence: Evidence, pieces: Pieces, point_vox: Floats) -> int | None:
+    """Return the index of the processes without a body in whose voxels a point lies; None where there are none."""
+    voxel = tuple(np.round(point_vox).astype(int))
+    if pieces.vertebra_map is None or not all(0 <= v < n for v, n in zip(voxel, pieces.shape, strict=True)):
+        return None
+    index = int(pieces.vertebra_map[voxel]) - 1
+    return index if index in evidence.loose else None
 
 
 def unmet_finding(code: int) -> Finding:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from lib.geometry import LabelArray, Volume
 from lib.numbering.chain import Numbering
 from lib.numbering.evidence import Pin, Step1Names
 from lib.numbering.label import name_map
+from lib.numbering.weights import ORDER
 from lib.transforms.pieces import Step
 from lib.trust import UNMEASURED, Trust
 
@@ -119,8 +121,8 @@ def renumber(
         localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
-        The names and the numbering behind them; None where they contradict each other: two levels would get one name,
-        or a renamed one does not get its own.
+        The names and the numbering behind them; None where they contradict each other: two levels would get one name or
+        change places, or a renamed one does not get its own.
     """
     wanted = {code: code for code in (C1, SACRUM) if drawn.step == 2} | dict(renamed)
     pins = [pin for old, new in wanted.items() if (pin := _pin(drawn, old, new)) is not None]
@@ -141,9 +143,15 @@ def renumber(
         rivals = [sizes[other] for other in names if other != code and names[other] == names[code]]
         if rivals and sizes[code] < SLIVER * max(rivals):
             names[code] = code
-    if len(set(names.values())) < len(names) or any(names.get(old) != new for old, new in renamed.items()):
+    if not _in_order(names) or any(names.get(old) != new for old, new in renamed.items()):
         return None
     return MappingProxyType(names), numbering
+
+
+def _in_order(names: Mapping[int, int]) -> bool:
+    """Return whether the new names come in the order of the old ones: renaming moves no level past another."""
+    new = [ORDER[names[code]] for code in sorted(names, key=ORDER.__getitem__)]
+    return all(upper < lower for upper, lower in pairwise(new))
 
 
 def _pin(drawn: Drawn, old: int, new: int) -> Pin | None:

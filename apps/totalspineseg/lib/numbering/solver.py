@@ -53,7 +53,7 @@ class Chain:
         for j in range(self.count):
             skipped = 1.0
             for i in range(j - 1, max(-1, j - 1 - w.LOOKBACK), -1):
-                steps = between(self.items[i], self.items[j], evidence.step)
+                steps = between(self.items[i], self.items[j], evidence.step, evidence.trust)
                 self.steps[i, j] = steps, skipped * weigh(steps, self.items[i], self.items[j])
                 skipped *= self.false[i]
         self._lead = np.concatenate([[1.0], np.cumprod(self.false)])

@@ -65,8 +65,13 @@ P_C1_CLASS_WRONG: Final = 0.01
 P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
 """Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in
 most people, and networks take what stands on it for a vertebra."""
+P_S1_WHOLE: Final = 0.25
+"""The same of a vertebra as large as ``LARGE_BONE_MM3``: the starter weights draw S1 so in 6 of 24 lumbar scans."""
 P_S1_APART_UNMEASURED: Final = 0.0005
 """Of networks nobody has measured: as little as a false vertebra of that size."""
+P_SWALLOWED: Final = 0.1
+"""Chance that the last lumbar vertebra is drawn as the upper part of the sacrum and the disc below it not at all, or
+as a part of its own above that disc: networks do so where the sacrum of people looks like no other they have seen."""
 P_KIND_WRONG: Final = 0.01
 """Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
@@ -268,7 +273,12 @@ def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
     apart = P_S1_APART[item.kind] if trust.measured else P_S1_APART_UNMEASURED
-    return np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
+    if trust.measured and item.kind is Kind.VERTEBRA and item.volume_mm3 >= LARGE_BONE_MM3:
+        apart = P_S1_WHOLE
+    chances = np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
+    if trust.measured and item.kind is Kind.SACRUM:
+        chances[tree.parent[tree.code == DISC_L5_S]] = P_SWALLOWED
+    return chances
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
