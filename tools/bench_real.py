@@ -1,19 +1,21 @@
 """Name real scans with the starter weights: how many are right, and what the three answers say of them.
 
     python tools/bench_real.py --real FOLDER --spider FOLDER
+    python tools/bench_real.py --real FOLDER --spider FOLDER --write-trust  # also writes trust.json of the weights
 
 REAL holds images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel a
 vertebra, k-th from C1), ``discpoints`` (a voxel a disc, 3 = C2-C3), ``cord``. SPIDER holds NNN_image and NNN_label
 (1 disc, 2 vertebra, 3 canal), whose names count up from the lowest disc where ``spider_truth.csv`` calls that clear.
 
 No scan is named with a trust it took part in: each SPIDER patient and each scan with points is left out of the counts
-that name it. Scans with ``gt`` measure alone. A scan is right when every marked level is found and carries its name.
+that name it. Scans with ``gt`` measure alone. Patients of SPIDER that trained the starter
+weights (``spider_patients.csv``) are left out unless ``--all-patients`` is given. A scan is right when every marked level is found and carries its name.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,18 +24,21 @@ import numpy as np
 from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
+
+from spider_cases import read_patients  # noqa: E402
 
 from lib import pipeline  # noqa: E402
 from lib.activelearning.doubt import Parts, parts_of  # noqa: E402
-from lib.anatomy import CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
+from lib.anatomy import CANAL, CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
 from lib.certainty import CERTAINTIES  # noqa: E402
 from lib.errors import NoSpineError  # noqa: E402
 from lib.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from lib.infers.disagreement import disagreement_of  # noqa: E402
-from lib.nnunet.calibration import STEPS, observe  # noqa: E402
+from lib.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
 from lib.nnunet.model_folder import models_in  # noqa: E402
-from lib.nnunet.predictor import WarmPredictor  # noqa: E402
+from lib.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
+from lib.nnunet.trust_file import write_trust  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
 from lib.numbering.lint import lint  # noqa: E402
 from lib.numbering.report import report  # noqa: E402
@@ -66,6 +71,7 @@ class Scan:
     box: Box | None = None
     mirrors: tuple[float | None, ...] = ()
     counts: dict[int, Trust] = field(default_factory=dict)
+    cord_dice: list[float] | None = None
 
 
 @dataclass
@@ -79,13 +85,16 @@ class Result:
     numbering: Numbering
     cord: float | None
     parts: Parts
+    outlines: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def right(self) -> bool:
         return all(true == found for true, found, _ in self.levels)
 
 
-def scans(real: Path | None, spider: Path | None) -> Iterator[tuple[str, str, Path, dict[str, Path], bool]]:
+def scans(
+    real: Path | None, spider: Path | None, *, held_out: bool = True
+) -> Iterator[tuple[str, str, Path, dict[str, Path], bool]]:
     """Name, group, image, truths and whether the truth is clear."""
     if real is not None:
         for image in sorted((real / "images").glob("*.nii.gz")):
@@ -95,8 +104,11 @@ def scans(real: Path | None, spider: Path | None) -> Iterator[tuple[str, str, Pa
     if spider is not None:
         with (ROOT / "tools" / "spider_truth.csv").open() as file:
             clear = {row["patient"]: row["names"] == "clear" for row in csv.DictReader(file)}
+        trained = {patient.number for patient in read_patients() if not patient.held_out} if held_out else set()
         for image in sorted(spider.glob("*_image.nii.gz")):
             patient = image.name.partition("_")[0]
+            if patient in trained:
+                continue
             truths = {"label": image.with_name(f"{patient}_label.nii.gz")}
             yield f"SPIDER {patient}", "SPIDER", image, truths, clear.get(patient, False)
 
@@ -149,7 +161,10 @@ def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
     missed = located.numbering.missed if located.numbering else ()
     part = pipeline.step2_input(scan.scan, located.labels, missed=missed)
     scan.box = part.box
-    second = networks[2].predict(part.channels)
+    second = networks[2].predict(part.channels, soft=(CORD_REGION,))
+    if "cord" in scan.truths:
+        cord = labels_on_grid(scan.truths["cord"], pipeline.sub_grid(scan.scan.iso.grid, part.box)) > 0
+        scan.cord_dice = cord_dice(second.soft[CORD_REGION], cord)
     scan.drawn = {1: Prediction(located.raw), 2: Prediction(second.labels)}
     scan.mirrors = located.mirror_difference, second.mirror_difference
     for step, box in ((1, whole), (2, part.box)):
@@ -181,7 +196,25 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
     odd = (*pipeline.image_findings(scan.scan, found.numbering), *lint(found.labels, scan.scan.iso.spacing))
     known_of = report(found.numbering, odd, affine=scan.scan.iso.affine)
     parts = parts_of(known_of, disagreement_of(found.step1, found.labels[found.box], scan.mirrors))
-    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord, parts)
+    outlines = spider_outlines(scan.truths["label"].data, result.data) if "label" in scan.truths else {}
+    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord, parts, outlines)
+
+
+def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
+    """Dice of discs, vertebrae and the canal with the cord, from the lowest disc up, the canal where SPIDER has one."""
+    discs = spider_discs(truth)
+    lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
+    rows = np.flatnonzero((truth == 3).any(axis=(0, 1)))
+
+    def dice(codes: Sequence[int], value: int, first: int, last: int) -> float:
+        mine, true = np.isin(found[:, :, first:last], codes), truth[:, :, first:last] == value
+        return 2 * float((mine & true).sum()) / float(mine.sum() + true.sum())
+
+    return {
+        "discs": dice(DISCS, 1, lowest, truth.shape[2]),
+        "vertebrae": dice(VERTEBRAE, 2, lowest, truth.shape[2]),
+        "canal with cord": dice((CANAL, CORD), 3, max(lowest, int(rows.min())), int(rows.max()) + 1),
+    }
 
 
 def judged(scan: Scan, result: Volume) -> Iterator[tuple[int, int]]:
@@ -238,6 +271,10 @@ def table(results: list[Result]) -> None:
     unclear = [r.name for r in results if not r.clear]
     if unclear:
         print(f"not counted, since the truth is not clear: {', '.join(unclear)}")
+    for what in ("discs", "vertebrae", "canal with cord"):
+        values = [r.outlines[what] for r in results if what in r.outlines]
+        if values:
+            print(f"SPIDER, Dice of {what}: mean {np.mean(values):.3f}, lowest {min(values):.3f} of {len(values)}")
     cords = [r.cord for r in results if r.cord is not None]
     if cords:
         print(f"cord, Dice: mean {np.mean(cords):.3f}, lowest {min(cords):.3f} of {len(cords)}")
@@ -258,12 +295,16 @@ def reliability(results: list[Result]) -> None:
     print(f"of levels given 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
 
 
-def named(real: Path | None, spider: Path | None) -> list[Result]:
-    """Name all scans, and print each."""
-    models = models_in(STARTER)
-    networks = {step: WarmPredictor(models[step]) for step in STEPS}
+def named(
+    real: Path | None, spider: Path | None, *, weights: Path = STARTER, held_out: bool = True, write: bool = False
+) -> list[Result]:
+    """Name all scans, and print each; ``write`` also writes what was measured of the weights beside them."""
+    models = models_in(weights)
+    # What is measured anew is measured without the cord's threshold of before.
+    trusts = {step: replace(models[step].trust, cord_logit=0.0) if write else models[step].trust for step in STEPS}
+    networks = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
     drawn = []
-    for title, group, image, truths, clear in scans(real, spider):
+    for title, group, image, truths, clear in scans(real, spider, held_out=held_out):
         volume = read_image(image)
         labels = {kind: to_ras(read_labels(file)) for kind, file in truths.items()}
         scan = Scan(title, group, pipeline.prepare(volume), labels, clear)
@@ -272,6 +313,13 @@ def named(real: Path | None, spider: Path | None) -> list[Result]:
             drawn.append(scan)
         except NoSpineError as error:
             print(f"{title}: {error}", flush=True)
+    if write:
+        threshold = cord_logit([scan.cord_dice for scan in drawn if scan.cord_dice is not None])
+        for step in STEPS:
+            counts = sum((scan.counts[step] for scan in drawn if step in scan.counts), Trust())
+            known = replace(counts, mirror=trusts[step].mirror, cord_logit=threshold)
+            write_trust(models[step].path, known)
+            print(f"step {step}: {known.scans} scans, cord drawn from a logit of {-threshold} on")
     results = []
     for scan in drawn:
         others = {}
@@ -299,8 +347,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path, help="folder with images and truth")
     parser.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
+    parser.add_argument(
+        "--weights", type=Path, default=STARTER, help="folder with both steps (default: the starter weights)"
+    )
+    parser.add_argument("--all-patients", action="store_true", help="also SPIDER's that trained the starter weights")
+    parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
     arguments = parser.parse_args()
-    results = named(arguments.real, arguments.spider)
+    results = named(
+        arguments.real,
+        arguments.spider,
+        weights=arguments.weights,
+        held_out=not arguments.all_patients,
+        write=arguments.write_trust,
+    )
     table(results)
     reliability(results)
 

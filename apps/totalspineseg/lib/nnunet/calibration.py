@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from lib import pipeline
 from lib.anatomy import CORD, DISCS, LANDMARK_DISCS, PARITY, VERTEBRAE, Kind, Parity
@@ -104,7 +105,7 @@ def calibrate(
     result: dict[int, Trust] = {}
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
-        result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=_cord_logit(tally.cord_dice))
+        result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
     return result
 
 
@@ -139,12 +140,21 @@ class _Way:
 
 
 def _sight(step: Step, drawn: Prediction, codes: LabelArray) -> _Sight:
-    seen, cord = observe(step, drawn.labels, codes), codes == CORD
+    return _Sight(observe(step, drawn.labels, codes), cord_dice(drawn.soft[CORD_REGION], codes == CORD))
+
+
+def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> list[float] | None:
+    """Return the Dice of the cord by each of ``CORD_LOGITS``, in the slices that show it; None where too little does.
+
+    Args:
+        soft: Probability of the cord, (X, Y, Z). Not modified.
+        cord: The true cord on the same grid. Not modified.
+    """
     if cord.sum() < MIN_CORD_VOXELS:
-        return _Sight(seen, None)
+        return None
     rows = cord.any(axis=(0, 1))
-    soft, cord = drawn.soft[CORD_REGION][:, :, rows], cord[:, :, rows]
-    return _Sight(seen, [_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS])
+    soft, cord = soft[:, :, rows], cord[:, :, rows]
+    return [_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS]
 
 
 class _Remembering:
@@ -238,8 +248,8 @@ def _placed(trust: Trust) -> float:
     return sum(seen.own - seen.above - seen.below for seen in trust.landmarks)
 
 
-def _cord_logit(dice: Sequence[Sequence[float]]) -> float:
-    """The best of ``CORD_LOGITS``, drawn towards 0 where few scans show it."""
+def cord_logit(dice: Sequence[Sequence[float]]) -> float:
+    """Return the best of ``CORD_LOGITS``, drawn towards 0 where few scans show it; see ``cord_dice``."""
     if not dice:
         return 0.0
     best = CORD_LOGITS[int(np.mean(dice, axis=0).argmax())]
