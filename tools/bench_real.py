@@ -8,8 +8,9 @@ vertebra, k-th from C1), ``discpoints`` (a voxel a disc, 3 = C2-C3), ``cord``. S
 (1 disc, 2 vertebra, 3 canal), whose names count up from the lowest disc where ``spider_truth.csv`` calls that clear.
 
 No scan is named with a trust it took part in: each SPIDER patient and each scan with points is left out of the counts
-that name it. Scans with ``gt`` measure alone. Patients of SPIDER that trained the starter
-weights (``spider_patients.csv``) are left out unless ``--all-patients`` is given. A scan is right when every marked level is found and carries its name.
+that name it. Scans with ``gt`` measure alone. Patients of SPIDER that trained the starter weights
+(``spider_patients.csv``) are left out unless ``--all-patients`` is given. A scan is right when every marked level is
+found and carries its name.
 """
 
 import argparse
