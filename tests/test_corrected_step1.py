@@ -104,7 +104,7 @@ def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path,
 
 def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path) -> None:
     """It named levels by where others had lain."""
-    with pytest.raises(SettingError, match=r"frame of reference.*'moved'"):
+    with pytest.raises(SettingError, match=r"'moved'.*frame of reference"):
         step2({("mine", "step1"): corrected, ("moved", "final"): corrected}, localizer="moved")
 
 

@@ -366,8 +366,8 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     said = capsys.readouterr()
     assert "1 cases" in said.out
     assert re.search(r"removed 2 .*sub-2_T2w, sub-3_T2w", said.out)
-    assert re.search(r"left out sub-2_T2w: .*\b0 and 1\b.*rename", said.err)
-    assert re.search(r"left out sub-3_T2w: .*\b1 and 2\b.*rename", said.err)
+    assert re.search(r"left out sub-2_T2w: .*\b0 images\b.*\b1 labels\b.*Rename", said.err)
+    assert re.search(r"left out sub-3_T2w: .*\b1 images\b.*\b2 labels\b.*Rename", said.err)
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)

@@ -98,7 +98,7 @@ def test_the_weights_that_the_gate_compares_with_are_not_removed(
     for name in ("second", "c", "second"):
         store.activate(name)
     code, _, error = run(store, capsys, "remove", "first")
-    assert (code, "began with" in error and "--force" in error) == (2, True), error
+    assert (code, "origin" in error and "--force" in error) == (2, True), error
     assert run(store, capsys, "remove", "first", "--force")[0] == 0
 
 

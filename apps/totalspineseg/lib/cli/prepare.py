@@ -83,8 +83,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if has_corrections(arguments.source):
         required, cure = "no finished corrections of subjects that are not held out", "Submit some first."
     else:
-        required = f"images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
-        cure = "check --label-suffix"
+        required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
+        cure = "Check --label-suffix."
     sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
     for case in unusable:
         skip(case)

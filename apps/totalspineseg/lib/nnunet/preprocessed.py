@@ -8,8 +8,9 @@ from typing import Any, Final, cast
 
 import blosc2
 import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
 from lib.errors import StorageError
 from lib.nnunet.cases import Origin, TrainingCase
@@ -29,6 +30,13 @@ CLASSES, CODES, FOUND = 0, 1, 2
 """Channels of a segmentation: the step's classes, as nnU-Net itself trains on; output codes, of which both variants of
 step 2 are made; in step 2 the discs that step 1 found. On a coarse grid the shares of the regions follow, 255 for all
 of a voxel."""
+COMPRESSION: Final = {
+    "codec": blosc2.Codec.LZ4HC,
+    "clevel": 5,
+    "filters": [blosc2.Filter.SHUFFLE],
+    "nthreads": 1,
+}
+"""nnU-Net's, with one thread: the pool of its four is gone in a forked process, which would wait for it forever."""
 SHARES: Final[Mapping[int, int]] = {1: CODES + 1, 2: FOUND + 1}
 """Step -> channel of the first share."""
 
@@ -132,20 +140,12 @@ def _write(case: TrainingCase, model: ModelFolder, target: Path) -> None:
     looked_at = [-1, *range(IGNORE_CLASS[step])]
     regions = [*map(list, REGIONS[step].values()), looked_at]
     places = DefaultPreprocessor._sample_foreground_locations(seg[:CODES], regions)
-    sizes = [comp_blosc2_params(array.shape, model.patch, array.itemsize) for array in (data, seg)]
-    (blocks, chunks), (blocks_seg, chunks_seg) = sizes
     properties = {"spacing": list(model.spacing_mm), "class_locations": places}
     try:
-        nnUNetDatasetBlosc2.save_case(
-            data,
-            seg,
-            properties,
-            str(target),
-            chunks=chunks,
-            blocks=blocks,
-            chunks_seg=chunks_seg,
-            blocks_seg=blocks_seg,
-        )
+        for array, file in ((data, f"{target}.b2nd"), (seg, f"{target}_seg.b2nd")):
+            blocks, chunks = comp_blosc2_params(array.shape, model.patch, array.itemsize)
+            blosc2.asarray(array, urlpath=file, chunks=chunks, blocks=blocks, cparams=COMPRESSION)
+        write_pickle(properties, f"{target}.pkl")
     except RuntimeError as error:
         raise StorageError(
             f"The training cases could not be written to {str(target.parent)!r} ({error}). Make room on the disk and "

@@ -1,0 +1,53 @@
+"""Mean of two starter folders of one line: what a training learned, and less of what it forgot.
+
+    python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5
+
+OUT is a starter folder with ``share`` of TRAINED and the rest of BEFORE in every weight. Its ``training.json`` is that
+of TRAINED and names both. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
+
+from lib.nnunet.candidate import mixed_weights  # noqa: E402
+from lib.nnunet.hashing import sha256_of  # noqa: E402
+from lib.nnunet.model_folder import models_in  # noqa: E402
+from lib.nnunet.starter_model import export_model  # noqa: E402
+from lib.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
+
+
+def mix(before: Path, trained: Path, out: Path, share: float) -> None:
+    """Write a starter folder with ``share`` of the trained weights."""
+    for step in (1, 2):
+        old, new = (models_in(folder)[step] for folder in (before, trained))
+        weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
+        folder = out / STARTER_FOLDERS[step]
+        export_model(folder, step, weights, FEATURES)
+        record = json.loads((new.path / "training.json").read_text())
+        record["mean"] = {
+            "share": share,
+            "trained_sha256": sha256_of(new.checkpoint),
+            "before_sha256": sha256_of(old.checkpoint),
+        }
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="starter folder that the training began from")
+    parser.add_argument("trained", type=Path, metavar="TRAINED", help="starter folder that the training wrote")
+    parser.add_argument("out", type=Path, metavar="OUT", help="starter folder to write")
+    parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="of TRAINED (default: 0.5)")
+    arguments = parser.parse_args()
+    mix(arguments.before, arguments.trained, arguments.out, arguments.share)
+
+
+if __name__ == "__main__":
+    main()
