@@ -829,7 +829,7 @@ def test_too_little_memory_for_the_optimizer_is_a_clear_stop(
 def test_a_loss_that_is_not_finite_ends_the_training(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SpineFinetuner, "loss_of", lambda _, logits, target: logits[0].sum() * math.nan)
+    monkeypatch.setattr(SpineFinetuner, "loss_of", lambda _, logits, *__: logits[0].sum() * math.nan)
     before = folders[1].load_network().state_dict()
     with pytest.raises(TrainingError, match="finite"):
         tune(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=50, warmup=1, batch_size=1))

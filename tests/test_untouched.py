@@ -1,4 +1,4 @@
-"""What readers left as it was predicted neither judges weights of that line nor is it news to them."""
+"""What readers left as it was predicted does not judge weights of that line, and teaches them little."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
+import torch
 
 from block_spines import block_spine, classes_of
 from lib.agreement import GROUPS, CaseScore, Left, score_case
-from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED
+from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.history import sha256_of
 from lib.corrections.inbox import Inbox, Studies
@@ -23,6 +24,15 @@ from lib.errors import LabelError
 from lib.gate.compare import SubjectScores
 from lib.gate.verdict import GateReport, judge
 from lib.geometry import Grid, LabelArray, Volume
+from lib.nnunet.cases import prepare_case
+from lib.nnunet.finetune_job import Job
+from lib.nnunet.finetune_settings import NONE, FinetuneSettings
+from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.patches import Patches, Sample
+from lib.nnunet.preprocessed import IDENTIFIER, store_cases
+from lib.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
+from lib.nnunet.targets import REGIONS, region_shares
+from lib.nnunet.training import deep_loss, region_loss
 from lib.nnunet.version import parts_of
 from lib.numbering.renumber import Drawn
 from lib.registry.records import VersionRecord, write_record
@@ -33,7 +43,8 @@ from lib.trainers.material import judged_cases, site_material
 from lib.trainers.start import start_of
 from lib.volume_io import write_volume
 from phantom import DISC_MM, LUMBAR_TOP_DOWN, SHAPE, VERTEBRA_MM
-from training_site import correct, make_site, tiny_settings
+from tiny_models import write_model_folder
+from training_site import SPACING_MM, correct, make_site, tiny_settings
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
@@ -279,3 +290,131 @@ def test_the_material_marks_what_weights_of_the_line_predicted(tmp_path: Path, m
     assert not (case.truth.data == UNREVIEWED).any()
     (from_scratch,) = site_material(site).training
     assert from_scratch.read().left == Left(), "networks that descend from nothing learn all of it"
+
+
+# --- as it is taught
+
+RIM: Final = (2, 2, 2)
+CORE: Final = (slice(8, 16),) * 3
+STEP1_ROWS: Final = list(REGIONS[1])
+
+
+def patch_of(*boxes: tuple[Step1, tuple[slice, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Classes of a patch of 24 voxels a side, its target, and logits that are right."""
+    classes = torch.zeros((24, 24, 24), dtype=torch.uint8)
+    for value, box in boxes:
+        classes[box] = value.value
+    target = region_shares(classes, 1)[None].float()
+    return classes, target, target[:, :-1] * 20 - 10
+
+
+def levels(logits: torch.Tensor) -> list[torch.Tensor]:
+    """As a network answers: at three resolutions, of which the coarsest does not count."""
+    return [torch.nn.functional.avg_pool3d(logits, 2**k) for k in range(3)]
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside a drawn one"])
+@pytest.mark.parametrize("fault", ["missed", "too wide", "another name"])
+def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: bool) -> None:
+    """Labels taught the parent's own cord as the truth. Alone in a patch a Dice does not change with its weight."""
+    disc = (Step1.DISC_L5_S, CORE)
+    drawn = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
+    classes, target, right = patch_of(disc, *([] if alone else [drawn]))
+    wrong = right.clone()
+    if fault == "missed":
+        wrong[(slice(None), slice(None), *CORE)] = -10
+    elif fault == "too wide":
+        wrong[0, STEP1_ROWS.index("disc"), 7:17, 7:17, 7:17] = 10
+    else:
+        wrong[(0, STEP1_ROWS.index("disc_C2_C3"), *CORE)] = 10
+    weight = region_weights(classes, classes == Step1.DISC_L5_S.value, 1, RIM)[None].float()
+    prices = [
+        float(deep_loss(levels(wrong), target, used) - deep_loss(levels(right), target, used))
+        for used in (weight, None)
+    ]
+    assert prices[1] > 0.01
+    assert prices[0] / prices[1] == pytest.approx(UNTOUCHED_WEIGHT, rel=0.1)
+
+
+def test_what_was_drawn_beside_it_is_taught_in_full() -> None:
+    """A canal that was drawn around an untouched cord: its border is known, that of the cord is not."""
+    canal, cord = (slice(4, 20),) * 3, (slice(9, 15),) * 3
+    far = (slice(0, 2), slice(0, 2), slice(0, 2))
+    classes, target, right = patch_of((Step1.CANAL, canal), (Step1.CORD, cord), (Step1.VERTEBRAE, far))
+    rows = {name: region_weights(classes, classes == Step1.CORD.value, 1, RIM)[k] for k, name in enumerate(STEP1_ROWS)}
+    assert (rows["vertebrae"][cord] < 1).all()
+    weighted = torch.nonzero(rows["cord"] < 1)
+    assert (weighted.amin(0).tolist(), weighted.amax(0).tolist()) == ([7] * 3, [16] * 3), "with its rim"
+    assert (rows["canal"][classes == Step1.CANAL.value] == 1).all()
+    assert (rows["vertebrae"][classes != Step1.CORD.value] == 1).all()
+    wrong = right.clone()
+    wrong[(0, STEP1_ROWS.index("vertebrae"), *far)] = -10
+    weight = torch.stack(list(rows.values()))[None].float()
+    prices = [float(region_loss(wrong, target, used) - region_loss(right, target, used)) for used in (weight, None)]
+    assert prices[0] == pytest.approx(prices[1], rel=1e-3)
+
+
+def test_a_structure_in_doubt_does_not_shrink_because_it_was_left() -> None:
+    """Taught by a tenth, and what is around it in full as background, an untouched cord became thinner."""
+    classes, target, _ = patch_of((Step1.CORD, CORE))
+    weight = region_weights(classes, classes == Step1.CORD.value, 1, RIM)[None].float()
+    slopes = []
+    for used in (weight, None):
+        logits = torch.zeros_like(target[:, :-1]).requires_grad_()
+        region_loss(logits, target, used).backward()
+        gradient = logits.grad[0, STEP1_ROWS.index("cord")]  # type: ignore[index]
+        # One voxel within the border against one outside.
+        slopes.append(float(gradient[8, 12, 12] / gradient[7, 12, 12]))
+    assert slopes[0] < 0, "one wants to be cord, the other one does not"
+    assert slopes[0] == pytest.approx(slopes[1], rel=0.5)
+
+
+def test_nothing_left_gives_the_very_same_loss() -> None:
+    classes, target, right = patch_of((Step1.CANAL, CORE), (Step1.DISC, (slice(0, 5),) * 3))
+    target[:, -1, :, :, 20:] = 1
+    weight = region_weights(classes, torch.zeros_like(classes, dtype=torch.bool), 1, RIM)[None].float()
+    results = []
+    for used in (weight, None):
+        logits = (right + torch.randn(right.shape, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        loss = deep_loss(levels(logits), target, used)
+        loss.backward()
+        results.append((loss.detach(), logits.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])  # type: ignore[arg-type]
+
+
+def test_the_rim_is_as_wide_on_every_grid() -> None:
+    assert rim_of((1.0, 1.5, 6.0)) == (3, 2, 1)
+
+
+def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
+    """Patches of a fine-tuning of the starter weights on one label of a site."""
+    site = make_site(root, scans=0)
+    correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
+    (source,) = start_of(site, tiny_settings()).material.taught(step)
+    folder = ModelFolder.open(write_model_folder(root / "model", step, spacing=SPACING_MM))
+    work = root / "work"
+    job = Job(folder, store_cases([prepare_case(source.read(), folder)], folder, work), work, FinetuneSettings())
+    job.write()
+    read = Job.read(job.folder)
+    assert read.cases == job.cases
+    patches = Patches(read.cases, job.folder / IDENTIFIER, folder, replay_share=0, strength=NONE)
+    return [patches[number] for number in range(6)]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Path, step: int) -> None:
+    for patch in taught(tmp_path, step, tuple(sorted(CODE_OF.values())), "starter-1a2b3c4d"):
+        within = (patch["target"][:-1] == 1).any(0)
+        assert within.any()
+        assert (patch["weight"][:, within] == torch.tensor(UNTOUCHED_WEIGHT).half()).all()
+        assert patch["weight"].shape == patch["target"][:-1].shape
+
+
+@pytest.mark.parametrize(
+    ("untouched", "made_by"),
+    [((), "starter-1a2b3c4d"), ((L5, CORD), "other-11112222")],
+    ids=["all drawn or accepted", "predicted by weights of another line"],
+)
+def test_what_was_accepted_is_taught_in_full(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
+    assert all((patch["weight"] == 1).all() for patch in taught(tmp_path, 2, untouched, made_by))

@@ -101,6 +101,7 @@ class TrainingCase:
         shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for all of a voxel; None on a grid as fine as
             labels are. On a coarser one a thin structure fills its voxels in part.
         found: uint8, the discs that a step-1 network found, under the codes of the true ones; the same shape.
+        untouched: See ``LabeledScan.left``.
     """
 
     name: str
@@ -110,6 +111,7 @@ class TrainingCase:
     unreviewed: frozenset[int] = frozenset()
     shares: LabelArray | None = None
     found: LabelArray | None = None
+    untouched: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         unreviewed=scan.unreviewed,
         shares=_shares(codes, shape, folder, scan.unreviewed),
         found=None if found is None else _nearest(found.transpose(axes)[inner], shape),
+        untouched=scan.left.untouched,
     )
 
 

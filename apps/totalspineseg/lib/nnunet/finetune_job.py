@@ -83,7 +83,7 @@ class Job:
             StorageError: It cannot be written.
         """
         parent = {"path": str(self.parent.path.resolve()), "step": self.parent.step, "name": self.parent.name}
-        cases = [[c.name, c.origin.value, c.file, sorted(c.unreviewed)] for c in self.cases]
+        cases = [[c.name, c.origin.value, c.file, sorted(c.unreviewed), sorted(c.untouched)] for c in self.cases]
         write_json(self.folder / f"{PLANS}.json", training_plans(self.parent, self.settings.batch_size))
         (self.folder / "dataset.json").write_text(json.dumps(training_dataset(self.parent)), encoding="utf-8")
         content = {"parent": parent, "cases": cases, "work": str(self.work.resolve())}
@@ -110,5 +110,5 @@ class Job:
         )
 
 
-def _stored(name: str, origin: str, file: str, unreviewed: Sequence[int]) -> StoredCase:
-    return StoredCase(name, Origin(origin), file, frozenset(unreviewed))
+def _stored(name: str, origin: str, file: str, unreviewed: Sequence[int], untouched: Sequence[int]) -> StoredCase:
+    return StoredCase(name, Origin(origin), file, frozenset(unreviewed), frozenset(untouched))

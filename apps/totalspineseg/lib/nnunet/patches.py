@@ -26,6 +26,7 @@ from lib.nnunet.odd_channel import (
     taught_variant,
 )
 from lib.nnunet.preprocessed import CODES, FOUND, SHARES, StoredCase, open_case
+from lib.nnunet.region_weights import region_weights, rim_of
 from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shares, step_target, thoracic_is_uneven
 
 Shape = tuple[int, int, int]
@@ -40,7 +41,8 @@ PLACES: Final = 2000
 
 Sample = dict[str, torch.Tensor]
 """What nnU-Net's trainer calls a batch, here of one patch: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
-``targets.region_shares``, and "synthetic", whether nobody has corrected it."""
+``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "synthetic", whether nobody has
+corrected it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         self._draws = draws_of(cases, replay_share)
         self._patch = model.patch
         self._step = cast(Step, model.step)
+        self._rim = rim_of(model.spacing_mm)
         self._exact_share = exact_share
         self._seed = seed
         x_axis = model.transpose.index(2)
@@ -130,17 +133,21 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         if self._step == 2:
             second = _second_channel(codes, found[FOUND - CODES - 1], known.marked[swapped], exact, rng)
             channels.append(torch.from_numpy(second)[None])
+        # Parity of the lumbar spine depends on vertebrae outside the patch.
+        classes = torch.from_numpy(
+            step_target(
+                codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
+            )
+        )
         if "regression_target" in varied:
             shares = (varied["regression_target"] / 255).half()
             target = shares[exchanged()] if swapped else shares
         else:
-            # Parity of the lumbar spine depends on vertebrae outside the patch.
-            classes = step_target(
-                codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
-            )
-            target = region_shares(torch.from_numpy(classes), self._step)
+            target = region_shares(classes, self._step)
+        untouched = torch.from_numpy(np.isin(codes, list(case.untouched)))
+        weight = region_weights(classes, untouched, self._step, self._rim)
         synthetic = torch.tensor(case.origin is Origin.SYNTHETIC)
-        return {"data": torch.cat(channels), "target": target, "synthetic": synthetic}
+        return {"data": torch.cat(channels), "target": target, "weight": weight, "synthetic": synthetic}
 
 
 def _know(case: StoredCase, folder: Path) -> _Known:

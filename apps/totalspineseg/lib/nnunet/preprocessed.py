@@ -50,12 +50,14 @@ class StoredCase:
         origin: Where it comes from.
         file: Name of its files, without ending.
         unreviewed: See ``LabeledScan``.
+        untouched: See ``LabeledScan.left``.
     """
 
     name: str
     origin: Origin
     file: str
     unreviewed: frozenset[int] = frozenset()
+    untouched: frozenset[int] = frozenset()
 
 
 def dataset_folder(model: ModelFolder, work: Path) -> Path:
@@ -89,7 +91,7 @@ def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -
     write_json(base / "dataset_fingerprint.json", {})
     stored = []
     for number, case in enumerate(cases):
-        entry = StoredCase(case.name, case.origin, f"case-{number:05d}", case.unreviewed)
+        entry = StoredCase(case.name, case.origin, f"case-{number:05d}", case.unreviewed, case.untouched)
         with storage_errors(work):
             _write(case, model, base / IDENTIFIER / entry.file)
         stored.append(entry)

@@ -40,16 +40,17 @@ def usual_rate(network: nn.Module) -> float:
     return USUAL_RATE * math.sqrt(total / sum(weight.numel() for weight in weights))
 
 
-def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def region_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy plus soft Dice over the regions in view.
 
     Args:
         logits: (N, R, ...) of the network.
         target: (N, R, R + 1 or 2 R, ...) share of each region in each voxel, then the share that nobody has looked at,
             of all regions together or of each: a voxel where it is not 0 counts for nothing.
+        weight: (N, R, ...) how much each voxel counts for each region, 0..1, see ``region_weights``; None for 1.
 
     Returns:
-        A scalar, at best -1: cross-entropy 0 less a mean Dice of 1.
+        A scalar, at best -1: cross-entropy 0 less a mean Dice of 1, of a region that counts less its share.
 
     Source:
         nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution. ``SMOOTH`` differs, and the
@@ -59,19 +60,27 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         parts of other regions (landmark discs, odd and even vertebrae) the cross-entropy counts once more within
         structures alone: spread over the whole patch, a landmark that was taken for another one cost next to nothing.
         In view is what fills half of a voxel somewhere: a ``Teacher``'s faint doubt everywhere is no structure.
+        Sums are divided by what would count without weights, and a region's Dice, which does not change when all of its
+        voxels count less, is multiplied by the mean weight of its truth: otherwise a structure of little weight would
+        move the loss in full where it is alone.
     """
     truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
-    every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none") * known
+    every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    weight = known if weight is None else known * weight
+    every = every * weight
     entropy = every.sum() / known.sum().clamp(min=1)
     if parts := inner_regions(logits.shape[1]):
         within = ((truth.amax(1, keepdim=True) >= HALF) * known)[:, parts]
         entropy = entropy + (every[:, parts] * within).sum() / within.sum().clamp(min=1)
-    share, truth = torch.sigmoid(logits) * known, truth * known
+    truth = truth * known
+    share, weighted = torch.sigmoid(logits) * weight, truth * weight
     axes = (0, *range(2, logits.ndim))
-    size, error = (share + truth).sum(axes), (share - truth).abs().sum(axes)
+    size, error = (share + weighted).sum(axes), (share - weighted).abs().sum(axes)
     dice = (size - error + SMOOTH) / (size + SMOOTH)
-    shown = (truth.amax(axes) >= HALF).to(dice.dtype)
-    return entropy - (dice * shown).sum() / shown.sum().clamp(min=1)
+    in_view = (truth.amax(axes) >= HALF).to(dice.dtype)
+    # Exactly 1 where every voxel counts in full.
+    mean_weight = weighted.sum(axes) / truth.sum(axes).clamp(min=HALF)
+    return entropy - (dice * mean_weight * in_view).sum() / in_view.sum().clamp(min=1)
 
 
 @cache
@@ -91,24 +100,27 @@ def truth_and_known(target: torch.Tensor, regions: int) -> tuple[torch.Tensor, t
     return truth, known.expand_as(truth)
 
 
-def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Dice and cross-entropy of regions at every resolution, weights halving; the coarsest is left out.
 
     Args:
         logits: (N, R, ...), finest first.
         target: See ``region_loss``, float32.
+        weight: See ``region_loss``, float32.
 
     Returns:
         Scalar loss.
 
-    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels.
+    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels as the weights are.
     """
     weights = [0.5**k for k in range(max(1, len(logits) - 1))]
     total = logits[0].new_zeros(())
-    for level, weight in zip(logits, weights, strict=False):
+    for level, level_weight in zip(logits, weights, strict=False):
         factor = [a // b for a, b in zip(target.shape[2:], level.shape[2:], strict=True)]
-        truth = avg_pool3d(target, factor) if max(factor) > 1 else target
-        total = total + weight * region_loss(level, truth)
+        truth, voxels = (
+            avg_pool3d(map_, factor) if map_ is not None and max(factor) > 1 else map_ for map_ in (target, weight)
+        )
+        total = total + level_weight * region_loss(level, truth, voxels)
     return total / sum(weights)
 
 

@@ -166,13 +166,13 @@ class SpineFinetuner(SpineTrainer):
         total, warmup = settings.iterations / settings.epoch, settings.warmup / settings.epoch
         return optimizer, WarmCosine(optimizer, self.initial_lr, total, warmup)
 
-    def _build_loss(self) -> Callable[[Any, torch.Tensor], torch.Tensor]:
+    def _build_loss(self) -> Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]:
         return self.loss_of
 
-    def loss_of(self, logits: Any, target: torch.Tensor) -> torch.Tensor:
+    def loss_of(self, logits: Any, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Return the loss at every resolution; targets are shares of voxels, and what nobody looked at has none."""
         levels = [level.float() for level in logits]
-        loss = deep_loss(levels, target.float())
+        loss = deep_loss(levels, target.float(), weight.float())
         # Distributed, every weight must have a part in the loss.
         return loss + 0 * levels[-1].sum() if self.is_ddp else loss
 
@@ -265,18 +265,18 @@ class SpineFinetuner(SpineTrainer):
                 if self.teacher is not None:
                     target = self.teacher.mix(part["data"], target, part["synthetic"])
                 logits = self.network(part["data"])
-            loss = self.loss(logits, target) * (len(target) / size)
+            loss = self.loss(logits, target, part["weight"]) * (len(target) / size)
             loss.backward()
             total += float(loss.detach())
         return total
 
     def validation_step(self, batch: Sample) -> dict[str, Any]:
         """Count what is right in an unvaried patch."""
-        data, target = (batch[name].to(self.device) for name in ("data", "target"))
+        data, target, weight = (batch[name].to(self.device) for name in ("data", "target", "weight"))
         with self._memory_for(f"a report on step {self.job.parent.step}"):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                 logits = self.network(data)
-            loss = float(self.loss(logits, target))
+            loss = float(self.loss(logits, target, weight))
             hits = region_hits(logits[0].float(), target)
         right, false, missed = (counts.cpu().numpy() for counts in hits)
         return {"loss": loss, "tp_hard": right, "fp_hard": false, "fn_hard": missed}
