@@ -18,7 +18,8 @@ OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8}
 VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
 """The name of weights, with their digest and the runtime where these are known."""
 STARTER_WARNING: Final = (
-    "The starter weights were trained on synthetic spines and 18 people: good for trying the software, not for patients."
+    "The starter weights were trained on synthetic spines and 18 people: good for trying the software, "
+    "not for patients."
 )
 """The sentence that people read wherever the starter weights made a result."""
 DESCENDANT_WARNING: Final = (
