@@ -66,7 +66,7 @@ def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_
     client.infer("totalspineseg", "z-last", {})
     with unwritable(server):
         sample = client.next_sample("last", {})
-        assert (sample["id"] != "", "recorded" in sample["warning"]) == (True, True)
+        assert (sample["id"] != "", "record" in sample["warning"]) == (True, True)
         result, report = client.infer("totalspineseg", "z-last", {})
         assert "record" in report["warning"]
         assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)

@@ -80,14 +80,15 @@ def renamed(before: LabelArray, after: LabelArray) -> dict[str, str]:
         pytest.param(lambda image: image[::-1].copy(), slice(None, None, -1), id="mirror"),
     ],
 )
-def test_no_level_of_a_neck_changes_its_name_when_the_scan_is_shifted_or_mirrored(
+def test_no_level_of_a_neck_changes_its_name_without_doubt_when_the_scan_is_shifted_or_mirrored(
     labels: Volume,
     networks: dict[int, WarmPredictor],
     move: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     back: slice,
 ) -> None:
-    """Where the voxels begin, and which side is which, is no reason to name a level otherwise."""
+    """Where the voxels begin, and which side is which, is no reason to name a level otherwise; a guess is doubtful."""
     image = to_ras(read_image(SCAN / "t2.nii.gz"))
     scan = pipeline.prepare(Volume(move(image.data.astype(np.float32)), image.affine))
-    moved = pipeline.finish(pipeline.locate(scan, networks[1]), networks[2]).labels[back]
-    assert renamed(labels.data, moved) == {}
+    moved = pipeline.finish(pipeline.locate(scan, networks[1]), networks[2])
+    assert moved.numbering is not None
+    assert moved.numbering.certainty == "doubtful" or renamed(labels.data, moved.labels[back]) == {}
