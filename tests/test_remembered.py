@@ -34,6 +34,8 @@ from test_gate import many, scores
 from tiny_models import write_model_folder
 from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay
 
+pytestmark = pytest.mark.slow
+
 FOREIGN = Model(CodeReader(1), CodeReader(2))
 """Handles what is drawn as bright as its code, and no synthetic spine."""
 WHOLE, LUMBAR, PART = block_spine(), lumbar_codes(), block_spine("T11")
