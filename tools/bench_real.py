@@ -22,12 +22,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
-from spider_cases import read_patients  # noqa: E402
+from spider_cases import DISC, VERTEBRA, WHOLE_CANAL, find_discs, read_patients  # noqa: E402
 
 from lib import pipeline  # noqa: E402
 from lib.activelearning.doubt import Parts, parts_of  # noqa: E402
@@ -55,7 +54,7 @@ STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 COLUMN = column()
 ROW = [disc for disc in COLUMN.discs if disc is not None]
 BODIES = list(COLUMN.vertebrae)
-FOUND, REACH_MM, SMALLEST = 0.25, 10.0, 0.15
+FOUND, REACH_MM = 0.25, 10.0
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.001)
 
 
@@ -116,11 +115,7 @@ def scans(
 
 def spider_discs(label: LabelArray) -> dict[int, np.ndarray]:
     """Code -> mask, counted up from the lowest disc."""
-    pieces, count = ndimage.label(label == 1, np.ones((3, 3, 3)))
-    sizes = ndimage.sum_labels(label == 1, pieces, range(1, count + 1))
-    kept = [k for k in range(1, count + 1) if sizes[k - 1] >= SMALLEST * np.median(sizes)]
-    kept.sort(key=lambda k: float(np.argwhere(pieces == k)[:, 2].mean()))
-    return {code: pieces == k for code, k in zip(reversed(ROW), kept, strict=False)}
+    return dict(zip(reversed(ROW), find_discs(label).masks, strict=False))
 
 
 def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray | None:
@@ -205,16 +200,16 @@ def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
     """Dice of discs, vertebrae and the canal with the cord, from the lowest disc up, the canal where SPIDER has one."""
     discs = spider_discs(truth)
     lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
-    rows = np.flatnonzero((truth == 3).any(axis=(0, 1)))
+    rows = np.flatnonzero((truth == WHOLE_CANAL).any(axis=(0, 1)))
 
     def dice(codes: Sequence[int], value: int, first: int, last: int) -> float:
         mine, true = np.isin(found[:, :, first:last], codes), truth[:, :, first:last] == value
         return 2 * float((mine & true).sum()) / float(mine.sum() + true.sum())
 
     return {
-        "discs": dice(DISCS, 1, lowest, truth.shape[2]),
-        "vertebrae": dice(VERTEBRAE, 2, lowest, truth.shape[2]),
-        "canal with cord": dice((CANAL, CORD), 3, max(lowest, int(rows.min())), int(rows.max()) + 1),
+        "discs": dice(DISCS, DISC, lowest, truth.shape[2]),
+        "vertebrae": dice(VERTEBRAE, VERTEBRA, lowest, truth.shape[2]),
+        "canal with cord": dice((CANAL, CORD), WHOLE_CANAL, max(lowest, int(rows.min())), int(rows.max()) + 1),
     }
 
 

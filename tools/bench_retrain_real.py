@@ -54,19 +54,19 @@ from retraining_bench import (  # noqa: E402
     training_arguments,
     worse,
 )
-from spider_cases import find_discs, name_levels, read_patients, read_twice  # noqa: E402
+from spider_cases import read_patients, read_slab  # noqa: E402
 from synthetic_scanner import old_scanner  # noqa: E402
 
 from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.anatomy import CANAL, CORD, NAME_OF, UNREVIEWED  # noqa: E402
 from lib.certainty import is_doubtful  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
+from lib.geometry import LabelArray, Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.registry.records import lineage  # noqa: E402
 from lib.registry.store import ModelStore  # noqa: E402
-from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
+from lib.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections train, the usual five first."""
@@ -322,19 +322,12 @@ def truth_of(slabs: Path, number: str) -> Truth:
     Raises:
         TotalSpineSegError: It cannot be read or named.
     """
-    image, label = (
-        to_ras(read(slabs / f"{number}_{part}.nii.gz"))
-        for read, part in ((read_image, "image"), (read_labels, "label"))
-    )
-    label = on_grid(label, image.grid)
-    discs = find_discs(label.data)
-    codes = name_levels(label.data, discs)
-    spacing = tuple(float(v) for v in np.linalg.norm(image.affine[:3, :3], axis=0))
-    first, second = read_twice(codes, discs, spacing, sure=True)
+    slab = read_slab(slabs, number, sure=True)
+    first, second = slab.readings
     known = np.where(first == second, first, UNREVIEWED)
     # The whole canal is known; what of it is cord is not.
-    known = np.where((codes == CANAL) & np.isin(second, (CANAL, CORD)), CANAL, known)
-    return Truth(image, known.astype(np.uint8))
+    known = np.where((slab.codes == CANAL) & np.isin(second, (CANAL, CORD)), CANAL, known)
+    return Truth(slab.image, known.astype(np.uint8))
 
 
 def label_of(truth: Truth, predicted: LabelArray) -> tuple[Volume, tuple[str, ...]]:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from lib.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, on_grid, to_ras  # noqa: E402
+from lib.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
 from lib.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
 from lib.volume_io import read_image, read_labels  # noqa: E402
 
@@ -218,22 +218,50 @@ def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> La
     return out
 
 
+@dataclass(frozen=True)
+class Slab:
+    """A patient's slab, named.
+
+    Attributes:
+        image: Nearest RAS.
+        codes: From ``name_levels``.
+        readings: From ``read_twice``.
+    """
+
+    image: Volume
+    codes: LabelArray
+    readings: tuple[LabelArray, LabelArray]
+
+
+def read_slab(slabs: Path, number: str, *, sure: bool) -> Slab:
+    """Read a patient's slab, and name what its masks show.
+
+    Args:
+        slabs: Folder of the slabs.
+        number: The patient's.
+        sure: See ``read_twice``.
+
+    Raises:
+        TotalSpineSegError: The slab cannot be read or named.
+    """
+    image, label = (
+        to_ras(read(slabs / f"{number}_{part}.nii.gz"))
+        for read, part in ((read_image, "image"), (read_labels, "label"))
+    )
+    label = on_grid(label, image.grid)
+    discs = find_discs(label.data)
+    codes = name_levels(label.data, discs)
+    return Slab(image, codes, read_twice(codes, discs, image.spacing, sure=sure))
+
+
 def write_case(slabs: Path, out: Path, patient: Patient) -> None:
     """Write one patient's case.
 
     Raises:
         TotalSpineSegError: The slab cannot be read or named.
     """
-    image, label = (
-        to_ras(read(slabs / f"{patient.number}_{part}.nii.gz"))
-        for read, part in ((read_image, "image"), (read_labels, "label"))
-    )
-    label = on_grid(label, image.grid)
-    discs = find_discs(label.data)
-    codes = name_levels(label.data, discs)
-    spacing = tuple(float(v) for v in np.linalg.norm(image.affine[:3, :3], axis=0))
-    readings = read_twice(codes, discs, spacing, sure=patient.sure)
-    save_case(out / f"spider_{patient.number}{SUFFIX}", image.data, *readings, spacing)
+    slab = read_slab(slabs, patient.number, sure=patient.sure)
+    save_case(out / f"spider_{patient.number}{SUFFIX}", slab.image.data, *slab.readings, slab.image.spacing)
 
 
 def main() -> int:
