@@ -139,7 +139,7 @@ def test_the_commands_of_a_page(page: str, workers: bool, folder: Path, models: 
         zips(folder, models)
     for kind, rest, text in blocks(page):
         if kind == "yaml":
-            (folder / rest).write_text(text)
+            (folder / rest).write_text(text, encoding="utf-8")
             read_profile(folder / rest)
             continue
         assert kind == "sh", f"a block of {kind or 'nothing'} in {page}"

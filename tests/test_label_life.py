@@ -133,7 +133,7 @@ def test_a_label_taken_back_is_neither_shown_nor_taught(
     assert training(server, tmp_path, image) == [step1], "what it had stood before counts again"
     store = CorrectionStore(server.studies / ".totalspineseg")
     assert [kept.id for kept in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
-    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text())
+    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text(encoding="utf-8"))
     assert (record["user"], record["correction"], bool(record["received"])) == ("admin", wrong[0], True)
     right = submit(client, image, tmp_path)["correction"]
     assert (set(shown(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])

@@ -191,7 +191,7 @@ def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) 
 
 def test_inference_does_not_freeze_the_server(server: Server) -> None:
     """During a 5 s inference ``/info/`` took 4.6 s."""
-    (server.signals / "slow").write_text("2")
+    (server.signals / "slow").write_text("2", encoding="utf-8")
     try:
         work = threading.Thread(target=infer, args=(server,), kwargs={"image": "z-last"})
         work.start()
@@ -206,7 +206,7 @@ def test_inference_does_not_freeze_the_server(server: Server) -> None:
 
 def test_a_slow_datastore_does_not_freeze_the_server(server: Server) -> None:
     """While a PACS took its time for one client's ``/info/``, nobody was answered."""
-    (server.signals / "slow-folder").write_text("2")
+    (server.signals / "slow-folder").write_text("2", encoding="utf-8")
     try:
         waiting = threading.Thread(target=requests.get, args=(f"{server.url}/info/",), kwargs={"timeout": 60})
         waiting.start()
@@ -410,7 +410,7 @@ def test_a_correction_that_cannot_be_written_is_507(server: Server, tmp_path: Pa
     # A file in the place of the folder fails at the same point as a full disk.
     blocker = server.studies / ".totalspineseg" / "corrections" / image
     blocker.parent.mkdir(parents=True, exist_ok=True)
-    blocker.write_text("")
+    blocker.write_text("", encoding="utf-8")
     label = tmp_path / "l.nii.gz"
     write_volume(label, (CODES > 0).astype(np.uint8), RAS)
     answer = requests.put(

@@ -61,7 +61,7 @@ def training_dir(server: Server) -> Path:
 def text_of_log(server: Server, step: int) -> str:
     run = newest_run(training_dir(server))
     file = run / f"step{step}" / "log.txt" if run else Path("none")
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path) -> None:
@@ -97,14 +97,14 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
 
         def times_freed() -> int:
             freed = server.signals / "freed"
-            return len(freed.read_text().splitlines()) if freed.exists() else 0
+            return len(freed.read_text(encoding="utf-8").splitlines()) if freed.exists() else 0
 
         # Another program trains on the same studies.
         with only_one(training_dir(server)):
             refused = post("totalspineseg")
         assert (refused.status_code, times_freed()) == (429, 0)
         assert "already running" in refused.json()["detail"]
-        (server.signals / "slow-free").write_text("1")
+        (server.signals / "slow-free").write_text("1", encoding="utf-8")
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))
         assert sorted(answer.status_code for answer in answers) == [200, 429]
@@ -151,7 +151,7 @@ def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_
 
     def train_until(server: Server, moment: str) -> list[psutil.Process]:
         """The processes of a training that waits at a moment of its publication."""
-        (server.signals / "hold").write_text(moment)
+        (server.signals / "hold").write_text(moment, encoding="utf-8")
         client_of(server).train_start("totalspineseg", MOMENT)
         wait_for((server.signals / f"held {moment}").exists)
         return psutil.Process(server.process.pid).children(recursive=True)

@@ -55,7 +55,9 @@ def records(server: Server, name: str) -> int:
 
 
 def score(server: Server, name: str) -> dict[str, Any]:
-    return dict(json.loads((server.studies / ".totalspineseg" / "scores" / f"image-{name}.json").read_text()))
+    return dict(
+        json.loads((server.studies / ".totalspineseg" / "scores" / f"image-{name}.json").read_text(encoding="utf-8"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_a_label_knows_what_offered_its_scan(
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
     kept = client.save_label(NAMES[0], str(label), params={"label_info": names})
     folder = server.studies / ".totalspineseg" / "corrections" / NAMES[0] / kept["correction"]
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert record["offered"]["strategy"] == "doubtful_first"
     assert record["offered"]["score"] == sample["score"]
 
@@ -140,7 +142,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
     shown = client.datastore()["objects"]
     assert not any("original" in shown[name]["labels"] for name in NAMES)
     before = [records(server, name) for name in NAMES]
-    slow.write_text("300")
+    slow.write_text("300", encoding="utf-8")
     started(server, "/batch/infer/totalspineseg")
     deadline = time.monotonic() + WAIT_S
     while "0 of 3 images done" not in str(requests.get(f"{server.url}/batch/infer", timeout=60).json()):

@@ -217,7 +217,7 @@ def test_what_is_recorded_costs_no_watch_of_the_system(watched: StudiesDatastore
         for file in Path("/proc/self/fdinfo").iterdir():
             # The list itself is closed by now.
             with suppress(FileNotFoundError):
-                total += file.read_text().count("inotify wd:")
+                total += file.read_text(encoding="utf-8").count("inotify wd:")
         return total
 
     before = watches()

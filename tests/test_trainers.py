@@ -198,8 +198,8 @@ def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
     for name in old:
         torch.testing.assert_close(served[name], (old[name] + seen[0][name]) / 2)
     assert show_version(site.models, result.version)["new_weights"] == 0.5
-    assert json.loads((result.run / "gate.json").read_text())["new_weights"] == 0.5
-    assert "100% of the new weights" in (result.run / "log.txt").read_text()
+    assert json.loads((result.run / "gate.json").read_text(encoding="utf-8"))["new_weights"] == 0.5
+    assert "100% of the new weights" in (result.run / "log.txt").read_text(encoding="utf-8")
     state = state_of(site.training_dir)
     assert state is not None
     assert "50% of the trained weights" in result.message
@@ -311,7 +311,7 @@ def test_what_the_linter_found_is_said_and_recorded(
     )
     monkeypatch.setattr(CorrectionStore, "readable", lambda self, on_damaged: iter([odd]))
     result = train(site, iterations=1)
-    assert "trains, though: L3 is missing" in (result.run / "log.txt").read_text()
+    assert "trains, though: L3 is missing" in (result.run / "log.txt").read_text(encoding="utf-8")
     (trained,) = show_version(site.models, result.version)["training"]
     assert trained["findings"] == ["L3 is missing"]
     assert trained["unreviewed"] == ["L5"]
@@ -352,7 +352,7 @@ def test_a_server_told_to_serve_other_weights_is_told_so(tmp_path: Path, judged:
     site = Site(made.history, ModelStore(tmp_path / "model", weights=STARTER), made.corrections, made.image_file)
     result = train(site, iterations=1)
     assert site.models.resolve(1).name == STARTER
-    assert "'starter'" in (result.run / "log.txt").read_text()
+    assert "'starter'" in (result.run / "log.txt").read_text(encoding="utf-8")
 
 
 # --- requests and tasks
@@ -423,7 +423,7 @@ def test_a_task_returns_plain_values(tmp_path: Path, judged: dict[str, float], m
 def test_material_says_which_correction_was_left_out(tmp_path: Path) -> None:
     site = make_site(tmp_path, scans=2)
     damaged = next(c for c in site.corrections.all() if c.image == "sub-0")
-    (site.corrections.path(damaged) / "record.json").write_text("{")
+    (site.corrections.path(damaged) / "record.json").write_text("{", encoding="utf-8")
     found = site_material(site)
     assert [case.name for case in found.skipped] == ["sub-0"]
     assert [s.provenance["image"] for s in found.training] == ["sub-1"]
