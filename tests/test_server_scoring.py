@@ -14,7 +14,7 @@ from monailabel.client.client import MONAILabelClient
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.wire import to_wire
 from lib.volume_io import write_volume
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 
 NAMES = ("scored-a", "scored-b", "scored-nothing")
@@ -28,9 +28,10 @@ def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> MONAILab
     folder = tmp_path_factory.mktemp("client")
     client = MONAILabelClient(server.url, tmpdir=str(folder), client_id="scorer")
     noise = np.random.default_rng(0).uniform(0, 4, RAS.shape).astype(np.float32)
-    for name, image in zip(NAMES, (image_of(lumbar_codes()), image_of(lumbar_codes()) + 2, noise), strict=True):
+    for name, image in zip(NAMES, (image_of(lumbar_codes()), image_of(lumbar_codes()), noise), strict=True):
         file = folder / f"{name}.nii.gz"
-        write_volume(file, np.ascontiguousarray(image), RAS)
+        # An image of the same content that another file's tests had predicted would be scored from that record.
+        write_volume(file, own_image(name, image), RAS)
         client.upload_image(str(file), name)
     return client
 
@@ -168,7 +169,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
 def test_a_replaced_image_has_no_score(server: Server, client: MONAILabelClient, scored: dict[str, Any]) -> None:
     before = score(server, NAMES[1])
     file = server.studies / f"{NAMES[1]}.nii.gz"
-    write_volume(file, image_of(lumbar_codes()) + 1, RAS)
+    write_volume(file, own_image("in its place", image_of(lumbar_codes())), RAS)
     assert client.next_sample("surest_first", {})["id"] != NAMES[1]
     started(server, "/scoring/doubt")
     assert finished(server, "/scoring/")["status"] == "DONE"
