@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from dicom_series import SAGITTAL, placed, save, slices
+from dicom_series import SAGITTAL, itk_slices, placed, save, slices
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
@@ -615,23 +615,18 @@ def test_a_folder_of_dicom_series(tmp_path: Path, codes: np.ndarray) -> None:
     uid = "1.2.826.0.1.3680043.2.1125.1"
     direction = image.GetDirection()
     orientation = "\\".join(str(direction[i]) for i in (0, 3, 6, 1, 4, 7))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(image.GetDepth()):
-        part = image[:, :, k]
-        tags = {
-            "0020|000d": f"{uid}.1",
-            "0020|000e": f"{uid}.2",
-            "0008|0018": f"{uid}.3.{k}",
-            "0020|0037": orientation,
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
-            "0020|0013": str(k),
-            "0008|0060": "MR",
-        }
-        for key, value in tags.items():
-            part.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
-        writer.Execute(part)
+    with itk_slices() as write:
+        for k in range(image.GetDepth()):
+            tags = {
+                "0020|000d": f"{uid}.1",
+                "0020|000e": f"{uid}.2",
+                "0008|0018": f"{uid}.3.{k}",
+                "0020|0037": orientation,
+                "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
+                "0020|0013": str(k),
+                "0008|0060": "MR",
+            }
+            write(folder / f"{k:03d}.dcm", image[:, :, k], tags)
     summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     assert summary.failures == {}
     labels = read_labels(tmp_path / "out" / "step2_output" / "patient 1_t2.nii.gz")
