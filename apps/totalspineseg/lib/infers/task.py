@@ -200,7 +200,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            helped_by=() if numbering is None else numbering.helped_by,
+            helped_by=() if numbering is None else numbering.series_used,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)
