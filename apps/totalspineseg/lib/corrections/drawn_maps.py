@@ -13,7 +13,7 @@ from lib.corrections import history
 from lib.errors import ImageError, StorageError, WeightsError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.evidence import Localizer, Step1Names
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.transforms.components import Box, labels_present
 from lib.trust import UNMEASURED, trust_from_json
 from lib.volume_io import read_labels, write_volume
@@ -46,7 +46,7 @@ class KeptMaps:
     """
 
     prediction: str
-    drawn: Drawn
+    drawn: NamedMap
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
@@ -187,7 +187,7 @@ def _read(entry: Path) -> KeptMaps | None:
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=Drawn(
+            drawn=NamedMap(
                 Volume(raw, affine),
                 labels,
                 1 if record["step"] == 1 else 2,

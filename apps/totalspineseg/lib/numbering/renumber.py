@@ -30,7 +30,7 @@ own name."""
 
 
 @dataclass(frozen=True)
-class Drawn:
+class NamedMap:
     """A network's map and the names it was given: all that is needed to name it again.
 
     Attributes:
@@ -107,7 +107,7 @@ def _alike(one: int, other: int) -> bool:
 
 
 def renumber(
-    named: Drawn, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
+    named: NamedMap, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
 ) -> tuple[Mapping[int, int], Numbering] | None:
     """Name every level again after a reader renamed some of them.
 
@@ -154,7 +154,7 @@ def _in_order(names: Mapping[int, int]) -> bool:
     return all(upper < lower for upper, lower in pairwise(new))
 
 
-def _pin(named: Drawn, old: int, new: int) -> Pin | None:
+def _pin(named: NamedMap, old: int, new: int) -> Pin | None:
     """Return the new name at the middle of what has the old one; None where there is hardly any of it."""
     where = np.argwhere(named.labels == old)
     if len(where) < RENAMED_VOXELS:
