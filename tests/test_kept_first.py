@@ -64,8 +64,8 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
         if place == "read_image":
             patch.setattr(inbox, "read_image", fails(error))
         if place == "sha256_of":
-            own = inbox.history.sha256_of
-            patch.setattr(inbox.history, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
+            own = inbox.sha256_of
+            patch.setattr(inbox, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
         if place == "accept":
             patch.setattr(desk.store, "accept", fails(error))
         if place == "likely":

@@ -13,9 +13,9 @@ import pytest
 from dicom_series import save, slices
 from lib.cohort.inputs import find_cases, pair_localizers
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.history import sha256_of
 from lib.corrections.imprints import DRAWN_ON
 from lib.errors import ImageError
+from lib.files import sha256_of
 from lib.geometry import Grid
 from lib.trainers.site import folder_site
 from lib.volume_io import read_image, write_volume

@@ -16,8 +16,8 @@ from lib import pipeline
 from lib.cli import main
 from lib.cli.common import MODEL_DIR
 from lib.errors import WeightsError
+from lib.files import sha256_of
 from lib.geometry import Grid
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.networks import Networks
 from lib.nnunet.predictor import WarmPredictor

@@ -135,11 +135,11 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
     StudiesDatastore(str(tmp_path), auto_reload=False)
     volume(tmp_path / "one.nii.gz")
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: object, **_: object) -> None:
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_atomic", full)
+        patch.setattr(datastore, "write_json", full)
         studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     assert studies.list_images() == ["one"]
     studies.update_image_info("one", {"seen": True})

@@ -13,8 +13,8 @@ from block_spines import block_spine
 from lib.agreement import CaseScore
 from lib.anatomy import DISCS
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.files import sha256_of
 from lib.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from lib.gate.scoring import Model
 from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge

@@ -16,9 +16,9 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import watch
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.history import sha256_of
 from lib.corrections.imprints import DRAWN_ON
 from lib.errors import StorageError
+from lib.files import sha256_of
 from lib.geometry import Grid
 from lib.volume_io import write_volume
 from pacs_serving import wait_for

@@ -16,9 +16,9 @@ import lib.nnunet.unpack as unpack_module
 from lib.cli import main
 from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
+from lib.files import sha256_of
 from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.networks import Networks
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.weights import assets, install
