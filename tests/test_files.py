@@ -1,5 +1,6 @@
 """One way to write a file, to read JSON, to hash and to lock: whole or not at all, in UTF-8, with a plain sentence."""
 
+import ast
 import errno
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,7 +33,8 @@ from lib.files import (
 )
 from lib.locks import NamedLocks, file_lock, is_locked
 
-APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
+ROOT = Path(__file__).parents[1]
+APP = ROOT / "apps" / "totalspineseg"
 KILLED_BEFORE = ("fsync", "replace", "chmod")
 IN_C = """
 import locale, sys
@@ -185,3 +188,52 @@ def test_each_name_has_a_lock_of_its_own() -> None:
     with locks.of("a"):
         assert locks.of("a").locked()
         assert not locks.of("b").locked()
+
+
+def calls_of(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+
+
+def lacks_encoding(call: ast.Call) -> bool:
+    """Return whether a call reads or writes text in whatever encoding the locale has."""
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in given:
+        return False
+    match call.func:
+        case ast.Attribute(attr="read_text" | "write_text", value=value):
+            return not (isinstance(value, ast.Name) and value.id == "files")
+        case ast.Attribute(attr="open", value=value) if ast.unparse(value) not in (
+            "os",
+            "archive",
+            "blosc2",
+            "ModelFolder",
+        ):
+            modes = [arg.value for arg in (*call.args, *given.values()) if isinstance(arg, ast.Constant)]
+            return not call.args or any(mode in ("r", "w", "a", "x", "r+") for mode in modes)
+    return bool({"text", "universal_newlines"} & given.keys())
+
+
+@pytest.mark.parametrize("folder", ["apps", "tools"])
+def test_no_text_depends_on_the_locale(folder: str) -> None:
+    """In a process whose locale a native library had set, a read of text failed: 'ascii' codec can't decode."""
+    lacking = {
+        f"{path.relative_to(ROOT)}:{call.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for call in calls_of(path)
+        if lacks_encoding(call)
+    }
+    assert lacking == set()
+    assert lacks_encoding(ast.parse("file.read_text()", mode="eval").body)  # type: ignore[arg-type]
+    assert lacks_encoding(ast.parse("file.open('a')", mode="eval").body)  # type: ignore[arg-type]
+    assert lacks_encoding(ast.parse("subprocess.run(words, text=True)", mode="eval").body)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "home"), [("fsync", "files"), ("mkdtemp", "files"), ("flock", "locks")])
+def test_there_is_one_way_to_write_and_one_to_lock(name: str, home: str) -> None:
+    users = {
+        str(path.relative_to(APP / "lib"))
+        for path in (APP / "lib").rglob("*.py")
+        for call in calls_of(path)
+        if isinstance(call.func, ast.Attribute) and call.func.attr == name
+    }
+    assert users == {f"{home}.py"}
