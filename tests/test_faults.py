@@ -287,7 +287,7 @@ def test_two_trainings_at_once_are_refused_and_the_first_goes_on(tmp_path: Path)
     site = make_site(tmp_path)
     with only_one(site.training_dir):
         assert is_running(site.training_dir)
-        with pytest.raises(TrainingError, match="no other training"):
+        with pytest.raises(TrainingError, match="already running"):
             train(site)
     survived(site, list(site.corrections.all()))
 
