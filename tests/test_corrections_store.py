@@ -163,7 +163,7 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
     assert shown == newest.id
 
 
-@pytest.mark.parametrize("call", range(17))
+@pytest.mark.parametrize("call", range(13))
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk left an entry without its codes, which then broke every reader."""
     real, count = os.fsync, iter(range(99))

@@ -133,6 +133,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         move_folder(tmp_path / "in" / "b", tmp_path / "out" / "b")
 
 
+def test_a_power_cut_after_a_folder_appeared_costs_none_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(files.os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    with staged_folder(tmp_path / "in" / "a") as folder:
+        (folder / "below").mkdir()
+        write_text(folder / "below" / "text", "text")
+        (folder / "copied").write_bytes(b"copied")
+    written = [tmp_path / "in", *(tmp_path / "in").rglob("*")]
+    assert len(written) == 5
+    assert {path.stat().st_ino for path in written} == set(synced)
+
+
 @pytest.mark.parametrize(
     ("number", "is_written"), [(errno.EINVAL, True), (errno.EIO, False)], ids=["not supported", "a broken disk"]
 )

@@ -52,8 +52,8 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
 
 
 def _not_written(path: Path, error: Exception) -> StorageError:
-    hidden = [k for k, part in enumerate(path.parts) if part.startswith(PARTIAL_PREFIX)]
-    place = repr(str(Path(*path.parts[: hidden[0]]) if hidden else path))
+    partial = _folder_under_construction(path)
+    place = repr(str(path if partial is None else partial.parent))
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return StorageError(f"The disk of {place} is full ({error.strerror}). Free disk space, and try again.")
     reason = getattr(error, "strerror", None) or type(error).__name__
@@ -62,8 +62,15 @@ def _not_written(path: Path, error: Exception) -> StorageError:
     )
 
 
+def _folder_under_construction(path: Path) -> Path | None:
+    """Return the hidden folder that a file is written in, or None."""
+    return next((folder for folder in reversed(path.parents) if folder.name.startswith(PARTIAL_PREFIX)), None)
+
+
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file in one step: readers see the old content or the new one, also after a power cut.
+
+    In a folder under construction nothing is synced to disk; ``staged_folder`` does that once, at the end.
 
     Args:
         path: The file; its folder must exist.
@@ -82,10 +89,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             os.close(descriptor)
             temporary = Path(name)
             write(temporary)
-            _sync_file(temporary)
+            is_final = _folder_under_construction(path) is None
+            if is_final:
+                _sync_file(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
-            sync_folder(path.parent)
+            if is_final:
+                sync_folder(path.parent)
     finally:
         if temporary is not None:
             with suppress(OSError):
