@@ -58,9 +58,9 @@ class Progress:
         # As JSON reads it back.
         known = json.loads(json.dumps(about))
         self.done: dict[str, Any] = read_json(file) if file.exists() else {"about": known}
-        if self.done["about"] != known:
+        if self.done.get("about") != known:
             raise ServerError(
-                f"{file} belongs to a run with other settings ({json.dumps(self.done['about'])}). Repeat these, or "
+                f"{file} belongs to a run with other settings ({json.dumps(self.done.get('about'))}). Repeat these, or "
                 "choose another folder with --out."
             )
         file.parent.mkdir(parents=True, exist_ok=True)
