@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import columns
 from block_spines import block_spine, classes_of, step1_answer
@@ -26,6 +27,7 @@ from lib.anatomy import (
 )
 from lib.errors import LabelError
 from lib.geometry import Volume
+from lib.numbering import chain
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from lib.numbering.label import label_map, name_map, require_met
@@ -705,3 +707,24 @@ def test_a_large_false_piece_far_from_the_column_is_no_doubt_about_names(far: bo
     codes = (41, 42, 0, 43)
     items = tuple(Item(Kind.VERTEBRA, k, 30.0 * k, False, 45.0, 1000.0, is_far=far and k == 2) for k in range(4))
     assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far
+
+
+def test_a_map_of_noise_is_named_with_doubt() -> None:
+    """A hundred false pieces made the weight of every numbering too small for a number: an IndexError."""
+    rng = np.random.default_rng(0)
+    fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(15, 47, 150)), 1.5) for _ in list(Step2)[1:]])
+    raw = (fields.argmax(axis=0) + 1).astype(np.uint8)
+    raw[fields.max(axis=0) < np.quantile(fields.max(axis=0), 0.9)] = 0
+    _, numbering = name(columns.Case(raw, np.zeros_like(raw), 2, np.diag([2.0, 2.0, 2.0, 1.0])))
+    assert len(numbering.naming.discs) + len(numbering.naming.vertebrae) > 100
+    assert (numbering.confident, bool(numbering.levels)) == (False, True)
+
+
+def test_where_no_name_is_worth_trying_the_most_probable_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any numbering to begin with there was no best one: an IndexError."""
+    case = draw("lumbar", 1)
+    labels, numbering = name(case)
+    monkeypatch.setattr(chain, "WORTH_TRYING", 1.0)
+    again, tried = name(case)
+    np.testing.assert_array_equal(again, labels)
+    assert tried.probability == numbering.probability

@@ -12,7 +12,6 @@ from block_spines import block_spine, classes_of
 from lib.agreement import GROUPS, CaseScore, Left, score_case
 from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
@@ -21,6 +20,7 @@ from lib.corrections.renames import compare
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.untouched import with_untouched
 from lib.errors import LabelError
+from lib.files import sha256_of
 from lib.gate.compare import SubjectScores
 from lib.gate.verdict import GateReport, judge
 from lib.geometry import Grid, LabelArray, Volume

@@ -27,7 +27,7 @@ from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
+from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Studies
@@ -38,6 +38,7 @@ from lib.corrections.receipts import Receipts, Sender, Waiting
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
+from lib.files import sha256_of
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
 from lib.infers.listed import ALWAYS_LISTED

@@ -8,8 +8,8 @@ from typing import Any
 
 from lib.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
 from lib.corrections.drawn_maps import KeptMaps
-from lib.corrections.history import sha256_of
 from lib.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
+from lib.files import sha256_of
 from lib.infers.disagreement import scale_difference
 from lib.infers.services import Services, pair_in_use
 from lib.volume_io import read_image

@@ -16,7 +16,7 @@ from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.errors import StorageError
 from lib.fields import from_fields
-from lib.volume_io import write_atomic
+from lib.files import read_json, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Scores:
         if not fingerprint or not file.is_file():
             return None
         try:
-            record = history.read_json(file)
+            record = read_json(file)
             parts = from_fields(Parts, record.pop("parts", None), f"of the score of {image_id!r}")
             score = from_fields(Score, record, f"of the score of {image_id!r}")
         except StorageError as error:
@@ -114,10 +114,9 @@ class Scores:
         Raises:
             StorageError: It could not be written; the one before is still stored.
         """
-        with history.storage_errors(self._folder):
+        with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        record = asdict(score)
-        write_atomic(self._file(score.image), lambda temporary: history.write_json(temporary, record))
+        write_json(self._file(score.image), asdict(score))
 
     def derive(self, image_id: str, fingerprint: str, image_sha256: str, versions: Mapping[str, str]) -> Score | None:
         """Return the score from the newest prediction for an image's content; nothing is stored, no network runs.

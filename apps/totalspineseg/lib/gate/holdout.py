@@ -5,17 +5,16 @@ matter. After them a hash of the subject decides, whatever the order.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from lib.errors import StorageError
-from lib.registry.files import locked
-from lib.volume_io import write_atomic
+from lib.files import load_json, write_json
+from lib.locks import locked
 
 FIRST_TO_TRAINING: Final = 5
 """Number of subjects of a site that train before any may be held out."""
@@ -85,13 +84,13 @@ def read_split(path: Path) -> Split:
     if not path.exists():
         return Split(MappingProxyType({}))
     try:
-        content: Any = json.loads(path.read_text())
+        content = load_json(path)
         role = {str(subject): str(value) for subject, value in content["role"].items()}
         whole = content["salt"] == SALT and set(role.values()) <= {TRAIN, HOLD}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (StorageError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"The hold-out list {path.name!r} is damaged. Restore it from a backup before training, so that no subject "
-            "that judges is trained on."
+            f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training, "
+            "so that no subject that judges is trained on."
         ) from error
     if not whole:
         raise StorageError(f"The hold-out list {path.name!r} was made by another rule. Restore the original file.")
@@ -120,10 +119,5 @@ def update_split(path: Path, subjects: Iterable[str]) -> Split:
         after = assign(before, subjects)
         if after.role != before.role or not path.exists():
             content = {"salt": SALT, "first_to_training": FIRST_TO_TRAINING, "percent": HOLDOUT_PERCENT}
-            text = json.dumps(content | {"role": dict(after.role)}, indent=1)
-            write_atomic(path, lambda temporary: _write(temporary, text))
+            write_json(path, content | {"role": dict(after.role)})
     return after
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

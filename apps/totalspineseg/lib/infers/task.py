@@ -21,6 +21,7 @@ from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import StorageError, UnknownImageError
+from lib.files import sha256_of, storage_errors
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
@@ -132,7 +133,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         clock = Latencies()
         settings = read_settings(request)
         with clock("hash image"):
-            sha256 = history.sha256_of(Path(request["image"]))
+            sha256 = sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
         settings = self.completed(settings, request)
         with clock("wait for the networks"):
@@ -281,11 +282,7 @@ def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
 
 def _temporary_file(extension: str) -> Path:
     """Return an empty file with a unique name; a fixed name would be overwritten by the next request."""
-    try:
+    with storage_errors(Path(tempfile.gettempdir())):
         handle, name = tempfile.mkstemp(prefix="totalspineseg-", suffix=extension)
         os.close(handle)
-    except OSError as error:
-        raise StorageError(
-            f"The result cannot be written to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
-        ) from error
     return Path(name)

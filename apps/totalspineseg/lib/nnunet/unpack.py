@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from lib.errors import StorageError, WeightsError
-from lib.registry.files import storage_errors
+from lib.files import CHUNK_BYTES, storage_errors
 
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
 """What a model folder needs; everything else in the zip stays there."""
@@ -21,8 +21,6 @@ MAX_RATIO: Final = 200
 """Weights hardly compress (ratio 1.1), JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Smaller files may compress as they like."""
-CHUNK_BYTES: Final = 1 << 20
-"""Bytes read at a time."""
 
 
 def unpack_model(archive: Path, target: Path) -> tuple[Path, ...]:

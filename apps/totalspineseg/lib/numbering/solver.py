@@ -46,6 +46,9 @@ class Chain:
         self.evidence = evidence
         self.fit = w.fit(evidence.items, evidence.trust)
         self.false = w.false_weight(evidence.items, evidence.trust)
+        # Relative to being false: the product of a hundred false pieces would be too small for a number.
+        base = np.array([1.0 if item.pin else false for item, false in zip(self.items, self.false, strict=True)])
+        self.fit, self.false = self.fit / base[:, None, None], self.false / base
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)

@@ -17,10 +17,10 @@ from lib.corrections.outcomes import Outcome
 from lib.corrections.receipts import SEG_SUFFIX, Sender, Waiting
 from lib.dicom.moments import utc_text
 from lib.dicom.seg_object import SegReference
+from lib.locks import NamedLocks
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import FRESH_SECONDS
 from lib.pacs.submissions import Corrections, Submit, send_waiting, submit_segmentation
-from lib.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Adoption:
         self._submit = submit
         self._waiting = waiting
         self._report = report
-        self._taking = Turns()
+        self._taking = NamedLocks()
         self._looking = threading.Lock()
         self._skipped: set[str] = set()
         self._due = 0.0
@@ -106,7 +106,7 @@ class Adoption:
 
     def _take_all(self, found: dict[str, SegReference]) -> None:
         for series, reference in found.items():
-            with self._taking.at(series):
+            with self._taking.of(series):
                 outcome = self._take(series, reference)
             if outcome is not None:
                 self._report(outcome)
