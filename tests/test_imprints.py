@@ -10,7 +10,7 @@ import pytest
 
 from lib.corrections import history
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
         os.utime(image, (0, 0))
     seen: list[Path] = []
     monkeypatch.setattr(history, "sha256_of", lambda path: seen.append(path) or read(path))
-    imprints = Imprints()
+    check = ImageCheck()
     for _ in range(3):
-        assert imprints.check(image, label) == (imprint_of(image) if same else None)
+        assert check.check(image, label) == (imprint_of(image) if same else None)
     assert len(seen) == reads
 
 
@@ -65,11 +65,11 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
         return read(path)
 
     monkeypatch.setattr(history, "sha256_of", slowly)
-    imprints = Imprints()
+    check = ImageCheck()
 
     def ask(_: int) -> bool:
         together.wait()
-        return imprints.check(image, label) is not None
+        return check.check(image, label) is not None
 
     with ThreadPoolExecutor(askers) as pool:
         assert all(pool.map(ask, range(askers)))
