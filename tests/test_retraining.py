@@ -151,7 +151,7 @@ def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, 
     record = show_version(site.models, result.version)
     assert (state.status, state.message) == ("kept", result.message) == ("kept", record["not_served"])
     assert f"compared with ({compared} for step 1, {compared} for step 2)" in result.message
-    assert f"got {in_use} for step 1" in result.message
+    assert f"in use ({in_use} for step 1" in result.message
     assert result.message.endswith(f"totalspineseg models activate {result.version}")
     assert result.message in (result.run / "log.txt").read_text()
     assert result.message in {entry.verdict for entry in list_versions(site.models)}

@@ -1,1 +1,2 @@
-"""From corrections to a published model: material, replay, runs, the tasks clients start."""
+"""Training from corrections to a published model: what trains, what judges, the runs, and the tasks that clients
+start."""
