@@ -39,7 +39,7 @@ def tiny(**settings: object) -> StarterSettings:
 
 def lumbar(seed: int = 0, step: int = 2, **options: int) -> SyntheticSpine:
     settings = SpineOptions(
-        field=Field.LUMBAR, spacing_mm=GRIDS[step].drawn_mm, width_mm=80.0, depth_mm=150.0, **options
+        field=Field.LUMBAR, spacing_mm=GRIDS[step].fine_mm, width_mm=80.0, depth_mm=150.0, **options
     )
     return random_spine(np.random.default_rng(seed), settings)
 

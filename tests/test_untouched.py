@@ -391,7 +391,7 @@ def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> l
     """Patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
-    (source,) = start_of(site, tiny_settings()).material.taught(step)
+    (source,) = start_of(site, tiny_settings()).material.lessons(step)
     folder = ModelFolder.open(write_model_folder(root / "model", step, spacing=SPACING_MM))
     work = root / "work"
     job = Job(folder, store_cases([prepare_case(source.read(), folder)], folder, work), work, FinetuneSettings())

@@ -1,4 +1,4 @@
-"""SHA-256 of files and of what a run is about."""
+"""SHA-256 of files, and keys that identify a run by its content."""
 
 import hashlib
 import json
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 CHUNK_BYTES: Final = 1 << 20
-"""Read size: large enough that the loop costs nothing."""
+"""Size of a read, large enough that the loop takes no time."""
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file as lower-case hex.
+    """Return the SHA-256 of a file as lower-case hex.
 
     Raises:
         OSError: The file cannot be read.
@@ -24,6 +24,6 @@ def sha256_of(path: Path) -> str:
 
 
 def content_key(content: Mapping[str, Any]) -> str:
-    """Return what identifies a run by its content (parent, settings, cases): only the same one is continued."""
+    """Return a key of a run's content (parent, settings, cases); only a run with the same key is continued."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

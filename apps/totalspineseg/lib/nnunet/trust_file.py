@@ -1,4 +1,4 @@
-"""The file beside a network's plans that says how far its classes can be believed."""
+"""Read and write the file beside a network's plans with the trust in its classes."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ TRUST_FILE: Final = "trust.json"
 
 
 def read_trust(folder: Path) -> Trust:
-    """What is known of a model's errors.
+    """Return the trust in a model's classes.
 
     Args:
-        folder: Holds plans.json.
+        folder: Folder with plans.json.
 
     Returns:
-        ``UNMEASURED`` where there is no such file.
+        ``UNMEASURED`` if there is no such file.
 
     Raises:
         WeightsError: The file is damaged.
@@ -30,13 +30,13 @@ def read_trust(folder: Path) -> Trust:
         return UNMEASURED
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"a readable {TRUST_FILE!r} is required, got {error}; run 'totalspineseg calibrate' again, or delete it"
+            f"{TRUST_FILE!r} cannot be read ({error}). Run 'totalspineseg calibrate' again, or delete the file."
         ) from error
     return trust_from_json(content, source=TRUST_FILE)
 
 
 def write_trust(folder: Path, trust: Trust) -> None:
-    """Write it in one step; running servers follow at their next request.
+    """Write the trust in one step; running servers use it from their next request on.
 
     Raises:
         StorageError: It cannot be written.
