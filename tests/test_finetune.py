@@ -429,9 +429,9 @@ def spoiled(scan: LabeledScan, name: str) -> LabeledScan:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("no code", LabelError, r"got the values \[7\]"),
+        ("no code", LabelError, r"the values \[7\]"),
         ("empty", LabelError, "cubic millimeters"),
-        ("no disc", LabelError, "at least one disc"),
+        ("no disc", LabelError, "no disc"),
         ("another grid", GridError, "mm apart"),
     ],
 )

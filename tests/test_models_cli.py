@@ -274,11 +274,11 @@ def damage(root: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "match", "in_store"),
     [
-        ("no dataset.json", "beside every checkpoint are required", False),
-        ("other regions", "beside every checkpoint are required", False),
-        ("other normalization", "got normalization", True),
-        ("two of one step", "one model folder is required", True),
-        ("no checkpoint", "checkpoint_final.pth is required", True),
+        ("no dataset.json", "no plans.json", False),
+        ("other regions", "no plans.json", False),
+        ("other normalization", "it has normalization", True),
+        ("two of one step", "several model folders", True),
+        ("no checkpoint", "no checkpoint such as", True),
     ],
 )
 def test_no_version_comes_in_or_is_used_by_half(

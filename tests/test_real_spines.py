@@ -147,7 +147,7 @@ def test_training_takes_cases_from_files_and_says_which(case: RealSpine, tmp_pat
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        pytest.param(None, "holds no training cases", id="empty folder"),
+        pytest.param(None, "no training cases", id="empty folder"),
         pytest.param(b"no zip", "cannot be read", id="another file"),
     ],
 )

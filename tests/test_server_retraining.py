@@ -120,7 +120,7 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
 def test_a_training_that_cannot_begin_is_refused_with_the_reason(folder: Path) -> None:
     """It was accepted, ended within a second, and clients went on to show how the one before had ended."""
     sentences = {
-        "at least one accepted correction of a subject that is not held out is required, got 0": {},
+        "no accepted correction": {},
         "'replay_share' must be a number from 0 to 0.95, got '1'": {"replay_share": "1"},
         "cuda:77": {"device": "cuda:77"},
     }

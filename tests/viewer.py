@@ -185,7 +185,7 @@ def browser(url: str) -> Iterator[Viewer]:
     """
     program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
     if program is None:
-        raise RuntimeError("Chromium is required, got none; install Debian's package chromium")
+        raise RuntimeError("Chromium is missing. Install Debian's package chromium.")
     with sync_playwright() as playwright:
         window = playwright.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
         try:
