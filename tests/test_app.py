@@ -1,4 +1,4 @@
-"""The app as the host loads it."""
+"""Tests of the app as the host loads it."""
 
 import inspect
 from pathlib import Path

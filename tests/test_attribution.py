@@ -1,4 +1,4 @@
-"""A submission is compared with the prediction its reader saw, whoever predicted what meanwhile."""
+"""Tests that a submission is compared with the prediction of its reader, whoever else predicted in the meantime."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Step 2 from a step-1 map: the names of a reader who corrected it, and those of a network."""
+"""Tests of step 2 from a step-1 map, with names from a reader who corrected it and from a network."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every submission is kept once, whole, with its history; the studies folder survives a full disk and two writers."""
+"""Tests that every submission is kept once, whole, with its history, despite a full disk and two writers."""
 
 import errno
 import json

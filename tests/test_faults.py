@@ -1,4 +1,4 @@
-"""What a training survives: kill -9 anywhere, bad labels, missing images, a full disk, two at once.
+"""Tests of what a training survives: kill -9 anywhere, bad labels, missing images, a full disk, two at once.
 
 After each fault: every correction is still there, the last good model is served, and the next training works.
 """

@@ -1,4 +1,4 @@
-"""Records that another version of this software wrote, or that were damaged, cost nothing but themselves."""
+"""Tests that a record from another version of this software, or a damaged one, harms nothing else."""
 
 import json
 import logging

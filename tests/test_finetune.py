@@ -1,4 +1,4 @@
-"""Fine-tuning: targets, the second channel, cases, batches, the loop, resuming and running out of memory."""
+"""Tests of fine-tuning: targets, second channel, cases, batches, the loop, resuming, too little memory."""
 
 import errno
 import functools

@@ -1,4 +1,4 @@
-"""What a client hears of a submission that is kept and cannot be read, and what the server does with it later."""
+"""Tests of the answer to a submission that is kept but cannot be read, and of what happens to it later."""
 
 import json
 from collections.abc import Callable

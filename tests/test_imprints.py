@@ -1,4 +1,4 @@
-"""Whether an image is still the one that was labeled: known by its content, which is read only if it must be."""
+"""Tests of checking whether an image is still the labeled one, by its content, which is read only if necessary."""
 
 import os
 import threading

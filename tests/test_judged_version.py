@@ -1,4 +1,4 @@
-"""``totalspineseg models judge``: the gate asked about versions that no training here has published."""
+"""Tests of ``totalspineseg models judge`` for versions that no training here has published."""
 
 import json
 from collections.abc import Iterable

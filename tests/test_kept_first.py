@@ -1,4 +1,4 @@
-"""A submission is kept before it is read: whatever fails afterwards, the file is there and can be read again."""
+"""Tests that a submission is kept before it is read, so that it can be read again after any failure."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""``totalspineseg models``: versions listed, shown, activated, rolled back, exported and imported."""
+"""Tests of ``totalspineseg models``: versions are listed, shown, activated, rolled back, exported and imported."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Model folders: found in every layout, refused when they are not what they must be, loaded without running code."""
+"""Tests of model folders: found in every layout, refused if invalid, and loaded without running code."""
 
 import json
 import pickle

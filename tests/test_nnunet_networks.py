@@ -1,4 +1,4 @@
-"""Warm networks: loaded once, followed when another version is published, given back on demand."""
+"""Tests of loaded networks: loaded once, replaced after a new version is published, released on request."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The warm predictor against nnU-Net's own inference, and its behavior at the edges."""
+"""Tests of the predictor against nnU-Net's own inference, and of its behavior in edge cases."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a studies folder holds and does not offer, and label maps in it that somebody else made."""
+"""Tests of files in a studies folder that are not offered, and of label maps from others."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Step 2 learns one rule: a vertebra below a marked disc is odd. A column with a fused disc teaches no other."""
+"""Tests of step 2's rule: a vertebra below a marked disc is odd, even in a column with a fused disc."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""OHIF in a real browser, before a real Orthanc: an annotator's session from the list to the training."""
+"""Tests of OHIF in a real browser with a real Orthanc: a session from the list to the training."""
 
 import json
 from collections.abc import Iterator

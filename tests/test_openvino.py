@@ -1,4 +1,4 @@
-"""Networks in OpenVINO: the same labels and names as PyTorch, converted once, never a damaged or foreign conversion."""
+"""Tests of networks in OpenVINO: the same labels and names as PyTorch, converted once, never damaged or foreign."""
 
 import json
 import logging

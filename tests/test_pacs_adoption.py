@@ -1,4 +1,4 @@
-"""Segmentations that came to the PACS another way: never missed, and never a reason to wait for a large PACS."""
+"""Tests of segmentations that reached the PACS another way: none is missed, and none delays a large PACS."""
 
 import threading
 import time

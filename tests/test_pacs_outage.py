@@ -1,4 +1,4 @@
-"""A PACS that is down, slow or still being filled costs nobody's work."""
+"""Tests that nobody loses work if a PACS is down, slow or still being filled."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Scans of people among the starter's training patches: two readings, resampling, shares, and refusals."""
+"""Tests of scans of people among the starter's training patches: readings, resampling, shares, and refusals."""
 
 from dataclasses import replace
 from pathlib import Path

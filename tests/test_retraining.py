@@ -1,4 +1,4 @@
-"""What a retraining serves, and what it records of itself: per network, per version, for clients."""
+"""Tests of what a retraining serves, and of its records: by network, by version, and for clients."""
 
 import json
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Training from scratch: nnU-Net's own programs on tiny cases, killed and continued; folds by subject; the trainer."""
+"""Tests of training from scratch with nnU-Net's own programs on tiny cases, killed and continued."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What `make bench-selection` counts, and that its half with trainings runs, goes on, and ends with a table."""
+"""Tests of `make bench-selection`: its counts, and that its trainings run, continue, and end with a table."""
 
 import json
 from collections.abc import Iterator

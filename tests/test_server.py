@@ -1,4 +1,4 @@
-"""A running server, driven by the client module that 3D Slicer ships, in Slicer's order."""
+"""Tests of a running server with the client module that 3D Slicer ships, in Slicer's order."""
 
 import json
 import threading

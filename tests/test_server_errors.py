@@ -1,4 +1,4 @@
-"""Failures of any kind reach the client as a status and one sentence, without a trace of the code."""
+"""Tests that any failure reaches the client as a status and one sentence, without a trace of the code."""
 
 import errno
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How 3D Slicer names its volumes, uploads them and submits what it drew, in the order of its plugin."""
+"""Tests of how 3D Slicer names volumes, uploads them and submits labels, in the order of its plugin."""
 
 from pathlib import Path
 from typing import Any

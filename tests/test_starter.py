@@ -1,4 +1,4 @@
-"""Starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
+"""Tests of starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Scanner artefacts: each does what its name says, where it says, and leaves its input alone."""
+"""Tests of scanner artifacts: each has the effect of its name, in the right place, and its input is unchanged."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The loop from corrections to a published version, and the tasks clients start."""
+"""Tests of the loop from corrections to a published version, and of the tasks that clients start."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What readers left as it was predicted does not judge weights of that line, and teaches them little."""
+"""Tests that structures left as predicted do not judge weights of that line, and train them little."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A server loads its networks at start, in the background, and says in one sentence when it cannot."""
+"""Tests that a server loads its networks at the start, in the background, and reports it if it cannot."""
 
 import importlib.util
 import logging

@@ -1,4 +1,4 @@
-"""Installing weights: broken lines, hostile zips, other files under a known name."""
+"""Tests of installing weights: unreliable connections, hostile zips, other files with a known name."""
 
 import io
 import json

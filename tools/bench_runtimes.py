@@ -49,7 +49,7 @@ def main() -> int:
     return 0
 
 
-def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
+def compare(name: str, model: ModelFolder, folder: Path, rounds: int) -> None:
     """Print one line of the table."""
     # Use a copy, so that the conversion is measured whatever is beside the weights.
     own = copy_of(model, folder / name.replace(" ", "-"))
@@ -64,7 +64,7 @@ def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
     rows: dict[str, list[tuple[float, float]]] = {"torch": [], "openvino": []}
     with torch.inference_mode():
         different = float(((network(tile) > 0) != (converted(tile) > 0)).float().mean())
-        for _ in range(turns):
+        for _ in range(rounds):
             rows["torch"].append(timed(lambda: network(tile)))
             rows["openvino"].append(timed(lambda: converted(tile)))
     (wall, cpu), (faster, less) = (

@@ -98,11 +98,11 @@ def find_discs(label: LabelArray) -> Discs:
     """
     pieces, count = ndimage.label(label == DISC, np.ones((3, 3, 3)))
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-    kept = [k + 1 for k in range(count) if sizes[k] >= SMALLEST_DISC * np.median(sizes)]
-    if len(kept) < 2:
-        raise TotalSpineSegError(f"The slab shows {len(kept)} discs. Two or more are needed to name the levels.")
-    places = {k: np.argwhere(pieces == k) for k in kept}
-    upward = sorted(kept, key=lambda k: places[k][:, 2].mean())
+    large = [k + 1 for k in range(count) if sizes[k] >= SMALLEST_DISC * np.median(sizes)]
+    if len(large) < 2:
+        raise TotalSpineSegError(f"The slab has {len(large)} discs. Two or more are needed to name the levels.")
+    places = {k: np.argwhere(pieces == k) for k in large}
+    upward = sorted(large, key=lambda k: places[k][:, 2].mean())
     slope = [np.polyfit(places[k][:, 1], places[k][:, 2], 1)[0] for k in upward]
     centers = np.array([places[k].mean(0) for k in upward])
     return Discs(tuple(pieces == k for k in upward), centers, np.clip(slope, -1.2, 1.2))
