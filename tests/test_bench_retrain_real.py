@@ -160,7 +160,7 @@ def test_weights_that_may_know_a_predicted_patient_are_named(
     write_models(store.model_dir / STARTER)
     if people:
         folder = ModelFolder.open(store.named(STARTER).root, step=2).path
-        (folder / "training.json").write_text(json.dumps({bench.TRAINED_ON: ["abc"]}))
+        (folder / "training.json").write_text(json.dumps({bench.TRAINED_ON: ["abc"]}), encoding="utf-8")
     monkeypatch.setattr(bench, "APP", tmp_path)
     assert words in bench.learned(STARTER, ("007", "018"))
     assert "MAY HAVE" not in bench.learned(STARTER, ("007", "034"))

@@ -306,10 +306,10 @@ def test_different_ids_have_different_folders() -> None:
 def test_a_damaged_record_is_named(desk: Desk) -> None:
     kept = desk.submit()
     record = desk.store.path(kept) / "record.json"
-    record.write_text("{")
+    record.write_text("{", encoding="utf-8")
     reasons: list[str] = []
     for text in ("{", json.dumps({"id": "x"})):
-        record.write_text(text)
+        record.write_text(text, encoding="utf-8")
         assert list(desk.store.readable(lambda _, error: reasons.append(str(error)))) == []
         assert (desk.store.of_image("img"), desk.store.any_of("img")) == ((), True)
     assert "cannot be read" in reasons[0]
@@ -403,7 +403,7 @@ def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk
         with pytest.raises(ValueError, match="without control characters"):
             studies.add_image(unreadable, str(desk.image), {})
     odd = desk.root / "x.txt"
-    odd.write_text("no")
+    odd.write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match=r"ends in"):
         studies.add_image("", str(odd), {})
 

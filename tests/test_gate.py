@@ -246,10 +246,10 @@ def test_all_scans_of_a_subject_share_its_role() -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"role": {"a": "both"}, "salt": ""}', '{"role": 3}'])
 def test_a_damaged_holdout_list_stops_the_training(tmp_path: Path, content: str) -> None:
     path = tmp_path / "holdout.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(StorageError, match="hold-out list"):
         holdout.update_split(path, ["a"])
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
 
 
 class Blind:

@@ -208,7 +208,7 @@ def test_what_the_gate_said_is_not_forgotten_when_it_cannot_be_read(
     """A refusal in a damaged file would have let the version into use."""
     run(site, capsys, "judge", "theirs")
     (file,) = site.models.model_dir.glob("judgments/*.json")
-    file.write_text(file.read_text()[:-20])
+    file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     code, _, error = run(site, capsys, "activate", "theirs")
     assert (code, "judge the version" in error, site.models.active()) == (2, True, {}), error
     file.unlink()

@@ -277,9 +277,9 @@ def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None
         desk.submit({})
     for entry in (tmp_path / "new" / "corrections" / "img").iterdir():
         (entry / "received.json").unlink()
-        record = json.loads((entry / "record.json").read_text())
+        record = json.loads((entry / "record.json").read_text(encoding="utf-8"))
         del record["unreviewed"], record["renumbered"]
-        (entry / "record.json").write_text(json.dumps(record))
+        (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
     store = CorrectionStore(tmp_path / "new")
     old, parked = store.of_image("img")
     assert asdict(old) == asdict(accepted)

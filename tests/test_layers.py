@@ -73,7 +73,7 @@ def test_imports_point_down() -> None:
     upward = {
         f"{path.relative_to(LIB)} imports {other}"
         for path in FILES
-        for other in imported_rooms(ast.parse(path.read_text()))
+        for other in imported_rooms(ast.parse(path.read_text(encoding="utf-8")))
         if room(path) != other and LAYER[room(path)] <= LAYER[other]
     }
     assert upward == set()

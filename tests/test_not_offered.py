@@ -165,7 +165,7 @@ def test_label_maps_that_lie_there_already_are_not_finished(
             "image": {"info": {"ts": 1, "name": "one.nii.gz"}, "ext": ".nii.gz"},
             "labels": {"final": {"info": {"ts": 1, "name": "one.nii.gz"}, "ext": ".nii.gz"}},
         }}}  # fmt: skip
-        (tmp_path / "datastore_v2.json").write_text(json.dumps(index))
+        (tmp_path / "datastore_v2.json").write_text(json.dumps(index), encoding="utf-8")
     content = theirs.read_bytes()
     with caplog.at_level(logging.WARNING):
         studies = studies_in(tmp_path)

@@ -82,7 +82,7 @@ def test_the_half_with_trainings(
     weights, out = write_models(tmp_path / "weights", spacing=(4.0, 4.0, 4.0)), tmp_path / "out"
     words = ["trainings", "--quick", "--out", str(out), "--weights", str(weights)]
     bench_selection.main(words)
-    known = json.loads((out / "selection.json").read_text())
+    known = json.loads((out / "selection.json").read_text(encoding="utf-8"))
     (entry,) = known["sites"]["0/most_to_learn"]["rounds"]
     ((image, offered),) = entry["corrected"].items()
     assert (offered["strategy"], bool(offered["score"]), entry["status"]) == ("most_to_learn", True, entry["status"])
@@ -96,10 +96,10 @@ def test_the_half_with_trainings(
     before = json.dumps(done["rounds"])
     done["trained"] = {"status": done["rounds"][0]["status"], "message": done["rounds"][0]["message"]}
     done["rounds"] = []
-    (out / "selection.json").write_text(json.dumps(known))
+    (out / "selection.json").write_text(json.dumps(known), encoding="utf-8")
     monkeypatch.setattr(bench_selection, "train", None)
     bench_selection.main(words)
-    again = json.loads((out / "selection.json").read_text())["sites"]["0/random"]
+    again = json.loads((out / "selection.json").read_text(encoding="utf-8"))["sites"]["0/random"]
     assert json.dumps(again["rounds"]) == before
     monkeypatch.setattr(bench_selection, "QUICK", replace(bench_selection.QUICK, corrections=2))
     with pytest.raises(SystemExit, match="another plan"):

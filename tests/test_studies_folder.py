@@ -22,7 +22,7 @@ from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.volume_io import write_volume
 from pacs_serving import wait_for
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 
 pytestmark = pytest.mark.slow
@@ -141,7 +141,7 @@ def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
     """The scan in the archive that the link led to was deleted, and the link stayed."""
     archived = server.studies.parent / "archive" / "scan.nii.gz"
     archived.parent.mkdir()
-    write_volume(archived, image_of(lumbar_codes()), RAS)
+    write_volume(archived, own_image("archived", image_of(lumbar_codes())), RAS)
     link = server.studies / "link.nii.gz"
     link.symlink_to(archived)
     wait_for(lambda: "link" in requests.get(f"{server.url}/datastore/?output=all", timeout=20).json()["objects"])
@@ -217,7 +217,7 @@ def test_what_is_recorded_costs_no_watch_of_the_system(watched: StudiesDatastore
         for file in Path("/proc/self/fdinfo").iterdir():
             # The list itself is closed by now.
             with suppress(FileNotFoundError):
-                total += file.read_text().count("inotify wd:")
+                total += file.read_text(encoding="utf-8").count("inotify wd:")
         return total
 
     before = watches()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from dicom_series import itk_slices
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid, same_grid
 from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_atomic, write_volume
@@ -213,28 +214,24 @@ def test_a_rotation_that_rounding_made_too_long_is_one(tmp_path: Path) -> None:
 
 def dicom_series(folder: Path, *, gaps: list[float] | None = None, flip_last: bool = False, uid: str = "1") -> None:
     folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
     data = picture(np.int16)
     z = 0.0
-    for k in range(SHAPE[2]):
-        piece = sitk.GetImageFromArray(data[:, :, k].T[np.newaxis])
-        piece.SetSpacing((0.6, 0.6, 3.3))
-        orientation = "0\\1\\0\\0\\0\\-1" if not (flip_last and k == SHAPE[2] - 1) else "1\\0\\0\\0\\1\\0"
-        for key, value in {
-            "0008|0060": "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{uid}.{k + 1}",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
-            "0020|000e": f"1.2.826.0.1.3680043.2.1125.9.{uid}",
-            "0020|0013": str(k + 1),
-            "0020|0032": f"{z}\\-50\\60",
-            "0020|0037": orientation,
-        }.items():
-            piece.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{uid}_{k:02d}.dcm"))
-        writer.Execute(piece)
-        z += gaps[k] if gaps else 3.3
+    with itk_slices() as write:
+        for k in range(SHAPE[2]):
+            piece = sitk.GetImageFromArray(data[:, :, k].T[np.newaxis])
+            piece.SetSpacing((0.6, 0.6, 3.3))
+            tags = {
+                "0008|0060": "MR",
+                "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+                "0008|0018": f"1.2.826.0.1.3680043.2.1125.{uid}.{k + 1}",
+                "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+                "0020|000e": f"1.2.826.0.1.3680043.2.1125.9.{uid}",
+                "0020|0013": str(k + 1),
+                "0020|0032": f"{z}\\-50\\60",
+                "0020|0037": "1\\0\\0\\0\\1\\0" if flip_last and k == SHAPE[2] - 1 else "0\\1\\0\\0\\0\\-1",
+            }
+            write(folder / f"{uid}_{k:02d}.dcm", piece, tags)
+            z += gaps[k] if gaps else 3.3
 
 
 def test_dicom_series(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class KeptMaps:
         versions: Weights by step.
         levels: Code -> probability of each name, for use by other series of the patient (44 -> {44: 0.97, 45: 0.02});
             empty if they should not use it.
-        named_from: Images whose levels helped to name this one.
+        series_used: Images whose levels helped to name this one.
         image: Name of the image then; empty if it was not among the studies, and in older records.
     """
 
@@ -50,7 +50,7 @@ class KeptMaps:
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
-    named_from: tuple[str, ...]
+    series_used: tuple[str, ...]
     image: str = ""
 
     @property
@@ -93,7 +93,7 @@ class DrawnMaps:
                 "iso_affine": maps.iso.affine.tolist(),
                 "versions": dict(maps.versions),
                 "levels": _plain(maps.levels),
-                "helped_by": list(maps.named_from),
+                "helped_by": list(maps.series_used),
                 "image": maps.image,
                 "trust": output.trust.as_json(),
             }
@@ -198,7 +198,7 @@ def _read(entry: Path) -> KeptMaps | None:
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
             levels=_chances(record["levels"]),
-            named_from=tuple(record["helped_by"]),
+            series_used=tuple(record["helped_by"]),
             image=str(record.get("image") or ""),
         )
     except (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError):

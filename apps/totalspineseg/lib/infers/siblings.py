@@ -65,7 +65,7 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
         return None  # Check before its file is requested, which may have to be fetched.
     image = services.image_file(image_id)
     maps = None if image is None else services.maps.latest(history.sha256_of(image), 2)
-    if maps is None or maps.named_from or not maps.levels:
+    if maps is None or maps.series_used or not maps.levels:
         return None
     if any(versions.get(step, version) != version for step, version in maps.versions.items()):
         return None

@@ -200,7 +200,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            named_from=() if numbering is None else numbering.helped_by,
+            series_used=() if numbering is None else numbering.helped_by,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)
