@@ -17,8 +17,7 @@ from serving import Server, studies_server
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need the server as slow, and run files with slow tests first, so that the last files are
-    short."""
+    """Mark tests that need the server as slow, and run files with slow tests first."""
     for item in items:
         if {"server", "untouched"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")

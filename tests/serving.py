@@ -40,8 +40,7 @@ class Server:
 
 @contextmanager
 def running_server(folder: Path, environment: Mapping[str, str] | None = None, **options: object) -> Iterator[Server]:
-    """Run a server with the real app and predictors that read the phantom's codes; an earlier server's folder may be
-    used."""
+    """Run a server with the real app and predictors that read the phantom's codes, perhaps in an earlier folder."""
     (folder / "studies").mkdir(parents=True, exist_ok=True)
     with phantom_server(folder, folder / "studies", MAX_UPLOAD_MB, environment=environment, **options) as running:
         yield running

@@ -93,8 +93,7 @@ class Desk:
                 self.segments.AddEmptySegment(label, label)
 
     def next_sample(self, wanted: str) -> str:
-        """Press *Next Sample* until there is an image: the plugin loads the local file if there is one, else fetches
-        it."""
+        """Press *Next Sample* until there is an image, which the plugin loads from disk or fetches."""
         for _ in range(PRESSES):
             sample = self.client.next_sample("first", {})
             if sample.get("id") == wanted:
@@ -146,8 +145,7 @@ class Desk:
         self.scene.RemoveNode(label_map)
 
     def _pushed(self, file: str) -> Any:
-        """Return a label map as the plugin puts it into the scene: read by SimpleITK, in the index order of the
-        file."""
+        """Return a label map as the plugin loads it: read by SimpleITK, in the index order of the file."""
         image = sitk.ReadImage(file)
         node = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
         data = vtk.vtkImageData()

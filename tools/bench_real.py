@@ -197,8 +197,7 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
 
 
 def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
-    """Return the Dice of discs, vertebrae and the canal with the cord, from the lowest disc up, where SPIDER has
-    them."""
+    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up, as far as SPIDER goes."""
     discs = spider_discs(truth)
     lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
     rows = np.flatnonzero((truth == WHOLE_CANAL).any(axis=(0, 1)))

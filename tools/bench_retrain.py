@@ -130,8 +130,7 @@ def draw(
 
 
 def predict(client: MONAILabelClient, cases: Sequence[Case]) -> tuple[list[CaseScore], set[str]]:
-    """Return the scores of the model in use, and its versions; a refused scan (no spine found) scores as an empty
-    map."""
+    """Return the scores of the model in use, and its versions; a scan without a spine scores as an empty map."""
     answers = [ask(client, case) for case in cases]
     scores = [score_case(case.truth.data, answer.codes) for case, answer in zip(cases, answers, strict=True)]
     return scores, set().union(*(answer.versions for answer in answers))

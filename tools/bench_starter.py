@@ -138,8 +138,7 @@ def beside(volume: Volume, labels: np.ndarray) -> np.ndarray:
 
 
 def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return how many levels are marked by points, how many are found, and how many named right by the nearest
-    label."""
+    """Return how many levels are marked by points, found, and named right by the nearest label."""
     image = nib.load(path)
     points = np.asarray(image.dataobj)
     voxels = np.argwhere(np.isin(found, kind))

@@ -1,5 +1,4 @@
-"""Shared parts of the retraining benches: asking the server, submitting as 3D Slicer does, comparing before and
-after."""
+"""Shared parts of the retraining benches: predicting, submitting as 3D Slicer does, comparing."""
 
 import argparse
 import json

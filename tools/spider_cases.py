@@ -196,8 +196,7 @@ def read_twice(
 
 
 def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return where the sacrum may be: under the tilted lowest disc, and behind it up to the first sacral joints; (1, Y,
-    Z)."""
+    """Return where the sacrum may be: under the tilted lowest disc, and behind it up to S1's joints; (1, Y, Z)."""
     y, z = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None, :]
     back, front = (float(np.percentile(np.argwhere(discs.masks[0])[:, 1], q)) for q in (3, 97))
     plane = discs.plane(0, shape)
@@ -207,8 +206,7 @@ def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float,
 
 
 def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> LabelArray:
-    """Let the processes above the second disc from the top belong also to the vertebra above: SPIDER mixes them
-    there."""
+    """Let processes above the second disc from the top belong also to the vertebra above, as SPIDER mixes them."""
     vertebrae = column().vertebrae
     canal = (codes == CANAL).any(0)
     front = canal.shape[0] - 1 - np.argmax(canal[::-1], axis=0)

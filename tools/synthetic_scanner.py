@@ -24,8 +24,7 @@ BLUR_MM: Final = 0.5
 SLICE_MM: Final = 4.0
 """Thickness of the sagittal slices."""
 BAND_MM: Final = (60.0, 30.0)
-"""Distance of the dark bands front to back, and head to foot, as in a steady-state sequence in a badly shimmed
-magnet."""
+"""Distance of the dark bands front to back, and head to foot: steady-state bands of a badly shimmed magnet."""
 BAND_SIGNAL: Final = 0.15
 """Share of the signal that is left in the middle of a band."""
 GHOSTS: Final = 2

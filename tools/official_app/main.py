@@ -1,5 +1,4 @@
-"""The app with the work of the official networks: they compute every tile, and the starter networks' labels are
-used."""
+"""The app with the work of the official networks on every tile, and the labels of the starter networks."""
 
 import importlib.util
 from collections.abc import Collection

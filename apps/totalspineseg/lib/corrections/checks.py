@@ -33,8 +33,7 @@ def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
 
 
 def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
-    """Return a finding if a label lacks whole kinds of structures, as from clients that ask for some structures
-    only."""
+    """Return a finding if a label lacks whole kinds of structures, as a client may have asked for some only."""
     missing = missing_kinds(codes)
     if not missing:
         return ()

@@ -48,8 +48,7 @@ EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 
 
 def same_examination(one: str, other: str) -> bool:
-    """Return whether two image ids name series of one examination: they begin with the same BIDS ``sub-`` and
-    ``ses-``."""
+    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
     first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
     return first is not None and second is not None and first.groups() == second.groups()
 
@@ -472,8 +471,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             logger.warning("The studies folder could not be read: %s", error)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        """Return the image files of a folder, one for each id: of several, the one whose ending is first in
-        ``patterns``.
+        """Return the image files of a folder, one for each id: the one whose ending is first in ``patterns``.
 
         Files that are being written and files without a plain name are skipped.
         """
@@ -483,16 +481,14 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return {name: name for name in chosen.values()}
 
     def _files(self, path: str, patterns: list[str]) -> list[str]:
-        """Return the names of all such files, whatever the case of their ending, in the order of ``patterns``, then by
-        name."""
+        """Return the names of all such files, with endings in any case, in the order of ``patterns``, then by name."""
         endings = [pattern[1:] for pattern in patterns]
         plain = [file.name for file in sorted(Path(path).iterdir()) if is_offered(file)]
         return sorted(plain, key=lambda name: (endings.index(self._to_id(name)[1].lower()), name))
 
     @cached_property
     def _lock(self) -> FileLock:
-        """The lock of the index, held by one thread of one process at a time; its holder may take it again, as the host
-        does."""
+        """The lock of the index, held by one thread of one process; its holder may take it again, as the host does."""
         return FileLock(self._lock_file)
 
     @contextmanager

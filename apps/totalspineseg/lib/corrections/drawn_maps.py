@@ -116,8 +116,7 @@ class DrawnMaps:
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
-        """Yield the hash and the latest name of each image that has maps, ordered by hash; skip images without a
-        name."""
+        """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
         for folder in history.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
                 try:

@@ -84,8 +84,7 @@ class PredictionStore:
         return _readable(reversed(self._entries(image_id)))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
-        """Return the newest prediction for an image, preferably one that ``clients`` asked for; None if there is
-        none."""
+        """Return the newest prediction for an image, preferably one for ``clients``; None if there is none."""
         newest = None
         for record in self.newest_first(image_id):
             if not any(clients) or (record.client and record.client in clients):

@@ -1,5 +1,4 @@
-"""Compare a submission with the prediction it corrects; if one segment was renamed, rename the other levels to
-match."""
+"""Compare a submission with its prediction; if one segment was renamed, rename the other levels to match."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

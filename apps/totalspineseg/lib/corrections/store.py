@@ -183,14 +183,12 @@ class CorrectionStore:
             yield from _readable(folder, on_damaged)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
-        """Return the accepted corrections of an image that were not withdrawn, oldest first; damaged ones are
-        skipped."""
+        """Return the accepted corrections of an image that were not withdrawn, oldest first; skip damaged ones."""
         withdrawn = self.withdrawals.of_image(image_id)
         return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
-        """Return the newest accepted correction of an image for a step that was not withdrawn; None if there is
-        none."""
+        """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
 
     def codes(self, correction: Correction) -> LabelArray:

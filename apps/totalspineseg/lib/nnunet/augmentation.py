@@ -34,8 +34,7 @@ SHEARED: Final = 0.5
 SHEAR: Final = 0.1
 """Largest shear of each axis along each other one: 6 degrees."""
 SHIFT: Final = 0.1
-"""Largest shift, as a share of the patch's edge: patches are placed at random, but often with a structure in the
-middle."""
+"""Largest shift, as a share of the patch's edge: patches are placed at random, but often around a structure."""
 BENDS: Final = (0.1, 0.25)
 """Width of elastic bends, as a share of the patch's edge: from a vertebra to a curve of the column."""
 BEND: Final = 0.3
@@ -99,8 +98,7 @@ class ShearingTransform(SpatialTransform):  # type: ignore[misc]
 
 
 class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """Simulates a patient who pulsates (ghosts) or moves once (blur and ringing): some lines of k-space see another
-    image.
+    """Simulates a patient who pulsates (ghosts) or moves once (blur and ringing), by changing lines of k-space.
 
     The lines are those of the phase encoding, so a Fourier transform along one direction is enough. The center of
     k-space is measured before the patient moves, so labels stay in place. Neither library offers this.

@@ -15,8 +15,7 @@ from lib.trust import Trust
 from lib.volume_io import write_atomic
 
 KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
-"""Entries of a checkpoint that nnU-Net reads for inference or that record its history, without the optimizer's
-state."""
+"""Entries of a checkpoint for inference and of its history, without the optimizer's state."""
 STOCK_TRAINER: Final = "nnUNetTrainer"
 """nnU-Net looks for the trainer's class before it predicts, and has only its own; the network is the same."""
 

@@ -53,8 +53,7 @@ class Draws:
         return Origin.CORRECTION, number - before
 
     def count(self, patches: int) -> dict[Origin, int]:
-        """Return how many of the first ``patches`` patches come from each origin, which is the most cases that can be
-        used."""
+        """Return how many of the first patches come from each origin, which is the most cases that can be used."""
         origins = [self.turn(number)[0] for number in range(patches)]
         return {origin: origins.count(origin) for origin in self.origins}
 

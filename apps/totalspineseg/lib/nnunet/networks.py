@@ -144,8 +144,7 @@ class Networks:
 
 
 def _stamp(folder: ModelFolder) -> Stamp:
-    """Return a value that changes whenever a file of the model is replaced, rewritten or removed; empty if one is
-    missing."""
+    """Return a value that changes whenever a file of the model is replaced or changed; empty if one is missing."""
     files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
     try:
         trust = folder.path / TRUST_FILE

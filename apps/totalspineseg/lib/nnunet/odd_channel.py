@@ -52,8 +52,7 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
 
 
 def training_variant(codes: LabelArray, *, swapped: bool) -> bool:
-    """Return whether odd and even are exchanged: as requested, unless no disc would be marked, because inference marks
-    one.
+    """Return whether odd and even are exchanged: as requested, unless no disc would be marked.
 
     Args:
         codes: As in ``marked_discs``.

@@ -20,8 +20,7 @@ from lib.nnunet.model_folder import ModelFolder
 logger = logging.getLogger(__name__)
 
 SIGN_TOLERANCE: Final = 1e-3
-"""Share of logits of a test tile that may have another sign than PyTorch's: float32 gives 2e-5 at most, bfloat16
-3e-3."""
+"""Share of a test tile's logits that may differ in sign from PyTorch: float32 has up to 2e-5, bfloat16 3e-3."""
 SEED: Final = 0
 SETTINGS: Final = {
     # Half-precision types, which some processors prefer, change a hundred times as many signs.

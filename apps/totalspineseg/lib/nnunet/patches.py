@@ -109,8 +109,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
 
     def validation(self, number: int) -> Sample:
-        """Return a patch around a structure without augmentation and with an exact channel, the same for each
-        number."""
+        """Return a patch around a structure, unvaried and with an exact channel, the same for each number."""
         rng = np.random.default_rng((self._seed, 1 << 40, number))
         fresh = self._pools[Origin.CORRECTION]
         cases = fresh or [entry for pool in self._pools.values() for entry in pool]

@@ -40,8 +40,7 @@ TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 """Origin of the discs in a second channel, in the record of cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
 FORMAT: Final = 3
-"""Version of the case format; it is raised when the same scan gives other files, so that older cases are written
-anew."""
+"""Version of the case format; it is raised when a scan gives other files, so that old cases are written anew."""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
 """Characters in a case's name; file systems allow 255 with endings."""

@@ -27,8 +27,7 @@ _PARTS: Final = ("image", "labels", "second", "spacing_mm")
 _ZOOM: Final = (0.88, 1.14)
 """Zoom: from small to tall adults."""
 _BLUR_MM, _NOISE, _GAMMA, _BIAS = (0.0, 1.0), 0.08, 0.35, 0.35
-"""Largest blur, noise relative to the image's mean, and spread of the exponent and the bias field, as in synthetic
-images."""
+"""Largest blur, noise relative to the image's mean, and spread of exponent and bias field, as in synthetic images."""
 _THICK_ODDS, _THICK_MM = 0.4, (2.0, 5.5)
 """Share of patches whose sagittal slices become as thick as usual in clinics."""
 _FIELD_KNOTS = 4

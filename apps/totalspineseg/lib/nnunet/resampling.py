@@ -72,8 +72,7 @@ def _whole(shape: Shape) -> Box:
 
 
 def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the lower and upper neighbor of ``after`` voxel centers among ``before``, and the weight of the upper
-    one."""
+    """Return the neighbors of ``after`` voxel centers among ``before``, and the weight of the upper neighbor."""
     centers = torch.arange(after, dtype=torch.float64) + 0.5
     positions = (centers * (before / after) - 0.5).clamp(0, before - 1)
     lower = positions.floor().long()

@@ -23,8 +23,7 @@ Spine: TypeAlias = SyntheticSpine | RealSpine
 
 _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
-"""Share of patches cut to a small scan (normalized by itself, as in nnU-Net), and its smallest side over the
-patch's."""
+"""Share of patches that are small scans (normalized by themselves), and their smallest side over the patch's."""
 _REAL_POOL = 4
 """Number of scans of people in memory at a time, each resized differently."""
 
@@ -79,8 +78,7 @@ def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np
 
 
 def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
-    """Return the position of a patch, (X, Y, Z): step 2 within the box of the column; half of them at a landmark
-    disc."""
+    """Return the position of a patch, (X, Y, Z): for step 2 in the column's box; half of them at landmark discs."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
     spots = np.nonzero(spine.possible if isinstance(spine, RealSpine) else spine.labels)
     if step == 2 or rng.random() < 0.3:

@@ -25,8 +25,7 @@ PEAK: Final = 10.0
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
-    """Return the weight of each voxel of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net; do not
-    modify."""
+    """Return the weights of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net; do not modify them."""
     impulse = np.zeros(patch)
     impulse[tuple(n // 2 for n in patch)] = 1
     weights = ndimage.gaussian_filter(impulse, [n * SIGMA_SCALE for n in patch], mode="constant", cval=0)

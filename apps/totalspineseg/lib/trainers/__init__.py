@@ -1,2 +1,1 @@
-"""Training from corrections to a published model: what trains, what judges, the runs, and the tasks that clients
-start."""
+"""Training from corrections to a published model: material, judging, runs, and the tasks that clients start."""

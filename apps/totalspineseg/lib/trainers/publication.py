@@ -102,8 +102,7 @@ def refused_since(store: ModelStore, name: str) -> str:
 
 
 def taken_back(store: ModelStore, name: str) -> str:
-    """Return why a version that passed is not put into use again, and how to do it; empty if it was not taken out of
-    use."""
+    """Return why a version that passed is not put into use again, and how to do it; empty if it may be."""
     if not store.is_taken_back(name):
         return ""
     return (

@@ -27,8 +27,7 @@ WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
-    """Return the settings as clients show them: a list is a choice with its default first, a bool a box, a text is
-    free."""
+    """Return the settings for clients: a list is a choice with its default first, a bool a box, a text is free."""
     settings = RetrainSettings()
     finetune = settings.finetune
     defaults: dict[str, Any] = {

@@ -227,8 +227,7 @@ class _Scratch:
         return self.model
 
     def _require_same_settings(self, begun: bool) -> None:
-        """Check that a run continues with its first settings, because the learning rate follows the number of
-        epochs."""
+        """Check that a run continues with its first settings, since the learning rate depends on the epochs."""
         file = self.folder / SETTINGS_FILE
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")

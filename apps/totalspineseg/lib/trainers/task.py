@@ -38,8 +38,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         return client_config()
 
     def stats(self) -> dict[str, Any]:
-        """Return the progress of the present run, else of the last one, whichever task started it; empty before the
-        first."""
+        """Return the progress of the present run, else of the last one, of any task; empty before the first."""
         state = state_of(self._site.training_dir)
         if state is None:
             return {}
@@ -58,8 +57,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Raise the reason why a training could not begin, because clients see only the log of a training that has
-        ended.
+        """Raise the reason why a training could not begin, which clients could not see after its end.
 
         Args:
             request: Settings, see ``config``.

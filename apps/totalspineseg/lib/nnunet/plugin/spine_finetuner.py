@@ -170,8 +170,7 @@ class SpineFinetuner(SpineTrainer):
         return self.loss_of
 
     def loss_of(self, logits: Any, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the loss at every resolution; targets are shares of voxels, and voxels that nobody checked have no
-        loss."""
+        """Return the loss at every resolution; targets are shares of voxels, without voxels that nobody checked."""
         levels = [level.float() for level in logits]
         loss = deep_loss(levels, target.float(), weight.float())
         # In distributed training, every weight must have a part in the loss.
@@ -180,8 +179,7 @@ class SpineFinetuner(SpineTrainer):
     # --- its patches
 
     def get_dataloaders(self) -> tuple[Iterator[Sample], Iterator[Sample]]:
-        """Return an iterator of augmented patches from the present iteration on, and an endless one of patches
-        without."""
+        """Return an iterator of the remaining augmented patches, and an endless one of patches without."""
         settings = self.job.settings
         patches = Patches(
             self.job.cases,

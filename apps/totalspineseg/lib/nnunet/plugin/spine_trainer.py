@@ -73,8 +73,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        """Return nnU-Net's chain, with gray values changed only in the image, and variations of scanners after
-        deforming."""
+        """Return nnU-Net's chain with gray values changed only in the image, and with variations of scanners."""
         chain = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         chain.transforms = with_scanners(chain.transforms, len(kwargs["regions"]))
         return chain
