@@ -161,7 +161,7 @@ def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
     run(store, capsys, "export", "trained-2", str(tmp_path / "out.zip"))
     remove_versions(store, ["trained-1"])
     code, _, error = run(store, capsys, "import", str(tmp_path / "out.zip"), "--name", "trained-1")
-    assert (code, "a name that no version" in error) == (2, True), error
+    assert (code, "other weights" in error) == (2, True), error
     assert store.versions() == ("trained-2",)
 
 

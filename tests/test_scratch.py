@@ -90,7 +90,7 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert opened.spacing_mm == (1, 1, 1)
     assert opened.configuration["architecture"]["network_class_name"].endswith("ResidualEncoderUNet")
     assert main([*words, "--epochs", "2"]) == 0
-    assert "trained already" in capsys.readouterr().out
+    assert "already trained" in capsys.readouterr().out
     store = ModelStore(tmp_path / "model")
     assert main(["models", "import", str(folders.results), "--name", "ours", "--data-dir", str(store.model_dir)]) == 0
     imported = ModelFolder.open(store.versions_dir / "ours", step=1)

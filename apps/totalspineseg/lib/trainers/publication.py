@@ -87,7 +87,7 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
     return (
-        f"passed the gate, but is not served: it was compared with ({there}), and now other weights are in use "
+        f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
         f"({here}). To serve it anyway: totalspineseg models activate {name}"
     )
 
