@@ -421,7 +421,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 by_reason.setdefault(reason, []).append(name)
         for reason, names in by_reason.items():
             listed = ", ".join(map(repr, names[:NAMES_IN_LOG])) + (" and more" if len(names) > NAMES_IN_LOG else "")
-            logger.warning("Not offered: %s, because each %s.", listed, reason)
+            logger.warning("Not offered: %s, which %s.", listed, reason)
 
     def _foreign_labels(self, labels: Path) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""

@@ -111,8 +111,7 @@ class Step2Task(SpineTask):
         """Segment around the discs of the label.
 
         Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
-        not
-        known.
+        not known.
         """
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
