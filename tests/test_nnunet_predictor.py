@@ -134,7 +134,7 @@ def test_refuses_wrong_input(model, channels, soft, match):
 
 @pytest.mark.parametrize("step", [0, -1, 1.5])
 def test_refuses_a_wrong_tile_step(model, step):
-    with pytest.raises(ValueError, match="tile_step must be"):
+    with pytest.raises(ValueError, match="tile_step"):
         WarmPredictor(model, device="cpu", tile_step=step)
 
 

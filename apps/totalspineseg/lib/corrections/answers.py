@@ -19,7 +19,7 @@ def submitted(step: int | None, structures: int, *, renumbered: str, findings: S
     plural = "" if structures == 1 else "s"
     more = f" And {len(findings) - FINDINGS_LISTED} more." if len(findings) > FINDINGS_LISTED else ""
     check = f" Please check: {' '.join(findings[:FINDINGS_LISTED])}{more}" if findings else ""
-    return f"{renumbered} Submitted as {kind} with {structures} structure{plural}.{check}".strip()
+    return f"{renumbered} Submitted as a {kind} with {structures} structure{plural}.{check}".strip()
 
 
 # One level was renamed, and the others follow it.
@@ -27,10 +27,10 @@ def submitted(step: int | None, structures: int, *, renumbered: str, findings: S
 
 def followed(was: str, now: str, names: dict[str, str]) -> str:
     """Say which levels were renamed to match the one that the reader renamed."""
-    listed = ", ".join(f"{before} is now {after}" for before, after in list(names.items())[:FOLLOWERS_LISTED])
+    some = ", ".join(f"{before} is now {after}" for before, after in list(names.items())[:FOLLOWERS_LISTED])
     more = f" and {len(names) - FOLLOWERS_LISTED} more" if len(names) > FOLLOWERS_LISTED else ""
     return (
-        f"You renamed {was} to {now}; the other levels follow: {listed}{more}. No outline changed, and your file is "
+        f"You renamed {was} to {now}; the other levels follow: {some}{more}. No outline changed, and your file is "
         "kept as you sent it. If a name is wrong now, rename those levels too and submit again."
     )
 

@@ -76,11 +76,11 @@ class FinetuneSettings:
         """
         for name in ("iterations", "batch_size", "warmup", "epoch", "validation_patches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)!r}")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+            raise ValueError(f"expected optimizer {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         for name, most in (("replay_share", MAX_REPLAY_SHARE), ("teacher_share", 1)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from 0 to {most}, got {getattr(self, name)!r}")
+                raise ValueError(f"expected {name} from 0 to {most}, got {getattr(self, name)!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")
+            raise ValueError(f"expected learning_rate above 0 and at most 1, got {self.learning_rate!r}")

@@ -63,7 +63,7 @@ class WarmPredictor:
         trust: Trust | None = None,
     ) -> None:
         if not 0 < tile_step <= 1:
-            raise ValueError(f"tile_step must be above 0 and at most 1, got {tile_step!r}")
+            raise ValueError(f"expected tile_step above 0 and at most 1, got {tile_step!r}")
         self.folder = folder
         self.tile_step = tile_step
         self.device = resolve_device(device, runtime)

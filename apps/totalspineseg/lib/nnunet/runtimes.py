@@ -21,7 +21,7 @@ def runtime_of(name: str) -> Runtime:
     for runtime in RUNTIMES:
         if name in (runtime, ""):
             return runtime
-    raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+    raise ValueError(f"expected runtime {' or '.join(RUNTIMES)}, got {name!r}")
 
 
 def require(device: str, runtime: Runtime) -> None:
