@@ -227,7 +227,7 @@ def lacks_encoding(call: ast.Call) -> bool:
     return bool({"text", "universal_newlines"} & given.keys())
 
 
-@pytest.mark.parametrize("folder", ["apps", "tools"])
+@pytest.mark.parametrize("folder", ["apps", "tests", "tools"])
 def test_no_text_depends_on_the_locale(folder: str) -> None:
     """In a process whose locale a native library had set, a read of text failed: 'ascii' codec can't decode."""
     lacking = {

@@ -21,7 +21,7 @@ from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from lib.geometry import Grid, LabelArray, Volume
 from lib.nnunet.cases import Origin, ScanSource
 from lib.nnunet.model_folder import ModelFolder
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.prediction import Prediction
 from lib.registry.handled import HANDLED_FILE, recorded
 from lib.trainers import judged_version, judging, remembered
@@ -51,7 +51,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = Drawn(Volume(codes, np.eye(4)), codes, 2)
+    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
     kept = KeptMaps(record.id, drawn, grid, record.versions, {}, (), name)
     DrawnMaps(site.history).keep(sha256_of(path), kept)
     return sha256_of(path)

@@ -105,6 +105,19 @@ def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shear", "qform_code"), [(0.0, 1), (0.00005, 1), (0.1, 0)])
+def test_a_label_has_a_qform_unless_that_would_place_it_elsewhere(
+    tmp_path: Path, shear: float, qform_code: int
+) -> None:
+    """Programs that look at the qform alone showed a label without one beside its image."""
+    affine = STRAIGHT + np.array([[0, 0, 0, 0], [0, shear, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, affine))
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, qform_code)
+    if qform_code:
+        np.testing.assert_allclose(header.get_qform(), affine, atol=1e-3)
+
+
 def test_4d_is_averaged(tmp_path: Path) -> None:
     data = np.stack([picture(np.float32), picture(np.float32) + 2], axis=-1)
     volume = read_image(nifti(tmp_path / "four.nii.gz", data))

@@ -14,7 +14,7 @@ from lib.errors import ImageError, StorageError, WeightsError
 from lib.files import read_json, staged_folder, write_json
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.evidence import Localizer, Step1Names
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.transforms.components import Box, labels_present
 from lib.trust import UNMEASURED, trust_from_json
 from lib.volume_io import read_labels, write_volume
@@ -47,7 +47,7 @@ class KeptMaps:
     """
 
     prediction: str
-    drawn: Drawn
+    drawn: NamedMap
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
@@ -185,7 +185,7 @@ def _read(entry: Path) -> KeptMaps | None:
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=Drawn(
+            drawn=NamedMap(
                 Volume(raw, affine),
                 labels,
                 1 if record["step"] == 1 else 2,

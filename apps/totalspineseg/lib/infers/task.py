@@ -32,7 +32,7 @@ from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling
 from lib.transforms.components import labels_present
@@ -68,7 +68,7 @@ class Outcome:
     numbering: Numbering | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
-    drawn: Drawn | None = None
+    drawn: NamedMap | None = None
     disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -201,7 +201,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            helped_by=() if numbering is None else numbering.helped_by,
+            helped_by=() if numbering is None else numbering.series_used,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)
