@@ -1,4 +1,4 @@
-"""The chain model on columns with known truth: each mistake alone, variants, abstention, pins, localizers."""
+"""Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
 from pathlib import Path
 
@@ -305,7 +305,7 @@ def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by
     _, numbering = name(case, siblings=[series])
     said = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
     assert [why in message for message in said] == [True] * bool(why)
-    assert (numbering.confident, numbering.helped_by) == ((False, ()) if why else (True, ("T1",)))
+    assert (numbering.confident, numbering.series_used) == ((False, ()) if why else (True, ("T1",)))
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -386,10 +386,10 @@ def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
     _, alone = name(case)
     labels, helped = name(case, siblings=[sure])
     assert columns.errors(case, labels) == {}
-    assert (helped.helped_by, helped.probability > 0.97) == (("sure",), True)
+    assert (helped.series_used, helped.probability > 0.97) == (("sure",), True)
     _, mixed = name(case, siblings=[torn])
     assert mixed.probability < 0.75
-    assert alone.helped_by == ()
+    assert alone.series_used == ()
 
 
 def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1Names:
@@ -411,7 +411,7 @@ def test_step_2_is_named_by_what_step_1_saw() -> None:
     labels, both = name(case, step1=step1_of(case, 0.99))
     assert (alone.confident, both.confident) == (False, True)
     assert columns.errors(case, labels) == {}
-    assert both.helped_by == (), "its own scan is no other series"
+    assert both.series_used == (), "its own scan is no other series"
 
 
 def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one() -> None:
@@ -654,7 +654,7 @@ def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
 def test_a_finished_map_is_no_raw_map() -> None:
     """Its cord and canal were read as discs, and its names as nothing."""
     case = draw("lumbar", 2)
-    with pytest.raises(LabelError, match=r"step 2 .*0 to 11.* \[30, 31"):
+    with pytest.raises(LabelError, match=r"\[30, 31.*step 2 .*0 to 11"):
         name_map(Volume(case.truth, case.affine), 2)
 
 

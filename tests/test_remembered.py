@@ -1,4 +1,4 @@
-"""Weights that were never trained on synthetic spines: what is kept against forgetting, and what judges."""
+"""Tests of weights that were never trained on synthetic spines: what is used against forgetting, and what judges."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ from block_spines import block_spine
 from lib.agreement import CaseScore
 from lib.anatomy import DISCS
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.files import sha256_of
 from lib.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from lib.gate.scoring import Model
 from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from lib.geometry import Grid, LabelArray, Volume
 from lib.nnunet.cases import Origin, ScanSource
 from lib.nnunet.model_folder import ModelFolder
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.prediction import Prediction
 from lib.registry.handled import HANDLED_FILE, recorded
 from lib.trainers import judged_version, judging, remembered
@@ -51,7 +51,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = Drawn(Volume(codes, np.eye(4)), codes, 2)
+    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
     kept = KeptMaps(record.id, drawn, grid, record.versions, {}, (), name)
     DrawnMaps(site.history).keep(sha256_of(path), kept)
     return sha256_of(path)

@@ -1,4 +1,4 @@
-"""Volumes from and to files, and what a bad file says."""
+"""Tests of reading and writing volumes, and of the messages for bad files."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,9 @@ import SimpleITK as sitk
 
 from dicom_series import itk_slices
 from lib.errors import ImageError, StorageError
+from lib.files import write_file
 from lib.geometry import Grid, same_grid
-from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_atomic, write_volume
+from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_volume
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
@@ -408,7 +409,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(StorageError, match="No space left"):
-        write_atomic(target, fill_the_disk)
+        write_file(target, fill_the_disk)
     assert target.read_bytes() == b"earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
 
