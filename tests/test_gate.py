@@ -123,7 +123,7 @@ def test_what_is_reached_beyond_that_is_as_documented(subjects: int, percent: in
 
 
 REFUSED = {3: (1, 32, 70), 4: (0, 11, 57), 5: (0, 6, 41), 6: (0, 2, 29), 9: (0, 0, 10), 12: (0, 0, 3)}
-"""Subjects -> percent of the candidates that changed nothing in the mean and are refused, as docs/retraining.md has
+"""Subjects -> percent of the candidates that changed nothing in the mean and are refused, as docs/gate.md has
 it, by the standard deviation of the change over subjects: 0.005, 0.01, 0.02."""
 
 
@@ -132,7 +132,7 @@ def test_harmless_candidates_are_refused_as_often_as_documented(subjects: int) -
     normal = changes_of("normal", subjects)
     refused = [100 * (lower_bound(sd * normal) < -DICE_MARGIN).mean() for sd in (0.005, 0.01, 0.02)]
     assert refused == pytest.approx(REFUSED[subjects], abs=1)
-    page = (Path(__file__).parents[1] / "docs" / "retraining.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "gate.md").read_text(encoding="utf-8")
     row = f"| {subjects} | " + " | ".join(f"{value} %" for value in REFUSED[subjects]) + " |"
     assert row in page
 
