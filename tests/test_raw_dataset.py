@@ -1,4 +1,4 @@
-"""nnU-Net's raw datasets on disk: exactly the cases of the last call, whole or absent, and nobody else's files."""
+"""Tests that nnU-Net's raw datasets have exactly the complete cases of the last call, and keep files of others."""
 
 import json
 import re

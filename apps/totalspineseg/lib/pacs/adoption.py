@@ -148,7 +148,7 @@ class Adoption:
         """Return when the last withdrawn label of a series was received: older segmentations were replaced for a
         reason.
         """
-        accepted = {correction.id for correction in self._corrections.standing(series)}
+        accepted = {correction.id for correction in self._corrections.in_force(series)}
         every = self._corrections.of_image(series)
         received = [c.received for c in every if c.status == "accepted" and c.id not in accepted]
         return max((utc_text(datetime.fromisoformat(time)) for time in received), default="")

@@ -29,7 +29,7 @@ class Corrections(Protocol):
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all submissions for an image."""
 
-    def standing(self, image_id: str) -> tuple[Correction, ...]:
+    def in_force(self, image_id: str) -> tuple[Correction, ...]:
         """Return those that were accepted and not withdrawn."""
 
     def path(self, correction: Correction) -> Path:
