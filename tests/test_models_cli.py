@@ -232,7 +232,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
     run(store, capsys, "export", "trained-1", str(archive))
     other = ModelStore(tmp_path / "elsewhere", weights="official")
     code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
-    assert (code, "Choose another" in error, other.versions()) == (2, True, ()), error
+    assert (code, "another name" in error, other.versions()) == (2, True, ()), error
     with pytest.raises(WeightsError, match="official weights are not installed"):
         other.resolve(1)
 
