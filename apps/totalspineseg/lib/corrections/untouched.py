@@ -13,7 +13,8 @@ from lib.corrections.unreviewed import named_codes
 from lib.geometry import LabelArray
 
 PARAMETER: Final = "accepted"
-"""Of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``."""
+"""Of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``, which the empty
+segment ``names.ACCEPTED_MARK`` says, too."""
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure that agrees with its prediction beyond this was not drawn again. A neighbor's correction and the way from
