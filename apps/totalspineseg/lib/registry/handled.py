@@ -43,3 +43,14 @@ def recorded(store: ModelStore) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def handled_by(store: ModelStore, name: str) -> dict[str, Measured]:
+    """Return what is recorded of the pairs that a version is part of: names of both networks -> scan -> measures.
+
+    Args:
+        store: Where the record is.
+        name: The version.
+    """
+    pairs = recorded(store).items()
+    return {pair: found for pair, found in pairs if name in {part.rpartition("-")[0] for part in pair.split("+")}}
