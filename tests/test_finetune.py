@@ -489,13 +489,13 @@ def test_the_share_of_replay_is_kept(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     fresh = replace(cases[1], image=np.full_like(cases[1].image, 5))
-    replay = replace(cases[1], image=np.full_like(cases[1].image, -5), origin=Origin.SYNTHETIC)
+    replay = replace(cases[1], image=np.full_like(cases[1].image, -5), origin=Origin.UNCORRECTED)
     patches = patches_of(folders[1], [fresh, replay], tmp_path, replay_share=0.3, strength=NONE)
     batch = batch_of(patches, range(200))
     replayed = batch["data"][:, 0].amin((1, 2, 3)) < 0
     assert replayed.float().reshape(-1, 10).sum(1).tolist() == [3] * 20
-    assert torch.equal(batch["synthetic"], replayed)
-    assert not patches.validation(0)["synthetic"]
+    assert torch.equal(batch["uncorrected"], replayed)
+    assert not patches.validation(0)["uncorrected"]
 
 
 def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder], tmp_path: Path) -> None:
@@ -578,7 +578,7 @@ def test_training_learns_its_case_and_logs_by_name(
     assert all(torch.equal(state[name], value) for name, value in trained.weights.items())
 
 
-def test_the_teacher_answers_for_synthetic_patches_alone() -> None:
+def test_the_teacher_answers_for_uncorrected_patches_alone() -> None:
     channels = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(3, 3, 4, 4, 4, dtype=torch.float16)
     target[:, 0] = 1
@@ -608,7 +608,7 @@ def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
+def test_a_training_keeps_to_what_its_parent_answered_on_uncorrected_scans(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     settings = replace(TINY, iterations=30, epoch=30, learning_rate=0.01, strength=NONE)
@@ -621,7 +621,7 @@ def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
         network.load_state_dict(tune(folders[1], [case], work, replace(settings, teacher_share=share)).weights)
         return float((network(image) - before).abs().mean())
 
-    taught, untaught = moved(Origin.SYNTHETIC, 1.0), moved(Origin.SYNTHETIC, 0.0)
+    taught, untaught = moved(Origin.UNCORRECTED, 1.0), moved(Origin.UNCORRECTED, 0.0)
     # Not nearer to nothing: the coarser heads of a random network have not learned to agree with the finest one.
     assert taught < 0.5 * untaught
     assert moved(Origin.CORRECTION, 1.0) == pytest.approx(untaught), "what a person corrected is the truth"

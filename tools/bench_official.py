@@ -160,7 +160,7 @@ def train_step(arguments: argparse.Namespace) -> None:
     Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson, parent.trust)
 
 
-KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)
+KINDS: Final = (Origin.CORRECTION, Origin.UNCORRECTED)
 
 
 def publish_step(arguments: argparse.Namespace) -> None:

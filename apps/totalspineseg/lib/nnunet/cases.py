@@ -31,11 +31,17 @@ MIN_LABELED_VOXELS: Final = 100
 
 
 class Origin(Enum):
-    """Where a case comes from; the replay share counts everything but fresh corrections."""
+    """Where a case comes from; the replay share counts everything but fresh corrections.
+
+    Attributes:
+        CORRECTION: The weights that are trained have not seen it.
+        EARLIER: A correction that they, or an ancestor, learned from.
+        UNCORRECTED: A synthetic spine, or what these weights answer on a scan that nobody corrected.
+    """
 
     CORRECTION = "correction"
     EARLIER = "earlier"
-    SYNTHETIC = "synthetic"
+    UNCORRECTED = "uncorrected"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from lib.nnunet.cases import Origin
 
-REPLAYED: Final = (Origin.EARLIER, Origin.SYNTHETIC)
-"""What replay takes its turns from, in equal parts: a few earlier labels among many synthetic scans, or the other way
+REPLAYED: Final = (Origin.EARLIER, Origin.UNCORRECTED)
+"""What replay takes its turns from, in equal parts: a few earlier labels among many uncorrected scans, or the other way
 round, are seen as often."""
 
 

@@ -46,8 +46,8 @@ class FinetuneSettings:
         learning_rate: Peak; None for the optimizer's own: one that fits the network, see ``training.usual_rate``, or
             nnU-Net's 0.01.
         warmup: Iterations from nothing to the peak; nnU-Net's optimizer has none.
-        replay_share: Share of patches from earlier and synthetic cases, against forgetting.
-        teacher_share: Of the targets of synthetic replay, how much is what the weights answered before the training;
+        replay_share: Share of patches from earlier and uncorrected cases, against forgetting.
+        teacher_share: Of the targets of uncorrected cases, how much is what the weights answered before the training;
             the rest is the truth.
         epoch: Iterations between two reports and stored states; the last epoch may be shorter.
         validation_patches: Unvaried patches a report is measured on.

@@ -41,8 +41,8 @@ PLACES: Final = 2000
 
 Sample = dict[str, torch.Tensor]
 """What nnU-Net's trainer calls a batch, here of one patch: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
-``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "synthetic", whether nobody has
-corrected it."""
+``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "uncorrected", whether nobody
+has corrected it."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             target = region_shares(classes, self._step)
         untouched = torch.from_numpy(np.isin(codes, list(case.untouched)))
         weight = region_weights(classes, untouched, self._step, self._rim)
-        synthetic = torch.tensor(case.origin is Origin.SYNTHETIC)
-        return {"data": torch.cat(channels), "target": target, "weight": weight, "synthetic": synthetic}
+        uncorrected = torch.tensor(case.origin is Origin.UNCORRECTED)
+        return {"data": torch.cat(channels), "target": target, "weight": weight, "uncorrected": uncorrected}
 
 
 def _know(case: StoredCase, folder: Path) -> _Known:

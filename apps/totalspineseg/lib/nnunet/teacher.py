@@ -1,4 +1,4 @@
-"""Against forgetting: on synthetic spines a training also learns what the network it began from answered."""
+"""Against forgetting: on uncorrected scans a training also learns what the network it began from answered."""
 
 import torch
 from torch import nn

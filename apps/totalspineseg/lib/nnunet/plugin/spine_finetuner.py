@@ -131,7 +131,7 @@ class SpineFinetuner(SpineTrainer):
         settings, parent = self.job.settings, self.job.parent
         with self._memory_for(f"the network of step {parent.step}"):
             super().initialize()
-            if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in self.job.cases):
+            if settings.teacher_share and any(case.origin is Origin.UNCORRECTED for case in self.job.cases):
                 self.teacher = Teacher(parent.load_network().to(self.device), settings.teacher_share)
 
     def build_network_architecture(
@@ -263,7 +263,7 @@ class SpineFinetuner(SpineTrainer):
             target = part["target"]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                 if self.teacher is not None:
-                    target = self.teacher.mix(part["data"], target, part["synthetic"])
+                    target = self.teacher.mix(part["data"], target, part["uncorrected"])
                 logits = self.network(part["data"])
             loss = self.loss(logits, target, part["weight"]) * (len(target) / size)
             loss.backward()
