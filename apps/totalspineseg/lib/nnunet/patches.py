@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from lib.anatomy import UNREVIEWED
 from lib.errors import LabelError
 from lib.geometry import LabelArray
 from lib.nnunet.augmentation import build_augmentation
@@ -35,6 +36,8 @@ FOREGROUND_SHARE: Final = 2 / 3
 """Share of patches that are centered on a structure, each structure equally often; the rest lie anywhere."""
 CONTEXT: Final = 1.5
 """The crop handed to the spatial augmentation is larger than the patch by this factor, so that turning finds voxels."""
+WHOLE: Final = 255
+"""Stored share of a region that fills a voxel."""
 PLACES: Final = 2000
 """Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
 
@@ -123,9 +126,11 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         case, shares_at = known.case, SHARES[self._step]
         box = _Box(known.shape, _center(known, rng, foreground), self._patch)
         image, maps = open_case(self._folder, case.file)
-        parts = {"image": box.crop(image, 0, 1), "segmentation": box.crop(maps, CODES, shares_at)}
+        # Nothing is known outside the image.
+        segmentation = box.crop(maps, CODES, shares_at, outside={0: UNREVIEWED})
+        parts = {"image": box.crop(image, 0, 1), "segmentation": segmentation}
         if maps.shape[0] > shares_at:
-            parts["regression_target"] = box.crop(maps, shares_at, maps.shape[0])
+            parts["regression_target"] = box.crop(maps, shares_at, maps.shape[0], outside={-1: WHOLE})
         swapped = self._step == 2 and known.variants[rng.random() < 0.5]
         varied = vary(**parts)
         codes, *found = varied["segmentation"].numpy().astype(np.uint8)
@@ -140,7 +145,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             )
         )
         if "regression_target" in varied:
-            shares = (varied["regression_target"] / 255).half()
+            shares = (varied["regression_target"] / WHOLE).half()
             target = shares[exchanged()] if swapped else shares
         else:
             target = region_shares(classes, self._step)
@@ -196,9 +201,11 @@ class _Box:
             target.append(slice(first - start, last - start))
         self._source, self._target = tuple(source), tuple(target)
 
-    def crop(self, array: Any, first: int, last: int) -> torch.Tensor:
-        """Read some channels of an array, float32, filled up with zeros."""
+    def crop(self, array: Any, first: int, last: int, outside: Mapping[int, int] | None = None) -> torch.Tensor:
+        """Read some channels of an array, float32, filled up with zeros, or by channel with ``outside``'s values."""
         crop = torch.zeros((last - first, *self._size))
+        for channel, value in (outside or {}).items():
+            crop[channel] = value
         crop[(slice(None), *self._target)] = torch.from_numpy(array[(slice(first, last), *self._source)]).float()
         return crop
 
