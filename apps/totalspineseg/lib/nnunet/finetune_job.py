@@ -14,11 +14,12 @@ from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_
 from lib.registry.files import write_json
 
 JOB_FILE: Final = "finetuning.json"
-STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
+LATEST: Final = "checkpoint_latest.pth"
+STATES: Final = ("checkpoint_final.pth", LATEST)
 """Checkpoints that nnU-Net's trainer leaves, the newest first."""
 FINETUNING: Final = "finetuning"
-"""Entry of a checkpoint's arguments: what the training is about, and how many patches fit into memory."""
-KEY, PASS_SIZE = "key", "pass_size"
+"""Entry of a checkpoint's arguments: what the training is about, how many patches memory takes, and how far it is."""
+KEY, PASS_SIZE, ITERATION = "key", "pass_size", "iteration"
 
 
 class Stopped(Exception):
@@ -35,6 +36,7 @@ class Progress:
         iterations: Of the whole run.
         seconds: Spent in this process.
         best: Best mean pseudo Dice so far; nan before the first report.
+        waited: Share of these seconds in which the training waited for patches.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Progress:
     iterations: int
     seconds: float
     best: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
