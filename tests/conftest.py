@@ -1,11 +1,14 @@
 """Fixtures shared by test files."""
 
 import os
+import subprocess
 
-# Before torch loads: the crash tests fork, and a forked child hangs on the threads its parent had started.
+# Set this before torch loads: the crash tests fork, and a forked child hangs on the threads that its parent had
+# started.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from serving import Server, studies_server
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the server as slow, and begin with the files that have slow tests: the last files are short."""
+    """Mark tests that need the server as slow, and run files with slow tests first."""
     for item in items:
         if {"server", "untouched"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
@@ -22,8 +25,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print how a worker ended that ended before its time; -9 is SIGKILL."""
+    if error:
+        try:
+            print(f"\nexit status of {node.gateway.id}: {node.gateway._io.popen.wait(10)}")
+        except (AttributeError, subprocess.TimeoutExpired) as missing:
+            print(f"\nexit status of {node.gateway.id} is unknown: {missing!r}")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one server for all tests of this process that need one: importing the host takes seconds."""
+    """Run one server for all tests of this process that need one, because importing the host takes seconds."""
     with studies_server(tmp_path_factory.mktemp("server")) as running:
         yield running

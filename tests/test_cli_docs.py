@@ -1,4 +1,4 @@
-"""Every command on the page about the command line is one the program takes; those without a network are run."""
+"""Tests that the program accepts every command on the page about the command line; offline ones are run."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from lib.cli import COMMANDS, _parser, main
 from lib.cohort.outputs import FOLDERS
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "cli.md").read_text()
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 LINES = [
     line
     for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -1,4 +1,4 @@
-"""A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults, the newest segmentation."""
+"""Tests of a PACS as a datastore, with a stand-in: lists, fetching, faults, the newest segmentation."""
 
 import shutil
 import threading
@@ -396,7 +396,7 @@ def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, file
         claims=Claims(),
     )
     received = Received(receipt, receipts.folder(receipt), series, "")
-    (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{")
+    (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{", encoding="utf-8")
 
     taken = []
 

@@ -1,4 +1,4 @@
-"""The real app whose trainings publish unjudged, and wait in the middle of it until their server has been killed."""
+"""The real app with trainings that publish without judging, and wait during that until their server has been killed."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from real_app import RealApp
 
 
 def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
-    """Five subjects on which nothing has changed."""
+    """Return five subjects on which nothing has changed."""
     score = CaseScore(dict.fromkeys(GROUPS, 0.8), 10, 9, 9)
     return tuple(SubjectScores(f"s{k}", (score,), (score,)) for k in range(5)) if list(cases) else ()
 
@@ -39,7 +39,7 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
         def held(*args: Any, **options: Any) -> Any:
             calls[0] += 1
-            if calls[0] == call and hold.exists() and hold.read_text() == moment:
+            if calls[0] == call and hold.exists() and hold.read_text(encoding="utf-8") == moment:
                 hold.rename(hold.with_name(f"held {moment}"))
                 while not parent_is_gone():
                     time.sleep(0.05)
@@ -49,4 +49,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """What the host loads."""
+    """The app that the host loads."""

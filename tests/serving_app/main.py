@@ -1,4 +1,4 @@
-"""The real app with predictors that need no weights, for servers that tests start."""
+"""The real app with predictors that need no weights, for servers in tests."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from real_app import RealApp
 
 
 class Readers:
-    """Stands for the warm networks; told by files beside the studies to fail or to be slow."""
+    """Replaces the loaded networks; files beside the studies tell it to fail or to be slow."""
 
     def __init__(self, signals: Path) -> None:
         self._signals = signals
@@ -18,11 +18,11 @@ class Readers:
     def folder(self, step: int) -> object:
         self.wait("slow-folder")
         if (self._signals / "no-weights").exists():
-            raise WeightsError("a model folder is required, got none; install weights")
+            raise WeightsError("There is no model folder. Install weights.")
         return type("Folder", (), {"name": "starter"})()
 
     def free(self) -> None:
-        with (self._signals / "freed").open("a") as calls:
+        with (self._signals / "freed").open("a", encoding="utf-8") as calls:
             calls.write("freed\n")
         self.wait("slow-free")
 
@@ -38,7 +38,7 @@ class Readers:
     def wait(self, name: str) -> None:
         signal = self._signals / name
         if signal.exists():
-            time.sleep(float(signal.read_text()))
+            time.sleep(float(signal.read_text(encoding="utf-8")))
 
     def warm_up(self) -> None:
         (self._signals / "warmed").touch()
@@ -56,4 +56,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """What the host loads."""
+    """The app that the host loads."""
