@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(bench_gpu, "synthetic_scan", lambda *_, seed: tiny_scan(seed))
     write_model_folder(tmp_path / "models", 2, spacing=SPACING_MM)
-    given = ["--weights", str(tmp_path / "models"), "--device", "cpu", "--replay-cases", "0", "--patches", "1"]
-    return [str(tmp_path / "out"), *given, "--batch-size", "1", "--iterations", "3"]
+    options = ["--weights", str(tmp_path / "models"), "--device", "cpu", "--replay-cases", "0", "--patches", "1"]
+    return [str(tmp_path / "out"), *options, "--batch-size", "1", "--iterations", "3"]
 
 
 def test_the_script_for_a_gpu_measures_and_goes_on(

@@ -68,7 +68,7 @@ def main(words: list[str] | None = None) -> int:
         optimizer=arguments.optimizer,
         device=arguments.device,
     )
-    told: list[Progress] = []
+    reports: list[Progress] = []
     patches = Patches(
         judging, dataset_folder(parent, work / "judging") / IDENTIFIER, parent, replay_share=0, strength=NONE
     )
@@ -77,7 +77,7 @@ def main(words: list[str] | None = None) -> int:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         weights = fine_tune(
-            parent, training, work, settings, on_progress=told.append, should_stop=lambda: time.monotonic() > end
+            parent, training, work, settings, on_progress=reports.append, should_stop=lambda: time.monotonic() > end
         ).weights
     except Stopped as stop:
         print(stop)
@@ -89,9 +89,9 @@ def main(words: list[str] | None = None) -> int:
         "parent": parent.version,
         "settings": {name: getattr(arguments, name) for name in ("step", "iterations", "batch_size", "optimizer")},
         "seconds of preparing": round(prepared, 1),
-        "iterations of this call": len(told),
-        "seconds per iteration": round(told[-1].seconds / len(told), 3) if told else None,
-        "share of waiting": told[-1].waited if told else None,
+        "iterations of this call": len(reports),
+        "seconds per iteration": round(reports[-1].seconds / len(reports), 3) if reports else None,
+        "share of waiting": reports[-1].waited if reports else None,
         "peak MiB of the device": torch.cuda.max_memory_allocated(device) >> 20 if device.type == "cuda" else None,
         "before": before,
         "after": dice_of(network.to(device), patches, len(judging) * arguments.patches),
@@ -104,7 +104,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def arguments_of(words: list[str] | None) -> argparse.Namespace:
-    """What the command line says."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("--weights", type=Path, metavar="MODELS", help="model folders (default: random weights)")
@@ -122,7 +122,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
 
 
 def parent_of(arguments: argparse.Namespace) -> ModelFolder:
-    """The model to start from; random weights are written once."""
+    """Return the model to start from; random weights are written once."""
     step, made = arguments.step, arguments.folder / f"made{arguments.step}"
     if arguments.weights:
         return ModelFolder.open(arguments.weights, step=step, name="given")
@@ -133,7 +133,7 @@ def parent_of(arguments: argparse.Namespace) -> ModelFolder:
 
 
 def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
-    """Corrections and replay, one at a time."""
+    """Yield corrections and replay, one at a time."""
     for scan in scans(arguments, CORRECTED, seeds=range(SYNTHETIC)):
         yield prepare_case(scan, parent)
     for source in replay_sources(arguments.replay_cases):
@@ -141,13 +141,13 @@ def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterat
 
 
 def judging_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
-    """Scans that do not train."""
+    """Yield scans that do not train."""
     for scan in scans(arguments, PREDICTED, seeds=range(SYNTHETIC, 2 * SYNTHETIC)):
         yield prepare_case(scan, parent)
 
 
 def scans(arguments: argparse.Namespace, patients: Iterable[str], seeds: Iterable[int]) -> Iterator[LabeledScan]:
-    """Patients as corrections, or synthetic scans in their place."""
+    """Yield patients as corrections, or synthetic scans in their place."""
     if arguments.slabs:
         for number in patients:
             truth = truth_of(arguments.slabs, number)
@@ -161,7 +161,7 @@ def scans(arguments: argparse.Namespace, patients: Iterable[str], seeds: Iterabl
 def stored(
     listing: Path, parent: ModelFolder, work: Path, cases: Callable[[], Iterable[TrainingCase]]
 ) -> tuple[StoredCase, ...]:
-    """Store cases, or find those that an earlier call has stored.
+    """Store cases, or return those that an earlier call has stored.
 
     Args:
         listing: File that says which; written once all are stored.
@@ -180,7 +180,7 @@ def stored(
 
 
 def dice_of(network: torch.nn.Module, patches: Patches, count: int) -> Mapping[str, float]:
-    """Dice of each region over unvaried patches; nan where it is in neither truth nor prediction."""
+    """Return the Dice of each region over unvaried patches; nan where it is in neither truth nor prediction."""
     network.eval()
     device = next(network.parameters()).device
     total = None

@@ -1,4 +1,4 @@
-"""Which levels the finished labels show, so that the order *most to learn* knows what is rare."""
+"""Read which levels the finished labels have, so that the order *most to learn* knows which levels are rare."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -7,11 +7,11 @@ from lib.corrections.store import CorrectionStore
 from lib.errors import StorageError
 
 FINISHED_STEP: Final = 2
-"""What a finished label teaches; a corrected step-1 map has no names."""
+"""Step of a finished label; a corrected step-1 map has no names."""
 
 
 class FinishedLevels:
-    """The levels of finished labels. A record never changes, so each is read once.
+    """Levels of the finished labels. A record never changes, so each is read once.
 
     Args:
         corrections: Where the labels are.
@@ -22,7 +22,7 @@ class FinishedLevels:
         self._known: dict[tuple[str, str], frozenset[int] | None] = {}
 
     def of(self, images: Iterable[str]) -> list[frozenset[int]]:
-        """Return the structures that the latest finished label of each image shows; images without one are left out.
+        """Return the structures of the latest finished label of each image; images without one are left out.
 
         Args:
             images: Ids. Not modified.
@@ -39,7 +39,7 @@ class FinishedLevels:
         return None
 
     def _levels(self, image: str, correction: str) -> frozenset[int] | None:
-        """The structures of a record; None where it is no finished label, or cannot be read at this moment."""
+        """Return the structures of a record; None if it is no finished label or cannot be read now."""
         place = (image, correction)
         if place not in self._known:
             try:
