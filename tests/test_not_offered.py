@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -50,6 +51,11 @@ LEFT = {
     "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "convert"),
     "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "convert"),
     "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "convert it"),
+    "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "convert"),
+    "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "convert"),
+    "archive": (lambda f: written(f / "patient" / "x.zip", b"PK"), "patient/", "link or copy"),
+    "pipe": (lambda f: os.mkfifo(f / "x.nii.gz"), "x.nii.gz", "remove it"),
+    "link to itself": (lambda f: linked(f / "x.nii.gz", "x.nii.gz"), "x.nii.gz", "correct the link"),
     "broken link": (lambda f: linked(f / "x.nii.gz", "nowhere.nii.gz"), "x.nii.gz", "restore the file"),
     "annex link": (lambda f: linked(f / "x.nii.gz", ".git/annex/objects/ab/x"), "x.nii.gz", "datalad get"),
     "LFS pointer": (lambda f: written(f / "x.nii.gz", LFS), "x.nii.gz", "git lfs pull"),

@@ -19,6 +19,7 @@ from lib.dicom.stack import Stack, stack_of
 from lib.errors import ImageError, StorageError
 from lib.geometry import AnyArray
 from lib.image import Image
+from lib.pointers import itk_name
 
 SCALING_KEYWORDS: Final = (
     "PixelValueTransformationSequence",
@@ -68,7 +69,7 @@ def _read_object(path: Path, unscaled: bool) -> AnyArray:
     """
     try:
         with _for_decoder(path, unscaled) as file:
-            image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
+            image = sitk.ReadImage(itk_name(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
         raise ImageError(f"The pixels of the DICOM file {path.name!r} cannot be read. Export it again.") from error
     data: AnyArray = sitk.GetArrayFromImage(image)
