@@ -5,6 +5,7 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+from lib.corrections.inbox import READER_TAGS
 from lib.corrections.store import Correction
 
 MAX_KEPT: Final = 1000
@@ -44,6 +45,8 @@ def message_of(correction: Correction) -> str:
     more = f" And {len(found) - FINDINGS_SHOWN} more." if len(found) > FINDINGS_SHOWN else ""
     checks = f" Please check: {' '.join(found[:FINDINGS_SHOWN])}{more}" if found else ""
     kind = "corrected step-1 label" if correction.step == 1 else "finished label"
+    if correction.tag not in READER_TAGS:
+        kind = f"label that does not count as finished (tag {correction.tag!r})"
     renumbered = f"{correction.renumbered.get('message', '')} " if correction.renumbered else ""
     return f"{renumbered}Submitted as {kind} with {len(correction.present)} structures.{checks}"
 
