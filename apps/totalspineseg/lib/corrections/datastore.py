@@ -34,7 +34,8 @@ IMAGE_PATTERNS: Final = tuple(f"*{ending}" for ending in OFFERED_ENDINGS)
 unless another one was offered before: its labels are drawn on that one."""
 FOREIGN: Final = (
     "was not made by this server, so that the names of its structures are not known, and it does not count: load it in "
-    "3D Slicer as a segmentation with its names, and submit it"
+    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it; to train from "
+    "many such maps, see 'totalspineseg prepare --help'"
 )
 WITHOUT_IMAGE: Final = "belongs to no image here: restore the image, or remove the label"
 ASIDE: Final = ".not-submitted"

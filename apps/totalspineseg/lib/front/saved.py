@@ -33,14 +33,14 @@ MAX_CLIENTS: Final = 64
 
 
 class Listings:
-    """The names of saved results that clients were given a moment ago.
+    """The names of saved results that clients got a moment ago.
 
     3D Slicer gives the k-th of them to voxel value k of the map that it asks for next.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._given: OrderedDict[str, tuple[float, dict[tuple[str, str], tuple[str, ...]]]] = OrderedDict()
+        self._sent: OrderedDict[str, tuple[float, dict[tuple[str, str], tuple[str, ...]]]] = OrderedDict()
 
     def note(self, client: str, content: Mapping[str, Any]) -> None:
         """Remember what a list of labels says.
@@ -55,16 +55,16 @@ class Listings:
             for tag, label in entry["labels"].items()
         }
         with self._lock:
-            self._given[client] = (time.monotonic(), names)
-            self._given.move_to_end(client)
-            if len(self._given) > MAX_CLIENTS:
-                self._given.popitem(last=False)
+            self._sent[client] = (time.monotonic(), names)
+            self._sent.move_to_end(client)
+            if len(self._sent) > MAX_CLIENTS:
+                self._sent.popitem(last=False)
 
     def differs(self, client: str, image: str, tag: str, info: Mapping[str, Any]) -> bool:
-        """Return whether a client was just given other names of a label than it has now."""
+        """Return whether a client just got other names of a label than it has now."""
         with self._lock:
-            given_at, names = self._given.get(client, (0.0, {}))
-        if time.monotonic() - given_at > LISTED_SECONDS:
+            sent_at, names = self._sent.get(client, (0.0, {}))
+        if time.monotonic() - sent_at > LISTED_SECONDS:
             return False
         return names.get((image, tag), _listed(info)) != _listed(info)
 
