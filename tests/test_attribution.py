@@ -1,4 +1,4 @@
-"""A submission is compared with the prediction its reader saw, whoever predicted what meanwhile."""
+"""Tests that a submission is compared with the prediction of its reader, whoever else predicted in the meantime."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lib.corrections.receipts import Receipt
 from lib.corrections.store import Received
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, Volume
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
@@ -35,7 +35,7 @@ class Predictions:
         self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
-        drawn = Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
+        drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
         self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
 
     def received(self, client: str = "user-xyz", stated: str | None = None) -> Received:
@@ -113,4 +113,4 @@ def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytes
     (record,) = (predictions.root / "predictions").glob("*/2/record.json")
     record.write_text("{", encoding="utf-8")
     assert predictions.corrected(renamed(), stated="2") == "1"
-    assert "passed over" in caplog.text
+    assert "is skipped" in caplog.text

@@ -1,4 +1,4 @@
-"""Every submission is kept once, whole, with its history; the studies folder survives a full disk and two writers."""
+"""Tests that every submission is kept once, whole, with its history, despite a full disk and two writers."""
 
 import errno
 import json
@@ -24,8 +24,9 @@ from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.store import CorrectionStore
 from lib.errors import BusyError, LabelError, StorageError
+from lib.files import PARTIAL_PREFIX, sha256_of
 from lib.geometry import Grid
-from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
+from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ def test_an_understood_label_is_kept_and_published_in_wire_ids(desk: Desk) -> No
     assert stored == kept
     assert (stored.status, stored.step, stored.user, stored.client) == ("accepted", 2, "ada", "slicer-7")
     assert stored.findings == ({"kind": "gap"},)
-    assert stored.image_sha256 == history.sha256_of(desk.image)
+    assert stored.image_sha256 == sha256_of(desk.image)
     assert (desk.store.path(stored) / stored.raw).read_bytes() == desk.label.read_bytes()
     codes = desk.store.codes(stored)
     assert sorted(set(codes.ravel().tolist())) == [0, CODE_OF["L4"], CODE_OF["L5"]]
@@ -100,7 +101,7 @@ def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: 
     assert (desk.store.path(parked) / parked.raw).read_bytes() == desk.label.read_bytes()
     assert desk.published == []
     assert desk.store.latest_accepted("img") is None
-    with pytest.raises(ValueError, match="accepted correction is required"):
+    with pytest.raises(ValueError, match="accepted correction"):
         desk.store.codes(parked)
 
 
@@ -162,7 +163,7 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
     assert shown == newest.id
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(13))
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk left an entry without its codes, which then broke every reader."""
     real, count = os.fsync, iter(range(99))
@@ -207,7 +208,7 @@ def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog
     for stated in (None, "p-other"):
         correction = desk.submit({**L4_L5, "prediction": stated})
         assert (correction.status, correction.prediction) == ("accepted", None)
-    assert "passed over" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
@@ -231,7 +232,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
 
 def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
     """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
-    for sha, expected in (("ab", ["gap", "image_replaced"]), (history.sha256_of(desk.image), ["gap"])):
+    for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
         assert [finding["kind"] for finding in desk.submit().findings] == expected
 
@@ -288,7 +289,7 @@ def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: 
 )
 def test_image_ids_become_one_harmless_folder_name(image_id: str) -> None:
     if not image_id:
-        with pytest.raises(ValueError, match="image id is required"):
+        with pytest.raises(ValueError, match="image id"):
             history.folder_name(image_id)
         return
     name = history.folder_name(image_id)
@@ -340,12 +341,12 @@ def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkey
     """Images that came later were not offered until the server was started anew."""
     watched, failed = StudiesDatastore(str(tmp_path)), threading.Event()
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: object, **_: object) -> None:
         failed.set()
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_atomic", full)
+        patch.setattr(datastore, "write_json", full)
         (tmp_path / "one.nii.gz").write_bytes(b"image")
         assert failed.wait(10)
     (tmp_path / "two.nii.gz").write_bytes(b"image")
@@ -397,7 +398,7 @@ def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk
     """An upload under a known id replaced the scan under its finished labels."""
     assert studies.add_image("new", str(desk.image), {}) == "new"
     assert studies.add_image("new", str(desk.image), {}) == "new"
-    with pytest.raises(FileExistsError, match="names another image"):
+    with pytest.raises(FileExistsError, match="Another image here"):
         studies.add_image("new", str(desk.label), {})
     for unreadable in ("a\nb", "x" * 201):
         with pytest.raises(ValueError, match="without control characters"):
@@ -471,7 +472,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
         wait_for(lambda: desk.store.of_image("img"))
         assert studies.status()["total"] == 2, "readers need not wait"
         assert not sent.done()
-        with pytest.raises(BusyError, match=rf"process {holder.pid} .*over 1 s.*kept"):
+        with pytest.raises(BusyError, match=rf"process {holder.pid}\b.*kept"):
             sent.result()
     (kept,) = desk.store.of_image("img")
     assert kept.status == "accepted"

@@ -1,7 +1,8 @@
-"""The gate: the comparison over subjects, the verdict, the hold-out."""
+"""Tests of the gate: the comparison over subjects, the verdict, the hold-out."""
 
 import json
 import math
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None
     report = judge("v5", "run", reference=many(-0.01), holdout=many(-0.01), beginning=Beginning("starter", *sets))
     assert report.publish is served
     assert [entry.name for entry in report.sets[2:]] == ["reference, since starter", "hold-out, since starter"]
-    assert served or f"on the {on}, since starter set these fell: vertebrae -0.050" in report.reason
+    assert served or all(fact in report.reason for fact in (on, "starter", "vertebrae -0.050"))
     assert GateReport.from_json(json.loads(json.dumps(report.as_json()))).publish is served
 
 
@@ -122,7 +123,7 @@ def test_what_is_reached_beyond_that_is_as_documented(subjects: int, percent: in
 
 
 REFUSED = {3: (1, 32, 70), 4: (0, 11, 57), 5: (0, 6, 41), 6: (0, 2, 29), 9: (0, 0, 10), 12: (0, 0, 3)}
-"""Subjects -> percent of the candidates that changed nothing in the mean and are refused, as docs/retraining.md has
+"""Subjects -> percent of the candidates that changed nothing in the mean and are refused, as docs/gate.md has
 it, by the standard deviation of the change over subjects: 0.005, 0.01, 0.02."""
 
 
@@ -131,7 +132,7 @@ def test_harmless_candidates_are_refused_as_often_as_documented(subjects: int) -
     normal = changes_of("normal", subjects)
     refused = [100 * (lower_bound(sd * normal) < -DICE_MARGIN).mean() for sd in (0.005, 0.01, 0.02)]
     assert refused == pytest.approx(REFUSED[subjects], abs=1)
-    page = (Path(__file__).parents[1] / "docs" / "retraining.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "gate.md").read_text(encoding="utf-8")
     row = f"| {subjects} | " + " | ".join(f"{value} %" for value in REFUSED[subjects]) + " |"
     assert row in page
 
@@ -159,7 +160,7 @@ def test_a_group_only_one_model_invents_counts_against_it() -> None:
 
 
 def test_scans_scored_by_one_model_only_are_refused() -> None:
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match=r"got 1 .* and 0 .*'a'"):
         compare([SubjectScores("a", (scores(1),), ())])
 
 
@@ -301,7 +302,7 @@ def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
     assert set(left_out) == {"b", "c"}
     report = judge("a", "c", reference=many(0.0), holdout=many(0.0), left_out=[f"b: {left_out['b']}"])
     assert report.publish
-    assert "could not judge: 1 of the scans" in report.reason
+    assert re.search(r"\b1\b\D+judge", report.reason)
     assert report.as_json()["left_out"] == [f"b: {left_out['b']}"]
 
 

@@ -7,11 +7,11 @@ LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
 LAYER = {
     "errors": -2,
     "version": -2,
-    "leftovers": -2,
+    "files": -1,
+    "locks": 0,
     "fields": -1,  # its errors are ours
     "clock": -2,
     "processes": -2,
-    "turns": -2,
     "certainty": -2,
     "anatomy": -1,
     "spellings": 0,

@@ -1,4 +1,4 @@
-"""What a studies folder holds and does not offer, and label maps in it that somebody else made."""
+"""Tests of files in a studies folder that are not offered, and of label maps from others."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ import pytest
 from dicom_series import save, slices
 from lib.cohort.inputs import find_cases, pair_localizers
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.history import sha256_of
 from lib.corrections.imprints import DRAWN_ON
 from lib.errors import ImageError
+from lib.files import sha256_of
 from lib.geometry import Grid
 from lib.trainers.site import folder_site
 from lib.volume_io import read_image, write_volume
@@ -46,21 +46,21 @@ def studies_in(folder: Path) -> StudiesDatastore:
 
 
 LEFT = {
-    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "link or copy"),
+    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "Link or copy"),
     "deep": (lambda f: volume(f / "a" / "b" / "c" / "d" / "e.nii.gz"), "a/", "a/b/c/d/e.nii.gz"),
-    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "convert"),
-    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "convert"),
-    "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "convert it"),
-    "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "convert"),
-    "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "convert"),
-    "archive": (lambda f: written(f / "patient" / "x.zip", b"PK"), "patient/", "link or copy"),
+    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
+    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
+    "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "Convert it"),
+    "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "Convert"),
+    "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "Convert"),
+    "archive": (lambda f: written(f / "patient" / "x.zip", b"PK"), "patient/", "Link or copy"),
     "pipe": (lambda f: os.mkfifo(f / "x.nii.gz"), "x.nii.gz", "remove it"),
     "link to itself": (lambda f: linked(f / "x.nii.gz", "x.nii.gz"), "x.nii.gz", "correct the link"),
     "broken link": (lambda f: linked(f / "x.nii.gz", "nowhere.nii.gz"), "x.nii.gz", "restore the file"),
     "annex link": (lambda f: linked(f / "x.nii.gz", ".git/annex/objects/ab/x"), "x.nii.gz", "datalad get"),
     "LFS pointer": (lambda f: written(f / "x.nii.gz", LFS), "x.nii.gz", "git lfs pull"),
     "annex pointer": (lambda f: written(f / "x.NII", ANNEX), "x.NII", "git annex get"),
-    "bad name": (lambda f: written(f / "a:b.nii", b"x"), "a:b.nii", "rename it"),
+    "bad name": (lambda f: written(f / "a:b.nii", b"x"), "a:b.nii", "Rename it"),
 }
 
 
@@ -90,7 +90,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("lib.corrections.not_offered.os.scandir", refuse)
-    assert "grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
+    assert "Grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
 
 
 def test_a_folder_with_a_long_name_is_named(tmp_path: Path) -> None:

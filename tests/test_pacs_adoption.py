@@ -1,4 +1,4 @@
-"""Segmentations that came to the PACS another way: never missed, and never a reason to wait for a large PACS."""
+"""Tests of segmentations that reached the PACS another way: none is missed, and none delays a large PACS."""
 
 import threading
 import time
@@ -96,11 +96,11 @@ def test_what_was_taken_back_is_not_found_in_the_pacs_again(app: Any, drawn: byt
     store._client.add(seg)
     app._adoption.of_image(FIRST)
     assert FIRST in store.get_labeled_images()
-    (kept,) = app._corrections.standing(FIRST)
+    (kept,) = app._corrections.in_force(FIRST)
     assert app.withdraw_label(FIRST, "final", "ada") == (kept.id,)
     app._adoption.of_all()
     assert FIRST not in store.get_labeled_images()
-    assert app._corrections.standing(FIRST) == ()
+    assert app._corrections.in_force(FIRST) == ()
 
 
 def test_what_a_label_had_replaced_does_not_come_back_when_that_is_taken_back(

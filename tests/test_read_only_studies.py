@@ -1,4 +1,4 @@
-"""Studies that can only be read, and a disk that is full: what can still be looked at is shown."""
+"""Tests of studies that can only be read, and of a full disk: whatever can be read is shown."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_
         assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)
         with pytest.raises(MONAILabelClientException, match=r"507;.*totalspineseg/received"):
             client.save_label("z-last", result, params=L4)
-    assert f"written to {server.studies}/.totalspineseg/received " in server.log.read_text(encoding="utf-8")
+    assert f"write to '{server.studies}/.totalspineseg/received' " in server.log.read_text(encoding="utf-8")
     assert "warning" not in client.next_sample("last", {})
     assert client.infer("totalspineseg", "z-last", {})[1]["warning"] == ""
 
@@ -135,11 +135,11 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
     StudiesDatastore(str(tmp_path), auto_reload=False)
     volume(tmp_path / "one.nii.gz")
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: object, **_: object) -> None:
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_atomic", full)
+        patch.setattr(datastore, "write_json", full)
         studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     assert studies.list_images() == ["one"]
     studies.update_image_info("one", {"seen": True})

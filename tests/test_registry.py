@@ -1,4 +1,4 @@
-"""Which weights are in use: the pointer file, versions that appear whole, settings, and crashes in between."""
+"""Tests of the weights in use: the pointer file, versions that appear whole, settings, and crashes in between."""
 
 import errno
 import json
@@ -13,11 +13,11 @@ from unittest.mock import Mock
 
 import pytest
 
-import lib.registry.files as files
-from lib import leftovers
+from lib import files, locks
 from lib.errors import BusyError, StorageError, WeightsError
+from lib.files import write_json
+from lib.locks import locked
 from lib.registry.activations import before_last, changes
-from lib.registry.files import locked, write_json
 from lib.registry.records import VersionRecord, lineage, trained_on, write_record
 from lib.registry.store import ModelStore
 
@@ -130,7 +130,7 @@ def test_versions_are_never_overwritten(model_dir):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "starter", "official", "a" * 101, "a b"])
 def test_version_names_are_checked(tmp_path, name):
-    with pytest.raises(WeightsError, match="a version name must"), ModelStore(tmp_path).publish(name):
+    with pytest.raises(WeightsError, match="cannot be the name of a version"), ModelStore(tmp_path).publish(name):
         pass
 
 
@@ -139,7 +139,7 @@ def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
     store = ModelStore(model_dir)
     store.activate("site-2")
     code = (
-        "import sys, os, signal, lib.registry.files as f\n"
+        "import sys, os, signal, lib.files as f\n"
         "from lib.registry.store import ModelStore\n"
         "f.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ModelStore(sys.argv[1]).activate('starter')\n"
@@ -263,7 +263,7 @@ def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
     old, new = versions / ".staging-old", versions / ".staging-new"
     for leftover in (old, new):
         leftover.mkdir(parents=True)
-    long_ago = time.time() - 2 * leftovers.DAY_S
+    long_ago = time.time() - 2 * files.DAY_S
     os.utime(old, (long_ago, long_ago))
     with ModelStore(tmp_path).publish("site-3"):
         pass
@@ -290,7 +290,7 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hung while it held the models' folder stopped every later training without a word."""
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     with locked(tmp_path):
         with pytest.raises(BusyError, match=r"0.1 s"), locked(tmp_path):
             pass
@@ -328,8 +328,8 @@ def test_leftovers_that_others_rename_meanwhile_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("gone", "old"):
-        (tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}").mkdir()
-        os.utime(tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}", (0, 0))
+        (tmp_path / f"{files.PARTIAL_PREFIX}{name}").mkdir()
+        os.utime(tmp_path / f"{files.PARTIAL_PREFIX}{name}", (0, 0))
     stat = Path.stat
 
     def renamed(path: Path, **options: bool) -> os.stat_result:
@@ -338,6 +338,6 @@ def test_leftovers_that_others_rename_meanwhile_are_passed_over(
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", renamed)
-    leftovers.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == [f"{leftovers.PARTIAL_PREFIX}gone"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{files.PARTIAL_PREFIX}gone"]

@@ -1,4 +1,4 @@
-"""Weights that were never trained on synthetic spines: what is kept against forgetting, and what judges."""
+"""Tests of weights that were never trained on synthetic spines: what is used against forgetting, and what judges."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ from block_spines import block_spine
 from lib.agreement import CaseScore
 from lib.anatomy import DISCS
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.files import sha256_of
 from lib.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from lib.gate.scoring import Model
 from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from lib.geometry import Grid, LabelArray, Volume
 from lib.nnunet.cases import Origin, ScanSource
 from lib.nnunet.model_folder import ModelFolder
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.prediction import Prediction
 from lib.registry.handled import HANDLED_FILE, recorded
 from lib.trainers import judged_version, judging, remembered
@@ -51,7 +51,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = Drawn(Volume(codes, np.eye(4)), codes, 2)
+    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
     kept = KeptMaps(record.id, drawn, grid, record.versions, {}, (), name)
     DrawnMaps(site.history).keep(sha256_of(path), kept)
     return sha256_of(path)
@@ -95,7 +95,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, right: Callable[[int], bool]) -> 
 
 def test_weights_that_handle_synthetic_spines_replay_these_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answering(monkeypatch, lambda _: True)
-    assert [source.origin for source in replay_of(site, FOREIGN, 3)] == [Origin.SYNTHETIC] * 3
+    assert [source.origin for source in replay_of(site, FOREIGN, 3)] == [Origin.UNCORRECTED] * 3
     assert len(asked) == remembered.TRIED
     replay_of(site, FOREIGN, 3)
     assert len(asked) == remembered.TRIED, "they are tried once"
@@ -121,7 +121,7 @@ def test_foreign_weights_are_held_to_their_own_answers(site: Site) -> None:
     replay = replay_of(site, FOREIGN, 4)
     assert names(replay) == ["train-0", "train-1", "train-2"]
     for source in replay:
-        assert source.origin is Origin.EARLIER
+        assert source.origin is Origin.UNCORRECTED, "a few of them took half of all replay from the spines"
         taught = source.read()
         assert (taught.codes.data == (LUMBAR if "train-0" in source.name else WHOLE)).mean() > 0.99
         assert taught.left.untouched == frozenset()

@@ -1,4 +1,4 @@
-"""One renamed segment moves the other levels, but only those of the map it was renamed in."""
+"""Tests that one renamed segment renames the other levels, but only in the map in which it was renamed."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from lib.corrections.names import map_names
 from lib.corrections.renames import Followed, compare, follow_rename
 from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
-from lib.numbering.renumber import Drawn, renumber
+from lib.numbering.renumber import NamedMap, renumber
 from lib.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
@@ -27,7 +27,7 @@ def kept(step: int) -> KeptMaps:
     """A prediction that calls L4-L5 L5-L6."""
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
-    drawn = Drawn(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
+    drawn = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
     return KeptMaps("p", drawn, GRID, {}, {}, ())
 
 
@@ -75,6 +75,22 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
     codes = map_names(scene, GRID).codes
     for before, now in renamed.items():
         assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()
+
+
+@pytest.mark.parametrize(("codes", "follows"), [({}, True), ({CODE_OF["L1-L2"]: CODE_OF["L2-L3"]}, False)])
+def test_levels_do_not_follow_where_two_would_have_one_name(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], follows: bool
+) -> None:
+    """A reader's own segments, which are no structures, counted as two of one name."""
+    numbering = SimpleNamespace(probability=0.9, certainty="counted")
+    monkeypatch.setattr(renames, "renumber", lambda *_: (codes, numbering))
+    submission = sent(2)
+    labels = np.array(submission.layers[0])
+    labels[0, 0, :4] = (200, 200, 201, 201)
+    own = Segment("lesion", 200), Segment("nerve root", 201)
+    followed = follow(replace(submission, layers=(labels,), segments=(*submission.segments, *own)), kept(2))
+    assert followed is not None
+    assert (followed.names, followed.report["probability"] is not None) == ({}, follows)
 
 
 def test_names_left_as_predicted_follow_in_any_spelling() -> None:

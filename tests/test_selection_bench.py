@@ -1,4 +1,4 @@
-"""What `make bench-selection` counts, and that its half with trainings runs, goes on, and ends with a table."""
+"""Tests of `make bench-selection`: its counts, and that its trainings run, continue, and end with a table."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_the_table_has_a_mean_and_each_site() -> None:
 
 def test_scans_of_a_site_are_the_same_each_time_and_those_of_another_are_not(tmp_path: Path) -> None:
     kind, plan = bench_selection.KINDS[0], bench_selection.QUICK
-    names = [[c.name for c in bench_selection.drawn(tmp_path, seed, kind, 2, plan, first=0)] for seed in (0, 0, 1)]
+    names = [[c.name for c in bench_selection.make_scans(tmp_path, seed, kind, 2, plan, first=0)] for seed in (0, 0, 1)]
     assert names[0] == names[1]
     assert not set(names[0]) & set(names[2])
     assert len(list(tmp_path.iterdir())) == 4
@@ -83,24 +83,20 @@ def test_the_half_with_trainings(
     words = ["trainings", "--quick", "--out", str(out), "--weights", str(weights)]
     bench_selection.main(words)
     known = json.loads((out / "selection.json").read_text(encoding="utf-8"))
-    (entry,) = known["sites"]["0/most_to_learn"]["rounds"]
+    entry = known["0/most_to_learn, round 1"]
     ((image, offered),) = entry["corrected"].items()
     assert (offered["strategy"], bool(offered["score"]), entry["status"]) == ("most_to_learn", True, entry["status"])
     assert (out / "site-0" / "most_to_learn" / "studies" / f"{image}.nii.gz").is_file()
-    assert known["sites"]["0/random"]["rounds"][0]["errors"].keys() == {"outlines", "names"}
+    assert known["0/random, round 1"]["errors"].keys() == {"outlines", "names"}
     assert (out / "selection.png").stat().st_size > 1000
     assert "| outlines | 1 |" in capsys.readouterr().out
 
     # Killed before the round was noted: the label is there, and it is not trained once more.
-    done = known["sites"]["0/random"]
-    before = json.dumps(done["rounds"])
-    done["trained"] = {"status": done["rounds"][0]["status"], "message": done["rounds"][0]["message"]}
-    done["rounds"] = []
+    before = known.pop("0/random, round 1")
     (out / "selection.json").write_text(json.dumps(known), encoding="utf-8")
     monkeypatch.setattr(bench_selection, "train", None)
     bench_selection.main(words)
-    again = json.loads((out / "selection.json").read_text(encoding="utf-8"))["sites"]["0/random"]
-    assert json.dumps(again["rounds"]) == before
+    assert json.loads((out / "selection.json").read_text(encoding="utf-8"))["0/random, round 1"] == before
     monkeypatch.setattr(bench_selection, "QUICK", replace(bench_selection.QUICK, corrections=2))
-    with pytest.raises(SystemExit, match="another plan"):
+    with pytest.raises(SystemExit, match="--out"):
         bench_selection.main(words)

@@ -1,4 +1,4 @@
-"""Scoring, batch inference and the orders by score, through the real server."""
+"""Tests of scoring, batch inference and the orders by score, with the real server."""
 
 import json
 import time
@@ -18,9 +18,13 @@ from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 
 NAMES = ("scored-a", "scored-b", "scored-nothing")
-WAIT_S = 120
+WAIT_S = 500
+"""For a process that loads the app and three predictions, on a busy machine."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.timeout(2 * WAIT_S),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What readers left as it was predicted does not judge weights of that line, and teaches them little."""
+"""Tests that structures left as predicted do not judge weights of that line, and train them little."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from block_spines import block_spine, classes_of
 from lib.agreement import GROUPS, CaseScore, Left, score_case
 from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
@@ -21,6 +20,7 @@ from lib.corrections.renames import compare
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.untouched import with_untouched
 from lib.errors import LabelError
+from lib.files import sha256_of
 from lib.gate.compare import SubjectScores
 from lib.gate.verdict import GateReport, judge
 from lib.geometry import Grid, LabelArray, Volume
@@ -34,7 +34,7 @@ from lib.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
 from lib.nnunet.targets import REGIONS, region_shares
 from lib.nnunet.training import deep_loss, region_loss
 from lib.nnunet.version import parts_of
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.store import STARTER
 from lib.segments import Segment, Submission
@@ -49,7 +49,9 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-KEPT = KeptMaps("p", Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ())
+KEPT = KeptMaps(
+    "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
+)
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
 
 
@@ -110,8 +112,10 @@ def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
     assert with_untouched(map_names(sent(TRUTH), GRID), None, None).untouched == ()
 
 
-def submitted(root: Path, labels: LabelArray, names: dict[str, str] | None = None, **params: Any) -> Correction:
-    """What the record says of a label whose prediction is kept."""
+def submitted(
+    root: Path, labels: LabelArray, names: dict[str, str] | None = None, *, empty: tuple[str, ...] = (), **params: Any
+) -> Correction:
+    """What the record says of a label whose prediction is kept; 3D Slicer names empty segments, too."""
     store, predictions, maps = CorrectionStore(root), PredictionStore(root), DrawnMaps(root)
     image, label = root / "img.nii.gz", root / "label.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
@@ -126,6 +130,7 @@ def submitted(root: Path, labels: LabelArray, names: dict[str, str] | None = Non
     values[[segment["idx"] for segment in segments]] = np.arange(1, len(segments) + 1)
     write_volume(label, values[labels], GRID)
     sender = Sender("ada", "slicer", "label.nii.gz")
+    segments += [{"name": name, "idx": len(segments) + 1 + k} for k, name in enumerate(empty)]
     return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
 
 
@@ -134,6 +139,18 @@ def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:
     assert set(record.untouched) == EVERY - {L3, L4}
     assert CorrectionStore(tmp_path).latest_accepted("img") == record
     assert (record.prediction or {})["versions"] == {"step2": "starter-1"}
+
+
+@pytest.mark.parametrize("names", [None, {"L5": "L6"}], ids=["as predicted", "renamed"])
+def test_an_empty_segment_accepts_what_was_left(tmp_path: Path, names: dict[str, str] | None) -> None:
+    """3D Slicer sends names and voxels and nothing else, so its readers could not say that they had checked."""
+    record = submitted(tmp_path, TRUTH, names, empty=("C1", "Accepted"))
+    assert (record.status, record.untouched, record.renamed) == ("accepted", (), ())
+
+
+def test_a_painted_mark_of_acceptance_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="empty"):
+        submitted(tmp_path, edited(0.2), {"L5": "accepted"})
 
 
 def test_all_is_accepted_where_a_rename_moves_every_level(tmp_path: Path) -> None:
@@ -391,7 +408,7 @@ def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> l
     """Patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
-    (source,) = start_of(site, tiny_settings()).material.taught(step)
+    (source,) = start_of(site, tiny_settings()).material.lessons(step)
     folder = ModelFolder.open(write_model_folder(root / "model", step, spacing=SPACING_MM))
     work = root / "work"
     job = Job(folder, store_cases([prepare_case(source.read(), folder)], folder, work), work, FinetuneSettings())

@@ -1,4 +1,4 @@
-"""Volumes from and to files, and what a bad file says."""
+"""Tests of reading and writing volumes, and of the messages for bad files."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,9 @@ import SimpleITK as sitk
 
 from dicom_series import itk_slices, save, slices
 from lib.errors import ImageError, StorageError
+from lib.files import write_file
 from lib.geometry import Grid, same_grid
-from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_atomic, write_volume
+from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_volume
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
@@ -121,6 +122,19 @@ def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
     skewed = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, skewed))
     np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shear", "qform_code"), [(0.0, 1), (0.00005, 1), (0.1, 0)])
+def test_a_label_has_a_qform_unless_that_would_place_it_elsewhere(
+    tmp_path: Path, shear: float, qform_code: int
+) -> None:
+    """Programs that look at the qform alone showed a label without one beside its image."""
+    affine = STRAIGHT + np.array([[0, 0, 0, 0], [0, shear, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, affine))
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, qform_code)
+    if qform_code:
+        np.testing.assert_allclose(header.get_qform(), affine, atol=1e-3)
 
 
 def test_4d_is_averaged(tmp_path: Path) -> None:
@@ -444,7 +458,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(StorageError, match="No space left"):
-        write_atomic(target, fill_the_disk)
+        write_file(target, fill_the_disk)
     assert target.read_bytes() == b"earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
 

@@ -1,4 +1,4 @@
-"""Installing weights: broken lines, hostile zips, other files under a known name."""
+"""Tests of installing weights: unreliable connections, hostile zips, other files with a known name."""
 
 import io
 import json
@@ -16,9 +16,9 @@ import lib.nnunet.unpack as unpack_module
 from lib.cli import main
 from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
+from lib.files import sha256_of
 from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.networks import Networks
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.weights import assets, install
@@ -213,7 +213,7 @@ def test_too_long_leftover_is_dropped(tmp_path, release, zips):
 
 def test_missing_file_is_said_at_once(tmp_path, release):
     url, handler = release
-    with pytest.raises(WeightsError, match="got HTTP 404"):
+    with pytest.raises(WeightsError, match="HTTP 404"):
         download(f"{url}/none.zip", tmp_path / "a.zip", pause_s=0)
     assert len(handler.seen) == 1
 
@@ -225,7 +225,7 @@ def test_dead_server_is_given_up(tmp_path):
 
 @pytest.mark.parametrize("url", ["http://example.org/a.zip", "file:///etc/passwd", "ftp://127.0.0.1/a"])
 def test_only_https(tmp_path, url):
-    with pytest.raises(WeightsError, match="https address is required"):
+    with pytest.raises(WeightsError, match="https address"):
         download(url, tmp_path / "a.zip")
 
 
@@ -246,15 +246,15 @@ def test_another_file_under_a_known_name_is_refused(tmp_path, zips):
     other = tmp_path / "other" / zips[0].name
     other.parent.mkdir()
     other.write_bytes(zips[0].read_bytes() + b"\0")
-    with pytest.raises(WeightsError, match=f"must have SHA-256 {sha256_of(zips[0])}, got {sha256_of(other)}"):
+    with pytest.raises(WeightsError, match=f"{sha256_of(other)}.*{sha256_of(zips[0])}"):
         install(tmp_path, zips=[other, zips[1]])
-    with pytest.raises(WeightsError, match="must have SHA-256"):
+    with pytest.raises(WeightsError, match="SHA-256"):
         install(tmp_path, zips=[other, zips[1]], sha256=[sha256_of(other), sha256_of(zips[1])])
 
 
 def test_expected_hash_is_compared(tmp_path, zips):
     right = [sha256_of(path).upper() for path in zips]
-    with pytest.raises(WeightsError, match="must have SHA-256 0000"):
+    with pytest.raises(WeightsError, match=r"SHA-256.* 0000"):
         install(tmp_path, zips=zips, sha256=["0000", right[1]])
     with pytest.raises(WeightsError, match=r"SHA-256.*1 for 2"):
         install(tmp_path, zips=zips, sha256=right[:1])
@@ -267,7 +267,7 @@ def test_refused_download_is_not_kept(tmp_path, release):
     url, handler = release
     good = handler.files
     handler.files = dict.fromkeys(good, b"<html>login</html>")
-    with pytest.raises(WeightsError, match="readable zip is required"):
+    with pytest.raises(WeightsError, match="as a zip"):
         install(tmp_path, url=url)
     handler.files = good
     assert install(tmp_path, url=url) == "official-r20260730"
@@ -364,10 +364,10 @@ def lying_bomb() -> bytes:
     ("content", "match"),
     [
         pytest.param(bomb(), "unpacks to far more", id="bomb"),
-        pytest.param(lying_bomb(), "zip is required|zip that tells", id="lying-bomb"),
-        pytest.param(b"", "readable zip is required", id="empty"),
-        pytest.param(b"<html>", "readable zip is required", id="web-page"),
-        pytest.param(bomb()[:-40], "readable zip is required", id="cut"),
+        pytest.param(lying_bomb(), "as a zip|larger than", id="lying-bomb"),
+        pytest.param(b"", "as a zip", id="empty"),
+        pytest.param(b"<html>", "as a zip", id="web-page"),
+        pytest.param(bomb()[:-40], "as a zip", id="cut"),
     ],
 )
 def test_bombs_and_damaged_zips_are_refused(tmp_path, content, match):
@@ -381,7 +381,7 @@ def test_bombs_and_damaged_zips_are_refused(tmp_path, content, match):
 
 @pytest.mark.parametrize(
     ("name", "value", "match"),
-    [("MAX_ENTRIES", 1, "at most 1 entries"), ("MAX_TOTAL_BYTES", 10, "unpacked is required")],
+    [("MAX_ENTRIES", 1, "more than 1"), ("MAX_TOTAL_BYTES", 10, "unpacks to more than")],
 )
 def test_limits_of_a_zip(tmp_path, zips, monkeypatch, name, value, match):
     monkeypatch.setattr(unpack_module, name, value)
@@ -392,7 +392,7 @@ def test_limits_of_a_zip(tmp_path, zips, monkeypatch, name, value, match):
 def test_zip_without_a_model(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
         content.writestr("readme.txt", "hello")
-    with pytest.raises(WeightsError, match="a zip with a model folder"):
+    with pytest.raises(WeightsError, match="no model folder"):
         unpack_model(tmp_path / "a.zip", tmp_path)
 
 

@@ -1,13 +1,12 @@
-"""Networks of the official shape with random weights go the whole way: seconds and peak memory of each step.
+"""Take networks of the official shape with random weights all the way; print seconds and peak memory of each step.
 
     .venv/bin/python tools/bench_official.py FOLDER [--patch 256 256 48] [--scan lumbar] [--steps make install ..]
 
-Each step is a process of its own, so that its peak is its own; FOLDER keeps what the next one needs (about 8 GB).
-
-- make: two zips as the official ones: ResidualEncoderUNet of 141 million parameters, weights and momentum;
+Each step is a separate process, so that its peak is its own; FOLDER keeps what the next step needs (about 8 GB).
+- make: write two zips like the official ones: ResidualEncoderUNet with 141 million parameters, weights and momentum;
 - install: `weights install --zip`;
-- request: the server answers one request on a synthetic scan; the networks compute every tile in full, and the starter
-  networks' labels go on to the next stage;
+- request: the server answers one request on a synthetic scan; the networks compute every tile in full, and the labels
+  of the starter networks are used for the next stage;
 - train: one iteration of a fine-tuning of step 1, on one patch (`--training-patch` for a smaller one);
 - publish: its result becomes a version;
 - export: `models export`;
@@ -37,6 +36,7 @@ from server_process import server_process
 
 from lib.cli import main as totalspineseg
 from lib.corrections.history import new_id
+from lib.files import read_json, write_json
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, prepare_case
 from lib.nnunet.discovery import STEP_CHANNELS
@@ -61,7 +61,7 @@ COARSEST: Final = 3
 TRAINER: Final = "nnUNetTrainerDAExtGPU__nnUNetPlans__3d_fullres"
 SEED: Final = 11
 WIDTH_MM: Final = 72.0
-"""Of the scan, right to left: a sagittal series of some eighteen slices."""
+"""Width of the scan, right to left: a sagittal series of about eighteen slices."""
 STEPS: Final = ("make", "install", "request", "train", "publish", "export", "stock")
 VERSION: Final = "bench-1"
 
@@ -86,7 +86,7 @@ def main() -> int:
         return 0
     print("| step | seconds | CPU seconds | peak memory, MiB |\n|---|---|---|---|", flush=True)
     for step in arguments.steps:
-        # Linux counts the process and those it started and waited for: the largest one's peak.
+        # Linux counts the process and the children that it waited for: the peak of the largest one.
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *sys.argv, "--alone", step], stdout=sys.stderr)
         _, status, used = os.wait4(process.pid, 0)
@@ -116,13 +116,13 @@ def make_step(arguments: argparse.Namespace) -> None:
 
 
 def install_step(arguments: argparse.Namespace) -> None:
-    """Install them, in an app of its own."""
+    """Install the zips in a separate app."""
     zips = [str(arguments.folder / asset) for asset in assets(release_of_patch(arguments.patch))]
     _command("weights", "install", "--data-dir", str(_store(arguments).model_dir), "--zip", *zips)
 
 
 def request_step(arguments: argparse.Namespace) -> None:
-    """Ask a server for the spine of one scan."""
+    """Ask a server to segment one scan."""
     studies, app, log = arguments.folder / "studies", arguments.folder / "app", arguments.folder / "server.log"
     studies.mkdir(exist_ok=True)
     scan = studies / f"{arguments.scan}.nii.gz"
@@ -139,13 +139,17 @@ def request_step(arguments: argparse.Namespace) -> None:
         answer.raise_for_status()
         reply = answer.json()
         seconds = time.perf_counter() - start
-        peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+        peak = next(
+            line
+            for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+            if "VmHWM" in line
+        )
         print(f"{scan.name} {image.data.shape}: {seconds:.0f} s; {peak}\n{reply['weights']}")
         print(json.dumps(reply["latencies"]))
 
 
 def train_step(arguments: argparse.Namespace) -> None:
-    """Take one training iteration: a correction, and a synthetic case on which the parent teaches."""
+    """Do one training iteration: a correction, and a synthetic case with the parent as teacher."""
     parent = ModelFolder.open(_store(arguments).resolve(1).root, step=1, name=_store(arguments).resolve(1).name)
     patch = list(arguments.training_patch or arguments.patch)
     folder = replace(parent, configuration={**parent.configuration, "patch_size": patch})
@@ -160,11 +164,11 @@ def train_step(arguments: argparse.Namespace) -> None:
     Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson, parent.trust)
 
 
-KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)
+KINDS: Final = (Origin.CORRECTION, Origin.UNCORRECTED)
 
 
 def publish_step(arguments: argparse.Namespace) -> None:
-    """Make a version of what was trained, and put it into use."""
+    """Make a version of the trained network, and put it into use."""
     store = _store(arguments)
     choice = store.resolve(1)
     parent = ModelFolder.open(choice.root, step=1, name=choice.name)
@@ -181,7 +185,7 @@ def export_step(arguments: argparse.Namespace) -> None:
 
 
 def stock_step(arguments: argparse.Namespace) -> None:
-    """Let nnU-Net itself load what was exported, and compute one tile."""
+    """Let nnU-Net itself load the exported model, and compute one tile."""
     target = arguments.folder / "stock"
     with zipfile.ZipFile(arguments.folder / "export.zip") as archive:
         archive.extractall(target)
@@ -196,9 +200,9 @@ def stock_step(arguments: argparse.Namespace) -> None:
     print(f"{folder.name}: {tuple(logits.shape)} in {time.perf_counter() - start:.0f} s")
 
 
-def synthetic_scan(field: Field, width_mm: float, depth_mm: float | None) -> tuple[Volume, Volume]:
+def synthetic_scan(field: Field, width_mm: float, depth_mm: float | None, *, seed: int = SEED) -> tuple[Volume, Volume]:
     """Return image and labels at 1 mm."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     size = {"width_mm": width_mm} | ({"depth_mm": depth_mm} if depth_mm else {})
     spine = random_spine(rng, SpineOptions(field=field, thoracic=12, lumbar=5, spacing_mm=(1, 1, 1), **size))
     image = render(rng, spine, RenderOptions(contrast="T2", strength=0.5))
@@ -209,13 +213,13 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
     """Write a model folder of the official networks' shape with random weights.
 
     Args:
-        folder: To be made.
-        like: Whose step, regions and plans' other entries it takes.
+        folder: The new folder.
+        like: A model whose step, regions and other plans it gets.
         patch: Tile (z, y, x), voxels.
-        momentum: Whether the optimizer's state is stored, too, as a training leaves it.
+        momentum: Whether the optimizer's state is stored, too, as after a training.
     """
-    plans = json.loads((like.path / "plans.json").read_text())
-    dataset = json.loads((like.path / "dataset.json").read_text())
+    plans = read_json(like.path / "plans.json")
+    dataset = read_json(like.path / "dataset.json")
     configuration = plans["configurations"]["3d_fullres"]
     configuration |= {"patch_size": list(patch), "spacing": [1.0, 1.0, 1.0]}
     architecture = configuration["architecture"]
@@ -251,8 +255,8 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
         state = {k: {"momentum_buffer": torch.zeros_like(v)} for k, v in enumerate(network.parameters())}
         checkpoint["optimizer_state"] = {"state": state, "param_groups": [{"lr": 1e-5, "params": list(state)}]}
     (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_text(json.dumps(dataset))
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", dataset)
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_best.pth")
     return ModelFolder.open(folder, step=like.step)
 
@@ -267,7 +271,7 @@ def _strides(patch: Sequence[int]) -> list[list[int]]:
 
 
 def release_of_patch(patch: Sequence[int]) -> str:
-    """Return the release whose name the zips get."""
+    """Return the release for the names of the zips."""
     return STEP1_PATCH_RELEASE if tuple(patch) == STEP1_PATCH else NEWEST
 
 
@@ -281,7 +285,7 @@ def _command(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    # What a process that is ended has started must not go on.
+    # Processes that this one has started must not continue after it.
     unwind_on_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.exit(main())

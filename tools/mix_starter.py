@@ -1,4 +1,4 @@
-"""Mean of two starter folders of one line: what a training learned, and less of what it forgot.
+"""Average two starter folders of one line, to keep what a training learned and forget less.
 
     python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5
 
@@ -7,7 +7,6 @@ of TRAINED and names both. Source: Wortsman et al., Robust fine-tuning of zero-s
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
+from lib.files import read_json, sha256_of, write_json  # noqa: E402
 from lib.nnunet.candidate import mixed_weights  # noqa: E402
-from lib.nnunet.hashing import sha256_of  # noqa: E402
 from lib.nnunet.model_folder import models_in  # noqa: E402
 from lib.nnunet.starter_model import export_model  # noqa: E402
 from lib.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
@@ -30,13 +29,13 @@ def mix(before: Path, trained: Path, out: Path, share: float) -> None:
         weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
         folder = out / STARTER_FOLDERS[step]
         export_model(folder, step, weights, FEATURES)
-        record = json.loads((new.path / "training.json").read_text())
+        record = read_json(new.path / "training.json")
         record["mean"] = {
             "share": share,
             "trained_sha256": sha256_of(new.checkpoint),
             "before_sha256": sha256_of(old.checkpoint),
         }
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(folder / "training.json", record)
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("before", type=Path, metavar="BEFORE", help="starter folder that the training began from")
     parser.add_argument("trained", type=Path, metavar="TRAINED", help="starter folder that the training wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="starter folder to write")
-    parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="of TRAINED (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="share of TRAINED (default: 0.5)")
     arguments = parser.parse_args()
     mix(arguments.before, arguments.trained, arguments.out, arguments.share)
 

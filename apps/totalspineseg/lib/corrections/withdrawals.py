@@ -1,11 +1,12 @@
-"""Corrections that were taken back: they stay in the history, and count no more.
+"""Corrections that were withdrawn: they stay in the history, but do not count anymore.
 
-``<history>/withdrawals/<image>/<id of the correction>/record.json`` says who took it back and when.
+``<history>/withdrawals/<image>/<id of the correction>/record.json`` has the person who withdrew it, and the time.
 """
 
 from pathlib import Path
 
 from lib.corrections import history
+from lib.files import staged_folder, write_json
 
 RECORD_FILE = "record.json"
 
@@ -17,22 +18,22 @@ class Withdrawals:
         self._root = root / "withdrawals"
 
     def add(self, image_id: str, correction_id: str, user: str) -> None:
-        """Take a correction back.
+        """Withdraw a correction.
 
         Args:
             image_id: Image it belongs to.
-            correction_id: A correction that was not taken back before.
-            user: Who takes it back; "admin" where the server runs without authentication.
+            correction_id: A correction that was not withdrawn before.
+            user: Who withdraws it; "admin" if the server runs without authentication.
 
         Raises:
             StorageError: It could not be written; the correction counts as before.
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
-        folder = self._folder(image_id)
-        history.append_entry(folder, correction_id, lambda entry: history.write_json(entry / RECORD_FILE, record))
+        with staged_folder(self._folder(image_id) / correction_id) as entry:
+            write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
-        """Ids of the corrections of an image that were taken back."""
+        """Return the ids of the corrections of an image that were withdrawn."""
         return frozenset(history.names(self._folder(image_id)))
 
     def _folder(self, image_id: str) -> Path:

@@ -11,7 +11,7 @@ from typing import IO, Final
 
 from fastapi import HTTPException
 
-from lib.corrections.history import CHUNK_BYTES
+from lib.files import CHUNK_BYTES
 from lib.front.errors import DISK_ERRORS
 from lib.front.statuses import TOO_LARGE
 from lib.front.uploads import plain_name

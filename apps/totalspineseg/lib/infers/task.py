@@ -21,6 +21,7 @@ from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import StorageError, UnknownImageError
+from lib.files import sha256_of, storage_errors
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
@@ -31,7 +32,7 @@ from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling
 from lib.transforms.components import labels_present
@@ -58,7 +59,7 @@ class Outcome:
         numbering: Levels and their certainty, if the method reports it.
         versions: Weights by step.
         findings: What is odd about the image and the labels.
-        drawn: What the network drew and how it was named, to name it again later.
+        output: Output of the network and its names, to name it again later.
         disagreement: See ``PredictionRecord``.
     """
 
@@ -67,7 +68,7 @@ class Outcome:
     numbering: Numbering | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
-    drawn: Drawn | None = None
+    output: NamedMap | None = None
     disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -132,7 +133,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         clock = Latencies()
         settings = read_settings(request)
         with clock("hash image"):
-            sha256 = history.sha256_of(Path(request["image"]))
+            sha256 = sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
         settings = self.completed(settings, request)
         with clock("wait for the networks"):
@@ -191,16 +192,16 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
-        if outcome.drawn is None:
+        if outcome.output is None:
             return
         numbering = outcome.numbering
         maps = KeptMaps(
             prediction=record.id,
-            drawn=outcome.drawn,
+            output=outcome.output,
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            helped_by=() if numbering is None else numbering.helped_by,
+            series_used=() if numbering is None else numbering.series_used,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)
@@ -281,11 +282,7 @@ def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
 
 def _temporary_file(extension: str) -> Path:
     """Return an empty file with a unique name; a fixed name would be overwritten by the next request."""
-    try:
+    with storage_errors(Path(tempfile.gettempdir())):
         handle, name = tempfile.mkstemp(prefix="totalspineseg-", suffix=extension)
         os.close(handle)
-    except OSError as error:
-        raise StorageError(
-            f"The result cannot be written to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
-        ) from error
     return Path(name)

@@ -1,40 +1,40 @@
-"""What a fine-tuning is about, in a file beside its cases: nnU-Net's trainers take no settings of ours."""
+"""The file with a fine-tuning's settings beside its cases, because nnU-Net's trainers take no settings of this app."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from lib.files import content_key, read_json, write_json
 from lib.nnunet.cases import Origin
 from lib.nnunet.finetune_settings import FinetuneSettings, Strength
-from lib.nnunet.hashing import content_key
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_dataset, training_plans
-from lib.registry.files import write_json
 
 JOB_FILE: Final = "finetuning.json"
-STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
-"""Checkpoints that nnU-Net's trainer leaves, the newest first."""
+LATEST: Final = "checkpoint_latest.pth"
+STATES: Final = ("checkpoint_final.pth", LATEST)
+"""Checkpoints of nnU-Net's trainer, the newest first."""
 FINETUNING: Final = "finetuning"
-"""Entry of a checkpoint's arguments: what the training is about, and how many patches fit into memory."""
-KEY, PASS_SIZE = "key", "pass_size"
+"""Entry of a checkpoint's arguments: the key of the training, how many patches fit into memory, and iterations done."""
+KEY, PASS_SIZE, ITERATION = "key", "pass_size", "iteration"
 
 
 class Stopped(Exception):
-    """The training was asked to stop; the next start goes on from its last stored state."""
+    """The training was asked to stop; the next start continues from the last stored state."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is.
+    """Progress of a training.
 
     Attributes:
         step: 1 or 2.
         iteration: Iterations done.
-        iterations: Of the whole run.
-        seconds: Spent in this process.
+        iterations: Iterations of the whole run.
+        seconds: Time in this process.
         best: Best mean pseudo Dice so far; nan before the first report.
+        waited: Share of these seconds in which the training waited for patches.
     """
 
     step: int
@@ -42,17 +42,18 @@ class Progress:
     iterations: int
     seconds: float
     best: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a fine-tuning is about.
+    """Parent, cases and settings of a fine-tuning.
 
     Attributes:
         parent: The model to start from.
-        cases: On disk, see ``store_cases``.
+        cases: The cases on disk, see ``store_cases``.
         work: Folder of logs and states.
-        settings: How.
+        settings: Settings of the fine-tuning.
     """
 
     parent: ModelFolder
@@ -67,7 +68,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What is the same wherever this very training runs; only its states are continued."""
+        """Digest that is the same wherever this training runs; only states with the same key are continued."""
         return content_key(
             {
                 "parent": self.parent.digest,
@@ -77,7 +78,7 @@ class Job:
         )
 
     def write(self) -> None:
-        """Write all that nnU-Net's trainer looks for beside the cases.
+        """Write all the files beside the cases that nnU-Net's trainer reads.
 
         Raises:
             StorageError: It cannot be written.
@@ -85,22 +86,22 @@ class Job:
         parent = {"path": str(self.parent.path.resolve()), "step": self.parent.step, "name": self.parent.name}
         cases = [[c.name, c.origin.value, c.file, sorted(c.unreviewed), sorted(c.untouched)] for c in self.cases]
         write_json(self.folder / f"{PLANS}.json", training_plans(self.parent, self.settings.batch_size))
-        (self.folder / "dataset.json").write_text(json.dumps(training_dataset(self.parent)), encoding="utf-8")
+        write_json(self.folder / "dataset.json", training_dataset(self.parent))
         content = {"parent": parent, "cases": cases, "work": str(self.work.resolve())}
         write_json(self.folder / JOB_FILE, content | {"settings": asdict(self.settings)})
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
-        """Read what ``write`` wrote.
+        """Read the files of ``write``.
 
         Args:
             folder: nnU-Net's folder of the preprocessed dataset.
 
         Raises:
             WeightsError: The parent is gone.
-            OSError: The file cannot be read.
+            StorageError: The file cannot be read.
         """
-        content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / JOB_FILE)
         parent, settings = content["parent"], content["settings"]
         return cls(
             ModelFolder.open(parent["path"], step=parent["step"], name=parent["name"]),

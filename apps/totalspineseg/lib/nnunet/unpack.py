@@ -1,4 +1,4 @@
-"""Taking a model out of a zip that may be hostile: only what a model needs, never outside the folder."""
+"""Extract a model from a zip that may be hostile: only the files of a model, and never outside the folder."""
 
 import re
 import shutil
@@ -9,20 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from lib.errors import StorageError, WeightsError
-from lib.registry.files import storage_errors
+from lib.files import CHUNK_BYTES, storage_errors
 
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
-"""What a model folder needs; everything else in the zip stays there."""
+"""Files of a model folder; all others are not extracted."""
 MAX_ENTRIES: Final = 10_000
-"""A model zip holds some dozen files (plots, logs, validation results included)."""
+"""A model zip has a few dozen files (including plots, logs and validation results)."""
 MAX_TOTAL_BYTES: Final = 8 << 30
-"""Bytes after unpacking what is wanted; two official checkpoints with their optimizer's state stay well below."""
+"""Bytes of the extracted files; two official checkpoints with their optimizer's state are well below."""
 MAX_RATIO: Final = 200
-"""Weights hardly compress (ratio 1.1), JSON some tenfold; zip bombs start at a thousand."""
+"""Weights hardly compress (ratio 1.1), JSON about tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Smaller files may compress as they like."""
-CHUNK_BYTES: Final = 1 << 20
-"""Bytes read at a time."""
 
 
 def unpack_model(archive: Path, target: Path) -> tuple[Path, ...]:
@@ -36,7 +34,7 @@ def unpack_model(archive: Path, target: Path) -> tuple[Path, ...]:
         The files written, relative to ``target``.
 
     Raises:
-        WeightsError: No readable zip, an entry that leaves the folder, a link, a bomb, or no model inside.
+        WeightsError: The zip is not readable, has no model, or has a link, a zip bomb, or an entry outside its folder.
         StorageError: The files cannot be written.
     """
     try:
@@ -45,14 +43,12 @@ def unpack_model(archive: Path, target: Path) -> tuple[Path, ...]:
             _check(entries, archive.name)
             wanted = [entry for entry in entries if not entry.is_dir() and _is_wanted(entry.filename)]
             if not wanted:
-                raise WeightsError(
-                    f"a zip with a model folder (plans.json, fold_0/..) is required, got {archive.name!r} without"
-                )
+                raise WeightsError(f"{archive.name!r} has no model folder (plans.json, fold_0/..).")
             require_space(sum(entry.file_size for entry in wanted), target)
             for entry in wanted:
                 _extract(content, entry, target)
     except FileNotFoundError as error:
-        raise WeightsError(f"a zip file is required, got {str(archive)!r} which does not exist") from error
+        raise WeightsError(f"The zip {str(archive)!r} does not exist.") from error
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -62,15 +58,15 @@ def unpack_model(archive: Path, target: Path) -> tuple[Path, ...]:
         RuntimeError,
         UnicodeError,
     ) as error:
-        raise WeightsError(f"a readable zip is required, got {archive.name!r} ({error}); download it again") from error
+        raise WeightsError(f"{archive.name!r} cannot be read as a zip ({error}). Download it again.") from error
     return tuple(Path(entry.filename) for entry in wanted)
 
 
 def _check(entries: list[zipfile.ZipInfo], name: str) -> None:
     if len(entries) > MAX_ENTRIES:
-        raise WeightsError(f"a zip of at most {MAX_ENTRIES} entries is required, got {len(entries)} in {name!r}")
+        raise WeightsError(f"{name!r} has {len(entries)} entries, more than {MAX_ENTRIES}. It is no zip of a model.")
     if sum(entry.file_size for entry in entries if _is_wanted(entry.filename)) > MAX_TOTAL_BYTES:
-        raise WeightsError(f"a zip of at most {MAX_TOTAL_BYTES >> 30} GiB unpacked is required, got more in {name!r}")
+        raise WeightsError(f"{name!r} unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB. It is no zip of a model.")
     seen: set[str] = set()
     for entry in entries:
         problem = _problem(entry)
@@ -78,10 +74,7 @@ def _check(entries: list[zipfile.ZipInfo], name: str) -> None:
             problem = "twice"
         seen.add(entry.filename)
         if problem:
-            raise WeightsError(
-                f"zip entries must be plain files inside the folder, got {entry.filename!r} ({problem}) in {name!r}; "
-                "do not use it"
-            )
+            raise WeightsError(f"{name!r} has the unsafe entry {entry.filename!r} ({problem}). Do not use it.")
 
 
 def _problem(entry: zipfile.ZipInfo) -> str | None:
@@ -93,10 +86,10 @@ def _problem(entry: zipfile.ZipInfo) -> str | None:
         return "climbs out of its folder"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or device"
-    # What stays in the zip may be as dense as it likes: logs and validation results are.
+    # Files that are not extracted may be denser, as logs and validation results are.
     dense = entry.file_size > RATIO_FROM_BYTES and entry.file_size > MAX_RATIO * max(1, entry.compress_size)
     if dense and _is_wanted(entry.filename):
-        return "unpacks to far more than it holds"
+        return "unpacks to far more than its size"
     return None
 
 
@@ -113,7 +106,7 @@ def require_space(needed: int, folder: Path) -> None:
         folder: An existing folder.
 
     Raises:
-        StorageError: There is too little.
+        StorageError: There is too little room.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -132,7 +125,5 @@ def _extract(content: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> 
             while chunk := source.read(CHUNK_BYTES):
                 written += len(chunk)
                 if written > entry.file_size:
-                    raise WeightsError(
-                        f"a zip that tells its sizes is required, got more than it says in {entry.filename!r}"
-                    )
+                    raise WeightsError(f"{entry.filename!r} in the zip is larger than the zip says. Do not use it.")
                 sink.write(chunk)

@@ -17,10 +17,10 @@ from lib.corrections.outcomes import Outcome
 from lib.corrections.receipts import SEG_SUFFIX, Sender, Waiting
 from lib.dicom.moments import utc_text
 from lib.dicom.seg_object import SegReference
+from lib.locks import NamedLocks
 from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import FRESH_SECONDS
 from lib.pacs.submissions import Corrections, Submit, send_waiting, submit_segmentation
-from lib.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Adoption:
         self._submit = submit
         self._waiting = waiting
         self._report = report
-        self._taking = Turns()
+        self._taking = NamedLocks()
         self._looking = threading.Lock()
         self._skipped: set[str] = set()
         self._due = 0.0
@@ -106,7 +106,7 @@ class Adoption:
 
     def _take_all(self, found: dict[str, SegReference]) -> None:
         for series, reference in found.items():
-            with self._taking.at(series):
+            with self._taking.of(series):
                 outcome = self._take(series, reference)
             if outcome is not None:
                 self._report(outcome)
@@ -148,7 +148,7 @@ class Adoption:
         """Return when the last withdrawn label of a series was received: older segmentations were replaced for a
         reason.
         """
-        accepted = {correction.id for correction in self._corrections.standing(series)}
+        accepted = {correction.id for correction in self._corrections.in_force(series)}
         every = self._corrections.of_image(series)
         received = [c.received for c in every if c.status == "accepted" and c.id not in accepted]
         return max((utc_text(datetime.fromisoformat(time)) for time in received), default="")

@@ -29,7 +29,7 @@ class Corrections(Protocol):
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all submissions for an image."""
 
-    def standing(self, image_id: str) -> tuple[Correction, ...]:
+    def in_force(self, image_id: str) -> tuple[Correction, ...]:
         """Return those that were accepted and not withdrawn."""
 
     def path(self, correction: Correction) -> Path:
@@ -67,7 +67,7 @@ def submit_segmentation(
         return Outcome(instance, "refused", message)
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
-    with datastore.submitting.at(instance):
+    with datastore.submitting.of(instance):
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:

@@ -1,4 +1,4 @@
-"""The settings of a training as clients send them: texts and choices, defaults for everything left out."""
+"""Read the settings of a training as clients send them: texts and choices, with defaults for those left out."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
 MAX_ITERATIONS: Final = 250_000
-"""What nnU-Net trains from scratch; more is a typing error."""
+"""Iterations of nnU-Net's training from scratch; a larger number is a typing error."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
@@ -20,17 +20,17 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
 }
-"""Setting -> least and largest value."""
+"""Setting -> smallest and largest value."""
 AUTO: Final = "auto"
-"""A learning rate that fits the network."""
+"""Learning rate that fits the network."""
 WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
-    """The settings as clients show them: a list is a choice with its default first, a bool a box, a text is free."""
+    """Return the settings for clients: a list is a choice with its default first, a bool a box, a text is free."""
     settings = RetrainSettings()
     finetune = settings.finetune
-    shown: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "iterations": finetune.iterations,
         "batch_size": finetune.batch_size,
         "learning_rate": finetune.learning_rate,
@@ -38,24 +38,24 @@ def client_config() -> dict[str, Any]:
         "replay_cases": settings.replay_cases,
         "seed": finetune.seed,
     }
-    texts = {name: AUTO if value is None else f"{value:g}" for name, value in shown.items()}
+    texts = {name: AUTO if value is None else f"{value:g}" for name, value in defaults.items()}
     return {**texts, "optimizer": list(OPTIMIZERS), "device": list(DEVICES), "resume": True}
 
 
 def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> RetrainSettings:
-    """The settings of a request.
+    """Return the settings of a request.
 
     Args:
-        request: As a client sent it; unknown keys are the host's own.
-        steps: Which networks.
+        request: The request of a client; unknown keys belong to the host.
+        steps: The networks to train.
 
     Raises:
-        TrainingError: A value that a setting cannot have.
+        TrainingError: A setting has a value that it cannot have.
     """
     untouched = {name: (None, "", AUTO) if name == "learning_rate" else (None, "") for name in NUMBERS}
-    given = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in untouched[name]}
-    replay_cases = given.pop("replay_cases", RetrainSettings().replay_cases)
-    values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in given.items()}
+    numbers = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in untouched[name]}
+    replay_cases = numbers.pop("replay_cases", RetrainSettings().replay_cases)
+    values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in numbers.items()}
     try:
         finetune = replace(
             FinetuneSettings(),
@@ -79,12 +79,12 @@ def _number(name: str, value: object) -> float:
         number = math.nan
     if not low <= number <= high or (name in WHOLE and number != int(number)):
         kind = "a whole number" if name in WHOLE else "a number"
-        raise TrainingError(f"the setting {name!r} must be {kind} from {low:g} to {high:g}, got {value!r}; correct it")
+        raise TrainingError(f"The setting {name!r} must be {kind} from {low:g} to {high:g}, got {value!r}. Correct it.")
     return number
 
 
 def _chosen(value: object, choices: Sequence[str]) -> object:
-    """Return a choice; a client that never touched the setting sends nothing, or the whole list."""
+    """Return a choice; a client that never changed the setting sends nothing, or the whole list."""
     value = value[0] if isinstance(value, list) and value else value
     return choices[0] if value in (None, "") else value
 
@@ -92,5 +92,5 @@ def _chosen(value: object, choices: Sequence[str]) -> object:
 def _device(value: object) -> str:
     value = _chosen(value, DEVICES)
     if value not in DEVICES and not (isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit()):
-        raise TrainingError(f"the setting 'device' must be one of {', '.join(DEVICES)}, got {value!r}; choose one")
+        raise TrainingError(f"The setting 'device' must be one of {', '.join(DEVICES)}, got {value!r}. Choose one.")
     return str(value)
