@@ -1,4 +1,4 @@
-"""The script for a GPU machine runs whole on a CPU with tiny networks, and goes on where it was stopped."""
+"""Tests that the script for a GPU machine runs whole on a CPU with tiny networks, and goes on where it was stopped."""
 
 import json
 from pathlib import Path

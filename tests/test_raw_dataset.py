@@ -326,7 +326,7 @@ def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
     assert written[1].cases == 3
     (case,) = skipped
     assert "'same'" in case.reason
-    assert "rename" in case.reason
+    assert "Rename" in case.reason
     write(tmp_path / "first", scans[:1], options)
     image = Path(dataset_name(1)) / "imagesTr" / "same_0000.nii.gz"
     assert (tmp_path / image).read_bytes() == (tmp_path / "first" / image).read_bytes()
