@@ -55,7 +55,6 @@ from lib.version import VERSION
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
-    from lib.pacs.adoption import Adoption
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +89,6 @@ class App(MONAILabelApp):
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
         self._uploads = Uploads()
-        self._adoption: Adoption | None = None
         self._services = Services(
             self._networks,
             self._predictions,
@@ -173,20 +171,14 @@ class App(MONAILabelApp):
             return ""
 
     def init_datastore(self) -> Any:
-        """The studies folder, made safe, or the PACS; other servers as the host does it."""
+        """Return the folder of studies, made safe, or the PACS."""
         if is_address(self.studies):
-            if host_settings.MONAI_LABEL_DATASTORE:
-                return super().init_datastore()
-            from lib.pacs.adoption import Adoption
             from lib.pacs.cache import MAX_GB
             from lib.pacs.store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
-            self._adoption = Adoption(
-                store, self._corrections, self.submit_label, self.waiting_submissions, self.outcomes.keep
-            )
-            return store
+            root = history_root(self.studies, self._settings)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else self.studies,
@@ -311,23 +303,21 @@ class App(MONAILabelApp):
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The image to annotate next; of a PACS none that is no volume, or that a reader finished elsewhere by now."""
+        """The image to annotate next; of a PACS none that is no volume."""
         sample = self._next_sample(request)
         sample.update(self._score_note(sample))
         self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
         return sample
 
     def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self._adoption is not None:
-            self._adoption.look_through()
+        self._datastore.send_waiting()
         for _ in range(len(self._datastore.list_images()) + 1):
             try:
                 sample: dict[str, Any] = super().next_sample(request)
             except ImageError:
                 # The datastore has taken it off its list.
                 continue
-            if not sample or not self._was_finished(sample["id"]):
-                return sample
+            return sample
         return {}
 
     def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -372,13 +362,6 @@ class App(MONAILabelApp):
             # The PACS does not answer, and the label is worth more than where it comes from.
             logger.warning("it is not recorded which strategy offered image %r: the PACS does not answer", image_id)
             return None
-
-    def _was_finished(self, image_id: str) -> bool:
-        """Whether a reader finished an image beside this server, as the PACS says at this moment; then it counts."""
-        if self._adoption is None:
-            return False
-        self._adoption.of_image(image_id)
-        return image_id not in self._datastore.get_unlabeled_images()
 
     def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
         """Add an image to the studies; see ``StudiesDatastore.add_image``.

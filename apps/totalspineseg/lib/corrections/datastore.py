@@ -101,6 +101,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         """The name of a file of an image, or of a label of it."""
         return f"{file_stem(id)}{ext}"
 
+    def send_waiting(self) -> None:
+        """Do nothing: no label of a folder waits to be sent."""
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image.
 

@@ -39,7 +39,7 @@ ARCHIVES = (".zip",)
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
-OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "instance", UNSENT, RENUMBERED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "
