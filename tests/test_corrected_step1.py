@@ -39,11 +39,13 @@ def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
     infos = settings.pop("infos", {})
     services: Any = SimpleNamespace(
         networks=SimpleNamespace(get=settings.pop("network", CodeReader)),
-        label_file=lambda image, tag: labels.get((image, tag)),
-        label_info=lambda image, tag: infos.get(tag, {}),
-        image_file=lambda image: Path(image),
-        siblings=lambda image: (),
-        same_space=lambda image, other: other != "moved",
+        studies=SimpleNamespace(
+            label_file=lambda image, tag: labels.get((image, tag)),
+            get_label_info=lambda image, tag: infos.get(tag, {}),
+            image_file=lambda image: Path(image),
+            siblings=lambda image: (),
+            same_space=lambda image, other: other != "moved",
+        ),
     )
     request = {"image_id": "mine", "label_from": settings.pop("label_from", "")}
     scan = prepare(Volume(image_of(TRUTH), RAS.affine))

@@ -101,6 +101,24 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         """The name of a file of an image, or of a label of it."""
         return f"{file_stem(id)}{ext}"
 
+    def image_file(self, image_id: str) -> Path | None:
+        """Return the file of an image, or None."""
+        uri = self.get_image_uri(image_id) if image_id else ""
+        return Path(uri) if uri and Path(uri).exists() else None
+
+    def series_folder(self, image_id: str) -> Path | None:
+        """Return the folder of an image's DICOM files; None for a folder of images, which has none."""
+        return None
+
+    def label_file(self, image_id: str, tag: str) -> Path | None:
+        """Return the file of an image's label under a tag, or None."""
+        uri = self.get_label_uri(image_id, tag)
+        return Path(uri) if uri.lower().endswith(OFFERED_ENDINGS) and Path(uri).is_file() else None
+
+    def same_space(self, one: str, other: str) -> bool:
+        """Return whether the coordinates of two images can be compared, as far as is known."""
+        return True
+
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""
 
@@ -614,10 +632,3 @@ def _copy(source: Path, target: Path) -> None:
 
 def _write_text(path: Path, content: str) -> None:
     path.write_text(content, encoding="utf-8")
-
-
-def label_volume_path(store: LocalDatastore, image_id: str, tag: str) -> Path | None:
-    """The file of an image's label under a tag, or None."""
-    uri = store.get_label_uri(image_id, tag)
-    path = Path(uri)
-    return path if uri and path.is_file() and uri.lower().endswith(OFFERED_ENDINGS) else None

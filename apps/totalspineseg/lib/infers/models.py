@@ -139,7 +139,8 @@ class Step2Task(SpineTask):
         image_id = str(request.get("image_id") or "")
         asked = str(request.get("label_from") or "")
         tags = (asked,) if asked else (*self._latest_first(image_id), PREDICTED_TAG)
-        found = next(((tag, f) for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
+        files = ((tag, self.services.studies.label_file(image_id, tag)) for tag in tags if image_id)
+        found = next(((tag, file) for tag, file in files if file), None)
         if found is None:
             raise LabelError(
                 "This image has no step-1 label. Run totalspineseg_step1, correct its result and submit it, or send a "
@@ -153,7 +154,7 @@ class Step2Task(SpineTask):
         """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
 
         def submitted(tag: str) -> str:
-            return str(self.services.label_info(image_id, tag).get("correction", ""))
+            return str(self.services.studies.get_label_info(image_id, tag).get("correction", ""))
 
         return sorted(READER_TAGS, key=submitted, reverse=True)
 

@@ -22,7 +22,6 @@ from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import StorageError, UnknownImageError
 from lib.geometry import LabelArray, Volume, same_grid
-from lib.infers.http import http_errors
 from lib.infers.latencies import Latencies
 from lib.infers.listed import LISTED, listed_names
 from lib.infers.services import Services
@@ -123,12 +122,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
             A temporary file with the label map in wire ids, which the host deletes after its reply; the report.
 
         Raises:
-            HTTPException: The request cannot be served; the detail is one sentence for the user.
+            TotalSpineSegError: The request cannot be served.
         """
-        with http_errors():
-            return self._serve(request)
-
-    def _serve(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         clock = Latencies()
         settings = read_settings(request)
         with clock("hash image"):
@@ -255,16 +250,16 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
     def _localizer(self, image_id: str, wanted_for: str) -> Volume:
-        if self.services.image_file(image_id) is None:
+        if self.services.studies.image_file(image_id) is None:
             raise UnknownImageError(image_id)
-        if not self.services.same_space(wanted_for, image_id):
+        if not self.services.studies.same_space(wanted_for, image_id):
             raise SettingError(
                 f"Localizer {image_id!r} has a different frame of reference (the patient was moved between the "
                 "two). Choose another localizer, or pin a level."
             )
         for tag in LABEL_TAGS:
-            if file := self.services.label_file(image_id, tag):
-                _require_certain(image_id, self.services.label_info(image_id, tag))
+            if file := self.services.studies.label_file(image_id, tag):
+                _require_certain(image_id, self.services.studies.get_label_info(image_id, tag))
                 wire = read_labels(file)
                 return Volume(from_wire(wire.data), wire.affine)
         raise SettingError(f"The localizer {image_id!r} has no label. Submit its label first.")
