@@ -150,7 +150,9 @@ class Scores:
         """Predictions for the content of an image, newest first; those of its own name before others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
         for kept in self._maps.newest_first(image_sha256):
-            record = None if kept.image == image_id else self._predictions.find(kept.image, kept.prediction)
+            if kept.image == image_id:
+                continue
+            record = self._predictions.find(kept.image, kept.prediction, image_sha256)
             if record is not None:
                 yield record
 

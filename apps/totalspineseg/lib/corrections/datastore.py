@@ -3,12 +3,13 @@
 import json
 import logging
 import re
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
 from lib.errors import BusyError, StorageError
+from lib.leftovers import PARTIAL_PREFIX
 from lib.processes import lock_holder
 from lib.volume_io import write_atomic
 
@@ -144,28 +146,40 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         _require_usable_id(image_id)
         if f"*{ending.lower()}" not in IMAGE_PATTERNS:
             raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
+        folder = Path(self._datastore.image_path()).resolve()
         with self._index():
-            known, kept = self._datastore.objects.get(image_id), self._lying(image_id)
-            if kept is None:
-                if known and self._is_away():
-                    raise StorageError(
-                        f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
-                        "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
-                    )
-                kept = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
-                write_atomic(kept, lambda temporary: _copy(source, temporary))
-            elif history.sha256_of(kept) != history.sha256_of(source):
-                raise FileExistsError(
-                    f"The name {image_id!r} names another image here. Rename yours (in 3D Slicer the volume, in the "
-                    "module Data) and press 'Upload Volume' before 'Submit Label'."
+            known, there = image_id in self._datastore.objects, self._lying(image_id)
+            if there is None and known and self._is_away():
+                raise StorageError(
+                    f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
+                    "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
                 )
-            elif known and kept == self._image_path(image_id, known):
+        # What takes seconds for a large image is done while others may use the index.
+        if there is not None and history.sha256_of(there) != history.sha256_of(source):
+            raise FileExistsError(
+                f"The name {image_id!r} names another image here. Rename yours (in 3D Slicer the volume, in the "
+                "module Data) and press 'Upload Volume' before 'Submit Label'."
+            )
+        with _copied(source, folder) if there is None else nullcontext() as copy, self._index():
+            entry, kept = self._datastore.objects.get(image_id), self._lying(image_id)
+            is_same = kept == there
+            if is_same and entry and kept == self._image_path(image_id, entry):
                 return image_id
-            info = {**image_info, "ts": int(time.time()), "name": kept.name}
-            image = DataModel(info=info, ext=self._to_id(kept.name)[1])
-            self._datastore.objects[image_id] = ImageLabelModel(image=image)
-            self._update_datastore_file()
-        return image_id
+            if is_same and copy is not None:
+                kept = folder / self._filename(image_id, ending)
+                write_atomic(kept, partial(Path.rename, copy))
+            if is_same and kept is not None:
+                self._add_entry(image_id, kept, image_info)
+                return image_id
+        # Somebody else added or removed it in the meantime.
+        return self.add_image(image_id, image_filename, image_info)
+
+    def _add_entry(self, image_id: str, kept: Path, image_info: Mapping[str, Any]) -> None:
+        """Add an image that lies in the folder to the index, which is held."""
+        info = {**image_info, "ts": int(time.time()), "name": kept.name}
+        image = DataModel(info=info, ext=self._to_id(kept.name)[1])
+        self._datastore.objects[image_id] = ImageLabelModel(image=image)
+        self._update_datastore_file()
 
     def remove_image(self, image_id: str) -> None:
         """Take an image out of the studies, with the labels shown for it; the history keeps what was submitted.
@@ -622,6 +636,21 @@ def _remove_if_possible(files: Iterable[Path]) -> None:
             _remove(file)
         except StorageError as error:
             logger.warning("a label that was replaced could be shown again: %s", error)
+
+
+@contextmanager
+def _copied(source: Path, folder: Path) -> Iterator[Path]:
+    """Copy a file into a folder, under a name that is no image's, and remove what is left of it in the end.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    copy = folder / f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
+    write_atomic(copy, lambda temporary: _copy(source, temporary))
+    try:
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """What the networks drew, kept for a while: so that levels can be named again without running them."""
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
 """Of each image the maps of this many latest predictions are kept: they can be made again, and take half a megabyte."""
+KEPT_DAYS: Final = 365
+"""The maps of an image that nothing was predicted for in this time go; their records stay."""
 KEPT_IMAGES: Final = 1000
 """The maps of this many latest images are kept, some gigabytes at most: images sent along never come again."""
 RAW_FILE: Final = "raw.nii.gz"
@@ -112,7 +115,9 @@ class DrawnMaps:
         folder = self._root / image_sha256
         history.append_entry(folder, kept.prediction, fill)
         images = sorted(history.entries(self._root), key=_changed)
-        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES]):
+        expiry = time.time() - KEPT_DAYS * 24 * 3600
+        expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
+        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:

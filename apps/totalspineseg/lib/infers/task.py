@@ -145,7 +145,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
+            id=history.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
             image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),

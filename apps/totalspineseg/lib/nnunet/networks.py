@@ -120,7 +120,7 @@ class Networks:
             dropped = [predictor for _, predictor in self._warm.values()]
             self._warm.clear()
         for predictor in dropped:
-            predictor.free()
+            predictor.retire()
 
     def _known(self, step: int) -> tuple[_Opened, WarmPredictor | None]:
         """The model in use, and its predictor if that is warm."""

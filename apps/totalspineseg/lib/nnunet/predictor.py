@@ -70,6 +70,7 @@ class WarmPredictor:
         self.trust = folder.trust if trust is None else trust
         self._network = _load(folder, runtime)
         self._lock = RLock()
+        self._is_retired = False
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image.
@@ -94,7 +95,11 @@ class WarmPredictor:
         if box is not None:
             parts = {n: m[box] for n, m in maps.items()}
             with self._lock, _memory_errors(shape):
-                difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                try:
+                    difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                finally:
+                    if self._is_retired:
+                        self.free()
         return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
 
     def warm_up(self) -> None:
@@ -112,6 +117,11 @@ class WarmPredictor:
         with self._lock:
             self._network.to(CPU)
             _empty_cache()
+
+    def retire(self) -> None:
+        """Give GPU memory back for good: whoever still uses the predictor holds it for one image only."""
+        self._is_retired = True
+        self.free()
 
     def _check(self, channels: FloatArray, soft: Collection[str]) -> None:
         expected = STEP_CHANNELS[self.folder.step]
