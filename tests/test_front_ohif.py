@@ -255,7 +255,8 @@ def test_a_body_on_a_slow_disk_stalls_nobody(monkeypatch: pytest.MonkeyPatch) ->
             return super().write(content)
 
     class Body:
-        headers: dict[str, str] = {}
+        def __init__(self) -> None:
+            self.headers: dict[str, str] = {}
 
         async def stream(self) -> AsyncIterator[bytes]:
             for piece in sent:

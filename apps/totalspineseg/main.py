@@ -35,7 +35,7 @@ from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
-from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
+from lib.infers.http import NOT_FOUND, UnknownLabelError
 from lib.infers.listed import ALWAYS_LISTED
 from lib.infers.models import FullTask, Step1Task, Step2Task
 from lib.infers.result_tag import result_tag
@@ -266,34 +266,34 @@ class App(MONAILabelApp):
             ``file`` (temporary), ``label``, ``tag`` and ``params``.
 
         Raises:
-            HTTPException: The request cannot be served.
+            TotalSpineSegError: The request cannot be served.
+            HTTPException: There is no such model.
         """
         model = request.get("model")
         task = self._infers.get(model)
         if task is None:
             raise HTTPException(NOT_FOUND, f"one of the models {', '.join(self._infers)} is required, got {model!r}")
-        with http_errors():
-            prepared = self._prepared(request)
-            tag = result_tag(prepared, task.part)
-            image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
-            fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""
-            try:
-                file, report = task(prepared)
-            except TotalSpineSegError as error:
-                if fingerprint:
-                    self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), error)
-                raise
+        prepared = self._prepared(request)
+        tag = result_tag(prepared, task.part)
+        image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
+        fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""
+        try:
+            file, report = task(prepared)
+        except TotalSpineSegError as error:
             if fingerprint:
-                self._scorer.predicted(image_id, fingerprint, report)
-            label = file
-            if tag:
-                info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
-                try:
-                    label = self._datastore.save_label(prepared["image_id"], file, tag, info)
-                except BaseException:
-                    # Nobody else knows of it.
-                    Path(file).unlink(missing_ok=True)
-                    raise
+                self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), error)
+            raise
+        if fingerprint:
+            self._scorer.predicted(image_id, fingerprint, report)
+        label = file
+        if tag:
+            info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
+            try:
+                label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+            except BaseException:
+                # Nobody else knows of it.
+                Path(file).unlink(missing_ok=True)
+                raise
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -166,8 +166,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if is_same and entry and kept == self._image_path(image_id, entry):
                 return image_id
             if is_same and copy is not None:
-                kept = folder / self._filename(image_id, ending)
-                write_atomic(kept, partial(Path.rename, copy))
+                kept, whole = folder / self._filename(image_id, ending), copy
+                write_atomic(kept, lambda temporary: _move(whole, temporary))
             if is_same and kept is not None:
                 self._add_entry(image_id, kept, image_info)
                 return image_id
@@ -651,6 +651,10 @@ def _copied(source: Path, folder: Path) -> Iterator[Path]:
         yield copy
     finally:
         copy.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    source.replace(target)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -25,9 +25,8 @@ from lib.corrections.store import Correction
 from lib.errors import StorageError
 from lib.front.archives import unpack_series
 from lib.front.places import without_folders
-from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
-from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
 from lib.infers.settings import SettingError
 from lib.pacs.datastore import COUNTED, UNSENT
 from lib.volume_io import read_image, stem
