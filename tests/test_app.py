@@ -10,12 +10,14 @@ from monailabel.utils.others import class_utils
 
 from lib.activelearning.batch import SpineBatch
 from lib.anatomy import WIRE_LABELS
+from lib.clock import Stopwatch
 from lib.corrections.datastore import is_safe_tag
 from lib.errors import (
     BusyError,
     ImageError,
     MemoryShortageError,
     NoSpineError,
+    SettingError,
     StorageError,
     SubmissionError,
     TooLargeError,
@@ -24,11 +26,10 @@ from lib.errors import (
 )
 from lib.geometry import Volume
 from lib.infers import http
-from lib.infers.latencies import Latencies
 from lib.infers.models import FullTask
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Services
-from lib.infers.settings import SettingError, read_pins, read_settings
+from lib.infers.settings import read_pins, read_settings
 from lib.pipeline import prepare
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 
@@ -234,5 +235,5 @@ def test_a_version_activated_meanwhile_makes_no_mixed_pair(
     """Step 1 of the old version and step 2 of the new one, which nobody had judged together, answered a request."""
     services = Services(Versions(*moments), *[None] * 4)  # type: ignore[arg-type]
     scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
-    outcome = FullTask(services).run(scan, read_settings({}), {}, Latencies())
+    outcome = FullTask(services).run(scan, read_settings({}), {}, Stopwatch())
     assert outcome.versions == {"step1": pair[0], "step2": pair[1]}

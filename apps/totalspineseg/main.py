@@ -33,7 +33,7 @@ from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import Receipts, Sender, Waiting
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
-from lib.errors import ImageError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
+from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.http import NOT_FOUND, UnknownLabelError
 from lib.infers.listed import ALWAYS_LISTED
@@ -42,7 +42,6 @@ from lib.infers.result_tag import result_tag
 from lib.infers.review import ReviewTask
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
-from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
 from lib.registry.releases import warning_of, weights_text

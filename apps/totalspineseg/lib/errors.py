@@ -36,6 +36,10 @@ class TooLargeError(ArchiveError):
     """An archive holds more than the limit."""
 
 
+class SettingError(TotalSpineSegError):
+    """A setting of a request has an invalid value."""
+
+
 class UnknownImageError(TotalSpineSegError):
     """No image of the studies has this id.
 

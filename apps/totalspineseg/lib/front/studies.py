@@ -22,12 +22,11 @@ from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.store import Correction
-from lib.errors import StorageError
+from lib.errors import SettingError, StorageError
 from lib.front.archives import unpack_series
 from lib.front.places import without_folders
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
-from lib.infers.settings import SettingError
 from lib.pacs.datastore import COUNTED, UNSENT
 from lib.volume_io import read_image, stem
 

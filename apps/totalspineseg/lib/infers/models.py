@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lib import pipeline
+from lib.clock import Stopwatch
 from lib.corrections.inbox import READER_TAGS, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
@@ -13,7 +14,6 @@ from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
 from lib.geometry import LabelArray, Volume, labels_to_iso, on_grid
 from lib.infers.disagreement import disagreement_of
-from lib.infers.latencies import Latencies
 from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
@@ -44,7 +44,7 @@ class FullTask(SpineTask):
             "Not validated for cord cross-sectional area.",
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run both steps."""
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
@@ -79,7 +79,7 @@ class Step1Task(SpineTask):
             STEP1_WIRE_LABELS,
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run step 1."""
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
@@ -107,7 +107,7 @@ class Step2Task(SpineTask):
             "for the image. Names follow the corrected discs.",
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Segment around the discs of the label.
 
         Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are

@@ -15,17 +15,17 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from lib import pipeline
 from lib.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
 from lib.certainty import proves_nothing
+from lib.clock import Stopwatch
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
-from lib.errors import StorageError, UnknownImageError
+from lib.errors import SettingError, StorageError, UnknownImageError
 from lib.geometry import LabelArray, Volume, same_grid
-from lib.infers.latencies import Latencies
 from lib.infers.listed import LISTED, listed_names
 from lib.infers.services import Services
-from lib.infers.settings import SettingError, Settings, client_config, read_settings
+from lib.infers.settings import Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
@@ -101,7 +101,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return
 
     @abstractmethod
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run the model's own stages."""
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
@@ -124,7 +124,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Raises:
             TotalSpineSegError: The request cannot be served.
         """
-        clock = Latencies()
+        clock = Stopwatch()
         settings = read_settings(request)
         with clock("hash image"):
             sha256 = history.sha256_of(Path(request["image"]))
@@ -149,7 +149,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),
-            seconds=clock.as_json(),
+            seconds={**clock.as_json(), "total": round(clock.elapsed, 3)},
             settings=settings.as_json(),
             numbering=report(outcome.numbering, outcome.findings, affine=scan.iso.affine),
             client=str(request.get("client_id") or ""),
@@ -200,7 +200,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         self.services.maps.keep(sha256, maps)
 
-    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
+    def _write(self, outcome: Outcome, settings: Settings, clock: Stopwatch) -> tuple[Path, frozenset[int]]:
         """Write the map of the reply; return its file and the ids in it."""
         with clock("write result"):
             wire = self.wire(outcome, settings)
