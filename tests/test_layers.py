@@ -1,10 +1,16 @@
-"""Imports between the rooms of lib point down only, as the table in docs/design.md has them."""
+"""The map in docs/design.md: imports between the rooms point down only, and what it names is where it says."""
 
 import ast
+import re
+from pathlib import Path
 
-from rooms import LIB, layers, room_of
+import pytest
+from rooms import APP, DESIGN, LIB, layers, room_of
 
 LAYER = layers()
+ROW = re.compile(r"^\| [^|]+ \| (`[^|]+) \| `([\w.]+)` \|$", re.MULTILINE)
+CHANGES = ROW.findall(DESIGN.read_text(encoding="utf-8"))
+"""Files and the name in the last of them, of the table that says where to change what."""
 FILES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
 
 
@@ -32,3 +38,34 @@ def test_imports_point_down() -> None:
 def test_the_table_of_the_rooms_is_that_of_the_folders() -> None:
     """A room that is gone stayed in the map, and a new one was not in it."""
     assert set(LAYER) == {room_of(path) for path in FILES} | {"main"}
+
+
+def defined(file: Path) -> set[str]:
+    """Names of functions, classes and constants; those of a class's own functions follow its name."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            found |= {f"{node.name}.{inner.name}" for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize(("files", "name"), CHANGES, ids=[name for _, name in CHANGES])
+def test_what_somebody_wants_to_change_is_where_the_map_says(files: str, name: str) -> None:
+    """The map named files in which the thing was not, or was not any more."""
+    paths = [APP / file for file in re.findall(r"`([^`]+)`", files)]
+    assert all(path.is_file() for path in paths)
+    assert name in defined(paths[-1])
+
+
+def test_the_map_says_where_to_change_what() -> None:
+    assert len(CHANGES) >= 15
+
+
+def test_the_glossary_is_short() -> None:
+    """Twenty words can be learned; the first version of this house had more than that for its clients alone."""
+    words = DESIGN.read_text(encoding="utf-8").split("## Words", 1)[1].split("\n## ", 1)[0]
+    assert 10 <= words.count("\n| ") - 1 <= 20

@@ -268,7 +268,7 @@ def test_refused_download_is_not_kept(tmp_path, release):
     url, handler = release
     good = handler.files
     handler.files = dict.fromkeys(good, b"<html>login</html>")
-    with pytest.raises(WeightsError, match="not a readable .zip"):
+    with pytest.raises(WeightsError, match=r"not a readable \.zip"):
         install(tmp_path, url=url)
     handler.files = good
     assert install(tmp_path, url=url) == "official-r20260730"

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
 """Spacing of the images the pipeline hands over, mm."""
+TILE_STEP: Final = 0.5
+"""Distance of neighboring tiles in tiles: half of each tile overlaps the next one."""
 CPU: Final = torch.device("cpu")
 LEFT_RIGHT: Final = 1
 """Axis of (C, X, Y, Z) that a mirror turns."""
@@ -57,7 +59,7 @@ class WarmPredictor:
         folder: ModelFolder,
         *,
         device: str = "auto",
-        tile_step: float = 0.5,
+        tile_step: float = TILE_STEP,
         runtime: Runtime = "torch",
         trust: Trust | None = None,
     ) -> None:
