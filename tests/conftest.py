@@ -1,11 +1,13 @@
 """Fixtures shared by test files."""
 
 import os
+import subprocess
 
 # Before torch loads: the crash tests fork, and a forked child hangs on the threads its parent had started.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print how a worker ended that ended before its time; -9 is SIGKILL."""
+    if error:
+        try:
+            print(f"\nexit status of {node.gateway.id}: {node.gateway._io.popen.wait(10)}")
+        except (AttributeError, subprocess.TimeoutExpired) as missing:
+            print(f"\nexit status of {node.gateway.id} is unknown: {missing!r}")
 
 
 @pytest.fixture(scope="session")

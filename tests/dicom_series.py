@@ -1,10 +1,13 @@
 """Small DICOM series for tests: one stack of slices, whole or with a fault."""
 
-from collections.abc import Callable
+import locale
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.dataset import FileDataset
 
@@ -43,6 +46,24 @@ STACKS = {
     "coronal double oblique": placed(CORONAL, (1.1, 0.8, 2.0), turned(-12, 0) @ turned(5, 2)),
 }
 OBLIQUE = STACKS["sagittal oblique"]
+
+
+@contextmanager
+def itk_slices() -> Iterator[Callable[[Path, sitk.Image, Mapping[str, str]], None]]:
+    """Yield a function that writes one slice as ITK does, whose writer leaves the process in the locale "C"."""
+    writer, before = sitk.ImageFileWriter(), locale.setlocale(locale.LC_ALL)
+    writer.KeepOriginalImageUIDOn()
+
+    def write(file: Path, piece: sitk.Image, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            piece.SetMetaData(key, value)
+        writer.SetFileName(str(file))
+        writer.Execute(piece)
+
+    try:
+        yield write
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def picture(size: tuple[int, int, int] = SIZE) -> np.ndarray:

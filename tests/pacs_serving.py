@@ -168,4 +168,4 @@ def wait_for(happened: Callable[[], object]) -> None:
     deadline = time.monotonic() + WAIT_SECONDS
     while not happened():
         assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.5)
+        time.sleep(0.1)

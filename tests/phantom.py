@@ -1,5 +1,7 @@
 """A small lumbar column of boxes, and an image in which every voxel's brightness tells its code."""
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,6 +40,15 @@ def _box(codes: npt.NDArray[np.uint8], top: int, height: int, code: int) -> int:
 def image_of(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """The image that ``CodeReader`` reads back."""
     return codes.astype(np.float32) * GRAY_PER_CODE
+
+
+def own_image(name: str, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A copy of an image that no other name has: a server knows images by their content, too, and tests share one."""
+    marks = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype=np.uint8).astype(np.float32) / 1000
+    own = np.array(image, order="C")
+    places = np.flatnonzero(own)[: len(marks)]
+    own.flat[places] += marks[: len(places)]
+    return own
 
 
 def sagittal_image() -> tuple[npt.NDArray[np.float32], Grid]:

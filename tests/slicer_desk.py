@@ -249,7 +249,7 @@ def _numpy(matrix: Any) -> np.ndarray:
 
 def main() -> None:
     """Do the work that a JSON file describes."""
-    work = json.loads(Path(sys.argv[1]).read_text())
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     desk, report, ending = Desk(work), {}, work.get("ending", ".nii.gz")
     session = None
     if work.get("files"):
@@ -282,7 +282,7 @@ def main() -> None:
         report["answer"] = desk.submit(image, ending)
     except Exception as error:
         report["refused"] = str(getattr(error, "msg", error))
-    Path(sys.argv[2]).write_text(json.dumps(report))
+    Path(sys.argv[2]).write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from lib.corrections.receipts import Receipt
 from lib.corrections.store import Received
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, Volume
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
@@ -38,7 +38,7 @@ class Predictions:
         self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
-        drawn = Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
+        drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
         self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
 
     def received(self, client: str = "user-xyz", stated: str | None = None) -> Received:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import bench_retrain_real as bench
 import local_server
-from retraining_bench import Answer, Case, ServerError, submit
+from retraining_bench import Answer, Case, Progress, ServerError, submit
 from spider_cases import read_patients
 
 from lib.agreement import GROUPS
@@ -143,12 +143,12 @@ def test_neither_split_predicts_whom_it_corrects() -> None:
 
 def test_a_repeated_command_does_what_is_left(tmp_path: Path) -> None:
     file = tmp_path / "new" / "progress.json"
-    progress = bench.Progress(file, {"weights": "starter"})
+    progress = Progress(file, {"weights": "starter"})
     assert progress.once("before sub-1", lambda: [1, 2]) == [1, 2]
-    again = bench.Progress(file, {"weights": "starter"})
+    again = Progress(file, {"weights": "starter"})
     assert again.once("before sub-1", pytest.fail) == [1, 2]
     with pytest.raises(ServerError, match="--out"):
-        bench.Progress(file, {"weights": "other"})
+        Progress(file, {"weights": "other"})
 
 
 @pytest.mark.parametrize(("people", "words"), [(False, "no training on people"), (True, "MAY HAVE LEARNED FROM 1 of")])
@@ -160,7 +160,7 @@ def test_weights_that_may_know_a_predicted_patient_are_named(
     write_models(store.model_dir / STARTER)
     if people:
         folder = ModelFolder.open(store.named(STARTER).root, step=2).path
-        (folder / "training.json").write_text(json.dumps({bench.TRAINED_ON: ["abc"]}))
+        (folder / "training.json").write_text(json.dumps({bench.TRAINED_ON: ["abc"]}), encoding="utf-8")
     monkeypatch.setattr(bench, "APP", tmp_path)
     assert words in bench.learned(STARTER, ("007", "018"))
     assert "MAY HAVE" not in bench.learned(STARTER, ("007", "034"))

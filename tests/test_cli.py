@@ -149,7 +149,7 @@ def test_label_gives_the_golden_names(tmp_path: Path, method: str) -> None:
     raw, labels = read_labels(source / "step2_raw.nii.gz"), read_labels(out)
     np.testing.assert_allclose(labels.affine, raw.affine, atol=1e-4)
     np.testing.assert_array_equal(labels.data, golden_crop(source, labels))
-    content = json.loads(report.read_text())
+    content = json.loads(report.read_text(encoding="utf-8"))
     assert content["confident"] is (True if method == "chain" else None)
 
 
@@ -271,9 +271,9 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     assert "is not a readable NIfTI" in err
     for folder in FOLDERS:
         assert len(list((tmp_path / "out" / folder).glob("sub-02_ses-a_T2w*"))) == (13 if folder == "preview" else 1)
-    document = json.loads((tmp_path / "out" / "run.json").read_text())
+    document = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert document["options"]["suffix"] == ["_T2w"]
-    assert list(csv.DictReader((tmp_path / "out" / "measurements.csv").read_text().splitlines()))
+    assert list(csv.DictReader((tmp_path / "out" / "measurements.csv").read_text(encoding="utf-8").splitlines()))
     (source / "bad_T2w.nii.gz").unlink()
     assert main([*words, "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
@@ -289,7 +289,7 @@ def test_a_run_of_the_starter_weights_ends_with_a_warning(
     for folder, warns in ((models, False), (tmp_path / "model", True), (tmp_path / "model", True)):
         assert main([*words, "--data-dir", str(folder)]) == 0
         assert (capsys.readouterr().out.splitlines()[-1] == STARTER_WARNING) is warns
-        assert (STARTER_WARNING in (tmp_path / "out" / "report.html").read_text()) is warns
+        assert (STARTER_WARNING in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")) is warns
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) 
         "heavy = {'torch', 'monailabel', 'monai', 'nnunetv2', 'dask', 'distributed'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, encoding="utf-8")
     assert "0 done, 1 finished before, 0 failed" in found.stdout
 
 
@@ -344,9 +344,9 @@ def test_nothing_half_written_after_kill_9(tmp_path: Path, models: Path) -> None
     for path in [*out.glob("*/s*.nii.gz")]:
         read_image_or_labels(path)
     for path in out.glob("reports/s*.json"):
-        assert all((out / file).is_file() for file in json.loads(path.read_text())["files"])
+        assert all((out / file).is_file() for file in json.loads(path.read_text(encoding="utf-8"))["files"])
     assert main([*words, "--quiet"]) == 0
-    document = json.loads((out / "run.json").read_text())
+    document = json.loads((out / "run.json").read_text(encoding="utf-8"))
     assert set(document["finished_before"]) == finished
     assert len(document["done"]) == 6 - len(finished)
 
@@ -379,4 +379,4 @@ def test_weights_are_listed_installed_and_chosen(
     noise_scan(tmp_path / "a.nii.gz", 0)
     words = [str(tmp_path / "a.nii.gz"), str(tmp_path / "out"), "--step1", "--quiet", "--device", "cpu", *data_dir]
     assert main([*words, "--keep-only", "step1_output"]) == 0
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["models"]["step1"].startswith(name)
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["models"]["step1"].startswith(name)

@@ -11,7 +11,7 @@ from lib.cli import COMMANDS, _parser, main
 from lib.cohort.outputs import FOLDERS
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "cli.md").read_text()
+PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 LINES = [
     line
     for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)

@@ -13,6 +13,7 @@ import pytest
 from lib.corrections import history
 from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
 from lib.corrections.predictions import PredictionStore
+from lib.files import sha256_of
 from lib.infers.models import FullTask
 from lib.trainers import runs
 from lib.volume_io import write_volume
@@ -70,7 +71,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     newest = services.predictions.latest("a")
     assert newest is not None
     assert newest.id == last
-    kept = services.maps.latest(history.sha256_of(image), 2)
+    kept = services.maps.latest(sha256_of(image), 2)
     assert kept is not None
     assert kept.prediction == last
 

@@ -172,9 +172,9 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
     for k in range(40):
         (source / f"s{k:02d}.nii.gz").symlink_to(scans / f"s{k % SCANS:02d}.nii.gz")
     for name, text in {"sbatch": SBATCH, "scancel": SCANCEL.format(log=queue / "ended")}.items():
-        (queue / name).write_text(text)
+        (queue / name).write_text(text, encoding="utf-8")
         (queue / name).chmod(0o755)
-    (tmp_path / "slurm.yaml").write_text(SLURM)
+    (tmp_path / "slurm.yaml").write_text(SLURM, encoding="utf-8")
     words = [source, output, "--weights", store.weights, "--device", "cpu", "--keep-only", "step2_output"]
     # A shell's background jobs ignore Ctrl-C, and so would this one if the tests are such a job.
     heard = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {LAUNCHER}"
@@ -183,7 +183,7 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
         env=os.environ | {"PATH": f"{queue}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         start_new_session=True,
     )
     limit = time.monotonic() + 600
@@ -193,7 +193,7 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
     _, told = process.communicate(timeout=200)
     assert process.returncode == 130, told
     assert "interrupted" in told
-    document = json.loads((output / "run.json").read_text())
+    document = json.loads((output / "run.json").read_text(encoding="utf-8"))
     done = {path.stem for path in output.glob("reports/*.json")}
     assert 0 < len(done) < 40
     assert set(document["done"]) == done
@@ -223,9 +223,11 @@ def test_jobs_that_the_queue_refuses_are_one_sentence(
     tmp_path: Path, store: ModelStore, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A wrong partition was only logged, and the run waited for ever."""
-    (tmp_path / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+    (tmp_path / "sbatch").write_text(
+        "#!/bin/bash\necho 'sbatch: error: invalid partition' >&2\nexit 1\n", encoding="utf-8"
+    )
     (tmp_path / "sbatch").chmod(0o755)
-    (tmp_path / "slurm.yaml").write_text(SLURM)
+    (tmp_path / "slurm.yaml").write_text(SLURM, encoding="utf-8")
     words = [str(scans), str(tmp_path / "out"), "--weights", store.weights, "--executor", "dask"]
     words += ["--profile", str(tmp_path / "slurm.yaml")]
     assert main(words) == 2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from dicom_series import SAGITTAL, placed, save, slices
+from dicom_series import SAGITTAL, itk_slices, placed, save, slices
 from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
@@ -122,7 +122,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Pat
 
 def test_a_report_warns_of_nothing_where_the_names_are_certain(finished: Path) -> None:
     """Each row had a warning: that its names are certain."""
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.count('title="The names are certain">certain</td><td data-key=0></td>') == 2
 
 
@@ -138,7 +138,7 @@ def test_results_lie_in_the_grid_of_the_input(finished: Path, codes: np.ndarray,
 
 
 def test_one_bad_scan_does_not_stop_the_rest(finished: Path) -> None:
-    document = json.loads((finished / "run.json").read_text())
+    document = json.loads((finished / "run.json").read_text(encoding="utf-8"))
     assert document["done"] == ["a", "sub 01.v2 T2w"]
     assert "is damaged or incomplete" in document["failed"]["b"]
     assert document["models"] == {"step1": "reader-1", "step2": "reader-2"}
@@ -152,7 +152,7 @@ def test_previews_of_every_step_with_and_without_tags(finished: Path) -> None:
 
 
 def test_record_tells_the_levels(finished: Path) -> None:
-    record = json.loads((finished / "reports" / "a.json").read_text())
+    record = json.loads((finished / "reports" / "a.json").read_text(encoding="utf-8"))
     names = [level["name"] for level in record["levels"]]
     assert record["probability"] > 0.9
     assert names.index("T12-L1") < names.index("L5") < names.index("L5-S")
@@ -161,13 +161,13 @@ def test_record_tells_the_levels(finished: Path) -> None:
 
 
 def test_measurements_table_has_every_scan(finished: Path) -> None:
-    rows = list(csv.DictReader((finished / "measurements.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((finished / "measurements.csv").read_text(encoding="utf-8").splitlines()))
     heights = {row["scan"]: float(row["disc_height_mm"]) for row in rows if row["level"] == "L3-L4"}
     assert heights == pytest.approx({"a": 10.0, "sub 01.v2 T2w": 10.0}, abs=0.2)
 
 
 def test_report_needs_no_other_file(finished: Path) -> None:
-    page = (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 2
     picture = page.split("data:image/jpeg;base64,")[1].split('"')[0]
     assert base64.b64decode(picture)[:3] == b"\xff\xd8\xff"
@@ -201,7 +201,7 @@ def test_what_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarray, change: s
     if change == "input":
         os.utime(source, ns=(1, 1))
     if change == "record":
-        (tmp_path / "out" / "reports" / "a.json").write_text('{"scan": "a", ')
+        (tmp_path / "out" / "reports" / "a.json").write_text('{"scan": "a", ', encoding="utf-8")
     again = Readers()
     run(tmp_path / "in", tmp_path / "out", again, keep=keep, overwrite=change == "overwrite", iso=change == "options")
     assert again.calls == [1, 2]
@@ -285,7 +285,9 @@ def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: n
     summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     record = summary.records["series"]
     assert [f["kind"] for f in record["findings"]].count("image") == 1
-    assert (tmp_path / "out" / "report.html").read_text().count("2.0 mm apart") == 1, "once, not as a warning, too"
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8").count("2.0 mm apart") == 1, (
+        "once, not as a warning, too"
+    )
 
 
 def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
@@ -327,10 +329,10 @@ def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.nda
     assert {p.parent.name for p in out.glob("*/a*.nii.gz")} == {f for f in FOLDERS if f[:5] not in ("step2", "previ")}
     assert not list(out.glob("preview/*step2*"))
     assert (out / "preview" / "a_step1_output_tags.jpg").is_file()
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "no intervertebral disc" in page
     assert "data:image/jpeg" in page
-    assert json.loads((out / "run.json").read_text())["failed"].keys() == {"a"}
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["failed"].keys() == {"a"}
     again = Readers()
     assert run(tmp_path / "in", out, again).failures == {}
     assert again.calls == [1, 2]
@@ -425,7 +427,7 @@ def test_a_shorter_run_shows_its_own_picture(tmp_path: Path, few: np.ndarray) ->
     for step1 in (False, True):
         run(tmp_path / "in", tmp_path / "out", keep=("preview",), step1=step1)
     assert (tmp_path / "out" / "preview" / "a_step2_output_tags.jpg").is_file()
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert ("a_step1_output_tags" in page, "a_step2_output_tags" in page) == (True, False)
 
 
@@ -493,7 +495,7 @@ def test_a_file_name_that_is_no_text_is_a_scan_like_any_other(tmp_path: Path, fe
     summary = run(tmp_path / "in", tmp_path / "out", keep=keep)
     assert summary.failures == {}
     assert (tmp_path / "out" / "step2_output" / f"{strange}.nii.gz").is_file()
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["done"] == [strange]
+    assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["done"] == [strange]
     assert run(tmp_path / "in", tmp_path / "out", keep=keep).skipped == (strange,)
 
 
@@ -613,23 +615,18 @@ def test_a_folder_of_dicom_series(tmp_path: Path, codes: np.ndarray) -> None:
     uid = "1.2.826.0.1.3680043.2.1125.1"
     direction = image.GetDirection()
     orientation = "\\".join(str(direction[i]) for i in (0, 3, 6, 1, 4, 7))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(image.GetDepth()):
-        part = image[:, :, k]
-        tags = {
-            "0020|000d": f"{uid}.1",
-            "0020|000e": f"{uid}.2",
-            "0008|0018": f"{uid}.3.{k}",
-            "0020|0037": orientation,
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
-            "0020|0013": str(k),
-            "0008|0060": "MR",
-        }
-        for key, value in tags.items():
-            part.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
-        writer.Execute(part)
+    with itk_slices() as write:
+        for k in range(image.GetDepth()):
+            tags = {
+                "0020|000d": f"{uid}.1",
+                "0020|000e": f"{uid}.2",
+                "0008|0018": f"{uid}.3.{k}",
+                "0020|0037": orientation,
+                "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k)))),
+                "0020|0013": str(k),
+                "0008|0060": "MR",
+            }
+            write(folder / f"{k:03d}.dcm", image[:, :, k], tags)
     summary = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     assert summary.failures == {}
     labels = read_labels(tmp_path / "out" / "step2_output" / "patient 1_t2.nii.gz")

@@ -24,8 +24,9 @@ from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.store import CorrectionStore
 from lib.errors import BusyError, LabelError, StorageError
+from lib.files import PARTIAL_PREFIX, sha256_of
 from lib.geometry import Grid
-from lib.volume_io import PARTIAL_PREFIX, read_labels, write_volume
+from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
 
 pytestmark = pytest.mark.slow
@@ -79,7 +80,7 @@ def test_an_understood_label_is_kept_and_published_in_wire_ids(desk: Desk) -> No
     assert stored == kept
     assert (stored.status, stored.step, stored.user, stored.client) == ("accepted", 2, "ada", "slicer-7")
     assert stored.findings == ({"kind": "gap"},)
-    assert stored.image_sha256 == history.sha256_of(desk.image)
+    assert stored.image_sha256 == sha256_of(desk.image)
     assert (desk.store.path(stored) / stored.raw).read_bytes() == desk.label.read_bytes()
     codes = desk.store.codes(stored)
     assert sorted(set(codes.ravel().tolist())) == [0, CODE_OF["L4"], CODE_OF["L5"]]
@@ -162,7 +163,7 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
     assert shown == newest.id
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(13))
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk left an entry without its codes, which then broke every reader."""
     real, count = os.fsync, iter(range(99))
@@ -231,7 +232,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
 
 def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
     """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
-    for sha, expected in (("ab", ["gap", "image_replaced"]), (history.sha256_of(desk.image), ["gap"])):
+    for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
         assert [finding["kind"] for finding in desk.submit().findings] == expected
 
@@ -306,10 +307,10 @@ def test_different_ids_have_different_folders() -> None:
 def test_a_damaged_record_is_named(desk: Desk) -> None:
     kept = desk.submit()
     record = desk.store.path(kept) / "record.json"
-    record.write_text("{")
+    record.write_text("{", encoding="utf-8")
     reasons: list[str] = []
     for text in ("{", json.dumps({"id": "x"})):
-        record.write_text(text)
+        record.write_text(text, encoding="utf-8")
         assert list(desk.store.readable(lambda _, error: reasons.append(str(error)))) == []
         assert (desk.store.of_image("img"), desk.store.any_of("img")) == ((), True)
     assert "cannot be read" in reasons[0]
@@ -340,12 +341,12 @@ def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkey
     """Images that came later were not offered until the server was started anew."""
     watched, failed = StudiesDatastore(str(tmp_path)), threading.Event()
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: object, **_: object) -> None:
         failed.set()
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_atomic", full)
+        patch.setattr(datastore, "write_json", full)
         (tmp_path / "one.nii.gz").write_bytes(b"image")
         assert failed.wait(10)
     (tmp_path / "two.nii.gz").write_bytes(b"image")
@@ -403,7 +404,7 @@ def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk
         with pytest.raises(ValueError, match="without control characters"):
             studies.add_image(unreadable, str(desk.image), {})
     odd = desk.root / "x.txt"
-    odd.write_text("no")
+    odd.write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match=r"ends in"):
         studies.add_image("", str(odd), {})
 

@@ -336,7 +336,7 @@ def test_dcmqi_reads_names_colors_and_places(tmp_path: Path, affine: np.ndarray)
     (tmp_path / "seg.dcm").write_bytes(seg_bytes(written(labels, slices(affine), affine)))
     arguments = ["--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--prefix", "s", "-t", "nrrd"]
     subprocess.run([DCMQI / "segimage2itkimage", *arguments], check=True, capture_output=True)
-    told = [item[0] for item in json.loads((tmp_path / "s-meta.json").read_text())["segmentAttributes"]]
+    told = [item[0] for item in json.loads((tmp_path / "s-meta.json").read_text(encoding="utf-8"))["segmentAttributes"]]
     assert [item["SegmentLabel"] for item in told] == [NAME_OF[code] for code in SPINE]
     for number, (code, item) in enumerate(zip(SPINE, told, strict=True), start=1):
         np.testing.assert_allclose(item["recommendedDisplayRGBValue"], BY_CODE[code].color, atol=1)
@@ -411,7 +411,7 @@ def test_a_file_of_dcmqi(tmp_path: Path, series: Path) -> None:
         {**segment, "labelID": 3, "SegmentLabel": "cord"},
     ]
     told = {"SeriesNumber": "300", "InstanceNumber": "1", "segmentAttributes": [named], "ContentCreatorName": "R"}
-    (tmp_path / "meta.json").write_text(json.dumps(told))
+    (tmp_path / "meta.json").write_text(json.dumps(told), encoding="utf-8")
     arguments = ["--inputImageList", tmp_path / "labels.nrrd", "--inputDICOMDirectory", series]
     arguments += ["--outputDICOM", tmp_path / "seg.dcm", "--inputMetadata", tmp_path / "meta.json"]
     subprocess.run([DCMQI / "itkimage2segimage", *arguments], check=True, capture_output=True)

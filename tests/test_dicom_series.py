@@ -208,7 +208,7 @@ def test_copies_reports_and_screenshots_beside_the_slices_are_left_out(tmp_path:
     report = slices(SeriesInstanceUID=uid_from("report"))[0]
     reported(report, 0)
     save(folder, [shot, report])
-    (folder / "notes.txt").write_text("not DICOM")
+    (folder / "notes.txt").write_text("not DICOM", encoding="utf-8")
     volume = read_image(folder)
     np.testing.assert_array_equal(volume.data, picture())
     assert same_grid(volume.grid, stack_of(read_headers(folder)).grid)

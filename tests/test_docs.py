@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 
 import tiny_models
+from dicom_series import itk_slices
 from lib.cli import COMMANDS, _parser, common, main
 from lib.cohort import warm
 from lib.cohort.profile import read_profile
@@ -84,16 +85,12 @@ def series(folder: Path) -> None:
     """The same as a DICOM series."""
     folder.mkdir(parents=True)
     image = sitk.GetImageFromArray(np.ascontiguousarray(phantom_image()[::-1, ::-1].transpose(2, 1, 0)))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in range(image.GetDepth()):
-        part = image[:, :, k]
-        place = "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k))))
-        tags = {"0020|000d": "1.2.3", "0020|000e": "1.2.4", "0008|0018": f"1.2.5.{k}", "0020|0032": place}
-        for key, value in {**tags, "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(k), "0008|0060": "MR"}.items():
-            part.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
-        writer.Execute(part)
+    with itk_slices() as write:
+        for k in range(image.GetDepth()):
+            place = "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, k))))
+            tags = {"0020|000d": "1.2.3", "0020|000e": "1.2.4", "0008|0018": f"1.2.5.{k}", "0020|0032": place}
+            more = {"0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(k), "0008|0060": "MR"}
+            write(folder / f"{k:03d}.dcm", image[:, :, k], tags | more)
 
 
 class Readers:
@@ -139,7 +136,7 @@ def test_the_commands_of_a_page(page: str, workers: bool, folder: Path, models: 
         zips(folder, models)
     for kind, rest, text in blocks(page):
         if kind == "yaml":
-            (folder / rest).write_text(text)
+            (folder / rest).write_text(text, encoding="utf-8")
             read_profile(folder / rest)
             continue
         assert kind == "sh", f"a block of {kind or 'nothing'} in {page}"

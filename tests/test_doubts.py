@@ -24,14 +24,14 @@ from lib.corrections.renames import compare
 from lib.corrections.store import Correction, CorrectionStore
 from lib.geometry import Grid, LabelArray, Volume
 from lib.infers.models import FullTask
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.segments import Segment, Submission
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = KeptMaps("p", Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+KEPT = KeptMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 
 
 def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:

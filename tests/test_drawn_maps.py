@@ -9,14 +9,14 @@ import pytest
 from lib.corrections import drawn_maps
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.geometry import Grid, Volume
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 
 GRID = Grid((4, 4, 4), np.eye(4))
 MAP = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
 def kept(prediction: str) -> KeptMaps:
-    return KeptMaps(prediction, Drawn(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
+    return KeptMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
 
 
 def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

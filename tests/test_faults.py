@@ -173,10 +173,10 @@ def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
     if resumes:
         assert [result.run.name] == begun
     if moment in ("an iteration of step 1", "writing a checkpoint", "renaming a checkpoint"):
-        assert "resumed at iteration" in (result.run / "step1" / "log.txt").read_text()
+        assert "resumed at iteration" in (result.run / "step1" / "log.txt").read_text(encoding="utf-8")
     if moment == "an iteration of step 2":
-        assert "resumed at iteration" in (result.run / "step2" / "log.txt").read_text()
-        assert "resumed" not in (result.run / "step1" / "log.txt").read_text()
+        assert "resumed at iteration" in (result.run / "step2" / "log.txt").read_text(encoding="utf-8")
+        assert "resumed" not in (result.run / "step1" / "log.txt").read_text(encoding="utf-8")
     whole = [(site.models.versions_dir / name / "version.json").is_file() for name in site.models.versions()]
     assert all(whole)
     assert whole
@@ -265,7 +265,7 @@ def test_bad_labels_and_missing_images_are_left_out_by_name(tmp_path: Path) -> N
     assert set(reasons) == {"sub-0", "sub-1", "sub-2"}
     assert "got none named 'sub-1'" in reasons["sub-1"]
     assert "'sub-2'" in reasons["sub-2"]
-    assert "sub-0" in (result.run / "log.txt").read_text()
+    assert "sub-0" in (result.run / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("fault", ["half a label", "no image"])
@@ -287,7 +287,7 @@ def test_two_trainings_at_once_are_refused_and_the_first_goes_on(tmp_path: Path)
     site = make_site(tmp_path)
     with only_one(site.training_dir):
         assert is_running(site.training_dir)
-        with pytest.raises(TrainingError, match="no other training"):
+        with pytest.raises(TrainingError, match="already running"):
             train(site)
     survived(site, list(site.corrections.all()))
 
@@ -322,7 +322,7 @@ def test_a_disk_that_fills_while_training_keeps_the_last_state(tmp_path: Path, m
         with pytest.raises(StorageError, match="No space left"):
             train(site)
     result = survived(site, corrections)
-    assert "resumed at iteration 2" in (result.run / "step1" / "log.txt").read_text()
+    assert "resumed at iteration 2" in (result.run / "step1" / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("first", ["a state", "a line of the log"])
@@ -370,7 +370,7 @@ def test_too_little_gpu_memory_ends_the_training_alone(tmp_path: Path, monkeypat
             train(site)
     assert "one patch of step 1" in failed_with(site)
     result = survived(site, corrections, served=first.version)
-    assert "resumed at iteration 3" in (result.run / "step1" / "log.txt").read_text()
+    assert "resumed at iteration 3" in (result.run / "step1" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_too_little_memory_to_find_discs_leaves_no_correction_out(

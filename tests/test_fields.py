@@ -72,12 +72,14 @@ def test_maps_whose_record_is_of_another_kind_are_made_again(tmp_path: Path, con
 def test_a_run_of_a_later_version_has_its_state(tmp_path: Path) -> None:
     run = tmp_path / "20260101T000000Z-abcdef"
     run.mkdir()
-    (run / RUN_FILE).write_text("{}")
-    (run / PROGRESS_FILE).write_text(json.dumps({"run": run.name, "status": "published", "of_a_later_version": 1}))
+    (run / RUN_FILE).write_text("{}", encoding="utf-8")
+    (run / PROGRESS_FILE).write_text(
+        json.dumps({"run": run.name, "status": "published", "of_a_later_version": 1}), encoding="utf-8"
+    )
     state = state_of(tmp_path)
     assert state is not None
     assert state.status == "published"
-    (run / PROGRESS_FILE).write_text(json.dumps({"run": run.name, "status": 1}))
+    (run / PROGRESS_FILE).write_text(json.dumps({"run": run.name, "status": 1}), encoding="utf-8")
     state = state_of(tmp_path)
     assert state is not None
     assert state.status == "interrupted"
@@ -87,10 +89,10 @@ def test_a_judgment_of_a_later_version_is_read_and_stays_whole(tmp_path: Path) -
     store, file = ModelStore(tmp_path), tmp_path / "judgments" / "site-1.json"
     file.parent.mkdir()
     later = {**asdict(Judgment("2026", "", True, "yes", {})), "of_a_later_version": 1}
-    file.write_text(json.dumps([later]))
+    file.write_text(json.dumps([later]), encoding="utf-8")
     keep_judgment(store, "site-1", Judgment("2027", "", False, "no", {}))
     assert [one.verdict for one in judgments(store, "site-1")] == ["yes", "no"]
-    assert json.loads(file.read_text())[0] == later
+    assert json.loads(file.read_text(encoding="utf-8"))[0] == later
 
 
 @pytest.mark.parametrize("pins", [None, 3, ["L5"], [{"code": 45}], [{"code": 45, "point_mm": [1, 2]}]], ids=repr)

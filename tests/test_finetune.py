@@ -569,7 +569,7 @@ def test_training_learns_its_case_and_logs_by_name(
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert drawn_at[0] == 40, "curves are there while it runs"
-    assert "pseudo Dice: disc" in (tmp_path / "run" / "log.txt").read_text()
+    assert "pseudo Dice: disc" in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     written = write_candidate(folders[1], trained.weights, tmp_path / "model", UNMEASURED)
     reopened = ModelFolder.open(tmp_path / "model", step=1)
     assert reopened.path == written
@@ -737,7 +737,7 @@ def test_without_memory_the_passes_become_smaller_and_the_result_stays(
     roomy = run_with_memory(folders[1], cases[1], tmp_path / "roomy", 4)
     tight = run_with_memory(folders[1], cases[1], tmp_path / "tight", 1)
     assert (roomy.batch_size, tight.batch_size) == (4, 1)
-    assert "passes of 1" in (tmp_path / "tight" / "log.txt").read_text()
+    assert "passes of 1" in (tmp_path / "tight" / "log.txt").read_text(encoding="utf-8")
     resumed = run_with_memory(folders[1], cases[1], tmp_path / "tight", 1)
     assert (resumed.resumed_at, resumed.batch_size) == (1, 1)
     # The gradient is summed over the passes (the Dice part is then per pass), so the step is nearly the same.
@@ -927,4 +927,4 @@ def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path) -> None:
         b"three",
         b"four",
     ]
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["value"] is None
+    assert json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])["value"] is None

@@ -20,7 +20,7 @@ from lib.front.archives import unpack_series
 from lib.front.studies import _add_session
 from lib.infers.http import status_of
 from lib.volume_io import read_image, read_labels, write_volume
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 
 LIMIT = 1 << 20
@@ -127,7 +127,7 @@ def test_a_bomb_leaves_nothing_on_the_server(server: Server) -> None:
 
 
 def test_a_packed_image_is_segmented(server: Server, tmp_path: Path) -> None:
-    write_volume(tmp_path / "mine.nrrd", image_of(lumbar_codes()), RAS)
+    write_volume(tmp_path / "mine.nrrd", own_image("packed", image_of(lumbar_codes())), RAS)
     session = upload(server, zipped("deep/mine.nrrd", content=(tmp_path / "mine.nrrd").read_bytes())).json()
     answer = requests.post(
         f"{server.url}/infer/totalspineseg",

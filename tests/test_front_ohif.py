@@ -31,10 +31,10 @@ from serving import Server
 def small_bundle(folder: Path, **texts: str) -> Path:
     """A bundle with every place that is changed, each in a script of its own unless told otherwise."""
     for number, change in enumerate(CHANGES):
-        (folder / f"{number}.js").write_text(f"before\n{change.old}after\n")
-    (folder / "index.html").write_text("<html><head></head><body><div id=root></div></body></html>")
+        (folder / f"{number}.js").write_text(f"before\n{change.old}after\n", encoding="utf-8")
+    (folder / "index.html").write_text("<html><head></head><body><div id=root></div></body></html>", encoding="utf-8")
     for name, text in texts.items():
-        (folder / f"{name}.js").write_text(text)
+        (folder / f"{name}.js").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -52,7 +52,9 @@ def test_each_change_is_made_once(tmp_path: Path) -> None:
     assert bundle.missing == ()
     for number, change in enumerate(CHANGES):
         assert bundle.changed[f"{number}.js"].decode() == f"before\n{change.new}after\n"
-        assert (tmp_path / f"{number}.js").read_text() == f"before\n{change.old}after\n", "the package is never edited"
+        assert (tmp_path / f"{number}.js").read_text(encoding="utf-8") == f"before\n{change.old}after\n", (
+            "the package is never edited"
+        )
 
 
 @pytest.mark.parametrize("number", range(len(CHANGES)), ids=lambda n: CHANGES[n].purpose)
@@ -62,7 +64,7 @@ def test_another_bundle_is_not_changed_and_the_page_says_so(
 ) -> None:
     folder = small_bundle(tmp_path, **{"other": CHANGES[number].old} if copies else {})
     if not copies:
-        (folder / f"{number}.js").write_text("another version")
+        (folder / f"{number}.js").write_text("another version", encoding="utf-8")
     with caplog.at_level(logging.ERROR):
         bundle = read_bundle(folder)
     assert bundle.missing == (CHANGES[number].purpose,)
@@ -81,7 +83,7 @@ def test_a_sound_page_has_the_script_and_no_warning(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_extended_says_so(tmp_path: Path) -> None:
     bundle = read_bundle(small_bundle(tmp_path))
-    (tmp_path / "index.html").write_text("<html>other</html>")
+    (tmp_path / "index.html").write_text("<html>other</html>", encoding="utf-8")
     page = ohif._index(bundle).decode()
     assert "other version" in page or "another version" in page
     assert "totalspineseg-missing" in page

@@ -133,7 +133,7 @@ def test_a_driver_that_hangs_is_given_up(
     """The server answered nobody any more once somebody had asked what the GPU was doing."""
     file = tmp_path / "smi"
     if program:
-        file.write_text(f"#!/bin/sh\nexec {program}\n")
+        file.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
         file.chmod(0o755)
     monkeypatch.setattr(driver, "PROGRAM", str(file))
     monkeypatch.setattr(driver, "SECONDS", 0.5)

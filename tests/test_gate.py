@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None
     report = judge("v5", "run", reference=many(-0.01), holdout=many(-0.01), beginning=Beginning("starter", *sets))
     assert report.publish is served
     assert [entry.name for entry in report.sets[2:]] == ["reference, since starter", "hold-out, since starter"]
-    assert served or f"on the {on}, since starter set these fell: vertebrae -0.050" in report.reason
+    assert served or all(fact in report.reason for fact in (on, "starter", "vertebrae -0.050"))
     assert GateReport.from_json(json.loads(json.dumps(report.as_json()))).publish is served
 
 
@@ -159,7 +160,7 @@ def test_a_group_only_one_model_invents_counts_against_it() -> None:
 
 
 def test_scans_scored_by_one_model_only_are_refused() -> None:
-    with pytest.raises(ValueError, match="both"):
+    with pytest.raises(ValueError, match=r"got 1 .* and 0 .*'a'"):
         compare([SubjectScores("a", (scores(1),), ())])
 
 
@@ -246,10 +247,10 @@ def test_all_scans_of_a_subject_share_its_role() -> None:
 @pytest.mark.parametrize("content", ["{", "[]", '{"role": {"a": "both"}, "salt": ""}', '{"role": 3}'])
 def test_a_damaged_holdout_list_stops_the_training(tmp_path: Path, content: str) -> None:
     path = tmp_path / "holdout.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(StorageError, match="hold-out list"):
         holdout.update_split(path, ["a"])
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
 
 
 class Blind:
@@ -301,7 +302,7 @@ def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
     assert set(left_out) == {"b", "c"}
     report = judge("a", "c", reference=many(0.0), holdout=many(0.0), left_out=[f"b: {left_out['b']}"])
     assert report.publish
-    assert "could not judge: 1 of the scans" in report.reason
+    assert re.search(r"judge\D+\b1\b", report.reason)
     assert report.as_json()["left_out"] == [f"b: {left_out['b']}"]
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.history import sha256_of
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON
+from lib.files import sha256_of
 from lib.geometry import Grid
 from lib.registry.store import ModelStore
 from lib.trainers.site import folder_site

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lib.corrections import history
+import lib.corrections.imprints as module
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.files import sha256_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +22,7 @@ from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 def test_an_image_is_read_once_and_only_if_it_was_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, same: bool, reads: int
 ) -> None:
-    image, read = tmp_path / "a.nii", history.sha256_of
+    image, read = tmp_path / "a.nii", sha256_of
     image.write_bytes(b"first")
     label = {DRAWN_ON: read(image), IMPRINT: imprint_of(image)}
     if content is not None:
@@ -29,7 +30,7 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
         # File systems tell times apart by milliseconds at best.
         os.utime(image, (0, 0))
     seen: list[Path] = []
-    monkeypatch.setattr(history, "sha256_of", lambda path: seen.append(path) or read(path))
+    monkeypatch.setattr(module, "sha256_of", lambda path: seen.append(path) or read(path))
     imprints = Imprints()
     for _ in range(3):
         assert imprints.check(image, label) == (imprint_of(image) if same else None)
@@ -42,7 +43,7 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
     image.parent.mkdir()
     for file in (image, label):
         file.write_bytes(b"first")
-    drawn_on = history.sha256_of(image)
+    drawn_on = sha256_of(image)
     studies = StudiesDatastore(str(image.parent), auto_reload=False)
     image.write_bytes(b"other")
     studies.save_label("a", str(label), "final", {DRAWN_ON: drawn_on})
@@ -54,7 +55,7 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
 
 def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a copy of the studies each list that clients asked for read all images anew, all at the same time."""
-    image, read, askers = tmp_path / "a.nii", history.sha256_of, 4
+    image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")
     label, together = {DRAWN_ON: read(image)}, threading.Barrier(askers)
     seen: list[Path] = []
@@ -64,7 +65,7 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
         time.sleep(0.2)
         return read(path)
 
-    monkeypatch.setattr(history, "sha256_of", slowly)
+    monkeypatch.setattr(module, "sha256_of", slowly)
     imprints = Imprints()
 
     def ask(_: int) -> bool:

@@ -64,8 +64,8 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
         if place == "read_image":
             patch.setattr(inbox, "read_image", fails(error))
         if place == "sha256_of":
-            own = inbox.history.sha256_of
-            patch.setattr(inbox.history, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
+            own = inbox.sha256_of
+            patch.setattr(inbox, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
         if place == "accept":
             patch.setattr(desk.store, "accept", fails(error))
         if place == "likely":
@@ -276,9 +276,9 @@ def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None
         desk.submit({})
     for entry in (tmp_path / "new" / "corrections" / "img").iterdir():
         (entry / "received.json").unlink()
-        record = json.loads((entry / "record.json").read_text())
+        record = json.loads((entry / "record.json").read_text(encoding="utf-8"))
         del record["unreviewed"], record["renumbered"]
-        (entry / "record.json").write_text(json.dumps(record))
+        (entry / "record.json").write_text(json.dumps(record), encoding="utf-8")
     store = CorrectionStore(tmp_path / "new")
     old, parked = store.of_image("img")
     assert asdict(old) == asdict(accepted)

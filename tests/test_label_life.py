@@ -17,7 +17,7 @@ from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import add_image
 
@@ -71,7 +71,7 @@ def delete(server: Server, image: str, tag: str) -> requests.Response:
 
 def test_a_saved_result_is_sent_with_rows_for_what_was_found_alone(server: Server, client: MONAILabelClient) -> None:
     """3D Slicer loads a saved result with the next sample; it made 54 rows of it, most of them empty."""
-    image = add_image(server, "saved ü", image_of(CODES) + 2)
+    image = add_image(server, "saved ü", image_of(CODES))
     present = set(np.unique(CODES)) - {0}
     for model, tag in (("totalspineseg", "original"), ("totalspineseg_step1", "original-step1")):
         reply = client.infer(model, image, {"save_label": True, "result_extension": ".nii.gz"})
@@ -90,7 +90,7 @@ def test_a_saved_result_is_sent_with_rows_for_what_was_found_alone(server: Serve
 
 
 def test_a_damaged_label_is_refused_with_a_sentence(server: Server, client: MONAILabelClient) -> None:
-    image = add_image(server, "damaged", image_of(CODES) + 3)
+    image = add_image(server, "damaged", image_of(CODES))
     client.infer("totalspineseg", image, {"save_label": True, "result_extension": ".nii.gz"})
     (file,) = (server.studies / "labels" / "original").glob(f"{image}.nii.gz")
     file.write_bytes(b"no image")
@@ -102,7 +102,7 @@ def test_a_damaged_label_is_refused_with_a_sentence(server: Server, client: MONA
 
 def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILabelClient) -> None:
     """A review's two marks took the prediction's place: readers got marks, and step 2 read them as cord and canal."""
-    image = add_image(server, "predicted", image_of(CODES) + 1)
+    image = add_image(server, "predicted", image_of(CODES))
 
     def keep(model: str, **settings: Any) -> None:
         client.infer(model, image, {"save_label": True, "result_extension": ".nii.gz", **settings})
@@ -123,7 +123,7 @@ def test_a_label_taken_back_is_neither_shown_nor_taught(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """A wrong label that was deleted went on to train, for training reads the history, where it still stood."""
-    image = add_image(server, "wrong", image_of(CODES) + 2)
+    image = add_image(server, "wrong", image_of(CODES))
     step1 = submit(client, image, tmp_path, "step1", step=1)["correction"]
     wrong = [submit(client, image, tmp_path)["correction"] for _ in range(2)]
     assert training(server, tmp_path, image) == wrong[1:]
@@ -133,7 +133,7 @@ def test_a_label_taken_back_is_neither_shown_nor_taught(
     assert training(server, tmp_path, image) == [step1], "what it had stood before counts again"
     store = CorrectionStore(server.studies / ".totalspineseg")
     assert [kept.id for kept in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
-    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text())
+    record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text(encoding="utf-8"))
     assert (record["user"], record["correction"], bool(record["received"])) == ("admin", wrong[0], True)
     right = submit(client, image, tmp_path)["correction"]
     assert (set(shown(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])
@@ -142,7 +142,7 @@ def test_a_label_taken_back_is_neither_shown_nor_taught(
 
 
 def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server, client: MONAILabelClient) -> None:
-    image = add_image(server, "removed", image_of(CODES) + 3)
+    image = add_image(server, "removed", image_of(CODES))
     client.infer("totalspineseg", image, {"save_label": True})
     assert delete(server, image, "original").json()["withdrawn"] == []
     assert shown(server, image) == {}
@@ -156,13 +156,13 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
 ) -> None:
     """Its label counted as finished, so that it was never offered again and silently trained no more, and named the
     levels of other scans."""
-    image = add_image(server, "replaced", image_of(CODES) + 4)
+    image = add_image(server, "replaced", image_of(CODES))
     file, before = server.studies / "replaced.nii.gz", tmp_path / "before.nii.gz"
     client.infer("totalspineseg", image, {"save_label": True})
     submit(client, image, tmp_path)
     finished = client.info()["datastore"]["completed"]
     shutil.copy(file, before)
-    write_volume(file, np.roll(image_of(CODES), 6, axis=1), RAS)
+    write_volume(file, own_image("in its place", np.roll(image_of(CODES), 6, axis=1)), RAS)
     assert shown(server, image) == {}
     for tag in ("final", "original"):
         assert requests.get(f"{server.url}/datastore/label", params={"label": image, "tag": tag}).status_code == 404
@@ -178,7 +178,7 @@ def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """Removed first and then copied anew, it was finished by the old label's file, of which nothing was known."""
-    image = add_image(server, "renewed", image_of(CODES) + 4.5)
+    image = add_image(server, "renewed", image_of(CODES))
     file = server.studies / "renewed.nii.gz"
     correction = submit(client, image, tmp_path)["correction"]
     shutil.copy(file, tmp_path)
@@ -198,7 +198,7 @@ def test_clients_cannot_change_what_the_server_relies_on(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """``{"strategy": 1}`` as what is known about one image, and nobody got a next sample any more."""
-    write_volume(tmp_path / "odd.nii.gz", image_of(CODES) + 5, RAS)
+    write_volume(tmp_path / "odd.nii.gz", own_image("odd", image_of(CODES)), RAS)
     odd = {"strategy": 1, "ward": "3b", "id": "9", "warning": "9"}
     image = client.upload_image(str(tmp_path / "odd.nii.gz"), "odd", params=odd)["image"]
     correction = submit(client, image, tmp_path)["correction"]

@@ -10,7 +10,7 @@ from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_names, to_wire
 from lib.geometry import Grid, Volume
 from lib.infers.listed import as_listed, listed_names
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 
 GRID = Grid((4, 4, 4), np.eye(4))
 L4, L5, T12 = (CODE_OF[name] for name in ("L4", "L5", "T12"))
@@ -55,7 +55,7 @@ def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path
     maps = DrawnMaps(tmp_path)
     kept = [f"2026-{k}" for k in range(KEPT_PER_IMAGE)]
     for number, prediction in enumerate(kept):
-        drawn = Drawn(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
+        drawn = NamedMap(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
         maps.keep("sha", KeptMaps(prediction, drawn, GRID, {}, {}, ()))
         if number == 0:
             assert maps.codes_before("sha", prediction) == frozenset()

@@ -63,7 +63,7 @@ def test_finished_labels_train(
 
 def test_work_in_progress_decides_nothing_about_who_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corrections(tmp_path, monkeypatch, (2, "draft"))
-    assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text()
+    assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text(encoding="utf-8")
 
 
 def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

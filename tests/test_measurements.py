@@ -236,6 +236,24 @@ def test_what_is_drawn_in_pieces_is_not_measured() -> None:
     assert row(rows, "L1-L2")["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
 
 
+@pytest.mark.parametrize(("gap", "measured"), [(2, True), (3, False)])
+def test_a_thin_gap_does_not_divide_a_body(gap: int, measured: bool) -> None:
+    """A slice or two that a network left out within a body are no second body."""
+    labels = draw()
+    z = np.argwhere(labels == CODE_OF["L4"])[:, 2]
+    middle = (z.min() + z.max()) // 2
+    labels[:, :, middle : middle + gap][labels[:, :, middle : middle + gap] == CODE_OF["L4"]] = 0
+    assert (row(measure(labels, (1, 1, 1)), "L4")["body_middle_mm"] is not None) is measured
+
+
+def test_a_crumb_beside_a_disc_does_not_leave_it_unmeasured() -> None:
+    labels = draw()
+    x, _, z = np.argwhere(labels == CODE_OF["L3-L4"]).mean(axis=0).round().astype(int)
+    front = np.argwhere(labels == CODE_OF["L3-L4"])[:, 1].max()
+    labels[x, front + 4 : front + 6, z] = CODE_OF["L3-L4"]
+    assert row(measure(labels, (1, 1, 1)), "L3-L4")["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
 def test_rows_run_from_superior_to_inferior_and_have_all_columns() -> None:
     rows = measure(draw(), (1, 1, 1))
     levels = [r["level"] for r in rows]

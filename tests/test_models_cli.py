@@ -227,7 +227,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
 ) -> None:
     """A zip that called itself official-r99991231 was what a server of the official weights ran, never activated."""
     record = store.versions_dir / "trained-1" / "version.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"name": claimed}))
+    record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | {"name": claimed}), encoding="utf-8")
     archive = tmp_path / "out.zip"
     run(store, capsys, "export", "trained-1", str(archive))
     other = ModelStore(tmp_path / "elsewhere", weights="official")
@@ -259,12 +259,12 @@ def damage(root: Path, kind: str) -> None:
     if kind == "no dataset.json":
         (step2 / "dataset.json").unlink()
     elif kind == "other regions":
-        content = json.loads((step2 / "dataset.json").read_text())
+        content = json.loads((step2 / "dataset.json").read_text(encoding="utf-8"))
         content["labels"].pop("sacrum")
-        (step2 / "dataset.json").write_text(json.dumps(content))
+        (step2 / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     elif kind == "other normalization":
-        text = (step2 / "plans.json").read_text()
-        (step2 / "plans.json").write_text(text.replace("ZScoreNormalization", "CTNormalization"))
+        text = (step2 / "plans.json").read_text(encoding="utf-8")
+        (step2 / "plans.json").write_text(text.replace("ZScoreNormalization", "CTNormalization"), encoding="utf-8")
     elif kind == "two of one step":
         shutil.copytree(step2, step2.parent / "nnUNetTrainer__nnUNetPlans__3d_fullres")
     else:
@@ -324,7 +324,7 @@ def test_retrain_learns_from_a_studies_folder(
     (version,) = site.models.versions()
     assert site.models.active() == {1: version}
     assert version in capsys.readouterr().out
-    settings = json.loads((site.models.versions_dir / version / "version.json").read_text())["settings"]
+    settings = json.loads((site.models.versions_dir / version / "version.json").read_text(encoding="utf-8"))["settings"]
     assert (settings["replay_cases"], settings["finetune"]["seed"], settings["finetune"]["iterations"]) == (3, 5, 1)
 
 

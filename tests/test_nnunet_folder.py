@@ -108,9 +108,9 @@ def test_configuration_that_builds_on_another_is_resolved(tmp_path):
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def reorder(dataset: dict[str, Any]) -> None:

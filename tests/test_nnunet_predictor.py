@@ -99,9 +99,9 @@ def test_axis_order_of_the_plans_is_undone(tmp_path, axes):
     import json
 
     folder = write_model_folder(tmp_path, 1, patch=(16, 24, 32), trainer="nnUNetTrainer", seed=5)
-    plans = json.loads((folder / "plans.json").read_text())
+    plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
     plans |= {"transpose_forward": axes, "transpose_backward": np.argsort(axes).tolist()}
-    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
     torch.save(checkpoint_dict(1, plans, seed=5, trainer="nnUNetTrainer"), folder / "fold_0" / "checkpoint_final.pth")
     channels = image(1, (21, 30, 40))
     labels, soft = nnunet_answer(folder, channels)

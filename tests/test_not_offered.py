@@ -13,9 +13,9 @@ import pytest
 from dicom_series import save, slices
 from lib.cohort.inputs import find_cases, pair_localizers
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.history import sha256_of
 from lib.corrections.imprints import DRAWN_ON
 from lib.errors import ImageError
+from lib.files import sha256_of
 from lib.geometry import Grid
 from lib.trainers.site import folder_site
 from lib.volume_io import read_image, write_volume
@@ -165,7 +165,7 @@ def test_label_maps_that_lie_there_already_are_not_finished(
             "image": {"info": {"ts": 1, "name": "one.nii.gz"}, "ext": ".nii.gz"},
             "labels": {"final": {"info": {"ts": 1, "name": "one.nii.gz"}, "ext": ".nii.gz"}},
         }}}  # fmt: skip
-        (tmp_path / "datastore_v2.json").write_text(json.dumps(index))
+        (tmp_path / "datastore_v2.json").write_text(json.dumps(index), encoding="utf-8")
     content = theirs.read_bytes()
     with caplog.at_level(logging.WARNING):
         studies = studies_in(tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import columns
 from block_spines import block_spine, classes_of, step1_answer
@@ -26,6 +27,7 @@ from lib.anatomy import (
 )
 from lib.errors import LabelError
 from lib.geometry import Volume
+from lib.numbering import chain
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from lib.numbering.label import label_map, name_map, require_met
@@ -303,7 +305,7 @@ def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by
     _, numbering = name(case, siblings=[series])
     said = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
     assert [why in message for message in said] == [True] * bool(why)
-    assert (numbering.confident, numbering.helped_by) == ((False, ()) if why else (True, ("T1",)))
+    assert (numbering.confident, numbering.series_used) == ((False, ()) if why else (True, ("T1",)))
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -384,10 +386,10 @@ def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
     _, alone = name(case)
     labels, helped = name(case, siblings=[sure])
     assert columns.errors(case, labels) == {}
-    assert (helped.helped_by, helped.probability > 0.97) == (("sure",), True)
+    assert (helped.series_used, helped.probability > 0.97) == (("sure",), True)
     _, mixed = name(case, siblings=[torn])
     assert mixed.probability < 0.75
-    assert alone.helped_by == ()
+    assert alone.series_used == ()
 
 
 def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1Names:
@@ -409,7 +411,7 @@ def test_step_2_is_named_by_what_step_1_saw() -> None:
     labels, both = name(case, step1=step1_of(case, 0.99))
     assert (alone.confident, both.confident) == (False, True)
     assert columns.errors(case, labels) == {}
-    assert both.helped_by == (), "its own scan is no other series"
+    assert both.series_used == (), "its own scan is no other series"
 
 
 def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one() -> None:
@@ -652,7 +654,7 @@ def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
 def test_a_finished_map_is_no_raw_map() -> None:
     """Its cord and canal were read as discs, and its names as nothing."""
     case = draw("lumbar", 2)
-    with pytest.raises(LabelError, match=r"step 2 .*0 to 11.* \[30, 31"):
+    with pytest.raises(LabelError, match=r"\[30, 31.*step 2 .*0 to 11"):
         name_map(Volume(case.truth, case.affine), 2)
 
 
@@ -705,3 +707,24 @@ def test_a_large_false_piece_far_from_the_column_is_no_doubt_about_names(far: bo
     codes = (41, 42, 0, 43)
     items = tuple(Item(Kind.VERTEBRA, k, 30.0 * k, False, 45.0, 1000.0, is_far=far and k == 2) for k in range(4))
     assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far
+
+
+def test_a_map_of_noise_is_named_with_doubt() -> None:
+    """A hundred false pieces made the weight of every numbering too small for a number: an IndexError."""
+    rng = np.random.default_rng(0)
+    fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(15, 47, 150)), 1.5) for _ in list(Step2)[1:]])
+    raw = (fields.argmax(axis=0) + 1).astype(np.uint8)
+    raw[fields.max(axis=0) < np.quantile(fields.max(axis=0), 0.9)] = 0
+    _, numbering = name(columns.Case(raw, np.zeros_like(raw), 2, np.diag([2.0, 2.0, 2.0, 1.0])))
+    assert len(numbering.naming.discs) + len(numbering.naming.vertebrae) > 100
+    assert (numbering.confident, bool(numbering.levels)) == (False, True)
+
+
+def test_where_no_name_is_worth_trying_the_most_probable_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any numbering to begin with there was no best one: an IndexError."""
+    case = draw("lumbar", 1)
+    labels, numbering = name(case)
+    monkeypatch.setattr(chain, "WORTH_TRYING", 1.0)
+    again, tried = name(case)
+    np.testing.assert_array_equal(again, labels)
+    assert tried.probability == numbering.probability

@@ -7,36 +7,36 @@ import columns
 from lib.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
 from lib.geometry import LabelArray, Volume
 from lib.numbering.label import name_map
-from lib.numbering.renumber import Drawn, Recognized, recognize, renumber
+from lib.numbering.renumber import NamedMap, Recognized, recognize, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}
 
 
-def drawn(fov: str, step: int = 2) -> Drawn:
+def drawn(fov: str, step: int = 2) -> NamedMap:
     case = columns.classes(columns.build(np.random.default_rng(1), fov=fov, spacing=SPACING), step)
     raw = Volume(case.raw, case.affine)
-    return Drawn(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
+    return NamedMap(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def lumbar() -> Drawn:
+def lumbar() -> NamedMap:
     return drawn("lumbar")
 
 
 @pytest.fixture(scope="module")
-def thoracic() -> Drawn:
+def thoracic() -> NamedMap:
     return drawn("midthoracic")
 
 
-def moved(map_: Drawn, old: str, new: str) -> dict[str, str]:
+def moved(map_: NamedMap, old: str, new: str) -> dict[str, str]:
     found = renumber(map_, {CODE_OF[old]: CODE_OF[new]})
     assert found is not None
     return {NAME_OF[a]: NAME_OF[b] for a, b in found[0].items() if a != b}
 
 
 @pytest.mark.parametrize(("old", "shift"), [("T5", 1), ("T5", 2), ("T4-T5", 1)])
-def test_the_whole_column_follows_one_renamed_level(thoracic: Drawn, old: str, shift: int) -> None:
+def test_the_whole_column_follows_one_renamed_level(thoracic: NamedMap, old: str, shift: int) -> None:
     code = CODE_OF[old]
     found = renumber(thoracic, {code: code + shift})
     assert found is not None
@@ -44,7 +44,7 @@ def test_the_whole_column_follows_one_renamed_level(thoracic: Drawn, old: str, s
     assert dict(found[0]) == {c: c + shift for c in levels}
 
 
-def test_a_lumbar_column_with_l5_renamed_l6_keeps_its_sacrum(lumbar: Drawn) -> None:
+def test_a_lumbar_column_with_l5_renamed_l6_keeps_its_sacrum(lumbar: NamedMap) -> None:
     names = moved(lumbar, "L5", "L6")
     assert {old: names[old] for old in ("T12", "L1", "L5", "T12-L1", "L4-L5")} == {
         "T12": "L1",
@@ -56,13 +56,13 @@ def test_a_lumbar_column_with_l5_renamed_l6_keeps_its_sacrum(lumbar: Drawn) -> N
     assert not {"sacrum", "L5-S"} & set(names)
 
 
-def test_an_extra_thoracic_vertebra_moves_what_lies_below_it(lumbar: Drawn) -> None:
+def test_an_extra_thoracic_vertebra_moves_what_lies_below_it(lumbar: NamedMap) -> None:
     names = moved(lumbar, "L1", "T13")
     assert (names["L1"], names["L2"], names["T12-L1"]) == ("T13", "L1", "T12-T13")
     assert not {"T11", "T12", "L5-S"} & set(names)
 
 
-def test_a_pin_that_agrees_changes_nothing(lumbar: Drawn) -> None:
+def test_a_pin_that_agrees_changes_nothing(lumbar: NamedMap) -> None:
     assert moved(lumbar, "L3", "L3") == {}
 
 
@@ -90,13 +90,13 @@ def test_atlas_and_axis_never_change_places() -> None:
     atlas[:, int(np.quantile(y, 0.4)) :] = False
     case.raw[(case.truth == C1) & ~atlas] = 0
     raw = Volume(case.raw, case.affine)
-    neck = Drawn(raw, name_map(raw, 2)[0], 2)
+    neck = NamedMap(raw, name_map(raw, 2)[0], 2)
     assert (neck.labels[atlas] == C1).mean() > 0.9
     names = moved(neck, "T3", "T4")
     assert {old: names.get(old, old) for old in ("C1", "C2", "T3")} == {"C1": "C1", "C2": "C3", "T3": "T4"}
 
 
-def test_a_level_that_cannot_be_is_refused(lumbar: Drawn) -> None:
+def test_a_level_that_cannot_be_is_refused(lumbar: NamedMap) -> None:
     """The sacrum stands right below: no room for what a name far above asks for."""
     before = lumbar.labels.copy()
     assert renumber(lumbar, {CODE_OF["L5"]: CODE_OF["L5"], CODE_OF["L4"]: CODE_OF["L5"]}) is None
@@ -108,7 +108,7 @@ def changed(old: LabelArray, new: LabelArray, code_of: dict[int, int]) -> list[R
     return [segment for segment in recognize(old, new, code_of) if segment.renamed]
 
 
-def test_a_renamed_segment_is_found(thoracic: Drawn) -> None:
+def test_a_renamed_segment_is_found(thoracic: NamedMap) -> None:
     """It then carries the name of its neighbor: two segments of one name."""
     old = thoracic.labels
     (renamed,) = changed(old, old, {**SELF, CODE_OF["T5"]: CODE_OF["T6"]})
@@ -116,14 +116,14 @@ def test_a_renamed_segment_is_found(thoracic: Drawn) -> None:
     assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
 
-def test_redrawn_borders_are_no_new_names(thoracic: Drawn) -> None:
+def test_redrawn_borders_are_no_new_names(thoracic: NamedMap) -> None:
     new = thoracic.labels.copy()
     xyz = np.argwhere(new == CODE_OF["T5"])
     new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]
     assert changed(thoracic.labels, new, SELF) == []
 
 
-def test_a_disc_is_never_a_renamed_vertebra_nor_the_canal_a_level(lumbar: Drawn) -> None:
+def test_a_disc_is_never_a_renamed_vertebra_nor_the_canal_a_level(lumbar: NamedMap) -> None:
     new = lumbar.labels
     assert changed(new, new, {**SELF, CODE_OF["L3"]: CODE_OF["L3-L4"]}) == []
     assert changed(new, new, {**SELF, CANAL: SACRUM}) == []

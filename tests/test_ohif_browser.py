@@ -178,7 +178,7 @@ def a_training_starts_and_stops(server: PacsServer, viewer: Viewer, correction: 
     training = server.work / "training"
     wait_for(lambda: list(training.glob("*/run.json")))
     (run,) = training.glob("*/run.json")
-    assert [case["correction"] for case in json.loads(run.read_text())["training"]] == [correction]
+    assert [case["correction"] for case in json.loads(run.read_text(encoding="utf-8"))["training"]] == [correction]
     wait_for(lambda: requests.get(f"{server.url}/train/?check_if_running=true", timeout=300).status_code == 200)
     viewer.button("Stop Training").click()
     viewer.button("Update Model").wait_for()

@@ -409,5 +409,5 @@ def test_no_patient_in_the_log(server: PacsServer) -> None:
     assert search(server, "studies", PatientName=f"{NAMES[READ]}*")
     assert get(server, "/datastore/image", image=study.series).ok
     assert next_sample(server)
-    text = server.log.read_text()
+    text = server.log.read_text(encoding="utf-8")
     assert not [name for name in (*NAMES, "Phantom", "PatientID", "'P1'") if name in text]

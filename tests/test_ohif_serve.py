@@ -50,14 +50,14 @@ def started(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 def wait_for_address(folder: Path, process: "subprocess.Popen[bytes]") -> str:
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        text = (folder / "log").read_text()
+        text = (folder / "log").read_text(encoding="utf-8")
         if process.poll() is not None:
             raise AssertionError(text[-3000:])
         found = [line.split()[1] for line in text.splitlines() if line.startswith("OHIF: ")]
         if found:
             return found[0].removesuffix("/ohif/")
         time.sleep(0.5)
-    raise AssertionError((folder / "log").read_text()[-3000:])
+    raise AssertionError((folder / "log").read_text(encoding="utf-8")[-3000:])
 
 
 def test_a_labeled_spine_from_nothing(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_labeled_spine_from_nothing(tmp_path: Path) -> None:
             found = viewer.voxels()
             viewer.picture(tmp_path / "ohif.png")
             viewer.page.screenshot(path=str(tmp_path / "ohif.jpg"), type="jpeg", quality=80)
-        orthanc = json.loads((folder / "orthanc" / "orthanc.json").read_text())["HttpPort"]
+        orthanc = json.loads((folder / "orthanc" / "orthanc.json").read_text(encoding="utf-8"))["HttpPort"]
         assert requests.get(f"http://127.0.0.1:{orthanc}/studies", timeout=60).ok
         process.send_signal(signal.SIGINT)
         process.wait(timeout=SECONDS)

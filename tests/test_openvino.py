@@ -16,8 +16,8 @@ from lib import pipeline
 from lib.cli import main
 from lib.cli.common import MODEL_DIR
 from lib.errors import WeightsError
+from lib.files import sha256_of
 from lib.geometry import Grid
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.networks import Networks
 from lib.nnunet.predictor import WarmPredictor
@@ -143,9 +143,9 @@ def flip_a_weight(entry: Path) -> None:
 
 
 def forge_the_record(entry: Path) -> None:
-    (entry / "model.xml").write_text("<net/>")
+    (entry / "model.xml").write_text("<net/>", encoding="utf-8")
     record = {name: sha256_of(entry / name) for name in ("model.xml", "model.bin")}
-    (entry / "sha256.json").write_text(json.dumps(record))
+    (entry / "sha256.json").write_text(json.dumps(record), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,10 @@ def forge_the_record(entry: Path) -> None:
         pytest.param(flip_a_weight, id="bit-flipped"),
         pytest.param(lambda entry: (entry / "model.bin").write_bytes(b""), id="emptied"),
         pytest.param(lambda entry: (entry / "model.xml").unlink(), id="half-gone"),
-        pytest.param(lambda entry: (entry / "sha256.json").write_text("[]"), id="record-of-another-kind"),
-        pytest.param(lambda entry: (entry / "sha256.json").write_text("{"), id="record-cut"),
+        pytest.param(
+            lambda entry: (entry / "sha256.json").write_text("[]", encoding="utf-8"), id="record-of-another-kind"
+        ),
+        pytest.param(lambda entry: (entry / "sha256.json").write_text("{", encoding="utf-8"), id="record-cut"),
         pytest.param(forge_the_record, id="not-a-network"),
     ],
 )
@@ -263,7 +265,7 @@ def test_command_line_computes_with_openvino_and_says_so(tmp_path, conversions, 
     """Random networks find no spine, which fails the scan after the network has worked."""
     run(tmp_path, "--runtime", "openvino")
     assert len(conversions) == 1
-    assert "@openvino-" in json.loads((tmp_path / "out" / "run.json").read_text())["models"]["step1"]
+    assert "@openvino-" in json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["models"]["step1"]
 
 
 def test_command_line_without_the_package_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -126,7 +126,7 @@ def test_corrected_series_and_patients_who_train_or_judge_stay(
     assert app._is_needed(SECOND)
     update_split(tmp_path / "work" / "holdout.json", [app._subject(FIRST)])
     assert app._is_needed(FIRST)
-    (tmp_path / "work" / "holdout.json").write_text("{")
+    (tmp_path / "work" / "holdout.json").write_text("{", encoding="utf-8")
     assert app._is_needed(FIRST), "nobody knows who judges"
 
 

@@ -82,7 +82,7 @@ def test_both_steps_and_both_variants(tmp_path: Path) -> None:
     assert np.array_equal(swapped.data == ODD, plain.data == EVEN)
     assert plain.spacing == pytest.approx((1, 1, 1), abs=1e-5)
     for step, entry in written.items():
-        content = json.loads((tmp_path / dataset_name(step) / "dataset.json").read_text())
+        content = json.loads((tmp_path / dataset_name(step) / "dataset.json").read_text(encoding="utf-8"))
         assert content["labels"]["ignore"] == IGNORE_CLASS[step]
         assert content["numTraining"] == entry.cases
         assert list(content["labels"])[1:-1] == list(REGIONS[step])
@@ -197,16 +197,16 @@ def test_an_interrupted_call_is_gone_on_with(
 def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None:
     stranger = tmp_path / dataset_name(2) / file
     stranger.parent.mkdir(parents=True)
-    stranger.write_text("mine")
+    stranger.write_text("mine", encoding="utf-8")
     with pytest.raises(StorageError, match=f"1 .*'{stranger.name}'.*move"):
         write(tmp_path, [block_scan(1)])
-    assert stranger.read_text() == "mine"
+    assert stranger.read_text(encoding="utf-8") == "mine"
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
 
 
 def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
     write(tmp_path, [block_scan(1)])
-    (tmp_path / dataset_name(1) / "cases.json").write_text("{")
+    (tmp_path / dataset_name(1) / "cases.json").write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"'cases.json'"):
         write(tmp_path, [])
     assert files(tmp_path, 1).keys() == names("sub-1_T2w", channels=1)
@@ -423,7 +423,7 @@ def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys:
     assert main(words) == 2
     assert "held out" in capsys.readouterr().err
     kept, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
-    (site.corrections.path(damaged) / "record.json").write_text("{")
+    (site.corrections.path(damaged) / "record.json").write_text("{", encoding="utf-8")
     assert main(words) == 1
     assert "left out sub-1: " in capsys.readouterr().err
     (case,) = subjects_of(tmp_path / "raw" / dataset_name(1))

@@ -72,7 +72,7 @@ def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_
         assert (Path(result).is_file(), report["label_names"]["L1"] > 0) == (True, True)
         with pytest.raises(MONAILabelClientException, match=r"507;.*totalspineseg/received"):
             client.save_label("z-last", result, params=L4)
-    assert f"written to {server.studies}/.totalspineseg/received " in server.log.read_text()
+    assert f"write to '{server.studies}/.totalspineseg/received' " in server.log.read_text(encoding="utf-8")
     assert "warning" not in client.next_sample("last", {})
     assert client.infer("totalspineseg", "z-last", {})[1]["warning"] == ""
 
@@ -135,11 +135,11 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
     StudiesDatastore(str(tmp_path), auto_reload=False)
     volume(tmp_path / "one.nii.gz")
 
-    def full(path: Path, write: object) -> None:
+    def full(path: Path, content: object, **_: object) -> None:
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_atomic", full)
+        patch.setattr(datastore, "write_json", full)
         studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     assert studies.list_images() == ["one"]
     studies.update_image_info("one", {"seen": True})
@@ -195,5 +195,5 @@ def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
     assert again.get_labeled_images() == ["one"]
     assert Path(again.get_image_uri("two")) == tmp_path / "moved" / "two.nii.gz"
     again.update_image_info("two", {"seen": True})
-    index = json.loads((tmp_path / "work" / "studies" / "datastore_v2.json").read_text())
+    index = json.loads((tmp_path / "work" / "studies" / "datastore_v2.json").read_text(encoding="utf-8"))
     assert index["images_dir"] == str(tmp_path / "moved")

@@ -139,9 +139,9 @@ def test_training_takes_cases_from_files_and_says_which(case: RealSpine, tmp_pat
     np.testing.assert_array_equal(real[0].labels, case.labels)
     settings = StarterSettings(iterations=2, features=(4, 6, 8), patch=PATCH, pool_size=1, real_share=1.0)
     folder = train_starter(1, tmp_path / "out", settings, real=real)
-    assert real[0].sha256 in (folder / "training.json").read_text()
+    assert real[0].sha256 in (folder / "training.json").read_text(encoding="utf-8")
     more = train_starter(1, tmp_path / "out", replace(settings, iterations=3))  # without them
-    assert real[0].sha256 in (more / "training.json").read_text(), "what was trained on stays on record"
+    assert real[0].sha256 in (more / "training.json").read_text(encoding="utf-8"), "what was trained on stays on record"
 
 
 @pytest.mark.parametrize(

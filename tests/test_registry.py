@@ -13,11 +13,11 @@ from unittest.mock import Mock
 
 import pytest
 
-import lib.registry.files as files
-from lib import leftovers
+from lib import files, locks
 from lib.errors import BusyError, StorageError, WeightsError
+from lib.files import write_json
+from lib.locks import locked
 from lib.registry.activations import before_last, changes
-from lib.registry.files import locked, write_json
 from lib.registry.records import VersionRecord, lineage, trained_on, write_record
 from lib.registry.store import ModelStore
 
@@ -62,7 +62,10 @@ def test_a_step_can_be_activated_alone_and_taken_back(model_dir):
     store = ModelStore(model_dir)
     store.activate("official-r20251124")
     store.activate("site-2", steps=(2,))
-    assert json.loads((model_dir / "active.json").read_text()) == {"101": "official-r20251124", "102": "site-2"}
+    assert json.loads((model_dir / "active.json").read_text(encoding="utf-8")) == {
+        "101": "official-r20251124",
+        "102": "site-2",
+    }
     assert [store.resolve(step).name for step in (1, 2)] == ["official-r20251124", "site-2"]
     store.activate("starter")
     assert store.active() == {1: "starter", 2: "starter"}
@@ -88,7 +91,7 @@ def test_official_without_an_installation_is_refused(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"101": 5}', '{"101": "../../etc"}'])
 def test_damaged_pointer_is_an_error_not_a_silent_starter(model_dir, content):
-    (model_dir / "active.json").write_text(content)
+    (model_dir / "active.json").write_text(content, encoding="utf-8")
     with pytest.raises(WeightsError, match="starter weights"):
         ModelStore(model_dir).resolve(1)
 
@@ -104,16 +107,16 @@ def test_version_appears_whole(tmp_path):
     store = ModelStore(tmp_path)
     with store.publish("site-3") as staging:
         (staging / "a" / "b").mkdir(parents=True)
-        (staging / "a" / "b" / "weights").write_text("w")
+        (staging / "a" / "b" / "weights").write_text("w", encoding="utf-8")
         assert store.versions() == ()
     assert store.versions() == ("site-3",)
-    assert (tmp_path / "versions" / "site-3" / "a" / "b" / "weights").read_text() == "w"
+    assert (tmp_path / "versions" / "site-3" / "a" / "b" / "weights").read_text(encoding="utf-8") == "w"
 
 
 def test_failed_version_leaves_nothing(tmp_path):
     store = ModelStore(tmp_path)
     with pytest.raises(RuntimeError, match="training failed"), store.publish("site-3") as staging:
-        (staging / "weights").write_text("half")
+        (staging / "weights").write_text("half", encoding="utf-8")
         raise RuntimeError("training failed")
     assert list((tmp_path / "versions").iterdir()) == []
 
@@ -136,7 +139,7 @@ def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
     store = ModelStore(model_dir)
     store.activate("site-2")
     code = (
-        "import sys, os, signal, lib.registry.files as f\n"
+        "import sys, os, signal, lib.files as f\n"
         "from lib.registry.store import ModelStore\n"
         "f.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ModelStore(sys.argv[1]).activate('starter')\n"
@@ -152,7 +155,7 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
     """After a power cut while the list of changes was written, going back went back too far."""
     store = ModelStore(model_dir)
     store.activate("site-2")
-    with (model_dir / "activations.jsonl").open("a") as stream:
+    with (model_dir / "activations.jsonl").open("a", encoding="utf-8") as stream:
         stream.write('{"time": "2026')
     store.activate("official-r20251124")
     store.activate("starter")
@@ -260,7 +263,7 @@ def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
     old, new = versions / ".staging-old", versions / ".staging-new"
     for leftover in (old, new):
         leftover.mkdir(parents=True)
-    long_ago = time.time() - 2 * leftovers.DAY_S
+    long_ago = time.time() - 2 * files.DAY_S
     os.utime(old, (long_ago, long_ago))
     with ModelStore(tmp_path).publish("site-3"):
         pass
@@ -279,7 +282,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number, match):
     monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(StorageError, match=match):
         write_json(tmp_path / "a.json", {"new": 1})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
@@ -287,7 +290,7 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hung while it held the models' folder stopped every later training without a word."""
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
     with locked(tmp_path):
         with pytest.raises(BusyError, match=r"0.1 s"), locked(tmp_path):
             pass
@@ -304,7 +307,7 @@ def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> No
     def publish(thread: int) -> None:
         for number in range(count):
             with store.publish(f"site-{thread}-{number}") as folder:
-                (folder / "version.json").write_text("{}")
+                (folder / "version.json").write_text("{}", encoding="utf-8")
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(publish, range(4)))
@@ -315,18 +318,18 @@ def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> N
     """The later one heard that the folder could not be written, and to check its permissions."""
     store = ModelStore(tmp_path)
     with pytest.raises(StorageError, match=r"'site-3' exists already.*another name"), store.publish("site-3") as late:
-        (late / "a").write_text("late")
+        (late / "a").write_text("late", encoding="utf-8")
         with store.publish("site-3") as first:
-            (first / "a").write_text("first")
-    assert (store.versions_dir / "site-3" / "a").read_text() == "first"
+            (first / "a").write_text("first", encoding="utf-8")
+    assert (store.versions_dir / "site-3" / "a").read_text(encoding="utf-8") == "first"
 
 
 def test_leftovers_that_others_rename_meanwhile_are_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("gone", "old"):
-        (tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}").mkdir()
-        os.utime(tmp_path / f"{leftovers.PARTIAL_PREFIX}{name}", (0, 0))
+        (tmp_path / f"{files.PARTIAL_PREFIX}{name}").mkdir()
+        os.utime(tmp_path / f"{files.PARTIAL_PREFIX}{name}", (0, 0))
     stat = Path.stat
 
     def renamed(path: Path, **options: bool) -> os.stat_result:
@@ -335,6 +338,6 @@ def test_leftovers_that_others_rename_meanwhile_are_passed_over(
         return stat(path, **options)
 
     monkeypatch.setattr(Path, "stat", renamed)
-    leftovers.remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == [f"{leftovers.PARTIAL_PREFIX}gone"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{files.PARTIAL_PREFIX}gone"]

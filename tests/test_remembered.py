@@ -13,15 +13,15 @@ from block_spines import block_spine
 from lib.agreement import CaseScore
 from lib.anatomy import DISCS
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionRecord, PredictionStore
+from lib.files import sha256_of
 from lib.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from lib.gate.scoring import Model
 from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from lib.geometry import Grid, LabelArray, Volume
 from lib.nnunet.cases import Origin, ScanSource
 from lib.nnunet.model_folder import ModelFolder
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.prediction import Prediction
 from lib.registry.handled import HANDLED_FILE, recorded
 from lib.trainers import judged_version, judging, remembered
@@ -51,7 +51,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = Drawn(Volume(codes, np.eye(4)), codes, 2)
+    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
     kept = KeptMaps(record.id, drawn, grid, record.versions, {}, (), name)
     DrawnMaps(site.history).keep(sha256_of(path), kept)
     return sha256_of(path)
@@ -110,10 +110,10 @@ def test_what_weights_handle_in_part_is_replayed_in_part(site: Site, monkeypatch
 
 
 def test_a_damaged_record_of_what_was_measured_is_made_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    (site.models.model_dir / HANDLED_FILE).write_text("{")
+    (site.models.model_dir / HANDLED_FILE).write_text("{", encoding="utf-8")
     answering(monkeypatch, lambda _: True)
     assert handled_share(site.models, FOREIGN) == 1.0
-    assert json.loads((site.models.model_dir / HANDLED_FILE).read_text())
+    assert json.loads((site.models.model_dir / HANDLED_FILE).read_text(encoding="utf-8"))
 
 
 def test_foreign_weights_are_held_to_their_own_answers(site: Site) -> None:
@@ -149,7 +149,7 @@ def test_no_more_scans_are_asked_about_than_are_worth_it(site: Site, monkeypatch
 def test_who_trains_does_not_judge_by_own_answers(site: Site) -> None:
     """The hold-out list goes before the rule that it follows for others."""
     content = {"salt": "totalspineseg hold-out 1", "role": {"hold-1": "train", "train-1": "hold-out"}}
-    site.holdout_file.write_text(json.dumps(content))
+    site.holdout_file.write_text(json.dumps(content), encoding="utf-8")
     assert names(own_answers(site, FOREIGN, 9, judges=True)) == ["hold-2", "hold-3", "hold-4", "train-1"]
     assert names(own_answers(site, FOREIGN, 9, judges=False)) == ["hold-1", "train-0", "train-2"]
 

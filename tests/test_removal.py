@@ -148,6 +148,17 @@ def kill_before(name: str) -> None:
     setattr(owner, name, die)
 
 
+def kill_after_renaming() -> None:
+    """Kill this process when the removal has renamed a folder."""
+    rename = Path.rename
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(Path, "rename", renamed)  # noqa: B010
+
+
 def half_removed(folder: Path) -> None:
     (folder / MODEL).unlink()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -158,7 +169,7 @@ def half_removed(folder: Path) -> None:
     [
         pytest.param(lambda: kill_before("write_json"), True, id="writing the record"),
         pytest.param(lambda: kill_before("rename"), True, id="taking it out"),
-        pytest.param(lambda: kill_before("sync_folder"), False, id="after it is out"),
+        pytest.param(kill_after_renaming, False, id="after it is out"),
         pytest.param(lambda: setattr(removal.shutil, "rmtree", half_removed), False, id="deleting"),
     ],
 )

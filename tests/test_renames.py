@@ -16,7 +16,7 @@ from lib.corrections.names import map_names
 from lib.corrections.renames import Followed, compare, follow_rename
 from lib.corrections.wire import VERTEBRAE_NAME, to_wire
 from lib.geometry import Grid, Volume
-from lib.numbering.renumber import Drawn, renumber
+from lib.numbering.renumber import NamedMap, renumber
 from lib.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
@@ -27,7 +27,7 @@ def kept(step: int) -> KeptMaps:
     """A prediction that calls L4-L5 L5-L6."""
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
-    drawn = Drawn(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
+    drawn = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
     return KeptMaps("p", drawn, GRID, {}, {}, ())
 
 

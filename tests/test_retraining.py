@@ -1,6 +1,7 @@
 """What a retraining serves, and what it records of itself: per network, per version, for clients."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -150,10 +151,9 @@ def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, 
     state = present_state(site)
     record = show_version(site.models, result.version)
     assert (state.status, state.message) == ("kept", result.message) == ("kept", record["not_served"])
-    assert f"compared with ({compared} for step 1, {compared} for step 2)" in result.message
-    assert f"got {in_use} for step 1" in result.message
-    assert result.message.endswith(f"totalspineseg models activate {result.version}")
-    assert result.message in (result.run / "log.txt").read_text()
+    for fact in (compared, in_use, f"models activate {result.version}"):
+        assert fact in result.message
+    assert result.message in (result.run / "log.txt").read_text(encoding="utf-8")
     assert result.message in {entry.verdict for entry in list_versions(site.models)}
     require_served(site.models, result.version)
 
@@ -184,13 +184,13 @@ def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monk
     site = make_site(tmp_path)
     monkeypatch.setattr(remembered, "replay_sources", lambda count: tiny_replay() * count)
     result = train(site, replay=None)
-    log = (result.run / "log.txt").read_text()
-    assert "against forgetting: 0 synthetic spines and 0 scans" in log
+    log = (result.run / "log.txt").read_text(encoding="utf-8")
+    assert re.search(r"forgetting\D+0 synthetic\D+0 scans", log)
     assert show_version(site.models, result.version)["replay"] == []
     monkeypatch.setattr(reference, "HANDLED", 0.0)
     correct(site, tmp_path, "sub-7", 7)
     again = train(site, replay=None)
-    assert "48 synthetic spines" in (again.run / "log.txt").read_text()
+    assert "48 synthetic" in (again.run / "log.txt").read_text(encoding="utf-8")
 
 
 def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
@@ -317,7 +317,7 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
     assert left_out == {"replay-2": ["step 1", "step 2"], "sub-x": ["step 2"]}
     alone = train(site, steps=(2,), iterations=4)
     assert taught(site, alone) == {"sub-0": [2]}
-    listed = json.loads((alone.run / "run.json").read_text())["training"]
+    listed = json.loads((alone.run / "run.json").read_text(encoding="utf-8"))["training"]
     assert {entry["image"] for entry in listed} == {"sub-0", "sub-x"}
 
 
@@ -327,9 +327,9 @@ def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
     first = train(site, steps=(1,), iterations=4)
     (run,) = (path for path in site.training_dir.iterdir() if path.is_dir())
     assert len(taught(site, first)) == 2
-    assert "step 1 from 5 new and 0 earlier corrections" in (run / "log.txt").read_text()
+    assert re.search(r"step 1\D+5 new\D+0 earlier", (run / "log.txt").read_text(encoding="utf-8"))
     second = train(site, steps=(1,), iterations=6)
-    assert "step 1 from 3 new and 2 earlier corrections" in (second.run / "log.txt").read_text()
+    assert re.search(r"step 1\D+3 new\D+2 earlier", (second.run / "log.txt").read_text(encoding="utf-8"))
     assert set(taught(site, second)) > set(taught(site, first).keys() ^ {f"sub-{k}" for k in range(5)})
 
 
@@ -338,8 +338,8 @@ def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     train(site, steps=(1,))
     result = train(site)
-    expected = "step 1 from 0 new and 1 earlier corrections, step 2 from 1 new and 0 earlier corrections"
-    assert expected in (result.run / "log.txt").read_text()
+    expected = r"step 1\D+0 new\D+1 earlier\D+step 2\D+1 new\D+0 earlier"
+    assert re.search(expected, (result.run / "log.txt").read_text(encoding="utf-8"))
 
 
 # --- what clients see

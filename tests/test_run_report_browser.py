@@ -52,7 +52,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "report.html").write_text(page, encoding="utf-8")
     words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
     words += [f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
-    dumped = subprocess.run(words, capture_output=True, text=True, check=True, timeout=200).stdout
+    dumped = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, timeout=200).stdout
     match = re.search(r'<pre id="found">(.*?)</pre>', dumped, flags=re.DOTALL)
     assert match, dumped[-2000:]
     content: dict[str, Any] = json.loads(match[1])

@@ -111,6 +111,6 @@ def test_a_damaged_score_is_none(tmp_path: Path, text: str) -> None:
     store = scores(tmp_path)
     store.keep(Score("a", "1", "x", IN_USE))
     (file,) = (tmp_path / "scores").iterdir()
-    assert json.loads(file.read_text())["fingerprint"] == "1"
-    file.write_text(text)
+    assert json.loads(file.read_text(encoding="utf-8"))["fingerprint"] == "1"
+    file.write_text(text, encoding="utf-8")
     assert store.of("a", "1") is None

@@ -84,7 +84,7 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert [event["iteration"] for event in events if "dice" in event] == [1, 2]
     assert list(events[0]["dice"]) == list(REGIONS[1])
     assert (model / "fold_0" / "curves.png").is_file()
-    assert json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["foreground_mean"]
+    assert json.loads((model / "fold_0" / "validation" / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]
     opened = ModelFolder.open(model, step=1)
     opened.load_network()
     assert opened.spacing_mm == (1, 1, 1)

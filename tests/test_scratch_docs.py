@@ -25,7 +25,7 @@ from tiny_models import write_model_folder
 from training_site import SPACING_MM, tiny_scan
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "from-scratch.md").read_text()
+PAGE = (ROOT / "docs" / "from-scratch.md").read_text(encoding="utf-8")
 # Fences alternate; a block that names a language ("sh") needs the network.
 BLOCKS = [block.removeprefix("\n") for block in PAGE.split("```")[1::2] if block.startswith("\n")]
 LINES = [line for block in BLOCKS for line in block.splitlines() if line]
@@ -120,7 +120,7 @@ def test_spider_becomes_labels_that_say_what_nobody_looked_at(tmp_path: Path) ->
     (line,) = [line for line in LINES if "spider_to_bids" in line]
     words = shlex.split(line)
     words[:2] = [sys.executable, str(ROOT / words[1])]
-    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
     assert result.returncode == 1
     assert "overview.mha" in result.stderr
     labels = tmp_path / "bids/derivatives/labels/sub-007/anat/sub-007_acq-SPACE_T2w_label-spine_dseg.nii.gz"

@@ -18,7 +18,7 @@ from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_names, from_wire, to_wire
 from lib.geometry import Grid, Volume, to_ras
 from lib.volume_io import read_labels, write_volume
-from phantom import PIR, RAS, image_of, lumbar_codes
+from phantom import PIR, RAS, image_of, lumbar_codes, own_image
 from serving import Server, studies_server
 
 CODES = lumbar_codes()
@@ -41,8 +41,9 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def add_image(server: Server, name: str, data: npt.NDArray[Any], grid: Grid = RAS) -> str:
+    """Put an image among the studies as a person would; no other image on the server has its content."""
     path = server.studies.parent / f"{name}.nii.gz"
-    write_volume(path, data, grid)
+    write_volume(path, own_image(name, data), grid)
     return add_file(server, path, name)
 
 
@@ -191,7 +192,7 @@ def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) 
 
 def test_inference_does_not_freeze_the_server(server: Server) -> None:
     """During a 5 s inference ``/info/`` took 4.6 s."""
-    (server.signals / "slow").write_text("2")
+    (server.signals / "slow").write_text("2", encoding="utf-8")
     try:
         work = threading.Thread(target=infer, args=(server,), kwargs={"image": "z-last"})
         work.start()
@@ -206,7 +207,7 @@ def test_inference_does_not_freeze_the_server(server: Server) -> None:
 
 def test_a_slow_datastore_does_not_freeze_the_server(server: Server) -> None:
     """While a PACS took its time for one client's ``/info/``, nobody was answered."""
-    (server.signals / "slow-folder").write_text("2")
+    (server.signals / "slow-folder").write_text("2", encoding="utf-8")
     try:
         waiting = threading.Thread(target=requests.get, args=(f"{server.url}/info/",), kwargs={"timeout": 60})
         waiting.start()
@@ -266,10 +267,10 @@ def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.nrrd"
-    write_volume(path, image_of(CODES), RAS)
+    write_volume(path, own_image("uploaded", image_of(CODES)), RAS)
     assert client.upload_image(str(path), "uploaded") == {"image": "uploaded"}
     assert client.infer("totalspineseg", "uploaded", {})[1]["prediction"]
-    write_volume(path, image_of(CODES) + 1, RAS)
+    write_volume(path, own_image("not uploaded", image_of(CODES)), RAS)
     with pytest.raises(MONAILabelClientException) as caught:
         client.upload_image(str(path), "uploaded")
     assert "names another image" in caught.value.msg
@@ -298,7 +299,7 @@ def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
 )
 def test_settings(server: Server, client: MONAILabelClient, params: dict[str, Any], check: Any) -> None:
     if "localizer" in params:
-        add_image(server, params["localizer"], image_of(CODES) + 0.5)
+        add_image(server, params["localizer"], image_of(CODES))
         refused = infer(server, image="a-sagittal", params=params)
         assert (refused.status_code, "has no label" in refused.json()["detail"]) == (422, True)
         return
@@ -410,7 +411,7 @@ def test_a_correction_that_cannot_be_written_is_507(server: Server, tmp_path: Pa
     # A file in the place of the folder fails at the same point as a full disk.
     blocker = server.studies / ".totalspineseg" / "corrections" / image
     blocker.parent.mkdir(parents=True, exist_ok=True)
-    blocker.write_text("")
+    blocker.write_text("", encoding="utf-8")
     label = tmp_path / "l.nii.gz"
     write_volume(label, (CODES > 0).astype(np.uint8), RAS)
     answer = requests.put(

@@ -306,7 +306,7 @@ def test_a_server_with_authentication(tmp_path: Path) -> None:
         url = f"{server.url}/infer/totalspineseg?image=x"
         assert requests.post(url, headers=bearer, data=saving, timeout=10).status_code == 403
         assert requests.post(url, headers=bearer, timeout=10).status_code == 404
-        (server.signals / "slow").write_text("600")
+        (server.signals / "slow").write_text("600", encoding="utf-8")
         admin = {"Authorization": f"Bearer {signed(realm_access={'roles': ['monailabel-admin']})}"}
         start = requests.post(f"{server.url}/batch/infer/totalspineseg", headers=admin, json={}, timeout=10)
         assert start.status_code == 200

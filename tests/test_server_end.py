@@ -54,13 +54,13 @@ def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished
         running_server(tmp_path, request_seconds=REQUESTS_SECONDS) as server,
         ThreadPoolExecutor() as clients,
     ):
-        (server.signals / "slow-label").write_text(str(LABEL_SECONDS))
+        (server.signals / "slow-label").write_text(str(LABEL_SECONDS), encoding="utf-8")
         sent = clients.submit(submit, server, label)
         history = server.studies / ".totalspineseg" / "corrections" / "one"
         while not (history.is_dir() and any(history.glob("2*"))):
             assert not sent.done()
             time.sleep(0.05)
-        (server.signals / "slow-folder").write_text(str(HANGS))
+        (server.signals / "slow-folder").write_text(str(HANGS), encoding="utf-8")
         asked = clients.submit(ask, server)
         time.sleep(0.5)
         assert not asked.done()
@@ -68,7 +68,7 @@ def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished
         server.process.wait(LABEL_SECONDS + REST_SECONDS + 20)
         assert server.process.returncode in (0, -number)
         assert not asked.result(10)
-    index = json.loads((server.studies / "datastore_v2.json").read_text())
+    index = json.loads((server.studies / "datastore_v2.json").read_text(encoding="utf-8"))
     assert list(index["objects"]["one"]["labels"]) == ["final"], "the submission was cut off"
 
 

@@ -79,7 +79,7 @@ def test_the_review_knows_what_the_prediction_was_told(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """Clients set a localizer and fixed levels for each model apart; without them the review doubted every level."""
-    image, localizer = add_image(server, "told", image_of(MIDDLE) + 0.5), add_image(server, "told-by", image_of(CODES))
+    image, localizer = add_image(server, "told", image_of(MIDDLE)), add_image(server, "told-by", image_of(CODES))
     label = tmp_path / "label.nii.gz"
     write_volume(label, (CODE_OF["L3-L4"] == CODES).astype(np.uint8), RAS)
     client.save_label(localizer, str(label), params={"label_info": [{"name": "L3-L4"}]})
@@ -175,9 +175,9 @@ def test_other_series_of_the_examination_name_what_has_no_landmark(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """One patient, one numbering; a predicted series counts, one of another session does not."""
-    add_image(server, "sub-07_ses-1_T2w", image_of(CODES) + 0.5)
-    blank = add_image(server, "sub-07_ses-1_T1w", image_of(MIDDLE) + 0.125)
-    other = add_image(server, "sub-07_ses-2_T1w", image_of(MIDDLE) + 0.25)
+    add_image(server, "sub-07_ses-1_T2w", image_of(CODES))
+    blank = add_image(server, "sub-07_ses-1_T1w", image_of(MIDDLE))
+    other = add_image(server, "sub-07_ses-2_T1w", image_of(MIDDLE))
     alone = client.infer("totalspineseg", blank, {"result_extension": ".nii"})[1]
     assert (alone["numbering"]["confident"], alone["numbering"]["helped_by"]) == (False, [])
     certain = {"other_series": "ignore", "pin": f"L3 {middle_of('L3')}"}
@@ -196,7 +196,7 @@ def test_other_series_of_the_examination_name_what_has_no_landmark(
 def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabelClient) -> None:
     """Neither knows its names: what is usual must not become certain by being said twice."""
     one = add_image(server, "sub-08_T2w", image_of(MIDDLE))
-    two = add_image(server, "sub-08_T1w", image_of(MIDDLE) + 0.25)
+    two = add_image(server, "sub-08_T1w", image_of(MIDDLE))
     alone = client.infer("totalspineseg", one, {})[1]["numbering"]
     beside = client.infer("totalspineseg", two, {})[1]["numbering"]
     assert (alone["confident"], beside["confident"], beside["helped_by"]) == (False, False, [])
@@ -205,7 +205,7 @@ def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabel
 
 def test_a_guessed_prediction_is_no_localizer(server: Server, client: MONAILabelClient) -> None:
     """A stored prediction that was not certain (0.4), named as localizer, made another scan certain of its names."""
-    one, two = (add_image(server, name, image_of(MIDDLE) + 0.375) for name in ("guessed", "beside"))
+    one, two = (add_image(server, name, image_of(MIDDLE)) for name in ("guessed", "beside"))
     assert client.infer("totalspineseg", one, {"save_label": True})[1]["numbering"]["confident"] is False
     refused = infer(server, image=two, params={"localizer": one})
     assert (refused.status_code, "certain" in refused.json()["detail"]) == (422, True)
@@ -214,8 +214,8 @@ def test_a_guessed_prediction_is_no_localizer(server: Server, client: MONAILabel
 def test_a_finished_label_of_another_series_is_near_certain(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    one = add_image(server, "sub-09_T2w", image_of(MIDDLE) + 0.375)
-    two = add_image(server, "sub-09_T1w", image_of(MIDDLE) + 0.25)
+    one = add_image(server, "sub-09_T2w", image_of(MIDDLE))
+    two = add_image(server, "sub-09_T1w", image_of(MIDDLE))
     label = tmp_path / "label.nii.gz"
     write_volume(label, (CODE_OF["L3"] == CODES).astype(np.uint8), RAS)
     client.save_label(one, str(label), params={"label_info": [{"name": "L4"}]})

@@ -18,9 +18,9 @@ from lib.nnunet.networks import Networks
 from lib.registry.store import STARTER
 from lib.trainers.runs import is_running, newest_run, only_one, state_of
 from lib.volume_io import write_volume
+from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from serving import MAX_UPLOAD_MB, Server, phantom_server, running_server
-from test_trainers import wait_for
 from tiny_models import write_models
 from training_site import SPACING_MM, tiny_scan
 
@@ -61,7 +61,7 @@ def training_dir(server: Server) -> Path:
 def text_of_log(server: Server, step: int) -> str:
     run = newest_run(training_dir(server))
     file = run / f"step{step}" / "log.txt" if run else Path("none")
-    return file.read_text() if file.exists() else ""
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
         )
         assert is_running(training_dir(server))
         server.process.kill()
-        wait_for(lambda: not is_running(training_dir(server)), 30)
+        wait_for(lambda: not is_running(training_dir(server)))
         state = state_of(training_dir(server))
         assert state is not None
         assert (state.status, state.message[:20]) == ("stopped", "stopped at iteration")
@@ -97,14 +97,14 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
 
         def times_freed() -> int:
             freed = server.signals / "freed"
-            return len(freed.read_text().splitlines()) if freed.exists() else 0
+            return len(freed.read_text(encoding="utf-8").splitlines()) if freed.exists() else 0
 
         # Another program trains on the same studies.
         with only_one(training_dir(server)):
             refused = post("totalspineseg")
         assert (refused.status_code, times_freed()) == (429, 0)
         assert "already running" in refused.json()["detail"]
-        (server.signals / "slow-free").write_text("1")
+        (server.signals / "slow-free").write_text("1", encoding="utf-8")
         with ThreadPoolExecutor(2) as pool:
             answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))
         assert sorted(answer.status_code for answer in answers) == [200, 429]
@@ -119,17 +119,35 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
 
 def test_a_training_that_cannot_begin_is_refused_with_the_reason(folder: Path) -> None:
     """It was accepted, ended within a second, and clients went on to show how the one before had ended."""
-    sentences = {
-        "at least one accepted correction of a subject that is not held out is required, got 0": {},
-        "'replay_share' must be a number from 0 to 0.95, got '1'": {"replay_share": "1"},
-        "cuda:77": {"device": "cuda:77"},
-    }
+    facts = {"correction": {}, "replay_share": {"replay_share": "1"}, "cuda:77": {"device": "cuda:77"}}
     with running_server(folder) as server:
-        for sentence, settings in sentences.items():
+        for fact, settings in facts.items():
             with pytest.raises(MONAILabelClientException, match="422") as refused:
                 client_of(server).train_start("totalspineseg_step1", settings)
-            assert sentence in refused.value.msg
+            assert fact in refused.value.msg
         assert requests.get(f"{server.url}/train/", timeout=60).status_code == 404, "no task was begun"
+
+
+def test_a_client_starts_watches_and_stops_a_training(folder: Path) -> None:
+    """Stopping kills the process; what was submitted stays, and the run can go on."""
+    with running_server(folder) as server:
+        client = client_of(server)
+        assert {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2"} == set(client.info()["trainers"])
+        correct(server)
+        assert not (server.signals / "freed").exists()
+        client.train_start("totalspineseg", {"iterations": "100000", "replay_cases": "0", "device": "cpu"})
+        # Else the server's networks keep the GPU memory that the training needs.
+        assert (server.signals / "freed").exists()
+        wait_for(lambda: list(training_dir(server).glob("*/step1/checkpoint_latest.pth")))
+        wait_for(lambda: client.info()["train_stats"]["totalspineseg_step2"]["epoch"] >= 1)
+        assert {entry["status"] for entry in client.info()["train_stats"].values()} == {"running"}
+        assert client.train_status(check_if_running=True) is True
+        # Others are served meanwhile.
+        _, reply = client.infer("totalspineseg", IMAGE, {"result_extension": ".nrrd"})
+        assert set(reply["models"]) == {"step1", "step2"}
+        client.train_stop()
+        wait_for(lambda: client.info()["train_stats"]["totalspineseg"]["status"] == "interrupted")
+    assert CorrectionStore(folder / "studies" / ".totalspineseg").latest_accepted(IMAGE) is not None
 
 
 MOMENT = {"iterations": "1", "batch_size": "1", "replay_cases": "0", "device": "cpu"}
@@ -151,7 +169,7 @@ def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_
 
     def train_until(server: Server, moment: str) -> list[psutil.Process]:
         """The processes of a training that waits at a moment of its publication."""
-        (server.signals / "hold").write_text(moment)
+        (server.signals / "hold").write_text(moment, encoding="utf-8")
         client_of(server).train_start("totalspineseg", MOMENT)
         wait_for((server.signals / f"held {moment}").exists)
         return psutil.Process(server.process.pid).children(recursive=True)
@@ -168,7 +186,7 @@ def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_
         _, reply = client_of(server).infer("totalspineseg", IMAGE, {"result_extension": ".nrrd"})
         assert reply["models"] == served() == before
         server.process.kill()
-        wait_for(lambda: not is_running(training_dir(server)), 30)
+        wait_for(lambda: not is_running(training_dir(server)))
     assert (store.versions(), store.active()) == ((version,), {1: version, 2: version})
     assert all(name.startswith(version) for name in served().values())
     assert len(list(CorrectionStore(server.studies / ".totalspineseg").all())) == 1

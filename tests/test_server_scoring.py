@@ -14,13 +14,17 @@ from monailabel.client.client import MONAILabelClient
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.wire import to_wire
 from lib.volume_io import write_volume
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 
 NAMES = ("scored-a", "scored-b", "scored-nothing")
-WAIT_S = 120
+WAIT_S = 500
+"""For a process that loads the app and three predictions, on a busy machine."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.timeout(2 * WAIT_S),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +32,10 @@ def client(server: Server, tmp_path_factory: pytest.TempPathFactory) -> MONAILab
     folder = tmp_path_factory.mktemp("client")
     client = MONAILabelClient(server.url, tmpdir=str(folder), client_id="scorer")
     noise = np.random.default_rng(0).uniform(0, 4, RAS.shape).astype(np.float32)
-    for name, image in zip(NAMES, (image_of(lumbar_codes()), image_of(lumbar_codes()) + 2, noise), strict=True):
+    for name, image in zip(NAMES, (image_of(lumbar_codes()), image_of(lumbar_codes()), noise), strict=True):
         file = folder / f"{name}.nii.gz"
-        write_volume(file, np.ascontiguousarray(image), RAS)
+        # An image of the same content that another file's tests had predicted would be scored from that record.
+        write_volume(file, own_image(name, image), RAS)
         client.upload_image(str(file), name)
     return client
 
@@ -55,7 +60,9 @@ def records(server: Server, name: str) -> int:
 
 
 def score(server: Server, name: str) -> dict[str, Any]:
-    return dict(json.loads((server.studies / ".totalspineseg" / "scores" / f"image-{name}.json").read_text()))
+    return dict(
+        json.loads((server.studies / ".totalspineseg" / "scores" / f"image-{name}.json").read_text(encoding="utf-8"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +122,7 @@ def test_a_label_knows_what_offered_its_scan(
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
     kept = client.save_label(NAMES[0], str(label), params={"label_info": names})
     folder = server.studies / ".totalspineseg" / "corrections" / NAMES[0] / kept["correction"]
-    record = json.loads((folder / "record.json").read_text())
+    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert record["offered"]["strategy"] == "doubtful_first"
     assert record["offered"]["score"] == sample["score"]
 
@@ -140,7 +147,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
     shown = client.datastore()["objects"]
     assert not any("original" in shown[name]["labels"] for name in NAMES)
     before = [records(server, name) for name in NAMES]
-    slow.write_text("300")
+    slow.write_text("300", encoding="utf-8")
     started(server, "/batch/infer/totalspineseg")
     deadline = time.monotonic() + WAIT_S
     while "0 of 3 images done" not in str(requests.get(f"{server.url}/batch/infer", timeout=60).json()):
@@ -166,7 +173,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
 def test_a_replaced_image_has_no_score(server: Server, client: MONAILabelClient, scored: dict[str, Any]) -> None:
     before = score(server, NAMES[1])
     file = server.studies / f"{NAMES[1]}.nii.gz"
-    write_volume(file, image_of(lumbar_codes()) + 1, RAS)
+    write_volume(file, own_image("in its place", image_of(lumbar_codes())), RAS)
     assert client.next_sample("surest_first", {})["id"] != NAMES[1]
     started(server, "/scoring/doubt")
     assert finished(server, "/scoring/")["status"] == "DONE"

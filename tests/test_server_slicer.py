@@ -12,7 +12,7 @@ from lib.anatomy import CODE_OF, WIRE_LABELS
 from lib.corrections.wire import from_names, from_wire
 from lib.geometry import Grid
 from lib.volume_io import read_labels, write_volume
-from phantom import RAS, image_of, lumbar_codes
+from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import accepted
 
@@ -36,10 +36,10 @@ def grid(moved_mm: float) -> Grid:
     return Grid(RAS.shape, affine)
 
 
-def volume(folder: Path, brightness: float, moved_mm: float = 0.0) -> str:
-    """A volume that 3D Slicer has written, another one for each brightness."""
+def volume(folder: Path, number: float, moved_mm: float = 0.0) -> str:
+    """A volume that 3D Slicer has written, another one for each number."""
     path = folder / "volume.nii.gz"
-    write_volume(path, image_of(CODES) + np.float32(brightness), grid(moved_mm))
+    write_volume(path, own_image(f"of Slicer {number}", image_of(CODES)), grid(moved_mm))
     return str(path)
 
 

@@ -112,7 +112,7 @@ def test_weights_whose_record_of_errors_is_damaged_are_refused(
     """The first reader who pressed Run found out."""
     weights = write_models(tmp_path / "weights")
     (plans,) = (weights / DATASETS[2]).rglob("plans.json")
-    (plans.parent / TRUST_FILE).write_text("{")
+    (plans.parent / TRUST_FILE).write_text("{", encoding="utf-8")
     words = ["--weights", str(weights), "--studies", str(tmp_path), "--port", str(free_port())]
     assert TRUST_FILE in refusal(capsys, *words)
 
@@ -165,6 +165,6 @@ def test_serve_ohif_starts_no_pacs_for_a_server_that_cannot_start(
 ) -> None:
     """An address without http:// was taken for a folder, and filled with demo studies."""
     command = [sys.executable, str(ROOT / "tools" / "serve_ohif.py"), "--port", str(free_port()), *options]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert (ended.returncode, ended.stderr.count("\n"), word in ended.stderr) == (cli.EXIT_USAGE, 1, True), ended.stderr
     assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ def session(root: Path, name: str, *, age: int, meta: Any = None) -> Path:
     (folder / "image.nii.gz").write_bytes(b"image")
     known = {"image": str(folder / "image.nii.gz"), "last_access_ts": then, "expiry": EXPIRY}
     if meta != "":
-        (folder / META_FILE).write_text(json.dumps(known) if meta is None else meta)
+        (folder / META_FILE).write_text(json.dumps(known) if meta is None else meta, encoding="utf-8")
     os.utime(folder, (then, then))
     return folder
 

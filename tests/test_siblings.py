@@ -10,11 +10,11 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from lib.anatomy import CODE_OF
-from lib.corrections import history
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.files import sha256_of
 from lib.geometry import Grid, Volume
 from lib.infers.siblings import siblings_of
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 
 LABELS = block_spine("T11")
 GRID = Grid((24, 48, LABELS.shape[2]), np.eye(4))
@@ -40,9 +40,9 @@ def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
     image = tmp_path / "T1w.nii.gz"
     image.write_bytes(b"image")
     maps = DrawnMaps(tmp_path / "history")
-    drawn = Drawn(Volume(classes_of(LABELS, 2), GRID.affine), LABELS, 2)
+    drawn = NamedMap(Volume(classes_of(LABELS, 2), GRID.affine), LABELS, 2)
     levels = {CODE_OF["L4"]: {CODE_OF["L4"]: 0.97}}
-    maps.keep(history.sha256_of(image), KeptMaps("p", drawn, GRID, made_with, levels, ()))
+    maps.keep(sha256_of(image), KeptMaps("p", drawn, GRID, made_with, levels, ()))
     services: Any = SimpleNamespace(
         studies=SimpleNamespace(
             siblings=lambda image_id: ("T1w",),

@@ -76,14 +76,16 @@ def sit_down(server: Server, folder: Path, **work: Any) -> Sitting:
     desk.mkdir()
     files = [folder / name for name in ("work.json", "report.json", "scene.npz")]
     client = monailabel.client.client.__file__
-    files[0].write_text(json.dumps({"url": server.url, "client": client, "user": "r", "folder": str(desk), **work}))
+    files[0].write_text(
+        json.dumps({"url": server.url, "client": client, "user": "r", "folder": str(desk), **work}), encoding="utf-8"
+    )
     command = [str(SLICER), str(ROOT / "tests" / "slicer_desk.py"), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     with np.load(files[2]) as scene:
         arrays = dict(scene)
     drawn = {name.removeprefix("segment "): data for name, data in arrays.items() if name != "affine"}
-    return Sitting(json.loads(files[1].read_text()), drawn, arrays["affine"])
+    return Sitting(json.loads(files[1].read_text(encoding="utf-8")), drawn, arrays["affine"])
 
 
 def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees: float = 0) -> Volume:

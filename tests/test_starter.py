@@ -73,10 +73,10 @@ def test_checkpoint_loads_without_pickled_code_in_half_precision_and_matches_its
     distinct = sum(p.numel() for p in build_network(step, TINY, deep_supervision=True).parameters())
     stored = {v.data_ptr(): v.numel() for v in checkpoint["network_weights"].values()}
     assert sum(stored.values()) == distinct, "a weight known by several names is stored several times"
-    for line in (folder / "SHA256SUMS").read_text().splitlines():
+    for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert json.loads((folder / "training.json").read_text())["iterations_done"] == 2
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["iterations_done"] == 2
 
 
 def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Path) -> None:
@@ -97,11 +97,14 @@ def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Pat
 
 def test_a_piece_ends_early_with_a_state_and_a_model_and_the_next_goes_on(tmp_path: Path) -> None:
     folder = train_starter(1, tmp_path, tiny(iterations=1000, piece_minutes=1e-6))
-    first = json.loads((folder / "training.json").read_text())
+    first = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     assert first["iterations_done"] < 1000
     assert (folder / "fold_0" / "checkpoint_final.pth").is_file()
     train_starter(1, tmp_path, tiny(iterations=first["iterations_done"] + 1))
-    assert json.loads((folder / "training.json").read_text())["iterations_done"] == first["iterations_done"] + 1
+    assert (
+        json.loads((folder / "training.json").read_text(encoding="utf-8"))["iterations_done"]
+        == first["iterations_done"] + 1
+    )
 
 
 def test_new_weights_are_not_believed_as_those_before_them_were_measured(tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_pa
     )
     assert all(torch.allclose(had[name], has[name], atol=1e-3) for name in had)
     digest = hashlib.sha256((source / "fold_0/checkpoint_final.pth").read_bytes()).hexdigest()
-    assert json.loads((folder / "training.json").read_text())["begun_from_sha256"] == digest
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["begun_from_sha256"] == digest
 
 
 def test_workers_draw_streams_of_their_own(tmp_path: Path) -> None:
@@ -327,7 +330,7 @@ def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
     monkeypatch.setattr(starter_batches, "_near_marked", lambda marked, *_: np.ones_like(marked))
     folder = train_starter(2, tmp_path, tiny(iterations=5, early_phase=0), discs_by=trained / STARTER_FOLDERS[1])
     assert seen == [(1, 1, *PATCH)] * 3  # patches 0, 2 and 4
-    assert json.loads((folder / "training.json").read_text())["discs_by_sha256"] == [digest_of(trained)]
+    assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"] == [digest_of(trained)]
 
 
 def digest_of(starter: Path) -> str:
@@ -342,14 +345,14 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     train_starter(1, other, tiny(piece_minutes=1e-12, seed=2))
     for starter in (trained, other, trained, None):
         folder = train_starter(2, out, piece, discs_by=starter and starter / STARTER_FOLDERS[1])
-    told = json.loads((folder / "training.json").read_text())["discs_by_sha256"]
+    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"]
     assert told == [digest_of(trained), digest_of(other)]
     latest = folder / "fold_0" / "checkpoint_latest.pth"
     older = torch.load(latest, weights_only=True)
     del older["finders"]
     torch.save(older, latest)
     train_starter(2, out, piece)
-    assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text())
+    assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
 def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -373,7 +376,7 @@ def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
     one = {name: tmp_path / name / STARTER_FOLDERS[1] for name in ("new", "source")}
     for model in one.values():
         model.mkdir(parents=True)
-        (model / "plans.json").write_text("{}")  # written before the weights are
+        (model / "plans.json").write_text("{}", encoding="utf-8")  # written before the weights are
     words = ["train-starter", "--step", "2", "--out", str(tmp_path / "new"), "--start-from", str(tmp_path / "source")]
     assert main(words) == 0
     assert asked == [None]

@@ -55,10 +55,12 @@ def test_a_tool_takes_its_server_along(tmp_path: Path, number: signal.Signals) -
         assert list(tmp_path.iterdir()) == []
 
 
-TOOLS_WITH_A_FOLDER = sorted(p.name for p in TOOLS.glob("*.py") if "TemporaryDirectory(" in p.read_text())
+TOOLS_WITH_A_FOLDER = sorted(
+    p.name for p in TOOLS.glob("*.py") if "TemporaryDirectory(" in p.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", TOOLS_WITH_A_FOLDER)
 def test_every_tool_with_a_folder_of_its_own_does_so(name: str) -> None:
-    _, begin = (TOOLS / name).read_text().split('if __name__ == "__main__":\n')
+    _, begin = (TOOLS / name).read_text(encoding="utf-8").split('if __name__ == "__main__":\n')
     assert begin.splitlines()[0].strip() == "unwind_on_signals()"

@@ -119,7 +119,7 @@ def test_box(margin: int):
 
 def test_an_empty_map_has_no_box():
     assert c.foreground_box(np.zeros((3, 3, 3), dtype=np.uint8)) is None
-    with pytest.raises(NoSpineError, match="got an empty map"):
+    with pytest.raises(NoSpineError, match="empty"):
         crop_box(np.zeros((3, 3, 3), dtype=np.uint8), margin=10)
 
 
@@ -265,7 +265,7 @@ def test_soft_map_ends_one_voxel_outside_the_hard_label():
     np.testing.assert_array_equal(soft, expected)
     assert soft.dtype == np.float32
     assert not soft_structure(probability, np.zeros_like(mask)).any()
-    with pytest.raises(ValueError, match="must share a grid"):
+    with pytest.raises(ValueError, match="on one grid"):
         soft_structure(probability, mask[1:])
 
 

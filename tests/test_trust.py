@@ -125,11 +125,11 @@ def test_the_file_comes_back_and_damage_is_one_sentence(tmp_path: Path) -> None:
     trust = Trust(BAD_T12.landmarks, (Tilts(3, 40, 600), Tilts()), 10, 1, 0.75, True, 40)
     write_trust(tmp_path, trust)
     assert read_trust(tmp_path) == trust
-    content = json.loads((tmp_path / TRUST_FILE).read_text())
+    content = json.loads((tmp_path / TRUST_FILE).read_text(encoding="utf-8"))
     content["landmarks"][NAME_OF[DISC_L5_S]]["own"] = 99
     with pytest.raises(WeightsError, match="calibrate"):
         trust_from_json(content, source="x")
-    (tmp_path / TRUST_FILE).write_text("{")
+    (tmp_path / TRUST_FILE).write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match="calibrate"):
         read_trust(tmp_path)
     (tmp_path / TRUST_FILE).unlink()

@@ -63,7 +63,7 @@ def submit(server: Server, image: str, label: Path, client: str) -> str:
 def wait_until(true: object, server: Server) -> None:
     deadline = time.monotonic() + SEEN_SECONDS
     while not true(server):  # type: ignore[operator]
-        assert time.monotonic() < deadline, server.log.read_text()[-2000:]
+        assert time.monotonic() < deadline, server.log.read_text(encoding="utf-8")[-2000:]
         time.sleep(0.2)
 
 
@@ -99,7 +99,7 @@ def test_submissions_to_two_servers_at_once_are_all_kept_and_shown(
     history = studies / ".totalspineseg" / "corrections"
     for (_, image, _, _), name in zip(jobs, ids, strict=True):
         assert (history / image / name).is_dir()
-    index = json.loads((studies / "datastore_v2.json").read_text())
+    index = json.loads((studies / "datastore_v2.json").read_text(encoding="utf-8"))
     assert {image for image, entry in index["objects"].items() if "final" in entry["labels"]} == set(IMAGES)
 
     def all_finished(server: Server) -> bool:
@@ -112,4 +112,4 @@ def test_submissions_to_two_servers_at_once_are_all_kept_and_shown(
             (tmp_path / "shown.nii.gz").write_bytes(answer.content)
             assert (read_labels(tmp_path / "shown.nii.gz").data == to_wire(lumbar_codes())).all()
         assert requests.post(f"{server.url}/activelearning/first", json={}, timeout=120).json() == {}
-        assert "Traceback" not in server.log.read_text()
+        assert "Traceback" not in server.log.read_text(encoding="utf-8")

@@ -117,11 +117,11 @@ def test_the_record_keeps_it_and_older_records_are_read(tmp_path: Path) -> None:
     site = make_site(tmp_path, scans=1)
     (correction,) = site.corrections.all()
     file = site.corrections.path(correction) / RECORD_FILE
-    record: dict[str, Any] = json.loads(file.read_text())
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     assert record.pop("unreviewed") == []
-    file.write_text(json.dumps(record))
+    file.write_text(json.dumps(record), encoding="utf-8")
     assert next(site.corrections.all()).unreviewed == ()
-    file.write_text(json.dumps(record | {"unreviewed": [L5]}))
+    file.write_text(json.dumps(record | {"unreviewed": [L5]}), encoding="utf-8")
     (found,) = site_material(site).training
     assert found.read().unreviewed == {L5}
 

@@ -12,7 +12,6 @@ from block_spines import block_spine, classes_of
 from lib.agreement import GROUPS, CaseScore, Left, score_case
 from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
@@ -21,6 +20,7 @@ from lib.corrections.renames import compare
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.untouched import with_untouched
 from lib.errors import LabelError
+from lib.files import sha256_of
 from lib.gate.compare import SubjectScores
 from lib.gate.verdict import GateReport, judge
 from lib.geometry import Grid, LabelArray, Volume
@@ -34,7 +34,7 @@ from lib.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
 from lib.nnunet.targets import REGIONS, region_shares
 from lib.nnunet.training import deep_loss, region_loss
 from lib.nnunet.version import parts_of
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.store import STARTER
 from lib.segments import Segment, Submission
@@ -49,7 +49,9 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-KEPT = KeptMaps("p", Drawn(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ())
+KEPT = KeptMaps(
+    "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
+)
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
 
 

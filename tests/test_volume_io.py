@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from dicom_series import itk_slices
 from lib.errors import ImageError, StorageError
+from lib.files import write_file
 from lib.geometry import Grid, same_grid
-from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_atomic, write_volume
+from lib.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_volume
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
@@ -101,6 +103,19 @@ def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
     skewed = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, skewed))
     np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shear", "qform_code"), [(0.0, 1), (0.00005, 1), (0.1, 0)])
+def test_a_label_has_a_qform_unless_that_would_place_it_elsewhere(
+    tmp_path: Path, shear: float, qform_code: int
+) -> None:
+    """Programs that look at the qform alone showed a label without one beside its image."""
+    affine = STRAIGHT + np.array([[0, 0, 0, 0], [0, shear, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, affine))
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, qform_code)
+    if qform_code:
+        np.testing.assert_allclose(header.get_qform(), affine, atol=1e-3)
 
 
 def test_4d_is_averaged(tmp_path: Path) -> None:
@@ -213,28 +228,24 @@ def test_a_rotation_that_rounding_made_too_long_is_one(tmp_path: Path) -> None:
 
 def dicom_series(folder: Path, *, gaps: list[float] | None = None, flip_last: bool = False, uid: str = "1") -> None:
     folder.mkdir(exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
     data = picture(np.int16)
     z = 0.0
-    for k in range(SHAPE[2]):
-        piece = sitk.GetImageFromArray(data[:, :, k].T[np.newaxis])
-        piece.SetSpacing((0.6, 0.6, 3.3))
-        orientation = "0\\1\\0\\0\\0\\-1" if not (flip_last and k == SHAPE[2] - 1) else "1\\0\\0\\0\\1\\0"
-        for key, value in {
-            "0008|0060": "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{uid}.{k + 1}",
-            "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
-            "0020|000e": f"1.2.826.0.1.3680043.2.1125.9.{uid}",
-            "0020|0013": str(k + 1),
-            "0020|0032": f"{z}\\-50\\60",
-            "0020|0037": orientation,
-        }.items():
-            piece.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{uid}_{k:02d}.dcm"))
-        writer.Execute(piece)
-        z += gaps[k] if gaps else 3.3
+    with itk_slices() as write:
+        for k in range(SHAPE[2]):
+            piece = sitk.GetImageFromArray(data[:, :, k].T[np.newaxis])
+            piece.SetSpacing((0.6, 0.6, 3.3))
+            tags = {
+                "0008|0060": "MR",
+                "0008|0016": "1.2.840.10008.5.1.4.1.1.4",
+                "0008|0018": f"1.2.826.0.1.3680043.2.1125.{uid}.{k + 1}",
+                "0020|000d": "1.2.826.0.1.3680043.2.1125.9",
+                "0020|000e": f"1.2.826.0.1.3680043.2.1125.9.{uid}",
+                "0020|0013": str(k + 1),
+                "0020|0032": f"{z}\\-50\\60",
+                "0020|0037": "1\\0\\0\\0\\1\\0" if flip_last and k == SHAPE[2] - 1 else "0\\1\\0\\0\\0\\-1",
+            }
+            write(folder / f"{uid}_{k:02d}.dcm", piece, tags)
+            z += gaps[k] if gaps else 3.3
 
 
 def test_dicom_series(tmp_path: Path) -> None:
@@ -398,7 +409,7 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(StorageError, match="No space left"):
-        write_atomic(target, fill_the_disk)
+        write_file(target, fill_the_disk)
     assert target.read_bytes() == b"earlier"
     assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
 

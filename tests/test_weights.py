@@ -17,9 +17,9 @@ import lib.zips as zips_module
 from lib.cli import main
 from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
+from lib.files import sha256_of
 from lib.nnunet import weights as weights_module
 from lib.nnunet.download import download
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.networks import Networks
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.weights import assets, install
@@ -121,7 +121,7 @@ def test_install_from_zips(tmp_path, zips):
     networks = Networks(ModelStore(tmp_path), device="cpu")
     assert [networks.get(step).folder.step for step in (1, 2)] == [1, 2]
     assert networks.get(1).version.startswith("official-r20260730-")
-    record = json.loads((tmp_path / "versions" / name / "weights.json").read_text())
+    record = json.loads((tmp_path / "versions" / name / "weights.json").read_text(encoding="utf-8"))
     assert record["zips"] == {path.name: sha256_of(path) for path in zips}
     assert record["models"]["1"] == networks.get(1).version
     assert not list(tmp_path.rglob("progress.png")), "only what a model needs is taken"
@@ -410,7 +410,7 @@ def test_the_release_is_a_choice(tmp_path, release, zips, name):
     content = [path.read_bytes() for path in zips]
     handler.files = dict(zip(assets(name), content, strict=True))
     assert install(tmp_path, release=name, url=url) == f"official-{name}"
-    record = json.loads((tmp_path / "versions" / f"official-{name}" / "weights.json").read_text())
+    record = json.loads((tmp_path / "versions" / f"official-{name}" / "weights.json").read_text(encoding="utf-8"))
     assert record["release"] == name
 
 
@@ -453,7 +453,7 @@ def test_renamed_zips_are_known_by_their_content(tmp_path, zips):
     assert install(tmp_path / "model", zips=plain) == "official-r20260730"
     wrong = renamed(zips, tmp_path / "wrong", *assets("r20251124"))
     assert install(tmp_path / "model", zips=wrong) == "official-r20260730"
-    known = json.loads((tmp_path / "model" / "known-zips.json").read_text())
+    known = json.loads((tmp_path / "model" / "known-zips.json").read_text(encoding="utf-8"))
     assert sorted(known) == sorted(assets("r20260730"))
 
 

@@ -175,8 +175,8 @@ def write_model_folder(
     plans = plans_json(step, features=features, patch=patch, spacing=spacing, arch=arch)
     folder = path / DATASETS[step] / f"{trainer}__{plans['plans_name']}__{CONFIGURATION}" if nested else path
     (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_text(json.dumps(dataset_json(step)))
+    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    (folder / "dataset.json").write_text(json.dumps(dataset_json(step)), encoding="utf-8")
     torch.save(checkpoint_dict(step, plans, seed, dtype, trainer), folder / "fold_0" / checkpoint)
     return folder
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from lib.corrections.history import sha256_of
 from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.store import Correction, Received
 from lib.corrections.uploads import Claims
+from lib.files import sha256_of
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource

@@ -7,7 +7,6 @@ networks themselves take; with a GPU its name and memory. The same numbers go to
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -23,6 +22,7 @@ from bench_request import warm_request
 from local_server import APP, ROOT, own_app, serving
 from monailabel.client.client import MONAILabelClient
 
+from lib.files import read_json, write_json
 from lib.nnunet.networks import Networks
 from lib.nnunet.runtimes import RUNTIMES, Runtime
 from lib.processes import unwind_on_signals
@@ -59,7 +59,7 @@ def main() -> int:
             "load_at_end": [round(value, 1) for value in os.getloadavg()],
         }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "cli.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out / "cli.json", result)
     show(result)
     print(f"written to {arguments.out / 'cli.json'}")
     return int(result["command"]["exit_code"])  # type: ignore[index]
@@ -70,14 +70,14 @@ def command(folder: Path, store: ModelStore, device: str, runtime: str, count: i
     words = [str(folder / "in"), str(folder / "out"), "--quiet", "--device", device, "--runtime", runtime]
     words += ["--data-dir", str(store.model_dir)]
     cold, again = timed(words), timed(words)
-    records = [json.loads(path.read_text()) for path in sorted((folder / "out" / "reports").glob("*.json"))]
+    records = [read_json(path) for path in sorted((folder / "out" / "reports").glob("*.json"))]
     return {
         "exit_code": cold["exit_code"],
         "wall_s": cold["wall_s"] / count,
         "cpu_s": cold["cpu_s"] / count,
         "peak_mib": cold["peak_mib"],
         "nothing_to_do_s": again["wall_s"],
-        "models": json.loads((folder / "out" / "run.json").read_text())["models"],
+        "models": read_json(folder / "out" / "run.json")["models"],
         "stages": stages([record["seconds"] for record in records]),
     }
 

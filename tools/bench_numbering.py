@@ -10,7 +10,6 @@ step 2 is named by itself and with what step 1 named.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter, defaultdict
@@ -26,6 +25,7 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
 
 import columns  # noqa: E402
 from lib.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
+from lib.files import write_json  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
 from lib.numbering.evidence import Step1Names  # noqa: E402
@@ -320,7 +320,7 @@ def main() -> None:
     seconds = np.median([o.seconds for o in outcomes])
     print(f"median seconds a scan, component finding and painting included: {seconds:.2f}")
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(o) for o in outcomes], default=int))
+        write_json(arguments.json, [asdict(o) for o in outcomes], default=int)
 
 
 if __name__ == "__main__":

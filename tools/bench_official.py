@@ -37,6 +37,7 @@ from server_process import server_process
 
 from lib.cli import main as totalspineseg
 from lib.corrections.history import new_id
+from lib.files import read_json, write_json
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, prepare_case
 from lib.nnunet.discovery import STEP_CHANNELS
@@ -139,7 +140,11 @@ def request_step(arguments: argparse.Namespace) -> None:
         answer.raise_for_status()
         reply = answer.json()
         seconds = time.perf_counter() - start
-        peak = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line)
+        peak = next(
+            line
+            for line in Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+            if "VmHWM" in line
+        )
         print(f"{scan.name} {image.data.shape}: {seconds:.0f} s; {peak}\n{reply['weights']}")
         print(json.dumps(reply["latencies"]))
 
@@ -214,8 +219,8 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
         patch: Tile (z, y, x), voxels.
         momentum: Whether the optimizer's state is stored, too, as a training leaves it.
     """
-    plans = json.loads((like.path / "plans.json").read_text())
-    dataset = json.loads((like.path / "dataset.json").read_text())
+    plans = read_json(like.path / "plans.json")
+    dataset = read_json(like.path / "dataset.json")
     configuration = plans["configurations"]["3d_fullres"]
     configuration |= {"patch_size": list(patch), "spacing": [1.0, 1.0, 1.0]}
     architecture = configuration["architecture"]
@@ -251,8 +256,8 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
         state = {k: {"momentum_buffer": torch.zeros_like(v)} for k, v in enumerate(network.parameters())}
         checkpoint["optimizer_state"] = {"state": state, "param_groups": [{"lr": 1e-5, "params": list(state)}]}
     (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans))
-    (folder / "dataset.json").write_text(json.dumps(dataset))
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", dataset)
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_best.pth")
     return ModelFolder.open(folder, step=like.step)
 

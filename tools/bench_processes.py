@@ -10,13 +10,13 @@ import torch
 def cpu_seconds(pid: int) -> float:
     """CPU seconds a running process has used."""
     # The name in parentheses may hold spaces; user and system ticks are the 12th and 13th field after it.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib(pid: int) -> float:
     """Largest memory a running process has held, MiB."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -31,7 +31,7 @@ def gpu_mib(pid: int) -> float | None:
         return None
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
     try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(query, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         return None
     used = [float(memory) for process, memory in (row.split(",") for row in lines) if int(process) == pid]

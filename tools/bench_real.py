@@ -102,7 +102,7 @@ def scans(
             truths = {f.name.removesuffix(".nii.gz").rpartition("_")[2]: f for f in real.glob(f"truth/{name}_*.nii.gz")}
             yield name, "lumbar" if "gt" in truths else "neck and whole", image, truths, True
     if spider is not None:
-        with (ROOT / "tools" / "spider_truth.csv").open() as file:
+        with (ROOT / "tools" / "spider_truth.csv").open(encoding="utf-8") as file:
             clear = {row["patient"]: row["names"] == "clear" for row in csv.DictReader(file)}
         trained = {patient.number for patient in read_patients() if not patient.held_out} if held_out else set()
         for image in sorted(spider.glob("*_image.nii.gz")):

@@ -10,7 +10,6 @@ gone. Exit code 0: it ran, and nothing became worse by more than 0.01; 1: someth
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -44,6 +43,7 @@ from retraining_bench import (  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.agreement import CaseScore, score_case  # noqa: E402
+from lib.files import write_json  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
@@ -90,7 +90,7 @@ def main() -> int:
     served = {when: sorted(set().union(*(kind[1] for kind in scores.values()))) for when, scores in pair.items()}
     _print(table, status, served, time.monotonic() - start)
     content = {"table": table, "train": status, "served": served, "gate": report, "settings": settings}
-    (arguments.out / "bench_retrain.json").write_text(json.dumps(content, indent=1))
+    write_json(arguments.out / "bench_retrain.json", content)
     return 1 if worse(table) else 0
 
 

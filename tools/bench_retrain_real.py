@@ -16,12 +16,11 @@ Source of the slabs: van der Graaf et al., Lumbar spine segmentation in MR image
 """
 
 import argparse
-import json
 import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +38,7 @@ from retraining_bench import (  # noqa: E402
     MEAN,
     Answer,
     Case,
+    Progress,
     Rows,
     ServerError,
     Table,
@@ -61,6 +61,7 @@ from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from lib.anatomy import CANAL, CORD, NAME_OF, UNREVIEWED  # noqa: E402
 from lib.certainty import is_doubtful  # noqa: E402
 from lib.errors import TotalSpineSegError  # noqa: E402
+from lib.files import read_json, write_json  # noqa: E402
 from lib.geometry import LabelArray, Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
@@ -131,38 +132,6 @@ class Found:
     def right(self) -> bool:
         """Whether every level carries its own name."""
         return self.levels_right == self.levels
-
-
-class Progress:
-    """What is done, in a file that a repeated command reads.
-
-    Args:
-        file: Where.
-        about: What the run is about; another one does not go on with it.
-    """
-
-    def __init__(self, file: Path, about: Mapping[str, Any]) -> None:
-        self._file = file
-        self.done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"about": dict(about)}
-        if self.done["about"] != about:
-            raise ServerError(
-                f"{file} belongs to a run with other settings ({json.dumps(self.done['about'])}). Repeat these, or "
-                "choose another folder with --out."
-            )
-        self._write()
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what was made under a name, now or before."""
-        if name not in self.done:
-            self.done[name] = make()
-            self._write()
-        return self.done[name]
-
-    def _write(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(self.done, indent=1))
-        partial.replace(self._file)
 
 
 def main() -> int:
@@ -274,9 +243,8 @@ def run(arguments: argparse.Namespace) -> tuple[Table, str]:
         )
     print(f"training and gate {int(status['seconds']) / 60:.0f} minutes, this call {time.monotonic() - start:.0f} s")
     gone = 1 - error_left(table[PATIENTS], MEAN)
-    (out / "bench_retrain_real.json").write_text(
-        json.dumps({"about": about, "table": table, "gone": gone, "train": status, "gate": report}, indent=1)
-    )
+    found = {"about": about, "table": table, "gone": gone, "train": status, "gate": report}
+    write_json(out / "bench_retrain_real.json", found)
     return table, f"{gone:.0%} of the error is gone; {sentence(table[PATIENTS], PATIENTS)}"
 
 
@@ -311,7 +279,7 @@ def trained_on_people(weights: str) -> bool:
             if not root.is_dir():
                 continue
             file = ModelFolder.open(root, step=step).path / "training.json"
-            if file.is_file() and json.loads(file.read_text()).get(TRAINED_ON):
+            if file.is_file() and read_json(file).get(TRAINED_ON):
                 return True
     return False
 

@@ -20,6 +20,7 @@ import local_server
 import torch
 from bench_official import official_shape
 
+from lib.files import copy_file
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.openvino_network import load_openvino
@@ -87,8 +88,8 @@ def copy_of(model: ModelFolder, folder: Path) -> ModelFolder:
     checkpoint = folder / model.checkpoint.relative_to(model.path)
     checkpoint.parent.mkdir(parents=True)
     for file in ("plans.json", "dataset.json"):
-        (folder / file).write_bytes((model.path / file).read_bytes())
-    checkpoint.write_bytes(model.checkpoint.read_bytes())
+        copy_file(model.path / file, folder / file)
+    copy_file(model.checkpoint, checkpoint)
     return ModelFolder.open(folder, step=model.step)
 
 

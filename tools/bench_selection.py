@@ -13,13 +13,12 @@ on.
 """
 
 import argparse
-import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,17 +32,18 @@ import bench_real  # noqa: E402
 from bench_retrain import predict  # noqa: E402
 from local_server import UNFINISHED, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient  # noqa: E402
-from retraining_bench import Case, submit  # noqa: E402
+from retraining_bench import Case, Progress, ServerError, submit  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.activelearning.doubt import Parts  # noqa: E402
 from lib.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
-from lib.corrections.history import HISTORY_DIR, write_json  # noqa: E402
+from lib.corrections.history import HISTORY_DIR  # noqa: E402
 from lib.corrections.store import CorrectionStore  # noqa: E402
+from lib.files import move_folder, partial_folder  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
-from lib.volume_io import write_atomic, write_volume  # noqa: E402
+from lib.volume_io import write_volume  # noqa: E402
 
 FIFTH: Final = 5
 ORDERS: Final[Mapping[str, Callable[[Parts], float | None]]] = {
@@ -207,45 +207,41 @@ class Site:
             self.scans |= {case.name: case for case in drawn(self.studies, seed, kind, count, plan, first=0)}
         self.app = folder / "app"
         if not self.app.is_dir():
-            fresh = folder / "app.partial"
-            shutil.rmtree(fresh, ignore_errors=True)
-            own_app(fresh, weights)
-            fresh.rename(self.app)
+            # Moved once it is whole: half an app folder would be taken for weights.
+            with partial_folder(folder) as fresh:
+                own_app(fresh, weights)
+                move_folder(fresh, self.app)
 
-    def run(self, known: dict[str, Any], save: Callable[[], None]) -> None:
+    def run(self, name: str, progress: Progress) -> dict[str, Any]:
         """Run what is missing.
 
         Args:
-            known: What was found: ``before`` and ``rounds``; filled in.
-            save: Called after each change of it.
-        """
-        known.setdefault("rounds", [])
-        if known.get("before") and len(known["rounds"]) >= self.plan.rounds:
-            return
-        with serving(self.studies, self.app, self.folder / "server.log") as url:
-            client = MONAILabelClient(url, tmpdir=str(self.folder), client_id="bench")
-            if not known.get("before"):
-                known["before"] = errors_of(predict(client, self.tests)[0])
-                save()
-            while len(known["rounds"]) < self.plan.rounds:
-                known["rounds"].append(self._round(client, url, len(known["rounds"]) + 1, known, save))
-                known.pop("trained", None)
-                save()
+            name: The site's.
+            progress: What is done of all sites.
 
-    def _round(
-        self, client: MONAILabelClient, url: str, number: int, known: dict[str, Any], save: Callable[[], None]
-    ) -> dict[str, Any]:
+        Returns:
+            Errors ``before``, and what was found after each of the ``rounds``.
+        """
+        rounds = [f"{name}, round {number}" for number in range(1, self.plan.rounds + 1)]
+        if not {f"{name}, before", *rounds} <= progress.done.keys():
+            with serving(self.studies, self.app, self.folder / "server.log") as url:
+                client = MONAILabelClient(url, tmpdir=str(self.folder), client_id="bench")
+                progress.once(f"{name}, before", lambda: errors_of(predict(client, self.tests)[0]))
+                for number, entry in enumerate(rounds, 1):
+                    progress.once(entry, partial(self._round, client, url, number, entry, progress))
+        return {"before": progress.done[f"{name}, before"], "rounds": [progress.done[entry] for entry in rounds]}
+
+    def _round(self, client: MONAILabelClient, url: str, number: int, name: str, progress: Progress) -> dict[str, Any]:
         if self.strategy != "random":
             scored(url)
         while len(self.corrected()) < number * self.plan.corrections:
             sample = client.next_sample(self.strategy, {})
             submit(client, sample["id"], self.scans[sample["id"]].truth, self.folder)
-        if "trained" not in known:
-            # Once: another training on the same labels would be one round more.
-            known["trained"] = train(client, "totalspineseg", dict(self.plan.settings), show=_show)
-            save()
+        # Once: another training on the same labels would be one round more.
+        status = progress.once(
+            f"{name}, training", lambda: train(client, "totalspineseg", dict(self.plan.settings), show=_show)
+        )
         scores, versions = predict(client, self.tests)
-        status = known["trained"]
         return {
             "corrected": self.corrected(),
             "status": status.get("status"),
@@ -279,27 +275,18 @@ def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
 
 
 def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
-    """Run what is missing of the half with trainings, and return all of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / "selection.json"
-    known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"plan": _plain(plan), "sites": {}}
-    if known["plan"] != _plain(plan):
-        sys.exit(f"{file} is of another plan. Name another folder with --out, or remove it.")
+    """Run what is missing of the half with trainings, and return all of it: the ``plan``, and the ``sites`` by name.
 
-    def save() -> None:
-        write_atomic(file, lambda temporary: write_json(temporary, known))
-
+    Raises:
+        ServerError: The folder belongs to another plan.
+    """
+    progress, sites = Progress(out / "selection.json", asdict(plan)), {}
     for seed in range(plan.seeds):
         for strategy in STRATEGIES:
-            place = known["sites"].setdefault(f"{seed}/{strategy}", {})
-            print(f"site {seed}, {strategy}: {len(place.get('rounds', ()))} of {plan.rounds} rounds", flush=True)
-            Site(out / f"site-{seed}" / strategy, seed, strategy, plan, weights).run(place, save)
-    return known
-
-
-def _plain(plan: Plan) -> dict[str, Any]:
-    """As JSON reads it back."""
-    return dict(json.loads(json.dumps(asdict(plan))))
+            name = f"{seed}/{strategy}"
+            print(f"site {name}", flush=True)
+            sites[name] = Site(out / f"site-{seed}" / strategy, seed, strategy, plan, weights).run(name, progress)
+    return {"plan": asdict(plan), "sites": sites}
 
 
 def curve(known: Mapping[str, Any], strategy: str, error: str) -> list[list[float]]:
@@ -365,7 +352,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.half == "offers":
         offers(arguments.real, arguments.spider)
         return
-    known = trainings(QUICK if arguments.quick else Plan(), arguments.out, arguments.weights)
+    try:
+        known = trainings(QUICK if arguments.quick else Plan(), arguments.out, arguments.weights)
+    except ServerError as error:
+        sys.exit(str(error))
     plot(known, arguments.out / "selection.png")
     print(f"\n{table(known)}\n\nplot: {arguments.out / 'selection.png'}")
 

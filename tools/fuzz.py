@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
 import requests  # noqa: E402
 
 from lib.anatomy import WIRE_LABELS  # noqa: E402
+from lib.files import write_json  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.volume_io import IMAGE_SUFFIXES, stem  # noqa: E402
 from serving import Server, studies_server  # noqa: E402
@@ -52,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="totalspineseg-fuzz-") as name:
         folder = arguments.keep.resolve() if arguments.keep else Path(name)
         with studies_server(folder / "server") as server:
-            (folder / "known.json").write_text(json.dumps(known_values(server, folder, arguments.seed)))
+            write_json(folder / "known.json", known_values(server, folder, arguments.seed))
             code = fuzz(server, arguments, folder)
             alive = server.process.poll() is None
         answers = read_answers(folder / "answers.jsonl")

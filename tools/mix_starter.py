@@ -7,7 +7,6 @@ of TRAINED and names both. Source: Wortsman et al., Robust fine-tuning of zero-s
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
+from lib.files import read_json, sha256_of, write_json  # noqa: E402
 from lib.nnunet.candidate import mixed_weights  # noqa: E402
-from lib.nnunet.hashing import sha256_of  # noqa: E402
 from lib.nnunet.model_folder import models_in  # noqa: E402
 from lib.nnunet.starter_model import export_model  # noqa: E402
 from lib.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
@@ -30,13 +29,13 @@ def mix(before: Path, trained: Path, out: Path, share: float) -> None:
         weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
         folder = out / STARTER_FOLDERS[step]
         export_model(folder, step, weights, FEATURES)
-        record = json.loads((new.path / "training.json").read_text())
+        record = read_json(new.path / "training.json")
         record["mean"] = {
             "share": share,
             "trained_sha256": sha256_of(new.checkpoint),
             "before_sha256": sha256_of(old.checkpoint),
         }
-        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(folder / "training.json", record)
 
 
 def main() -> None:

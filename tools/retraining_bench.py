@@ -3,7 +3,7 @@
 import argparse
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from lib.agreement import GROUPS, LEVELS, CaseScore
 from lib.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
 from lib.corrections.unreviewed import without_regions
 from lib.corrections.wire import from_names, to_wire
+from lib.files import read_json, write_json
 from lib.geometry import LabelArray, Volume
 from lib.registry.store import ModelStore
 from lib.trainers.settings import RetrainSettings
@@ -39,6 +40,38 @@ MARGIN: Final = 0.01
 
 class ServerError(RuntimeError):
     """The server could not be asked about a scan; the message names it."""
+
+
+class Progress:
+    """What is done, in a file that a repeated command reads.
+
+    Args:
+        file: Where; its folder is made when missing.
+        about: What the run is about; another one does not go on with it.
+
+    Raises:
+        ServerError: The file is about another run.
+    """
+
+    def __init__(self, file: Path, about: Mapping[str, Any]) -> None:
+        self._file = file
+        # As JSON reads it back.
+        known = json.loads(json.dumps(about))
+        self.done: dict[str, Any] = read_json(file) if file.exists() else {"about": known}
+        if self.done.get("about") != known:
+            raise ServerError(
+                f"{file} belongs to a run with other settings ({json.dumps(self.done.get('about'))}). Repeat these, or "
+                "choose another folder with --out."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, self.done)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what was made under a name, now or before."""
+        if name not in self.done:
+            self.done[name] = make()
+            write_json(self._file, self.done)
+        return self.done[name]
 
 
 @dataclass(frozen=True)
@@ -172,7 +205,7 @@ def gate_report(store: ModelStore) -> dict[str, Any]:
     versions = store.versions()
     if not versions:
         return {}
-    record: dict[str, Any] = json.loads((store.versions_dir / versions[-1] / "version.json").read_text())
+    record: dict[str, Any] = read_json(store.versions_dir / versions[-1] / "version.json")
     return {"version": versions[-1], "active": dict(store.active()), "gate": record.get("gate")}
 
 

@@ -90,7 +90,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StartError(f"the server ended:\n{log.read_text()[-LOG_TAIL:]}")
+            raise StartError(f"the server ended:\n{_end(log)}")
         try:
             # Any answer will do: with authentication on it is a refusal.
             requests.get(f"{url}/info/", timeout=30)
@@ -98,4 +98,8 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
             time.sleep(0.1)
         else:
             return
-    raise StartError(f"the server did not answer within {START_SECONDS} s:\n{log.read_text()[-LOG_TAIL:]}")
+    raise StartError(f"the server did not answer within {START_SECONDS} s:\n{_end(log)}")
+
+
+def _end(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]

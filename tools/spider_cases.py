@@ -86,7 +86,7 @@ class Discs:
 
 def read_patients(path: Path = PATIENTS) -> tuple[Patient, ...]:
     """The list of patients."""
-    rows = [line.split(",", 3) for line in path.read_text().splitlines()[1:] if line]
+    rows = [line.split(",", 3) for line in path.read_text(encoding="utf-8").splitlines()[1:] if line]
     return tuple(Patient(number, group == "held out", names == "sure", note) for number, group, names, note in rows)
 
 

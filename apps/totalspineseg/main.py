@@ -1,4 +1,4 @@
-"""The MONAI Label app: what the host loads. Constructing it is cheap and touches no GPU."""
+"""The MONAI Label app that the host loads. Constructing it is cheap and touches no GPU."""
 
 import hashlib
 import logging
@@ -23,7 +23,7 @@ from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR, STUDIES_DIR, sha256_of
+from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
 from lib.corrections.image_ids import is_usable_id
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Studies
@@ -34,6 +34,7 @@ from lib.corrections.receipts import Receipts, Sender, Waiting
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
+from lib.files import sha256_of
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.http import NOT_FOUND, UnknownLabelError
 from lib.infers.listed import ALWAYS_LISTED
@@ -66,14 +67,14 @@ class App(MONAILabelApp):
     """TotalSpineSeg on a folder of studies.
 
     Args:
-        app_dir: This folder.
+        app_dir: The folder of this file.
         studies: Folder of images, or a DICOMweb address.
         conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        # The host builds another app for each training and batch inference, in a process that would outlive a server
-        # that is killed.
+        # The host builds another app for each training and batch inference, in a process that would outlive a killed
+        # server.
         end_with_parent()
         self._settings = dict(conf or {})
         root = history_root(studies, self._settings)
@@ -103,12 +104,12 @@ class App(MONAILabelApp):
             version=VERSION,
             labels=[NAME_OF[code] for code in ALWAYS_LISTED],
         )
-        # The host would start a process that predicts every image at each start, each next sample and each training's
-        # end, while readers wait for the processor.
+        # Otherwise the host would start a process that predicts every image at each start, each next sample and each
+        # training's end, while readers wait for the processor.
         self._auto_update_scoring = False
 
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
-        """The networks that serve requests; nothing is loaded yet."""
+        """Return the networks that serve requests; nothing is loaded yet."""
         from lib.nnunet.networks import Networks as WarmNetworks
         from lib.nnunet.runtimes import runtime_of
 
@@ -118,42 +119,42 @@ class App(MONAILabelApp):
         )
 
     def warm_up(self) -> None:
-        """Load the networks before a request needs them; without usable weights the request says so."""
+        """Load the networks before a request needs them; without usable weights the request itself says so."""
         logger.info(self.weights_text())
         try:
             self._networks.warm_up()
         except WeightsError as error:
-            logger.warning("the networks are not loaded: %s", error)
+            logger.warning("The networks are not loaded: %s", error)
 
     def free_networks(self) -> None:
-        """Give back the networks' memory, for a training that starts; the next request loads them again."""
+        """Release the networks' memory for a training that starts; the next request loads them again."""
         self._networks.free()
 
     def is_training(self) -> bool:
-        """Whether a process trains on these studies, whoever started it."""
+        """Return whether a process trains on these studies, whoever started it."""
         return is_running(self._site.training_dir)
 
     def info(self) -> dict[str, Any]:
-        """What clients show about the app and its models; never "config", which would override requests."""
+        """Return what clients show about the app and its models; never "config", which would override requests."""
         return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
 
     def _description(self) -> str:
         return f"Spine MRI: every vertebra, disc, the cord and the canal by name. {self.weights_text()} {CITATIONS}"
 
     def weights_text(self) -> str:
-        """One sentence on the weights that run, for clients; loads nothing."""
+        """Return one sentence about the weights in use, for clients; nothing is loaded."""
         try:
             names = {step: self._networks.folder(step).name for step in (1, 2)}
         except WeightsError as error:
-            return f"No weights run: {str(error).rstrip('.')}."
-        # Versions do not change: their records are read once.
+            return f"No weights are in use: {str(error).rstrip('.')}."
+        # Versions do not change, so their records are read once.
         key = tuple(names.items())
         if key not in self._weights_texts:
             self._weights_texts[key] = weights_text(self._site.models, names)
         return self._weights_texts[key]
 
     def weights_warning(self) -> str:
-        """Return a sentence where results are not for patients; "" where nothing warns of the weights in use."""
+        """Return a sentence where results are not for patients; "" where the weights in use carry no warning."""
         try:
             return warning_of(self._site.models, [self._networks.folder(step).name for step in (1, 2)])
         except WeightsError:
@@ -185,17 +186,17 @@ class App(MONAILabelApp):
         )
 
     def _is_needed(self, series: str) -> bool:
-        """Whether a series of the PACS must stay here: it was corrected, or its patient trains or judges."""
+        """Return whether a series of the PACS must stay here: it was corrected, or its patient trains or judges."""
         if self._corrections.any_of(series):
             return True
         try:
             return self._subject(series) in read_split(self._site.holdout_file).role
         except StorageError:
-            # Which patients judge is not known now.
+            # It is not known now which patients judge.
             return True
 
     def cleanup_sessions(self) -> None:
-        """Remove sessions that are over; the host calls it at the start and every five minutes."""
+        """Remove sessions that are over; the host calls this at the start and every five minutes."""
         if self._sessions is not None:
             remove_expired(self._sessions)
 
@@ -209,16 +210,16 @@ class App(MONAILabelApp):
         }
 
     def init_trainers(self) -> dict[str, Any]:
-        """Trainers of the models that have one."""
+        """Return the trainers of the models that have one."""
         steps = {WHOLE_MODEL: (1, 2), f"{WHOLE_MODEL}_step1": (1,), f"{WHOLE_MODEL}_step2": (2,)}
         return {model: SpineTrainTask(self._site, steps=trained) for model, trained in steps.items()}
 
     def check_training(self, model: str, request: Mapping[str, Any]) -> None:
-        """Say why a training of a trainer that exists cannot begin; see ``SpineTrainTask.check``."""
+        """Raise the reason why a training of an existing trainer cannot begin; see ``SpineTrainTask.check``."""
         self._trainers[model].check(request)
 
     def init_strategies(self) -> dict[str, Any]:
-        """Orders in which images are offered."""
+        """Return the orders in which images are offered."""
         offers, known = Offers(), self._scorer.known
         return {
             "first": First(offers),
@@ -230,36 +231,37 @@ class App(MONAILabelApp):
         }
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """What can be worked out about all images in the background."""
+        """Return what can be computed for all images in the background."""
         return {
             "doubt": ImageScoring(
-                "How doubtful the result for each image is: doubt of the names, findings, disagreement of the two "
-                "steps and of the image with its mirror. An image is predicted where these weights have not done so",
+                "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
+                "steps and between the image and its mirror. An image that these weights have not predicted is "
+                "predicted",
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, with how much the result changes when the image is taken for one of a smaller person: each "
-                "image is predicted once more",
+                "The same, with how much the result changes when the image is taken for a smaller person's: each image "
+                "is predicted once more",
                 self._scorer.fill_scale,
             ),
         }
 
     def init_batch_infer(self) -> SpineBatch:
-        """Batch inference that works without a GPU and leaves out what is done."""
+        """Return a batch inference that works without a GPU and leaves out what is done."""
         return SpineBatch(self._done_before)
 
     def scoring_progress(self) -> dict[str, int]:
-        """How many images there are, and how many have a score by the weights in use; see ``Scorer.progress``."""
+        """Return the number of images and of those scored by the weights in use; see ``Scorer.progress``."""
         return self._scorer.progress(self._datastore.list_images())
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.
 
         Args:
-            request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the
-                front, never a path that a client names; ``label`` likewise a ``TrustedPath``, or the
-                tag of a label of the image; settings; ``save_label`` and ``label_tag`` to keep the result.
-            datastore: Unused; the app's own is the only one.
+            request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the front, never
+                a path that a client names; ``label``: a ``TrustedPath``, too, or the tag of a label of the image;
+                settings; ``save_label`` and ``label_tag`` to store the result.
+            datastore: Unused; there is only the app's own.
 
         Returns:
             ``file`` (temporary), ``label``, ``tag`` and ``params``.
@@ -271,7 +273,7 @@ class App(MONAILabelApp):
         model = request.get("model")
         task = self._infers.get(model)
         if task is None:
-            raise HTTPException(NOT_FOUND, f"one of the models {', '.join(self._infers)} is required, got {model!r}")
+            raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
         prepared = self._prepared(request)
         tag = result_tag(prepared, task.part)
         image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
@@ -290,13 +292,13 @@ class App(MONAILabelApp):
             try:
                 label = self._datastore.save_label(prepared["image_id"], file, tag, info)
             except BaseException:
-                # Nobody else knows of it.
+                # Nothing else knows about this file.
                 Path(file).unlink(missing_ok=True)
                 raise
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The image to annotate next; of a PACS none that is no volume."""
+        """Return the image to annotate next; for a PACS, only a volume."""
         sample = self._next_sample(request)
         sample.update(self._score_note(sample))
         self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
@@ -308,13 +310,13 @@ class App(MONAILabelApp):
             try:
                 sample: dict[str, Any] = super().next_sample(request)
             except ImageError:
-                # The datastore has taken it off its list.
+                # The datastore has removed it from its list.
                 continue
             return sample
         return {}
 
     def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``score`` that an image is offered with, and how rare its levels are; nothing where it has none."""
+        """Return the ``score`` that an image is offered with, and how rare its levels are; empty where it has none."""
         score = self._scorer.known([sample["id"]]).get(sample["id"]) if sample else None
         if score is None:
             return {}
@@ -322,12 +324,12 @@ class App(MONAILabelApp):
         return {"score": {**score.as_note(), "rarity": round(rare, 4)}}
 
     def _finished_levels(self) -> list[frozenset[int]]:
-        """The structures that each finished label shows."""
+        """Return the structures that each finished label shows."""
         labels = map(self._corrections.latest_accepted, self._datastore.get_labeled_images())
         return [frozenset(label.present) for label in labels if label is not None]
 
     def _done_before(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What came of an earlier run of a batch request by the weights in use; None where it is to be done."""
+        """Return the result of an earlier run of a batch request by the weights in use; None where it is to be done."""
         model, image_id = request["model"], request["image"]
         task = self._infers.get(model)
         score = self._scorer.current(image_id) if model == WHOLE_MODEL else None
@@ -336,20 +338,20 @@ class App(MONAILabelApp):
         if task is None:
             return None
         tag = result_tag(request, task.part)
-        kept = self._datastore.label_file(image_id, tag) is not None
+        is_stored = self._datastore.label_file(image_id, tag) is not None
         info = self._datastore.get_label_info(image_id, tag)
-        if not kept or not is_result_of(info, request, self._scorer.versions()):
+        if not is_stored or not is_result_of(info, request, self._scorer.versions()):
             return None
-        # A label of before scores were kept, or whose score was deleted, has its record still.
+        # A label from before scores were stored, or whose score was deleted, still has its record.
         return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
 
     def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
-        """How a sender was offered an image, as noted with it."""
+        """Return the offer of an image to a sender, as noted with the image."""
         try:
             return noted_for(self._datastore.get_image_info(image_id), sender.names)
         except requests.RequestException:
-            # The PACS does not answer, and the label is worth more than where it comes from.
-            logger.warning("it is not recorded which strategy offered image %r: the PACS does not answer", image_id)
+            # The PACS does not answer, and the label matters more than the record of the offer.
+            logger.warning("The PACS does not answer, so it is not recorded which strategy offered %r.", image_id)
             return None
 
     def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
@@ -377,16 +379,16 @@ class App(MONAILabelApp):
         info: Mapping[str, Any] | None = None,
         fault: str = "",
     ) -> Correction:
-        """Take an annotator's label; see ``Inbox.submit``, also for what it raises.
+        """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image it was sent for; see ``lib.corrections.uploads``.
+            image_id: Image that it was sent for; see ``lib.corrections.uploads``.
             file: The label.
-            tag: Tag it was sent for.
-            params: What came with it.
-            sender: Who sent it.
-            info: What else is known about it, to be shown with it.
-            fault: Why it cannot be understood, where that is known already.
+            tag: Tag that it was sent for.
+            params: Parameters that were sent with it.
+            sender: The sender.
+            info: Further information to store with it.
+            fault: Why it cannot be understood, where that is already known.
         """
         with self.submissions.one():
             claims = self._uploads.claims(_known_as(sender), image_id)
@@ -395,7 +397,7 @@ class App(MONAILabelApp):
             )
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
-        """Read the submissions that could not be read when they came; see ``Inbox.interpret_waiting``."""
+        """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
         with self.submissions.one():
             return self._inbox.interpret_waiting(again=again)
 
@@ -412,46 +414,46 @@ class App(MONAILabelApp):
         return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
-        """Take back the labels of an image that were shown under a tag; see ``Inbox.withdraw``.
+        """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
 
         Raises:
-            UnknownLabelError: There is none, and there was none.
-            StorageError: It could not be kept.
+            UnknownLabelError: There is no such label, and there was none.
+            StorageError: The withdrawal could not be stored.
         """
         if not (is_usable_id(image_id) and is_safe_tag(tag)):
             raise UnknownLabelError(image_id, tag)
-        shown = tag in self._datastore.get_labels_by_image_id(image_id)
+        is_listed = tag in self._datastore.get_labels_by_image_id(image_id)
         withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
-        if not shown and not withdrawn:
+        if not is_listed and not withdrawn:
             raise UnknownLabelError(image_id, tag)
         return withdrawn
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
-        """Take a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
+        """Accept a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
         from lib.pacs.submissions import submit_segmentation
 
         return submit_segmentation(self._datastore, self.submit_label, self._corrections, file, reference, sender)
 
     def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
-        """A result as DICOM SEG.
+        """Return a result as DICOM SEG.
 
         Args:
             image_id: Series of the PACS.
             file: The result in wire ids, on the grid of the series.
-            report: What came with it.
+            report: The result's report.
 
         Raises:
-            SettingError: The studies are no DICOM series.
+            SettingError: The image is not a series of a PACS.
         """
         folder = self._datastore.series_folder(image_id) if image_id else None
         if folder is None:
-            raise SettingError("a series of a PACS is required for DICOM SEG, got another image; ask for the image")
+            raise SettingError("Only a series of a PACS can be sent as DICOM SEG. Request the result as an image.")
         from lib.pacs.results import result_segmentation
 
         return result_segmentation(file, folder, report)
 
     def _prepared(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The request with paths only where the server itself put them."""
+        """Return the request, with paths only where the server itself put them."""
         prepared = dict(request)
         image = request.get("image")
         if isinstance(image, TrustedPath):
@@ -468,30 +470,30 @@ class App(MONAILabelApp):
             prepared["label"] = str(label)
         elif label:
             if not (isinstance(label, str) and is_safe_tag(label)):
-                raise SettingError(f"a label file or the tag of a label is required, got {label!r}; send the file")
+                raise SettingError(f"expected a label file or the tag of a label, got {label!r}")
             prepared["label_from"] = label
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Whose image it is: in a PACS the patient, whose series must not train and judge at once."""
+        """Return whose image it is: in a PACS the patient, whose series must not both train and judge."""
         subject = getattr(self._datastore, "subject", subject_of)
         return str(subject(image_id))
 
 
 def _known_as(sender: Sender) -> str:
-    """What the volumes of a client are known by: with authentication the user, else the client where it has a name."""
+    """Return the name for a client's volumes: the user with authentication, else the client where it has a name."""
     return sender.user if host_settings.MONAI_LABEL_AUTH_ENABLE else sender.client or sender.user
 
 
 def is_address(studies: str) -> bool:
-    """Whether the studies lie on a server rather than in a folder."""
+    """Return whether the studies are on a server rather than in a folder."""
     return re.match(r"https?://", studies) is not None
 
 
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
-    """Where the history of these studies is kept: where ``conf["work"]`` says, else inside the folder.
+    """Return the folder for the history of these studies: ``conf["work"]``, or else inside the studies folder.
 
-    Corrections must outlive a cleaned cache, so the default for a server is the user's data folder.
+    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder.
     """
     if conf.get("work"):
         return Path(conf["work"])

@@ -39,7 +39,7 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
         def held(*args: Any, **options: Any) -> Any:
             calls[0] += 1
-            if calls[0] == call and hold.exists() and hold.read_text() == moment:
+            if calls[0] == call and hold.exists() and hold.read_text(encoding="utf-8") == moment:
                 hold.rename(hold.with_name(f"held {moment}"))
                 while not parent_is_gone():
                     time.sleep(0.05)

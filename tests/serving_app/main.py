@@ -22,7 +22,7 @@ class Readers:
         return type("Folder", (), {"name": "starter"})()
 
     def free(self) -> None:
-        with (self._signals / "freed").open("a") as calls:
+        with (self._signals / "freed").open("a", encoding="utf-8") as calls:
             calls.write("freed\n")
         self.wait("slow-free")
 
@@ -38,7 +38,7 @@ class Readers:
     def wait(self, name: str) -> None:
         signal = self._signals / name
         if signal.exists():
-            time.sleep(float(signal.read_text()))
+            time.sleep(float(signal.read_text(encoding="utf-8")))
 
     def warm_up(self) -> None:
         (self._signals / "warmed").touch()

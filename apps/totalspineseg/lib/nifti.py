@@ -16,6 +16,7 @@ from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 
 from lib.errors import ImageError
+from lib.files import CHUNK_BYTES
 from lib.geometry import Affine, AnyArray, Grid, Volume
 from lib.unpacking import require_bounded
 
@@ -31,7 +32,6 @@ UNIT_MASK: Final = 7
 """Bits of the units field for the unit of length."""
 UNIT_MM: Final = {1: 1000.0, 3: 0.001}
 """Unit of length -> mm, for meters and micrometers; every other one is read as mm, as ITK does."""
-CHUNK_BYTES: Final = 1 << 20
 MAX_TRAILING_CHUNKS: Final = 64
 """Amount after the last voxel that is unpacked to reach the check sum of a compressed file."""
 ROTATION_ROUNDING: Final = 1e-4

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 STOP_SECONDS: Final = 60
@@ -23,7 +22,6 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a program to end."""
 SIGNALED: Final = 128
 """Exit status of a process ended by a signal, less the signal's number, as in a shell."""
-LOCKS: Final = Path("/proc/locks")
 TIED: Final = """
 import ctypes, os, signal, sys
 kernel = ctypes.CDLL(None)
@@ -116,20 +114,6 @@ def end_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
 
     if _has_parent():
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-def lock_holder(file: Path) -> str:
-    """Return the holder of a lock (``flock``) on a file, in words; Linux knows only processes on this machine."""
-    try:
-        inode = file.stat().st_ino
-        held = [line.split() for line in LOCKS.read_text().splitlines() if "->" not in line]
-    except OSError:
-        held = []
-    # Fields: number, kind, mode, access, process, device and inode.
-    processes = {int(words[4]) for words in held if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode)}
-    if os.getpid() in processes:
-        return "another request to this process"
-    return f"process {min(processes)}" if processes else "another program, perhaps on another machine"
 
 
 def end_within(seconds: float) -> None:

@@ -3,10 +3,7 @@
 No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
 """
 
-import os
-import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -21,9 +18,9 @@ from nibabel.wrapstruct import WrapStructError
 
 from lib.anatomy import BACKGROUND, BY_CODE, L1
 from lib.errors import ImageError, MemoryShortageError, StorageError
+from lib.files import write_file
 from lib.geometry import AnyArray, Grid, Volume, to_ras
 from lib.image import Image
-from lib.leftovers import PARTIAL_PREFIX
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
 from lib.pointers import missing_content
@@ -340,9 +337,9 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
     """
     data = data.astype(np.uint8) if data.dtype == bool else data
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        write_atomic(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
+        write_file(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
     elif path.name.lower().endswith(".nrrd"):
-        write_atomic(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
+        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
     else:
         raise ValueError(f"expected an output name ending in .nii, .nii.gz or .nrrd, got {path.name!r}")
 
@@ -366,34 +363,3 @@ def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str])
     for key, value in meta.items():
         image.SetMetaData(key, value)
     sitk.WriteImage(image, str(path), useCompression=True)
-
-
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it to ``path``.
-
-    The temporary name has the ending of ``path`` and starts with a dot.
-
-    Raises:
-        StorageError: The disk is full, permission is missing, or the file system failed; ``path`` is untouched.
-    """
-    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
-    temporary: Path | None = None
-    try:
-        handle, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "unknown error"
-        raise StorageError(
-            f"The file {path.name!r} could not be written ({reason}). Free disk space, or check the "
-            "permissions, and try again."
-        ) from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()

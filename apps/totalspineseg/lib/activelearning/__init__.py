@@ -1,1 +1,1 @@
-"""Which image an annotator gets next."""
+"""The choice of the image that an annotator gets next."""

@@ -1,4 +1,4 @@
-"""Batch inference over the studies, one image after the other, on whatever device there is."""
+"""Batch inference over the studies, one image after the other, on any device."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ NAME = "batch inference"
 
 
 class SpineBatch(BatchInferTask):  # type: ignore[misc]
-    """The host's task picks among zero GPUs on a machine without one, begins anew each time, and ends at a bad image.
+    """Batch inference that runs on a machine without a GPU, goes on where it ended, and survives a bad image.
 
     Args:
-        done: ``done(request)`` is what came of an earlier run of the same request on the same image by the same
-            weights; None where it is still to be done.
+        done: ``done(request)`` returns the result of an earlier run of the same request on the same image by the same
+            weights; None where there is none.
     """
 
     def __init__(self, done: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> None:
@@ -27,7 +27,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """Predict the images the request names and keep the results under its tag; what is done already is left out.
+        """Predict the images of a request and store the results under its tag, except those that are done already.
 
         Args:
             request: ``model``, ``images`` ("all", "labeled", "unlabeled"), ``label_tag``, ``max_batch_size``.
@@ -35,7 +35,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
             infer: The app's inference.
 
         Returns:
-            The reply per image id; ``{"skipped": True}`` where it was done before, ``{"error": sentence}`` where it
+            The reply per image id: ``{"skipped": True}`` where it was done before, ``{"error": sentence}`` where it
             failed.
         """
         tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
@@ -57,7 +57,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
 
 
 def is_result_of(info: Mapping[str, Any], request: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
-    """Whether a label is what a request would give.
+    """Return whether a label is the one that a request would give.
 
     Args:
         info: What is known about the label. Not modified.

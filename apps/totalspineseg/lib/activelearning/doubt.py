@@ -1,4 +1,4 @@
-"""How much a reader should doubt a result: one number from parts that are known without asking anybody."""
+"""How much a reader should doubt a result: one number, from what is known without asking anyone."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,25 +9,25 @@ from lib.infers.disagreement import MIRROR, STEPS
 from lib.numbering.findings import IMAGE
 
 DOUBTFUL: Final = 0.5
-"""Chance that doubtful names are wrong for a reason that is not part of their probability."""
+"""Chance that doubtful names are wrong for a reason that their probability does not cover."""
 FINDING: Final = 0.2
-"""Chance that a reader has to change something because of one finding."""
+"""Chance that a reader has to correct something because of one finding."""
 OTHER_ANSWER: Final = 0.5
-"""Chance that a level is wrong of which two ways of asking say different things: either may be right."""
+"""Chance that a level is wrong where two predictions differ: either of them may be right."""
 NOTHING_NAMED: Final = 1.0
 """Doubt about a scan in which no spine was found."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a doubt consists of; each 0 (none) to 1, None where it was not measured.
+    """The parts of a doubt, each from 0 (none) to 1; None where it was not measured.
 
     Attributes:
         names: Chance that not all names are right.
         findings: Chance that a finding of the checks needs a correction.
-        steps: Share of the discs that step 1 and step 2 do not show alike.
-        mirror: Share of the structures that an image and its left-right mirror do not show alike.
-        scale: Share of the levels that the image and the image at another size do not show alike.
+        steps: Share of the discs that step 1 and step 2 label differently.
+        mirror: Share of the structures that differ between an image and its left-right mirror.
+        scale: Share of the levels that differ between the image and the image at another size.
     """
 
     names: float | None = None
@@ -38,26 +38,26 @@ class Parts:
 
     @property
     def doubt(self) -> float | None:
-        """Chance that something is wrong, as if the parts were independent; None where nothing was measured."""
+        """Chance that something is wrong, if the parts are independent; None where nothing was measured."""
         return _any_of(self.names, self.findings, self.disagreement)
 
     @property
     def disagreement(self) -> float | None:
-        """The same of what the networks answer differently when they are asked in another way."""
+        """Chance that something is wrong, from the differences between predictions alone; None where not measured."""
         levels = (None if part is None else OTHER_ANSWER * part for part in (self.steps, self.scale))
         return _any_of(self.mirror, *levels)
 
     def as_json(self) -> dict[str, float | None]:
-        """For records and replies."""
+        """Return the parts for records and replies, rounded."""
         return {name: None if value is None else round(value, 4) for name, value in asdict(self).items()}
 
 
 def parts_of(numbering: Mapping[str, Any] | None, disagreement: Mapping[str, float]) -> Parts:
-    """Read the parts from what is recorded of a prediction.
+    """Return the parts of the doubt from what is recorded with a prediction.
 
     Args:
-        numbering: Its report, see ``lib.numbering.report``; None where there is none. Not modified.
-        disagreement: Its facts, see ``PredictionRecord``. Not modified.
+        numbering: The prediction's report, see ``lib.numbering.report``; None where there is none. Not modified.
+        disagreement: The prediction's differences, see ``PredictionRecord``. Not modified.
     """
     findings = [f for f in (numbering or {}).get("findings", ()) if f.get("kind") != IMAGE]
     return Parts(

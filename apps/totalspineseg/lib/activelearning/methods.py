@@ -1,4 +1,4 @@
-"""Scoring methods: what a client can have worked out in the background about all images."""
+"""Scoring methods: what a client can have computed in the background for all images."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ NAME = "scoring"
 
 
 class ImageScoring(ScoringMethod):  # type: ignore[misc]
-    """Scores the images that have no score yet.
+    """A scoring method that scores the images without a score.
 
     Args:
-        description: What it scores by.
-        fill: ``fill(image_id)`` scores one image, and leaves one that has a score as it is.
+        description: What the images are scored by.
+        fill: ``fill(image_id)`` scores one image; an image that has a score keeps it.
     """
 
     def __init__(self, description: str, fill: Callable[[str], dict[str, Any]]) -> None:
@@ -25,14 +25,14 @@ class ImageScoring(ScoringMethod):  # type: ignore[misc]
         self._fill = fill
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, dict[str, Any]]:
-        """Go through the images.
+        """Score the images of a request.
 
         Args:
-            request: ``images`` ("all", "labeled", "unlabeled", or a list of ids), as of batch inference.
+            request: ``images`` ("all", "labeled", "unlabeled", or a list of ids), as in batch inference.
             datastore: The studies.
 
         Returns:
-            ``doubt`` per image id; ``{"skipped": True}`` where it had one, ``{"error": sentence}`` where it failed.
+            ``doubt`` per image id; ``{"skipped": True}`` where it had a score, ``{"error": sentence}`` where it failed.
         """
         images = unfinished_first(BatchInferTask().get_images(request, datastore), datastore)
         return round_over(images, self._fill, name=NAME)

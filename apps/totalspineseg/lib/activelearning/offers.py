@@ -1,4 +1,4 @@
-"""Which image was offered to whom and when: so that readers do not get the same one, and each can be skipped."""
+"""Offers of images to readers, noted so that two readers do not get the same image and each image can be skipped."""
 
 import threading
 import time
@@ -9,9 +9,9 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore
 
 NOTED: Final = "strategy"
-"""What is known about an image: strategy -> when it offered the image last, and to whom."""
+"""Key in the notes of an image: strategy -> when it last offered the image, and to whom."""
 RESERVED_SECONDS: Final = 7200.0
-"""So long an image is another reader's: a whole spine takes an hour to correct."""
+"""How long an image is reserved for the reader it was offered to: correcting a whole spine takes an hour."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Offer:
     """The last time an image was offered.
 
     Attributes:
-        time: As time stamp; 0 for never.
-        client: To whom; many clients go by the same name unless their users change it.
+        time: Time stamp; 0 for never.
+        client: The client's name; many clients share a name unless their users change it.
     """
 
     time: float = 0.0
@@ -28,14 +28,14 @@ class Offer:
 
 
 Choose = Callable[[Sequence[str], Mapping[str, float]], str]
-"""``choose(images, last)``: one of some images; ``last`` is when each image that is not finished was offered last."""
+"""``choose(images, last)`` returns one of ``images``; ``last`` is when each unfinished image was last offered."""
 
 
 class Offers:
-    """What was offered, shared by all strategies.
+    """The offers of all strategies.
 
-    It is remembered here, too: what is noted with an image is written only after the image is at hand, and not at all
-    on a full disk.
+    They are remembered in memory, too, because an image's note is written only after the image was loaded, and not at
+    all on a full disk.
     """
 
     def __init__(self) -> None:
@@ -43,26 +43,26 @@ class Offers:
         self._last: dict[str, Offer] = {}
 
     def take(self, request: Mapping[str, Any], datastore: Datastore, choose: Choose) -> str | None:
-        """Choose an image that is not finished.
+        """Choose an unfinished image and remember that it was offered.
 
         Args:
-            request: ``client_id``: who asks.
+            request: ``client_id`` is the reader's client.
             datastore: The studies.
-            choose: Given the images in order of their names, without those that were offered to another client lately,
-                unless no other is left.
+            choose: Called with the images in the order of their names, without those that were offered to another
+                client lately, unless no others are left.
 
         Returns:
-            Its id; None when every image is finished.
+            The image's id; None when every image is finished.
         """
         images = sorted(datastore.get_unlabeled_images())
         if not images:
             return None
-        # Each time: another server of these studies may have offered an image since.
+        # Read each time: another server of these studies may have offered an image since.
         notes = {image: last_noted(datastore.get_image_info(image)) for image in images}
         client, now = str(request.get("client_id") or ""), time.time()
         with self._lock:
             for image, offer in notes.items():
-                # Whoever asked meanwhile may have been given it: what was noted before then does not undo that.
+                # Another request may have offered the image a moment ago: an older note does not undo that.
                 self._last[image] = max(offer, self._last.get(image, Offer()), key=lambda known: known.time)
             free = [image for image in images if not self._is_reserved(image, client, now)]
             chosen = choose(free or images, {image: self._last[image].time for image in images})
@@ -75,20 +75,20 @@ class Offers:
 
 
 def noted(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Strategy -> its last offer, as noted with an image; what cannot be read is left out."""
+    """Return strategy -> its last offer from an image's notes; unreadable entries are left out."""
     known = info.get(NOTED)
     return {name: offer for name, offer in known.items() if isinstance(offer, dict)} if isinstance(known, dict) else {}
 
 
 def noted_for(info: Mapping[str, Any], clients: Collection[str]) -> dict[str, Any] | None:
-    """Return the last offer of an image to one of some clients, with its ``strategy``; None where there was none."""
+    """Return the last offer of an image to one of these clients, with its ``strategy``; None where there was none."""
     found = [{"strategy": name, **offer} for name, offer in noted(info).items() if offer.get("client_id") in clients]
     timed = [offer for offer in found if isinstance(offer.get("ts"), int | float)]
     return max(timed, key=lambda offer: float(offer["ts"]), default=None)
 
 
 def last_noted(info: Mapping[str, Any]) -> Offer:
-    """The last offer noted with an image, whatever the strategy."""
+    """Return the last offer in an image's notes, by any strategy."""
     found = [
         Offer(float(offer["ts"]), str(offer.get("client_id") or ""))
         for offer in noted(info).values()

@@ -1,4 +1,4 @@
-"""A round over the images of the studies in the background: one after the other, and none stops the rest."""
+"""A round over the images of the studies in the background, one after the other; a failure does not stop it."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -15,14 +15,14 @@ Outcome = dict[str, Any]
 
 
 def unfinished_first(images: object, datastore: Datastore) -> list[str]:
-    """Return those images that the studies have, by name, the ones without a finished label first.
+    """Return the images that the studies have, by name, those without a finished label first.
 
     Args:
         images: Ids, as a client sent them or the host found them.
         datastore: The studies.
 
     Raises:
-        SettingError: They are no list of texts.
+        SettingError: The images are not a list of texts.
     """
     if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
         raise SettingError(
@@ -33,15 +33,15 @@ def unfinished_first(images: object, datastore: Datastore) -> list[str]:
 
 
 def round_over(images: Iterable[str], work: Callable[[str], Outcome], *, name: str) -> dict[str, Outcome]:
-    """Work on images one after the other; after each the log, and with it the task's details, says how far it is.
+    """Work on images one after the other and log the progress, which the details of the host's task show.
 
     Args:
         images: Their ids.
-        work: What is done with one.
-        name: What to call it in the log.
+        work: Does the work on one image and returns its result.
+        name: Name of the task in the log.
 
     Returns:
-        What came of each; ``{"error": sentence}`` where it failed.
+        The result per image; ``{"error": sentence}`` where it failed.
     """
     results: dict[str, Outcome] = {}
     ids, failed = list(images), 0
@@ -61,6 +61,6 @@ def _one(image: str, work: Callable[[str], Outcome], name: str) -> Outcome:
         logger.warning("%s: image %s failed: %s", name, image, sentence)
         return {"error": sentence}
     except Exception as error:
-        # A PACS that answers no more, an image that was removed meanwhile: no reason to give up the others.
+        # Such as a PACS that stopped answering, or an image that was removed: the other images still get their turn.
         logger.exception("%s: image %s failed", name, image)
-        return {"error": f"unexpected {type(error).__name__}; the server's log says more"}
+        return {"error": f"Unexpected {type(error).__name__}. Details are in the server's log."}

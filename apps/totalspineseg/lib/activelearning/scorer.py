@@ -1,4 +1,4 @@
-"""Fills in the scores of images: from records where there are any, else by a prediction."""
+"""The scoring of images: from stored predictions where there are any, or else by a new prediction."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -8,8 +8,8 @@ from typing import Any
 
 from lib.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
 from lib.corrections.drawn_maps import KeptMaps
-from lib.corrections.history import sha256_of
 from lib.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
+from lib.files import sha256_of
 from lib.infers.disagreement import scale_difference
 from lib.infers.services import Services, pair_in_use
 from lib.volume_io import read_image
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Scores of the images of the studies.
+    """The scores of the images of the studies.
 
     Args:
-        scores: Where they are kept.
-        services: What predictions are made with, and their records.
-        infer: Runs a model, as the app does; it calls ``predicted`` or ``refused`` itself.
+        scores: Stored scores.
+        services: Networks, and records of predictions.
+        infer: Runs a model as the app does, which calls ``predicted`` or ``refused`` itself.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Scorer:
         self._infer = infer
 
     def known(self, images: Iterable[str]) -> dict[str, Score]:
-        """Return the scores of images as they are now, whatever weights they are of, where there are any."""
+        """Return image -> its score, by any weights, for those images that have one."""
         found = {image: self._scores.of(image, self._services.studies.fingerprint(image)) for image in images}
         return {image: score for image, score in found.items() if score is not None}
 
@@ -54,13 +54,15 @@ class Scorer:
         """Return the weights in use, by step.
 
         Raises:
-            WeightsError: There are none.
+            WeightsError: There are no weights.
         """
         return {f"step{step}": self._services.networks.version(step) for step in (1, 2)}
 
     def progress(self, images: Iterable[str]) -> dict[str, int]:
-        """Return how many images there are, how many have a score by the weights in use, and of how many of these
-        nothing could be predicted; without weights none has."""
+        """Return the number of images, of those scored by the weights in use, and of those that failed.
+
+        Without weights no image counts as scored.
+        """
         ids = list(images)
         try:
             scores = [score for image in ids if (score := self.current(image)) is not None]
@@ -69,14 +71,14 @@ class Scorer:
         return {"total": len(ids), "scored": len(scores), "failed": sum(bool(score.refused) for score in scores)}
 
     def predicted(self, image_id: str, fingerprint: str, report: Mapping[str, Any]) -> None:
-        """Keep the score of an image that was just predicted, unless it has one by these weights.
+        """Store the score of an image that was just predicted, unless it has one by these weights.
 
-        A prediction is good without: what cannot be kept is logged.
+        A score that cannot be stored is logged; the prediction is good without it.
 
         Args:
             image_id: The image.
-            fingerprint: Its fingerprint before it was read.
-            report: Of the prediction. Not modified.
+            fingerprint: The image's fingerprint before it was read.
+            report: The prediction's report. Not modified.
         """
         sha256, versions = str(report["image_sha256"]), dict(report["models"])
         if not fingerprint:
@@ -86,16 +88,16 @@ class Scorer:
             if before is None or dict(before.versions) != versions:
                 self._derive(image_id, fingerprint, sha256, versions)
         except StorageError as error:
-            logger.warning("a score is not kept: %s", error)
+            logger.warning("The score of image %s was not stored: %s", image_id, error)
 
     def refused(self, image_id: str, fingerprint: str, file: Path, error: Exception) -> None:
-        """Keep that an image gives no result, as the score of one whose result is of no use.
+        """Store as an image's score that it has no usable result.
 
         Args:
             image_id: The image.
-            fingerprint: Its fingerprint before it was read.
-            file: Its file.
-            error: Why. Nothing is kept unless that is a property of the image.
+            fingerprint: The image's fingerprint before it was read.
+            file: The image's file.
+            error: The reason. Nothing is stored unless it lies in the image itself.
         """
         if not fingerprint or not isinstance(error, NoSpineError | ImageError):
             return
@@ -104,18 +106,18 @@ class Scorer:
             score = Score(image_id, fingerprint, sha256_of(file), self.versions(), refused=reason, message=str(error))
             self._scores.keep(score)
         except (StorageError, WeightsError, OSError) as fault:
-            logger.warning("it is not kept that image %s gives no result: %s", image_id, fault)
+            logger.warning("It could not be stored that image %s has no result: %s", image_id, fault)
 
     def fill(self, image_id: str) -> dict[str, Any]:
-        """Score an image that has no score by the weights in use.
+        """Score an image, unless it has a score by the weights in use.
 
         Returns:
-            ``{"skipped": True}`` where it has one, else its ``doubt``.
+            ``{"skipped": True}`` where it has one, else ``{"doubt": ..}``.
 
         Raises:
             UnknownImageError: There is no such image.
             StorageError: The prediction could not be recorded.
-            HTTPException: It cannot be predicted.
+            HTTPException: The image cannot be predicted.
         """
         if self.current(image_id) is not None:
             return {"skipped": True}
@@ -132,39 +134,39 @@ class Scorer:
         return {"doubt": score.doubt}
 
     def fill_scale(self, image_id: str) -> dict[str, Any]:
-        """Score an image, and look how much its result changes when it is taken for one of a smaller person.
+        """Score an image, and measure how much its result changes when the image is taken for a smaller person's.
 
         Returns:
-            ``{"skipped": True}`` where that is known, else its ``doubt``.
+            ``{"skipped": True}`` where that is known, else ``{"doubt": ..}``.
 
         Raises:
             UnknownImageError: There is no such image.
-            StorageError: It could not be kept.
-            WeightsError: Other weights came into use meanwhile.
-            HTTPException: It cannot be predicted.
+            StorageError: The score could not be stored.
+            WeightsError: Other weights came into use during the scoring.
+            HTTPException: The image cannot be predicted.
         """
         self.fill(image_id)
         score = self.current(image_id)
         if score is None or score.refused or score.parts.scale is not None:
             return {"skipped": True}
-        kept, image = self._maps(score), read_image(self._file(image_id))
+        maps, image = self._maps(score), read_image(self._file(image_id))
         with self._services.lock:
             step1, step2 = pair_in_use(self._services.networks)
-            if kept is None or {"step1": step1.version, "step2": step2.version} != dict(score.versions):
+            if maps is None or {"step1": step1.version, "step2": step2.version} != dict(score.versions):
                 raise WeightsError("Other weights came into use during the scoring. Start it again.")
-            scale = scale_difference(image, kept.labels, kept.iso, step1, step2)
+            scale = scale_difference(image, maps.labels, maps.iso, step1, step2)
         score = replace(score, parts=replace(score.parts, scale=scale))
         self._scores.keep(score)
         return {"doubt": score.doubt}
 
     def _maps(self, score: Score) -> KeptMaps | None:
-        """The maps of what was scored; it is predicted again where they are not kept any more."""
+        """Return the maps of the scored prediction; the image is predicted again where they were deleted."""
         maps = self._services.maps
-        kept = maps.of_prediction(score.image_sha256, score.prediction)
-        if kept is None:
+        found = maps.of_prediction(score.image_sha256, score.prediction)
+        if found is None:
             self._predict(score.image)
-            kept = maps.latest(score.image_sha256, 2, score.versions)
-        return kept
+            found = maps.latest(score.image_sha256, 2, score.versions)
+        return found
 
     def _derive(self, image_id: str, fingerprint: str, image_sha256: str, versions: Mapping[str, str]) -> Score | None:
         score = self._scores.derive(image_id, fingerprint, image_sha256, versions)

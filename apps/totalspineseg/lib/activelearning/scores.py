@@ -1,6 +1,6 @@
-"""How doubtful each image's result is, kept per image until its content or the weights change.
+"""Scores: how doubtful each image's result is, valid until the image or the weights change.
 
-``<history>/scores/<image>.json`` holds one score. It is made of the record of a prediction, so that it can be deleted
+``<history>/scores/<image>.json`` holds one score. It is derived from the record of a prediction, so it can be deleted
 and made again.
 """
 
@@ -16,7 +16,7 @@ from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.errors import StorageError
 from lib.fields import from_fields
-from lib.volume_io import write_atomic
+from lib.files import read_json, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -24,20 +24,20 @@ WHOLE_MODEL: Final = "totalspineseg"
 """The model whose predictions are scored: both steps, all structures."""
 
 Refused = Literal["", "no spine", "image"]
-"""Why there is no result: no spine was found, or the image cannot be read; empty where there is one."""
+"""Why there is no result: no spine was found, or the image cannot be read. Empty where there is a result."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How doubtful the result for one image is.
+    """How doubtful the result for an image is.
 
     Attributes:
         image: Image id.
-        fingerprint: See ``StudiesDatastore.fingerprint``: whether the image is still the one that was scored.
-        image_sha256: Hash of its content.
+        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        image_sha256: Hash of the image's content.
         versions: Weights by step.
-        prediction: Id of the record it was made of; empty where there was no result.
-        parts: See ``Parts``.
+        prediction: Id of the prediction that it was derived from; empty where there was no result.
+        parts: The parts of the doubt.
         codes: Levels in view.
         refused: Why there is no result.
         message: The reason in a sentence, where there is no result.
@@ -57,16 +57,16 @@ class Score:
 
     @property
     def doubt(self) -> float | None:
-        """0 (none) to 1; None where it cannot be told, as of an image that cannot be read."""
+        """0 (none) to 1; None where it is not known, such as for an image that cannot be read."""
         return NOTHING_NAMED if self.refused == "no spine" else self.parts.doubt
 
     @property
     def disagreement(self) -> float | None:
-        """The same of what the networks answer differently when they are asked in another way."""
+        """The doubt that comes from differences between predictions alone, see ``Parts.disagreement``."""
         return NOTHING_NAMED if self.refused == "no spine" else self.parts.disagreement
 
     def as_note(self) -> dict[str, Any]:
-        """What is noted where the image is offered, and stays with its label."""
+        """Return the note that is written when the image is offered, and that stays with its label."""
         doubt = self.doubt
         return {
             "doubt": None if doubt is None else round(doubt, 4),
@@ -78,12 +78,12 @@ class Score:
 
 
 class Scores:
-    """Scores below a history folder.
+    """The scores in a history folder.
 
     Args:
         root: The history folder.
-        predictions: Records that scores are made of.
-        maps: Maps of predictions, which know those that were made under another name of the image.
+        predictions: Records that scores are derived from.
+        maps: Maps of predictions, including those made under another name of the image.
     """
 
     def __init__(self, root: Path, predictions: PredictionStore, maps: DrawnMaps) -> None:
@@ -92,45 +92,43 @@ class Scores:
         self._maps = maps
 
     def of(self, image_id: str, fingerprint: str) -> Score | None:
-        """The score of an image as it is now, whatever weights it is of; None where there is none.
+        """Return the score of an image as it is now, by any weights; None where there is none.
 
-        Of an image whose fingerprint is not known there is none. A record that is damaged counts as none: it is made
-        again.
+        There is none without a fingerprint, and none where the record is damaged: it is made again.
         """
         file = self._file(image_id)
         if not fingerprint or not file.is_file():
             return None
         try:
-            record = history.read_json(file)
+            record = read_json(file)
             parts = from_fields(Parts, record.pop("parts", None), f"of the score of {image_id!r}")
             score = from_fields(Score, record, f"of the score of {image_id!r}")
         except StorageError as error:
-            logger.warning("a score is passed over: %s", error)
+            logger.warning("The score of image %s cannot be read and is made again: %s", image_id, error)
             return None
         return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
 
     def keep(self, score: Score) -> None:
-        """Keep a score in place of the one before.
+        """Store a score in place of the one before.
 
         Raises:
-            StorageError: It could not be written; the one before is still there.
+            StorageError: It could not be written; the one before is still stored.
         """
-        with history.storage_errors(self._folder):
+        with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        record = asdict(score)
-        write_atomic(self._file(score.image), lambda temporary: history.write_json(temporary, record))
+        write_json(self._file(score.image), asdict(score))
 
     def derive(self, image_id: str, fingerprint: str, image_sha256: str, versions: Mapping[str, str]) -> Score | None:
-        """Make the score from the newest prediction for what an image holds; nothing is kept, no network runs.
+        """Return the score from the newest prediction for an image's content; nothing is stored, no network runs.
 
         Args:
             image_id: The image.
-            fingerprint: Its fingerprint, taken before it was hashed.
-            image_sha256: Hash of its content.
-            versions: Weights by step.
+            fingerprint: The image's fingerprint, taken before it was hashed.
+            image_sha256: Hash of the image's content.
+            versions: Weights by step. Not modified.
 
         Returns:
-            None where these weights did not predict it, or only with a level that a reader fixed.
+            None where these weights did not predict the image, or only with a pin.
         """
         for record in self._records(image_id, image_sha256):
             if record.model != WHOLE_MODEL or dict(record.versions) != dict(versions) or record.settings.get("pins"):
@@ -139,20 +137,20 @@ class Scores:
                 parts = parts_of(record.numbering, record.disagreement)
                 codes = tuple(sorted({int(level["code"]) for level in (record.numbering or {}).get("levels", ())}))
             except (AttributeError, KeyError, TypeError, ValueError):
-                # Another version of this software wrote it otherwise.
+                # Another version of this software wrote the report differently.
                 continue
-            # Without a chance of its names it was named by the iterative method, which knows no doubts.
+            # Names without a probability come from the iterative method, which has no doubts.
             if parts.names is not None:
                 return Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
         return None
 
     def _records(self, image_id: str, image_sha256: str) -> Iterator[PredictionRecord]:
-        """Predictions for the content of an image, newest first; those of its own name before others."""
+        """Yield the predictions for an image's content, newest first, those under its own name before others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
-        for kept in self._maps.newest_first(image_sha256):
-            if kept.image == image_id:
+        for maps in self._maps.newest_first(image_sha256):
+            if maps.image == image_id:
                 continue
-            record = self._predictions.find(kept.image, kept.prediction, image_sha256)
+            record = self._predictions.find(maps.image, maps.prediction, image_sha256)
             if record is not None:
                 yield record
 

@@ -1,4 +1,4 @@
-"""The orders in which unlabeled images are offered: an image that was offered goes behind those that were not."""
+"""The orders in which unlabeled images are offered; an image that was offered goes behind those that were not."""
 
 import random
 import time
@@ -13,8 +13,8 @@ from lib.activelearning.scores import Score
 from lib.activelearning.selection import Value, best, counts_of, doubt, rarity, surety
 
 ScoresOf = Callable[[Iterable[str]], Mapping[str, Score]]
-"""``scores_of(images)``: the scores of those images that have one."""
-UNSCORED_LATER: Final = "; images without a score come behind, by name"
+"""``scores_of(images)`` returns the scores of those images that have one."""
+UNSCORED_LATER: Final = "; images without a score follow, by name"
 
 
 class _Order(Strategy):  # type: ignore[misc]
@@ -24,13 +24,13 @@ class _Order(Strategy):  # type: ignore[misc]
         self._choose = choose
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """The image's id; None when every image is labeled."""
+        """Return the image's id; None when every image is labeled."""
         image = self._offers.take(request, datastore, self._choose)
         return None if image is None else {"id": image}
 
 
 class First(_Order):
-    """The first unlabeled image by name, of those that were never offered, or longest ago."""
+    """Offers the first unlabeled image by name, among those never offered or whose offer is oldest."""
 
     def __init__(self, offers: Offers) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class First(_Order):
 
 
 class Last(_Order):
-    """The last one, likewise."""
+    """Offers the last unlabeled image by name, among those never offered or whose offer is oldest."""
 
     def __init__(self, offers: Offers) -> None:
         super().__init__(
@@ -48,14 +48,14 @@ class Last(_Order):
 
 
 class Random(_Order):
-    """A random unlabeled image; those offered lately are less likely."""
+    """Offers a random unlabeled image; those offered lately are less likely."""
 
     def __init__(self, offers: Offers) -> None:
-        super().__init__(offers, "Random unlabeled image, rather one that was not offered lately", _drawn)
+        super().__init__(offers, "Random unlabeled image, preferably not offered lately", _choose_randomly)
 
 
 class DoubtfulFirst(_Order):
-    """The image whose result is most doubtful."""
+    """Offers the image whose result is most doubtful."""
 
     def __init__(self, offers: Offers, scores_of: ScoresOf) -> None:
         super().__init__(
@@ -64,7 +64,7 @@ class DoubtfulFirst(_Order):
 
 
 class SurestFirst(_Order):
-    """The image whose result is least doubtful."""
+    """Offers the image whose result is least doubtful."""
 
     def __init__(self, offers: Offers, scores_of: ScoresOf) -> None:
         super().__init__(
@@ -73,15 +73,15 @@ class SurestFirst(_Order):
 
 
 class MostToLearn(_Order):
-    """The image on which the networks disagree with themselves most, weighted by how rare its levels are.
+    """Offers the image on which the networks disagree with themselves most, weighted by how rare its levels are.
 
-    Rare is what few finished labels show. A scan that is in a reader's hands counts as one, so that the next is not
-    alike. Whether this teaches more than a random choice has not been measured.
+    A level is rare if few finished labels show it. A scan in a reader's hands counts as finished, so that the next one
+    is different. Whether this teaches more than a random choice has not been measured.
 
     Args:
-        offers: See the others.
-        scores_of: See the others.
-        finished: Levels that each finished label shows.
+        offers: The offers of all strategies.
+        scores_of: Returns the known scores of images.
+        finished: Returns the levels that each finished label shows.
     """
 
     def __init__(self, offers: Offers, scores_of: ScoresOf, finished: Callable[[], Iterable[frozenset[int]]]) -> None:
@@ -89,17 +89,17 @@ class MostToLearn(_Order):
             scores = scores_of(last)
             now = time.time()
             in_work = [image for image, offered in last.items() if 0 <= now - offered < RESERVED_SECONDS]
-            shown = counts_of([*finished(), *(scores[image].codes for image in in_work if image in scores)])
+            labels_with = counts_of([*finished(), *(scores[image].codes for image in in_work if image in scores)])
 
             def value(score: Score) -> float | None:
                 apart = score.disagreement
-                return None if apart is None else apart * rarity(score.codes, shown)
+                return None if apart is None else apart * rarity(score.codes, labels_with)
 
             return best(images, last, scores, value)
 
         super().__init__(
             offers,
-            "Unlabeled image on which the networks disagree, rather with levels that few finished labels show; not "
+            "Unlabeled image on which the networks disagree, preferring levels that few finished labels show; not "
             f"known to be better than random{UNSCORED_LATER}",
             choose,
         )
@@ -109,7 +109,7 @@ def _by(scores_of: ScoresOf, value: Value) -> Choose:
     return lambda images, last: best(images, last, scores_of(images), value)
 
 
-def _drawn(images: Sequence[str], last: Mapping[str, float]) -> str:
+def _choose_randomly(images: Sequence[str], last: Mapping[str, float]) -> str:
     now = time.time()
-    # At least 1 s, so that images all offered within this second can still be drawn.
+    # At least 1 s, so that images offered within this second can still be chosen.
     return random.choices(images, weights=[max(1.0, now - last[image]) for image in images])[0]

@@ -127,6 +127,6 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:
-    from lib.cohort.record import write_json
+    from lib.files import write_json
 
-    write_json(path, report)
+    write_json(path, report, allow_nan=False)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lib.corrections.history import HISTORY_DIR, INDEX_FILE, PACS_DIR, STUDIES_DIR, read_json
+from lib.corrections.history import HISTORY_DIR, INDEX_FILE, PACS_DIR, STUDIES_DIR
 from lib.corrections.store import CorrectionStore
+from lib.files import read_json
 from lib.registry.store import ModelStore
 from lib.trainers.site import Site, folder_site
 

@@ -12,9 +12,9 @@ from urllib.parse import quote
 from lib.certainty import certainty_of, is_doubtful
 from lib.cohort.inputs import Case
 from lib.cohort.outputs import PREVIEW, REPORTS
-from lib.cohort.record import write_json, write_text
 from lib.cohort.run import Summary
 from lib.cohort.versions import software_versions
+from lib.files import write_json, write_text
 from lib.measurements import COLUMNS, CORD_NOTE
 from lib.numbering.report import sentence
 from lib.registry.releases import warning_of
@@ -50,7 +50,8 @@ def write_documents(
     Raises:
         StorageError: A file could not be written.
     """
-    write_json(output / RUN_FILE, {**_run_json(cases, summary, versions, asked), "weights": weights})
+    run = {**_run_json(cases, summary, versions, asked), "weights": weights}
+    write_json(output / RUN_FILE, run, allow_nan=False)
     rows = [{"scan": name, **row} for name, record in sorted(summary.records.items()) for row in record["measurements"]]
     write_text(output / MEASUREMENTS_FILE, _csv(rows))
     rows_html = [_row(output, case.name, summary) for case in cases]

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from lib.errors import StorageError
+from lib.files import storage_errors
 from lib.geometry import AnyArray, FloatArray, LabelArray
 from lib.pipeline import Located, Scan, Segmentation, named_levels
 from lib.preview import LEVEL_CODES, STEP1_TAGS, STEP_PALETTE, Course, Picture, Plane, course_of, save_picture
@@ -70,13 +70,9 @@ def make_folders(output: Path, keep: Collection[str]) -> None:
     Raises:
         StorageError: They cannot be created.
     """
-    try:
+    with storage_errors(output):
         for folder in (*keep, REPORTS):
             (output / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"Cannot write to the output folder {str(output)!r} ({error.strerror}). Choose another one."
-        ) from error
 
 
 def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Collection[str]) -> list[str]:

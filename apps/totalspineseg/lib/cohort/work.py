@@ -12,11 +12,11 @@ from lib.cohort.inputs import Case
 from lib.cohort.levels import levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
-from lib.cohort.record import read_record, record_path, remove_record, write_json
+from lib.cohort.record import read_record, record_path, remove_record
 from lib.errors import ImageError, StorageError, TotalSpineSegError
+from lib.files import remove_leftovers, storage_errors, write_json
 from lib.geometry import Volume, labels_on_grid
 from lib.image import Image
-from lib.leftovers import remove_leftovers
 from lib.measurements import measure
 from lib.numbering.chain import Numbering
 from lib.numbering.doubtful import doubtful_codes
@@ -233,7 +233,7 @@ class Work:
             "seconds": watch.as_json(),
             "made_with": self._identity(case),
         }
-        write_json(record_path(self.output, case.name), record)
+        write_json(record_path(self.output, case.name), record, allow_nan=False)
         return record
 
     def _forget(self, case: Case) -> None:
@@ -241,13 +241,9 @@ class Work:
         remove_record(self.output, case.name)
         keep, step1 = (self.options.keep, self.options.step1) if self._found_alike(case, before) else (FOLDERS, False)
         files = result_files(case.name, keep=keep, step1=step1)
-        try:
-            for file in files:
+        for file in files:
+            with storage_errors(self.output / file):
                 (self.output / file).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(
-                f"The results of {case.name!r} cannot be replaced ({error.strerror}). Check the permissions of OUTPUT."
-            ) from error
 
     def _found_alike(self, case: Case, before: Record | None) -> bool:
         """Return whether earlier files of a scan come from the same image, method and weights."""

@@ -1,6 +1,5 @@
 """The studies folder as MONAI Label sees it, made safe: files stay inside and are whole, writers take turns."""
 
-import json
 import logging
 import re
 import secrets
@@ -9,25 +8,21 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from filelock import FileLock, Timeout
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.corrections import history
 from lib.corrections.image_ids import file_stem, id_of_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
 from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
-from lib.errors import BusyError, StorageError
-from lib.leftovers import PARTIAL_PREFIX
-from lib.processes import lock_holder
-from lib.volume_io import write_atomic
+from lib.errors import StorageError
+from lib.files import PARTIAL_PREFIX, copy_file, sha256_of, storage_errors, sync_folder, write_json
+from lib.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +76,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
         self._images_dir = images or "."
         self._guard = threading.RLock()
+        self._holder = 0
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
         self._same_id: dict[str, str] = {}
@@ -155,7 +151,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                     "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
                 )
         # What takes seconds for a large image is done while others may use the index.
-        if there is not None and history.sha256_of(there) != history.sha256_of(source):
+        if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(
                 f"The name {image_id!r} names another image here. Rename yours (in 3D Slicer the volume, in the "
                 "module Data) and press 'Upload Volume' before 'Submit Label'."
@@ -166,8 +162,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if is_same and entry and kept == self._image_path(image_id, entry):
                 return image_id
             if is_same and copy is not None:
-                kept, whole = folder / self._filename(image_id, ending), copy
-                write_atomic(kept, lambda temporary: _move(whole, temporary))
+                kept = folder / self._filename(image_id, ending)
+                with storage_errors(kept):
+                    copy.replace(kept)
+                    sync_folder(folder)
             if is_same and kept is not None:
                 self._add_entry(image_id, kept, image_info)
                 return image_id
@@ -232,7 +230,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             if entry is None:
                 raise KeyError(image_id)
             folder = Path(self._datastore.label_path(tag))
-            _make_folder(folder)
+            with storage_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             target = folder / self._filename(image_id, ending)
             others = [file for file in self._label_files(image_id, tag) if file not in (target, note_of(target))]
             self._set_foreign_aside(entry, tag, (target, *others))
@@ -240,7 +239,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             info = {DRAWN_ON: "", **(label_info or {}), "ts": int(time.time()), "name": target.name}
             # No imprint: the image may have been replaced since that hash was taken, so it is read once.
             write_note(target, source, info)
-            write_atomic(target, lambda temporary: _copy(source, temporary))
+            copy_file(source, target)
             entry.labels[tag] = DataModel(info=info, ext=ending)
             self._update_datastore_file()
             _remove_if_possible(others)
@@ -477,13 +476,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         for file in files:
             if file.is_file() and file.name != own and not file.name.startswith(".") and not read_note(file):
                 aside = file.with_name(f"{file.name}{ASIDE}")
-                try:
+                with storage_errors(file):
                     file.replace(aside)
-                except OSError as error:
-                    raise StorageError(
-                        f"{file.name!r}, which somebody else put among the labels, could not be renamed "
-                        f"({error.strerror}). Move it away by hand."
-                    ) from error
                 logger.warning("%r was not made by this server; it is kept as %r", file.name, aside.name)
 
     def _watched(self) -> FolderWatch:
@@ -519,14 +513,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         plain = [file.name for file in sorted(Path(path).iterdir()) if is_offered(file)]
         return sorted(plain, key=lambda name: (endings.index(self._to_id(name)[1].lower()), name))
 
-    @cached_property
-    def _lock(self) -> FileLock:
-        """Held by one thread of one process at a time; who holds it may take it again, as the host's methods do."""
-        return FileLock(self._lock_file)
-
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Hold the index against other threads and processes.
+        """Hold the index against other threads and processes; the thread that holds it may take it again.
 
         The file first: while another process has it, whoever only reads is not held up.
 
@@ -534,24 +523,15 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             BusyError: Another one does not let go of it.
             StorageError: The folder cannot be written.
         """
-        try:
-            self._lock.acquire(timeout=INDEX_SECONDS)
-        except Timeout as error:
-            raise BusyError(
-                f"an index of the studies that nobody else holds is required, got {self._lock_file!r}, which "
-                f"{lock_holder(Path(self._lock_file))} has held for over {INDEX_SECONDS:g} s; wait until it is done, "
-                "or end it, and try again"
-            ) from error
-        except OSError as error:
-            raise StorageError(
-                f"permission to write the index of the studies is required, got {error.strerror or str(error)!r}; make "
-                "its folder writable, or name another one with --work"
-            ) from error
-        try:
-            with self._guard:
+        if self._holder == threading.get_ident():
+            yield
+            return
+        with locked(Path(self._datastore_path), seconds=INDEX_SECONDS), self._guard:
+            self._holder = threading.get_ident()
+            try:
                 yield
-        finally:
-            self._lock.release()
+            finally:
+                self._holder = 0
 
     @contextmanager
     def _index(self) -> Iterator[None]:
@@ -582,10 +562,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index, whole or not at all."""
-        content = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+        content = self._datastore.model_dump(exclude={"base_path"})
         path = Path(self._datastore_config_path)
         with self._turn():
-            write_atomic(path, lambda temporary: _write_text(temporary, content))
+            write_json(path, content, default=str)
             self._seen = _stamp(path)
 
 
@@ -611,22 +591,9 @@ def _require_usable_id(image_id: str) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"room and permission to write to {folder} are required, got {error.strerror!r}; free disk space"
-        ) from error
-
-
 def _remove(file: Path) -> None:
-    try:
+    with storage_errors(file):
         file.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"permission to remove {file.name!r} is required, got {error.strerror!r}; remove it by hand"
-        ) from error
 
 
 def _remove_if_possible(files: Iterable[Path]) -> None:
@@ -646,22 +613,8 @@ def _copied(source: Path, folder: Path) -> Iterator[Path]:
         StorageError: It could not be written.
     """
     copy = folder / f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
-    write_atomic(copy, lambda temporary: _copy(source, temporary))
+    copy_file(source, copy)
     try:
         yield copy
     finally:
         copy.unlink(missing_ok=True)
-
-
-def _move(source: Path, target: Path) -> None:
-    source.replace(target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(history.CHUNK_BYTES):
-            write.write(chunk)
-
-
-def _write_text(path: Path, content: str) -> None:
-    path.write_text(content, encoding="utf-8")

@@ -12,9 +12,10 @@ import numpy as np
 from lib.certainty import certainty_of
 from lib.corrections import history
 from lib.errors import ImageError, StorageError, WeightsError
+from lib.files import read_json, staged_folder, write_json
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.evidence import Localizer, Step1Names
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.transforms.components import Box, labels_present
 from lib.trust import UNMEASURED, trust_from_json
 from lib.volume_io import read_labels, write_volume
@@ -49,7 +50,7 @@ class KeptMaps:
     """
 
     prediction: str
-    drawn: Drawn
+    drawn: NamedMap
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
@@ -84,10 +85,10 @@ class DrawnMaps:
             StorageError: They could not be written.
         """
 
-        def fill(folder: Path) -> None:
-            drawn = kept.drawn
-            write_volume(folder / RAW_FILE, drawn.raw.data, drawn.raw.grid)
-            write_volume(folder / LABELS_FILE, drawn.labels, drawn.raw.grid)
+        folder, drawn = self._root / image_sha256, kept.drawn
+        with staged_folder(folder / kept.prediction) as entry:
+            write_volume(entry / RAW_FILE, drawn.raw.data, drawn.raw.grid)
+            write_volume(entry / LABELS_FILE, drawn.labels, drawn.raw.grid)
             record: dict[str, Any] = {
                 "prediction": kept.prediction,
                 "step": drawn.step,
@@ -101,7 +102,7 @@ class DrawnMaps:
                 "trust": drawn.trust.as_json(),
             }
             if drawn.step1 is not None:
-                write_volume(folder / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
+                write_volume(entry / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
                 record["step1"] = {
                     "names": _plain(drawn.step1.discs.names),
                     "probability": drawn.step1.probability,
@@ -110,10 +111,7 @@ class DrawnMaps:
                     "as_usual": drawn.step1.as_usual,
                     "by_reader": drawn.step1.by_reader,
                 }
-            history.write_json(folder / RECORD_FILE, record)
-
-        folder = self._root / image_sha256
-        history.append_entry(folder, kept.prediction, fill)
+            write_json(entry / RECORD_FILE, record)
         images = sorted(history.entries(self._root), key=_changed)
         expiry = time.time() - KEPT_DAYS * 24 * 3600
         expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
@@ -125,7 +123,7 @@ class DrawnMaps:
         for folder in history.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
                 try:
-                    image = history.read_json(entry / RECORD_FILE).get("image")
+                    image = read_json(entry / RECORD_FILE).get("image")
                 except StorageError:
                     continue
                 if image:
@@ -186,13 +184,13 @@ def _changed(folder: Path) -> float:
 def _read(entry: Path) -> KeptMaps | None:
     """An entry; None when it is damaged or was removed meanwhile: it can be made again."""
     try:
-        record: dict[str, Any] = history.read_json(entry / RECORD_FILE)
+        record: dict[str, Any] = read_json(entry / RECORD_FILE)
         affine = np.array(record["affine"])
         raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=Drawn(
+            drawn=NamedMap(
                 Volume(raw, affine),
                 labels,
                 1 if record["step"] == 1 else 2,

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from lib.corrections import history
-from lib.turns import Turns
+from lib.files import sha256_of
+from lib.locks import NamedLocks
 
 DRAWN_ON: Final = "image_sha256"
 """What is known about a label: hash of the image it was drawn on; labels that were copied by hand have none."""
@@ -31,7 +31,7 @@ class Imprints:
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[Imprint, str]] = {}
-        self._turns = Turns()
+        self._reading = NamedLocks()
 
     def check(self, image: Path, label_info: Mapping[str, Any]) -> Imprint | None:
         """Whether the image is the one that a label was drawn on.
@@ -55,9 +55,9 @@ class Imprints:
 
     def _sha256(self, image: Path, now: Imprint) -> str:
         # Many may ask at once; who waited finds what the first one has read.
-        with self._turns.at(str(image)):
+        with self._reading.of(str(image)):
             imprint, sha256 = self._known.get(image, (None, ""))
             if imprint != now:
-                sha256 = history.sha256_of(image)
+                sha256 = sha256_of(image)
                 self._known[image] = now, sha256
             return sha256

@@ -1,20 +1,18 @@
 """What happens to a submission: it is kept, read, mapped by name, checked, filed, and put where clients find it."""
 
-import errno
 import logging
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
-from lib.corrections import history
 from lib.corrections.attribution import Attribution
 from lib.corrections.datastore import is_safe_tag
 from lib.corrections.doubts import beside_prediction
@@ -44,10 +42,11 @@ from lib.errors import (
     TotalSpineSegError,
     UnknownImageError,
 )
+from lib.files import FULL_DISK, sha256_of
 from lib.geometry import Grid, LabelArray, same_voxels
+from lib.locks import NamedLocks, file_lock
 from lib.numbering.findings import Finding
 from lib.segments import Submission
-from lib.turns import Turns
 from lib.volume_io import read_image, write_volume
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,6 @@ READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
 RENUMBERED: Final = "renumbered"
 """What is known about a label that is shown: whether it has other names than it came with."""
-FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """Says what is odd about a label map in codes, with ``UNREVIEWED`` where nobody has looked."""
@@ -122,7 +120,7 @@ class Inbox:
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
-        self._turns = Turns()
+        self._images = NamedLocks()
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
 
@@ -167,7 +165,7 @@ class Inbox:
         """
         sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         claims = claims or Claims()
-        sha256 = history.sha256_of(file)
+        sha256 = sha256_of(file)
         with self._guard:
             receipt = self._waiting_same(image_id, sha256, sent)
             images = filter(None, {image_id, *claims.renamed})
@@ -200,15 +198,16 @@ class Inbox:
             if not (again or waiting.reason == NOT_TRIED) or not self._begin(receipt.id):
                 continue
             try:
-                with self._reading(receipt, wait=False):
+                with self._reading(receipt, wait=False) as is_free:
+                    if not is_free:
+                        logger.info("another server reads submission %s", receipt.id)
+                        continue
                     if not self._receipts.folder(receipt).is_dir():
                         # It was sent again meanwhile.
                         continue
                     self._receipts.fail(receipt, "The server ended while it read the label.")
                     correction = self._interpret(receipt)
                 logger.info("submission %s that waited is now a correction of %r", receipt.id, correction.image)
-            except Timeout:
-                logger.info("another server reads submission %s", receipt.id)
             except TotalSpineSegError as error:
                 logger.warning("submission %s that waited: %s", receipt.id, error)
             finally:
@@ -235,34 +234,32 @@ class Inbox:
             self._in_work.discard(receipt_id)
 
     @contextmanager
-    def _reading(self, receipt: Receipt, *, wait: bool = True) -> Iterator[None]:
+    def _reading(self, receipt: Receipt, *, wait: bool = True) -> Iterator[bool]:
         """Hold a submission while it is read and shown: another server may serve the same folder.
 
         Args:
             receipt: The submission.
             wait: Whether to wait until another server has read it.
 
+        Yields:
+            Whether it is held; False where another server reads it, and nobody is to wait.
+
         Raises:
-            Timeout: Another server reads it, and nobody is to wait.
-            StorageError: The disk is full.
-            SubmissionError: It cannot be held.
+            StorageError: It cannot be held.
         """
         file = self._receipts.lock_file(receipt)
-        lock = FileLock(file)
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            raise
-        except OSError as error:
-            raise _failure(error, receipt) from error
-        try:
-            yield
-        finally:
-            if not self._receipts.folder(receipt).is_dir():
-                # It is read, and whoever waits for the lock finds that out.
-                with suppress(OSError):
-                    file.unlink()
-            lock.release()
+        with ExitStack() as held:
+            try:
+                stream = held.enter_context(file_lock(file, math.inf if wait else 0))
+            except StorageError as error:
+                raise _failure(error, receipt) from error
+            try:
+                yield stream is not None
+            finally:
+                if stream is not None and not self._receipts.folder(receipt).is_dir():
+                    # It is read, and whoever waits for the lock finds that out.
+                    with suppress(OSError):
+                        file.unlink()
 
     def _read_elsewhere(self, receipt: Receipt) -> Correction:
         """Return what another server made of a submission.
@@ -284,7 +281,7 @@ class Inbox:
         with self._waits_on_failure(receipt):
             received, judged = self._judged(receipt)
         # Of two at once the one that counts as the newer is the one that is shown.
-        with self._turns.at(received.image_id):
+        with self._images.of(received.image_id):
             if isinstance(judged, TotalSpineSegError):
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
@@ -340,7 +337,7 @@ class Inbox:
         image = self._studies.image_file(image_id)
         if image is None:
             raise UnknownImageError(image_id)
-        received = Received(receipt, folder, image_id, history.sha256_of(image))
+        received = Received(receipt, folder, image_id, sha256_of(image))
         offered = self._studies.offered(image_id, receipt.sender)
         received = replace(received, prediction=self._attribution.likely(received), offered=offered)
         if fault:
@@ -393,7 +390,7 @@ class Inbox:
         Raises:
             StorageError: It could not be kept, or the label could not be removed; asked again, the rest is done.
         """
-        with self._turns.at(image_id):
+        with self._images.of(image_id):
             taken = tuple(c.id for c in self._shown(image_id, tag))
             for correction_id in taken:
                 self._corrections.withdrawals.add(image_id, correction_id, user)

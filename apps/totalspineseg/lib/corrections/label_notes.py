@@ -1,13 +1,11 @@
 """What is known about a label, kept beside its file: the index forgets it while the image is gone."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.corrections import history
 from lib.errors import StorageError
-from lib.volume_io import write_atomic
+from lib.files import read_json, sha256_of, write_json
 
 
 def write_note(label: Path, source: Path, info: Mapping[str, Any]) -> None:
@@ -21,15 +19,14 @@ def write_note(label: Path, source: Path, info: Mapping[str, Any]) -> None:
     Raises:
         StorageError: It could not be written.
     """
-    text = json.dumps({"label_sha256": history.sha256_of(source), "info": info}, ensure_ascii=False, default=str)
-    write_atomic(note_of(label), lambda temporary: _write(temporary, text))
+    write_json(note_of(label), {"label_sha256": sha256_of(source), "info": info}, default=str)
 
 
 def read_note(label: Path) -> dict[str, Any]:
     """What is known about a label; nothing where its file is another one by now, as one copied there by hand."""
     try:
-        note = history.read_json(note_of(label))
-        return dict(note["info"]) if note["label_sha256"] == history.sha256_of(label) else {}
+        note = read_json(note_of(label))
+        return dict(note["info"]) if note["label_sha256"] == sha256_of(label) else {}
     except (StorageError, OSError, KeyError, TypeError, ValueError):
         return {}
 
@@ -37,7 +34,3 @@ def read_note(label: Path) -> dict[str, Any]:
 def note_of(label: Path) -> Path:
     """Where that is kept, beside the label's file; it names a reader, so that it has to go with that."""
     return label.with_name(f".{label.name}.json")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

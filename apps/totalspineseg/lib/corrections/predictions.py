@@ -10,6 +10,7 @@ from typing import Any
 from lib.corrections import history
 from lib.errors import StorageError
 from lib.fields import from_fields
+from lib.files import read_json, staged_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,8 @@ class PredictionStore:
         Raises:
             StorageError: It could not be written.
         """
-
-        def fill(folder: Path) -> None:
-            history.write_json(folder / RECORD_FILE, asdict(record))
-
-        history.append_entry(self._folder(record.image, record.image_sha256), record.id, fill)
+        with staged_folder(self._folder(record.image, record.image_sha256) / record.id) as entry:
+            write_json(entry / RECORD_FILE, asdict(record))
 
     def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
         """Ids of all predictions for an image, oldest first; one that is not among the studies is known by its hash."""
@@ -122,6 +120,6 @@ def _readable(entries: Iterable[Path]) -> Iterator[PredictionRecord]:
     """Yield the records of some entries; one that cannot be read is logged and passed over."""
     for entry in entries:
         try:
-            yield from_fields(PredictionRecord, history.read_json(entry / RECORD_FILE), f"of prediction {entry.name}")
+            yield from_fields(PredictionRecord, read_json(entry / RECORD_FILE), f"of prediction {entry.name}")
         except StorageError as error:
             logger.warning("a prediction is passed over: %s", error)

@@ -5,7 +5,6 @@ Once it is read the folder moves to the corrections of its image (``lib.correcti
 moves to ``<history>/unfiled/``.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +16,7 @@ from lib.corrections import history
 from lib.corrections.uploads import Claims
 from lib.errors import StorageError
 from lib.fields import from_fields
-from lib.leftovers import remove_leftovers
-from lib.volume_io import write_atomic
+from lib.files import copy_file, move_folder, read_json, staged_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +160,9 @@ class Receipts:
             fault=fault,
         )
 
-        def fill(folder: Path) -> None:
-            history.copy_synced(file, folder / receipt.raw)
-            history.write_json(folder / RECEIPT_FILE, asdict(receipt))
-
-        history.append_entry(self._root, receipt.id, fill)
-        remove_leftovers(self._root)
+        with staged_folder(self._root / receipt.id) as entry:
+            copy_file(file, entry / receipt.raw)
+            write_json(entry / RECEIPT_FILE, asdict(receipt))
         return receipt
 
     def folder(self, receipt: Receipt) -> Path:
@@ -200,25 +195,20 @@ class Receipts:
             StorageError: It could not be written; then it waits on.
         """
         _write_reason(self.folder(receipt), reason)
-        history.move_entry(self.folder(receipt), self._unfiled)
+        move_folder(self.folder(receipt), self._unfiled / receipt.id)
         for old in history.entries(self._unfiled)[:-MAX_UNFILED]:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_reason(folder: Path, reason: str) -> None:
-    record = json.dumps({"reason": reason, "time": history.now_text()})
-    write_atomic(folder / FAILURE_FILE, lambda path: _write(path, record))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_json(folder / FAILURE_FILE, {"reason": reason, "time": history.now_text()})
 
 
 def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
     for entry in history.entries(folder):
         try:
-            receipt = from_fields(Receipt, history.read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
-            failure = history.read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
+            receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
+            failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
         except StorageError as error:
             if entry.exists():
                 logger.warning("a submission is passed over: %s", error)

@@ -18,6 +18,7 @@ from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.withdrawals import Withdrawals
 from lib.errors import StorageError, TotalSpineSegError
 from lib.fields import from_fields
+from lib.files import move_folder, read_json, write_json
 from lib.geometry import Grid, LabelArray
 from lib.volume_io import read_labels, write_volume
 
@@ -241,9 +242,8 @@ class CorrectionStore:
 
     def _file(self, correction: Correction, received: Received) -> Correction:
         # The entry appears whole: everything is written before its folder moves.
-        with history.storage_errors(received.folder):
-            history.write_json(received.folder / RECORD_FILE, asdict(correction))
-        history.move_entry(received.folder, self._folder(correction.image))
+        write_json(received.folder / RECORD_FILE, asdict(correction))
+        move_folder(received.folder, self._folder(correction.image) / received.folder.name)
         return correction
 
 
@@ -259,7 +259,7 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 
 
 def _read(entry: Path) -> Correction:
-    record = history.read_json(entry / RECORD_FILE)
+    record = read_json(entry / RECORD_FILE)
     return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
 
 

@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from lib.corrections import history
+from lib.files import staged_folder, write_json
 
 RECORD_FILE = "record.json"
 
@@ -28,8 +29,8 @@ class Withdrawals:
             StorageError: It could not be written; the correction counts as before.
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
-        folder = self._folder(image_id)
-        history.append_entry(folder, correction_id, lambda entry: history.write_json(entry / RECORD_FILE, record))
+        with staged_folder(self._folder(image_id) / correction_id) as entry:
+            write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Ids of the corrections of an image that were taken back."""

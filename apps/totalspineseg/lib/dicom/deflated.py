@@ -3,15 +3,14 @@
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from lib.errors import ImageError
+from lib.files import CHUNK_BYTES
 from lib.unpacking import MAX_BYTES
-
-CHUNK_BYTES: Final = 1 << 20
 
 
 def is_deflated(path: Path) -> bool:

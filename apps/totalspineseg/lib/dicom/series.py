@@ -16,7 +16,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from lib.dicom.deflated import is_deflated
 from lib.dicom.headers import read_headers
 from lib.dicom.stack import Stack, stack_of
-from lib.errors import ImageError, StorageError
+from lib.errors import ImageError
+from lib.files import storage_errors
 from lib.geometry import AnyArray
 from lib.image import Image
 
@@ -90,15 +91,13 @@ def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     if unscaled:
         _remove_scaling(dataset)
-    try:
-        with tempfile.TemporaryDirectory(prefix="totalspineseg-dicom-") as folder:
-            copy = Path(folder) / "copy.dcm"
-            dataset.save_as(copy)
-            yield copy
-    except OSError as error:
-        raise StorageError(
-            f"{path.name!r} could not be unpacked to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
-        ) from error
+    with (
+        storage_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="totalspineseg-dicom-") as folder,
+    ):
+        copy = Path(folder) / "copy.dcm"
+        dataset.save_as(copy)
+        yield copy
 
 
 def _remove_scaling(dataset: Dataset) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from fastapi import UploadFile
 
-from lib.corrections.history import CHUNK_BYTES
 from lib.corrections.receipts import label_suffix
 from lib.errors import SettingError
+from lib.files import CHUNK_BYTES
 from lib.infers.sessions import META_FILE
 from lib.volume_io import IMAGE_SUFFIXES
 

@@ -1,1 +1,1 @@
-"""Whether a newly trained model may be served: comparison, hold-out, verdict."""
+"""The decision whether a newly trained model may be served: comparison, hold-out, verdict."""

@@ -1,4 +1,4 @@
-"""Two models on the same subjects: differences, their uncertainty over subjects, and what they allow."""
+"""Comparison of two models on the same subjects: differences, their uncertainty over subjects, what they allow."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,35 +14,34 @@ from lib.agreement import LEVELS, MEASURES, CaseScore
 DICE_MARGIN: Final = 0.02
 """A group's Dice may fall by no more than this: about what two careful readers differ by."""
 LEVEL_MARGIN: Final = 0.05
-"""The share of rightly named levels may fall by no more than this: one level in twenty."""
+"""The share of correctly named levels may fall by no more than this: one level in twenty."""
 MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
 )
 OWN_ANSWER_MARGIN: Final = 0.3
-"""Dice by which a candidate may differ from what the weights in use answer themselves. Where readers corrected
-outlines, a better candidate differed by 0.2 in the structure that changed most."""
+"""Dice by which a candidate may differ from the answers of the weights in use. Where readers corrected outlines, a
+better candidate differed by 0.2 in the structure that changed most."""
 OWN_ANSWER_MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else OWN_ANSWER_MARGIN for measure in MEASURES}
 )
 CONFIDENCE: Final = 0.90
 """One-sided confidence that a fall stays inside its margin."""
 T_LEVEL: Final = 0.955
-"""Where the t quantile is taken of fewer than ``SKEW_FROM`` subjects. The excess over ``CONFIDENCE`` is what skewed
-differences take away: where few fall far (skewness to -1.75), it keeps 88 % or more; where none does, it has 95 %."""
+"""Level of the t quantile for fewer than ``SKEW_FROM`` subjects. It exceeds ``CONFIDENCE`` because skewed differences
+take some of it away: 88 % or more remain where few fall far (skewness down to -1.75), and 95 % where none does."""
 SKEW_FROM: Final = 5
-"""So many subjects show something of how skewed the differences are. With fewer, following what they show would refuse
-one harmless candidate in five whose subjects hardly differ."""
+"""From this many subjects on, the sample shows how skewed the differences are. With fewer, following its skewness would
+refuse one harmless candidate in five whose subjects hardly differ."""
 LEVEL_UNSKEWED: Final = (0.89, 0.225)
-"""Where the t quantile is taken of so many subjects and no skewness: the first plus the second over the subjects, and
-never below ``CONFIDENCE``. Fitted by simulation, like the next two, so that each shape keeps 88 % or more."""
+"""Level of the t quantile from ``SKEW_FROM`` subjects on, without skewness: the first number plus the second divided by
+the subjects, at least ``CONFIDENCE``. Fitted by simulation, as the next two, so that each shape keeps 88 % or more."""
 LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
-"""Where it is taken at the largest skewness that so many subjects can show, of few that fall far and of few that rise;
-in between the quantile follows the skewness linearly."""
+"""Level of the t quantile at the largest skewness that a sample of this size can show: few subjects that fall far, and
+few that rise. In between, the quantile follows the skewness linearly."""
 SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
-"""What all trainings since the weights a site began with may cost together: small falls, each allowed, must not add
-up."""
+"""Fall that is allowed over all trainings of a site together, so that small falls, each allowed, do not add up."""
 MIN_SUBJECTS: Final = 3
-"""Fewer subjects say next to nothing about how much the others differ."""
+"""With fewer subjects the differences say next to nothing about other subjects."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class SubjectScores:
     """The scores of one subject's scans by both models.
 
     Attributes:
-        subject: Who; counts once, however many scans there are.
-        active: Scores of the model that is served, one per scan.
-        candidate: Scores of the new model, the same scans in the same order.
+        subject: The subject's id; it counts once, however many scans it has.
+        active: Scores of the served model, one per scan.
+        candidate: Scores of the new model, for the same scans in the same order.
     """
 
     subject: str
@@ -66,12 +65,12 @@ class Comparison:
 
     Attributes:
         measure: One of ``MEASURES``.
-        active: Mean over subjects; nan when it applies to none.
+        active: Mean over subjects; nan where the measure applies to none.
         candidate: Mean over subjects.
         change: Mean of the differences over subjects.
         lower: One-sided lower bound of the change; see ``lower_bound``.
-        margin: The fall that is allowed.
-        subjects: Subjects to whom the measure applies.
+        margin: Fall that is allowed.
+        subjects: Number of subjects to whom the measure applies.
     """
 
     measure: str
@@ -84,7 +83,7 @@ class Comparison:
 
     @property
     def allowed(self) -> bool:
-        """Whether the fall, at its worst believable, stays inside the margin; True where nothing applies."""
+        """Whether even the lower bound stays inside the margin; True where the measure applies to no subject."""
         return self.subjects == 0 or self.lower >= -self.margin
 
 
@@ -93,35 +92,35 @@ def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] =
 
     Args:
         subjects: Scores of both models. Not modified.
-        margins: Measure -> fall that is allowed.
+        margins: Measure -> fall that is allowed. Not modified.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
 
     Raises:
-        ValueError: A subject has another number of scores by the one model than by the other.
+        ValueError: A subject has a different number of scores for the two models.
     """
     for entry in subjects:
         if len(entry.active) != len(entry.candidate):
             raise ValueError(
-                f"scores of the same scans by both models are required, got {len(entry.active)} and "
-                f"{len(entry.candidate)} for {entry.subject!r}; score every scan with both"
+                f"expected one score per scan and model, got {len(entry.active)} of the active model and "
+                f"{len(entry.candidate)} of the candidate for {entry.subject!r}"
             )
     return tuple(_compare_measure(subjects, measure, margins[measure]) for measure in MEASURES)
 
 
 def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return what the mean change stays above with ``CONFIDENCE``, given the changes of a few subjects.
+    """Return the bound that the mean change exceeds with ``CONFIDENCE``, from the changes of a few subjects.
 
     Args:
-        changes: (..., N) differences, one per subject; two scans of one subject are not independent. Not modified.
+        changes: (..., N) differences, one per subject, since two scans of a subject are not independent. Not modified.
 
     Returns:
-        (...) bounds. With fewer than ``MIN_SUBJECTS`` the worst subject is the bound.
+        (...) bounds. With fewer than ``MIN_SUBJECTS`` subjects, the worst change is the bound.
 
     Source:
-        Student's one-sided bound of a mean, its quantile by the skewness of the sample. Corrections by formula (Johnson
-        1978, Hall 1992) were tried: they follow the skewness too little, or are undone by one subject.
+        Student's one-sided bound of a mean, with a quantile that follows the skewness of the sample. Corrections by
+        formula (Johnson 1978, Hall 1992) were tried: they follow the skewness too little, or one subject undoes them.
     """
     subjects = changes.shape[-1]
     if subjects < MIN_SUBJECTS:
@@ -131,7 +130,7 @@ def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> n
 
 
 def _quantile(changes: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """How many standard errors below the mean change the bound lies."""
+    """Return how many standard errors below the mean change the bound lies."""
     subjects = changes.shape[-1]
     if subjects < SKEW_FROM:
         return np.asarray(stdtrit(subjects - 1, T_LEVEL))
@@ -158,10 +157,10 @@ def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: fl
 
 
 def _subject_means(entry: SubjectScores, measure: str) -> tuple[float, float] | None:
-    """Mean over the scans where the measure applies to both models; None where it applies to no scan.
+    """Return the mean over the scans where the measure applies to a model; None where it applies to no scan.
 
-    A group that the truth does not show, or a sliver of it, but that one model invented, counts as 1 for the one that
-    rightly left it out: its nan means "nothing to find, nothing found".
+    A model that rightly leaves out a structure which the truth does not show has no value (nan, "nothing to find,
+    nothing found"). It counts as 1 where the other model invented that structure.
     """
     values = []
     for active, candidate in zip(entry.active, entry.candidate, strict=True):

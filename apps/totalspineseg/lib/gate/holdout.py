@@ -1,45 +1,44 @@
-"""Which subjects of a site judge models and never train them: decided once per subject, and stored.
+"""The split of a site's subjects into those that train and those that only judge, decided once and stored.
 
-A site's first subjects all go to training, since one or two hold-out subjects judge nothing while one
-or two training subjects are much; from then on a hash of the subject decides, whatever the order.
+All of a site's first subjects train: one or two hold-out subjects judge nothing, while one or two training subjects
+matter. After them a hash of the subject decides, whatever the order.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from lib.errors import StorageError
-from lib.registry.files import locked
-from lib.volume_io import write_atomic
+from lib.files import load_json, write_json
+from lib.locks import locked
 
 FIRST_TO_TRAINING: Final = 5
-"""So many subjects of a site train before the first may be held out."""
+"""Number of subjects of a site that train before any may be held out."""
 HOLDOUT_PERCENT: Final = 25
 """Share of the later subjects that is held out."""
 SALT: Final = "totalspineseg hold-out 1"
-"""Part of the rule: another salt is another choice, so it never changes for a site."""
+"""Part of the rule. It never changes for a site, because another salt would choose other subjects."""
 SUBJECT_PATTERN: Final = re.compile(r"(sub-[A-Za-z0-9]+)")
-"""How BIDS names a subject in a file name."""
+"""A subject's name in a BIDS file name."""
 TRAIN, HOLD = "train", "hold-out"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who trains and who judges.
+    """The role of each subject: training or judging.
 
     Attributes:
-        role: Subject -> ``TRAIN`` or ``HOLD``, in the order in which subjects came.
+        role: Subject -> ``TRAIN`` or ``HOLD``, in the order in which the subjects were first seen.
     """
 
     role: MappingProxyType[str, str]
 
     def holds_out(self, subject: str) -> bool:
-        """Whether the subject must never be trained on.
+        """Return whether the subject must never be trained on.
 
         Raises:
             KeyError: The subject was never assigned.
@@ -48,26 +47,26 @@ class Split:
 
 
 def subject_of(image: str) -> str:
-    """The subject an image id belongs to: its BIDS subject, else the image itself."""
+    """Return the subject that an image id belongs to: its BIDS subject, or else the id itself."""
     match = SUBJECT_PATTERN.search(image)
     return match[1] if match else image
 
 
 def drawn_out(subject: str) -> bool:
-    """Whether the hash holds this subject out, if it is not among the site's first."""
+    """Return whether the hash holds this subject out, unless it is among the site's first."""
     digest = hashlib.sha256(f"{SALT}:{subject}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HOLDOUT_PERCENT
 
 
 def assign(split: Split, subjects: Iterable[str]) -> Split:
-    """Give every new subject its role; known ones keep theirs.
+    """Give every new subject a role; known ones keep theirs.
 
     Args:
         split: Roles so far. Not modified.
-        subjects: Subjects in the order of their first correction; repeats do not matter.
+        subjects: Subjects in the order of their first correction; repeats are allowed.
 
     Returns:
-        A split that knows all of them.
+        A split that contains all of them.
     """
     role = dict(split.role)
     for subject in subjects:
@@ -77,53 +76,48 @@ def assign(split: Split, subjects: Iterable[str]) -> Split:
 
 
 def read_split(path: Path) -> Split:
-    """The stored split; empty when there is none yet.
+    """Return the stored split; an empty one where none is stored yet.
 
     Raises:
-        StorageError: The file is damaged. Guessing anew could train on a subject that judges.
+        StorageError: The file is damaged or follows another rule. A new choice could train on a subject that judges.
     """
     if not path.exists():
         return Split(MappingProxyType({}))
     try:
-        content: Any = json.loads(path.read_text())
+        content = load_json(path)
         role = {str(subject): str(value) for subject, value in content["role"].items()}
         whole = content["salt"] == SALT and set(role.values()) <= {TRAIN, HOLD}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (StorageError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"a readable hold-out list is required, got a damaged {path.name!r}; restore it from a backup "
-            "before training, so that no subject that judges is trained on"
+            f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training, "
+            "so that no subject that judges is trained on."
         ) from error
     if not whole:
-        raise StorageError(f"the hold-out list of this rule is required, got another in {path.name!r}; restore it")
+        raise StorageError(f"The hold-out list {path.name!r} was made by another rule. Restore the original file.")
     return Split(MappingProxyType(role))
 
 
 def foreseen_split(path: Path, subjects: Iterable[str]) -> Split:
-    """The split that ``update_split`` would store now, without storing it: for whoever only looks.
+    """Return the split that ``update_split`` would store now, without storing it.
 
     Raises:
-        StorageError: The stored one is damaged.
+        StorageError: The stored split is damaged.
     """
     return assign(read_split(path), subjects)
 
 
 def update_split(path: Path, subjects: Iterable[str]) -> Split:
-    """Read the split, give new subjects their role, and store it atomically before it is used.
+    """Read the split, give new subjects a role, and store it atomically before it is used.
 
-    A training and ``prepare`` may do so at once: each sees what the other stored.
+    A training and ``prepare`` may run this at the same time: each sees what the other stored.
 
     Raises:
-        StorageError: It is damaged, or cannot be written.
+        StorageError: The split is damaged, or cannot be written.
     """
     with locked(path.parent):
         before = read_split(path)
         after = assign(before, subjects)
         if after.role != before.role or not path.exists():
             content = {"salt": SALT, "first_to_training": FIRST_TO_TRAINING, "percent": HOLDOUT_PERCENT}
-            text = json.dumps(content | {"role": dict(after.role)}, indent=1)
-            write_atomic(path, lambda temporary: _write(temporary, text))
+            write_json(path, content | {"role": dict(after.role)})
     return after
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

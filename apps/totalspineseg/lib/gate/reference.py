@@ -1,4 +1,4 @@
-"""The fixed reference set: the same synthetic scans for every candidate, never trained on."""
+"""The fixed reference set: the same synthetic scans for every candidate, and never trained on."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -18,29 +18,29 @@ WIDTH_MM: Final = 70.0
 """Narrow, as sagittal spine scans are."""
 
 HANDLED: Final = 0.5
-"""Weights that reach less on a synthetic spine, in mean Dice or the share of rightly named levels, do not handle it.
-Those trained on such spines reach 0.8 and more; what is not handled says nothing of what could be forgotten."""
+"""Mean Dice, and share of correctly named levels, that weights must reach on a synthetic spine to *handle* it. Weights
+trained on such spines reach 0.8 and more. A spine that weights do not handle cannot show what a candidate forgot."""
 
 
 def handles(values: Mapping[str, float]) -> bool:
-    """Whether weights handle a synthetic spine.
+    """Return whether weights handle a synthetic spine.
 
     Args:
-        values: Measure -> value they reach; nan where it does not apply.
+        values: Measure -> value that the weights reach; nan where it does not apply. Not modified.
     """
     dice = [values[group] for group in GROUPS if not np.isnan(values[group])]
     return bool(dice) and float(np.mean(dice)) >= HANDLED and not values[LEVELS] < HANDLED
 
 
 def reference_cases(count: int, *, spacing_mm: float = 1.0) -> Iterator[JudgedCase]:
-    """The reference set, drawn when needed.
+    """Yield the reference set, one scan at a time.
 
     Args:
-        count: How many scans; the first ones are the same for every count.
-        spacing_mm: Voxel size.
+        count: Number of scans; the first ones are the same for every count.
+        spacing_mm: Voxel size in all directions.
 
     Yields:
-        Scans with their truth, each a subject of its own.
+        Scans with their truth; each is a subject of its own.
     """
     for number in range(count):
         rng = np.random.default_rng([SEED, number])

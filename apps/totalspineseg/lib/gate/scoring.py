@@ -1,4 +1,4 @@
-"""Both models over the same scans: the only part of the gate that runs networks."""
+"""Scores of both models on the same scans: the only part of the gate that runs networks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -28,11 +28,11 @@ class JudgedCase:
     """One scan with its truth.
 
     Attributes:
-        name: For logs; no patient name.
-        subject: Whom it belongs to.
-        image: On any grid.
+        name: Name for logs; never a patient's.
+        subject: Subject that it belongs to.
+        image: The scan, on any grid.
         truth: Codes on the same grid.
-        left: Structures of the truth that speak for one of the models which are compared, and do not count.
+        left: Structures of the truth that one of the compared models predicted itself; they do not count.
     """
 
     name: str
@@ -43,19 +43,19 @@ class JudgedCase:
 
 
 def predict_codes(image: Volume, model: Model) -> LabelArray:
-    """The codes of ``predict_named``."""
+    """Return the codes of ``predict_named``."""
     return predict_named(image, model)[0]
 
 
 def predict_named(image: Volume, model: Model) -> tuple[LabelArray, Certainty | None]:
-    """The full pipeline on one scan.
+    """Run the full pipeline on one scan.
 
     Args:
-        image: On any grid. Not modified.
+        image: The scan, on any grid. Not modified.
         model: Both networks.
 
     Returns:
-        Codes on the grid of ``image``, all 0 when the model finds no spine; and whether their names are right, None
+        Codes on the grid of ``image``, all 0 where the model finds no spine; and how certain their names are, None
         where there are none.
     """
     scan = prepare(image)
@@ -78,24 +78,25 @@ def score_models(
     before_each: Callable[[str], None] | None = None,
     on_left_out: Callable[[str, str], None] = lambda *_: None,
 ) -> tuple[SubjectScores, ...]:
-    """Score two models on the same scans; one that no model can be asked about counts for neither.
+    """Score two models on the same scans; a scan that cannot be segmented or compared counts for neither.
 
     Args:
-        cases: Scans with their truth.
-        active: The model that is served.
-        candidate: The model that asks.
-        known: Scores of the active model by case name; added to, so that the next candidate costs its own alone.
-        known_candidate: The same of the candidate, for the next model it is compared with.
+        cases: Scans with their truth. Not modified.
+        active: The served model.
+        candidate: The new model.
+        known: Scores of the active model by case name. New scores are added, so that the next candidate is compared
+            without running the active model again.
+        known_candidate: The same for the candidate, for the next model that it is compared with.
         before_each: Called with each case's name, for progress.
-        on_left_out: Told the name and the reason of a scan that the pipeline refuses, or whose truth is not on its
-            grid.
+        on_left_out: Called with the name and the reason of a scan that the pipeline refuses, or whose truth is not on
+            its grid.
 
     Returns:
         One entry per subject, in order of first appearance; empty for no cases.
 
     Raises:
         WeightsError: A model cannot be loaded.
-        MemoryShortageError: A scan does not fit into memory; left out, a busy machine would decide who judges.
+        MemoryShortageError: A scan does not fit into memory. Leaving it out would let a busy machine decide who judges.
     """
     known, rated = {} if known is None else known, {} if known_candidate is None else known_candidate
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
@@ -118,7 +119,7 @@ def score_models(
 
 
 def score_prediction(case: JudgedCase, codes: LabelArray) -> CaseScore:
-    """Score an answer to a scan.
+    """Return the score of a model's answer to a scan.
 
     Args:
         case: The scan, with its truth on the grid of the image.

@@ -1,4 +1,4 @@
-"""The gate's decision on a candidate, and the report that is kept with it."""
+"""The gate's decision about a candidate, and the report that is stored with it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ from lib.gate.compare import (
 )
 
 REFERENCE, HOLDOUT = "reference", "hold-out"
-"""The two sets a candidate is judged on."""
+"""The two sets that a candidate is judged on."""
 OWN_ANSWERS: Final = "own answers"
-"""Scans of the site that the weights in use name without doubt, in place of synthetic ones that they do not handle."""
+"""Scans of the site that the weights in use name with certainty, in place of synthetic ones that they do not handle."""
 TOO_FEW_DEFAULT: Final = (
     "with too few hold-out subjects the reference set alone decides, and the report says so; "
     "with too few reference subjects nothing is published"
 )
 
 NUMBERS: Final = ("active", "candidate", "change", "lower", "margin")
-"""Of a comparison, as the report lists them."""
+"""The numbers of a comparison, in the order of the report."""
 
 
 class Verdict(Enum):
-    """What the comparison on one set, or on both, says."""
+    """The result of a comparison on one set, or on all sets."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -40,14 +40,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class SetReport:
-    """One set of subjects.
+    """The result on one set of subjects.
 
     Attributes:
         name: ``REFERENCE`` or ``HOLDOUT``.
-        verdict: What this set says.
-        subjects: How many subjects it has.
+        verdict: The result.
+        subjects: Number of subjects.
         comparisons: One per measure.
-        reason: One sentence.
+        reason: The result in one sentence.
     """
 
     name: str
@@ -59,19 +59,20 @@ class SetReport:
 
 @dataclass(frozen=True)
 class GateReport:
-    """The decision.
+    """The gate's decision and its reasons.
 
     Attributes:
         active: Version that is served.
-        candidate: Version or run that asks to be served.
+        candidate: Version or training run that was judged.
         publish: Whether it may be served.
-        sets: The reports of the reference set and of the hold-out; of the own answers where the weights in use do not
-            handle all of the reference set; from the second training on, of the first two since the beginning too.
-        reason: One sentence for the log and the model list.
+        sets: The results on the reference set and the hold-out; then on the own answers, where the weights in use do
+            not handle all of the reference set; then, from the second training on, on the first two compared with the
+            weights that the site began with.
+        reason: The decision in one sentence, for the log and the list of models.
         left_out: Scans that could not judge, each with the reason.
-        untouched: Structures of the hold-out that did not judge: their readers left them as weights of this line
-            predicted them.
-        judged_by: Set -> scans that judged, of the weights in use and the candidate.
+        untouched: Number of hold-out structures that did not judge, because their readers left them as weights of
+            this line predicted them.
+        judged_by: Set -> number of scans that judged the weights in use and the candidate.
     """
 
     active: str
@@ -84,7 +85,7 @@ class GateReport:
     judged_by: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The report as plain JSON values (nan as null)."""
+        """Return the report as plain JSON values (nan as null)."""
         return {
             "active": self.active,
             "candidate": self.candidate,
@@ -103,11 +104,11 @@ class GateReport:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "GateReport":
-        """The report that ``as_json`` wrote; its numbers are rounded, its decision is the same.
+        """Return the report that ``as_json`` wrote; its numbers are rounded, its decision is the same.
 
         Raises:
-            KeyError: It is not such a report.
-            ValueError: A value is none of a report's.
+            KeyError: The content is not such a report.
+            ValueError: A value does not belong in a report.
         """
         sets = tuple(_set_from(entry) for entry in content["sets"])
         active, candidate, reason = (str(content[key]) for key in ("active", "candidate", "reason"))
@@ -119,11 +120,11 @@ class GateReport:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The weights that the first of the trainings began with, beside the candidate.
+    """The weights that the site's first training began with, compared with the candidate.
 
     Attributes:
-        name: Of the weights.
-        reference: Their scores as the active ones, the candidate's as such, on the reference set.
+        name: Name of the weights.
+        reference: Scores of these weights (as ``active``) and of the candidate on the reference set.
         holdout: The same on the hold-out.
     """
 
@@ -148,19 +149,20 @@ def judge(
 
     Args:
         active: Version that is served.
-        candidate: Version that asks.
+        candidate: Version that is judged.
         reference: Scores on those scans of the fixed reference set that the served version handles.
         holdout: Scores on the site's own subjects that are never trained on.
-        own_answers: Scores beside what the served version answers itself where it is sure of the names.
-        unhandled: Scans of the reference set that the served version does not handle, and that do not judge.
-        beginning: The same beside the weights the first of the trainings began with; None where these are ``active``.
-        left_out: Scans that could not judge, each with the reason; the report names them.
-        untouched: Structures of the hold-out that its readers left as predicted; the report counts them.
+        own_answers: Scores against the served version's own answers, on scans whose names it is certain of.
+        unhandled: Number of scans of the reference set that the served version does not handle; they do not judge.
+        beginning: Comparison with the weights that the first training began with; None where these are ``active``.
+        left_out: Scans that could not judge, each with the reason, for the report.
+        untouched: Number of hold-out structures that the readers left as predicted, for the report.
 
     Returns:
-        The decision. Nothing may fall beyond its margin on any set, nor beyond ``SINCE_BEGINNING`` since the beginning;
-        too few hold-out subjects leave the decision to the reference set. Too few reference subjects publish nothing,
-        unless the served version does not handle the others: then own answers or the hold-out decide.
+        The decision. No measure may fall beyond its margin on any set, nor beyond ``SINCE_BEGINNING`` since the
+        beginning. With too few hold-out subjects the reference set alone decides. With too few reference subjects
+        nothing is published, unless the served version does not handle the others: then own answers or the hold-out
+        decide.
     """
     sets = [_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout)]
     scans = {REFERENCE: reference, HOLDOUT: holdout}
@@ -177,13 +179,13 @@ def judge(
     )
     publish, reason = _decide(sets, since)
     if unhandled:
-        reason = f"{reason}; {unhandled} synthetic spines did not judge, since the weights in use do not handle them"
+        reason = f"{reason}; {unhandled} synthetic spines did not judge, because the weights in use do not handle them"
     if left_out:
-        reason = f"{reason}; could not judge: {len(left_out)} of the scans"
+        reason = f"{reason}; {len(left_out)} of the scans could not judge"
     if untouched:
         reason = (
-            f"{reason}; {untouched} structures of the hold-out did not judge, since their readers left them as weights "
-            "of this line predicted them"
+            f"{reason}; {untouched} structures of the hold-out did not judge, because their readers left them as "
+            "the weights in use or earlier ones predicted them"
         )
     judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}
     return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out), untouched, judged_by)
@@ -206,15 +208,15 @@ def _decide(sets: Sequence[SetReport], since: Sequence[SetReport]) -> tuple[bool
 
 def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> SetReport:
     comparisons = compare(subjects, margins=margins)
-    # A subject to whom no measure applies, with a sliver of a spine, judges nothing.
+    # A subject with only a sliver of a spine, to whom no measure applies, judges nothing.
     count = max(comparison.subjects for comparison in comparisons)
     if count < MIN_SUBJECTS:
-        reason = f"the {name} set needs {MIN_SUBJECTS} subjects, got {count}"
+        reason = f"the {name} set needs {MIN_SUBJECTS} subjects and has {count}"
         return SetReport(name, Verdict.TOO_FEW, count, comparisons, reason)
     fallen = [entry for entry in comparisons if not entry.allowed]
     if fallen:
         listed = ", ".join(f"{e.measure} {e.change:+.3f} (worst {e.lower:+.3f}, allowed -{e.margin:g})" for e in fallen)
-        return SetReport(name, Verdict.FAIL, count, comparisons, f"on the {name} set these fell: {listed}")
+        return SetReport(name, Verdict.FAIL, count, comparisons, f"on the {name} set these fell too far: {listed}")
     return SetReport(name, Verdict.PASS, count, comparisons, f"nothing fell beyond its margin on the {name} set")
 
 

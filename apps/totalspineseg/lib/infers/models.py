@@ -18,7 +18,7 @@ from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
 from lib.numbering.label import require_met
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.numbering.step1_names import names_by_reader
 from lib.pipeline import Scan
 from lib.transforms.discs import missing_discs
@@ -93,7 +93,7 @@ class Step1Task(SpineTask):
             return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
-        drawn = Drawn(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
+        drawn = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
         return Outcome(scan, located.labels, located.numbering, versions, drawn=drawn)
 
 
@@ -159,6 +159,6 @@ class Step2Task(SpineTask):
         return sorted(READER_TAGS, key=submitted, reverse=True)
 
 
-def _maps_of(found: pipeline.Segmentation, step: Literal[1, 2]) -> Drawn:
+def _maps_of(found: pipeline.Segmentation, step: Literal[1, 2]) -> NamedMap:
     part = pipeline.sub_grid(found.scan.iso.grid, found.box)
-    return Drawn(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)
+    return NamedMap(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)

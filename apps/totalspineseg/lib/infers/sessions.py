@@ -1,12 +1,13 @@
 """Remove expired sessions from disk, and incomplete ones that a crash or a full disk left."""
 
-import json
 import logging
 import time
 from pathlib import Path
 from typing import Final
 
 from monailabel.utils.sessions import Sessions
+
+from lib.files import read_json_or
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def remove_expired(sessions: Sessions) -> int:
 
 def _end(folder: Path, expiry: int) -> float:
     """Return when a session ends, as time stamp; an incomplete one may still arrive, and counts from its beginning."""
+    known = read_json_or(folder / META_FILE, {})
     try:
-        known = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
         return float(known["last_access_ts"]) + float(known["expiry"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return folder.stat().st_mtime + expiry

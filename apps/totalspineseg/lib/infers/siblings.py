@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from lib.anatomy import DISCS, SACRUM, VERTEBRAE, Kind
-from lib.corrections import history
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.wire import from_wire
+from lib.files import sha256_of
 from lib.geometry import Volume
 from lib.infers.services import Services
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
@@ -64,7 +64,7 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
     if services.predictions.latest(image_id) is None:
         return None  # Check before its file is requested, which may have to be fetched.
     image = services.studies.image_file(image_id)
-    maps = None if image is None else services.maps.latest(history.sha256_of(image), 2)
+    maps = None if image is None else services.maps.latest(sha256_of(image), 2)
     if maps is None or maps.helped_by or not maps.levels:
         return None
     if any(versions.get(step, version) != version for step, version in maps.versions.items()):

@@ -22,6 +22,7 @@ from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
 from lib.errors import SettingError, StorageError, UnknownImageError
+from lib.files import sha256_of, storage_errors
 from lib.geometry import LabelArray, Volume, same_grid
 from lib.infers.listed import LISTED, listed_names
 from lib.infers.services import Services
@@ -30,7 +31,7 @@ from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.lint import lint
-from lib.numbering.renumber import Drawn
+from lib.numbering.renumber import NamedMap
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling
 from lib.transforms.components import labels_present
@@ -66,7 +67,7 @@ class Outcome:
     numbering: Numbering | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
-    drawn: Drawn | None = None
+    drawn: NamedMap | None = None
     disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -127,7 +128,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         clock = Stopwatch()
         settings = read_settings(request)
         with clock("hash image"):
-            sha256 = history.sha256_of(Path(request["image"]))
+            sha256 = sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
         settings = self.completed(settings, request)
         with clock("wait for the networks"):
@@ -195,7 +196,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            helped_by=() if numbering is None else numbering.helped_by,
+            helped_by=() if numbering is None else numbering.series_used,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)
@@ -276,11 +277,7 @@ def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
 
 def _temporary_file(extension: str) -> Path:
     """Return an empty file with a unique name; a fixed name would be overwritten by the next request."""
-    try:
+    with storage_errors(Path(tempfile.gettempdir())):
         handle, name = tempfile.mkstemp(prefix="totalspineseg-", suffix=extension)
         os.close(handle)
-    except OSError as error:
-        raise StorageError(
-            f"The result cannot be written to {tempfile.gettempdir()} ({error.strerror}). Free disk space."
-        ) from error
     return Path(name)

@@ -1,18 +1,17 @@
 """Writing a trained network as a model folder of nnU-Net's shape, plans and dataset those of its parent."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from lib.files import copy_file, write_file
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.trust_file import write_trust
 from lib.trust import Trust
-from lib.volume_io import write_atomic
 
 KEPT: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
 """Entries of a checkpoint that nnU-Net reads for inference or that tell its history; the optimizer's state is not."""
@@ -40,11 +39,10 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     folder = target / dataset_name(parent.step) / stock_name(parent)
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
-        source = parent.path / name
-        write_atomic(folder / name, lambda temporary, source=source: shutil.copyfile(source, temporary))  # type: ignore[misc]
+        copy_file(parent.path / name, folder / name)
     write_trust(folder, trust)
     content = stock_checkpoint(load_checkpoint(parent.checkpoint), weights)
-    write_atomic(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
+    write_file(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
     return folder
 
 

@@ -1,12 +1,12 @@
 """Finding the model folder of a step, by what its dataset.json says rather than by its name."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
-from lib.errors import WeightsError
+from lib.errors import StorageError, WeightsError
+from lib.files import read_json
 
 STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
@@ -71,7 +71,7 @@ def _step_of(folder: Path) -> int | None:
 
     Names do not matter: the classes of a region say what its channel means.
     """
-    dataset = read_json(folder / "dataset.json")
+    dataset = read_model_json(folder / "dataset.json")
     labels = dataset.get("labels")
     channels = dataset.get("channel_names", dataset.get("modality"))
     if not isinstance(labels, dict) or not isinstance(channels, dict):
@@ -109,21 +109,13 @@ def find_checkpoint(folder: Path) -> Path:
     raise WeightsError(f"fold_0/{CHECKPOINTS[0]} is required, got none in {folder.name!r}; install the weights again")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model.
 
     Raises:
-        WeightsError: The file cannot be read, is damaged or holds something else.
+        WeightsError: The file is missing, damaged, cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"a readable {path.name} is required, got a damaged one in {path.parent.name!r}; install the weights again"
-        ) from error
-    if not isinstance(content, dict):
-        raise WeightsError(
-            f"{path.name} must hold a JSON object, got {type(content).__name__} in {path.parent.name!r}; "
-            "install the weights again"
-        )
-    return content
+        return read_json(path, "Install the weights again.")
+    except StorageError as error:
+        raise WeightsError(str(error)) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.files import storage_errors
+from lib.files import storage_errors, write_text
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total); the total is 0 while unknown."""
@@ -102,8 +102,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         total = have + length if length else 0
         if total > MAX_BYTES:
             raise WeightsError(f"a file of at most {MAX_BYTES >> 30} GiB is required, got {total} bytes from {url!r}")
-        with storage_errors(part.parent):
-            _tag_file(part).write_text(response.headers.get("ETag", ""), encoding="utf-8")
+        write_text(_tag_file(part), response.headers.get("ETag", ""))
         done = _copy(response, part, have, total, progress)
         return done == total if total else True
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lib.errors import WeightsError
+from lib.files import storage_errors
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune_job import FINETUNING, KEY, STATES, Job, Progress, Stopped
 from lib.nnunet.finetune_settings import FinetuneSettings
@@ -17,7 +18,6 @@ from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.preprocessed import PREPROCESSED_DIR, StoredCase, training_dataset, training_plans
 from lib.nnunet.runtimes import resolve_device
-from lib.registry.files import storage_errors
 
 __all__ = ["Finetuned", "Progress", "Stopped", "fine_tune"]
 

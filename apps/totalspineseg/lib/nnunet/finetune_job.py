@@ -1,17 +1,15 @@
 """What a fine-tuning is about, in a file beside its cases: nnU-Net's trainers take no settings of ours."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from lib.files import content_key, read_json, write_json
 from lib.nnunet.cases import Origin
 from lib.nnunet.finetune_settings import FinetuneSettings, Strength
-from lib.nnunet.hashing import content_key
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_dataset, training_plans
-from lib.registry.files import write_json
 
 JOB_FILE: Final = "finetuning.json"
 STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
@@ -85,7 +83,7 @@ class Job:
         parent = {"path": str(self.parent.path.resolve()), "step": self.parent.step, "name": self.parent.name}
         cases = [[c.name, c.origin.value, c.file, sorted(c.unreviewed), sorted(c.untouched)] for c in self.cases]
         write_json(self.folder / f"{PLANS}.json", training_plans(self.parent, self.settings.batch_size))
-        (self.folder / "dataset.json").write_text(json.dumps(training_dataset(self.parent)), encoding="utf-8")
+        write_json(self.folder / "dataset.json", training_dataset(self.parent))
         content = {"parent": parent, "cases": cases, "work": str(self.work.resolve())}
         write_json(self.folder / JOB_FILE, content | {"settings": asdict(self.settings)})
 
@@ -98,9 +96,9 @@ class Job:
 
         Raises:
             WeightsError: The parent is gone.
-            OSError: The file cannot be read.
+            StorageError: The file cannot be read.
         """
-        content = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / JOB_FILE)
         parent, settings = content["parent"], content["settings"]
         return cls(
             ModelFolder.open(parent["path"], step=parent["step"], name=parent["name"]),

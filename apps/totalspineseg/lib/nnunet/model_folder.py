@@ -21,7 +21,7 @@ from lib.nnunet.discovery import (
     STEP_REGIONS,
     find_checkpoint,
     find_model,
-    read_json,
+    read_model_json,
     step_folders,
 )
 from lib.nnunet.trust_file import read_trust
@@ -76,8 +76,8 @@ class ModelFolder:
         """
         root = Path(path)
         folder, found_step = find_model(root, step)
-        dataset = read_json(folder / "dataset.json")
-        plans = read_json(folder / "plans.json")
+        dataset = read_model_json(folder / "dataset.json")
+        plans = read_model_json(folder / "plans.json")
         try:
             configuration = _configuration(plans, _configuration_name(folder, plans))
             axes = tuple(int(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))

@@ -12,18 +12,16 @@ from typing import Any, Final
 import torch
 
 from lib.errors import WeightsError
+from lib.files import sha256_of, write_file, write_json
 from lib.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
 from lib.nnunet.checkpoint import load_checkpoint
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder, models_in, models_of
 from lib.nnunet.trust_file import TRUST_FILE
 from lib.nnunet.unpack import unpack_model
 from lib.nnunet.version import version_name
-from lib.registry.files import write_json
 from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
 from lib.registry.releases import OFFICIAL_NAME, RELEASE_NAME
 from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
-from lib.volume_io import write_atomic
 
 DATASET_NAMES: Final[Mapping[int, str]] = {
     step: f"Dataset{number}_TotalSpineSeg_step{step}" for step, number in DATASET_OF_STEP.items()
@@ -56,7 +54,7 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
             if record.is_file():
                 archive.write(record, RECORD_FILE)
 
-    write_atomic(target, write)
+    write_file(target, write)
     return target
 
 

@@ -4,7 +4,6 @@ An entry is a folder named by the hash of what it was made from; it appears whol
 compared before it is used.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import StorageError
-from lib.nnunet.hashing import sha256_of
-from lib.registry.files import staged_folder, storage_errors, write_json
+from lib.files import read_json_or, sha256_of, staged_folder, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +76,8 @@ def _places(beside: Path) -> tuple[Path, Path]:
 
 
 def _is_sound(entry: Path) -> bool:
+    hashes = read_json_or(entry / RECORD, {})
     try:
-        hashes = json.loads((entry / RECORD).read_text(encoding="utf-8"))
         return all(hashes[name] == sha256_of(entry / name) for name in (MODEL, WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, KeyError):
         return False

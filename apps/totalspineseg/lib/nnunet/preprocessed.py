@@ -12,14 +12,13 @@ from batchgenerators.utilities.file_and_folder_operations import write_pickle
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
-from lib.errors import StorageError
+from lib.files import storage_errors, write_json
 from lib.nnunet.cases import Origin, TrainingCase
-from lib.nnunet.discovery import read_json
+from lib.nnunet.discovery import read_model_json
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
 from lib.nnunet.odd_channel import marked_discs, taught_variant
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
-from lib.registry.files import storage_errors, write_json
 
 PREPROCESSED_DIR: Final = "preprocessed"
 """In the folder of a step's training; removed when it has ended."""
@@ -92,8 +91,7 @@ def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -
     stored = []
     for number, case in enumerate(cases):
         entry = StoredCase(case.name, case.origin, f"case-{number:05d}", case.unreviewed, case.untouched)
-        with storage_errors(work):
-            _write(case, model, base / IDENTIFIER / entry.file)
+        _write(case, model, base / IDENTIFIER / entry.file)
         stored.append(entry)
     return tuple(stored)
 
@@ -107,12 +105,12 @@ def training_plans(model: ModelFolder, batch_size: int) -> dict[str, Any]:
     """
     configuration = {**model.configuration, "data_identifier": IDENTIFIER, "batch_size": batch_size}
     names = {"dataset_name": dataset_name(model.step), "plans_name": PLANS}
-    return {**read_json(model.path / "plans.json"), **names, "configurations": {CONFIGURATION: configuration}}
+    return {**read_model_json(model.path / "plans.json"), **names, "configurations": {CONFIGURATION: configuration}}
 
 
 def training_dataset(model: ModelFolder) -> dict[str, Any]:
     """Return the parent's dataset.json with the ignore label, which carries no loss."""
-    dataset = read_json(model.path / "dataset.json")
+    dataset = read_model_json(model.path / "dataset.json")
     return {**dataset, "labels": {**dataset["labels"], "ignore": IGNORE_CLASS[model.step]}}
 
 
@@ -143,13 +141,8 @@ def _write(case: TrainingCase, model: ModelFolder, target: Path) -> None:
     regions = [*map(list, REGIONS[step].values()), looked_at]
     places = DefaultPreprocessor._sample_foreground_locations(seg[:CODES], regions)
     properties = {"spacing": list(model.spacing_mm), "class_locations": places}
-    try:
+    with storage_errors(target.parent, RuntimeError):
         for array, file in ((data, f"{target}.b2nd"), (seg, f"{target}_seg.b2nd")):
             blocks, chunks = comp_blosc2_params(array.shape, model.patch, array.itemsize)
             blosc2.asarray(array, urlpath=file, chunks=chunks, blocks=blocks, cparams=COMPRESSION)
         write_pickle(properties, f"{target}.pkl")
-    except RuntimeError as error:
-        raise StorageError(
-            f"The training cases could not be written to {str(target.parent)!r} ({error}). Make room on the disk and "
-            "train again."
-        ) from error

@@ -13,6 +13,7 @@ import numpy as np
 from lib.anatomy import BACKGROUND, UNREVIEWED
 from lib.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
 from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso
+from lib.locks import locked
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.odd_channel import (
@@ -26,7 +27,6 @@ from lib.nnunet.odd_channel import (
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 from lib.prediction import Predictor
-from lib.registry.files import locked
 from lib.registry.store import DATASET_OF_STEP
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 

@@ -1,16 +1,14 @@
 """One raw dataset of nnU-Net on disk: which cases are ours and whole, and what earlier calls left."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from lib.errors import StorageError
+from lib.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
 from lib.geometry import Grid, LabelArray
-from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
-from lib.registry.files import storage_errors, write_json
-from lib.volume_io import write_atomic, write_volume
+from lib.volume_io import write_volume
 
 CASES_FILE: Final = "cases.json"
 """Beside ``dataset.json``: case -> its subject, what it was made from, and in step 2 whose discs mark it."""
@@ -40,16 +38,7 @@ def read_cases(dataset: Path) -> dict[str, dict[str, str]]:
         StorageError: It is damaged.
     """
     file = dataset / CASES_FILE
-    try:
-        cases = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError:
-        cases = None
-    if not isinstance(cases, dict):
-        raise StorageError(
-            f"a readable {CASES_FILE!r} is required, got a damaged one in {str(dataset)!r}; remove that folder and "
-            "prepare it again"
-        )
-    return cases
+    return read_json(file, "Remove its folder, and prepare the dataset again.") if file.is_file() else {}
 
 
 class RawFolder:
@@ -154,8 +143,7 @@ class RawFolder:
                     file.unlink(missing_ok=True)
         write_json(self.path / CASES_FILE, {case: self._cases[case] for case in self._made})
         # nnU-Net takes the regions in the order of the file.
-        text = json.dumps(description | {"numTraining": len(self._made)}, indent=1)
-        write_atomic(self.path / DATASET_FILE, lambda file: _write_text(file, text))
+        write_json(self.path / DATASET_FILE, description | {"numTraining": len(self._made)})
         return Written(len(self._made), tuple(removed))
 
     def _present(self) -> Iterator[Path]:
@@ -167,7 +155,3 @@ class RawFolder:
         """The images, then the label."""
         images = [self.path / IMAGES / f"{case}_{number:04d}{ENDING}" for number in range(self._channels)]
         return [*images, self.path / LABELS / f"{case}{ENDING}"]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter1d, zoom
 
 from lib import anatomy
 from lib.errors import TrainingError
+from lib.files import sha256_of
 from lib.geometry import LabelArray
-from lib.nnunet.hashing import sha256_of
 from lib.synthesis import thick_slices
 
 Image = NDArray[np.float32]

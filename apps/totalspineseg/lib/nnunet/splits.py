@@ -1,6 +1,5 @@
 """Which cases of a dataset train and which validate, whole subjects apart: nnU-Net would split by case."""
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Final
 import numpy as np
 
 from lib.errors import TrainingError
+from lib.files import write_json
 from lib.nnunet.raw_dataset import SWAPPED_SUFFIX
 from lib.nnunet.raw_folder import ENDING, LABELS, read_cases
-from lib.volume_io import write_atomic
 
 FOLDS: Final = 5
 """As many as nnU-Net has."""
@@ -61,8 +60,7 @@ def write_splits(dataset: Path, preprocessed: Path) -> None:
     Raises:
         StorageError: It cannot be written.
     """
-    text = json.dumps(split_by_subject(subjects_of(dataset)), indent=1)
-    write_atomic(preprocessed / SPLITS_FILE, lambda path: _write(path, text))
+    write_json(preprocessed / SPLITS_FILE, split_by_subject(subjects_of(dataset)))
 
 
 def require_fold(fold: str, subjects: Collection[str]) -> None:
@@ -82,7 +80,3 @@ def require_fold(fold: str, subjects: Collection[str]) -> None:
 def _subject(case: str) -> str:
     match = BIDS_SUBJECT.search(case)
     return match[0] if match else case
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 Importable with PyTorch, nnU-Net, numpy and scipy alone.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lib.errors import WeightsError
-from lib.nnunet.hashing import sha256_of
+from lib.files import sha256_of, write_json
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from lib.nnunet.real_spines import RealSpine
 from lib.nnunet.starter_batches import samples
@@ -262,6 +261,4 @@ def _save(run: _Run, folder: Path, latest: Path) -> None:
     }
     done |= {"discs_by_sha256": run.finders} if run.finders else {}
     done |= {"real_cases_sha256": run.cases} if run.cases else {}
-    (folder / "training.json").write_text(
-        json.dumps({"step": run.step, **run.settings.record(run.step), **done}, indent=2) + "\n"
-    )
+    write_json(folder / "training.json", {"step": run.step, **run.settings.record(run.step), **done})

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 
-from lib.nnunet.hashing import sha256_of
+from lib.files import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.starter_plans import GRIDS, STRIDES
 

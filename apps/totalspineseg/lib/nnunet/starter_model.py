@@ -1,6 +1,5 @@
 """The starter networks: built as nnU-Net builds them, and the folder nnU-Net loads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from lib.nnunet.hashing import sha256_of
+from lib.files import sha256_of, write_file, write_json, write_text
 from lib.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
 from lib.nnunet.trust_file import TRUST_FILE
 
@@ -59,9 +58,7 @@ def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor])
 def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
     """Write a checkpoint so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(data, temporary)
-    temporary.replace(path)
+    write_file(path, lambda temporary: torch.save(data, temporary))
 
 
 def _half_precision(step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -84,8 +81,8 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
     """
     folder.mkdir(parents=True, exist_ok=True)
     plans, dataset = plans_json(step, features), dataset_json(step)
-    (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
-    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
+    write_json(folder / "plans.json", plans)
+    write_json(folder / "dataset.json", dataset)
     checkpoint = {
         "network_weights": _half_precision(step, weights, features),
         "trainer_name": "nnUNetTrainer",
@@ -97,4 +94,4 @@ def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], feat
     write_checkpoint(folder / CHECKPOINT, checkpoint)
     names = ("dataset.json", CHECKPOINT, "plans.json")
     lines = [f"{sha256_of(folder / n)}  {n}\n" for n in names]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    write_text(folder / "SHA256SUMS", "".join(lines))

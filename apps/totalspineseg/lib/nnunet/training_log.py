@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
+
+from lib.files import append_line, read_json_lines
 
 LINES_FILE: Final = "log.jsonl"
 TEXT_FILE: Final = "log.txt"
@@ -31,7 +31,7 @@ def _number(value: float) -> str:
 
 
 class TrainingLog:
-    """Appends to the logs of one step's training; every line is flushed, so that a kill loses nothing.
+    """Appends to the logs of one step's training; every line is synced, so that a kill loses nothing.
 
     Args:
         folder: Where the logs lie; made when missing. A resumed training goes on in them.
@@ -49,18 +49,13 @@ class TrainingLog:
             **values: Plain values for the JSON line; nan is written as null.
         """
         now = datetime.now(timezone.utc)
-        _append(self._folder / TEXT_FILE, f"{now:%Y-%m-%d %H:%M:%S} {text}")
+        append_line(self._folder / TEXT_FILE, f"{now:%Y-%m-%d %H:%M:%S} {text}")
         line = {"time": now.isoformat(timespec="milliseconds"), "text": text} | values
-        _append(self._folder / LINES_FILE, json.dumps(_plain(line)))
+        append_line(self._folder / LINES_FILE, json.dumps(_plain(line)))
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far; a line that a kill or a full disk left half-written is left out."""
-        path = self._folder / LINES_FILE
-        found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+        return read_json_lines(self._folder / LINES_FILE)
 
     def draw(self) -> None:
         """Write the curves as a PNG and as TensorBoard events; nothing when there is no epoch yet."""
@@ -70,16 +65,6 @@ class TrainingLog:
         if epochs:
             _draw_curves(epochs, self._folder / CURVES_FILE)
             _write_events(epochs, self._folder / EVENTS_DIR)
-
-
-def _append(path: Path, line: str) -> None:
-    """Add a line, on a line of its own even if the last one was cut short."""
-    with path.open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                stream.write(b"\n")
-        stream.write(line.encode() + b"\n")
 
 
 def _plain(value: Any) -> Any:

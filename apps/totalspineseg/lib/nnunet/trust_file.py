@@ -1,11 +1,10 @@
 """The file beside a network's plans that says how far its classes can be believed."""
 
-import json
 from pathlib import Path
 from typing import Final
 
-from lib.errors import WeightsError
-from lib.registry.files import write_json
+from lib.errors import StorageError, WeightsError
+from lib.files import load_json, write_json
 from lib.trust import UNMEASURED, Trust, trust_from_json
 
 TRUST_FILE: Final = "trust.json"
@@ -24,14 +23,12 @@ def read_trust(folder: Path) -> Trust:
         WeightsError: The file is damaged.
     """
     path = folder / TRUST_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return UNMEASURED
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"a readable {TRUST_FILE!r} is required, got {error}; run 'totalspineseg calibrate' again, or delete it"
-        ) from error
+    try:
+        content = load_json(path, "Run 'totalspineseg calibrate' again, or delete it.")
+    except StorageError as error:
+        raise WeightsError(str(error)) from error
     return trust_from_json(content, source=TRUST_FILE)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from lib.errors import ArchiveError, WeightsError
-from lib.registry.files import storage_errors
+from lib.files import storage_errors
 from lib.zips import MAX_RATIO, open_archive
 
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
+from lib.files import sha256_of
 from lib.nnunet.discovery import find_checkpoint, find_model
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.store import ModelStore
 

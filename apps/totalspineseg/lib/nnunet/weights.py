@@ -1,17 +1,16 @@
 """Installing the official weights: from the web or from zips on disk, checked, and put into use in one step."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from lib.errors import WeightsError
+from lib.errors import StorageError, WeightsError
+from lib.files import read_json, sha256_of, storage_errors, write_json
+from lib.locks import locked
 from lib.nnunet.download import Progress, download
-from lib.nnunet.hashing import sha256_of
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.unpack import unpack_model
-from lib.registry.files import locked, storage_errors, write_json
 from lib.registry.releases import NEWEST, OFFICIAL_NAME, RELEASES, require_same, require_supported
 from lib.registry.store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 from lib.zips import require_space
@@ -200,14 +199,10 @@ def _known(store: ModelStore) -> dict[str, str]:
     """Official zip name -> SHA-256 recorded at its first installation."""
     path = _known_file(store)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"a readable {str(path)!r} is required, got {error}; delete it to record the hashes anew"
-        ) from error
-    return {str(name): str(digest) for name, digest in dict(content).items()}
+        content = read_json(path, "Delete it, to record the hashes anew.") if path.exists() else {}
+    except StorageError as error:
+        raise WeightsError(str(error)) from error
+    return {str(name): str(digest) for name, digest in content.items()}
 
 
 def _remember(store: ModelStore, hashes: Mapping[str, str], release: str) -> None:

@@ -1,4 +1,4 @@
-"""Give pieces the chain left out to the level they are obviously part of."""
+"""Names for pieces that the chain left out but that obviously belong to a named level."""
 
 from typing import Final
 
@@ -10,10 +10,10 @@ from lib.numbering.solver import FALSE, Path
 from lib.transforms.labeling import UNNAMED, Naming
 
 DISC_REACH: Final = 0.22
-"""A left-out disc piece this near to a named disc is part of it, share of the distance of neighboring discs: the
-halves of a split disc lie at one height, a false disc inside a vertebra half a level away."""
+"""A left-out disc piece this close to a named disc belongs to it, as a share of the distance between neighboring discs:
+the halves of a split disc lie at one height, while a false disc inside a vertebra lies half a level away."""
 VERTEBRA_REACH: Final = 0.6
-"""The same for a vertebra: the halves of a body cut by a false disc are half a level apart."""
+"""The same for a vertebra: the halves of a body that a false disc cuts are half a level apart."""
 USUAL_LEVEL_MM: Final = 22.0
 """Distance of neighbors where too few are in view to measure it."""
 
@@ -22,12 +22,12 @@ def adopt(naming: Naming, evidence: Evidence, path: Path) -> Naming:
     """Name left-out items next to a named one of their kind.
 
     Args:
-        naming: Names of the pieces.
+        naming: Names of the pieces. Not modified.
         evidence: From ``gather``.
         path: Code of each item.
 
     Returns:
-        The naming with those items named; nothing else changes.
+        A naming in which those items have names; nothing else changes.
     """
     discs, vertebrae = list(naming.discs), list(naming.vertebrae)
     for item, code in zip(evidence.items, path, strict=True):

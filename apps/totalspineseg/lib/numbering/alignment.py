@@ -1,10 +1,11 @@
-"""Whether another series of the patient lies where its coordinates say: else its names belong to other levels."""
+"""Check whether another series lies where its coordinates say; otherwise its names belong to other levels."""
 
 from typing import Final
 
 import numpy as np
 
 from lib.anatomy import CANAL, CORD, DISCS
+from lib.numbering import messages
 from lib.numbering.course import Floats, Ruler
 from lib.numbering.evidence import Localizer
 from lib.numbering.findings import Finding
@@ -15,46 +16,45 @@ from lib.transforms.pieces import Pieces
 ELSEWHERE: Final = "localizer_elsewhere"
 """Kind of the finding about a series that was not used."""
 BESIDE_MM: Final = 8.0
-"""Two canals farther apart are not the same one, mm: about half the width of a canal, and more than people move within
-an examination."""
+"""Canals farther apart than this, mm, are not the same one: about half the width of a canal, and more than people move
+within an examination."""
 MIN_SHARED_MM: Final = 15.0
-"""Over a shorter stretch canals say nothing."""
+"""Canals that share a shorter stretch are not compared."""
 BETWEEN_LEVELS: Final = 0.3
-"""Discs that lie farther from those of the series belong to no level in particular, share of a level."""
+"""Discs farther from those of the series, as a share of a level, belong to no level in particular."""
 MIN_DISCS: Final = 3
-"""With fewer discs there is no telling."""
+"""Fewer discs are not compared."""
 
 
 def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
-    """What shows that a series lies elsewhere than the scan: it is another patient's, or the patient was moved.
+    """Return why a series does not lie where the scan does: it is another patient's, or the patient moved.
 
-    A shift along the canal by a whole level cannot be seen.
+    A shift along the canal by exactly one level cannot be detected.
 
     Args:
-        series: On the grid of the map. Not modified.
-        pieces: Those of the map.
-        ruler: The canal of the map.
+        series: The series, on the grid of the map. Not modified.
+        pieces: Pieces of the map.
+        ruler: Canal of the map.
 
     Returns:
-        What a reader is told; empty where nothing speaks against the series.
+        The reason, for the reader; empty where the series seems to lie in its place.
     """
     beside = _beside_mm(series, ruler)
     if beside > BESIDE_MM:
-        return f"its canal lies {beside:.0f} mm beside the one of this scan"
+        return messages.CANAL_BESIDE.format(mm=beside)
     if _off_levels(series, pieces, ruler) > BETWEEN_LEVELS:
-        return "its discs lie at the height of this scan's vertebrae"
+        return messages.DISCS_BETWEEN
     return ""
 
 
 def elsewhere_finding(series: Localizer, why: str) -> Finding:
-    """What a reader is told about a series that was not used."""
-    name = f"The series {series.source}" if series.source else "The localizer"
-    text = f"{name} was not used: {why}. It is another patient's, or the patient moved between the two."
-    return Finding(ELSEWHERE, UNNAMED, text)
+    """Return the finding about a series that was not used."""
+    name = messages.SERIES.format(source=series.source) if series.source else messages.LOCALIZER
+    return Finding(ELSEWHERE, UNNAMED, messages.ELSEWHERE.format(series=name, why=why))
 
 
 def _beside_mm(series: Localizer, ruler: Ruler) -> float:
-    """Usual distance of the canals in the slices that show both, mm; 0 where they share too little."""
+    """Return the median distance of the canals in the slices that show both, mm; 0 where they share too few."""
     other, own = canal_extent((series.codes == CANAL) | (series.codes == CORD)), ruler.extent
     shared, mine, its = np.intersect1d(own.z, other.z, assume_unique=True, return_indices=True)
     if shared.size * ruler.spacing_mm[2] < MIN_SHARED_MM:
@@ -70,7 +70,7 @@ def _beside_mm(series: Localizer, ruler: Ruler) -> float:
 
 
 def _off_levels(series: Localizer, pieces: Pieces, ruler: Ruler) -> float:
-    """Usual distance of this scan's discs from the nearest of the series, share of a level; 0 with too few."""
+    """Return the median distance of this scan's discs from the nearest of the series, in levels; 0 with too few."""
     its = _disc_places_mm(series, ruler)
     if its.size < MIN_DISCS or len(pieces.discs) < MIN_DISCS:
         return 0.0
@@ -83,11 +83,11 @@ def _off_levels(series: Localizer, pieces: Pieces, ruler: Ruler) -> float:
 
 
 def _disc_places_mm(series: Localizer, ruler: Ruler) -> Floats:
-    """Places along the canal of the middles of a series' discs, rising, mm."""
+    """Return the places of a series' discs along the canal, rising, mm."""
     codes = np.where(np.isin(series.codes, DISCS), series.codes, 0)
     xyz = np.argwhere(codes)
     owner = codes[tuple(xyz.T)].astype(np.intp)
     count = np.bincount(owner, minlength=1)
-    shown = np.flatnonzero(count)
-    middles = np.stack([np.bincount(owner, xyz[:, axis])[shown] / count[shown] for axis in range(3)], axis=1)
-    return np.sort(ruler.places(middles * ruler.spacing_mm)) if shown.size else np.zeros(0)
+    present = np.flatnonzero(count)
+    middles = np.stack([np.bincount(owner, xyz[:, axis])[present] / count[present] for axis in range(3)], axis=1)
+    return np.sort(ruler.places(middles * ruler.spacing_mm)) if present.size else np.zeros(0)

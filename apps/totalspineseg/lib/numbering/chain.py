@@ -1,14 +1,14 @@
-"""Name a column by weighing all evidence at once, and say how sure each name is."""
+"""The naming of a column from all evidence at once, with the probability of each name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
 from lib.anatomy import BY_CODE, C1, C2, DISC_C2_C3, DISC_L5_S, LANDMARK_DISCS, LUMBAR, NAME_OF, SACRUM, Kind
 from lib.certainty import Certainty
+from lib.numbering import messages
 from lib.numbering.adopt import adopt
 from lib.numbering.advice import shift_text, would_settle
 from lib.numbering.alignment import elsewhere_finding, misplaced
@@ -40,28 +40,28 @@ from lib.trust import UNMEASURED, Trust
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
 CONFIDENT_PROBABILITY: Final = 0.985
-"""From this chance on that every level is right, the names are certain: of seventy such scans a reader should have to
-expect one wrong at most. Lumbar names counted from the sacrum alone (0.94-0.97: one patient in twenty-five has six) and
-thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or 13) stay below; names
-between two landmarks, and those counted down from C2-C3, lie above 0.988."""
+"""Names are certain from this probability that every level is right: a reader should expect at most one wrong scan in
+seventy. Lumbar names counted from the sacrum alone stay below (0.94-0.97: one patient in twenty-five has six lumbar
+vertebrae), and so do thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or
+13 thoracic vertebrae). Names between two landmarks, and those counted down from C2-C3, are above 0.988."""
 COUNTED_PROBABILITY: Final = 0.95
-"""From this chance on that every level is right in a column of the usual count, the names are counted (where step 1
-named the discs otherwise, from ``CONFIDENT_PROBABILITY`` on),"""
+"""Names are counted from this probability that every level is right in a column of the usual count, or from
+``CONFIDENT_PROBABILITY`` where step 1 named the discs differently."""
 USUAL_ENOUGH: Final = 0.75
-"""unless less than this speaks for such a column: then the map itself contradicts the count."""
+"""Names are not counted where the probability of such a column is lower: the map itself contradicts the count."""
 WORTH_TRYING: Final = 0.002
-"""A name for a piece with less than this chance starts no competing numbering."""
+"""A name for a piece with a lower probability starts no competing numbering."""
 WORTH_NAMING: Final = 0.005
-"""A competing numbering below this chance is not reported."""
+"""A competing numbering with a lower probability is not reported."""
 MAX_ALTERNATIVES: Final = 5
 CONTRADICTED: Final = 0.5
-"""What a numbering is worth at most that another map of the same scan contradicts, each certain by itself."""
+"""Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
-"""A doubtful step 1 that names otherwise makes the names of step 2 doubtful where it is more sure than this."""
+"""A doubtful step 1 that names the levels differently makes the names of step 2 doubtful above this probability."""
 CLEAR: Final = 1 - WORTH_NAMING
-"""With every name above this chance nothing competes, and the best names are the best numbering."""
+"""If every name is above this probability, nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
-"""Relative difference of two weights that are the same but for rounding."""
+"""Relative difference of two weights that differ only by rounding."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Level:
         code: Its code.
         name: Its name.
         kind: Disc, vertebra or sacrum.
-        probability: Chance that the name is right.
-        runner_up: Code of the next best name; 0 where none is possible ("not a structure of the column").
-        runner_up_probability: Its chance.
+        probability: Probability that the name is right.
+        runner_up: Code of the second-best name; 0 where that is "not a structure of the column".
+        runner_up_probability: Its probability.
         piece: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
     """
 
@@ -92,8 +92,8 @@ class Alternative:
     """A competing numbering.
 
     Attributes:
-        probability: Chance that all its names are right.
-        shift: How it differs, for a reader.
+        probability: Probability that all its names are right.
+        shift: How it differs from the best numbering, for a reader.
         codes: Its codes for the levels of ``Numbering.levels``, in their order; 0 = not a structure.
     """
 
@@ -104,24 +104,24 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Numbering:
-    """The names of a column with what is known about them.
+    """The names of a column, with what is known about them.
 
     Attributes:
-        pieces: The pieces that are named: those given, but cut where one held two levels.
+        pieces: The named pieces; a piece that held two levels is cut.
         naming: Code per piece of ``pieces``, 0 = no structure of the column.
-        probability: Chance that all names are right.
+        probability: Probability that all names are right.
         levels: Named levels, superior to inferior; one per structure even where it is split.
         alternatives: Competing numberings, the most probable first.
         would_settle: What would decide between the alternatives; empty when certain.
         missed: Codes of structures in view that have no piece.
-        findings: Pieces that got no name, and what else a reader should look at.
-        helped_by: Named series of the patient whose levels overlap.
-        unmet: Codes of pins that lie near nothing they could name.
-        contradicted: Whether a large piece, a landmark, a pin or the other step speaks against the names, of all levels
-            alike.
-        usual: Chance that all names are right if the column has the usual count.
-        as_usual: Chance that it has.
-        counted_only: Whether lumbar names rest on the usual count, since no landmark above them can be believed.
+        findings: Pieces without a name, and what else a reader should check.
+        series_used: Named series of the patient whose levels overlap this scan.
+        unmet: Codes of pins that are near nothing they could name.
+        contradicted: Whether a large piece, a landmark, a pin or the other step contradicts the names, which makes all
+            levels doubtful.
+        usual: Probability that all names are right if the column has the usual count.
+        as_usual: Probability that the column has the usual count.
+        counted_only: Whether lumbar names rest on the usual count, because no reliable landmark above them is in view.
     """
 
     pieces: Pieces
@@ -132,7 +132,7 @@ class Numbering:
     would_settle: tuple[str, ...]
     missed: tuple[int, ...]
     findings: tuple[Finding, ...] = ()
-    helped_by: tuple[str, ...] = ()
+    series_used: tuple[str, ...] = ()
     unmet: tuple[int, ...] = ()
     contradicted: bool = False
     usual: float = 0.0
@@ -141,7 +141,7 @@ class Numbering:
 
     @property
     def certainty(self) -> Certainty:
-        """Which of the three answers this is."""
+        """The answer to "are these names right?"."""
         if self.contradicted or not self.levels:
             return "doubtful"
         if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
@@ -158,8 +158,8 @@ class Numbering:
 
     @property
     def counted_from(self) -> str:
-        """The end of the column in view, from which names can be counted; empty where neither is, or the disc on the
-        sacrum was not found."""
+        """The end of the column in view from which names can be counted. Empty where neither end is in view, or the
+        disc on the sacrum was not found."""
         codes = {level.code for level in self.levels}
         if DISC_L5_S in codes:
             return "up from the sacrum"
@@ -186,15 +186,14 @@ def number_chain(
         raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
         step: 1 or 2.
         affine: (4, 4) voxel -> RAS mm.
-        localizers: Other series of the patient on the same grid; one that lies elsewhere is not used, which a finding
-            says. Not modified.
-        pins: Levels a reader has fixed.
-        step1: What step 1 named in this scan, on the same grid; a reader's pins make a network's names void. Not
-            modified.
-        trust: What is known of the errors of the network that drew the map.
+        localizers: Other series of the patient on the same grid. One that lies elsewhere is not used, and a finding
+            says so. Not modified.
+        pins: Levels that a reader fixed.
+        step1: What step 1 named in this scan, on the same grid. Pins replace the names of a network. Not modified.
+        trust: What is known about the errors of the network that made the map.
 
     Returns:
-        The best numbering. Without pieces an empty one that is not confident.
+        The best numbering; without pieces, an empty one that is not confident.
 
     Raises:
         ValueError: A pin does not name a level.
@@ -218,22 +217,22 @@ def number_chain(
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
     elsewhere = (elsewhere_finding(series, why) for series, why in misplacements if why)
-    # What a reader says of this very scan may differ from what the network takes for a landmark; nothing else may.
+    # Only a reader's statement about this very scan may differ from what the network takes for a landmark.
     names, pinned = numbering.naming.discs, {pin.code for pin in pins} - set(unmet)
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
     against = bool(moved) and not _outvoted(moved, numbering, trust)
     contradicted = numbering.contradicted or bool(unmet) or against
-    given = bool(localizers or pins or by_reader)
+    other_evidence = bool(localizers or pins or by_reader)
     return _settled(
         replace(
             numbering,
-            helped_by=helped,
+            series_used=helped,
             unmet=unmet,
             findings=findings,
             contradicted=contradicted,
-            counted_only=not given and _counted_only(numbering, trust),
+            counted_only=not other_evidence and _counted_only(numbering, trust),
         )
     )
 
@@ -246,7 +245,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
         evidence: From ``gather``.
 
     Returns:
-        As ``number_chain``.
+        As in ``number_chain``.
     """
     if not evidence.items:
         naming = Naming((UNNAMED,) * len(pieces.discs), (UNNAMED,) * len(pieces.vertebrae))
@@ -264,10 +263,10 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
-    shown = [k for level in levels for k in [_item_of(level, evidence)]]
+    indices = [k for level in levels for k in [_item_of(level, evidence)]]
     alternatives = tuple(
         Alternative(
-            chance, shift_text([best[k] for k in shown], [path[k] for k in shown]), tuple(path[k] for k in shown)
+            chance, shift_text([best[k] for k in indices], [path[k] for k in indices]), tuple(path[k] for k in indices)
         )
         for path, chance in others
     )
@@ -286,27 +285,27 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
 
 
 def _settled(numbering: Numbering) -> Numbering:
-    """With what would settle it, unless it is certain."""
+    """Return a numbering with what would decide it, unless it is certain."""
     levels, others = numbering.levels, numbering.alternatives
     settle = () if numbering.confident else would_settle(tuple(v.code for v in levels), tuple(a.codes for a in others))
     return replace(numbering, would_settle=settle)
 
 
 BELIEVED: Final = 0.75
-"""A landmark class that is on its own disc less often than this contradicts nothing by itself."""
+"""A landmark class that lies on its own disc less often than this contradicts nothing by itself."""
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
-    """Whether landmarks that the names contradict are so often wrong that they do not make the names doubtful."""
+    """Return whether the contradicted landmarks are so often wrong that they do not make the names doubtful."""
     return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
-    """Whether lumbar vertebrae are named with no landmark above them in view whose class can be believed."""
+    """Return whether lumbar vertebrae are named without a reliable landmark above them in view."""
     codes = {level.code for level in numbering.levels}
     upper = [code for code in LANDMARK_DISCS if code != DISC_L5_S]
-    drawn = {code for code in upper if code in codes and _is_believed(code, trust)}
-    return bool(codes & set(LUMBAR)) and not drawn and not codes & {C1, C2}
+    reliable = {code for code in upper if code in codes and _is_believed(code, trust)}
+    return bool(codes & set(LUMBAR)) and not reliable and not codes & {C1, C2}
 
 
 def _is_believed(landmark: int, trust: Trust) -> bool:
@@ -314,7 +313,7 @@ def _is_believed(landmark: int, trust: Trust) -> bool:
 
 
 def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
-    """Landmarks as which the disc of a finding was drawn."""
+    """Return the landmarks that the network took the disc of a finding for."""
     discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
     return [
         landmark
@@ -326,15 +325,15 @@ def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
 
 
 def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
-    """By the map alone, and if that is not certain or contradicts step 1, with what step 1 named.
+    """Name the map alone and, if that is not certain or contradicts step 1, again with the names of step 1.
 
-    Both maps were drawn from one scan, by networks that learned from the same examples: where neither is certain alone,
-    their agreement is no second witness, and where both are certain of different names, nobody is.
+    Both maps come from one scan, by networks that learned from the same examples. Where neither is certain alone, their
+    agreement is no second witness; where both are certain of different names, neither can be relied on.
 
     Args:
         pieces: The pieces.
-        evidence: From ``gather``, step 1 the last of the localizers.
-        step1: What it says.
+        evidence: From ``gather``, with step 1 as the last localizer.
+        step1: Names of step 1, with their probabilities.
     """
     alone = number_evidence(pieces, replace(evidence, items=tuple(map(_without_last_series, evidence.items))))
     if not _otherwise(alone, evidence) and (alone.confident or not step1.confident):
@@ -362,7 +361,7 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
 
 
 def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
-    """A numbering whose names step 1 gave, too, by what that map shows: the surer of the two is believed."""
+    """Return a numbering that step 1 agrees with, with the probability of the surer of the two."""
     if step1.usual <= alone.usual or alone.confident:
         return alone
     levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
@@ -375,7 +374,7 @@ def _without_last_series(item: Item) -> Item:
 
 
 def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]]:
-    """Discs that the last localizer names otherwise: which item, and its code there."""
+    """Return the discs that the last localizer names differently: index of the item, and its code there."""
     found = []
     for k, item in enumerate(evidence.items):
         shares = item.overlaps[-1].shares if item.kind is Kind.DISC and item.overlaps else {}
@@ -388,20 +387,20 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
     index = evidence.items[k].index
     named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
-    text = f"Step 1 named this disc {NAME_OF[code]}, and its other discs to match; step 2 names it {NAME_OF[named]}."
+    text = messages.STEPS_DIFFER.format(step1=NAME_OF[code], step2=NAME_OF[named])
     return found_at(piece, "steps_differ", named, text)
 
 
 def _ranked(
     chain: Chain, chances: Sequence[Mapping[int, float]], total: float
 ) -> tuple[Path, list[tuple[Path, float]]]:
-    """The best numbering, and the competing ones with their chances, the most probable first."""
+    """Return the best numbering, and the competing ones with their probabilities, the most probable first."""
     clear = [max(codes, key=lambda code: codes[code]) for codes in chances if codes]
     if len(clear) == len(chances) and all(codes[c] > CLEAR for codes, c in zip(chances, clear, strict=True)):
         return tuple(clear), []
     before, after = chain.forward("max"), chain.backward("max")
     starts: list[tuple[float, int, State]] = []
-    # In a map of noise nothing may be worth trying; its most probable name is then where to begin.
+    # In a map of noise nothing may be worth trying; then start at its most probable name.
     worth = min(WORTH_TRYING, max((max(codes.values()) for codes in chances if codes), default=0.0))
     for k, codes in enumerate(chances):
         joint = before[k] * after[k]
@@ -414,7 +413,7 @@ def _ranked(
     paths: list[Path] = []
     traced: list[float] = []
     for value, k, state in starts:
-        # The same path has the same maximum wherever it is traced from.
+        # The same path has the same maximum wherever its trace starts.
         if any(abs(value - other) <= SAME * other for other in traced):
             continue
         traced.append(value)
@@ -425,19 +424,19 @@ def _ranked(
             break
     ranked = sorted(((path, chain.agreeing(path) / total) for path in paths), key=lambda pair: -pair[1])
     best = ranked[0][0]
-    # What agrees with the best numbering too, by doubting the pieces named differently, is not against it.
+    # What also agrees with the best numbering, by doubting the differently named pieces, does not compete with it.
     others = [(path, chance - chain.agreeing(_common(path, best)) / total) for path, chance in ranked[1:]]
     others.sort(key=lambda pair: -pair[1])
     return best, [pair for pair in others if pair[1] >= WORTH_NAMING]
 
 
 def _common(path: Path, other: Path) -> Path:
-    """The path where the other one agrees; what they name differently is ``NOTHING``, no structure at all."""
+    """Return the path where it agrees with another; where their names differ, ``NOTHING`` (no structure at all)."""
     return tuple(a if a == b or FALSE in (a, b) else NOTHING for a, b in zip(path, other, strict=True))
 
 
 def _differ(path: Path, other: Path) -> bool:
-    """Whether two numberings name a piece differently (not only doubt that it is one)."""
+    """Return whether two numberings name a piece differently (a doubt that it is a structure does not count)."""
     return any(a != b for a, b in zip(path, other, strict=True) if FALSE not in (a, b))
 
 
@@ -452,7 +451,7 @@ def _naming(path: Path, evidence: Evidence, pieces: Pieces) -> Naming:
 def _levels(
     path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float]], naming: Naming
 ) -> tuple[Level, ...]:
-    """One level per code, described by its largest piece."""
+    """Return one level per code, described by its largest piece."""
     largest: dict[int, int] = {}
     for k, code in enumerate(path):
         if code != FALSE:
@@ -468,7 +467,7 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     false = max(0.0, 1.0 - sum(chances.values()))
     probability = min(1.0, chances.get(code, 0.0))
     if pieces > 1:
-        # Which of the pieces is the structure and which an attachment is no doubt about the name.
+        # Which piece is the structure and which is an attachment does not matter for the name.
         probability, false = min(1.0, probability + false), 0.0
     others[FALSE] = false
     runner_up = max(others, key=lambda c: others[c])
@@ -478,11 +477,8 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
 def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
-    text = f"A piece drawn as {WHAT[item.kind]} ({piece.voxels} voxels) fits no level and was left out."
+    text = messages.LEFT_OUT.format(kind=messages.A_KIND[item.kind], voxels=piece.voxels)
     return found_at(piece, "left_out", UNNAMED, text)
-
-
-WHAT: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 
 
 def _item_of(level: Level, evidence: Evidence) -> int:

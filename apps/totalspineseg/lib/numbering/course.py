@@ -1,4 +1,4 @@
-"""Distance along the canal, the ruler everything is measured with."""
+"""Distance along the canal: the ruler that everything is measured with."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,12 +14,12 @@ from lib.transforms.components import Mask
 Floats = npt.NDArray[np.float64]
 
 SMOOTHING_MM: Final = 8.0
-"""Standard deviation of the smoothing of the canal's middle: flattens voxel steps, keeps every real curve (a
-curve of the spine is longer than 60 mm)."""
+"""Standard deviation of the smoothing of the canal's middle: removes voxel steps and keeps every real curve (a curve of
+the spine is longer than 60 mm)."""
 TANGENT_MM: Final = 25.0
-"""Length of the end piece from which the line is continued straight beyond the canal."""
+"""Length of the end piece whose direction continues the line beyond the canal."""
 BEYOND_MM: Final = 80.0
-"""How far the line is continued at both ends."""
+"""Length by which the line is continued at both ends."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Course:
 
     Attributes:
         points_mm: (n, 3) points, voxel index times spacing.
-        distance_mm: (n,) distance along the line; 0 where the canal starts, negative above.
+        distance_mm: (n,) distance along the line; 0 where the canal begins, negative above.
     """
 
     points_mm: Floats
     distance_mm: Floats
 
     def locate(self, points_mm: npt.ArrayLike) -> Floats:
-        """Distance along the line of the place nearest to each point.
+        """Return the distance along the line of the place nearest to each point.
 
         Args:
             points_mm: (m, 3) points, voxel index times spacing.
@@ -57,8 +57,8 @@ class Ruler:
     """The canal of one map, measured once.
 
     Attributes:
-        course: The line through it; None where no slice has canal.
-        extent: Its extent slice by slice, voxel indices.
+        course: The line through the canal; None where no slice has canal.
+        extent: The canal's extent slice by slice, voxel indices.
         spacing_mm: (3,) voxel size.
     """
 
@@ -67,42 +67,42 @@ class Ruler:
     spacing_mm: Floats
 
     def place(self, point_mm: npt.ArrayLike) -> float:
-        """Distance of one point along the canal, mm, rising to inferior; without canal its depth."""
+        """Return the distance of one point along the canal, mm, rising to inferior; without a canal its depth."""
         return float(self.places(point_mm)[0])
 
     def places(self, points_mm: npt.ArrayLike) -> Floats:
-        """``place`` of (m, 3) points."""
+        """Return the ``place`` of each of (m, 3) points."""
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
         return self.course.locate(points) if self.course is not None else -points[:, 2]
 
     def is_anterior(self, point_vox: npt.ArrayLike) -> bool:
-        """Whether a point lies anterior to the canal, at the nearest height with canal; False without canal."""
+        """Return whether a point is anterior to the canal, at the nearest height with canal; False without one."""
         if self.extent.z.size == 0:
             return False
         _, y, z = np.asarray(point_vox, dtype=np.float64)
         return bool(y > self.extent.y_last[np.abs(self.extent.z - z).argmin()])
 
     def in_front(self, xyz: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        """Voxels anterior to the canal and within its width, at the nearest height with canal.
+        """Return which voxels are anterior to the canal and within its width, at the nearest height with canal.
 
         Args:
-            xyz: (n, 3) voxel indices.
+            xyz: (n, 3) voxel indices. Not modified.
 
         Returns:
-            (n,); all False without canal.
+            (n,) bools; all False without a canal.
         """
         return self.extent.has_in_front(*xyz.T)
 
 
 def ruler_along(points_vox: npt.ArrayLike, spacing_mm: npt.ArrayLike) -> Ruler:
-    """Measure along the bodies of a column whose canal is not drawn.
+    """Return a ruler along the bodies of a column whose canal is not segmented.
 
     Args:
-        points_vox: (n, 3) middles of bodies and discs, RAS voxel indices, in any order.
+        points_vox: (n, 3) middles of bodies and discs, RAS voxel indices, in any order. Not modified.
         spacing_mm: (3,) voxel size.
 
     Returns:
-        A ruler that knows places, but nothing of the canal; without any point it measures depth.
+        A ruler that knows places but not the canal; without any point it measures depth.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     points = np.asarray(points_vox, dtype=np.float64).reshape(-1, 3)
@@ -113,7 +113,7 @@ def ruler_along(points_vox: npt.ArrayLike, spacing_mm: npt.ArrayLike) -> Ruler:
 
 
 def ruler_of(canal: Mask, spacing_mm: npt.ArrayLike) -> Ruler:
-    """Measure a canal.
+    """Return a ruler along a canal.
 
     Args:
         canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
@@ -126,7 +126,7 @@ def ruler_of(canal: Mask, spacing_mm: npt.ArrayLike) -> Ruler:
 
 
 def _course(heights: npt.NDArray[Any], middle: npt.NDArray[Any], spacing_mm: Floats) -> Course | None:
-    """The smooth line through points at rising heights, voxel indices; None for no point."""
+    """Return the smooth line through points at rising heights, voxel indices; None without points."""
     if heights.size == 0:
         return None
     z = np.arange(heights[0], heights[-1] + 1)
@@ -139,7 +139,7 @@ def _course(heights: npt.NDArray[Any], middle: npt.NDArray[Any], spacing_mm: Flo
 
 
 def _continued(points: Floats, step_mm: float) -> Floats:
-    """Both ends continued straight, one point per mm."""
+    """Return the line with both ends continued straight, one point per mm."""
     reach = max(1, min(len(points) - 1, round(TANGENT_MM / step_mm)))
     down = np.array([0.0, 0.0, -1.0])
     first = points[reach] - points[0] if len(points) > 1 else down

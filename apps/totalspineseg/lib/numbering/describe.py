@@ -1,4 +1,4 @@
-"""A piece from its voxels, measured like ``find_pieces`` does."""
+"""The description of a piece from its voxels, measured as in ``find_pieces``."""
 
 from types import MappingProxyType
 
@@ -12,13 +12,13 @@ from lib.transforms.pieces import MIN_BODY_VOXELS, Piece
 
 
 def describe(kind: Kind, xyz: npt.NDArray[np.intp], raw: Labels, ruler: Ruler) -> Piece:
-    """Measure the voxels of one piece.
+    """Return the piece that some voxels form.
 
     Args:
         kind: Disc, vertebra or sacrum.
         xyz: (n, 3) voxel indices, at least one. Not modified.
         raw: uint8 (X, Y, Z) RAS, network classes. Not modified.
-        ruler: The canal of ``raw``.
+        ruler: Canal of ``raw``.
     """
     center = xyz.mean(axis=0)
     body = xyz if kind is Kind.DISC else xyz[ruler.in_front(xyz)]

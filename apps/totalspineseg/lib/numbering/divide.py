@@ -1,7 +1,7 @@
-"""Cut pieces that hold two levels: discs bridged through a vertebra, vertebrae joined by a flipped class.
+"""Cuts in pieces that hold two levels: discs bridged through a vertebra, vertebrae joined by a flipped class.
 
-``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies
-inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
+``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies inside
+such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
 """
 
 from collections.abc import Callable
@@ -21,35 +21,35 @@ from lib.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
 Ints = npt.NDArray[np.intp]
 
 MIN_LEVEL_MM: Final = 9.0
-"""No two discs lie nearer along the canal (neck of a small child)."""
+"""No two discs are closer along the canal (neck of a small child)."""
 MIN_LOBE: Final = 0.22
 """Each disc of a bridged pair has at least this share of the voxels."""
 MAX_BRIDGE: Final = 0.5
 """The bridge between two discs is thinner than this share of the smaller disc's thickest slice."""
 MAX_DISC_MM: Final = 24.0
-"""No disc is thicker along the canal, ragged borders included; without a waist such a piece is cut in the middle."""
+"""No disc is thicker along the canal, including ragged borders; such a piece without a waist is cut in the middle."""
 MIN_CUTTING_DISC: Final = 0.25
-"""Smaller discs than this share of the median do not part vertebrae: they are false or cut off."""
+"""Discs smaller than this share of the median do not separate vertebrae: they are false or cut off."""
 MIN_BODY_SHARE: Final = 0.12
 """Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
 BESIDE_MM: Final = 1.0
 MAX_BESIDE: Final = 0.5
-"""A real disc leaves less than this share of a body's cross-section within 1 mm of its middle."""
+"""A real disc leaves less than this share of a body's cross-section within ``BESIDE_MM`` of its middle."""
 LONG_BODY: Final = 1.4
-"""A body this many levels long is two vertebrae between which the disc was missed (one body is 0.8 levels long)."""
+"""A body this many levels long is two vertebrae with a missed disc between them (one body is 0.8 levels long)."""
 NEAR_STEPS: Final = 5
-"""Distances of neighboring discs that tell how long a level is here; a missed disc doubles one of them."""
+"""Distances of neighboring discs that show how long a level is here; a missed disc doubles one of them."""
 ATLAS_WIDER: Final = 1.1
-"""The ring of the atlas is at least this much wider than the axis (60-80 mm against 45-55 mm)."""
+"""The ring of the atlas is at least this much wider than the axis (60-80 mm compared with 45-55 mm)."""
 SAMPLE: Final = 3000
-"""Voxels of a body looked at to find its length."""
+"""Number of a body's voxels that are used to find its length."""
 MAX_DROP: Final = 0.8
-"""Arches and processes of two vertebrae part at most this far below the disc, share of a level."""
+"""Arches and processes of two vertebrae separate at most this far below the disc, as a share of a level."""
 USUAL_DROP: Final = 0.3
 DROP_SPREAD: Final = 0.3
-"""Usually they part this far below it, give or take."""
+"""They usually separate ``USUAL_DROP`` below it, with this spread."""
 EMPTY: Final = 0.1
-"""An empty slice counts as this share of the mean one, so that the end of a piece is no waist."""
+"""An empty slice counts as this share of the mean one, so that the end of a piece is not taken for a waist."""
 USUAL_LEVEL_MM: Final = 22.0
 """Distance of neighboring discs where fewer than two are in view."""
 
@@ -68,10 +68,10 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     Args:
         pieces: From ``find_pieces``.
         raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
-        ruler: The canal of ``raw``.
+        ruler: Canal of ``raw``.
 
     Returns:
-        The pieces, superior to inferior; the same object where nothing had to be cut.
+        The pieces, superior to inferior; the same object where nothing was cut.
     """
     if ruler.course is None or not pieces.discs:
         return pieces
@@ -108,7 +108,7 @@ def _divide(
     worth_asking: Callable[[int], bool],
     owner_of: Callable[[int, Ints], Ints],
 ) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
-    """Ask ``owner_of`` for the part each voxel of each piece belongs to, and rebuild where there are several."""
+    """Find the part that each voxel belongs to with ``owner_of``, and rebuild the pieces that have several parts."""
     parts: list[tuple[Piece, Ints | None, int]] = []
     for k, piece in enumerate(pieces):
         if not worth_asking(k):
@@ -139,12 +139,12 @@ def _divide(
 
 
 def _is_high(piece: Piece, seen: _Map) -> bool:
-    """Whether a disc is as high as two discs are apart."""
+    """Return whether a disc is as high as the distance between two discs."""
     return bool((piece.box[2].stop - piece.box[2].start) * seen.spacing[2] >= MIN_LEVEL_MM)
 
 
 def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
-    """Whether discs seem to lie inside a vertebra's body or it is too long for one, from every second voxel."""
+    """Return whether a body seems to hold discs or to be too long for one vertebra, from every second voxel."""
     if piece.body_centroid_vox is None:
         return False
     x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
@@ -156,7 +156,7 @@ def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs
 
 
 def _level_at(place_mm: float, discs_mm: Floats) -> float:
-    """Distance of neighboring discs around a place, mm."""
+    """Return the distance of neighboring discs around a place, mm."""
     steps = np.diff(discs_mm)
     if not steps.size:
         return USUAL_LEVEL_MM
@@ -165,7 +165,7 @@ def _level_at(place_mm: float, discs_mm: Floats) -> float:
 
 
 def _is_long(heights: Floats, discs_mm: Floats) -> bool:
-    """Whether a body between discs is too long for one vertebra; the axis with its dens and the sacrum are long."""
+    """Return whether a body between discs is too long for one; the axis with its dens and the sacrum may be long."""
     if not heights.size:
         return False
     low, middle, high = np.quantile(heights, (0.02, 0.5, 0.98))
@@ -174,7 +174,7 @@ def _is_long(heights: Floats, discs_mm: Floats) -> bool:
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
-    """One part per lobe where a disc has lobes a level apart along the canal."""
+    """Return the part of each voxel of a disc: one part per lobe, where lobes are a level apart along the canal."""
     along = _along(xyz, seen)
     bins = np.floor(along - along.min()).astype(np.intp)
     cuts = np.array(_disc_cuts(np.bincount(bins)), dtype=np.intp)
@@ -182,7 +182,7 @@ def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
 
 
 def _disc_cuts(counts: Ints) -> list[int]:
-    """First bins of all parts but the uppermost: a chain of discs is cut at one waist after the other."""
+    """Return the first bins of all parts but the uppermost; a chain of discs is cut at one waist after another."""
     cut = _waist(counts)
     if cut is None:
         first, last = np.searchsorted(counts.cumsum(), (0.02 * counts.sum(), 0.98 * counts.sum()))
@@ -193,12 +193,12 @@ def _disc_cuts(counts: Ints) -> list[int]:
 
 
 def _along(xyz: Ints, seen: _Map) -> Floats:
-    """Height of voxels along the canal's direction beside them, mm, rising to inferior from their middle."""
+    """Return the height of voxels along the canal's direction beside them, mm, rising to inferior from their middle."""
     return _direction(xyz.mean(axis=0), seen)(xyz)
 
 
 def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floats]:
-    """Height of voxels relative to a center, along the canal's direction beside it, mm, rising to inferior."""
+    """Return a function of voxels: their height relative to a center along the canal, mm, rising to inferior."""
     center = center_vox * seen.spacing
     line = seen.course.points_mm
     middle = int(((line - center) ** 2).sum(axis=1).argmin())
@@ -209,7 +209,7 @@ def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floa
 
 
 def _waist(counts: Ints) -> int | None:
-    """Where a profile (voxels per mm) has a waist between two lobes at least a level apart; None without one."""
+    """Return where a profile (voxels per mm) has a waist between lobes at least a level apart; None without one."""
     smooth = np.convolve(counts, np.ones(3) / 3, "same")
     total, best, found = counts.sum(), MAX_BRIDGE, None
     for cut in range(2, smooth.size - 2):
@@ -224,7 +224,7 @@ def _waist(counts: Ints) -> int | None:
 
 
 def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
-    """One part per vertebra where discs lie inside the body, else one part."""
+    """Return the part of each voxel of a vertebra: one part per vertebra where discs lie inside the body, else one."""
     none = np.zeros(len(xyz), dtype=np.intp)
     if piece.body_centroid_vox is None:
         return none
@@ -246,9 +246,9 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, i
 
 
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
-    """Places of the discs that part a body, mm along the canal.
+    """Return the places of the discs that separate a body, mm along the canal.
 
-    Each part keeps a fair share of the body, and hardly any of it lies beside the disc: a disc that the body
+    Each part keeps a fair share of the body, and hardly any of the body lies next to the disc: a disc that the body
     surrounds is false.
     """
     cuts: list[float] = []
@@ -266,7 +266,7 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
 
 
 def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[float]:
-    """The cuts, and one more in each part that is too long: where it is thinnest near its middle."""
+    """Return the cuts, and one more in each part that is too long, where it is thinnest near its middle."""
     edges = [float(heights.min()), *cuts, float(heights.max()) + 1.0]
     found = list(cuts)
     for start, stop in pairwise(edges):
@@ -281,7 +281,7 @@ def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[f
 
 
 def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float, seen: _Map) -> Ints:
-    """Bodies by the discs; arches and processes at the thinnest place somewhat below each disc."""
+    """Split bodies at the discs, and arches and processes at the thinnest place somewhat below each disc."""
     owner = np.zeros(len(xyz), dtype=np.intp)
     heights = seen.course.locate(xyz * seen.spacing)
     owner[in_body] = np.searchsorted(cuts, heights[in_body])
@@ -297,7 +297,7 @@ def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float
 
 
 def _without_atlas(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
-    """Atlas and axis have no disc between: part them at the waist of their arches if the upper one is a wide ring."""
+    """Split atlas and axis, which have no disc between, at the waist of their arches if the upper is a wide ring."""
     mine = owner == 0
     behind = mine & ~in_body
     if behind.sum() < MIN_BODY_VOXELS:
@@ -317,7 +317,7 @@ def _without_atlas(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen:
 
 
 def _drop(counts: Ints, start: float, level_mm: float) -> float:
-    """How far below a disc the profile of the processes is thin, near where it usually is, mm."""
+    """Return how far below a disc the profile of the processes is thin, near where it usually is, mm."""
     last = min(counts.size, int(start + MAX_DROP * level_mm) + 1)
     away = np.arange(max(0, int(start)), last) - start
     if not away.size:
@@ -327,7 +327,7 @@ def _drop(counts: Ints, start: float, level_mm: float) -> float:
 
 
 def _components(xyz: Ints) -> tuple[Ints, int]:
-    """Connected component (1..) of each voxel, and how many there are."""
+    """Return the connected component (1..) of each voxel, and the number of components."""
     low = xyz.min(axis=0) - 1
     local = tuple((xyz - low).T)
     mask = np.zeros(np.ptp(xyz, axis=0) + 3, dtype=np.bool_)
@@ -337,9 +337,9 @@ def _components(xyz: Ints) -> tuple[Ints, int]:
 
 
 def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
-    """Joined components that may belong to another vertebra become parts of their own.
+    """Split joined components that may belong to another vertebra into parts of their own.
 
-    Those are components without a body, and those whose body lies a level away from the largest one's.
+    These are components without a body, and those whose body is a level away from the largest one's.
     """
     component, count = _components(xyz)
     result = owner.copy()
@@ -360,7 +360,7 @@ def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -
 
 
 def _whole_components(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
-    """A connected component whose body lies in one part belongs to that part as a whole."""
+    """Assign each connected component whose body lies in one part to that part as a whole."""
     component, count = _components(xyz)
     result = owner.copy()
     for k in range(1, count + 1):

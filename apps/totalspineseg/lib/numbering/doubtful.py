@@ -1,4 +1,4 @@
-"""Which levels of a result are doubtful."""
+"""The levels of a result that are doubtful."""
 
 from typing import Final
 
@@ -9,20 +9,20 @@ from lib.geometry import LabelArray
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 
 DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
-"""A level of a doubtful numbering below this chance is marked in pictures and measurements."""
+"""A level of a doubtful numbering below this probability is marked in pictures and measurements."""
 NAMED: Final = frozenset({*VERTEBRAE, *DISCS})
-"""Structures whose name is a level's; in step 1 the sacrum's code stands for any vertebra."""
+"""Structures that name one level; in step 1 the sacrum's code stands for any vertebra."""
 
 
 def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset[int]:
-    """Codes of the levels that are doubtful: none of a numbering that is certain or counted.
+    """Return the codes of the doubtful levels: none if the numbering is certain or counted.
 
-    A level in the map that the numbering has no probability for (the arch of a vertebra whose body is out of view)
-    hangs on its neighbors: it is as certain as the numbering as a whole. Where something speaks against all names (a
-    point fixed by hand that no level meets), or the whole is doubtful, but each level by itself is not, all are.
+    A level of the map for which the numbering has no probability (the arch of a vertebra whose body is out of view)
+    depends on its neighbors, so it is as certain as the whole numbering. All levels are doubtful where something
+    contradicts all names (a pin that no level is near), or where the whole is doubtful but no single level is.
 
     Args:
-        numbering: What the chain model knows; None with the iterative method, which knows no doubt.
+        numbering: The numbering; None with the iterative method, which has no doubts.
         labels: The codes it led to. Not modified.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the maps say, piece by piece, as numbers the chain model can weigh."""
+"""The evidence of the maps, piece by piece, as numbers that the chain model can weigh."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,25 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]
 
 END_MM: Final = 2.0
-"""A piece this near to the first or last slice is cut off by the field of view."""
+"""A piece this close to the first or last slice is cut off by the field of view."""
 MIN_C1_VOLUME_MM3: Final = 100.0
-"""Less of the class C1 is a speck."""
+"""A smaller volume of the class C1 is a speck."""
 FAR_MM: Final = 45.0
 FAR_BEYOND_MM: Final = 90.0
-"""A piece this far beside the line of the discs (further above and below them, where the sacrum turns away) is skin,
-bowel or bladder: half a vertebral body and more lies between."""
+"""A piece this far beside the line of the discs (the second above and below them, where the sacrum turns away) is skin,
+bowel or bladder: more than half a vertebral body lies between."""
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
-"""A disc of fewer voxels, shorter from front to back, or hardly longer than thick (by this factor) has no angle."""
+"""The angle of a disc is not measured with fewer voxels, if it is shorter from front to back, or hardly longer than
+thick (by this factor)."""
 LOCALIZER_MIN_SHARE: Final = 0.10
-"""A piece that shares less of its volume with the localizer's levels says nothing."""
+"""A piece that shares less of its volume with the localizer's levels is not compared with them."""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """A level a reader has fixed.
+    """A level that a reader fixes by its name and a point in it.
 
     Attributes:
         code: Code of a vertebra or disc, or the sacrum.
@@ -53,10 +54,10 @@ class Localizer:
 
     Attributes:
         codes: Its codes (X, Y, Z) on the grid of the map.
-        names: Code -> how probable each code is for what carries it; a code that is not there is certain. Names a
-            reader gave are certain, predicted ones as probable as they were predicted.
-        source: What to call it in a report.
-        by_reader: Whether a reader finished it: then one level of it settles as much as many.
+        names: Code -> the probability of each name for the structure that has the code; a code that is not there is
+            certain. Names by a reader are certain, predicted ones as probable as they were predicted.
+        source: Its name in a report.
+        by_reader: Whether a reader finished it: then one of its levels decides as much as many.
     """
 
     codes: npt.NDArray[np.integer[Any]]
@@ -67,14 +68,14 @@ class Localizer:
 
 @dataclass(frozen=True)
 class Step1Names:
-    """What step 1 named in the very scan whose step-2 map is numbered: a network, or a reader who corrected it.
+    """Names that step 1, or a reader who corrected it, gave in the same scan whose step-2 map is named.
 
     Attributes:
-        discs: Its discs, with the chance of every name; no series of its own, so without a source.
-        probability: Chance that all its names are right.
-        certainty: Which answer it was by itself.
-        usual: Chance that all its names are right if the column has the usual count.
-        as_usual: Chance that it has.
+        discs: The discs, with the probability of every name; they are no other series, so they have no source.
+        probability: Probability that all its names are right.
+        certainty: How certain the names of step 1 are by themselves.
+        usual: Probability that all its names are right if the column has the usual count.
+        as_usual: Probability that the column has the usual count.
     """
 
     discs: Localizer
@@ -85,7 +86,7 @@ class Step1Names:
 
     @property
     def confident(self) -> bool:
-        """Whether it was certain by itself."""
+        """Whether the names of step 1 are certain by themselves."""
         return self.certainty == "certain"
 
     @property
@@ -94,16 +95,16 @@ class Step1Names:
         return self.discs.by_reader
 
     def part(self, box: Box) -> "Step1Names":
-        """The same on a part of the grid."""
+        """Return the names on a part of the grid."""
         return replace(self, discs=replace(self.discs, codes=self.discs.codes[box]))
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How a piece lies on the levels of a localizer.
+    """The overlap of a piece with the levels of a localizer.
 
     Attributes:
-        shares: Code -> share of the overlap; empty where it touches none.
+        shares: Code -> share of the overlap; empty where the piece touches none of the levels.
         localizer: The series.
     """
 
@@ -113,22 +114,22 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Item:
-    """One piece as the chain sees it.
+    """A piece in the form that the chain uses.
 
     Attributes:
         kind: Disc, vertebra or sacrum.
-        index: Place in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
+        index: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
         place_mm: Distance along the canal, rising to inferior.
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.
         landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
-        odd: Share of odd among odd and even voxels; None where the class says nothing.
-        overlaps: With each localizer.
-        pin: Codes it can have by a reader's word; empty where none was given.
-        is_c1: Whether the network says C1.
-        tilt_deg: How far the front of a disc lies lower than its back; None where it is too small to tell.
-        is_far: Whether it lies so far beside the discs that it can be no part of the column.
+        odd: Share of odd among odd and even voxels; None where there are neither.
+        overlaps: Overlap with each localizer.
+        pin: Codes that a pin leaves possible; empty without a pin.
+        is_c1: Whether the network labeled it C1.
+        tilt_deg: How far the front of a disc is lower than its back, as an angle; None where the disc is too small.
+        is_far: Whether it is so far beside the discs that it cannot be part of the column.
     """
 
     kind: Kind
@@ -148,18 +149,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything known about one map.
+    """Everything that is known about one map.
 
     Attributes:
         step: 1 or 2.
         items: Pieces with a place in the column, superior to inferior.
         specks: Pieces too small to be a structure.
-        loose: Vertebra pieces without a body in view (processes only), to be attached afterwards: index -> place
+        loose: Vertebra pieces without a body in view (processes only), which are named after the chain: index -> place
             along the canal, mm.
-        pinned_loose: Of those, the names that readers gave them.
+        pinned_loose: Index of such a piece -> the code that a pin gives it.
         above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
         below_mm: The same below the last item.
-        trust: What is known of the network that drew the map.
+        trust: What is known about the errors of the network that made the map.
     """
 
     step: Step
@@ -187,12 +188,12 @@ def gather(
         pieces: From ``find_pieces``.
         raw: uint8 (X, Y, Z) RAS, the step's classes. Not modified.
         step: 1 or 2.
-        ruler: The canal of ``raw``.
+        ruler: Canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
-        trust: What is known of the network that drew the map.
+        trust: What is known about the errors of the network that made the map.
 
     Returns:
-        The evidence; no items where there are no pieces.
+        The evidence; without items where there are no pieces.
     """
     seen = _Seen(pieces, raw, ruler, localizers)
     items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
@@ -213,11 +214,11 @@ def gather(
 
 
 ATLAS_WIDTH_MM: Final = 55.0
-"""C1 is 60-80 mm wide; a piece of processes alone is narrower, or lies at the end of the view."""
+"""C1 is 60-80 mm wide; a piece that consists only of processes is narrower, or lies at the end of the view."""
 
 
 SPECK_SHARE: Final = 0.04
-"""A component with less than this share of the usual volume of its kind is a speck and named nothing."""
+"""A component with less than this share of the usual volume of its kind is a speck and gets no name."""
 
 
 def _is_speck(item: Item, items: Sequence[Item]) -> bool:
@@ -232,7 +233,7 @@ MIN_TO_COMPARE: Final = 3
 
 
 class _Seen:
-    """The map with its ruler, so that pieces can be measured one by one."""
+    """A map with its ruler, which measures pieces one by one."""
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class _Seen:
         return self.ruler.place(np.asarray(point_vox) * self.spacing)
 
     def is_atlas(self, piece: Piece, highest: float) -> bool:
-        """Whether a topmost piece without a body is an atlas whose anterior arch is missing."""
+        """Return whether a topmost piece without a body is an atlas whose anterior arch is missing."""
         width_mm = (piece.box[0].stop - piece.box[0].start) * self.spacing[0]
         return piece.z_order >= highest and width_mm >= ATLAS_WIDTH_MM and not self._is_cut(piece)
 
@@ -300,7 +301,7 @@ class _Seen:
         return {code: n / total for code, n in levels.items()}
 
     def c1(self) -> list[Item]:
-        """C1 of a step-1 map, which has a class but no piece."""
+        """Return C1 of a step-1 map, which has a class but no piece; empty where it is only a speck."""
         mask = self.raw == Step1.C1.value
         volume = float(mask.sum()) * float(np.prod(self.spacing))
         if volume < MIN_C1_VOLUME_MM3:
@@ -311,7 +312,7 @@ class _Seen:
         return [Item(Kind.VERTEBRA, -1, self.place(xyz.mean(axis=0)), cut, float(width), volume, is_c1=True)]
 
     def bone_beyond(self, items: Sequence[Item]) -> tuple[float, float]:
-        """Length of vertebral bodies in view beyond the first and the last item, mm."""
+        """Return the length of vertebral bodies in view beyond the first and the last item, mm."""
         extent = self.ruler.extent
         if not items or extent.z.size == 0:
             return 0.0, 0.0
@@ -322,7 +323,7 @@ class _Seen:
         return above, 0.0 if bottom is None else max(0.0, bottom - items[-1].place_mm)
 
     def _front(self, row: int) -> Floats | None:
-        """Middle of the bone in front of the canal in one slice of the canal; None without bone."""
+        """Return the middle of the bone in front of the canal in one slice of the canal; None without bone."""
         z, canal_y = int(self.ruler.extent.z[row]), int(self.ruler.extent.y_last[row])
         front = self.raw[:, canal_y + 1 :, z]
         bone = (front == Step1.VERTEBRAE.value) | (front == Step1.C1.value)
@@ -333,34 +334,34 @@ class _Seen:
 
 
 def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:
-    """Angle of a disc seen from the side.
+    """Return the angle of a disc in a lateral view.
 
     Args:
         disc: bool (X, Y, Z) RAS. Not modified.
         spacing_mm: (3,) voxel size.
 
     Returns:
-        Degrees by which its front lies lower than its back; None for a piece that is short from front to back.
+        Degrees by which its front is lower than its back; None for a piece that is short from front to back.
     """
     seen = np.argwhere(disc)[:, 1:] * np.asarray(spacing_mm)[1:]
     if len(seen) < MIN_TILTED_VOXELS:
         return None
     lengths, axes = np.linalg.eigh(np.cov(seen.T))
     forward, up = axes[:, 1]
-    # The standard deviation of a line is its length divided by the root of twelve.
+    # The standard deviation of a line is its length divided by the square root of twelve.
     if math.sqrt(12 * max(lengths[1], 0.0)) < MIN_TILTED_MM or lengths[1] < MIN_FLAT**2 * lengths[0]:
         return None
     return math.degrees(math.atan2(-up, forward) if forward > 0 else math.atan2(up, -forward))
 
 
 def landmark_shares(piece: Piece) -> dict[int, float]:
-    """Landmark disc -> share of a disc's voxels in its class."""
+    """Return landmark disc -> share of a disc's voxels in its class."""
     total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
     return {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()} if total else {}
 
 
 def odd_share(piece: Piece) -> float | None:
-    """Share of odd among a vertebra's odd and even voxels; None where it has neither."""
+    """Return the share of odd among a vertebra's odd and even voxels; None where it has neither."""
     odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
     even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
     return odd / (odd + even) if odd + even else None

@@ -1,4 +1,4 @@
-"""From one raw step map to names and a report: the numbering without the networks."""
+"""Names and a report from one raw step map: the numbering without the networks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -39,14 +39,14 @@ def label_map(
         raw: Classes of the step's network, integer (X, Y, Z) nearest RAS, about 1 mm. Not modified.
         step: 1 or 2.
         localizer: Codes of another series of the patient on the same grid, or None. Not modified.
-        pins: Levels a reader has fixed (chain only).
-        method: "chain" weighs all evidence; "iterative" is the reference's rule.
+        pins: Levels that a reader fixed (chain only).
+        method: "chain" weighs all evidence; "iterative" follows the reference's rule.
 
     Returns:
         uint8 codes on the grid of ``raw``, and the report (see ``report``).
 
     Raises:
-        LabelError: The map has values that are no classes of the step, or pins come with the iterative method, which
+        LabelError: The map has values that are not classes of the step, or pins come with the iterative method, which
             cannot follow them.
         NoSpineError: The map has no disc or no canal.
         GridError: The localizer has another shape.
@@ -68,23 +68,23 @@ def name_map(
     method: Method = "chain",
     clock: Clock = no_clock,
 ) -> tuple[Labels, Numbering | None]:
-    """``label_map`` with the numbering itself instead of its report (None for the iterative method).
+    """Return the codes as ``label_map`` does, with the numbering instead of its report (None for "iterative").
 
-    ``siblings`` are further series of the patient, with their doubts (chain only); ``step1`` is what step 1 named in
-    this scan, which the iterative method follows, before a localizer, if a reader named it; ``trust`` is what is
-    known of the network's errors (chain only); ``clock`` measures the stages.
+    ``siblings`` are further series of the patient, with the probabilities of their names (chain only). ``step1`` is
+    what step 1 named in this scan; the iterative method follows it, before a localizer, if a reader named it. ``trust``
+    is what is known about the network's errors (chain only). ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     if pins and method == "iterative":
-        raise LabelError("pins require the method 'chain', got 'iterative', which counts by its own rule; drop one")
+        raise LabelError("The method 'iterative' cannot follow pins. Use the method 'chain', or leave the pins out.")
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(_named(localizer)),)))
     for other in (*series, *(() if step1 is None else (step1.discs,))):
         if other.codes.shape != raw.data.shape:
             raise GridError(
-                f"a localizer on the grid of the map (shape {raw.data.shape}) is required, got {other.codes.shape}; "
-                "resample it with nearest neighbor first"
+                f"The localizer has shape {other.codes.shape}, but the map has {raw.data.shape}. Resample it to the "
+                "grid of the map first (nearest neighbor)."
             )
     with clock(f"step {step} spine"):
         classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
@@ -110,29 +110,29 @@ def require_met(numbering: Numbering | None) -> None:
     """Check that every pin named something.
 
     Raises:
-        LabelError: One did not.
+        LabelError: A pin did not.
     """
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
         raise LabelError(
-            f"No structure of its kind lies within {PIN_REACH_MM:.0f} mm of the fixed level, at its height: {names}. "
-            "Click inside the structure, for a vertebra inside its body (RAS mm)."
+            f"Nothing to name is within {PIN_REACH_MM:.0f} mm of the pin, at its height: {names}. Place the pin inside "
+            "the structure, for a vertebra inside its body (RAS mm)."
         )
 
 
 def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
-    """What a localizer names: of a step-1 map discs and C1 alone, since there the sacrum's code is every vertebra's."""
+    """Return the names of a localizer; in a step-1 map, discs and C1 only, as the sacrum's code is any vertebra's."""
     if np.isin(localizer, [code for code in VERTEBRAE if code != C1]).any():
         return localizer
     return np.where(localizer == SACRUM, BACKGROUND, localizer)
 
 
 def _require_classes(raw: AnyArray, step: Step) -> None:
-    """Refuse a finished label map, whose cord and canal would be read as discs."""
+    """Check that a map is not a finished label map, whose cord and canal would be taken for discs."""
     last = max(member.value for member in (Step1 if step == 1 else Step2))
     if raw.size and (raw.max() > last or raw.min() < 0):
         strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]
         raise LabelError(
-            f"a raw map of step {step} with classes 0 to {last} is required, got {strange[:5]!r} in it; "
-            "pass the map as the network drew it, not a finished label map"
+            f"The map has values {strange[:5]!r}, but a raw map of step {step} has only the classes 0 to {last}. Use "
+            "the map that the network made, not a finished label map."
         )

@@ -1,4 +1,4 @@
-"""Pieces that got no name: a doubt about the names of the others."""
+"""Pieces without a name: a reason to doubt the names of the others."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,13 +15,13 @@ UNEXPLAINED_SHARE: Final = 0.5
 """A piece with this share of the usual volume of its kind has the size of a structure."""
 
 SWOLLEN: Final = 1.35
-"""A vertebra this much larger than its neighbors holds more than itself (one differs by 5-10 % from the next)."""
+"""A vertebra this much larger than its neighbors holds more than itself (neighbors differ by 5-10 %)."""
 NEIGHBORS: Final = 6
-"""How many vertebrae around a missed one are compared."""
+"""Number of vertebrae around a missed one that are compared."""
 
 
 def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
-    """Items without a name.
+    """Return the items without a name.
 
     Args:
         path: Code of each item by the chain.
@@ -29,7 +29,7 @@ def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
         naming: Final names of the pieces.
 
     Returns:
-        Their places in ``evidence.items``.
+        Their indices in ``evidence.items``.
     """
     out = []
     for k, (item, code) in enumerate(zip(evidence.items, path, strict=True)):
@@ -40,11 +40,11 @@ def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
 
 
 def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequence[int]) -> bool:
-    """Whether something the size of a structure was left out where one ought to be.
+    """Return whether something of the size of a structure was left out where one ought to be.
 
-    A vertebra or a sacrum of usual size always ought to have a name. A disc may be false, but not next to a
-    level whose disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, nor does a
-    second sacrum smaller than the one that is named.
+    A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
+    disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a
+    second sacrum that is smaller than the named one.
 
     Args:
         out: From ``left_out``.
@@ -69,7 +69,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
-    """Whether a neighbor of a missed vertebra is so large that it seems to hold part of it."""
+    """Return whether a neighbor of a missed vertebra is so large that it seems to hold part of it."""
     bones = [
         (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
         for item, code in zip(evidence.items, path, strict=True)

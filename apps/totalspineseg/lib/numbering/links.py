@@ -1,4 +1,4 @@
-"""Steps from one piece to the next: which slots they join and how probable each is."""
+"""Steps from one piece to the next: which slots they join, and how probable each is."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,22 +13,22 @@ from lib.numbering.states import SACRUM_CENTER_MM, Floats, Ints, Step, observabl
 from lib.trust import Trust
 
 SWALLOWED_SLOTS: Final = 4
-"""From the disc above the last lumbar vertebra over that, its disc and S1 to the sacrum."""
+"""Slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """All steps between an upper and a lower slot that pieces of two kinds can take.
+    """All steps between an upper and a lower slot for pieces of two kinds.
 
     Attributes:
         lower: (n,) slot of the lower piece, rising.
         upper: (n,) slot of the upper piece.
-        prior: (n,) chance of the step but for its length: branches, missed and split structures.
+        prior: (n,) probability of the step without its length: branches, missed and split structures.
         expected_mm: (n,) distance at scale 1.
         height_mm: (n,) height of the lower slot's level at scale 1.
-        spread_mm: (n,) standard deviation of that distance beyond the usual one: the sacrum's middle depends on
+        spread_mm: (n,) standard deviation of that distance in addition to the usual one: the sacrum's middle depends on
             how much of it is in view.
-        same: (n,) whether both are the same slot, that is parts of one structure.
+        same: (n,) whether both are the same slot, so that the pieces are parts of one structure.
         lower_slots, lower_starts: The distinct lower slots, and where each begins.
         by_upper: Order of the links by upper slot.
         upper_slots, upper_starts: The same for the upper slots, in that order.
@@ -50,13 +50,13 @@ class Links:
 
 @cache
 def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool = False) -> Links:
-    """The steps between pieces of two kinds.
+    """Return the steps between pieces of two kinds.
 
     Args:
         upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
-        lower_is_disc: The same of the lower piece.
+        lower_is_disc: The same for the lower piece.
         step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
-        swallows: Whether the network draws the last lumbar vertebra and its disc as the upper part of the sacrum.
+        swallows: Whether the network may draw the last lumbar vertebra and its disc as the upper part of the sacrum.
     """
     tree = states(w.JUMPS)
     seen = observable(tree, step)
@@ -93,12 +93,12 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool =
 
 
 def between(upper: Item, lower: Item, step: Step, trust: Trust) -> Links:
-    """Return the steps two items can take in a map of a network of which so much is known."""
+    """Return the steps between two items in a map, given what is known about the network's errors."""
     return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, trust.measured)
 
 
 def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
-    """Weight of each step between two items, relative to a false component that could be anywhere.
+    """Return the weight of each step between two items, relative to a false component that could be anywhere.
 
     Args:
         steps: From ``between``.
@@ -106,7 +106,7 @@ def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
         lower: The lower item.
 
     Returns:
-        (scales, n).
+        (scales, n) weights.
     """
     scale = w.SCALES[:, None]
     expected, height = scale * steps.expected_mm, scale * steps.height_mm

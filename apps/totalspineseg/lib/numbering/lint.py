@@ -1,4 +1,4 @@
-"""Check a label map for what cannot be right: gaps, duplicates, order, fragments, strange codes."""
+"""Checks of a label map for what cannot be right: gaps, duplicates, order, fragments, unknown codes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -7,39 +7,40 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
+from lib.numbering import messages
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part, fragments, levels_in
 from lib.numbering.rows import row_findings
 from lib.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
-"""Values up to here that are no codes are classes of a network's raw map."""
+"""Values up to this one that are not codes are classes of a network's raw map."""
 CORD_OUTSIDE_SHARE: Final = 0.2
 """Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
 CORD_SLICES: Final = 5
-"""So many slices make a finding."""
+"""Number of such slices that make a finding."""
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Find what cannot be right in a label map, ours or an annotator's.
+    """Return what cannot be right in a label map, of a network or of a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
         spacing: Voxel size, mm.
 
     Returns:
-        The findings, strange codes and what was not checked first, then from superior to inferior; empty for a sound
+        The findings: unknown codes and what was not checked first, then from superior to inferior; empty for a sound
         map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.
     """
     if labels.ndim != 3 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"a 3D map of integer codes is required, got {labels.ndim}D {labels.dtype}; cast it first")
+        raise ValueError(f"expected a 3D map of integer codes, got {labels.ndim}D {labels.dtype}")
     box = foreground_box(labels, margin_vox=1)
     if box is None:
-        return (Finding("not_checked", BACKGROUND, "The map is empty: nothing was checked."),)
-    # With the margin, what touches the outer faces of the crop is cut off by the field of view.
+        return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
+    # Because of the margin, what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
@@ -56,8 +57,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
 def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
     if parts:
         return []
-    message = "The map has no vertebra and no disc in TotalSpineSeg's codes, so order and gaps were not checked."
-    return [Finding("not_checked", BACKGROUND, message)]
+    return [Finding("not_checked", BACKGROUND, messages.NO_LEVELS)]
 
 
 def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
@@ -66,22 +66,22 @@ def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int
 
 
 def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Codes that no structure has."""
+    """Return a finding for each value that no structure has."""
     found = []
     values, counts = np.unique(crop, return_counts=True)
     for code, count in zip(values.tolist(), counts.tolist(), strict=True):
         if code == BACKGROUND or code in BY_CODE:
             continue
         where = _point(np.argwhere(crop == code)[0], origin)
-        left_over = 0 < code <= LAST_STEP_CLASS
-        kind = "step_code" if left_over else "unknown_code"
-        what = "a class of the networks, not the code of a structure" if left_over else "no structure's code"
-        found.append(Finding(kind, int(code), f"Value {code} is {what}; {count} voxels carry it.", int(count), where))
+        is_class = 0 < code <= LAST_STEP_CLASS
+        kind = "step_code" if is_class else "unknown_code"
+        text = messages.STEP_CODE if is_class else messages.UNKNOWN_CODE
+        found.append(Finding(kind, int(code), text.format(value=code, voxels=count), int(count), where))
     return found
 
 
 def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Slices in which the cord leaves the outline of the canal."""
+    """Return a finding where the cord leaves the outline of the canal in several slices."""
     cord, canal = crop == CORD, crop == CANAL
     xyz = np.argwhere(cord)
     if not len(xyz) or not canal.any():
@@ -100,5 +100,5 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
         return []
     count = int(outside.sum())
     where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
-    message = f"The cord lies outside the canal in {slices.size} axial slices ({count} voxels)."
-    return [Finding("cord_outside_canal", CORD, message, count, where)]
+    text = messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
+    return [Finding("cord_outside_canal", CORD, text, count, where)]

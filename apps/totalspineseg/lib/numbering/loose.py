@@ -1,4 +1,4 @@
-"""Names for vertebrae of which only processes are in view: their order along the canal misleads."""
+"""Names for vertebrae of which only processes are in view, whose order along the canal misleads."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,36 +13,37 @@ from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Piece, Pieces
 
 DROP: Final = (0.1, 1.1)
-"""How far processes alone lie below the body of their vertebra, share of a level's height: 0.2 in the neck, up to one
-level in the middle of the chest, and what is left of a cut-off vertebra is its lowest part."""
+"""How far processes without a body lie below the body of their vertebra, as a share of a level's height: 0.2 in the
+neck, up to one level in the middle of the chest; what remains of a cut-off vertebra is its lowest part."""
 CENTER_COST: Final = 0.2
-"""Weight of the distance from the middle of that range while inside it."""
+"""Weight of the distance from the middle of that range, inside the range."""
 PARITY_COST: Final = 1.5
-"""A fragment of the other odd/even class than the name asks for, in levels of distance."""
+"""Cost of a fragment whose odd/even class does not fit the name, in levels of distance."""
 TAKEN_COST: Final = 0.5
-"""A name whose vertebra has a body in view, in levels of distance."""
+"""Cost of a name whose vertebra has a body in view, in levels of distance."""
 SWOLLEN: Final = 1.35
-"""With the fragment such a vertebra would be this much larger than the usual one (neighbors differ by 5-10 %):"""
+"""A vertebra that would have more than this times the usual size with the fragment (neighbors differ by 5-10 %) most
+probably has its own processes already."""
 SWOLLEN_COST: Final = 1.5
-"""then it most probably has its own processes already, and that weighs as much as a wrong odd/even class."""
+"""Additional cost of its name: as much as a wrong odd/even class."""
 MAX_COST: Final = 2.0
-"""A fragment farther than this from every name stays unnamed: a wrong class and half a level."""
+"""A fragment whose every name costs more stays unnamed: a wrong class and half a level."""
 
 
 def name_loose(
     naming: Naming, pieces: Pieces, evidence: Evidence, path: Path, depths_mm: Mapping[int, float]
 ) -> Naming:
-    """Attach fragments without a body to the vertebra they most probably belong to.
+    """Assign fragments without a body to the vertebra that they most probably belong to.
 
     Args:
-        naming: Names of all other pieces.
+        naming: Names of all other pieces. Not modified.
         pieces: The pieces.
         evidence: From ``gather``.
         path: Code of each item.
-        depths_mm: Code -> depth along the column of scale 1, for the column the path runs through.
+        depths_mm: Code -> depth along the column of scale 1, for the column that the path runs through.
 
     Returns:
-        The naming with the fragments named; unchanged where there are none or nothing else has a name.
+        The naming with the fragments named; unchanged where there are no fragments or nothing else has a name.
     """
     named = [(item, code) for item, code in zip(evidence.items, path, strict=True) if code in depths_mm]
     if not evidence.loose or not named:
@@ -69,7 +70,7 @@ def name_loose(
 
 
 def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> dict[int, float]:
-    """Where the body of each vertebra is or would be along the canal, mm."""
+    """Return where the body of each vertebra is, or would be, along the canal, mm."""
     depth = np.array([depths_mm[code] for _, code in named])
     place = np.array([item.place_mm for item, _ in named])
     span = depth[-1] - depth[0]
@@ -84,7 +85,7 @@ def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> di
 
 
 def _swapped(named: list[tuple[Item, int]]) -> bool:
-    """Whether the map calls even positions odd."""
+    """Return whether the map uses the class odd for even positions."""
     votes = 0.0
     for item, code in named:
         if item.odd is not None and code in PARITY:

@@ -1,9 +1,10 @@
-"""Discs that were drawn as one landmark and got the name of another disc: a doubt about all names."""
+"""Discs that were segmented as one landmark and named as another disc: a reason to doubt all names."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
 
 from lib.anatomy import NAME_OF
+from lib.numbering import messages
 from lib.numbering.evidence import landmark_shares
 from lib.numbering.findings import Finding, found_at
 from lib.numbering.weights import MOSTLY, ORDER
@@ -11,32 +12,32 @@ from lib.transforms.labeling import UNNAMED
 from lib.transforms.pieces import Pieces
 
 NEAR: Final = 6
-"""Three levels, in places of the column: a landmark that is drawn farther off tells of no shift."""
-SPREAD: Final = 0.25
-"""A disc of which this share was drawn as the landmark it is named shows that the network saw it there too."""
+"""Three levels, in places of the column: a landmark farther off does not indicate a shift."""
+OWN_SHARE: Final = 0.25
+"""A disc of which this share has the class of the landmark it is named shows that the network saw it there, too."""
 
 
 def moved_landmarks(
     names: Sequence[int], pieces: Pieces, *, pinned: Collection[int], missed: Collection[int]
 ) -> tuple[Finding, ...]:
-    """Landmarks of the network that the names contradict.
+    """Return the network's landmarks that the names contradict.
 
-    A landmark that is spread over its own disc and the next is no doubt, nor one that is drawn far from its place: that
-    the network errs there is plain. Nor is one to which a reader's level was counted without a gap: networks take the
-    fifth disc from the sacrum for T12-L1 in a column with six lumbar vertebrae, too.
+    Three kinds do not count: a landmark that covers its own disc and the next; one far from its place, which is plainly
+    an error; and one that can be counted from a pin without a gap, because networks take the fifth disc from the sacrum
+    for T12-L1 even in a column with six lumbar vertebrae.
 
     Args:
         names: Code of each disc of ``pieces``.
         pieces: The pieces. Not modified.
-        pinned: Codes of the levels a reader has fixed.
+        pinned: Codes of the levels that a reader fixed.
         missed: Codes of structures in view that have no piece.
     """
     shares = [landmark_shares(piece) for piece in pieces.discs]
-    own = {name for name, drawn in zip(names, shares, strict=True) if drawn.get(name, 0.0) >= SPREAD}
+    own = {name for name, by_landmark in zip(names, shares, strict=True) if by_landmark.get(name, 0.0) >= OWN_SHARE}
     return tuple(
         _moved(k, name, landmark, pieces)
-        for k, (name, drawn) in enumerate(zip(names, shares, strict=True))
-        for landmark, share in drawn.items()
+        for k, (name, by_landmark) in enumerate(zip(names, shares, strict=True))
+        for landmark, share in by_landmark.items()
         if share > MOSTLY
         and name not in (UNNAMED, landmark)
         and landmark not in own
@@ -46,11 +47,11 @@ def moved_landmarks(
 
 
 def _is_counted(name: int, pin: int, missed: Collection[int]) -> bool:
-    """Whether nothing was missed between two levels."""
+    """Return whether nothing was missed between two levels."""
     low, high = sorted((ORDER[name], ORDER[pin]))
     return not any(low < ORDER[code] < high for code in missed)
 
 
 def _moved(k: int, name: int, landmark: int, pieces: Pieces) -> Finding:
-    text = f"The network drew this disc as {NAME_OF[landmark]}, but by everything else in view it is {NAME_OF[name]}."
+    text = messages.LANDMARK_DIFFERS.format(landmark=NAME_OF[landmark], name=NAME_OF[name])
     return found_at(pieces.discs[k], "landmark_differs", name, text)

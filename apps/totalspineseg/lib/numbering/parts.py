@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lib.anatomy import BY_CODE, C1, CANAL, CORD, SACRUM, VERTEBRAE, Kind
+from lib.numbering import messages
 from lib.numbering.course import Floats, Ruler, ruler_along, ruler_of
 from lib.numbering.findings import Finding
 from lib.transforms.components import CONNECTIVITY, Box, connected_components
@@ -17,34 +18,34 @@ from lib.transforms.components import CONNECTIVITY, Box, connected_components
 Indices = npt.NDArray[np.intp]
 
 JOIN_VOX: Final = 1
-"""Parts that touch once grown by a voxel count as one, as in ``find_pieces``."""
+"""Parts that touch after each has grown by a voxel count as one, as in ``find_pieces``."""
 FRAGMENT_MM3: Final = 30.0
-"""Smaller loose parts are ragged borders, not worth a reader's time."""
+"""Smaller loose parts are ragged borders and not worth a reader's time."""
 DUPLICATE_SHARE: Final = 0.35
 """A second part with this share of the largest looks like another level of the same name, not like a fragment."""
 DUPLICATE_MM: Final = 8.0
-"""And its center is this far away along the canal: half the smallest level."""
+"""Its center is also this far away along the canal: half the smallest level."""
 BODY_VOXELS: Final = 50
 """Fewer voxels in front of the canal are the tip of a process, not a body."""
 MIN_CANAL_SHARE: Final = 0.8
-"""A canal drawn along less of the levels is no ruler for them."""
+"""A canal that is drawn along less of the levels is not used as a ruler for them."""
 BODY_SHARE: Final = 0.6
-"""Without a canal, a vertebra less thick than this share of what is usual in its map shows no body: processes and
-arches are half as thick."""
+"""Without a canal, a vertebra thinner than this share of what is usual in its map shows no body: processes and arches
+are half as thick."""
 CORE_SHARE: Final = 0.8
-"""Voxels at this share of the greatest depth below the surface are the core of a vertebra, amid its body."""
+"""Voxels at this share of the greatest depth below the surface are the core of a vertebra, inside its body."""
 MAX_BODY_DEPTH_MM: Final = 45.0
-"""Bodies are up to 38 mm deep; one with its arch is deeper."""
+"""Bodies are up to 38 mm deep; a body with its arch is deeper."""
 ARCH_DROP_MM: Final = 40.0
-"""How much lower than its body the middle of an arch lies at most."""
+"""Largest distance of the middle of an arch below its body."""
 ARCH_RISE_MM: Final = 10.0
-"""And how much higher."""
+"""Largest distance of it above its body."""
 VERTEBRAE_BELOW_C1: Final = frozenset(VERTEBRAE) - {C1}
 
 SPAN_REST: Final = 0.05
 """Share of a part's voxels that may lie beyond its span at either end."""
 SPAN_SAMPLE: Final = 1000
-"""So many of its voxels measure it."""
+"""Number of voxels that are used to measure it."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class Part:
 
     Attributes:
         code: Its code.
-        voxels: Its size.
-        volume_mm3: Its size.
-        center_vox: Its center of mass; of a vertebra that of its body where there is one.
+        voxels: Number of voxels.
+        volume_mm3: Volume.
+        center_vox: Center of mass; of a vertebra with a body, that of the body.
         place_mm: Distance along the canal, rising to inferior.
         span_mm: Distances along the canal between which nearly all of it lies.
-        has_body: Whether it has a body (discs and the sacrum always).
+        has_body: Whether it has a body (always true for discs and the sacrum).
         is_cut: Whether the field of view cuts it off.
-        depth_mm: From its front to its back.
+        depth_mm: Extent from front to back.
         box: Smallest box around it.
     """
 
@@ -77,14 +78,14 @@ class Part:
 
 
 def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mapping[int, tuple[Part, ...]]:
-    """Measure the parts of every disc, vertebra and the sacrum along the canal, or without one along their bodies.
+    """Measure the parts of every disc, vertebra and the sacrum along the canal or, without one, along their bodies.
 
     Args:
-        labels: Codes (X, Y, Z) nearest RAS; what touches its outer faces is cut off by the field of view. Not modified.
+        labels: Codes (X, Y, Z) nearest RAS; what touches the outer faces is cut off by the field of view. Not modified.
         spacing_mm: (3,) voxel size.
 
     Returns:
-        Code -> its parts, the largest first; codes without a level are left out.
+        Code -> its parts, the largest first; codes that are not levels are left out.
     """
     levels = np.zeros(256, dtype=np.uint8)
     for code, structure in BY_CODE.items():
@@ -102,7 +103,7 @@ def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mappi
         bodies = {code: [_in_front_of(code, xyz, ruler) for xyz in found] for code, found in voxels.items()}
     else:
         bodies = _cores(voxels, labels.shape, spacing_mm)
-        # Where no vertebra has a name, the sacrum's code stands for all of them, and has no middle of its own.
+        # Where no vertebra has a name, the sacrum's code stands for all of them and has no middle of its own.
         named = [code for code in voxels if code not in (C1, SACRUM) or not VERTEBRAE_BELOW_C1.isdisjoint(voxels)]
         largest = {code: int(np.argmax([len(xyz) for xyz in voxels[code]])) for code in named}
         middles = [body.mean(axis=0) for code in named if (body := bodies[code][largest[code]]) is not None]
@@ -119,7 +120,7 @@ def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mappi
 
 
 def _runs_along(canal: npt.NDArray[np.bool_], codes: npt.NDArray[np.uint8]) -> bool:
-    """Whether a canal is drawn along most of the levels; it ends within the sacrum."""
+    """Return whether a canal is drawn along most of the levels; it ends within the sacrum."""
     heights = np.flatnonzero(((codes != 0) & (codes != SACRUM)).any(axis=(0, 1)))
     if not heights.size:
         return True
@@ -128,7 +129,7 @@ def _runs_along(canal: npt.NDArray[np.bool_], codes: npt.NDArray[np.uint8]) -> b
 
 
 def _in_front_of(code: int, xyz: Indices, ruler: Ruler) -> Indices | None:
-    """Voxels of a part that are its body, by the canal; None for a part without a body."""
+    """Return the voxels of a part that are its body, by the canal; None for a part without a body."""
     if BY_CODE[code].kind is not Kind.VERTEBRA:
         return xyz
     body: Indices = xyz[ruler.in_front(xyz)]
@@ -138,7 +139,7 @@ def _in_front_of(code: int, xyz: Indices, ruler: Ruler) -> Indices | None:
 def _cores(
     voxels: Mapping[int, Sequence[Indices]], shape: tuple[int, ...], spacing_mm: Floats
 ) -> dict[int, list[Indices | None]]:
-    """The same without a canal: the core of a vertebra, which is thickest in its body."""
+    """Return the same without a canal: the core of a vertebra, which is thickest in its body."""
     found = {code: [_core(code, xyz, shape, spacing_mm) for xyz in parts] for code, parts in voxels.items()}
     thickest = [max(core[1] for core in cores) for code, cores in found.items() if BY_CODE[code].kind is Kind.VERTEBRA]
     least = BODY_SHARE * float(np.median(thickest)) if thickest else 0.0
@@ -149,10 +150,10 @@ def _cores(
 
 
 def _core(code: int, xyz: Indices, shape: tuple[int, ...], spacing_mm: Floats) -> tuple[Indices, float]:
-    """The voxels of a part that are farthest from its surface, and how far those are, mm."""
+    """Return the voxels of a part that are farthest from its surface, and their distance from it, mm."""
     if BY_CODE[code].kind is Kind.DISC:
         return xyz, 0.0
-    # What the field of view cuts off goes on beyond it.
+    # A part that the field of view cuts off continues beyond it.
     low, high = np.maximum(xyz.min(axis=0) - 1, 0), np.minimum(xyz.max(axis=0) + 2, shape)
     mask = np.zeros(high - low, dtype=np.bool_)
     mask[tuple((xyz - low).T)] = True
@@ -164,7 +165,7 @@ def _core(code: int, xyz: Indices, shape: tuple[int, ...], spacing_mm: Floats) -
 
 
 def _groups(codes: npt.NDArray[np.uint8]) -> dict[int, list[npt.NDArray[np.intp]]]:
-    """Code -> flat indices of each of its connected components."""
+    """Return code -> flat indices of each of its connected components."""
     components = cc3d.connected_components(codes, connectivity=CONNECTIVITY, out_dtype=np.uint32)
     flat = np.flatnonzero(components)
     owner = components.ravel()[flat]
@@ -202,7 +203,7 @@ def _span(xyz: npt.NDArray[np.intp], ruler: Ruler) -> tuple[float, float]:
 
 
 def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> list[npt.NDArray[np.intp]]:
-    """Groups of voxels, those that nearly touch joined."""
+    """Return groups of voxels in which those that nearly touch are joined."""
     if len(groups) == 1:
         return list(groups)
     flat = np.concatenate(groups)
@@ -217,7 +218,7 @@ def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> l
 
 
 def _is_arch(part: Part, body: Part) -> bool:
-    """Whether a part is the arch of a body: in the few slices beside the middle nothing joins the two."""
+    """Return whether a part is the arch of a body: in the few slices beside the midline nothing joins the two."""
     return (
         BY_CODE[part.code].kind is Kind.VERTEBRA
         and body.has_body
@@ -228,14 +229,14 @@ def _is_arch(part: Part, body: Part) -> bool:
 
 
 def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Codes in several parts: duplicates of a level, and loose fragments.
+    """Find codes in several parts: duplicates of a level, and loose fragments.
 
     Args:
         parts: From ``levels_in``.
         origin: (3,) index of the map's first voxel, added to the points.
 
     Returns:
-        The findings; parts that the field of view cuts off are none.
+        The findings; there is none for a part that the field of view cuts off.
     """
     found = []
     for code, (largest, *rest) in parts.items():
@@ -246,11 +247,9 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
             x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
             away = abs(part.place_mm - largest.place_mm)
             if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
-                text = (
-                    f"{name} appears twice, {away:.0f} mm apart along the canal ({part.voxels} voxels in the smaller)."
-                )
+                text = messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
                 found.append(Finding("duplicate", code, text, part.voxels, (x, y, z)))
             elif part.volume_mm3 >= FRAGMENT_MM3 and not part.is_cut:
-                text = f"A fragment of {name} ({part.voxels} voxels) is apart from the rest of it."
+                text = messages.FRAGMENT.format(name=name, voxels=part.voxels)
                 found.append(Finding("fragment", code, text, part.voxels, (x, y, z)))
     return found

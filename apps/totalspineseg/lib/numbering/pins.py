@@ -1,4 +1,4 @@
-"""Levels a reader fixes by a name and a point."""
+"""Pins: levels that a reader fixes by a name and a point."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
+from lib.numbering import messages
 from lib.numbering.course import Ruler
 from lib.numbering.evidence import Evidence, Floats, Item, Pin
 from lib.numbering.findings import Finding
@@ -17,15 +18,15 @@ from lib.transforms.pieces import Pieces
 PIN_REACH_MM: Final = 15.0
 """A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
 AROUND_MM: Final = 70.0
-"""Nor does one whose center is farther from it (the tip of a lumbar spinous process)."""
+"""A disc whose center is farther from a pin is not named by it (the tip of a lumbar spinous process)."""
 INSIDE_MM: Final = 2.0
-"""So near to a piece's voxels a point lies in it: outlines are no better."""
+"""A point this close to a piece's voxels lies in it: outlines are no more precise."""
 SAME_LEVEL: Final = 0.6
-"""A piece beside a point whose middle is farther from it along the canal is another level, share of the level's height:
-within a body no point is farther than half of it, and the next body's middle a whole one."""
+"""A piece beside a point belongs to another level if its middle is farther along the canal, as a share of the level's
+height: within a body no point is farther than half of it, and the next body's middle is a whole one away."""
 BORDERS: Final = 0.85
-"""A disc farther along the canal from a point in a vertebra does not border it, share of its height: from its middle
-the next disc is half of it away, the next but one three halves."""
+"""A disc farther along the canal from a point in a vertebra does not border it, as a share of its height: from its
+middle, the next disc is half a height away, and the one after it one and a half."""
 BORDERS_SACRUM_MM: Final = 40.0
 """The same from a point in the sacrum, mm."""
 
@@ -33,22 +34,22 @@ BORDERS_SACRUM_MM: Final = 40.0
 def with_pins(
     evidence: Evidence, pieces: Pieces, pins: Sequence[Pin], *, affine: Floats, ruler: Ruler
 ) -> tuple[Evidence, tuple[int, ...]]:
-    """The evidence with the names readers gave.
+    """Return the evidence with the pins of readers.
 
-    Each pin goes to the piece of its kind it lies in or beside, at the same level; one that lies in processes without a
-    body (the ring of an atlas whose front arch is missing) names those, not the body beside them. Where there is none,
-    as everywhere in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the discs above and
-    below.
+    Each pin goes to the piece of its kind that it lies in or beside, at the same level. A pin in processes without a
+    body (the ring of an atlas whose anterior arch is missing) names those, not the body beside them. Where there is no
+    such piece, as everywhere in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the
+    discs above and below.
 
     Args:
         evidence: From ``gather``.
-        pieces: The pieces it is about.
-        pins: Levels a reader has fixed.
+        pieces: The pieces that it describes.
+        pins: Levels that a reader fixed. Not modified.
         affine: (4, 4) voxel -> RAS mm.
-        ruler: The canal.
+        ruler: Canal of the map.
 
     Returns:
-        The evidence, and the codes of pins that lie near nothing they could name.
+        The evidence, and the codes of pins that are near nothing they could name.
 
     Raises:
         ValueError: A pin does not name a level.
@@ -83,19 +84,18 @@ def _loose_at(evidence: Evidence, pieces: Pieces, point_vox: Floats) -> int | No
 
 
 def unmet_finding(code: int) -> Finding:
-    """What a reader is told about a pin that lies near nothing it could name."""
-    text = f"The fixed level {NAME_OF[code]} was not used: it lies near no structure of its kind. Click inside it."
-    return Finding("pin_unmet", code, text)
+    """Return the finding about a pin that is near nothing it could name."""
+    return Finding("pin_unmet", code, messages.PIN_UNMET.format(name=NAME_OF[code]))
 
 
 def _bordering(
     items: Sequence[Item], pieces: Pieces, code: int, point_vox: Floats, ruler: Ruler
 ) -> dict[int, frozenset[int]]:
-    """The discs above and below a point in a vertebra's body -> the codes they can have then, over all variants."""
+    """Return the discs above and below a point in a vertebra's body -> their possible codes, over all variants."""
     point = point_vox * ruler.spacing_mm
     place_mm = ruler.place(point)
     if code == C1:
-        # The ring leans: from its front to its back it comes as low as the dens is high.
+        # The ring is inclined: from front to back it reaches down by as much as the dens is high.
         near = (k for k, item in enumerate(items) if item.is_c1 and abs(item.place_mm - place_mm) <= HEIGHT_MM[C1])
         return {k: frozenset({C1}) for k in near}
     if not ruler.is_anterior(point_vox):
@@ -118,7 +118,7 @@ def _bordering(
 
 
 def _neighbors(code: int) -> tuple[frozenset[int], frozenset[int]]:
-    """Codes of the discs above and below a vertebra or the sacrum in any variant."""
+    """Return the codes of the discs above and below a vertebra or the sacrum, in any variant."""
     above, below = set[int](), set[int]()
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):
@@ -153,7 +153,7 @@ def _nearest(items: Sequence[Item], pieces: Pieces, code: int, point_vox: Floats
 
 
 def _height_mm(code: int) -> float:
-    """Height of a level at the usual size: of a disc, that of the vertebra above with it; of the sacrum, its length."""
+    """Return the height of a level at the usual size: for a disc with the vertebra above, for the sacrum its length."""
     spine = column(len(THORACIC), len(LUMBAR))
     above = {disc: vertebra for vertebra, disc in zip(spine.vertebrae, spine.discs, strict=True) if disc is not None}
     return SACRUM_LENGTH_MM if code == SACRUM else HEIGHT_MM[above.get(code, code)]

@@ -1,4 +1,4 @@
-"""Vertebrae the step-2 network drew without an odd/even class, as pieces of their own."""
+"""Vertebrae that the step-2 network segmented without an odd/even class, as pieces of their own."""
 
 from dataclasses import replace
 from typing import Final
@@ -14,19 +14,19 @@ from lib.transforms.piece_voxels import find_voxels
 from lib.transforms.pieces import Piece, Pieces
 
 MIN_BODY_MM3: Final = 600.0
-"""Less in front of the canal is a remnant at the border of other vertebrae (the body of a small C3 has 2000 mm3)."""
+"""A smaller volume in front of the canal is a remnant at the border of other vertebrae (a small C3 has 2000 mm3)."""
 
 
 def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     """Add every component of the class without odd/even that has a body and belongs to no vertebra.
 
-    ``find_pieces`` gives voxels of that class to the vertebra around them, as the reference does; a whole vertebra of
-    it lies in none and would be lost.
+    ``find_pieces`` gives voxels of that class to the vertebra around them, as the reference does. A whole vertebra of
+    the class lies in no other vertebra and would be lost.
 
     Args:
         pieces: From ``find_pieces``, step 2.
         raw: uint8 (X, Y, Z) RAS, step-2 classes. Not modified.
-        ruler: The canal of ``raw``.
+        ruler: Canal of ``raw``.
 
     Returns:
         The pieces, superior to inferior; the same object where there is none to add.

@@ -1,4 +1,4 @@
-"""Renumber a labeled map around the one level a reader renamed: new names, the same voxels, no network."""
+"""Renumbering of a labeled map around the one level that a reader renamed: new names, the same voxels, no network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ from lib.transforms.pieces import Step
 from lib.trust import UNMEASURED, Trust
 
 RENAMED_SHARE: Final = 0.7
-"""A segment is one of the prediction when they share this much of both; the rest is redrawn border."""
+"""A segment is one of the prediction if they share this much of both; the rest is an edited border."""
 RENAMED_VOXELS: Final = 20
 """Fewer voxels are a brush stroke."""
 
 
 SLIVER: Final = 0.1
-"""What has less than this share of the structure that would get the same name is a cut-off process: it keeps its
-own."""
+"""A structure with less than this share of the one that would get the same name is a cut-off process and keeps its
+own name."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What a network drew and what it was named: enough to name it again.
+class NamedMap:
+    """A network's map and the names it was given: all that is needed to name it again.
 
     Attributes:
         raw: Classes of the step's network, uint8 nearest RAS.
-        labels: Codes it was given, on the same grid.
+        labels: Codes of the structures, on the same grid.
         step: 1 or 2.
-        step1: Of a step-2 map, what step 1 had named there.
-        trust: What was known of the network that drew it.
+        step1: What step 1 had named there; for a step-2 map only.
+        trust: What was known about the errors of the network.
     """
 
     raw: Volume
@@ -50,13 +50,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Recognized:
-    """A submitted segment that is one of the prediction's, whatever it is called.
+    """A submitted segment that is one of the prediction's, whatever its name.
 
     Attributes:
-        old: Code it had.
-        new: Code it has now.
-        value: Its value in the submitted map.
-        voxels: Voxels that both have.
+        old: Code in the prediction.
+        new: Code in the submission.
+        value: Value in the submitted map.
+        voxels: Number of voxels that both have.
     """
 
     old: int
@@ -71,19 +71,19 @@ class Recognized:
 
 
 def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
-    """Segments that are those of a prediction; redrawn borders do not matter.
+    """Find the segments that are those of a prediction; edited borders do not matter.
 
     Args:
         old: Codes (X, Y, Z) as predicted. Not modified.
-        new: Submitted map on the same grid, one value a segment. Not modified.
-        code_of: Code that each value of ``new`` stands for now; several may stand for one.
+        new: Submitted map on the same grid, one value per segment. Not modified.
+        code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
 
     Returns:
-        The recognized segments, the largest first; a disc is none of the prediction's bones. The cord and the canal
-        have no level and are not among them.
+        The recognized segments, the largest first. A disc is never recognized as a bone. The cord and the canal, which
+        have no level, are not among them.
     """
-    drawn = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
-    pairs = new.ravel()[drawn].astype(np.intp) << 8 | old.ravel()[drawn]
+    foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
+    pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
     both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
     sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
     found = []
@@ -99,7 +99,7 @@ def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> t
 
 
 def _alike(one: int, other: int) -> bool:
-    """Whether both are discs, or both are bone."""
+    """Return whether both are discs, or both are bone."""
     kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
     if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
         return False
@@ -107,36 +107,36 @@ def _alike(one: int, other: int) -> bool:
 
 
 def renumber(
-    drawn: Drawn, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
+    named: NamedMap, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
 ) -> tuple[Mapping[int, int], Numbering] | None:
-    """Old name -> new name of every level, once the renamed ones carry theirs.
+    """Name every level again after a reader renamed some of them.
 
-    All evidence of the network's map counts, a reader's word outweighs it. Both ends of the column keep their names, as
-    they look like nothing else: the atlas is no axis because a thoracic level was renamed, then a level is missing
-    between.
+    All evidence of the network's map counts, but the reader's names outweigh it. Both ends of the column keep their
+    names, because nothing else looks like them: the atlas does not become an axis when a thoracic level is renamed;
+    instead a level is missing in between.
 
     Args:
-        drawn: What the network drew. Not modified.
-        renamed: Old code -> new code of what a reader renamed.
+        named: The network's map. Not modified.
+        renamed: Old code -> new code of what a reader renamed. Not modified.
         localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
-        The names and the numbering behind them; None where they contradict each other: two levels would get one name or
-        change places, or a renamed one does not get its own.
+        Old code -> new code of every level, and the numbering behind them. None where they contradict each other: two
+        levels would get one name or change places, or a renamed one would not get its new name.
     """
-    wanted = {code: code for code in (C1, SACRUM) if drawn.step == 2} | dict(renamed)
-    pins = [pin for old, new in wanted.items() if (pin := _pin(drawn, old, new)) is not None]
-    codes, numbering = name_map(drawn.raw, drawn.step, pins=pins, localizer=localizer, trust=drawn.trust)
+    wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
+    pins = [pin for old, new in wanted.items() if (pin := _pin(named, old, new)) is not None]
+    codes, numbering = name_map(named.raw, named.step, pins=pins, localizer=localizer, trust=named.trust)
     if numbering is None:
         return None
     names: dict[int, int] = {}
     sizes: dict[int, int] = {}
-    for code in np.unique(drawn.labels).tolist():
+    for code in np.unique(named.labels).tolist():
         if code == BACKGROUND or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL):
             continue
-        if drawn.step == 1 and code == SACRUM:
+        if named.step == 1 and code == SACRUM:
             continue
-        here = np.bincount(codes[drawn.labels == code], minlength=256)
+        here = np.bincount(codes[named.labels == code], minlength=256)
         here[[BACKGROUND, CORD, CANAL]] = 0
         names[code], sizes[code] = (int(here.argmax()), int(here.max())) if here.any() else (code, 0)
     for code in list(names):
@@ -149,16 +149,16 @@ def renumber(
 
 
 def _in_order(names: Mapping[int, int]) -> bool:
-    """Return whether the new names come in the order of the old ones: renaming moves no level past another."""
+    """Return whether the new names are in the order of the old ones: renaming moves no level past another."""
     new = [ORDER[names[code]] for code in sorted(names, key=ORDER.__getitem__)]
     return all(upper < lower for upper, lower in pairwise(new))
 
 
-def _pin(drawn: Drawn, old: int, new: int) -> Pin | None:
-    """The new name at the middle of what carries the old one; None where that is hardly there."""
-    where = np.argwhere(drawn.labels == old)
+def _pin(named: NamedMap, old: int, new: int) -> Pin | None:
+    """Return the new name at the middle of what has the old one; None where there is hardly any of it."""
+    where = np.argwhere(named.labels == old)
     if len(where) < RENAMED_VOXELS:
         return None
     middle = where[((where - where.mean(axis=0)) ** 2).sum(axis=1).argmin()]
-    x, y, z, _ = (drawn.raw.affine @ np.array([*middle, 1.0])).tolist()
+    x, y, z, _ = (named.raw.affine @ np.array([*middle, 1.0])).tolist()
     return Pin(new, (x, y, z))

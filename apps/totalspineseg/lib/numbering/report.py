@@ -1,13 +1,13 @@
-"""What is known about a numbering, as JSON for clients, files and records, and as the sentence people read."""
+"""The report of a numbering: JSON for clients, files and records, and one sentence for people."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lib.certainty import certainty_of
+from lib.numbering import messages
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Level, Numbering
 from lib.numbering.findings import Finding
 from lib.numbering.weights import variants_in_view
@@ -19,20 +19,20 @@ DIGITS = 4
 def report(
     numbering: Numbering | None, findings: Sequence[Finding], *, affine: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
-    """A numbering and what the linter found, JSON native.
+    """Return a numbering and what the linter found as plain JSON values.
 
     Args:
-        numbering: From ``number_chain``; None for the iterative method, which knows no probabilities.
-        findings: From ``lint``; those of the numbering itself go before.
-        affine: (4, 4) voxel -> RAS mm of the map the findings point into.
+        numbering: From ``number_chain``; None for the iterative method, which has no probabilities.
+        findings: From ``lint``; the findings of the numbering itself come before them. Not modified.
+        affine: (4, 4) voxel -> RAS mm of the map that the findings point into.
 
     Returns:
         ``certainty`` (certain, counted or doubtful; None where nothing is known), ``confident`` (whether it is
-        certain), ``contradicted`` (whether what was found speaks against the names), ``counted_only`` (whether no
-        landmark in view can be believed), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that
-        are right if the column has the usual count), ``variants`` (what would change counted names, with its share of
-        people), ``levels``, ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a
-        piece) and ``helped_by`` (series of the patient that counted).
+        certain), ``contradicted`` (whether something contradicts the names), ``counted_only`` (whether no reliable
+        landmark is in view), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if
+        the column has the usual count), ``variants`` (what would change counted names, with its share of people),
+        ``levels``, ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece)
+        and ``helped_by`` (series of the patient that were used).
     """
     own = () if numbering is None else numbering.findings
     found = [finding.as_dict(affine) for finding in (*own, *findings)]
@@ -71,61 +71,57 @@ def report(
         "findings": found,
         "would_settle": list(numbering.would_settle),
         "missed": list(numbering.missed),
-        "helped_by": list(numbering.helped_by),
+        "helped_by": list(numbering.series_used),
     }
 
 
 def sentence(known: Mapping[str, Any]) -> str:
-    """What people read of a numbering: the one wording, everywhere.
+    """Return the one sentence that people read about a numbering, everywhere.
 
     Args:
-        known: From ``report``, or a record that took it over.
+        known: From ``report``, or a record that copied it. Not modified.
 
     Returns:
         Empty where nothing is known.
     """
     certainty, best = certainty_of(known), known.get("probability")
     if certainty == "certain":
-        return "the names are certain"
+        return messages.CERTAIN
     if certainty == "counted":
-        return f"the names are counted {known['counted_from']}, and {_only_if(known['variants'])}"
+        return messages.COUNTED.format(counted_from=known["counted_from"]) + _unless(known["variants"])
     if certainty is None:
         return ""
     others = known.get("alternatives") or []
-    fits = f"; also possible: {others[0]['shift']} ({_share(round(others[0]['probability'], 2))})" if others else ""
-    chance = ""
+    fits = chance = ""
+    if others:
+        share = _share(round(others[0]["probability"], 2))
+        fits = messages.ALSO_POSSIBLE.format(shift=others[0]["shift"], share=share)
     if best is not None and best < CONFIDENT_PROBABILITY:
-        chance = f", right with a probability of {_share(round(best, 2))}"
+        chance = messages.PROBABILITY.format(share=_share(round(best, 2)))
     reasons = "".join(f"; {reason}" for reason in _reasons(known, counted_only=not chance))
-    return f"the names are doubtful{chance}{fits}{reasons}"
+    return f"{messages.DOUBTFUL}{chance}{fits}{reasons}"
 
 
 def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
-    """Why names are doubtful whatever their chance; ``counted_only``: where no low chance says it already."""
+    """Return why names are doubtful, whatever their probability.
+
+    Args:
+        known: The report.
+        counted_only: Whether to say that no reliable landmark is in view; a low probability says it already.
+    """
     kinds = {finding["kind"] for finding in known.get("findings", ())}
-    reasons = [reason for kind, reason in REASONS.items() if kind in kinds]
+    reasons = [reason for kind, reason in messages.REASONS.items() if kind in kinds]
     if known.get("contradicted") and not reasons:
-        reasons.append("what was found contradicts them")
+        reasons.append(messages.CONTRADICTED)
     if known.get("counted_only") and counted_only:
-        reasons.append("no landmark in view can be believed")
+        reasons.append(messages.COUNTED_ONLY)
     return reasons
 
 
-REASONS: Final = MappingProxyType(
-    {
-        "pin_unmet": "a fixed level lies near no structure of its kind",
-        "steps_differ": "step 1 and step 2 name the discs differently",
-    }
-)
-"""Findings that speak against all names, in short."""
-
-
-def _only_if(variants: Sequence[Mapping[str, Any]]) -> str:
-    """What would change counted names, the share of people in brackets."""
-    if not variants:
-        return "nothing in view contradicts them"
-    others = " or ".join(f"{entry['what']} ({_share(entry['share'])})" for entry in variants)
-    return f"nothing in view contradicts them; in people with {others} they would be wrong"
+def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
+    """Return what would change counted names, with its share of people; empty where nothing would."""
+    found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
+    return messages.COUNTED_UNLESS.format(variants=" or ".join(found)) if found else ""
 
 
 def _share(share: float) -> str:

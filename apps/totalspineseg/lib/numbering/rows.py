@@ -1,4 +1,4 @@
-"""Is the row of levels a column? Gaps, wrong order, a disc between the wrong vertebrae."""
+"""Checks whether the row of levels is a column: gaps, wrong order, a disc between the wrong vertebrae."""
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -10,25 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, C1, C2, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
+from lib.numbering import messages
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part
 from lib.numbering.states import HEIGHT_MM
 from lib.numbering.weights import ORDER
 
 MIN_STRUCTURE_MM3: Final = 30.0
-"""Less of a code is a speck, not a level (a disc has over 1000 mm3)."""
+"""A smaller volume of a code is a speck, not a level (a disc has over 1000 mm3)."""
 WIDE_STEP: Final = 1.6
-"""A step from vertebra to vertebra this much longer than its neighbors hides one."""
+"""A step from vertebra to vertebra that is this many times its neighbors skips one."""
 APART: Final = 2
-"""A vertebra has nothing to do with the next but one."""
+"""Number of places from a vertebra to one that it must not touch."""
 NEAR_STEPS: Final = 3
-"""How many steps on either side are compared."""
+"""Number of steps on either side that are compared."""
 MIN_STEPS: Final = 2
-"""With fewer there is no usual length."""
+"""With fewer steps there is no usual length."""
 
 
 def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Findings about the order of levels.
+    """Return the findings about the order of levels.
 
     Args:
         parts: From ``levels_in``.
@@ -55,7 +56,7 @@ def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
 
 
 def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
-    """Codes of one kind in every variant, the normal column first."""
+    """Return the codes of one kind in every variant, the normal column first."""
     rows = []
     for thoracic in (12, 13, 11):
         for lumbar in (5, 6, 4):
@@ -66,7 +67,7 @@ def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
 
 
 def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Levels missing between two that are there, by the variant that leaves the fewest out."""
+    """Return the levels missing between two that are there, in the variant that leaves out the fewest."""
     found = []
     for kind in (Kind.DISC, Kind.VERTEBRA):
         mine = [p for p in levels if (BY_CODE[p.code].kind is Kind.DISC) == (kind is Kind.DISC)]
@@ -88,13 +89,13 @@ def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) 
         for code in missing:
             above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
             below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
-            text = f"{NAME_OF[code]} is missing between {NAME_OF[above.code]} and {NAME_OF[below.code]}."
+            text = messages.GAP.format(name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code])
             found.append(Finding("gap", code, text, 0, _where(above, origin)))
     return found
 
 
 def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
-    """Steps along a variant with fewer vertebrae that are too long for one level."""
+    """Return the number of steps along a variant with fewer vertebrae that are too long for one level."""
     if len(row) >= len(column().vertebrae) + 1 or (THORACIC[11] in row and LUMBAR[4] in row):
         return 0
     places = [part.place_mm for part in parts]
@@ -110,7 +111,7 @@ def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
 
 
 def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Levels that break the order of names along the canal: those outside the longest rising row."""
+    """Return the levels that break the order of names along the canal: those outside the longest rising row."""
     ranks = [ORDER[part.code] for part in levels]
     tails: list[int] = []
     ends: list[int] = []
@@ -119,21 +120,21 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
         at = bisect_left(tails, rank)
         previous[k] = ends[at - 1] if at else -1
         tails[at : at + 1], ends[at : at + 1] = [rank], [k]
-    kept, k = set(), ends[-1] if ends else -1
+    in_order, k = set(), ends[-1] if ends else -1
     while k >= 0:
-        kept.add(k)
+        in_order.add(k)
         k = previous[k]
     found = []
     for k, part in enumerate(levels):
-        if k not in kept:
-            above = NAME_OF[levels[k - 1].code] if k else "the top"
-            text = f"{NAME_OF[part.code]} is out of order: it comes after {above}."
+        if k not in in_order:
+            text = messages.ORDER if k else messages.ORDER_FIRST
+            text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
             found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
     return found
 
 
 def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Vertebrae that reach past the middle of the next but one: not even a spinous process does, so two are mixed."""
+    """Return the vertebrae that reach past the middle of the next but one, which not even a spinous process does."""
     column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
     found = []
     for k, part in enumerate(column_parts):
@@ -143,14 +144,14 @@ def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Find
             other = column_parts[at]
             below = other.place_mm > part.place_mm
             if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
-                where = "down" if below else "up"
-                text = f"{NAME_OF[part.code]} reaches {where} to {NAME_OF[other.code]}: their outlines are mixed."
+                text = messages.REACH_DOWN if below else messages.REACH_UP
+                text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
                 found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
     return found
 
 
 def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Neighbors by name that lie as far apart as if there were a level between them, which the names leave out."""
+    """Return the neighbors by name that are as far apart as if a level between them had been left out."""
     found = []
     usual_mm = _lengths_mm()
     for kind in (Kind.DISC, Kind.VERTEBRA):
@@ -160,16 +161,16 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
         for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
             near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
             if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
-                names = f"{NAME_OF[upper.code]} and {NAME_OF[lower.code]}"
-                apart = f"{lower.place_mm - upper.place_mm:.0f} mm apart"
-                text = f"{names} lie {apart}, {length / float(np.median(near)):.1f} times what is usual here."
+                names = {"upper": NAME_OF[upper.code], "lower": NAME_OF[lower.code]}
+                apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
+                text = messages.WIDE.format(**names, mm=apart, times=times)
                 found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
     return found
 
 
 @cache
 def _lengths_mm() -> Mapping[tuple[int, int], float]:
-    """Neighbors of one kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
+    """Return neighbors of a kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
     lengths: dict[tuple[int, int], float] = {}
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):
@@ -184,7 +185,7 @@ def _lengths_mm() -> Mapping[tuple[int, int], float]:
 
 
 def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Discs whose neighbors in the row are vertebrae that do not belong to them."""
+    """Return the discs whose neighbors in the row are vertebrae that do not belong to them."""
     pairs: dict[int, set[tuple[int, int]]] = {}
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):
@@ -202,6 +203,6 @@ def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Findi
         fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
         if not fits:
             names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
-            text = f"{NAME_OF[part.code]} lies next to {names}."
+            text = messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
             found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
     return found

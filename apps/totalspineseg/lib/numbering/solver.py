@@ -1,8 +1,8 @@
-"""Exact inference over the chain: sums and maxima over all ways to thread the pieces through the column.
+"""Exact inference over the chain: sums and maxima over all ways to place the pieces in the column.
 
 A state is (scale, swap, slot): the patient's size, whether the odd/even classes are swapped, and the slot of the
-piece. Scale and swap hold for the whole column, so only the slot moves. Arrays over states have the shape
-(scales, swaps, slots).
+piece. Scale and swap are the same for the whole column; only the slot changes from piece to piece. Arrays over states
+have the shape (scales, swaps, slots).
 """
 
 from typing import Final, Literal
@@ -21,19 +21,19 @@ Path = tuple[int, ...]
 State = tuple[int, int, int]
 FALSE: Final = 0
 NOTHING: Final = -1
-"""In a path to agree with: this item must be false."""
+"""Code in a path for an item that must be false."""
 END_GRACE: Final = 0.4
-"""The column in view beyond the outermost disc may reach this far past the next disc before that disc counts as
-missed, share of a level's height."""
+"""How far the column in view beyond the outermost disc may reach past the next disc before that disc counts as missed,
+as a share of a level's height."""
 MAX_MISSED_BELOW: Final = 3
 SACRUM_LENGTH_MM: Final = 130.0
-"""Bone along the canal below the L5-S disc, mm at scale 1: sacrum and the upper coccyx."""
+"""Length of bone along the canal below the L5-S disc, mm at scale 1: sacrum and the upper coccyx."""
 
 Reduction = Literal["sum", "max"]
 
 
 class Chain:
-    """One map's evidence, threaded through the column.
+    """One map's evidence, placed in the column.
 
     Args:
         evidence: From ``gather``; at least one item.
@@ -46,6 +46,9 @@ class Chain:
         self.evidence = evidence
         self.fit = w.fit(evidence.items, evidence.trust)
         self.false = w.false_weight(evidence.items, evidence.trust)
+        # Relative to being false: the product of a hundred false pieces would be too small for a number.
+        base = np.array([1.0 if item.pin else false for item, false in zip(self.items, self.false, strict=True)])
+        self.fit, self.false = self.fit / base[:, None, None], self.false / base
         self.entry = self._entry()
         self.exit = self._exit()
         self.shape = (w.SCALES.size, 2, self.tree.code.size)
@@ -60,7 +63,7 @@ class Chain:
         self._trail = np.concatenate([np.cumprod(self.false[::-1])[::-1][1:], [1.0]])
 
     def _entry(self) -> Floats:
-        """(scales, 1, slots) chance to start in a slot; discs in view above the first item count as missed."""
+        """Return the (scales, 1, slots) weight of a start in a slot; discs in view above it count as missed."""
         scale_prior = np.exp(-0.5 * (np.log(w.SCALES) / w.SCALE_SPREAD) ** 2)
         scale_prior /= scale_prior.sum()
         missed = self._missed_above(self.evidence.above_mm)
@@ -68,7 +71,7 @@ class Chain:
         return np.asarray(prior * observable(self.tree, self.evidence.step))[:, None, :]
 
     def _missed_above(self, length_mm: float) -> Floats:
-        """(scales, slots) discs that ought to be in view above an item in each slot."""
+        """Return the (scales, slots) number of discs that should be in view above an item in each slot."""
         result = np.zeros((w.SCALES.size, self.tree.code.size))
         if length_mm <= 0:
             return result
@@ -84,7 +87,7 @@ class Chain:
         return result
 
     def _exit(self) -> Floats:
-        """(scales, 1, slots) chance to end in a slot; below the last disc only the sacrum is long."""
+        """Return the (scales, 1, slots) weight of an end in a slot; only the sacrum is long below the last disc."""
         last = (self.tree.code == DISC_L5_S) | (self.tree.code == SACRUM)
         scale = w.SCALES[:, None]
         length = (self.evidence.below_mm - SACRUM_LENGTH_MM * scale * last) / (scale * self.tree.height_mm)
@@ -92,11 +95,11 @@ class Chain:
         return w.missed_weight(np.minimum(missed, MAX_MISSED_BELOW))[:, None, :]
 
     def forward(self, how: Reduction, fit: Floats | None = None) -> list[Floats]:
-        """Weight of all (or of the best of all) beginnings that put item j in each state.
+        """Return the weight of all beginnings (or of the best) that put item j in each state, for every j.
 
         Args:
             how: "sum" or "max".
-            fit: Fit of the items instead of the chain's own.
+            fit: Fit of the items, in place of the chain's own.
         """
         fit = self.fit if fit is None else fit
         add = np.add if how == "sum" else np.maximum
@@ -112,7 +115,7 @@ class Chain:
         return result
 
     def backward(self, how: Reduction) -> list[Floats]:
-        """Weight of all (or the best) endings after item i, given its state."""
+        """Return the weight of all endings (or of the best) after item i, given its state, for every i."""
         add = np.add if how == "sum" else np.maximum
         result: list[Floats] = [np.zeros(0)] * self.count
         for i in range(self.count - 1, -1, -1):
@@ -126,25 +129,25 @@ class Chain:
         return result
 
     def total(self, forward: list[Floats]) -> float:
-        """Weight of everything that a forward pass counted."""
+        """Return the weight of everything that a forward pass counted."""
         return float(sum((forward[i] * self.exit).sum() * self._trail[i] for i in range(self.count)))
 
     def agreeing(self, path: Path) -> float:
-        """Weight of all numberings that give each item the path's code or none; any code where the path has none."""
+        """Return the weight of all numberings that give each item the path's code or none; FALSE in it allows any."""
         return self.total(self.forward_along(path))
 
     def forward_along(self, path: Path) -> list[Floats]:
-        """The sums forward over all numberings that agree with a path."""
+        """Return the forward sums over all numberings that agree with a path."""
         return self.forward("sum", np.asarray(self.fit * self._allowed(path)[:, None, :]))
 
     def as_usual(self, path: Path) -> tuple[float, float]:
-        """How a path does in a column of the usual count.
+        """Return how probable a path is in a column of the usual count, and how probable such a column is.
 
         Args:
             path: Code of each item.
 
         Returns:
-            The chance of the path if the column has 12 thoracic and 5 lumbar vertebrae, and the chance that it has.
+            The probability of the path if the column has 12 thoracic and 5 lumbar vertebrae, and that it has them.
         """
         usual = np.asarray(self.fit * self.tree.usual)
         every, of_usual = self.total(self.forward("sum")), self.total(self.forward("sum", usual))
@@ -152,12 +155,12 @@ class Chain:
         return (agreeing / of_usual if of_usual else 0.0), of_usual / every
 
     def _allowed(self, path: Path) -> npt.NDArray[np.bool_]:
-        """(items, slots) what gives each item the path's code or none."""
+        """Return the (items, slots) mask of the slots that give each item the path's code or none."""
         codes = np.array(path)[:, None]
         return np.asarray((codes == FALSE) | (self.tree.code[None, :] == codes))
 
     def trace(self, item: int, state: State, before: list[Floats], after: list[Floats]) -> Path:
-        """Codes of the best path that puts ``item`` in ``state``, from the maxima forward and backward."""
+        """Return the codes of the best path with ``item`` in ``state``, from the forward and backward maxima."""
         path = [FALSE] * self.count
         scale, swap, slot = state
         path[item] = int(self.tree.code[slot])
@@ -191,7 +194,7 @@ class Chain:
         return found
 
     def column_through(self, path: Path, forward: list[Floats]) -> list[int]:
-        """Slots from C1 to the sacrum of the most probable column that a path runs through.
+        """Return the slots from C1 to the sacrum of the most probable column that a path runs through.
 
         Args:
             path: Code of each item.
@@ -208,7 +211,7 @@ class Chain:
         return slots
 
     def missed(self, path: Path, slots: list[int]) -> tuple[int, ...]:
-        """Codes between the first and the last named item that no item has, given the column's slots."""
+        """Return the codes between the first and the last named item that no item has, given the column's slots."""
         codes = [code for code in path if code != FALSE]
         seen: npt.NDArray[np.bool_] = observable(self.tree, self.evidence.step)
         column = [int(self.tree.code[k]) for k in slots if seen[k]]
@@ -218,7 +221,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Per item: code -> probability; what is missing to 1 is the chance of a false component."""
+    """Return code -> probability for each item; what is missing to 1 is the probability of a false component."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):

@@ -1,7 +1,7 @@
-"""Where in the column a piece can be: a tree of slots that holds every variant once.
+"""The places of a piece in the column: a tree of slots that holds every variant once.
 
-Columns with 11, 12 or 13 thoracic and 4, 5 or 6 lumbar vertebrae share their upper part. As a tree each
-slot has one slot above it, and the variants part where their anatomy does. A path down the tree is a column.
+Columns with 11, 12 or 13 thoracic and 4, 5 or 6 lumbar vertebrae share their upper part. In the tree, each slot has one
+slot above it, and the variants branch where their anatomy does. A path down the tree is a column.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 THORACIC_PRIOR: Final[Mapping[int, float]] = MappingProxyType({11: 0.010, 12: 0.978, 13: 0.012})
-"""Share of people by thoracic (rib-bearing) vertebrae; numeric variants at this end are seen in 1-2 % each.
+"""Share of people by number of thoracic (rib-bearing) vertebrae; variants at this end are seen in 1-2 % each.
 
 Source: Carrino et al., Radiology 2011 (147 whole-spine MRI); Yan et al., Eur Spine J 2018 (thoracolumbar
 transitional vertebrae). Rounded; the posterior hardly depends on the second digit.
 """
 LUMBAR_PRIOR: Final[Mapping[int, float]] = MappingProxyType({4: 0.020, 5: 0.940, 6: 0.040})
-"""Share of people by lumbar vertebrae. Source: Tins and Balain, Insights Imaging 2016 (24 presacral vertebrae in
-about 92 %, 25 in 5 %, 23 in 3 %, thoracic variants included); Carrino et al., Radiology 2011."""
+"""Share of people by number of lumbar vertebrae. Source: Tins and Balain, Insights Imaging 2016 (24 presacral vertebrae
+in about 92 %, 25 in 5 %, 23 in 3 %, thoracic variants included); Carrino et al., Radiology 2011."""
 
 USUAL: Final = (12, 5)
 """Thoracic and lumbar vertebrae of most people."""
@@ -41,24 +41,24 @@ HEIGHT_MM: Final[Mapping[int, float]] = MappingProxyType(
 """Height of a vertebra with the disc below it, mm, adult: mid disc to mid disc.
 
 Source: Busscher et al., Eur Spine J 2010 (C3 to L5, bodies and discs measured on CT), rounded; C1 and C2 from the
-project's synthetic columns. A scale per scan (``SCALES``) takes body size out.
+project's synthetic columns. A scale per scan (``SCALES``) accounts for body size.
 """
 S1_CENTER_MM: Final = 15.0
-"""From the L5-S disc to the middle of the body of S1 along the canal, mm."""
+"""Distance from the L5-S disc to the middle of the body of S1 along the canal, mm."""
 SACRUM_CENTER_MM: Final = 32.0
-"""From the L5-S disc to the middle of the sacrum along the canal, mm; varies with what is in view."""
+"""Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with what is in view."""
 
 _WIDTH_CERVICAL_MM = 25.0
 _WIDTH_T1_MM, _WIDTH_T12_MM, _WIDTH_L5_MM = 27.0, 39.0, 46.0
 
 
 class ParityRule(Enum):
-    """How odd and even are dealt out behind an extra or a missing thoracic vertebra."""
+    """How the classes odd and even continue below an extra or a missing thoracic vertebra."""
 
     TABLE = "table"
-    """By name: T13 and L1 share a class."""
+    """The class follows the name: T13 and L1 share one."""
     POSITION = "position"
-    """By position in the column: neighbors always differ."""
+    """The class follows the position in the column: neighbors always differ."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class States:
     Attributes:
         code: Label code of each slot.
         disc: True for disc slots.
-        s1: True for the slot of S1, where a piece apart from the rest of the sacrum may be drawn.
+        s1: True for the slot of S1, where a piece separate from the rest of the sacrum may be drawn.
         odd: Parity class of vertebra slots (True = odd) under the slot's rule; False for the rest.
         usual: True for the slots of a column with 12 thoracic and 5 lumbar vertebrae.
         parent: The slot directly above; -1 for C1.
@@ -77,8 +77,8 @@ class States:
         height_mm: Height of the level around the slot, mm at scale 1.
         width_mm: Lateral width of the disc or body, mm.
         ancestor: (n, jumps) slot ``k`` steps above, ``n`` (one past the end) where there is none.
-        path_prior: (n, jumps) chance of getting from that ancestor to the slot: product of the branches.
-        between: (n, jumps, 2) how many discs and how many vertebrae lie strictly between them.
+        path_prior: (n, jumps) probability of getting from that ancestor to the slot: product of the branches.
+        between: (n, jumps, 2) number of discs and of vertebrae strictly between them.
     """
 
     code: Ints
@@ -109,7 +109,7 @@ class _Node:
 
 
 def _slots(thoracic: int, lumbar: int, rule: ParityRule) -> list[tuple[int, Kind, bool, float, float]]:
-    """(code, kind, odd, depth, height) from C1 to the sacrum, whose first vertebra has a slot of its own."""
+    """Return (code, kind, odd, depth, height) from C1 to the sacrum, whose first vertebra has a slot of its own."""
     spine = column(thoracic, lumbar)
     rows: list[tuple[int, Kind, bool, float, float]] = []
     top = 0.0
@@ -147,7 +147,7 @@ def _grow() -> list[_Node]:
 
 
 def _width(code: int) -> float:
-    """Lateral width of a body, linear between landmarks of the column."""
+    """Return the lateral width of a body, linear between landmarks of the column."""
     spine = column(len(THORACIC), len(LUMBAR))
     order = {c: i for i, c in enumerate(spine.vertebrae)}
     order |= {d: order[v] for v, d in zip(spine.vertebrae, spine.discs, strict=True) if d is not None}
@@ -158,10 +158,10 @@ def _width(code: int) -> float:
 
 @cache
 def states(jumps: int) -> States:
-    """The tree of slots.
+    """Return the tree of slots.
 
     Args:
-        jumps: How many slots a step down the column may span, plus one (0 stays in the slot).
+        jumps: Number of slots that a step down the column may span, plus one (0 stays in the slot).
     """
     nodes = _grow()
     count = len(nodes)
@@ -203,7 +203,7 @@ Step = Literal[1, 2]
 
 
 def observable(tree: States, step: Step) -> npt.NDArray[np.bool_]:
-    """Slots a step's map can hold a piece for: all in step 2; discs and C1 in step 1."""
+    """Return which slots a step's map can hold a piece for: all in step 2; discs and C1 in step 1."""
     if step == 1:
         return np.asarray(tree.disc | (tree.code == C1))
     return np.ones(tree.code.size, dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""What step 1 says of the levels that step 2 is going to name."""
+"""The names of step 1 for the levels that step 2 is going to name."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,18 +11,18 @@ from lib.numbering.chain import Numbering
 from lib.numbering.evidence import Localizer, Step1Names
 
 OTHER_SHARE: Final = 0.01
-"""Chance, at least, that a name is another one than those step 1 knew of: whatever it took for a landmark."""
+"""Least probability that a name is not one that step 1 considered, whatever it took for a landmark."""
 
 
 def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names | None:
-    """Names of a step-1 result with their doubts.
+    """Return the names of a step-1 result with their probabilities.
 
     Args:
         labels: Its codes (X, Y, Z). Not modified.
-        numbering: How they came about.
+        numbering: Its numbering; None for the iterative method, which has no probabilities.
 
     Returns:
-        The names of its discs; None without a numbering (the iterative method knows no doubts) or without a disc.
+        The names of its discs; None without a numbering or without a disc.
     """
     if numbering is None:
         return None
@@ -41,20 +41,20 @@ def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names |
 
 
 def names_by_reader(labels: LabelArray) -> Step1Names:
-    """Names of a step-1 map that a reader corrected: certain.
+    """Return the names of a step-1 map that a reader corrected; they are certain.
 
     Args:
         labels: Its codes (X, Y, Z), or those of a finished map. Not modified.
 
     Returns:
-        The names of its discs alone: step 1 calls every vertebra but C1 by the sacrum's code.
+        The names of its discs only: in step 1 the sacrum's code stands for every vertebra but C1.
     """
     discs = np.where(np.isin(labels, DISCS), labels, BACKGROUND)
     return Step1Names(Localizer(discs, by_reader=True), 1.0, "certain", 1.0, 1.0)
 
 
 def _chances(numbering: Numbering, k: int) -> Mapping[int, float]:
-    """Disc code -> chance that it is the name of the k-th level; every disc has some."""
+    """Return disc code -> probability that it is the name of the k-th level; every disc has some."""
     chances = dict.fromkeys(DISCS, OTHER_SHARE / len(DISCS))
     chances[numbering.levels[k].code] += numbering.levels[k].probability
     for alternative in numbering.alternatives:

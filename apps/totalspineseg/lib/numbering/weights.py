@@ -1,7 +1,7 @@
-"""How well each piece fits each slot, and each step from slot to slot: the constants of the model.
+"""The constants of the model, and how well each piece fits each slot.
 
-Everything is a likelihood ratio: how much more probable the evidence is if the piece stands in the slot than if
-it were a false component anywhere.
+Everything is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
+were a false component anywhere.
 """
 
 import math
@@ -31,89 +31,89 @@ from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, s
 from lib.trust import TILTED, Chances, Trust
 
 JUMPS: Final = 11
-"""Slots one step may span (0-10): up to five levels without a single piece found."""
+"""Number of slots that one step may span (0-10): up to five levels without a single piece."""
 LOOKBACK: Final = 3
-"""A piece may follow the third piece before it: up to two false components in a row, specks not counted."""
+"""A piece may follow the third piece before it: up to two false components in a row, not counting specks."""
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
-"""Chance that a component of usual size is not real."""
+"""Probability that a component of usual size is not real."""
 P_MISSED: Final = 0.02
-"""Chance that a disc in view has no component (fused, severely degenerated, missed by the network), or a vertebra none
-with a body."""
+"""Probability that a disc in view has no component (fused, severely degenerated, missed by the network), or that a
+vertebra has none with a body."""
 P_NEXT_MISSED: Final = 0.3
-"""Chance that the disc after a missed one at the end of the row is missed too: what hides one (metal, a bad coil, the
-end of the canal) hides its neighbors."""
+"""Probability that the disc after a missed one at the end of the row is missed, too: what hides one (metal, a bad coil,
+the end of the canal) hides its neighbors."""
 P_NEXT_MISSED_WITHIN: Final = 0.1
-"""The same for a disc or a vertebra between two pieces, where only metal or a void does so. Not less: a few levels
-behind metal must stay more probable than one level of their length."""
+"""The same for a disc or a vertebra between two pieces, where only metal or a void has this effect. Not less: a few
+levels behind metal must stay more probable than one level of their length."""
 LARGE_BONE_MM3: Final = 8000.0
-"""A vertebra or sacrum drawn this large (a whole cervical vertebra, a third of a small sacrum) is"""
+"""Volume of a large vertebra or sacrum: a whole cervical vertebra, a third of a small sacrum."""
 FALSE_IF_LARGE: Final = 0.1
-"""so much less likely to be false: nothing else in the image has that size."""
+"""Factor by which a component that large is less likely to be false: nothing else in the image has that size."""
 P_SPLIT: Final = 0.02
-"""Chance that the next component is another part of the same structure."""
+"""Probability that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
-"""Chance that a false disc carries any one landmark's class."""
+"""Probability that a false disc has the class of any one landmark."""
 REMNANTS: Final = ((0.25, 0.5, 0.1), (0.4, 0.25, 0.3))
-"""A disc below all others with less than the first share of their usual volume is as likely as the second number what
-is left of the disc between S1 and S2, which most people have: a disc without a name here. The third is the chance that
-the network draws so little of the last disc."""
+"""Remnants of the disc between S1 and S2, which most people have and which has no name here. A disc below all others is
+such a remnant with the second probability if it has less than the first share of their usual volume. The third number
+is the probability that the network draws so little of the last disc."""
 REMNANT_BELOW: Final = 3
-"""Of so many discs above it the usual volume is taken."""
+"""Number of discs above it whose median volume is the usual one."""
 P_C1_CLASS_WRONG: Final = 0.01
-"""Chance that class C1 of step 1 stands elsewhere: the ring is unlike every other vertebra."""
+"""Probability that class C1 of step 1 is elsewhere: the ring is unlike every other vertebra."""
 P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
-"""Chance that S1 is drawn as a vertebra, or as a piece of the sacrum by itself: a disc between S1 and S2 is seen in
-most people, and networks take what stands on it for a vertebra."""
+"""Probability that S1 is drawn as a vertebra, or as a separate piece of the sacrum: a disc between S1 and S2 is visible
+in most people, and networks take the bone above it for a vertebra."""
 P_S1_WHOLE: Final = 0.25
-"""The same of a vertebra as large as ``LARGE_BONE_MM3``: the starter weights draw S1 so in 6 of 24 lumbar scans."""
+"""The same for a vertebra as large as ``LARGE_BONE_MM3``: the starter weights draw S1 so in 6 of 24 lumbar scans."""
 P_S1_APART_UNMEASURED: Final = 0.0005
-"""Of networks nobody has measured: as little as a false vertebra of that size."""
+"""The same for networks that nobody has measured: as low as for a false vertebra of that size."""
 P_SWALLOWED: Final = 0.1
-"""Chance that the last lumbar vertebra is drawn as the upper part of the sacrum and the disc below it not at all, or
-as a part of its own above that disc: networks do so where the sacrum of people looks like no other they have seen."""
+"""Probability that the last lumbar vertebra is drawn as the upper part of the sacrum, and the disc below it not at all
+or as a separate part above that disc: networks do so where a sacrum looks unlike all those they have seen."""
 P_KIND_WRONG: Final = 0.01
-"""Chance that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
+"""Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
 CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15)
-"""Of networks nobody has measured: a landmark disc carries its own class, or the disc above or below it does. Those who
-measured theirs (``Trust``) know better; the fewer scans, the nearer to these."""
+"""Chances for networks that nobody has measured: a landmark disc has its own class, or the disc above or below it does.
+Measured networks (``Trust``) have better ones; the fewer scans were measured, the closer they are to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
-"""Chance that a landmark disc carries another landmark's class; where it carries none either, its own is lost."""
+"""Probability that a landmark disc has another landmark's class; if it has none of these either, its own is lost."""
 LANDMARK_NEAR_2: Final = 0.07
-"""Two levels from a landmark its class is rarer than on the next disc, by this factor."""
+"""Factor by which a landmark's class is rarer two levels from the landmark than on the next disc."""
 LANDMARK_ALONE: Final = 1 / 3
-"""Where the landmark's own disc would lie beyond the outermost disc in view, a neighbor carries its class a third as
-often as a landmark moves within the view (own class lost, neighbor's carried): the network must invent it."""
+"""Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
+landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
-"""The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: what looks
-like a landmark is then counted up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end
-with L1-L2; in four of these it was T12-L1 for both networks (starter weights)."""
+"""The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: networks seem
+to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
+these it was T12-L1 for both networks (starter weights)."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
-"""Discs from there to L5-S."""
+"""Number of discs from there to L5-S."""
 LANDMARK_FAR: Final = 0.001
-"""Chance that a plain disc farther away carries a landmark's class."""
+"""Probability that a plain disc farther away has a landmark's class."""
 
 SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 """Sizes of people relative to ``HEIGHT_MM``: 0.66 (a child of six) to 1.35."""
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
 SPACING_SPREAD: Final = 0.09
-"""Standard deviation of the distance of two pieces, share of the expected one: varying levels, slipped centers."""
+"""Standard deviation of the distance of two pieces, as a share of the expected one: varying levels, inexact centers."""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
-"""Added for a piece cut by the field of view, share of the level's height: its center is off by up to half."""
+"""Added for a piece cut by the field of view, as a share of the level's height: its center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
 """Added for the middle of the sacrum, mm: a third of it or all of it may be in view."""
 SPLIT_SPREAD: Final = 0.12
-"""Distance of the parts of one structure, share of the level's height."""
+"""Distance of the parts of one structure, as a share of the level's height."""
 UNIT_MM: Final = 25.0
 """Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
 P_ODD_SPACING: Final = 0.005
-"""Chance that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
+"""Probability that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
 ODD_STRETCH: Final = 1.3
-"""What follows no rule is shorter than expected, or longer by this factor at most: beyond it a level was missed."""
+"""Largest factor by which such a distance is longer than expected: beyond it a level was missed."""
 ODD_SPACING_MM: Final = 80.0
 """Range of such distances."""
 
@@ -124,26 +124,26 @@ WIDTH_ITEMS: Final = 2.0
 SMALL: Final = 0.45
 """A component whose lateral width is below this share of its neighbors' is more likely false."""
 FALSE_IF_SMALL: Final = 12.0
-"""By this factor."""
+"""Factor by which it is more likely false."""
 FALSE_IF_TINY: Final = 60.0
-"""The same below a quarter of the neighbors' width: a speck."""
+"""The same factor below ``TINY`` of the neighbors' width: a speck."""
 TINY: Final = 0.25
 
 MAX_TILT: Final = 2.5
-"""No angle is stranger than this many standard deviations: spines are straight, bent, and slip."""
+"""Largest deviation of an angle that counts, in standard deviations: spines are straight, bent, and slip."""
 
 LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
-"""How far an overlap with the localizer's structure 0, 1 or 2 slots away supports a slot: patients move."""
+"""Support of a slot by an overlap with the localizer's structure 0, 1 or 2 slots away: patients move."""
 LOCALIZER_FLOOR: Final = 0.02
-"""Chance that the localizer is wrong about a piece."""
+"""Probability that the localizer is wrong about a piece."""
 LOCALIZER_ITEMS: Final = 5.0
-"""A patient who moved moved as a whole: all overlaps with one series count as this many independent ones. How probable
-its names are counts once for all of them."""
+"""A patient moves as a whole: all overlaps with one series count as this many independent ones. The probability of its
+names counts once for all of them."""
 PIN_WEIGHT: Final = 1e-15
-"""Weight of every code but the pinned one: a reader's word outweighs all other evidence."""
+"""Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 
 MOSTLY: Final = 0.5
-"""A disc with more of itself in a landmark's class than this is drawn as that landmark."""
+"""A disc with more than this share of its voxels in a landmark's class is drawn as that landmark."""
 
 _COLUMN = column(len(THORACIC), len(LUMBAR))
 
@@ -156,15 +156,15 @@ def _order() -> Mapping[int, int]:
 
 
 ORDER: Final = _order()
-"""Code -> place along the column with every variant's vertebra."""
+"""Code -> place along the column that has every variant's vertebra."""
 
 
 def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Floats:
-    """Weight of so many structures missed in a row.
+    """Return the weight of a number of structures missed in a row.
 
     Args:
-        count: How many, whole numbers; 0 weighs 1.
-        following: Chance that the next one is missed too.
+        count: Whole numbers; 0 weighs 1. Not modified.
+        following: Probability that the next one is missed, too.
     """
     count = np.asarray(count, dtype=np.float64)
     return np.where(count > 0, P_MISSED * following ** np.maximum(count - 1, 0), 1.0)
@@ -177,13 +177,13 @@ def _tree() -> States:
 
 @cache
 def _landmark_table(discs_above: bool, discs_below: bool, counted: bool, trust: Trust) -> Floats:
-    """(slots, 1 + landmarks): log chance of each class (plain first) on a disc in each slot.
+    """Return the (slots, 1 + landmarks) log probability of each class (plain first) on a disc in each slot.
 
     Args:
-        discs_above: Whether there is another disc above this one in view.
+        discs_above: Whether another disc above this one is in view.
         discs_below: The same below.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
-        trust: What is known of the network.
+        trust: What is known about the network's errors.
     """
     tree = _tree()
     count = tree.code.size
@@ -210,7 +210,7 @@ def _landmark_table(discs_above: bool, discs_below: bool, counted: bool, trust: 
 
 @cache
 def _levels_between(slot: int, landmark: int) -> tuple[int, bool]:
-    """Discs from a slot to the nearest landmark of this code, and whether that is above; far if on no common path."""
+    """Return the discs from a slot to the nearest landmark of a code, and whether that is above; far if unrelated."""
     tree = _tree()
     best, above = tree.code.size, False
     for other in np.flatnonzero(tree.code == landmark):
@@ -226,11 +226,11 @@ def _levels_between(slot: int, landmark: int) -> tuple[int, bool]:
 
 
 def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
-    """How well each piece fits each slot.
+    """Return how well each piece fits each slot.
 
     Args:
         items: Pieces, superior to inferior.
-        trust: What is known of the network that drew them.
+        trust: What is known about the errors of the network that made the map.
 
     Returns:
         (items, 2, slots) likelihoods; the middle axis is whether the step-2 classes are swapped
@@ -253,7 +253,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
             table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0], trust)
             base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
-        # C1 of step 1 comes without overlaps, whatever localizers there are.
+        # C1 of step 1 has no overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
         base = base * (_remnant(items, k)[1] if trust.measured else 1.0)
@@ -282,7 +282,7 @@ def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
-    """Relative to the best slot, so that a strange size says nothing about being false (``false_weight`` does)."""
+    """Return the fit of a width relative to the best slot; whether a strange size is false is ``false_weight``'s."""
     if item.cut or item.kind is not Kind.DISC:
         return np.ones(tree.code.size)
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
@@ -291,7 +291,7 @@ def _width_fit(item: Item, tree: States) -> Floats:
 
 
 def _tilt_fit(item: Item, tree: States, trust: Trust) -> Floats:
-    """How much too flat or too steep a disc is for the slots whose angles are known; 1 in all others."""
+    """Return how well a disc's angle fits the slots whose angles are known; 1 for all others."""
     result = np.ones(tree.code.size)
     if item.tilt_deg is None or item.cut:
         return result
@@ -304,11 +304,11 @@ def _tilt_fit(item: Item, tree: States, trust: Trust) -> Floats:
 
 
 def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
-    """The best of what the overlap says under each name its levels may have.
+    """Return the best fit of an overlap over all names that its levels may have.
 
     Args:
-        overlap: With one series.
-        count: How many pieces overlap with it.
+        overlap: Overlap with one series.
+        count: Number of pieces that overlap with it.
         tree: The slots.
     """
     if not overlap.shares:
@@ -331,7 +331,7 @@ def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
 
 
 def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
-    """(2, slots): as the classes are named, and swapped."""
+    """Return the (2, slots) fit of the odd/even class: as the classes are named, and swapped."""
     if item.odd is None:
         return np.ones((2, tree.code.size))
     odd_class = wrong + (1 - 2 * wrong) * item.odd
@@ -341,7 +341,7 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
 
 
 def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
-    """Chance that a disc lies between S1 and S2, and that it is a disc with a name in spite of its size; or (0, 1)."""
+    """Return the chances that a disc lies between S1 and S2, and that it is a small disc with a name; or (0, 1)."""
     above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
     if items[k].kind is Kind.DISC and len(above) == REMNANT_BELOW:
         share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
@@ -350,7 +350,7 @@ def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
 
 
 def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
-    """(items,) weight of each piece being no structure of the column at all."""
+    """Return the (items,) weight of each piece being no structure of the column."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
         if item.pin:
@@ -360,7 +360,7 @@ def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
         if trust.measured and (remnant := _remnant(items, k)[0]) > 0:
-            # Between S1 and S2, where networks see L5-S.
+            # This is between S1 and S2, where networks see L5-S.
             others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
             weights[k] = remnant * FALSE_LANDMARK**others
             continue
@@ -382,7 +382,7 @@ VARIANTS: Final[Mapping[str, float]] = MappingProxyType(
         "11 thoracic vertebrae": THORACIC_PRIOR[11],
     }
 )
-"""What changes names that were counted, and in which share of people it is found.
+"""Variants that would change counted names, with the share of people who have them.
 
 Source: Tins and Balain, Insights Imaging 2016; Carrino et al., Radiology 2011; Yan et al., Eur Spine J 2018
 (``LUMBAR_PRIOR`` and ``THORACIC_PRIOR``).
@@ -390,14 +390,14 @@ Source: Tins and Balain, Insights Imaging 2016; Carrino et al., Radiology 2011; 
 
 
 def variants_in_view(codes: Collection[int]) -> dict[str, float]:
-    """Variants that would change names, with their share of people.
+    """Return the variants that would change names, with their share of people.
 
     Args:
-        codes: Named levels: counted up from the sacrum, lumbar variants change all above it and thoracic ones the
-            thoracic levels; counted down from C2, thoracic variants change the levels below T11.
+        codes: Named levels. If they were counted up from the sacrum, lumbar variants change all levels above it and
+            thoracic ones the thoracic levels; counted down from C2, thoracic variants change the levels below T11.
     """
     from_below = bool({SACRUM, DISC_L5_S} & set(codes))
     lumbar = bool(set(codes) & set(LUMBAR)) and from_below
     thoracic = bool(set(codes) & set(THORACIC if from_below else (*THORACIC[11:], *LUMBAR)))
-    shown = {"lumbar": lumbar, "thoracic": thoracic}
-    return {what: share for what, share in VARIANTS.items() if shown[what.split()[1]]}
+    in_view = {"lumbar": lumbar, "thoracic": thoracic}
+    return {what: share for what, share in VARIANTS.items() if in_view[what.split()[1]]}

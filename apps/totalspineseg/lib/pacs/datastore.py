@@ -18,12 +18,13 @@ from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.dicom.headers import read_header
 from lib.dicom.series import read_series
 from lib.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
+from lib.files import move_folder
+from lib.locks import NamedLocks
 from lib.pacs.address import is_uid
 from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from lib.pacs.download import downloaded
 from lib.pacs.listing import Listing
 from lib.pacs.series import Series, patient_of
-from lib.turns import Turns
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class PacsDatastore(StudiesDatastore):
         self._client = client
         self._listing = Listing(client, filters)
         self._publisher = publisher
-        self._fetching = Turns()
-        self.submitting = Turns()
+        self._fetching = NamedLocks()
+        self.submitting = NamedLocks()
         self._sending = threading.Lock()
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
@@ -141,7 +142,7 @@ class PacsDatastore(StudiesDatastore):
         found = self._listing.find(image_id) if is_uid(image_id) else None
         if found is None:
             return ""
-        with self._fetching.at(image_id):
+        with self._fetching.of(image_id):
             return self._local_file(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
@@ -245,13 +246,13 @@ class PacsDatastore(StudiesDatastore):
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
             raise ImageError(f"The PACS has no series {image_id!r}. Ask for the list.")
-        with self._fetching.at(image_id):
+        with self._fetching.of(image_id):
             if not folder.is_dir():
                 found = self._listing.find(image_id)
                 if found is None:
                     raise ImageError(f"The PACS has no series {image_id!r} any more. Ask for the list.")
                 with downloaded(self._client, found, folder.parent) as fresh:
-                    fresh.rename(folder)
+                    move_folder(fresh, folder)
         return folder
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
@@ -352,7 +353,7 @@ class PacsDatastore(StudiesDatastore):
                 file = Path(name) / f"{series.uid}.nii"
                 write_volume(file, volume.data, volume.grid)
                 self._forget(series.uid)
-                fresh.rename(folder)
+                move_folder(fresh, folder)
                 super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
         except ImageError as error:
             self._listing.refuse(series, str(error))
@@ -376,7 +377,7 @@ class PacsDatastore(StudiesDatastore):
             return uid == fetched or uid in labeled or is_in_use(self._volume(uid)) or self._is_needed(uid)
 
         for uid in excess(measure(volumes, self._folder(fetched).parent), self._max_bytes, stays):
-            turn = self._fetching.at(uid)
+            turn = self._fetching.of(uid)
             if not turn.acquire(blocking=False):
                 continue
             try:

@@ -1,7 +1,5 @@
 """Download a series of the PACS as files."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +7,8 @@ from pathlib import Path
 from dicomweb_client import DICOMwebClient
 from pydicom import Dataset
 
-from lib.errors import ImageError, StorageError
-from lib.leftovers import PARTIAL_PREFIX, remove_leftovers
+from lib.errors import ImageError
+from lib.files import partial_folder, storage_errors
 from lib.pacs.series import Series
 
 
@@ -36,24 +34,11 @@ def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[
     instances = sorted(
         client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.get("SOPInstanceUID"))
     )
-    partial: Path | None = None
-    try:
-        try:
-            below.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(below)
-            partial = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=below))
+    with partial_folder(below) as partial:
+        with storage_errors(below):
             for number, instance in enumerate(instances):
                 _write(instance, partial / f"{number:05d}.dcm")
-            partial.chmod(0o755)
-        except OSError as error:
-            raise StorageError(
-                f"The series could not be written to {below} ({error.strerror or error}). Free disk space, and check "
-                "that the folder can be written."
-            ) from error
         yield partial
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(instance: Dataset, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Run a local Orthanc process with DICOMweb, for trying OHIF without a hospital's PACS."""
 
-import json
 import shutil
 import subprocess
 import time
@@ -13,6 +12,7 @@ from typing import Final
 import requests
 
 from lib.errors import StorageError
+from lib.files import write_json
 from lib.processes import stop, tied
 
 PROGRAM_FOLDERS: Final = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
@@ -110,7 +110,7 @@ def _configuration(folder: Path, port: int) -> Path:
         "OverwriteInstances": True,
         "DicomWeb": {"Enable": True, "Root": DICOMWEB_ROOT, "EnableWado": False},
     }
-    path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_json(path, settings)
     return path
 
 

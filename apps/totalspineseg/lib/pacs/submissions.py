@@ -64,7 +64,7 @@ def submit_segmentation(
         return Outcome(instance, "refused", message)
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
-    with datastore.submitting.at(instance):
+    with datastore.submitting.of(instance):
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:

@@ -6,10 +6,10 @@ from typing import Final
 
 from PIL import Image
 
+from lib.files import write_file
 from lib.geometry import LabelArray, Volume
 from lib.preview.course import course_of
 from lib.preview.plane import Picture, Plane
-from lib.volume_io import write_atomic
 
 JPEG_QUALITY: Final = 88
 """Quality at which small letters stay sharp."""
@@ -45,4 +45,4 @@ def save_picture(path: Path, rgb: Picture) -> None:
     if kind is None:
         raise ValueError(f"expected a picture name ending in .jpg, .jpeg or .png, got {path.name!r}")
     options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
-    write_atomic(path, lambda temporary: Image.fromarray(rgb).save(temporary, kind, **options))
+    write_file(path, lambda temporary: Image.fromarray(rgb).save(temporary, kind, **options))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.files import storage_errors
+from lib.files import append_line, read_json_lines, storage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +49,15 @@ def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str], *
     """
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     line = {"time": now, "before": _keys(before), "after": _keys(after), "back": back}
-    with storage_errors(model_dir), (model_dir / FILE).open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            # A line that a power cut left incomplete must not damage this one.
-            stream.write(b"" if stream.read(1) == b"\n" else b"\n")
-        stream.write(json.dumps(line).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    with storage_errors(model_dir / FILE):
+        append_line(model_dir / FILE, json.dumps(line))
 
 
 def changes(model_dir: Path) -> tuple[Activation, ...]:
     """Return all changes, oldest first, without lines that a crash left incomplete."""
-    path = model_dir / FILE
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for content in read_json_lines(model_dir / FILE):
         with suppress(ValueError, KeyError, TypeError, AttributeError):
-            content = json.loads(line)
             before, after = _steps(content["before"]), _steps(content["after"])
             found.append(Activation(str(content["time"]), before, after, content.get("back") is True))
     return tuple(found)

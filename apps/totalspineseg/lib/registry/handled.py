@@ -1,10 +1,10 @@
 """How well pairs of networks did on the synthetic spines they were tried on once, before they were trained further."""
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from lib.registry.files import locked, write_json
+from lib.files import read_json_or, write_json
+from lib.locks import locked
 from lib.registry.store import ModelStore
 
 HANDLED_FILE: Final = "synthetic.json"
@@ -38,8 +38,4 @@ def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Calla
 
 def recorded(store: ModelStore) -> dict[str, Any]:
     """Return all that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
-    try:
-        content = json.loads((store.model_dir / HANDLED_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_or(store.model_dir / HANDLED_FILE, {})

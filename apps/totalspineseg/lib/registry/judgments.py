@@ -1,6 +1,5 @@
 """Store the gate's judgments of existing versions, beside the report a version was published with."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any, Final
 
 from lib.errors import StorageError
 from lib.fields import from_fields
-from lib.registry.files import locked, storage_errors, write_json
+from lib.files import load_json, storage_errors, write_json
+from lib.locks import locked
 from lib.registry.store import NAME, ModelStore
 
 JUDGMENTS_DIR: Final = "judgments"
@@ -64,14 +64,10 @@ def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:
 
 def _entries(store: ModelStore, name: str) -> list[Any]:
     file = _file(store, name)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        content = error
+    remedy = "Remove it, and judge the version again."
+    content = load_json(file, remedy) if file.exists() else []
     if not isinstance(content, list):
-        raise StorageError(f"{str(file)!r} cannot be read ({content}). Remove it and judge the version again.")
+        raise StorageError(f"The file {str(file)!r} is damaged. {remedy}")
     return content
 
 

@@ -1,6 +1,5 @@
 """Record how a version was made: parent, labels, settings, the gate's report, software."""
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-from lib.registry.files import write_json
+from lib.files import read_json_or, write_json
 from lib.registry.store import NAME, STARTER, ModelStore
 
 RECORD_FILE: Final = "version.json"
@@ -93,9 +92,9 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
     """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
     root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
-    record = _read(root / RECORD_FILE)
+    record = read_json_or(root / RECORD_FILE, None)
     # Look here last: the version may have been removed in between.
-    return _read(removed_file(store, name)) if record is None and not root.is_dir() else record
+    return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record
 
 
 def removed_file(store: ModelStore, name: str) -> Path:
@@ -155,14 +154,6 @@ def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     claim = record.get("settings", {}).get("imported", {}).get("record")
     cases = claim.get("training") if isinstance(claim, dict) else None
     return [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _steps_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from lib.errors import WeightsError
-from lib.registry.files import locked, storage_errors, sync_folder, write_json
+from lib.files import move_folder, storage_errors, write_json
+from lib.locks import locked
 from lib.registry.manage import require_known
 from lib.registry.records import lineage, read_record, removed_file, removed_versions
 from lib.registry.store import STARTER, ModelStore
@@ -81,9 +82,7 @@ def _take_out(store: ModelStore, name: str) -> None:
     with storage_errors(file.parent):
         file.parent.mkdir(exist_ok=True)
     write_json(file, {"name": name, **(read_record(store, name) or {}), "removed": removed})
-    with storage_errors(store.versions_dir):
-        (store.versions_dir / name).rename(store.versions_dir / f"{LEAVING}{name}")
-        sync_folder(store.versions_dir)
+    move_folder(store.versions_dir / name, store.versions_dir / f"{LEAVING}{name}")
 
 
 def _sweep(versions: Path) -> int:

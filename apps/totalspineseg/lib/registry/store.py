@@ -5,7 +5,6 @@
 never changes once it exists, so a rollback only names an older one.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lib.errors import WeightsError
+from lib.errors import StorageError, WeightsError
+from lib.files import read_json, staged_folder, write_json
+from lib.locks import locked
 from lib.registry.activations import before_last, made, note
-from lib.registry.files import locked, staged_folder, write_json
 
 STARTER: Final = "starter"
 OFFICIAL: Final = "official"
@@ -75,17 +75,12 @@ class ModelStore:
         Raises:
             WeightsError: The pointer file is damaged.
         """
-        try:
-            content = json.loads(self.pointer.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.pointer.exists():
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise WeightsError(f"{str(self.pointer)!r} cannot be read ({error}). {_REPAIR}") from error
-        if not isinstance(content, dict):
-            raise WeightsError(
-                f"{str(self.pointer)!r} is damaged: it does not map 101 and 102 to versions, but holds "
-                f"{content!r}. {_REPAIR}"
-            )
+        try:
+            content = read_json(self.pointer, _REPAIR)
+        except StorageError as error:
+            raise WeightsError(str(error)) from error
         names = {step: content[key] for step, key in DATASET_OF_STEP.items() if key in content}
         if strangers := [n for n in names.values() if not isinstance(n, str) or not NAME.fullmatch(n)]:
             raise WeightsError(

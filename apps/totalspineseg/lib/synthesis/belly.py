@@ -10,10 +10,10 @@ from lib.synthesis.tissues import Tissue
 
 Tissues = NDArray[np.uint8]
 _LOOPS = (18, 44)
-"""Loops of bowel in the whole belly."""
+"""Number of bowel loops in the whole belly."""
 _LOOP_MM, _WALL_MM = (9.0, 24.0), 2.0
 _CONTENTS = (Tissue.ORGAN_A, Tissue.ORGAN_B, Tissue.ORGAN_C, Tissue.AIR, Tissue.URINE, Tissue.CORTICAL)
-"""What a loop holds: chyme, stool, gas, or water."""
+"""Possible contents of a loop: chyme, stool, gas, or water."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class BellySpace:
     Attributes:
         local: mm to the right of the middle, in front of the canal, above S1's upper endplate.
         noise: Smooth random field of the same shape.
-        inner: Where the body is under its skin and fat, the same shape.
-        diaphragm: Its height, mm.
-        scale: Size of this body against the average.
+        inner: The body without skin and subcutaneous fat, the same shape.
+        diaphragm: Height of the diaphragm, mm.
+        scale: Size of this body relative to the average.
     """
 
     local: Local
@@ -36,12 +36,12 @@ class BellySpace:
 
 
 def draw_belly(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:
-    """Paint what lies before the lumbar column; the column itself comes later.
+    """Paint the belly; the column is painted over it later.
 
     Args:
         rng: Source of randomness.
-        out: Tissue numbers of this part of the scan, (X, Y, Z); painted over.
-        space: Where it is.
+        out: Tissue numbers of this part of the scan, (X, Y, Z). Modified.
+        space: The part of the scan.
     """
     front = space.inner & (space.local.anterior > 24 * space.scale)
     _bowel(rng, out, space, front)
@@ -86,7 +86,7 @@ def _loop(
 
 
 def _psoas(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:
-    """A muscle on either side of the bodies, from T12 down, growing and drifting outward."""
+    """Draw a muscle on either side of the bodies, from T12 down, growing and drifting outward."""
     side, ahead, height = np.abs(space.local.right), space.local.anterior, space.local.superior
     top = space.diaphragm - 50 * space.scale
     down = np.clip((top - height) / 150, 0, 1)
@@ -97,7 +97,7 @@ def _psoas(rng: np.random.Generator, out: Tissues, space: BellySpace) -> None:
 
 
 def _organs(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mask) -> None:
-    """Kidneys beside T12 to L3 in their fat, the liver on the right and the spleen on the left below the diaphragm.
+    """Draw the kidneys beside T12 to L3 in their fat, and liver (right) and spleen (left) below the diaphragm.
 
     Source of the kidneys' height: renal arteries at L1 and L1-L2 (Tokgoz et al., Korean J Radiol 15(2), 2014, 258-266);
     sizes: ours.

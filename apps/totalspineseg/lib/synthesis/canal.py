@@ -18,47 +18,48 @@ Codes = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
 SAC_SHARE = (0.86, 0.88)
-"""Dural sac against bony canal, width and depth (the rest is epidural fat and veins)."""
+"""Width and depth of the dural sac relative to the bony canal (the rest is epidural fat and veins)."""
 _NECK_SAC = ((1.0, 1.0), (0.95, 0.92), *[(0.93, 0.86)] * 5, (0.97, 0.92))
-"""How much narrower and flatter it is from C1 to T1. Source: on four public T2 scans, cut half-way between cord and
-fluid, the sac of C3 to C7 has 145 to 250 mm2, of which the cord fills 0.32 to 0.54 (mean 0.45)."""
+"""Width and depth of the sac from C1 to T1 relative to other levels. Source: on four public T2 scans, cut half-way
+between cord and fluid, the sac of C3 to C7 has 145 to 250 mm2, of which the cord fills 0.32 to 0.54 (mean 0.45)."""
 _SAC_RANGE = ((0.78, 1.06), (0.74, 1.10))
-"""How much narrower or wider than usual a person's sac is, width and depth. Source: sagittal canal of 11 to 18 mm in
-healthy necks (Ulbrich et al., Radiology 271(1), 2014), of which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
+"""Width and depth of a person's sac relative to the usual one. Source: sagittal canal of 11 to 18 mm in healthy necks
+(Ulbrich et al., Radiology 271(1), 2014), in which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
 _STENOSIS_ODDS, _STENOSIS, _STENOSIS_REACH_MM = 0.3, (0.1, 0.35), 5.0
-"""Share of columns with narrow levels, depth lost at a disc, and how far along the canal that reaches."""
+"""Share of columns with narrow levels, depth lost at a disc, and how far along the canal the narrowing reaches."""
 _RIM_MM = 2.0
-"""Fluid around the cord, both sides together, at the least."""
+"""Least width of the fluid around the cord, both sides together."""
 _SACRAL_CANAL_MM = ((22.0, 14.0), (17.0, 11.0), (12.0, 8.0))
 """Width and depth of the canal at S1, S2, S3."""
 EPIDURAL_REACH_MM = 2.5
-"""Epidural fat reaches this far beyond the dural sac."""
+"""How far epidural fat reaches beyond the dural sac."""
 _FAT_PADS_MM = (6.0, 7.0)
-"""How much farther it reaches behind the sac of the loin, between the laminae, and in front of it at the sacrum."""
+"""Additional reach of the fat behind the lumbar sac, between the laminae, and in front of the sac at the sacrum."""
 _THREADS, _THREAD_MM = 48, 0.9
-"""Nerve roots are threads along the sac, as thick as this and scattered over so many places a side."""
+"""Nerve roots are threads along the sac: number of their possible places per side, and their thickness."""
 ABOVE_ATLAS_MM = 7.0
-"""The labeled canal ends this far above the middle of C1, at the foramen magnum."""
+"""Distance from the middle of C1 up to the end of the labeled canal, at the foramen magnum."""
 _GRAY_SHARE = (0.62, 0.5)
-"""Width and depth of the gray matter, horns and all, against the cord's; an ellipse, for networks see no horns."""
+"""Width and depth of the gray matter, including the horns, relative to the cord. It is an ellipse, because networks do
+not see the horns."""
 
 
 @dataclass(frozen=True)
 class CanalCurve:
-    """Canal and cord at every height; arrays share one length, RAS mm.
+    """Canal and cord at every height, as arrays of one length, RAS mm.
 
     Attributes:
         z: Heights.
-        x: Middle, right to left.
-        y: Middle, front to back.
-        width: Dural sac, right to left.
-        depth: Dural sac, front to back, in the axial plane.
-        cord_x: Middle of the cord.
-        cord_y: Middle of the cord.
-        cord_width: Cord, right to left; 0 where there is none.
-        cord_depth: Cord, front to back; 0 where there is none.
-        top: Height where the labeled canal ends.
-        bottom: Height where the dural sac ends.
+        x: Middle of the canal, right to left.
+        y: Middle of the canal, front to back.
+        width: Width of the dural sac, right to left.
+        depth: Depth of the dural sac, front to back, in the axial plane.
+        cord_x: Middle of the cord, right to left.
+        cord_y: Middle of the cord, front to back.
+        cord_width: Width of the cord, right to left; 0 where there is none.
+        cord_depth: Depth of the cord, front to back; 0 where there is none.
+        top: Height of the upper end of the labeled canal.
+        bottom: Height of the lower end of the dural sac.
         pads: Share of the fat pads behind the sac and in front of it.
     """
 
@@ -77,12 +78,12 @@ class CanalCurve:
 
 
 def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, jitter: float) -> CanalCurve:
-    """Lay canal and cord along the column.
+    """Place canal and cord along the column.
 
     Args:
         rng: Source of randomness.
         column: The bent column.
-        raster: Grid whose heights are wanted.
+        raster: Grid with the heights to compute.
         jitter: Strength of the variation.
 
     Returns:
@@ -116,7 +117,7 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
         curves[:, 2] * min(share[0], 0.95),
         curves[:, 3] * min(share[1], 0.97),
     )
-    habitus = rng.spawn(1)[0]  # a stream of its own: what a seed drew before stays
+    habitus = rng.spawn(1)[0]  # a stream of its own, so that earlier draws of a seed stay the same
     width = width * (1 + jitter * (habitus.uniform(*_SAC_RANGE[0]) - 1))
     depth = depth * (1 + jitter * (habitus.uniform(*_SAC_RANGE[1]) - 1)) * _stenoses(habitus, column, z, jitter)
     top = float(atlas.frame.point(0, canal_center(atlas), ABOVE_ATLAS_MM + jitter * rng.uniform(-4, 6))[2])
@@ -129,14 +130,14 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
 
 
 def _pads(column: BentColumn, z: Floats) -> tuple[Floats, Floats]:
-    """Share of the fat behind the sac, from the first lumbar vertebra down, and before it, from the lowest one down."""
+    """Return the share of the fat behind the sac, from L1 down, and in front of it, from the lowest vertebra down."""
     first_lumbar = max(v.frame.origin[2] for v in column.vertebrae if v.region == "lumbar")
     lowest = column.vertebrae[-1].frame.origin[2]
     return np.clip((first_lumbar + 25 - z) / 40, 0, 1), np.clip((lowest - 5 - z) / 20, 0, 1)
 
 
 def _stenoses(rng: np.random.Generator, column: BentColumn, z: Floats, jitter: float) -> Floats:
-    """Share of the sac's depth that is left at each height where discs press on it."""
+    """Return the share of the sac's depth that remains at each height where discs press on it."""
     left = np.ones_like(z)
     if rng.random() >= _STENOSIS_ODDS * jitter:
         return left
@@ -156,7 +157,7 @@ def _cord(
     depth: Floats,
     jitter: float,
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Cord middle and size by slice; it ends near L1 and hugs the inside of the curves."""
+    """Return the cord's middle and size by slice; it ends near L1 and lies at the inside of the curves."""
     first_lumbar = next(v for v in column.vertebrae if v.region == "lumbar")
     step = first_lumbar.size.height + first_lumbar.size.disc_height
     middle = first_lumbar.frame.origin[2] - first_lumbar.size.height / 4  # the lower third of L1
@@ -176,7 +177,7 @@ def _cord(
 
 
 def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
-    """Epidural fat, dural sac, cauda equina and cord, over whatever bone reached in."""
+    """Draw epidural fat, dural sac, cauda equina and cord, over any bone that reaches in."""
     filling = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
     threads = rng.random((_THREADS, _THREADS)) < 0.6
     pads = rng.spawn(1)[0].uniform(0.3, 1.0, 2) * _FAT_PADS_MM

@@ -1,4 +1,4 @@
-"""Label maps and channels as the two networks know them, from maps of output codes."""
+"""Label maps and channels in the classes of the two networks, from maps of output codes."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def _look_up(labels: NDArray[np.integer[Any]], table: Mapping[int, int]) -> Code
 
 
 def step1_classes(labels: NDArray[np.integer[Any]]) -> Codes:
-    """The perfect step-1 network result for a label map.
+    """Return the perfect step-1 network result for a label map.
 
     Args:
         labels: Output codes (X, Y, Z). Not modified.
@@ -31,11 +31,11 @@ def step1_classes(labels: NDArray[np.integer[Any]]) -> Codes:
 
 
 def step2_classes(labels: NDArray[np.integer[Any]], *, swapped: bool = False) -> Codes:
-    """The perfect step-2 network result for a label map.
+    """Return the perfect step-2 network result for a label map.
 
     Args:
         labels: Output codes (X, Y, Z). Not modified.
-        swapped: Odd and even exchanged, as when the other set of discs is marked.
+        swapped: Whether odd and even are exchanged, as when the other set of discs is marked.
 
     Returns:
         Step-2 classes, uint8 (X, Y, Z); all 0 for an empty map.
@@ -48,12 +48,12 @@ def step2_classes(labels: NDArray[np.integer[Any]], *, swapped: bool = False) ->
 
 
 def disc_order(labels: NDArray[np.integer[Any]]) -> tuple[int, ...]:
-    """The disc codes present, superior to inferior (by mean z; the last axis points up)."""
+    """Return the disc codes present, superior to inferior (by mean z; the last axis points up)."""
     found = [code for code in np.unique(labels) if int(code) in anatomy.DISCS]
     heights = {int(code): float(np.mean(np.nonzero(labels == code)[2])) for code in found}
     return tuple(sorted(heights, key=lambda code: -heights[code]))
 
 
 def mark_discs(labels: NDArray[np.integer[Any]], codes: Collection[int]) -> Codes:
-    """1 on the given discs, 0 elsewhere, uint8 (X, Y, Z)."""
+    """Return a map that is 1 on the discs with these codes and 0 elsewhere, uint8 (X, Y, Z)."""
     return _look_up(labels, dict.fromkeys(codes, 1))

@@ -11,7 +11,7 @@ from lib.synthesis.spine import SyntheticSpine, random_spine
 
 DEMO_FIELDS = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.WHOLE, Field.THORACOLUMBAR, Field.CERVICAL)
 DEMO_WIDTH_MM = 72.0
-"""Right to left, as a sagittal series of some eighteen slices."""
+"""Extent right to left, as in a sagittal series of about eighteen slices."""
 DEMO_CONTRASTS = ("T2", "T1", "T2", "STIR", "T2")
 
 
@@ -21,10 +21,10 @@ def demo_studies(
     """Write a few synthetic scans.
 
     Args:
-        folder: Made if it is missing.
-        n: How many.
-        seed: The same seed gives the same scans.
-        labels: Write the true label maps into ``folder / "truth"`` as well.
+        folder: Folder for the images; it is made if it does not exist.
+        n: Number of scans.
+        seed: Seed; the same seed gives the same scans.
+        labels: Whether to write the true label maps into ``folder / "truth"``, too.
         spacing_mm: Voxel size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Head and throat: what lies around the top of the column and looks like more of it."""
+"""Head and throat: the surroundings of the top of the column, parts of which look like more of it."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from lib.synthesis.tissues import Tissue
 
 Tissues = NDArray[np.uint8]
 LOWEST_MM = -60.0
-"""Nothing of the head reaches deeper than this, against the atlas."""
+"""Lowest height of the head relative to the atlas."""
 _SHELL_MM = 1.2
 _SYNCHONDROSIS_ODDS = 0.5
-"""How often a line crosses the clivus. Source: the spheno-occipital synchondrosis closes between childhood and the
-mid-twenties, its scar stays longer (McDonald et al., Clin Anat 35, 2022); drawn often, since it looks like a disc."""
+"""Odds that a line crosses the clivus. Source: the spheno-occipital synchondrosis closes between childhood and the
+mid-twenties; its scar stays longer (McDonald et al., Clin Anat 35, 2022). Drawn often, because it looks like a disc."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class HeadSpace:
     Attributes:
         local: mm to the right of the middle, in front of the canal, above the atlas.
         noise: Smooth random field of the same shape.
-        inner: Where the body is under its skin and fat, the same shape.
-        scale: Size of this body against the average.
+        inner: The body without skin and subcutaneous fat, the same shape.
+        scale: Size of this body relative to the average.
     """
 
     local: Local
@@ -39,8 +39,8 @@ def draw_head(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
 
     Args:
         rng: Source of randomness.
-        out: Tissue numbers of this part of the scan, (X, Y, Z); painted over.
-        space: Where it is.
+        out: Tissue numbers of this part of the scan, (X, Y, Z). Modified.
+        space: The part of the scan.
     """
     bone = Tissue.MARROW if rng.random() < 0.6 else Tissue.OTHER_BONE
     _face(out, space)
@@ -51,7 +51,7 @@ def draw_head(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
 
 
 def _throat(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
-    """Air from the nose down to C3, some 8 mm of soft tissue before the bone.
+    """Draw the air from the nose down to C3, behind it some 8 mm of soft tissue before the bone.
 
     Source: Rojas et al., AJNR 30, 2009, 136-141: upper limits of 8.5, 6 and 7 mm at C1, C2 and C3.
     """
@@ -62,14 +62,14 @@ def _throat(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
 
 
 def _face(out: Tissues, space: HeadSpace) -> None:
-    """Bone, fat and air in lumps."""
+    """Draw the face as lumps of bone, fat and air."""
     face = space.inner & (space.local.anterior > 36 * space.scale) & (space.local.superior > -25)
     for tissue, low, high in ((Tissue.OTHER_BONE, 0.7, 9.0), (Tissue.FAT, 0.2, 0.7), (Tissue.AIR, -9.0, -1.3)):
         out[face & (space.noise > low) & (space.noise < high)] = tissue
 
 
 def _jaw(rng: np.random.Generator, out: Tissues, space: HeadSpace, bone: Tissue) -> None:
-    """Tongue, palate and nose, and the jaw bent around them, tipped with the head."""
+    """Draw tongue, palate and nose, and the jaw around them, tilted with the head."""
     scale, tip = space.scale, float(rng.normal(0, 6))
     shifted = space.local.anterior + rng.normal(0, 4), space.local.superior - tip
     local = Local(np.abs(space.local.right) / scale, shifted[0] / scale, shifted[1] / scale)
@@ -92,7 +92,7 @@ def _jaw(rng: np.random.Generator, out: Tissues, space: HeadSpace, bone: Tissue)
 
 
 def _skull(out: Tissues, space: HeadSpace, bone: Tissue) -> None:
-    """Vault with its hole, cerebellum and brain, and the stem that widens from medulla to pons amid its fluid."""
+    """Draw the vault with its opening, cerebellum and brain, and the brainstem from medulla to pons in its fluid."""
     right, ahead, height = space.local.right, space.local.anterior, space.local.superior
     vault = (right / 70) ** 2 + ((ahead + 8) / 88) ** 2 + ((height - 76) / 66) ** 2
     out[space.inner & (vault < 1)] = Tissue.CORTICAL
@@ -110,7 +110,7 @@ def _skull(out: Tissues, space: HeadSpace, bone: Tissue) -> None:
 
 
 def _clivus(rng: np.random.Generator, out: Tissues, space: HeadSpace, bone: Tissue) -> None:
-    """From above the dens up and forward: a wedge of marrow like a vertebra's, air and bone of the face before it."""
+    """Draw the clivus from above the dens up and forward: marrow like a vertebra's, behind air and bone of the face."""
     side, ahead, height = np.abs(space.local.right), space.local.anterior, space.local.superior
     low = 14 + rng.normal(0, 2)
     front = 11 * space.scale + (0.68 + rng.normal(0, 0.06)) * (height - low)

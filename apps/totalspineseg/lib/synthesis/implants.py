@@ -1,4 +1,4 @@
-"""What surgery leaves in a column: screws through the pedicles, rods between them, plates before the neck."""
+"""Implants in a column: screws through the pedicles, rods between them, plates in front of the neck."""
 
 import itertools
 
@@ -16,7 +16,7 @@ Point = NDArray[np.float64]
 IMPLANT_ODDS = 0.05
 """Share of columns with metal in them."""
 _LEVELS = (2, 5)
-"""Vertebrae that are held together."""
+"""Number of vertebrae that are held together."""
 _SCREW_MM, _ROD_MM = (3.5, 6.0), (3.5, 5.5)
 """Radius of the void around a screw and a rod: two to three times the metal's own, as on spin echoes."""
 _CEMENT_ODDS = 0.02
@@ -24,13 +24,13 @@ _CEMENT_ODDS = 0.02
 
 
 def draw_implants(rng: np.random.Generator, tissues: Tissues, column: BentColumn, raster: Raster) -> None:
-    """Draw the implants of a few columns; labels stay, for a vertebra with a screw is one still.
+    """Draw the implants of a few columns; the labels stay, because a vertebra with a screw is still one.
 
     Args:
         rng: Source of randomness.
-        tissues: Tissue numbers, (X, Y, Z); painted over.
+        tissues: Tissue numbers, (X, Y, Z). Modified.
         column: The bent column.
-        raster: Its grid.
+        raster: Grid of the tissues.
     """
     metal, cement = rng.random() < IMPLANT_ODDS, rng.random() < _CEMENT_ODDS
     if metal:
@@ -44,13 +44,13 @@ def draw_implants(rng: np.random.Generator, tissues: Tissues, column: BentColumn
             _screws(rng, tissues, held, raster)
     if cement:
         vertebra = column.vertebrae[int(rng.integers(9, len(column.vertebrae)))]
-        spread = rng.uniform((2, -3, -4), (10, 8, 4), (2, 3)) * ((1, 1, 1), (-1, 1, 1))
-        ends = [vertebra.frame.point(*map(float, at)) for at in spread]
+        offsets = rng.uniform((2, -3, -4), (10, 8, 4), (2, 3)) * ((1, 1, 1), (-1, 1, 1))
+        ends = [vertebra.frame.point(*map(float, at)) for at in offsets]
         _chain(tissues, raster, ends, float(rng.uniform(3, 7)))
 
 
 def _screws(rng: np.random.Generator, tissues: Tissues, held: tuple[Vertebra, ...], raster: Raster) -> None:
-    """Draw two screws a vertebra and a rod on either side."""
+    """Draw two screws per vertebra and a rod on either side."""
     screw, rod = float(rng.uniform(*_SCREW_MM)), float(rng.uniform(*_ROD_MM))
     for side in (-1, 1):
         heads = []

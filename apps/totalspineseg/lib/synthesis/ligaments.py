@@ -1,4 +1,4 @@
-"""The long ligaments of the column: before the bodies, and between and behind the spinous processes."""
+"""The long ligaments of the column: in front of the bodies, and between and behind the spinous processes."""
 
 import itertools
 
@@ -15,17 +15,17 @@ Point = tuple[float, float, float]
 
 _FRONT_RADIUS_MM, _TIP_RADIUS_MM, _SHEET_STEP_MM = 2.5, 2.5, 2.5
 _FAT_ODDS, _FAT_RADIUS_MM, _SHEET_RADIUS_MM = 0.7, 3.2, 1.8
-"""How often fat lies between the spinous processes, its half thickness, and that of the ligament in its place."""
+"""Odds of fat between the spinous processes, its half thickness, and that of the ligament in its place."""
 
 
 def draw_ligaments(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
-    """Paint the ligaments; bone and discs are painted over them.
+    """Paint the ligaments; bone and discs are painted over them later.
 
     Args:
         rng: Source of randomness.
-        out: Tissue numbers, (X, Y, Z); painted over.
+        out: Tissue numbers, (X, Y, Z). Modified.
         column: The bent column.
-        raster: Its grid.
+        raster: Grid of the tissues.
     """
     fat = rng.random() < _FAT_ODDS
     between, radius = (Tissue.FAT, _FAT_RADIUS_MM) if fat else (Tissue.LIGAMENT, _SHEET_RADIUS_MM)

@@ -1,4 +1,4 @@
-"""How large the parts of each vertebra are, in mm, by region and relative position within it.
+"""Sizes of the parts of each vertebra, in mm, by region and relative position within it.
 
 Sources:
     Panjabi et al., Cervical human vertebrae, Spine 16(8), 1991, 861-869; Thoracic human vertebrae, Spine
@@ -23,20 +23,20 @@ REGIONS: Final = ("cervical", "thoracic", "lumbar")
 
 @dataclass(frozen=True)
 class LevelSize:
-    """One vertebra and the disc below it; every length in mm.
+    """Measures of one vertebra and the disc below it; every length in mm.
 
     Attributes:
-        height: Body, posterior.
-        width: Body at the endplate, right to left.
-        depth: Body at the endplate, front to back.
-        canal_width: Bony canal, right to left.
-        canal_depth: Bony canal, front to back.
-        transverse_width: Tip to tip of the transverse processes.
-        spinous_length: Canal's back wall to the tip.
-        spinous_slope: Tangent of the spinous process' fall below horizontal.
-        spinous_height: Height of its root.
-        disc_height: Middle of the disc below.
-        pedicle_width: Right to left.
+        height: Posterior height of the body.
+        width: Width of the body at the endplate, right to left.
+        depth: Depth of the body at the endplate, front to back.
+        canal_width: Width of the bony canal, right to left.
+        canal_depth: Depth of the bony canal, front to back.
+        transverse_width: Distance of the tips of the transverse processes.
+        spinous_length: Distance from the canal's back wall to the tip of the spinous process.
+        spinous_slope: Tangent of the angle of the spinous process below horizontal.
+        spinous_height: Height of the root of the spinous process.
+        disc_height: Height of the disc below at its middle.
+        pedicle_width: Width of a pedicle, right to left.
     """
 
     height: float
@@ -54,7 +54,7 @@ class LevelSize:
 
 _ROWS: Final = MappingProxyType(
     {
-        "cervical": (  # C1 (the ring is drawn apart), C2 (without dens), C3 .. C7
+        "cervical": (  # C1 (the ring is drawn separately), C2 (without dens), C3 .. C7
             (9.0, 17.0, 10.0, 27.0, 24.0, 78.0, 6.0, 0.1, 8.0, 0.0, 5.5),
             (18.0, 17.5, 15.6, 24.5, 19.5, 55.0, 17.0, 0.35, 13.0, 4.8, 5.5),
             (11.6, 16.0, 15.0, 22.9, 16.2, 52.0, 15.0, 0.35, 8.0, 5.0, 5.5),
@@ -89,11 +89,11 @@ _ROWS: Final = MappingProxyType(
 
 
 def level_sizes(region: str, count: int) -> tuple[LevelSize, ...]:
-    """The sizes of a region with this many vertebrae, superior to inferior.
+    """Return the sizes of a region with this many vertebrae, superior to inferior.
 
     Args:
         region: "cervical", "thoracic" or "lumbar".
-        count: Number of vertebrae; other than usual ones are interpolated by relative position.
+        count: Number of vertebrae; unusual numbers are interpolated by relative position.
 
     Returns:
         One size per vertebra.
@@ -115,12 +115,12 @@ SACRAL_WIDTHS: Final = (104.0, 88.0, 70.0, 58.0, 42.0)
 CORD_POSITIONS: Final = (0.0, 0.18, 0.32, 0.45, 0.75, 0.90, 1.0)
 """Relative position along the cord, 0 = C1, 1 = tip of the conus."""
 CORD_WIDTHS: Final[Sequence[float]] = (12.0, 13.0, 12.0, 8.6, 8.4, 9.6, 2.0)
-"""Right to left, mm: cervical enlargement, thoracic, lumbar enlargement, conus."""
+"""Width right to left, mm: cervical enlargement, thoracic, lumbar enlargement, conus."""
 CORD_DEPTHS: Final[Sequence[float]] = (8.3, 7.6, 7.2, 6.6, 6.6, 8.0, 2.0)
-"""Front to back, mm."""
+"""Depth front to back, mm."""
 
 SACRAL_SLOPE_DEG: Final = (37.0, 7.0)
-"""Mean and spread of the tilt of the first sacral endplate."""
+"""Mean and standard deviation of the tilt of the first sacral endplate."""
 LUMBAR_LORDOSIS_DEG: Final = (44.0, 11.0)
 THORACIC_KYPHOSIS_DEG: Final = (40.0, 9.0)
 CERVICAL_LORDOSIS_DEG: Final = (21.0, 12.0)

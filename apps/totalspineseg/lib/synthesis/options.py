@@ -1,11 +1,11 @@
-"""What a synthetic spine may be asked to be."""
+"""Options of a synthetic spine."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Field(Enum):
-    """Which part of the column the scan shows."""
+    """The part of the column that the scan shows."""
 
     WHOLE = "whole"
     CERVICAL = "cervical"
@@ -18,12 +18,12 @@ class Field(Enum):
 
 @dataclass(frozen=True)
 class SpineOptions:
-    """What to draw; None leaves the choice to the random generator.
+    """Options of a synthetic spine; None leaves the choice to the random generator.
 
     Attributes:
         field: Part of the column in view.
-        thoracic: Thoracic vertebrae, 11 to 13.
-        lumbar: Lumbar vertebrae, 4 to 6.
+        thoracic: Number of thoracic vertebrae, 11 to 13.
+        lumbar: Number of lumbar vertebrae, 4 to 6.
         spacing_mm: Voxel size along x, y, z.
         width_mm: Extent of the scan right to left.
         depth_mm: Extent front to back.

@@ -1,4 +1,4 @@
-"""From frames to voxels: the grid of a scan, boxes around parts, local coordinates."""
+"""The grid of a scan: boxes around parts, and coordinates in their frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ class Raster:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Voxel -> RAS mm."""
+        """Voxel -> RAS mm, (4, 4)."""
         matrix = np.diag([*self.spacing, 1.0])
         matrix[:3, 3] = self.origin
         return matrix
 
     def axis(self, number: int) -> NDArray[np.float32]:
-        """RAS mm of the voxel centers along one axis."""
+        """Return the RAS mm of the voxel centers along one axis."""
         return (self.origin[number] + self.spacing[number] * np.arange(self.shape[number])).astype(np.float32)
 
     def box(self, frame: Frame, low: Corner, high: Corner) -> Box | None:
-        """The part of the grid that holds a frame's box from ``low`` to ``high`` (mm); None outside."""
+        """Return the part of the grid that holds a frame's box from ``low`` to ``high`` (mm); None outside."""
         corners = np.array([[(low, high)[(n >> k) & 1][k] for k in range(3)] for n in range(8)])
         world = frame.origin + corners @ frame.axes.T
         first = np.floor((world.min(0) - self.origin) / self.spacing).astype(int)
@@ -52,12 +52,12 @@ class Raster:
         return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
 
     def around(self, frame: Frame, start: Corner, end: Corner, radius: float) -> Box | None:
-        """The part of the grid that holds a frame's capsule (mm), and a millimeter about it; None outside."""
+        """Return the part of the grid that holds a frame's capsule (mm) with a margin of 1 mm; None outside."""
         low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
         return self.box(frame, low, high)
 
     def local(self, frame: Frame, box: Box) -> Local:
-        """Coordinates of the box's voxels in the frame, mm."""
+        """Return the coordinates of the box's voxels in the frame, mm."""
         offsets = [
             (self.axis(k)[box[k]] - np.float32(frame.origin[k])).reshape([-1 if i == k else 1 for i in range(3)])
             for k in range(3)
@@ -70,7 +70,7 @@ class Raster:
 
 
 def overlap(one: Box, other: Box) -> Box:
-    """What two boxes share; empty where they do not meet."""
+    """Return the overlap of two boxes; empty where they do not meet."""
     pairs = zip(one, other, strict=True)
     x, y, z = (slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))) for a, b in pairs)
     return x, y, z

@@ -1,4 +1,4 @@
-"""From tissues to an MR-like image of random contrast."""
+"""MR-like images of random contrast, made from tissues."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from lib.synthesis.artefacts import add_artefacts
+from lib.synthesis.artifacts import add_artifacts
 from lib.synthesis.spine import SyntheticSpine
 from lib.synthesis.surroundings import smooth_noise
 from lib.synthesis.tissues import PRIORS, Tissue
@@ -15,34 +15,34 @@ Image = NDArray[np.float32]
 _MARROW = [Tissue.MARROW, Tissue.ARCH_MARROW, Tissue.OTHER_BONE]
 
 SLICE_AXES = (0, 0, 0, 0, 0, 1, 2, 2)
-"""Thick-slice direction is drawn from these: mostly sagittal acquisitions, some axial, few coronal."""
+"""Axes to choose the thick-slice direction from: mostly sagittal acquisitions, some axial, few coronal."""
 _CLINICAL_ODDS, _CLINICAL_MM = 0.45, (3.2, 5.2)
-"""Share of the scans with slices as thick as usual in clinics; the rest are drawn from the whole range."""
+"""Share of the scans with slices as thick as usual in clinics, and their thickness; the rest take any of the range."""
 _MOTTLE, _STRONG_MOTTLE = 0.08, 0.3
-"""Spread of the signal within marrow, usual and in a fifth of people: fat and blood-forming marrow lie in spots."""
+"""Spread of the signal within marrow, usually and in a fifth of people: fat and blood-forming marrow lie in spots."""
 _DARK_MARROW_ODDS, _DARK_MARROW = 0.2, (0.35, 0.85)
-"""Share of people whose marrow has less signal, and how much is left: the young, the anemic, smokers."""
+"""Share of people whose marrow has less signal, and how much remains: the young, the anemic, smokers."""
 _SATURATION_ODDS, _SATURATION_MM = 0.3, (4.0, 40.0)
-"""Share of scans with a saturation band before the column, and how far before the bodies it begins."""
+"""Share of scans with a saturation band before the column, and how far in front of the bodies it begins."""
 _COIL_REACH_MM = (60.0, 500.0)
 """Distance from a spine coil over which its signal falls to a third."""
 FLOW_ODDS = 0.35
 """Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
 ODDS = {"T1": 0.17, "T2": 0.37, "STIR": 0.1, "T2star": 0.08, "T1gre": 0.08, "random": 0.2}
-"""Share of the scans by contrast, where none is asked for."""
+"""Share of the scans by contrast, where the options name none."""
 WEIGHTING, WEIGHTING_ODDS = (0.8, 2.3), 0.75
-"""Exponent on a contrast's signals. At 1 fluid is twice as bright as the cord on T2, as in short echo trains; long
-echo times reach four times (measured on public cervical and whole-spine scans)."""
+"""Exponent on a contrast's signals, and the odds that it is not 1. At 1 fluid is twice as bright as the cord on T2, as
+in short echo trains; long echo times reach four times (measured on public cervical and whole-spine scans)."""
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How the image may look.
+    """Options of an image.
 
     Attributes:
-        contrast: "T1", "T2", "STIR", "T2star", "T1gre", "random", or None for a draw among them.
-        strength: Of noise, bias field, blur and thick slices; 0 gives a clean image, 1 the whole range.
-        slice_mm: Slice thickness; None draws one.
+        contrast: "T1", "T2", "STIR", "T2star", "T1gre" or "random"; None chooses one at random.
+        strength: Strength of noise, bias field, blur and thick slices; 0 gives a clean image, 1 the whole range.
+        slice_mm: Slice thickness; None chooses one at random.
     """
 
     contrast: str | None = None
@@ -63,7 +63,7 @@ class RenderOptions:
 
 
 def tissue_signals(rng: np.random.Generator, contrast: str) -> NDArray[np.float32]:
-    """Signal by tissue number for one draw of a contrast, float32 of length 256, air near 0."""
+    """Return the signal by tissue number for one draw of a contrast, float32 of length 256, air near 0."""
     table = np.zeros(256, np.float32)
     random = rng.uniform(0.02, 1.0, len(Tissue)).astype(np.float32)
     if contrast == "random":
@@ -88,16 +88,16 @@ def render(
     *,
     spacing_mm: tuple[float, float, float] | None = None,
 ) -> Image:
-    """Draw an image of a spine.
+    """Render an image of a spine.
 
     Args:
         rng: Source of all randomness.
         spine: Labels and tissues. Not modified.
-        options: How it may look.
+        options: Options of the image.
         spacing_mm: Voxel size; None takes the spine's own.
 
     Returns:
-        Image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
+        An image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
     """
     options = options or RenderOptions()
     contrast = options.contrast or str(rng.choice([*ODDS], p=[*ODDS.values()]))
@@ -117,19 +117,19 @@ def render(
     image = _blur(rng, image, spacing, strength)
     image = _thick_slices(rng, image, spacing, options)
     image *= _coil(rng, image.shape, spacing, strength)
-    image = _receive(rng, add_artefacts(rng.spawn(1)[0], image, spacing, strength), strength)
+    image = _receive(rng, add_artifacts(rng.spawn(1)[0], image, spacing, strength), strength)
     image **= np.float32(np.exp(0.25 * strength * rng.uniform(-1, 1)))
     image *= np.float32(600.0)
     return image
 
 
 def thick_slices(image: Image, axis: int, count: int) -> Image:
-    """Average over slices and interpolate back, as resampling a thick-slice scan does.
+    """Return the average over slices, interpolated back, as resampling a thick-slice scan does.
 
     Args:
         image: float32 (X, Y, Z), with two slices or more. Not modified.
-        axis: Across the slices.
-        count: Voxels in a slice; the last slice has what is left.
+        axis: Axis across the slices.
+        count: Voxels per slice; the last slice has the remaining ones.
 
     Returns:
         A new float32 array of the same shape.
@@ -148,7 +148,7 @@ def thick_slices(image: Image, axis: int, count: int) -> Image:
 
 
 def _texture(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image:
-    """Factors near 1 that make no tissue even: coarse clouds and finer ones, the finer strongest in marrow."""
+    """Return factors near 1 that make every tissue uneven: coarse clouds and finer ones, strongest in marrow."""
     shape = tissues.shape
     texture = smooth_noise(rng, shape, 40)
     texture *= np.float32(0.06 * strength)
@@ -166,7 +166,7 @@ def _texture(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: flo
 def _saturate(
     rng: np.random.Generator, image: Image, spine: SyntheticSpine, spacing: tuple[float, ...], strength: float
 ) -> None:
-    """Take the signal before the column from a few scans, as a band against motion of the belly or throat does."""
+    """Reduce the signal in front of the column in a few scans, like a band against motion of the belly or throat."""
     if rng.random() >= _SATURATION_ODDS * strength:
         return
     column = spine.labels.max(0) > 0
@@ -182,7 +182,7 @@ def _saturate(
 
 
 def _receive(rng: np.random.Generator, image: Image, strength: float) -> Image:
-    """Magnitude of the signal with noise in both channels of the receiver."""
+    """Return the magnitude of the signal with noise in both channels of the receiver."""
     level = np.float32(0.07 * strength * rng.random() ** 1.5)
     real, imaginary = (rng.standard_normal(image.shape, np.float32) for _ in range(2))
     real *= level
@@ -192,7 +192,7 @@ def _receive(rng: np.random.Generator, image: Image, strength: float) -> Image:
 
 
 def _flow(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image | float:
-    """Share of the fluid's signal that its pulsation leaves, in clouds."""
+    """Return the share of the fluid's signal that its pulsation leaves, in clouds."""
     if rng.random() >= FLOW_ODDS * strength:
         return 1.0
     loss = np.clip(smooth_noise(rng, tissues.shape, 24), 0, 1) * np.float32(rng.uniform(0.2, 0.8))
@@ -200,7 +200,7 @@ def _flow(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float)
 
 
 def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], strength: float) -> Image:
-    """In-plane point spread, 0.3 to 1.2 mm."""
+    """Return the image with an in-plane point spread of 0.3 to 1.2 mm."""
     sigma = rng.uniform(0.3, 0.5 + 0.7 * strength)
     for axis, step in enumerate(spacing):
         if sigma / step > 0.25:
@@ -209,13 +209,13 @@ def _blur(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], st
 
 
 def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], options: RenderOptions) -> Image:
-    """Slices of up to 7 mm, or as thick as asked for."""
+    """Return the image with slices of up to 7 mm, or as thick as the options say."""
     axis = int(rng.choice(SLICE_AXES))
-    drawn = rng.uniform(0.8, 0.8 + 6.2 * min(options.strength, 1.0))
+    any_mm = rng.uniform(0.8, 0.8 + 6.2 * min(options.strength, 1.0))
     clinic = rng.spawn(1)[0]
     if clinic.random() < _CLINICAL_ODDS * min(options.strength, 1.0):
-        drawn = clinic.uniform(*_CLINICAL_MM)
-    thickness = options.slice_mm if options.slice_mm is not None else float(drawn)
+        any_mm = clinic.uniform(*_CLINICAL_MM)
+    thickness = options.slice_mm if options.slice_mm is not None else float(any_mm)
     step = round(thickness / spacing[axis])
     length = image.shape[axis]
     if step < 2 or length < 3 * step:
@@ -224,7 +224,7 @@ def _thick_slices(rng: np.random.Generator, image: Image, spacing: tuple[float, 
 
 
 def _coil(rng: np.random.Generator, shape: tuple[int, ...], spacing: tuple[float, ...], strength: float) -> Image:
-    """Smooth bias field, and signal that falls off in front of a spine coil and at the ends of the scan."""
+    """Return a smooth bias field: the signal falls off in front of a spine coil and at the ends of the scan."""
     field = 0.18 * strength * smooth_noise(rng, shape, 4)
     reach = np.exp(rng.uniform(*np.log(_COIL_REACH_MM))) / max(strength, 0.01)
     y = np.arange(shape[1], dtype=np.float32)[None, :, None] * spacing[1]

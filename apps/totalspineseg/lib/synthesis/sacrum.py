@@ -1,4 +1,4 @@
-"""The sacrum and the tail bone below it, drawn into a label map and a map of tissues."""
+"""The sacrum and the coccyx, drawn into a label map and a map of tissues."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,9 @@ _COCCYX_MM = 42.0
 
 
 _DISC_TISSUES = (Tissue.ANNULUS, Tissue.SACRAL_DISC, Tissue.NUCLEUS)
-"""What rudimentary discs are made of: dark as most old discs, like marrow, or bright; an individual's are alike."""
+"""Tissues of rudimentary discs: dark as most old discs, like marrow, or bright; all discs of a person are alike."""
 _PLATE_MM = 0.9
-"""Cortical bone above and below a rudimentary disc."""
+"""Thickness of the cortical bone above and below a rudimentary disc."""
 
 
 def draw_sacrum(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
@@ -39,7 +39,7 @@ def draw_sacrum(rng: np.random.Generator, labels: Codes, tissues: Codes, column:
 
 
 def _draw_coccyx(tissues: Codes, column: BentColumn, raster: Raster) -> None:
-    """The tail bone below S5, bending forward: tissue alone, the label table has no name for it."""
+    """Draw the coccyx below S5, bending forward, in tissues only: the label table has no name for it."""
     last = column.sacrum[-1]
     long = _COCCYX_MM * column.scale
     box = raster.box(last.frame, (-12, -12, -last.height / 2 - long - 6), (12, long, 0))
@@ -55,7 +55,7 @@ def _draw_coccyx(tissues: Codes, column: BentColumn, raster: Raster) -> None:
 
 
 def _draw_gap(labels: Codes, tissues: Codes, segment: Segment, number: int, raster: Raster, filling: Tissue) -> None:
-    """Draw the rudimentary disc below a segment between two plates of cortical bone; it stays sacrum."""
+    """Draw the rudimentary disc below a segment between two plates of cortical bone; its label stays the sacrum."""
     low, thick = -segment.height / 2, segment.gap / 2
     width, depth = (0.5 - 0.03 * number) * segment.width, 0.88 * segment.depth
     reach = thick + 2 * _PLATE_MM

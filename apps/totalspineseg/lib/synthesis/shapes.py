@@ -18,20 +18,20 @@ _BODY_POWER = 2.6
 """Exponent of the body's outline: between an ellipse (2) and a box."""
 
 _WAIST = 0.12
-"""How much narrower a body is at half height."""
+"""Share by which a body is narrower at half height."""
 _CORNER_SHARE, _CORNER_FROM = 0.09, 0.68
-"""How much of its half height a body loses at the rim, and from where on its endplates round off; old ones with
+"""Share of its half height that a body loses at the rim, and where its endplates begin to round off; old bodies with
 osteophytes have sharp corners."""
 _SPINOUS_POWER = 3.0
 """Exponent of a spinous process' cross-section and of its rounded tip."""
 
 _SPINOUS_RISE = {"cervical": -0.25, "thoracic": -0.35, "lumbar": -0.22}
-"""Where the spinous process begins, against the body's middle and in its height."""
+"""Height at which the spinous process begins, relative to the body's middle, as a share of the body's height."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """Coordinates of voxels in a frame, mm; three arrays that broadcast to one shape."""
+    """Coordinates of voxels in a frame, mm, as three arrays that broadcast to one shape."""
 
     right: Array
     anterior: Array
@@ -39,14 +39,14 @@ class Local:
 
 
 def outline(local: Local, width: float, depth: float) -> Array:
-    """Squared-like radius of the rounded body outline: 1 on its rim."""
+    """Return the squared-like radius of the rounded body outline: 1 on its rim."""
     right = np.abs(local.right * np.float32(2 / width))
     anterior = np.abs(local.anterior * np.float32(2 / depth))
     return np.asarray(right**_BODY_POWER + anterior**_BODY_POWER, dtype=np.float32)
 
 
 def capsule(local: Local, start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> Mask:
-    """Voxels within ``radius`` of the segment from ``start`` to ``end``."""
+    """Return the voxels within ``radius`` of the segment from ``start`` to ``end``."""
     a, b = np.asarray(start, np.float32), np.asarray(end, np.float32)
     d = b - a
     r, f, u = local.right - a[0], local.anterior - a[1], local.superior - a[2]
@@ -56,7 +56,7 @@ def capsule(local: Local, start: tuple[float, float, float], end: tuple[float, f
 
 
 def body(local: Local, vertebra: Vertebra) -> Mask:
-    """The vertebral body: waisted, wedged, with hollow endplates and osteophytes; cervical ones with raised edges."""
+    """Return the vertebral body: waisted, wedged, with hollow endplates and osteophytes; cervical edges are raised."""
     size = vertebra.size
     relative = local.superior * np.float32(2 / size.height)
     waist = 1 - _WAIST * np.clip(1 - relative**2, 0, 1)
@@ -76,12 +76,12 @@ def body(local: Local, vertebra: Vertebra) -> Mask:
 
 
 def canal_center(vertebra: Vertebra) -> float:
-    """Where the middle of the canal lies in the frame: anterior coordinate, mm (negative)."""
+    """Return where the middle of the canal lies in the frame: anterior coordinate, mm (negative)."""
     return -(vertebra.size.depth / 2 + vertebra.size.canal_depth / 2 + 0.5)
 
 
 def body_reach(vertebra: Vertebra) -> Reach:
-    """A box in the vertebra's frame that holds its body."""
+    """Return a box in the vertebra's frame that holds its body."""
     size = vertebra.size
     side, front = (1.2 * v / 2 for v in (size.width, size.depth))
     up = size.height / 2 + abs(vertebra.wedge) * front + 2.5
@@ -89,7 +89,7 @@ def body_reach(vertebra: Vertebra) -> Reach:
 
 
 def arch(local: Local, vertebra: Vertebra) -> Mask:
-    """Pedicles, laminae, articular pillars and transverse processes."""
+    """Return pedicles, laminae, articular pillars and transverse processes."""
     size, region, center = vertebra.size, vertebra.region, canal_center(vertebra)
     half_w, half_d, h = size.canal_width / 2 + 0.5, size.canal_depth / 2 + EPIDURAL_MM, size.height
     thick = {"cervical": 3.2, "thoracic": 5.0, "lumbar": 6.0}[region]
@@ -118,7 +118,7 @@ def arch(local: Local, vertebra: Vertebra) -> Mask:
 
 
 def arch_reach(vertebra: Vertebra) -> Reach:
-    """A box in the vertebra's frame that holds its arch."""
+    """Return a box in the vertebra's frame that holds its arch."""
     size = vertebra.size
     side = max(size.transverse_width, size.canal_width + 28.0) / 2 + 2.0
     back = canal_center(vertebra) - max(size.canal_depth / 2 + 8.0, 22.0)
@@ -127,7 +127,7 @@ def arch_reach(vertebra: Vertebra) -> Reach:
 
 
 def _articular(mirrored: Local, vertebra: Vertebra, half_w: float, half_d: float, center: float) -> Mask:
-    """Articular pillars: continuous in the neck, thin in the chest, stout in the loin."""
+    """Return the articular pillars: continuous in the neck, thin in the chest, stout in the lumbar spine."""
     h = vertebra.size.height + vertebra.size.disc_height
     if vertebra.region == "cervical":
         r = half_w + 5.5
@@ -141,7 +141,7 @@ def _articular(mirrored: Local, vertebra: Vertebra, half_w: float, half_d: float
 
 
 def _transverse(mirrored: Local, vertebra: Vertebra, half_w: float, center: float, raised: float) -> Mask:
-    """Transverse processes: forward in the neck, back and up in the chest, sideways in the loin."""
+    """Return the transverse processes: forward in the neck, back and up in the chest, lateral in the lumbar spine."""
     tip = vertebra.size.transverse_width / 2
     root = half_w + {"cervical": 4.0, "thoracic": 4.0, "lumbar": 7.0}[vertebra.region]
     if vertebra.region == "cervical":
@@ -154,7 +154,7 @@ def _transverse(mirrored: Local, vertebra: Vertebra, half_w: float, center: floa
 
 
 def spinous_ends(vertebra: Vertebra) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Where the spinous process begins and ends in the vertebra's frame, mm."""
+    """Return where the spinous process begins and ends in the vertebra's frame, mm."""
     size = vertebra.size
     back = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM
     rise = _SPINOUS_RISE[vertebra.region] * size.height
@@ -163,7 +163,7 @@ def spinous_ends(vertebra: Vertebra) -> tuple[tuple[float, float, float], tuple[
 
 
 def spinous(local: Local, vertebra: Vertebra) -> Mask:
-    """Spinous process: a slab that falls by the level's slope and grows taller toward a lumbar tip."""
+    """Return the spinous process: a slab that falls by the level's slope and grows taller toward a lumbar tip."""
     size = vertebra.size
     start = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM
     along = (start - local.anterior) / np.float32(size.spinous_length)
@@ -181,14 +181,14 @@ def spinous(local: Local, vertebra: Vertebra) -> Mask:
 
 
 def spinous_reach(vertebra: Vertebra) -> Reach:
-    """A box in the vertebra's frame that holds its spinous process."""
+    """Return a box in the vertebra's frame that holds its spinous process."""
     (_, root, high), (_, tip, low) = spinous_ends(vertebra)
     more = 0.15 * (root - tip), 0.15 * (high - low) + 0.7 * vertebra.size.spinous_height
     return (-6.0, tip, low - more[1]), (6.0, root + more[0], high + more[1])
 
 
 def atlas(local: Local, vertebra: Vertebra, dens_radius: float) -> Mask:
-    """C1: a ring around dens and canal, with lateral masses and wide transverse processes."""
+    """Return C1: a ring around dens and canal, with lateral masses and wide transverse processes."""
     size = vertebra.size
     back = canal_center(vertebra) - size.canal_depth / 2 - EPIDURAL_MM
     front = dens_radius + 2.5

@@ -19,10 +19,10 @@ from lib.synthesis.vertebrae import draw_cortical_shell, draw_dens, draw_disc, d
 Codes = NDArray[np.uint8]
 
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
-"""How often a thoracic and a lumbar count is drawn: anomalies twice as often as in people (7.7 %: Tins and Balain,
-Insights Imaging 7(2), 2016, 199-203), so that networks see them."""
+"""Odds of each thoracic and lumbar count: anomalies twice as often as in people (7.7 %: Tins and Balain, Insights
+Imaging 7(2), 2016, 199-203), so that networks see them."""
 _SLAB_ODDS, _SLAB_MM = 0.12, (15.0, 36.0)
-"""Share of the scans that show the middle of the column alone, and their width: few slices, as of thin volumes."""
+"""Share of the scans that show only the middle of the column, and their width: few slices, as in thin volumes."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
 _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | None]] = {
     Field.WHOLE: (None, None),
@@ -33,19 +33,19 @@ _FIELD_LEVELS: Mapping[Field, tuple[tuple[int, int] | None, tuple[int, int] | No
     Field.LUMBAR: ((16, 19), None),
     Field.LOWER_LUMBAR: ((19, 21), None),
 }
-"""Field -> range of the first and of the last vertebra in view, by position from C1 = 0;
-None: the head, the tail bone."""
+"""Field -> range of the first and of the last vertebra in view, by position from C1 = 0; None for the head and the
+coccyx."""
 
 
 @dataclass(frozen=True)
 class SyntheticSpine:
-    """A drawn spine.
+    """A random spine.
 
     Attributes:
         labels: Output codes, uint8 (X, Y, Z), RAS.
         tissues: ``Tissue`` numbers on the same grid.
         affine: Voxel -> RAS mm.
-        column: "normal" or the variant drawn ("T11", "L6", ..).
+        column: "normal" or the variant ("T11", "L6", ..).
         vertebrae: Codes of the whole column, superior to inferior, in view or not.
         discs: Codes of its discs, superior to inferior.
     """
@@ -59,19 +59,19 @@ class SyntheticSpine:
 
 
 def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) -> SyntheticSpine:
-    """Draw a spine, its surroundings and the field of view.
+    """Draw a spine, its surroundings and the field of view at random.
 
     Args:
         rng: Source of all randomness; the same state gives the same spine.
-        options: What is wanted; everything left open is drawn.
+        options: Options; everything left open is random.
 
     Returns:
-        The spine, RAS, its first voxel at a random place in the scanner.
+        The spine in RAS, with its first voxel at a random place in the scanner.
     """
     options = options or SpineOptions()
     thoracic, lumbar = options.thoracic, options.lumbar
-    drawn = [int(rng.choice([n for n, _ in odds], p=[p for _, p in odds])) for odds in _VARIANT_ODDS]
-    column = bend_column(rng, thoracic or drawn[0], lumbar or drawn[1], options.jitter)
+    counts = [int(rng.choice([n for n, _ in odds], p=[p for _, p in odds])) for odds in _VARIANT_ODDS]
+    column = bend_column(rng, thoracic or counts[0], lumbar or counts[1], options.jitter)
     raster = _frame_scan(rng, column, options)
     curve = trace_canal(rng, column, raster, options.jitter)
     tissues = draw_surroundings(rng, column, curve, raster, options.jitter)
@@ -91,7 +91,7 @@ def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) 
 
 
 def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOptions) -> Raster:
-    """Choose the box of the scan around the levels the field names."""
+    """Return the grid of the scan around the levels that the field shows."""
     field = options.field or Field(rng.choice([f.value for f in Field]))
     points = np.array([v.frame.origin for v in column.vertebrae])
     tail, head = column.sacrum[-1].frame.origin[2], points[0, 2]
@@ -107,13 +107,13 @@ def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOpti
     if bottom < 0:
         seen = np.concatenate([seen, [s.frame.origin for s in column.sacrum if s.frame.origin[2] > bottom]])
     middle = (seen.min(0) + seen.max(0)) / 2
-    spread = np.ptp(seen, axis=0)
+    extent = np.ptp(seen, axis=0)
     slab = rng.spawn(1)[0]
-    width = spread[0] + rng.uniform(50, 120)
+    width = extent[0] + rng.uniform(50, 120)
     if slab.random() < _SLAB_ODDS:
         width = slab.uniform(*_SLAB_MM)
     width = options.width_mm or width
-    depth = options.depth_mm or spread[1] + rng.uniform(120, 210)
+    depth = options.depth_mm or extent[1] + rng.uniform(120, 210)
     center = middle + rng.uniform(-1, 1, 3) * (0.06 * width, 0.08 * depth, 0)
     center[1] += rng.uniform(-0.1, 0.12) * depth
     spacing = np.asarray(options.spacing_mm)

@@ -1,4 +1,4 @@
-"""What lies around the column: head, neck, chest, belly, pelvis, skin and air."""
+"""The surroundings of the column: head, neck, chest, belly, pelvis, skin and air."""
 
 import itertools
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float, float]
 
 _RIB, _NEXT_RIB, _LAST_RIB, _FIRST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0), (48.0, 10.0)
-"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free; of T1, which bends
-forward after so far: ours."""
+"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free; of T1, which then
+bends forward: ours."""
 _STOUT_ODDS, _STOUT_MM = 0.25, (8.0, 42.0)
 """Share of people with more fat under the skin of the back, and how much more."""
 _RECTUM_MM = (7.0, 15.0)
 _AORTA_MM = ((12.0, 9.0), 50.0)
 """Radius of aorta and vena cava above and below the diaphragm (Rogers et al., Am J Cardiol 111(10), 2013, 1510-1516),
-and how far above the sacrum the aorta divides: at L4."""
+and the height above the sacrum where the aorta divides: at L4."""
 
 
 @dataclass(frozen=True)
 class Heights:
-    """Heights in mm of what the trunk's shape hangs on."""
+    """Heights in mm of the landmarks that shape the trunk."""
 
     atlas: float
     neck: float
@@ -44,7 +44,7 @@ class Heights:
 
 
 def landmark_heights(rng: np.random.Generator, column: BentColumn, jitter: float) -> Heights:
-    """Heights of the trunk's landmarks along a column."""
+    """Return the heights of the trunk's landmarks along a column."""
     z = [float(v.frame.origin[2]) for v in column.vertebrae]
     last = max(i for i, v in enumerate(column.vertebrae) if v.region == "thoracic")
     diaphragm = z[last - 2] + jitter * rng.normal(0, 12)
@@ -52,7 +52,7 @@ def landmark_heights(rng: np.random.Generator, column: BentColumn, jitter: float
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], coarse: int) -> NDArray[np.float32]:
-    """Smooth random field with about ``coarse`` bumps along the longest axis, standard deviation about 1."""
+    """Return a smooth random field with about ``coarse`` bumps along the longest axis, standard deviation about 1."""
     longest = max(shape)
     small = [max(2, round(coarse * n / longest)) for n in shape]
     field = rng.standard_normal(small).astype(np.float32)
@@ -62,7 +62,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], coarse: int) 
 
 
 def _interpolation(have: int, want: int) -> NDArray[np.float32]:
-    """Weights of linear interpolation from ``have`` evenly spaced values to ``want``, (want, have)."""
+    """Return the weights of linear interpolation from ``have`` evenly spaced values to ``want``, (want, have)."""
     place = np.linspace(0, have - 1, want)
     return np.clip(1 - np.abs(place[:, None] - np.arange(have)[None, :]), 0, 1).astype(np.float32)
 
@@ -118,7 +118,7 @@ def draw_surroundings(
     streaks = smooth_noise(rng, raster.shape, 60)
     out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
     ahead = y - _slices(spine_y)
-    # Streams of their own: what else is drawn does not depend on belly, head, ribs and ligaments.
+    # Streams of their own, so that belly, head, ribs and ligaments do not change the other random draws.
     _belly(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
     _chest(rng, out, inner, x, ahead, z, at, column.scale)
     _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
@@ -139,7 +139,7 @@ def _belly(
     diaphragm: float,
     scale: float,
 ) -> None:
-    """The belly, in the part of the scan that it reaches."""
+    """Draw the belly in the part of the scan that it reaches."""
     where = np.flatnonzero(local.superior[0, 0] < diaphragm)
     if not where.size:
         return
@@ -158,7 +158,7 @@ def _chest(
     at: Heights,
     scale: float,
 ) -> None:
-    """Lungs beside and in front of the thoracic column, the heart between them, the windpipe."""
+    """Draw the lungs beside and in front of the thoracic column, the heart between them, and the windpipe."""
     top, bottom = at.first_rib + 5, at.diaphragm
     heart_z = bottom + 0.35 * (top - bottom)
     where = np.flatnonzero((z > min(bottom, heart_z - 60)) & (z < at.atlas - 45))
@@ -187,7 +187,7 @@ def _head(
     local: Local,
     scale: float,
 ) -> None:
-    """The head, in the part of the scan that it reaches."""
+    """Draw the head in the part of the scan that it reaches."""
     where = np.flatnonzero(local.superior[0, 0] > LOWEST_MM)
     if not where.size:
         return
@@ -197,7 +197,7 @@ def _head(
 
 
 def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
-    """The back ends of the ribs: from the side of the body out, back and down; the last two are short and steep."""
+    """Draw the back ends of the ribs, from the body out, back and down; the last two are short and steep."""
     thoracic = [v for v in column.vertebrae if v.region == "thoracic"]
     for vertebra, (reach, fall) in zip(
         reversed(thoracic), [_LAST_RIB, _NEXT_RIB, *[_RIB] * len(thoracic)], strict=False
@@ -220,7 +220,7 @@ def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Ra
 
 
 def _rib(out: Tissues, raster: Raster, frame: Frame, line: tuple[Point, Point], radius: float, within: Box) -> None:
-    """A straight piece of rib on either side; each is drawn in a small box of its own."""
+    """Draw a straight piece of rib on either side, each in a small box of its own."""
     for side in (-1, 1):
         ends = [(side * right, front, up) for right, front, up in line]
         box = raster.around(frame, ends[0], ends[1], radius)
@@ -241,7 +241,7 @@ def _vessels(
     at: Heights,
     scale: float,
 ) -> None:
-    """Aorta on the left, vena cava on the right, in front of the bodies."""
+    """Draw aorta (left) and vena cava (right) in front of the bodies."""
     ahead = np.interp(z, [at.sacrum, at.diaphragm, at.first_rib], [60, 50, 45]) * scale
     (wide, narrow), divides = _AORTA_MM
     radius = _slices(np.where(z > at.diaphragm, wide, narrow) * scale)
@@ -263,7 +263,7 @@ def _pelvis(
     at: Heights,
     scale: float,
 ) -> None:
-    """Iliac wings beside the sacrum."""
+    """Draw the iliac wings beside the sacrum."""
     height = (z - at.sacrum).astype(np.float32)[None, None, :]
     side = np.abs(x) - (58 - 0.15 * np.abs(height)) * scale
     ahead = y - spine_y.astype(np.float32)[None, None, :]
@@ -272,7 +272,7 @@ def _pelvis(
 
 
 def _rectum(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
-    """Draw the gut before the sacrum: stool or gas in a wall, some fat between it and the bone."""
+    """Draw the rectum in front of the sacrum: stool or gas in a wall, with some fat between it and the bone."""
     radius = float(rng.uniform(*_RECTUM_MM))
     content = Tissue(int(rng.choice((Tissue.AIR, Tissue.ORGAN_A, Tissue.ORGAN_C))))
     away = radius + rng.uniform(4, 14)

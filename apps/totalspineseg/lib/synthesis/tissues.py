@@ -1,4 +1,4 @@
-"""The tissues a synthetic scan is made of, and what MRI contrasts make of them.
+"""The tissues of a synthetic scan and their signals in MRI contrasts.
 
 Tissue numbers are private to the synthesis: they never leave it as labels.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Tissue(IntEnum):
-    """What fills a voxel."""
+    """Tissue of a voxel."""
 
     AIR = 0
     SKIN = 1
@@ -160,8 +160,8 @@ PRIORS: Final[Mapping[str, Mapping[Tissue, float]]] = MappingProxyType(
 )
 """Contrast name -> relative signal by tissue, 0 to 1 (air 0).
 
-Source: the ordering of signals in clinical spine sequences (fat and marrow bright on T1, fluid bright on
-T2, fat nulled on STIR, marrow dark on gradient echo; on T1 of inverted or spoiled gradient echoes, as volumes of the
-neck are scanned, fluid nearly black and white matter the brightest of what is not fat, for its T1 is the shortest:
-0.88 s at 3 T, Smith et al., Magn Reson Med 2008); the values are ours and are jittered on every draw.
+Source: the ordering of signals in clinical spine sequences: fat and marrow bright on T1, fluid bright on T2, fat nulled
+on STIR, marrow dark on gradient echo. On T1 of inverted or spoiled gradient echoes, the usual volume scans of the neck,
+fluid is nearly black and white matter the brightest tissue but fat, because its T1 is the shortest (0.88 s at 3 T,
+Smith et al., Magn Reson Med 2008). The values are ours and are jittered on every draw.
 """

@@ -31,26 +31,26 @@ _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
 """Source: Kulkarni et al., Indian J Orthop 47(3), 2013, 250-254 (diameter 11.5 x 9.9 mm); Vasilopoulos et al., Cureus
 12(3), 2020 (height 17 to 19 mm)."""
 _DENS_LINE_ODDS = 0.5
-"""How often the joint between dens and body of C2 shows as a line. Source: it persists in most adults, over a quarter
-of the depth (Gebauer et al., Eur Spine J 15, 2006); how often it shows is ours. To a network it is a disc."""
+"""Odds that the joint between dens and body of C2 is visible as a line. Source: it persists in most adults, over a
+quarter of the depth (Gebauer et al., Eur Spine J 15, 2006); the odds are ours. To a network it looks like a disc."""
 _DENS_LINE_MM = (9.0, 13.0)
-"""Its height above the base of C2. Source: Tubbs et al., World Neurosurg 96, 2016, 80-84 (MRI)."""
+"""Height of that line above the base of C2. Source: Tubbs et al., World Neurosurg 96, 2016, 80-84 (MRI)."""
 _BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
-"""How much discs of a region bulge, against their common spread; ours, from where they usually do."""
+"""Bulge of the discs of a region relative to their common spread; ours, from where discs usually bulge."""
 
 
 _DARK_ODDS = {"cervical": 0.5, "thoracic": 0.4, "lumbar": 0.5}
-"""How often a disc has no bright nucleus; the lowest one more often. Source: loss of signal in 54 % of people of 40 and
-86 % of those of 60 (Brinjikji et al., AJNR 36(4), 2015); scans show more of the old."""
+"""Odds that a disc has no bright nucleus; higher for the lowest one. Source: loss of signal in 54 % of people of 40 and
+86 % of those of 60 (Brinjikji et al., AJNR 36(4), 2015); scans show more older people."""
 _LOWEST_DARK_ODDS = 0.65
 _CLEFT_ODDS = 0.5
-"""How often a bright nucleus has a dark line at half height, as in adults."""
+"""Odds that a bright nucleus has a dark line at half height, as in adults."""
 _ENDPLATE_ODDS = 0.06
-"""How often the bone at an endplate has another signal (Modic changes): fat, water or hard bone."""
+"""Odds that the bone at an endplate has another signal (Modic changes): fat, water or hard bone."""
 
 
 def draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster) -> None:
-    """Body, arch and processes, C1 a ring; one body in some twenty has a spot of another tissue."""
+    """Draw body, arch and processes (a ring for C1); about one body in twenty has a spot of another tissue."""
     size = vertebra.size
     reach = size.transverse_width / 2 + 4
     back = size.depth / 2 + size.canal_depth + size.spinous_length + 8
@@ -91,7 +91,7 @@ def _draw_bone(
     reach: Reach,
     tissue: Tissue,
 ) -> tuple[Box, Local, Mask] | None:
-    """Draw a part of a vertebra where nothing is labeled yet; returns where, None where it is out of view."""
+    """Draw a part of a vertebra where nothing is labeled yet; return where, or None if it is out of view."""
     box = raster.box(vertebra.frame, *reach)
     if box is None:
         return None
@@ -102,7 +102,7 @@ def _draw_bone(
 
 
 def draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
-    """The dens of C2, over C1 where they meet, with or without the line at its base."""
+    """Draw the dens of C2, over C1 where they meet, with or without the line at its base."""
     axis = column.vertebrae[1]
     half, scale = axis.size.height / 2, column.scale
     tip = half + _DENS_HEIGHT_MM * scale
@@ -125,7 +125,7 @@ def draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: B
 def draw_disc(
     rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster, jitter: float
 ) -> None:
-    """The disc below a vertebra, between its bones; a degenerate one has no nucleus."""
+    """Draw the disc below a vertebra, between its bones; a degenerate one has no nucleus."""
     if vertebra.disc is None:
         return
     size = vertebra.size
@@ -150,7 +150,7 @@ def draw_disc(
 
 
 def draw_cortical_shell(labels: Codes, tissues: Codes) -> None:
-    """One voxel of cortical bone where a vertebra meets something else (front, back, top, bottom)."""
+    """Draw one voxel of cortical bone where a vertebra meets something else (front, back, top, bottom)."""
     bone = np.isin(labels, (*anatomy.VERTEBRAE, anatomy.SACRUM))
     edge = np.zeros_like(bone)
     for axis in (1, 2):

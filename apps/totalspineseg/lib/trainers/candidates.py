@@ -1,6 +1,5 @@
 """The networks a run has trained, in its own folder, until the gate has judged them."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +8,13 @@ from typing import Final
 
 import torch
 
-from lib.errors import WeightsError
-from lib.leftovers import PARTIAL_PREFIX
+from lib.errors import StorageError, WeightsError
+from lib.files import PARTIAL_PREFIX, read_json, write_json
 from lib.nnunet.candidate import mixed_weights, write_candidate
 from lib.nnunet.cases import Skipped
 from lib.nnunet.finetune_job import STATES
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessed import PREPROCESSED_DIR
-from lib.registry.files import write_json
 from lib.trust import Trust
 
 CANDIDATE_DIR: Final = "candidate"
@@ -97,10 +95,10 @@ class Candidates:
         """What a step that is trained has learned from; None while it is not, or its network is gone."""
         try:
             self.open(step)
-            content = json.loads((self.folder(step, 1) / DONE_FILE).read_text(encoding="utf-8"))
+            content = read_json(self.folder(step, 1) / DONE_FILE)
             skipped = tuple(Skipped(str(name), str(reason)) for name, reason in content["skipped"])
             return Lesson(frozenset(content["cases"]), skipped, content["best"])
-        except (WeightsError, OSError, ValueError, KeyError, TypeError):
+        except (WeightsError, StorageError, ValueError, KeyError, TypeError):
             return None
 
 

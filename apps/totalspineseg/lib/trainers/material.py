@@ -11,10 +11,10 @@ import numpy as np
 from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.checks import INCOMPLETE
-from lib.corrections.history import sha256_of
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
+from lib.files import sha256_of
 from lib.gate.holdout import Split, update_split
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume, to_ras

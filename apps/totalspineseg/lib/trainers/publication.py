@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lib.errors import StorageError, WeightsError
+from lib.files import storage_errors
 from lib.gate.verdict import GateReport
 from lib.nnunet.model_folder import ModelFolder
-from lib.registry.files import storage_errors
 from lib.registry.manage import require_served
 from lib.registry.records import VersionRecord, read_record, write_record
 from lib.registry.store import Choice, ModelStore

@@ -13,9 +13,9 @@ from typing import Final
 from lib.agreement import MEASURES, CaseScore, score_case
 from lib.certainty import Certainty, certainty_of
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import sha256_of
 from lib.corrections.predictions import PredictionStore
 from lib.errors import GridError, ImageError, StorageError
+from lib.files import sha256_of
 from lib.gate.holdout import drawn_out, read_split
 from lib.gate.reference import handles
 from lib.gate.scoring import JudgedCase, Model, predict_named

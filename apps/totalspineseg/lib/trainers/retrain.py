@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from lib.errors import MemoryShortageError, TrainingError
+from lib.files import content_key, storage_errors, write_json
 from lib.gate.reference import reference_cases
 from lib.gate.scoring import JudgedCase, Model
 from lib.gate.verdict import GateReport
@@ -15,11 +16,9 @@ from lib.nnunet.calibration import STEPS, calibrate, joined
 from lib.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from lib.nnunet.draws import draws_of, in_order_of_choice
 from lib.nnunet.finetune import Stopped, fine_tune
-from lib.nnunet.hashing import content_key
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.preprocessed import store_cases
-from lib.registry.files import storage_errors, write_json
 from lib.registry.records import VersionRecord, images_trained_on, removed_versions
 from lib.registry.releases import release_of
 from lib.registry.store import Choice

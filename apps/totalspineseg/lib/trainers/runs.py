@@ -1,6 +1,5 @@
 """Training runs on disk: one at a time, each with its state, so that clients and the next start see where it is."""
 
-import fcntl
 import json
 import logging
 import secrets
@@ -15,7 +14,8 @@ from typing import IO, Any, Final, Literal
 from lib.corrections.history import time_after
 from lib.errors import StorageError, TrainingError
 from lib.fields import from_fields
-from lib.registry.files import storage_errors, wait_for_lock, write_json
+from lib.files import read_json_or, storage_errors, write_json
+from lib.locks import file_lock, is_locked
 
 logger = logging.getLogger(__name__)
 
@@ -67,28 +67,15 @@ def only_one(training_dir: Path) -> Iterator[IO[str]]:
         TrainingError: Another process trains for this site.
         StorageError: The folder cannot be written.
     """
-    with storage_errors(training_dir):
-        training_dir.mkdir(parents=True, exist_ok=True)
-        stream = (training_dir / LOCK_FILE).open("a")
-    with stream:
-        with storage_errors(training_dir):
-            taken = wait_for_lock(stream, LOCK_WAIT_S)
-        if not taken:
-            raise TrainingError("no other training may run in this place, got one that does; wait for it or stop it")
+    with file_lock(training_dir / LOCK_FILE, LOCK_WAIT_S) as stream:
+        if stream is None:
+            raise TrainingError("A training is already running here. Wait for it to finish, or stop it.")
         yield stream
 
 
 def is_running(training_dir: Path) -> bool:
     """Whether a process trains for this site."""
-    lock = training_dir / LOCK_FILE
-    if not lock.exists():
-        return False
-    with lock.open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+    return is_locked(training_dir / LOCK_FILE)
 
 
 def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: bool) -> Path:
@@ -105,8 +92,9 @@ def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: boo
     """
     newest = newest_run(training_dir)
     if resume and newest is not None:
-        record = _read(newest / RUN_FILE)
-        if record.get("key") == key and _read(newest / PROGRESS_FILE).get("status", "running") in RESUMABLE:
+        # What is missing or damaged is simply not continued.
+        record, progress = read_json_or(newest / RUN_FILE, {}), read_json_or(newest / PROGRESS_FILE, {})
+        if record.get("key") == key and progress.get("status", "running") in RESUMABLE:
             return newest
     begun = time_after([] if newest is None else [newest.name], timedelta(seconds=1))
     run_id = f"{begun:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -129,7 +117,7 @@ def state_of(training_dir: Path) -> RunState | None:
     newest = newest_run(training_dir)
     if newest is None:
         return None
-    content = _read(newest / PROGRESS_FILE)
+    content = read_json_or(newest / PROGRESS_FILE, {})
     try:
         state = from_fields(RunState, content, f"of run {newest.name}")
     except StorageError:
@@ -174,12 +162,3 @@ class ProgressFile:
                     stream.truncate()
             except OSError:
                 logger.warning("the state of run %s could not be written: %s", state.run, state.message)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A record, empty where it is missing or damaged: then the run is simply not continued."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -15,6 +15,8 @@ from typing import IO, Any, Final
 import torch
 
 from lib.errors import TrainingError
+from lib.files import read_json_or, storage_errors, write_json
+from lib.locks import locked
 from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
 from lib.nnunet.raw_dataset import dataset_name
@@ -22,7 +24,6 @@ from lib.nnunet.raw_folder import DATASET_FILE
 from lib.nnunet.runtimes import resolve_device
 from lib.nnunet.splits import require_fold, subjects_of, write_splits
 from lib.nnunet.training_log import TEXT_FILE
-from lib.registry.files import locked, storage_errors, write_json
 from lib.registry.store import DATASET_OF_STEP
 from lib.trainers.runs import is_running, only_one
 
@@ -146,7 +147,7 @@ class _Scratch:
         """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
         with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
-            known = _read(self.preprocessed / PLANNED_FILE)
+            known = read_json_or(self.preprocessed / PLANNED_FILE, {})
             others = self._others_begun()
             if others and any(value != digest for value in known.values()):
                 raise TrainingError(
@@ -232,7 +233,7 @@ class _Scratch:
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
         }
-        known = _read(file)
+        known = read_json_or(file, {})
         if begun and known and known != wanted:
             raise TrainingError(
                 f"the settings that this training began with ({_listed(known)}) are required, got {_listed(wanted)}; "
@@ -322,14 +323,6 @@ def _digest(dataset: Path) -> str:
         stat = file.stat()
         digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _listed(values: dict[str, Any]) -> str:

@@ -8,31 +8,31 @@ from lib.anatomy import BACKGROUND, CANAL, CORD
 from lib.transforms.components import Labels, between_extremes, foreground_box, row_mask
 
 CANAL_PART_VOX: Final = 1000
-"""A piece of canal at 1 mm, mm3, that goes on behind a stenosis or metal: three to five millimeters of it."""
+"""Smallest piece of canal at 1 mm, mm3, that continues behind a stenosis or metal: three to five millimeters of it."""
 CANAL_GAP_VOX: Final = 150
-"""Over how many slices: metal hides up to five levels."""
+"""Slices that may lie between two pieces of canal: metal hides up to five levels."""
 CORD_PART_VOX: Final = 1000
-"""The same for the cord: one to two centimeters of it, more than what is taken for cord among the roots below it."""
+"""The same for the cord: one to two centimeters of it, more than what is mistaken for cord among the roots below."""
 CORD_GAP_VOX: Final = 15
-"""Below a compressed level the cord goes on at once."""
+"""The same for the cord: below a compressed level it continues at once."""
 
 
 def fill_canal(labels: Labels) -> Labels:
     """Keep one cord and one canal, and close the canal around the cord.
 
-    Cord outside the cord becomes canal; canal and cord outside the canal become background: each is its largest
-    component with those that go on from it above and below. Then what lies between canal or cord along x and along
-    y, and is not cord, becomes canal, whatever it was.
+    Cord outside the one cord becomes canal; canal and cord outside the one canal become background. Each is its
+    largest component and the components that continue it above and below. Then everything between canal or cord along
+    x and along y that is not cord becomes canal.
 
     Args:
         labels: uint8 (X, Y, Z) RAS, output codes. Not modified.
 
     Returns:
-        A new uint8 map; without canal and cord a copy.
+        A new uint8 map; a copy where there is neither canal nor cord.
 
     Source:
-        The reference keeps the largest component alone: of a canal that a stenosis interrupts, the shorter part was
-        gone, and of a cord that is compressed the part below became canal.
+        The reference keeps only the largest component: it loses the shorter part of a canal that a stenosis interrupts,
+        and turns the cord below a compression into canal.
     """
     filled = np.array(labels, dtype=np.uint8)
     box = foreground_box((labels == CANAL) | (labels == CORD))
@@ -43,9 +43,9 @@ def fill_canal(labels: Labels) -> Labels:
     lost_cord = cord & ~row_mask(cord, min_vox=CORD_PART_VOX, max_gap_vox=CORD_GAP_VOX)
     crop[lost_cord] = CANAL
     canal = (crop == CANAL) | (crop == CORD)
-    kept = row_mask(canal, min_vox=CANAL_PART_VOX, max_gap_vox=CANAL_GAP_VOX)
-    crop[canal & ~kept] = BACKGROUND
-    inside = between_extremes(kept, 0) & between_extremes(kept, 1)
+    one_canal = row_mask(canal, min_vox=CANAL_PART_VOX, max_gap_vox=CANAL_GAP_VOX)
+    crop[canal & ~one_canal] = BACKGROUND
+    inside = between_extremes(one_canal, 0) & between_extremes(one_canal, 1)
     crop[inside & (crop != CORD)] = CANAL
     filled[box] = crop
     return filled

@@ -16,19 +16,19 @@ SPLINE_DEGREE: Final = 3
 
 
 def _extent(hits: Mask) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """First and last True along axis 0, for every column of axis 1 (undefined where there is none)."""
+    """Return the first and the last True along axis 0 for every column of axis 1 (undefined without any True)."""
     return hits.argmax(axis=0), hits.shape[0] - 1 - hits[::-1].argmax(axis=0)
 
 
 @dataclass(frozen=True)
 class CanalExtent:
-    """Extent of canal and cord in each axial slice that has any, voxel indices, inclusive.
+    """Extent of canal and cord in each axial slice that has any, as voxel indices, inclusive.
 
     Attributes:
         z: Slices with canal, rising.
         x_first, x_last: Left and right end in each of them.
         y_first, y_last: Posterior and anterior end.
-        points: The middle voxel of the slices where that is canal or cord, (n, 3), rising z.
+        points: The middle voxel of each slice where that voxel is canal or cord, (n, 3), rising z.
     """
 
     z: npt.NDArray[np.intp]
@@ -78,7 +78,7 @@ def canal_extent(canal: Mask) -> CanalExtent:
 
 
 def smooth_centerline(canal: Mask, slice_mm: float) -> npt.NDArray[np.float64]:
-    """A smoothing spline through the center of the canal.
+    """Return a smoothing spline through the center of the canal.
 
     Args:
         canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
@@ -86,7 +86,7 @@ def smooth_centerline(canal: Mask, slice_mm: float) -> npt.NDArray[np.float64]:
 
     Returns:
         (n, 3) voxel coordinates, one point per slice from the first to the last slice with canal,
-        rising z; (0, 3) when the mask is empty. Too few slices for a spline: their means, interpolated.
+        rising z; (0, 3) when the mask is empty. With too few slices for a spline, their means, interpolated.
     """
     box = foreground_box(canal)
     if box is None:

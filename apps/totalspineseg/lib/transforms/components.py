@@ -1,7 +1,7 @@
-"""Connected components, boxes and dilation: the few operations all other rooms build on.
+"""Connected components, boxes and dilation: the few operations that all other rooms build on.
 
-Everything works on C-ordered copies of the foreground's box. That loses nothing: a dilation that
-joins two components does so inside the box that holds both.
+Everything works on C-ordered copies of the foreground's box. That changes no result: a dilation that joins two
+components does so inside the box that holds both.
 """
 
 from typing import Final
@@ -16,13 +16,13 @@ Labels = npt.NDArray[np.uint8]
 Slices = npt.NDArray[np.intp]
 
 CONNECTIVITY: Final = 26
-"""Voxels that share a face, an edge or a corner belong together."""
+"""Voxels that share a face, an edge or a corner are connected."""
 JOIN_LARGEST_VOX: Final = 5
-"""Voxels of dilation at 1 mm: a disc lost between two vertebrae (about 10 mm) does not cut the spine in two."""
+"""Voxels of dilation at 1 mm, so that a disc missing between two vertebrae (about 10 mm) does not cut the spine."""
 
 
 def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> Box | None:
-    """The smallest box around all voxels that are not zero.
+    """Return the smallest box around all voxels that are not zero.
 
     Args:
         labels: Any array (X, Y, Z). Not modified.
@@ -42,7 +42,7 @@ def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> B
 
 
 def grown_box(box: Box, margin_vox: int, shape: tuple[int, ...]) -> Box:
-    """A box with a margin on every side, as far as an array of this shape goes."""
+    """Return a box with a margin on every side, clipped to an array of this shape."""
     x, y, z = (
         slice(max(s.start - margin_vox, 0), min(s.stop + margin_vox, size)) for s, size in zip(box, shape, strict=True)
     )
@@ -54,7 +54,7 @@ def dilate_faces(mask: Mask, times: int = 1) -> Mask:
 
     Args:
         mask: bool (X, Y, Z). Not modified.
-        times: How often to grow by one voxel.
+        times: Number of voxels to grow by.
 
     Returns:
         A new bool array of the same shape.
@@ -71,7 +71,7 @@ def dilate_faces(mask: Mask, times: int = 1) -> Mask:
 
 
 def between_extremes(mask: Mask, axis: int) -> Mask:
-    """Voxels between the first and the last True of their line, ends included.
+    """Return the voxels between the first and the last True of their line, ends included.
 
     Args:
         mask: bool (X, Y, Z). Not modified.
@@ -91,13 +91,13 @@ def between_extremes(mask: Mask, axis: int) -> Mask:
 
 
 def labels_present(labels: Labels) -> Mask:
-    """Which labels occur.
+    """Return which labels occur.
 
     Args:
         labels: uint8 (X, Y, Z). Not modified.
 
     Returns:
-        256 bools; the background's says nothing.
+        256 bools; the background's is always False.
     """
     return np.asarray(np.bincount(labels[labels != 0], minlength=256) > 0)
 
@@ -122,10 +122,10 @@ def connected_components(mask: Mask, *, join_vox: int = 0) -> tuple[npt.NDArray[
 
     Args:
         mask: bool (X, Y, Z). Not modified.
-        join_vox: Components are the same if they touch once each is dilated this often by faces.
+        join_vox: Components that touch after each is dilated by this many voxels (by faces) count as one.
 
     Returns:
-        uint32 map, 0 outside the mask, and the number of components. An empty mask gives zeros and 0.
+        A uint32 map, 0 outside the mask, and the number of components. An empty mask gives zeros and 0.
     """
     grown = dilate_faces(mask, join_vox) if join_vox else np.ascontiguousarray(mask)
     numbered, count = cc3d.connected_components(grown, connectivity=CONNECTIVITY, return_N=True, out_dtype=np.uint32)
@@ -135,15 +135,15 @@ def connected_components(mask: Mask, *, join_vox: int = 0) -> tuple[npt.NDArray[
 
 
 def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
-    """The largest component of a mask, and those that go on from it upward or downward.
+    """Return the largest component of a mask and the components that continue it upward or downward.
 
     Args:
         mask: bool (X, Y, Z) RAS. Not modified.
-        min_vox: Voxels that another component must have.
-        max_gap_vox: How many slices may lie between it and what is kept.
+        min_vox: Voxels that a further component must have.
+        max_gap_vox: Number of slices that may lie between it and the components found so far.
 
     Returns:
-        A new bool array; all False for an empty mask. No two of the components kept share an axial slice.
+        A new bool array; all False for an empty mask. No two of its components share an axial slice.
     """
     numbered, count = connected_components(mask)
     if count <= 1:
@@ -151,23 +151,23 @@ def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
     sizes = np.bincount(numbered[mask], minlength=count + 1)
     slices = {k: np.flatnonzero((numbered == k).any(axis=(0, 1))) for k in np.flatnonzero(sizes >= min_vox).tolist()}
     largest = int(np.argmax(sizes))
-    kept, its = [largest], np.flatnonzero((numbered == largest).any(axis=(0, 1)))
+    row, row_slices = [largest], np.flatnonzero((numbered == largest).any(axis=(0, 1)))
     left = sorted((k for k in slices if k != largest), key=lambda k: -sizes[k])
-    while found := next((k for k in left if 0 < gap_vox(slices[k], its) <= max_gap_vox + 1), None):
+    while found := next((k for k in left if 0 < gap_vox(slices[k], row_slices) <= max_gap_vox + 1), None):
         left.remove(found)
-        kept.append(found)
-        its = np.union1d(its, slices[found])
+        row.append(found)
+        row_slices = np.union1d(row_slices, slices[found])
     keep = np.zeros(count + 1, dtype=np.bool_)
-    keep[kept] = True
+    keep[row] = True
     return np.asarray(keep[numbered])
 
 
 def gap_vox(slices: Slices, others: Slices) -> int:
-    """How far something lies from the nearest slice of others, where it lies above, below or between them.
+    """Return the distance from some slices to the nearest slice of others, above, below or between them.
 
     Args:
-        slices: Its slices, rising; at least one.
-        others: Those of the others, rising.
+        slices: The slices, rising; at least one.
+        others: The other slices, rising.
 
     Returns:
         1 for neighbors; 0 where they share a slice, or there are no others.

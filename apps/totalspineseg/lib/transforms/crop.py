@@ -1,4 +1,4 @@
-"""Where step 2 looks: the box of the step-1 result."""
+"""The part of the scan that step 2 sees: the box of the step-1 result."""
 
 from typing import Final
 
@@ -6,11 +6,11 @@ from lib.errors import NoSpineError
 from lib.transforms.components import Box, Labels, foreground_box
 
 CROP_MARGIN_MM: Final = 10
-"""Margin around the step-1 result for step 2, at inference and in training: what its networks were trained with."""
+"""Margin around the step-1 result for step 2, at inference and in training: its networks were trained with this."""
 
 
 def crop_box(labels: Labels, *, margin: int) -> Box:
-    """The part of a scan that goes to step 2.
+    """Return the part of a scan that goes to step 2.
 
     Args:
         labels: uint8 (X, Y, Z) 1 mm, the step-1 result. Not modified.
@@ -25,6 +25,6 @@ def crop_box(labels: Labels, *, margin: int) -> Box:
     box = foreground_box(labels, margin_vox=margin)
     if box is None:
         raise NoSpineError(
-            "a step-1 label is required to find the spine, got an empty map; check the scan or draw a disc"
+            "The step-1 result is empty: no spine was found. Check that the image shows the spine, or draw a disc."
         )
     return box

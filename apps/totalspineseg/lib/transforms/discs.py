@@ -1,4 +1,4 @@
-"""The second channel of step 2: every other disc, by their places in the column."""
+"""The second channel of step 2: every other disc, by its place in the column."""
 
 from collections.abc import Collection
 
@@ -32,14 +32,14 @@ def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
 
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
-        missed: Discs in view that have no voxels: each takes its turn. Without it the next disc would get the turn of
-            the missed one, and two vertebrae that follow each other the same class, which looks like one vertebra.
+        missed: Discs in view that have no voxels; each still takes its turn. Otherwise the next disc would take it, and
+            two neighboring vertebrae would get the same class, which looks like one vertebra.
 
     Returns:
         A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.
 
     Source:
-        The reference counts the discs present, as here without ``missed``.
+        The reference counts only the discs present, as here without ``missed``.
     """
     present = labels_present(labels)
     row = [code for code in DISCS if present[code] or code in missed]
@@ -50,15 +50,15 @@ def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
 
 
 def discs_named_as(labels: Labels, result: Labels) -> Labels:
-    """A step-1 map whose discs have the names that the result gave them.
+    """Return a step-1 map whose discs have the names that the result gave them.
 
     Args:
         labels: uint8 (X, Y, Z), codes of step 1. Not modified.
         result: uint8, the same shape, codes of the result. Not modified.
 
     Returns:
-        ``labels`` itself where the names agree; else a new map, in which a disc that the result shows under no name, or
-        under one that lies more on another disc, is gone.
+        ``labels`` itself where the names agree. Otherwise a new map, without the discs that the result does not name or
+        whose name lies more on another disc.
     """
     both = np.isin(labels, DISCS) & np.isin(result, DISCS)
     counts = np.zeros((256, 256), dtype=np.intp)
@@ -67,15 +67,15 @@ def discs_named_as(labels: Labels, result: Labels) -> Labels:
     table = np.arange(256, dtype=np.uint8)
     for code in (code for code in DISCS if present[code]):
         name = int(counts[code].argmax())
-        shown = counts[code, name] > 0 and counts[:, name].argmax() == code
-        table[code] = name if shown else BACKGROUND
+        agrees = counts[code, name] > 0 and counts[:, name].argmax() == code
+        table[code] = name if agrees else BACKGROUND
     return labels if (table == np.arange(256)).all() else look_up(labels, table)
 
 
 def missing_discs(labels: Labels) -> tuple[int, ...]:
-    """Discs between the first and the last one present that have no voxels.
+    """Return the discs between the first and the last one present that have no voxels.
 
-    In a map of step 1 nothing tells a missed T11-T12 or L4-L5 from a column that has none: they are not counted.
+    A missed T11-T12 or L4-L5 looks like a column without it in a map of step 1, so these two are not counted there.
 
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
@@ -87,25 +87,25 @@ def missing_discs(labels: Labels) -> tuple[int, ...]:
     of_step1 = not any(code in present for code in VERTEBRAE if code != C1)
     open_ones = (DISC_T11_T12, DISC_L4_L5) if of_step1 else ()
     row = [c for c in column_showing(present).discs if c is not None and (c in present or c not in open_ones)]
-    shown = [place for place, code in enumerate(row) if code in present]
-    return tuple(code for code in row[min(shown) : max(shown)] if code not in present) if shown else ()
+    in_view = [place for place, code in enumerate(row) if code in present]
+    return tuple(code for code in row[min(in_view) : max(in_view)] if code not in present) if in_view else ()
 
 
 def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
-    """The column that fits the codes in view; where that is open, the usual one.
+    """Return the column that fits the codes in view; the usual one where they do not decide.
 
     Args:
         present: Codes that have voxels.
-        whole: Whether all of the map was reviewed; else a code that is not there says nothing.
+        whole: Whether all of the map was reviewed; if not, a missing code does not decide.
     """
-    shown = set(present)
+    codes = set(present)
     thoracic, lumbar = 12, 5
-    if {T13, DISC_T12_T13} & shown:
+    if {T13, DISC_T12_T13} & codes:
         thoracic = 13
-    elif whole and {T11, LUMBAR[0]} <= shown and not {T12, DISC_T11_T12} & shown:
+    elif whole and {T11, LUMBAR[0]} <= codes and not {T12, DISC_T11_T12} & codes:
         thoracic = 11
-    if {L6, DISC_L5_L6} & shown:
+    if {L6, DISC_L5_L6} & codes:
         lumbar = 6
-    elif whole and {L4, SACRUM} <= shown and not {L5, DISC_L4_L5} & shown:
+    elif whole and {L4, SACRUM} <= codes and not {L5, DISC_L4_L5} & codes:
         lumbar = 4
     return column(thoracic, lumbar)

@@ -1,4 +1,4 @@
-"""Iterative labeling: from ordered pieces to names, and from names to a label map."""
+"""Iterative labeling: names from ordered pieces, and a label map from names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ UNNAMED: Final = BACKGROUND
 
 @dataclass(frozen=True)
 class Naming:
-    """A code for every piece; ``UNNAMED`` (0) where none could be given.
+    """A code for every piece; ``UNNAMED`` (0) where there is none.
 
     Attributes:
         discs: Codes of ``Pieces.discs``, in their order.
@@ -43,18 +43,18 @@ class Naming:
 
 
 def _column_with(disc: int, *, lumbar: int = 5) -> Column:
-    """The normal column, or the variant this disc belongs to."""
+    """Return the normal column, or the variant that this disc belongs to."""
     return column(13 if disc == DISC_T12_T13 else 12, 6 if disc == DISC_L5_L6 else lumbar)
 
 
 def _discs_above(disc: int) -> list[int]:
-    """Codes above a disc, the nearest first."""
+    """Return the codes above a disc, the nearest first."""
     codes = [code for code in _column_with(disc).discs if code is not None]
     return codes[: codes.index(disc)][::-1]
 
 
 def _discs_below(disc: int) -> list[int]:
-    """Codes below a disc, the nearest first: down to L5-L6, as only its landmark proves the disc on the sacrum."""
+    """Return the codes below a disc, the nearest first: down to L5-L6, as only a landmark shows the disc on S1."""
     if disc == DISC_L5_S:
         return []
     codes = [code for code in _column_with(disc, lumbar=6).discs if code is not None and code != DISC_L5_S]
@@ -74,20 +74,20 @@ def _name_discs(count: int, landmarks: Mapping[int, int]) -> tuple[int, ...]:
 
 
 def _vertebra_below(disc: int) -> int:
-    """The vertebra (or the sacrum) under a disc."""
+    """Return the vertebra (or the sacrum) below a disc."""
     everything = column(13, 6)
     following = [*everything.vertebrae[1:], SACRUM]
     return following[everything.discs.index(disc)]
 
 
 def _vertebrae_above(disc: int) -> list[int]:
-    """The vertebrae over a disc, the nearest first."""
+    """Return the vertebrae above a disc, the nearest first."""
     with_disc = _column_with(disc)
     return list(with_disc.vertebrae[: with_disc.discs.index(disc) + 1][::-1])
 
 
 def _next_below(vertebra: int) -> int:
-    """The name that follows in the normal column (in its variant for a vertebra of one); none under the sacrum."""
+    """Return the next name in the normal column, or in its variant for an extra vertebra; none below the sacrum."""
     for candidate in (column(), column(13, 6)):
         following = [*candidate.vertebrae, SACRUM, UNNAMED]
         if vertebra in following:
@@ -96,7 +96,7 @@ def _next_below(vertebra: int) -> int:
 
 
 def _name_vertebrae(row: Sequence[Place], discs: Sequence[int], vertebrae: Sequence[Piece]) -> tuple[int, ...]:
-    """Names from the disc above; over the first disc count up; at the lower end run on."""
+    """Name vertebrae by the disc above, count up above the first disc, and count on below the last."""
     names = [UNNAMED] * len(vertebrae)
     is_disc = [place.is_disc for place in row]
     first = is_disc.index(True)
@@ -120,7 +120,7 @@ def name_iteratively(pieces: Pieces, *, localizer: npt.NDArray[np.integer[Any]] 
             Not modified.
 
     Returns:
-        One code per piece. Without any landmark nothing but the sacrum has a name.
+        One code per piece. Without any landmark only the sacrum has a name.
 
     Raises:
         ValueError: The localizer is on another grid.
@@ -148,15 +148,15 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
 
     Returns:
         A new uint8 map of output codes: named pieces, canal, cord, sacrum, and in step 1 C1; there all
-        other vertebrae carry the sacrum's code. Unnamed pieces become background, also those of the sacrum's class.
+        other vertebrae have the sacrum's code. Unnamed pieces become background, even those of the sacrum's class.
 
     Raises:
         ValueError: The naming belongs to other pieces.
     """
     if (len(naming.discs), len(naming.vertebrae)) != (len(pieces.discs), len(pieces.vertebrae)):
         raise ValueError(
-            f"a code for each of {len(pieces.discs)} discs and {len(pieces.vertebrae)} vertebrae is required, "
-            f"got {len(naming.discs)} and {len(naming.vertebrae)}; name these pieces again"
+            f"expected a code for each of {len(pieces.discs)} discs and {len(pieces.vertebrae)} vertebrae, "
+            f"got {len(naming.discs)} and {len(naming.vertebrae)}"
         )
     labels = np.zeros(raw.shape, dtype=np.uint8)
     box = foreground_box(raw)
@@ -183,7 +183,7 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
 
 
 def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Labels:
-    """Find the pieces of a map, name them, paint them.
+    """Find the pieces of a map, name them, and write the names into a new map.
 
     Args:
         raw: uint8 (X, Y, Z) RAS 1 mm, classes of the step's network. Not modified.

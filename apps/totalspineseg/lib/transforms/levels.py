@@ -12,14 +12,14 @@ from lib.transforms.centerline import smooth_centerline
 from lib.transforms.components import Labels, foreground_box, look_up
 
 MIN_C1_VOXELS: Final = 500
-"""C1 counts as seen with more voxels than this (mm3 at 1 mm)."""
+"""C1 counts as visible with more voxels than this (mm3 at 1 mm)."""
 
 Points = npt.NDArray[np.float64]
 Voxel = npt.NDArray[np.intp]
 
 
 def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -> dict[int, Voxel]:
-    """Points 1 and 2, above the C2-C3 disc; empty where C1 or vertebrae are missing."""
+    """Return points 1 and 2, above the C2-C3 disc; empty where C1 or vertebrae are missing."""
     c1 = labels == C1
     if np.count_nonzero(c1) <= MIN_C1_VOXELS:
         return {}
@@ -27,8 +27,8 @@ def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -
     below_top = np.argwhere(labels[c2_c3[0], :, :c1_top] == SACRUM)
     if len(below_top) == 0:
         return {}
-    # Of several equally superior voxels the most anterior one, and halves up: "first" and "down" of
-    # the reference count from the anterior and superior end.
+    # The most anterior of several equally superior voxels, with halves rounded up: "first" and "down" of the reference
+    # count from the anterior and superior end.
     y, z = below_top[np.lexsort((below_top[:, 0], below_top[:, 1]))[-1]]
     top = np.array([c2_c3[0], y, z])
     middle = (top + c2_c3 + 1) // 2
@@ -42,7 +42,7 @@ def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -
 
 
 def _disc_tips(labels: Labels, line: Points, spacing: Points) -> dict[int, Voxel]:
-    """Disc code -> its voxel nearest to the line."""
+    """Return disc code -> its voxel nearest to the line."""
     table = np.zeros(256, dtype=np.bool_)
     table[list(LEVEL_POINT)] = True
     voxels = np.argwhere(look_up(labels, table))
@@ -63,9 +63,9 @@ def level_points(labels: Labels, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> 
         spacing: Voxel size, mm.
 
     Returns:
-        A new uint8 map with one voxel per level: 3 for C2-C3, 4 for C3-C4 .. 25 for L5-S; 1 and 2
-        above them where C2-C3, C1 and vertebrae are in view. The convention has no value for the
-        extra discs T12-T13 and L5-L6: they have no point. All 0 without discs or without canal.
+        A new uint8 map with one voxel per level: 3 for C2-C3, 4 for C3-C4 .. 25 for L5-S; 1 and 2 above them where
+        C2-C3, C1 and vertebrae are in view. The extra discs T12-T13 and L5-L6 have no point, because the convention
+        has no value for them. All 0 without discs or without canal.
     """
     points = np.zeros(labels.shape, dtype=np.uint8)
     box = foreground_box(labels)

@@ -13,7 +13,7 @@ class Place:
     Attributes:
         is_disc: Whether it is a disc.
         index: Its index among the discs, or among the vertebrae.
-        height: Where it stands (voxel index along z, rising to superior).
+        height: Its height (voxel index along z, rising to superior).
     """
 
     is_disc: bool
@@ -22,11 +22,12 @@ class Place:
 
 
 MAX_END_SWAP_VOX: Final = 5.0
-"""At an end one neighbor alone speaks for a swap: the two must be nearly level (mm at 1 mm; half a cervical body)."""
+"""Largest distance of two that change places at an end, where one neighbor alone decides: they must be nearly level
+(mm at 1 mm; half a cervical body)."""
 
 
 def _best_swap(row: Sequence[Place]) -> int | None:
-    """Position i where changing i and i + 1 mends the row: within x x y y, or x y y first, or x x y last."""
+    """Return the position i where swapping i and i + 1 repairs the row: in x x y y, x y y at the top, x x y below."""
     found = []
     for i, (upper, lower) in enumerate(pairwise(row)):
         if upper.is_disc == lower.is_disc:
@@ -43,13 +44,12 @@ def _best_swap(row: Sequence[Place]) -> int | None:
 def interleave(disc_heights: Sequence[tuple[int, float]], vertebra_heights: Sequence[tuple[int, float]]) -> list[Place]:
     """Put discs and vertebrae in one row.
 
-    Two discs without a vertebra between next to two vertebrae without a disc between are out of
-    order: the nearer pair changes places. The same holds at either end for a single one that is
-    nearly level with its neighbor.
+    Two discs without a vertebra between them, next to two vertebrae without a disc between them, are out of order: the
+    nearer pair changes places. So does a pair at either end whose two are nearly level.
 
     Args:
         disc_heights: (index, height) of the discs, superior to inferior.
-        vertebra_heights: The same of the vertebrae.
+        vertebra_heights: The same for the vertebrae.
 
     Returns:
         All of them, superior to inferior; a disc goes before a vertebra of the same height.

@@ -1,4 +1,4 @@
-"""The voxels of pieces as lists: most of a map is empty, and a list costs only what is there."""
+"""The voxels of pieces as lists: most of a map is empty, and a list needs memory only for the voxels it has."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +11,7 @@ from lib.transforms.components import Mask, connected_components, foreground_box
 Ints = npt.NDArray[np.intp]
 
 JOIN_VOX: Final = 1
-"""Components that touch once each has grown by one voxel are one: networks leave cracks of 1-2 mm."""
+"""Components that touch after each has grown by one voxel are one: networks leave cracks of 1-2 mm."""
 MIN_PIECE_VOXELS: Final = 10
 """Smaller components are noise (mm3 at 1 mm)."""
 
@@ -31,18 +31,18 @@ class PieceVoxels:
     count: int
 
     def number(self, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-        """A new map in which the voxels of piece k are k + 1, all others 0."""
+        """Return a new map in which the voxels of piece k are k + 1, and all others 0."""
         numbered = np.zeros(shape, dtype=np.int32)
         numbered.ravel()[self.flat] = self.owner + 1
         return numbered
 
     def owned_by(self, new_owner: Ints, count: int) -> "PieceVoxels":
-        """The same voxels after piece k became (part of) piece ``new_owner[k]``."""
+        """Return the same voxels after piece k became (part of) piece ``new_owner[k]``."""
         return PieceVoxels(self.flat, new_owner[self.owner], count)
 
 
 def all_voxels(parts: list[PieceVoxels]) -> PieceVoxels:
-    """The pieces of all lists in one, numbered on from list to list."""
+    """Return the pieces of all lists as one list, numbered consecutively."""
     starts = np.cumsum([0, *(part.count for part in parts)])
     return PieceVoxels(
         np.concatenate([part.flat for part in parts]),
@@ -52,7 +52,7 @@ def all_voxels(parts: list[PieceVoxels]) -> PieceVoxels:
 
 
 def find_voxels(mask: Mask) -> PieceVoxels:
-    """The voxels of the components of a mask that are large enough.
+    """Return the voxels of those components of a mask that are large enough.
 
     Args:
         mask: bool (X, Y, Z), C order. Not modified.
@@ -69,8 +69,8 @@ def find_voxels(mask: Mask) -> PieceVoxels:
     inside = np.flatnonzero(crop)
     component = numbered.ravel()[inside]
     large = np.bincount(component, minlength=count + 1) >= MIN_PIECE_VOXELS
-    kept = large[component]
-    x, y, z = np.unravel_index(inside[kept], crop.shape)
+    in_large = large[component]
+    x, y, z = np.unravel_index(inside[in_large], crop.shape)
     flat = np.ravel_multi_index((x + box[0].start, y + box[1].start, z + box[2].start), mask.shape)
     rank = np.cumsum(large) - 1
-    return PieceVoxels(flat, rank[component[kept]], int(large.sum()))
+    return PieceVoxels(flat, rank[component[in_large]], int(large.sum()))

@@ -31,18 +31,17 @@ class Piece:
 
     Attributes:
         kind: ``DISC``, ``VERTEBRA`` or ``SACRUM``.
-        voxels: Number of voxels; remnants assigned to the piece count.
+        voxels: Number of voxels, including the remnants assigned to the piece.
         centroid_vox: Center of mass of all voxels (x, y, z), voxel indices of the map.
-        body_voxels: Voxels anterior to the canal and within its width; of a disc, all of them.
-        body_centroid_vox: Center of mass of those; None where the piece has no body in view.
-        z_order: Height the order is decided by (voxel index, rising to superior): z of the centerline
-            voxel nearest to the body, or to the whole piece where no body is in view. A vertebra
-            whose body the upper end of the view cut off stands above that end: its process hangs
-            down to the bodies below.
+        body_voxels: Voxels anterior to the canal and within its width; for a disc, all of them.
+        body_centroid_vox: Center of mass of the body; None where no body is in view.
+        z_order: Height that orders the pieces (voxel index, rising to superior): z of the centerline voxel nearest to
+            the body, or to the whole piece where no body is in view. A vertebra whose body is above the view counts as
+            above its upper end, because its process hangs down to the bodies below.
         box: Smallest box that holds the piece.
         class_voxels: Network class -> voxels of it in this piece (landmark classes of a disc,
             odd / even / remnant of a vertebra).
-        parts: Connected components joined into this piece.
+        parts: Number of connected components that were joined into this piece.
     """
 
     kind: Kind
@@ -77,7 +76,7 @@ class Pieces:
 
 
 def canal_mask(raw: Labels, step: Step) -> Mask:
-    """Canal or cord in a step's label map.
+    """Return the canal and cord of a step's label map as a mask.
 
     Args:
         raw: uint8 (X, Y, Z), classes of the step's network. Not modified.
@@ -91,7 +90,7 @@ def canal_mask(raw: Labels, step: Step) -> Mask:
 
 
 def require_spine(raw: Labels, step: Step) -> None:
-    """Refuse a map in which no level can be named.
+    """Check that levels can be named in a map.
 
     Args:
         raw: uint8 (X, Y, Z), classes of the step's network. Not modified.
@@ -115,7 +114,7 @@ def require_spine(raw: Labels, step: Step) -> None:
 
 
 def _height(point: Point, canal: CanalExtent) -> float:
-    """Height along the canal; without a canal simply z."""
+    """Return the height along the canal; without a canal, z."""
     if len(canal.points) == 0:
         return point[2]
     nearest = np.argmin(((canal.points - np.array(point)) ** 2).sum(axis=1))
@@ -123,12 +122,12 @@ def _height(point: Point, canal: CanalExtent) -> float:
 
 
 def _is_cut_off(kind: Kind, box: Box, canal: CanalExtent) -> bool:
-    """Whether a piece without body is what the upper end of the view left of a vertebra."""
+    """Return whether a piece without a body belongs to a vertebra that the upper end of the view cuts off."""
     return kind is Kind.VERTEBRA and canal.z.size > 0 and box[2].stop > int(canal.z[-1])
 
 
 def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[Piece]:
-    """The pieces of a tally; every one has a voxel."""
+    """Return the pieces of a tally; each must have a voxel."""
     pieces = []
     for k, kind in enumerate(kinds):
         size, body_size = int(tally.classes[k].sum()), int(tally.body_profiles[0][k].sum())
@@ -156,7 +155,7 @@ def _describe(tally: Tally, kinds: Sequence[Kind], canal: CanalExtent) -> list[P
 
 
 def _top_down(pieces: Sequence[Piece]) -> list[int]:
-    """Indices of pieces superior to inferior; the centroid decides between equal heights."""
+    """Return the indices of pieces from superior to inferior; the centroid decides between equal heights."""
     return sorted(range(len(pieces)), key=lambda k: (-pieces[k].z_order, -pieces[k].centroid_vox[2]))
 
 
@@ -170,7 +169,7 @@ def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32],
 
 
 def _one_vertebra(upper: Piece, lower: Piece, disc_heights: Sequence[float]) -> bool:
-    """Whether two pieces of a class that follow each other are one; two bodies with a disc between are not."""
+    """Return whether two consecutive pieces of a class are one vertebra: not if they are bodies with a disc between."""
     if upper.body_centroid_vox is None or lower.body_centroid_vox is None:
         return True
     return not any(lower.z_order < height < upper.z_order for height in disc_heights)
@@ -179,7 +178,7 @@ def _one_vertebra(upper: Piece, lower: Piece, disc_heights: Sequence[float]) -> 
 def _join(
     single: Sequence[Piece], class_of: Sequence[Step2], disc_heights: Sequence[float]
 ) -> tuple[npt.NDArray[np.intp], list[Step2]]:
-    """Join consecutive pieces of one class: the new index of each, and the classes of the joined ones."""
+    """Join consecutive pieces of one class; return the new index of each, and the classes of the joined ones."""
     owner, classes = np.zeros(len(single), dtype=np.intp), list[Step2]()
     above: int | None = None
     for k in _top_down(single):
@@ -209,7 +208,7 @@ def _find_vertebrae(
 
 
 def _moved(piece: Piece, origin: tuple[int, int, int]) -> Piece:
-    """The piece in the indices of the whole map."""
+    """Return the piece in the indices of the whole map."""
 
     def moved(point: Point) -> Point:
         return point[0] + origin[0], point[1] + origin[1], point[2] + origin[2]
@@ -233,14 +232,14 @@ def find_pieces(raw: Labels, step: Step) -> Pieces:
         step: 1 or 2.
 
     Returns:
-        The pieces, superior to inferior. Components under 10 voxels are dropped; consecutive vertebra
-        pieces of the same odd/even class are joined unless they are two bodies with a disc between;
-        voxels of the class without odd/even go to the vertebra around them. No foreground gives no
-        pieces; without canal, z alone orders.
+        The pieces, superior to inferior. Components under 10 voxels are dropped. Consecutive vertebra pieces of the
+        same odd/even class are joined unless they are two bodies with a disc between. Voxels of the class without
+        odd/even go to the vertebra around them. A map without foreground has no pieces; without a canal, z alone
+        orders them.
 
     Source:
-        SPEC of the iterative labeling; differs in that a vertebra's body decides its place and in what is
-        not joined (T13 and L1 share a class, as do the neighbors of a vertebra the network missed).
+        SPEC of the iterative labeling. Differences: a vertebra's body decides its place, and fewer pieces are joined
+        (T13 and L1 share a class, as do the neighbors of a vertebra that the network missed).
     """
     shape = (raw.shape[0], raw.shape[1], raw.shape[2])
     disc_map = np.zeros(shape, dtype=np.int32)

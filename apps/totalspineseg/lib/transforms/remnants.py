@@ -1,4 +1,4 @@
-"""Vertebra voxels that the step-2 network gave no odd/even class."""
+"""Vertebra voxels to which the step-2 network gave no odd/even class."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from lib.transforms.piece_voxels import PieceVoxels
 
 
 def find_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[Box]) -> PieceVoxels:
-    """Give voxels without odd/even class to the vertebra around them.
+    """Return the voxels without odd/even class, with the vertebra around each.
 
-    A vertebra is filled between its extremes along x, along y or along z (any one suffices) and grown
-    once; the voxels in there are its own. Where two vertebrae claim one, the superior gets it.
+    A vertebra is filled between its extremes along x, y or z (any one suffices) and grown by one voxel; remnants inside
+    that belong to it. Where two vertebrae claim a voxel, the superior one gets it.
 
     Args:
         raw: uint8 (X, Y, Z), step-2 classes. Not modified.
@@ -22,7 +22,7 @@ def find_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[
         boxes: The box of each vertebra.
 
     Returns:
-        The remnants that have an owner.
+        The remnants that belong to a vertebra.
     """
     remnants = raw == Step2.VERTEBRA.value
     owner = np.zeros(np.count_nonzero(remnants), dtype=np.intp)

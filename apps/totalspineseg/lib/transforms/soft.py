@@ -1,4 +1,4 @@
-"""Soft segmentations: network probabilities kept to the neighborhood of the hard result."""
+"""Soft segmentations: network probabilities, limited to the neighborhood of the hard result."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from lib.transforms.components import Mask, dilate_faces, foreground_box
 
 
 def soft_structure(probability: npt.NDArray[np.float32], mask: Mask) -> npt.NDArray[np.float32]:
-    """A region's probability inside its hard label grown by one voxel.
+    """Return a region's probability inside its hard label grown by one voxel.
 
     Args:
         probability: float32 (X, Y, Z), 0 to 1. Not modified.
@@ -20,7 +20,7 @@ def soft_structure(probability: npt.NDArray[np.float32], mask: Mask) -> npt.NDAr
         ValueError: The shapes differ.
     """
     if probability.shape != mask.shape:
-        raise ValueError(f"probability and mask must share a grid, got {probability.shape} and {mask.shape}")
+        raise ValueError(f"expected probability and mask on one grid, got {probability.shape} and {mask.shape}")
     soft = np.zeros(mask.shape, dtype=np.float32)
     box = foreground_box(mask, margin_vox=1)
     if box is not None:

@@ -1,4 +1,4 @@
-"""One spine in a network's map, also where metal or a void cuts it in two."""
+"""The one spine in a network's map, even where metal or a void cuts it in two."""
 
 from typing import Final
 
@@ -11,11 +11,11 @@ from lib.transforms.components import JOIN_LARGEST_VOX, Labels, Mask, connected_
 from lib.transforms.pieces import Step, canal_mask
 
 MIN_DISC_VOX: Final = 300
-"""Discs of a part of the spine at 1 mm, mm3: half of a small one."""
+"""Disc voxels that a part of the spine must have (at 1 mm, mm3): half of a small disc."""
 ASIDE_MM: Final = 15.0
-"""How far beside the end of the canal it may go on, mm,"""
+"""How far beside the end of the canal a further part may begin, mm, without a gap."""
 ASIDE_SHARE: Final = 0.5
-"""and by how much more for each mm of the gap: a lordotic lumbar canal runs 30 degrees off the vertical."""
+"""How much that grows for each mm of gap: a lordotic lumbar canal runs 30 degrees off the vertical."""
 
 
 def one_spine(raw: Labels, step: Step) -> Labels:
@@ -29,21 +29,21 @@ def one_spine(raw: Labels, step: Step) -> Labels:
         A new uint8 map, zero elsewhere; zeros for an empty map.
 
     Source:
-        The reference keeps the largest component alone: behind metal that hides bone, discs and canal, half of the
-        spine was gone. A part is what holds canal and disc, has no height with canal in common with what is kept, and
-        begins about where the canal of that ends.
+        The reference keeps only the largest component, and so loses half of the spine behind metal that hides bone,
+        discs and canal. Here a further part must hold canal and disc, share no height of the canal with what was found
+        before, and begin near the end of its canal.
     """
-    kept = np.zeros(raw.shape, dtype=np.uint8)
+    spine = np.zeros(raw.shape, dtype=np.uint8)
     box = foreground_box(raw)
     if box is None:
-        return kept
+        return spine
     crop = np.ascontiguousarray(raw[box])
     numbered, count = connected_components(crop != 0, join_vox=JOIN_LARGEST_VOX)
     sizes = np.bincount(numbered[crop != 0], minlength=count + 1)
     largest = int(np.argmax(sizes))
     if count == 1:
-        kept[box] = crop
-        return kept
+        spine[box] = crop
+        return spine
     canal = canal_mask(crop, step)
     of_canal = np.bincount(numbered[canal], minlength=count + 1)
     of_discs = np.bincount(numbered[np.isin(crop, DISC_CLASSES)], minlength=count + 1)
@@ -53,12 +53,12 @@ def one_spine(raw: Labels, step: Step) -> Labels:
     while found := next((k for k in left if _goes_on(canal & (numbered == k), canal & mask)), None):
         left.remove(found)
         mask |= numbered == found
-    kept[box] = crop * mask
-    return kept
+    spine[box] = crop * mask
+    return spine
 
 
 def _goes_on(part: Mask, canal: Mask) -> bool:
-    """Whether a piece of canal lies above, below or between the others, about where they end."""
+    """Return whether a piece of canal lies above, below or between the others, near the place where they end."""
     mine, its = (np.flatnonzero(mask.any(axis=(0, 1))) for mask in (part, canal))
     gap = gap_vox(mine, its)
     if not gap:

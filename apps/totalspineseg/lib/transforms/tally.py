@@ -1,4 +1,4 @@
-"""What is known of many pieces at once, in counts that add up when pieces are joined."""
+"""Counts of the voxels of many pieces at once, which add up when pieces are joined."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +11,7 @@ from lib.transforms.components import Box, Labels
 from lib.transforms.piece_voxels import PieceVoxels
 
 CLASSES: Final = 16
-"""Room for the classes of either network."""
+"""Number of columns, enough for the classes of either network."""
 
 Ints = npt.NDArray[np.intp]
 Point = tuple[float, float, float]
@@ -21,11 +21,11 @@ Profiles = tuple[Ints, Ints, Ints]
 
 @dataclass(frozen=True)
 class Tally:
-    """One row per piece.
+    """Counts of voxels, one row per piece.
 
     Attributes:
-        profiles: Voxels at each x, y, z.
-        body_profiles: The same of the voxels in front of the canal.
+        profiles: Voxels at each x, y and z.
+        body_profiles: The same for the voxels in front of the canal.
         classes: Voxels per network class, (n, CLASSES).
     """
 
@@ -34,7 +34,7 @@ class Tally:
     classes: Ints
 
     def joined(self, new_owner: Ints, count: int) -> "Tally":
-        """Add up the rows that have the same new owner."""
+        """Return a tally in which the rows with the same new owner are added up."""
 
         def add(rows: Ints) -> Ints:
             total = np.zeros((count, rows.shape[1]), dtype=np.intp)
@@ -46,7 +46,7 @@ class Tally:
         return Tally((add(x), add(y), add(z)), (add(body_x), add(body_y), add(body_z)), add(self.classes))
 
     def plus(self, other: "Tally") -> "Tally":
-        """Row by row sum of two tallies of the same pieces."""
+        """Return the sum of two tallies of the same pieces, row by row."""
         return Tally(
             _sum(self.profiles, other.profiles),
             _sum(self.body_profiles, other.body_profiles),
@@ -54,7 +54,7 @@ class Tally:
         )
 
     def box(self, piece: int) -> Box:
-        """The smallest box that holds a piece."""
+        """Return the smallest box that holds a piece."""
         hits = [np.flatnonzero(profile[piece]) for profile in self.profiles]
         x, y, z = (slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
         return x, y, z
@@ -65,7 +65,7 @@ def _sum(one: Profiles, other: Profiles) -> Profiles:
 
 
 def mean_of(profiles: Profiles, piece: int) -> Point:
-    """Center of mass of a piece that has voxels."""
+    """Return the center of mass of a piece that has voxels."""
     x, y, z = (float(p[piece] @ np.arange(p.shape[1]) / p[piece].sum()) for p in profiles)
     return x, y, z
 

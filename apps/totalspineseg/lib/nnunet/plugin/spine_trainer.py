@@ -16,12 +16,12 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from lib.files import write_file
 from lib.nnunet.augmentation import FirstChannelTransform, scanner_variations
 from lib.nnunet.checkpoint import load_checkpoint
 from lib.nnunet.finetune_settings import Strength
 from lib.nnunet.targets import REGIONS, Step
 from lib.nnunet.training_log import TrainingLog, dice_text
-from lib.volume_io import write_atomic
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
@@ -106,7 +106,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         """Replace a checkpoint in one step; nnU-Net writes into the old one."""
         if self.local_rank == 0 and not self.disable_checkpointing:
             save = super().save_checkpoint
-            write_atomic(Path(filename), lambda temporary: save(str(temporary)))
+            write_file(Path(filename), lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Go on from a checkpoint, read as plain data; nnU-Net would run what the file asks for."""

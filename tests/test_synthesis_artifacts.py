@@ -1,9 +1,9 @@
-"""Scanner artefacts: each does what its name says, where it says, and leaves its input alone."""
+"""Scanner artifacts: each does what its name says, where it says, and leaves its input alone."""
 
 import numpy as np
 import pytest
 
-from lib.synthesis.artefacts import Image, add_artefacts, ghosts, metal, ringing, wrap
+from lib.synthesis.artifacts import Image, add_artifacts, ghosts, metal, ringing, wrap
 
 
 @pytest.fixture
@@ -15,13 +15,13 @@ def block() -> Image:
 
 def test_no_strength_leaves_the_image(block: Image) -> None:
     for seed in range(20):
-        assert add_artefacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 0.0) is block
+        assert add_artifacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 0.0) is block
 
 
-def test_every_artefact_is_drawn_sooner_or_later_and_the_input_stays(block: Image) -> None:
+def test_every_artifact_is_drawn_sooner_or_later_and_the_input_stays(block: Image) -> None:
     before = block.copy()
     seen = sum(
-        add_artefacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 1.0) is not block for seed in range(200)
+        add_artifacts(np.random.default_rng(seed), block, (1.0, 1.0, 1.0), 1.0) is not block for seed in range(200)
     )
     assert 30 < seen < 110  # 12 + 12 + 5 + 3 in a hundred
     np.testing.assert_array_equal(block, before)

@@ -1,4 +1,4 @@
-"""What goes wrong in a scanner: ringing, ghosts, wrap-around and the voids around metal."""
+"""Artifacts of a scanner: ringing, ghosts, wrap-around and the voids around metal."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,23 +6,23 @@ from numpy.typing import NDArray
 Image = NDArray[np.float32]
 
 RINGING_ODDS, GHOST_ODDS, WRAP_ODDS, METAL_ODDS = 0.12, 0.12, 0.05, 0.03
-"""Share of scans that show each at full strength; few, so that anatomy is learned first."""
+"""Share of scans that show each at full strength; few, so that networks learn anatomy first."""
 KEPT_SPECTRUM = (0.55, 0.8)
-"""Share of the spectrum along one axis that a truncated acquisition keeps."""
+"""Share of the spectrum along one axis that a truncated acquisition samples."""
 METAL_RADIUS_MM = (6.0, 22.0)
 
 
-def add_artefacts(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], strength: float) -> Image:
-    """Draw which artefacts a scan has and apply them.
+def add_artifacts(rng: np.random.Generator, image: Image, spacing: tuple[float, ...], strength: float) -> Image:
+    """Choose the artifacts of a scan at random and apply them.
 
     Args:
         rng: Source of all randomness.
         image: Signal, float32 (X, Y, Z), 0 or more. Not modified.
         spacing: Voxel size, mm.
-        strength: 0 leaves the image as it is, 1 is the whole range.
+        strength: 0 leaves the image as it is; 1 is the whole range.
 
     Returns:
-        New image, 0 or more; the given one when none was drawn.
+        A new image, 0 or more; the same image when there is no artifact.
     """
     axis = int(rng.choice((1, 2)))  # phase direction: front to back, or along the column
     if rng.random() < RINGING_ODDS * strength:
@@ -37,36 +37,36 @@ def add_artefacts(rng: np.random.Generator, image: Image, spacing: tuple[float, 
     return image
 
 
-def ringing(image: Image, axis: int, kept: float) -> Image:
-    """Gibbs ringing: cut the spectrum off along an axis.
+def ringing(image: Image, axis: int, sampled: float) -> Image:
+    """Return an image with Gibbs ringing, by cutting off its spectrum along an axis.
 
     Args:
         image: Signal, float32 (X, Y, Z). Not modified.
         axis: Axis with too few samples.
-        kept: Share of the spectrum that was sampled, above 0, 1 leaves the image.
+        sampled: Share of the spectrum that was sampled, above 0; 1 leaves the image as it is.
 
     Returns:
-        New image, clipped at 0.
+        A new image, clipped at 0.
     """
     spectrum = np.fft.rfft(image, axis=axis)
     length = spectrum.shape[axis]
-    keep = np.arange(length) < max(2, round(kept * length))
+    keep = np.arange(length) < max(2, round(sampled * length))
     spectrum *= keep.reshape([-1 if k == axis else 1 for k in range(3)])
     back = np.fft.irfft(spectrum, n=image.shape[axis], axis=axis)
     return np.asarray(np.clip(back, 0, None), dtype=np.float32)
 
 
 def ghosts(image: Image, axis: int, count: int, level: float) -> Image:
-    """Copies of a pulsing or moving body along the phase direction, evenly spaced.
+    """Return an image with evenly spaced copies of a pulsing or moving body along the phase direction.
 
     Args:
         image: Signal, float32 (X, Y, Z). Not modified.
         axis: Phase direction.
-        count: The image's side holds this many copies.
-        level: Strength of the first copies; each further one is half of it.
+        count: Number of copies that fit into the side of the image.
+        level: Strength of the first copies; each further one is half as strong.
 
     Returns:
-        New image.
+        A new image.
     """
     step = max(1, image.shape[axis] // count)
     result = image.copy()
@@ -77,16 +77,16 @@ def ghosts(image: Image, axis: int, count: int, level: float) -> Image:
 
 
 def wrap(image: Image, axis: int, share: float, level: float) -> Image:
-    """What lies beyond one end of the field of view appears at the other.
+    """Return an image in which what lies beyond one end of the field of view appears at the other.
 
     Args:
         image: Signal, float32 (X, Y, Z). Not modified.
         axis: Phase direction.
-        share: Part of the side that is folded in.
-        level: Its strength.
+        share: Share of the side that is folded in.
+        level: Strength of what is folded in.
 
     Returns:
-        New image.
+        A new image.
     """
     depth = max(1, round(share * image.shape[axis]))
     result = image.copy()
@@ -97,16 +97,16 @@ def wrap(image: Image, axis: int, share: float, level: float) -> Image:
 
 
 def metal(image: Image, spacing: tuple[float, ...], center: list[float], radius_mm: float) -> Image:
-    """A signal void with a bright rim around an implant.
+    """Return an image with a signal void and a bright rim around an implant.
 
     Args:
         image: Signal, float32 (X, Y, Z). Not modified.
         spacing: Voxel size, mm.
         center: Middle of the implant, voxels.
-        radius_mm: Reach of the void.
+        radius_mm: Radius of the void.
 
     Returns:
-        New image.
+        A new image.
     """
     axes = [((np.arange(n) - c) * s) ** 2 for n, c, s in zip(image.shape, center, spacing, strict=True)]
     distance = np.sqrt(axes[0][:, None, None] + axes[1][None, :, None] + axes[2][None, None, :]) / radius_mm

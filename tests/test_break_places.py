@@ -1,0 +1,67 @@
+"""Places of lib that are broken on purpose: what is changed, and which tests are asked."""
+
+import ast
+from pathlib import Path
+
+import break_places
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("source", "changed"),
+    [
+        ("a = b < c", ["a = (b >= c)"]),
+        ("a = b not in c", ["a = (b in c)"]),
+        ("if ä and b: pass", ["if (not (ä and b)): pass"]),
+        ("a = 'ü', 2.0", ["a = 'ü', (5.0)"]),
+        ("a = True", []),
+    ],
+)
+def test_one_expression_is_changed(source: str, changed: list[str]) -> None:
+    assert [break_places.broken(source, place) for place in break_places.places(source)] == changed
+
+
+def test_every_place_of_a_file_can_be_broken() -> None:
+    source = Path(break_places.__file__).read_text(encoding="utf-8")
+    places = break_places.places(source)
+    assert len(places) > 20
+    for place in places[::5]:
+        assert ast.dump(ast.parse(break_places.broken(source, place))) != ast.dump(ast.parse(source))
+
+
+def test_tests_are_found_through_what_imports_a_module(tmp_path: Path) -> None:
+    """A module that tests use through another one would be broken without a test that runs."""
+    files = {
+        "apps/totalspineseg/lib/a.py": "",
+        "apps/totalspineseg/lib/b.py": "from lib import a",
+        "tests/helper.py": "import lib.b",
+        "tests/test_one.py": "from helper import x",
+        "tests/test_two.py": "import lib.c",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert break_places.tests_of("lib.a", tmp_path) == [tmp_path / "tests" / "test_one.py"]
+
+
+def test_what_no_test_notices_is_told_and_the_project_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, seen = Path("apps/totalspineseg/lib/a.py"), []
+
+    def copy(folder: Path) -> None:
+        (folder / module).parent.mkdir(parents=True)
+        (folder / module).write_text("a = b < c", encoding="utf-8")
+
+    def noticed(tests: list[Path], root: Path, expression: str) -> str:
+        seen.append((root / module).read_text(encoding="utf-8"))
+        return "test_a" if len(seen) == 1 else ""
+
+    monkeypatch.setattr(break_places, "ROOT", tmp_path)
+    monkeypatch.setattr(break_places, "copy_project", copy)
+    monkeypatch.setattr(break_places, "noticed", noticed)
+    assert break_places.main(["--seed", "1"]) == 0
+    assert "test_a" in capsys.readouterr().out
+    assert break_places.main(["--seed", "1", "--fast"]) == 1
+    assert "lib/a.py:1: b < c -> (b >= c): SURVIVED" in capsys.readouterr().out
+    assert (set(seen), list(tmp_path.iterdir())) == ({"a = (b >= c)"}, [])

@@ -1,0 +1,174 @@
+"""Breaks random places of `lib`, one at a time, and says which of them no test notices.
+
+    .venv/bin/python tools/break_places.py --seed 7 [--count 10] [--fast] [--only numbering/chain.py]
+
+Of each place one expression is changed: a comparison flipped, a condition negated, a number made another. The test
+files that import the module run on it, first those of `make test-fast`, then the others (not with --fast). The project
+itself is not touched: everything happens in a copy beside the temporary files. Exit code 1: something survived; read
+the place, then write the test that would have failed, or find that the change makes no difference.
+"""
+
+import argparse
+import ast
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+APP = Path("apps/totalspineseg")
+FAST = "not slow and not release and not browser and not ohif and not slicer"
+OTHERS = "slow and not release and not browser and not ohif and not slicer"
+NO_TESTS = 5
+"""pytest's exit code where no test was chosen."""
+_PAIRS = ((ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot))
+OPPOSITE = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
+"""A comparison -> what is true where it is not."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """An expression that can be broken.
+
+    Attributes:
+        line: Its line, from 1.
+        start: Its first byte in the file.
+        end: The byte after its last one.
+        old: What stands there.
+        new: What is written there.
+    """
+
+    line: int
+    start: int
+    end: int
+    old: str
+    new: str
+
+
+def places(source: str) -> list[Place]:
+    """Return what can be broken in a Python file, in the order of its text."""
+    starts = [0]
+    for line in source.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = {}
+    for node, new in _changes(ast.parse(source)):
+        begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator, union-attr]
+        old = source.encode()[begin:end].decode()
+        found[begin, end, new] = Place(node.lineno, begin, end, old, f"({new})")
+    return [found[key] for key in sorted(found)]
+
+
+def _changes(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            flipped = [OPPOSITE[type(node.ops[0])](), *node.ops[1:]]
+            yield node, ast.unparse(ast.Compare(node.left, flipped, node.comparators))
+        elif isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Compare):
+            yield node.test, ast.unparse(ast.UnaryOp(ast.Not(), node.test))
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            yield node, repr(node.value + 1 if isinstance(node.value, int) else 2 * node.value + 1)
+
+
+def broken(source: str, place: Place) -> str:
+    """Return a file's text with one place broken."""
+    content = source.encode()
+    return (content[: place.start] + place.new.encode() + content[place.end :]).decode()
+
+
+def imported(path: Path) -> set[str]:
+    """Return the names of the modules, or of what is in them, that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def tests_of(module: str, root: Path) -> list[Path]:
+    """Return the test files that import a module; where none does, those of the modules that import it, and so on.
+
+    Args:
+        module: Such as ``lib.numbering.chain``.
+        root: The project.
+    """
+    files = {path: imported(path) for folder in (root / APP, root / "tests") for path in folder.rglob("*.py")}
+    tests, wanted, seen = set(), {module}, set()
+    while wanted and not tests:
+        seen |= wanted
+        importers = {path for path, names in files.items() if names & wanted}
+        tests = {path for path in importers if path.name.startswith("test_")}
+        helpers = {path.stem for path in importers if path.is_relative_to(root / "tests")}
+        modules = {_module(path, root) for path in importers if path.is_relative_to(root / APP)}
+        wanted = (helpers | modules) - seen
+    return sorted(tests)
+
+
+def _module(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root / APP).with_suffix("").parts).removesuffix(".__init__")
+
+
+def noticed(tests: Sequence[Path], root: Path, expression: str) -> str:
+    """Return which test fails, or nothing."""
+    words = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest", "-x", "-m", expression, "-p", "no:cacheprovider"]
+    done = subprocess.run([*words, *map(str, tests)], cwd=root, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode in (0, NO_TESTS):
+        return ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return lines[0].partition(" - ")[0] if lines else f"pytest's exit code {done.returncode}"
+
+
+def copy_project(copy: Path) -> None:
+    """Copy all files that git does not ignore."""
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Break the places one after the other; return 1 if a break was not noticed.
+
+    Args:
+        words: Arguments; those of the command line when left out.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, required=True, help="another seed breaks other places")
+    parser.add_argument("--count", type=int, default=10, help="how many places to break (default: 10)")
+    parser.add_argument("--fast", action="store_true", help="run the tests of make test-fast alone")
+    parser.add_argument("--only", default="", help="break files of lib whose path begins so")
+    arguments = parser.parse_args(words)
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        copy_project(copy)
+        (copy / ".venv").symlink_to(ROOT / ".venv")
+        files = sorted(path for path in (copy / APP / "lib").rglob("*.py"))
+        files = [path for path in files if str(path.relative_to(copy / APP / "lib")).startswith(arguments.only)]
+        every = [(path, place) for path in files for place in places(path.read_text(encoding="utf-8"))]
+        for path, place in random.Random(arguments.seed).sample(every, min(arguments.count, len(every))):
+            source, start = path.read_text(encoding="utf-8"), time.monotonic()
+            tests = tests_of(_module(path, copy), copy)
+            path.write_text(broken(source, place), encoding="utf-8")
+            by = noticed(tests, copy, FAST) or ("" if arguments.fast else noticed(tests, copy, OTHERS))
+            path.write_text(source, encoding="utf-8")
+            survivors += not by
+            where = f"{path.relative_to(copy / APP)}:{place.line}"
+            print(
+                f"{where}: {place.old} -> {place.new}: {by or 'SURVIVED'} ({time.monotonic() - start:.0f} s)",
+                flush=True,
+            )
+    print(f"{survivors} survived")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
