@@ -1,4 +1,4 @@
-"""Columns of blocks: label maps in output codes whose right answer is known, small enough for every test."""
+"""Columns of blocks: label maps in output codes with a known right answer, small enough for every test."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SHAPE_XY = (24, 48)
 
 
 def block_spine(first: str = "C1", last: str = "S", *, thoracic: int = 12, lumbar: int = 5) -> np.ndarray:
-    """Codes (X, Y, Z) RAS of a column of blocks from one vertebra to another ("S": the sacrum)."""
+    """Return codes (X, Y, Z) RAS of a column of blocks from one vertebra to another ("S": the sacrum)."""
     variant = column(thoracic, lumbar)
     vertebrae = (*variant.vertebrae, SACRUM)
     discs = (*variant.discs, None)
@@ -32,12 +32,12 @@ def block_spine(first: str = "C1", last: str = "S", *, thoracic: int = 12, lumba
 
 
 def position(name: str) -> int:
-    """Index of a vertebra in the normal column."""
+    """Return the index of a vertebra in the normal column."""
     return column().vertebrae.index(CODE_OF[name])
 
 
 def classes_of(labels: np.ndarray, step: int) -> np.ndarray:
-    """The classes a perfect network gives these codes."""
+    """Return the classes of a perfect network for these codes."""
     table = np.zeros(256, dtype=np.uint8)
     for code, value in (STEP1_FROM_CODE if step == 1 else STEP2_FROM_CODE).items():
         table[code] = value
@@ -45,7 +45,7 @@ def classes_of(labels: np.ndarray, step: int) -> np.ndarray:
 
 
 def step1_answer(labels: np.ndarray) -> np.ndarray:
-    """What step 1 says of these codes: vertebrae but C1 together with the sacrum."""
+    """Return step 1's map of these codes: all vertebrae but C1 together with the sacrum."""
     answer = labels.copy()
     answer[(labels > 11) & (labels < 50)] = SACRUM
     return answer

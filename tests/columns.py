@@ -1,5 +1,5 @@
 # ruff: noqa: B023 - the shapes are drawn at once, inside the loop that defines their sizes
-"""Synthetic columns with known truth and the mistakes networks make: the material of the numbering tests.
+"""Synthetic columns with known truth and the mistakes of networks, for the numbering tests.
 
 Geometry is plain (elliptic bodies and discs, arches, processes, a tapering sacrum along a curved canal); what matters
 is that names, neighbors, spacing and classes are those of a column, and that each mistake can be switched on.
@@ -79,7 +79,7 @@ def build(
     curvature: float = 1.0,
     spacing: float = 1.0,
 ) -> Case:
-    """A clean column: truth in codes, ``raw`` still empty (see ``classes``)."""
+    """Return a clean column with its truth in codes; ``raw`` is still empty (see ``classes``)."""
     spine = column(thoracic, lumbar)
     scale = float(np.exp(rng.normal(0, 0.09)))
     heights = [HEIGHTS[c] * scale * float(np.exp(rng.normal(0, 0.04))) for c in spine.vertebrae]
@@ -252,7 +252,7 @@ def _paint(spine, heights, starts, line: _Line, rng: np.random.Generator, spacin
 
 
 def classes(case: Case, step: int, *, swapped: bool = False) -> Case:
-    """The case with the raw map a perfect network would give."""
+    """Return the case with the raw map of a perfect network."""
     table = np.zeros(256, dtype=np.uint8)
     for code, value in (STEP1_FROM_CODE if step == 1 else STEP2_FROM_CODE).items():
         table[code] = value
@@ -262,7 +262,7 @@ def classes(case: Case, step: int, *, swapped: bool = False) -> Case:
 
 
 def present(case: Case, codes: Sequence[int], least: int = 300) -> list[int]:
-    """Codes with enough of them (mm3) in view, in their anatomical order."""
+    """Return the codes with enough voxels (mm3) in view, in anatomical order."""
     counts = np.bincount(case.truth.ravel(), minlength=256) * case.affine[0, 0] ** 3
     return [c for c in codes if counts[c] >= least]
 
@@ -432,7 +432,7 @@ def remnants(case: Case, rng: np.random.Generator) -> bool:
 
 
 def plain_vertebra(case: Case, rng: np.random.Generator) -> bool:
-    """A whole vertebra without an odd/even class."""
+    """Give a whole vertebra no odd/even class."""
     if case.step != 2:
         return False
     code = int(rng.choice(_inner(present(case, [c for c in VERTEBRAE if c > 12], 3000))))
@@ -441,7 +441,7 @@ def plain_vertebra(case: Case, rng: np.random.Generator) -> bool:
 
 
 def false_sacrum(case: Case, rng: np.random.Generator) -> bool:
-    """Part of a vertebra drawn as the sacrum."""
+    """Draw part of a vertebra as the sacrum."""
     if case.step != 2:
         return False
     code = int(rng.choice(present(case, [c for c in VERTEBRAE if c > 12], 3000)))
@@ -452,7 +452,7 @@ def false_sacrum(case: Case, rng: np.random.Generator) -> bool:
 
 
 def void(case: Case, rng: np.random.Generator) -> bool:
-    """Metal hides one to three vertebrae with the discs around them, and half of the time the canal."""
+    """Hide one to three vertebrae with the discs around them, and in half of the cases the canal, by metal."""
     codes = _inner(present(case, [c for c in VERTEBRAE if c > 12], 3000))
     count = int(rng.integers(1, 4))
     if len(codes) < count + 2:
@@ -503,7 +503,7 @@ VARIANTS = {"normal": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L
 
 
 def errors(case: Case, labels: Labels) -> dict[int, int]:
-    """Levels that got a wrong name: true code -> code most of its drawn voxels carry.
+    """Return the levels with a wrong name: true code -> code of most of its segmented voxels.
 
     Structures of which under 300 mm3 are in view, or under a tenth was drawn as part of the spine, are not
     judged. In step 1 only
@@ -514,8 +514,8 @@ def errors(case: Case, labels: Labels) -> dict[int, int]:
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     flat = np.flatnonzero(case.truth > CANAL)
     table = np.zeros((256, 256), dtype=np.int64)
-    drawn = one_spine(case.raw, case.step).ravel()[flat] > 0
-    np.add.at(table, (case.truth.ravel()[flat[drawn]], labels.ravel()[flat[drawn]]), 1)
+    segmented = one_spine(case.raw, case.step).ravel()[flat] > 0
+    np.add.at(table, (case.truth.ravel()[flat[segmented]], labels.ravel()[flat[segmented]]), 1)
     whole = np.bincount(case.truth.ravel(), minlength=256)
     for code in codes:
         count = table[code].sum()
@@ -528,9 +528,9 @@ def errors(case: Case, labels: Labels) -> dict[int, int]:
 
 
 def judged(case: Case) -> int:
-    """How many levels ``errors`` looks at."""
+    """Return how many levels ``errors`` checks."""
     voxel = float(case.affine[0, 0]) ** 3
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)
     whole = np.bincount(case.truth.ravel(), minlength=256)
-    drawn = np.bincount(case.truth[one_spine(case.raw, case.step) > 0].ravel(), minlength=256)
-    return sum(whole[c] * voxel >= 300 and drawn[c] >= 0.1 * whole[c] for c in codes)
+    segmented = np.bincount(case.truth[one_spine(case.raw, case.step) > 0].ravel(), minlength=256)
+    return sum(whole[c] * voxel >= 300 and segmented[c] >= 0.1 * whole[c] for c in codes)

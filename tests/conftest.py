@@ -3,7 +3,8 @@
 import os
 import subprocess
 
-# Before torch loads: the crash tests fork, and a forked child hangs on the threads its parent had started.
+# Set this before torch loads: the crash tests fork, and a forked child hangs on the threads that its parent had
+# started.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from serving import Server, studies_server
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the server as slow, and begin with the files that have slow tests: the last files are short."""
+    """Mark tests that need the server as slow, and run files with slow tests first."""
     for item in items:
         if {"server", "untouched"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
@@ -36,6 +37,6 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one server for all tests of this process that need one: importing the host takes seconds."""
+    """Run one server for all tests of this process that need one, because importing the host takes seconds."""
     with studies_server(tmp_path_factory.mktemp("server")) as running:
         yield running

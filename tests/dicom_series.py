@@ -17,7 +17,7 @@ from lib.dicom.uids import uid_from
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 SIZE = (13, 11, 5)
-"""Columns, rows, slices: all different, and a slice is no whole number of bytes."""
+"""Columns, rows, slices: all different, and a slice is not a whole number of bytes."""
 
 
 def turned(degrees: float, axis: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def turned(degrees: float, axis: int) -> np.ndarray:
 
 
 def placed(directions: list[list[float]], spacing: tuple[float, float, float], turn: np.ndarray) -> np.ndarray:
-    """Affine of (column, row, slice) from RAS directions (as columns of a matrix, slice = column x row)."""
+    """Return the affine of (column, row, slice) from RAS directions (as columns of a matrix, slice = column x row)."""
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.array(directions, dtype=float).T * spacing
     affine[:3, 3] = (-5, 40, 60)
@@ -77,7 +77,7 @@ def slices(
     pixels: np.ndarray | None = None,
     **tags: Any,
 ) -> list[FileDataset]:
-    """The slices of one series in the order of the stack; ``tags`` replace the usual ones."""
+    """Return the slices of one series in the order of the stack; ``tags`` replace the usual ones."""
     pixels = picture(size) if pixels is None else pixels
     usual = {
         "PatientName": "SYNTHETIC^SMALL",
@@ -102,7 +102,7 @@ def slices(
 
 
 def save(folder: Path, objects: list[FileDataset], change: Callable[[Dataset, int], None] | None = None) -> Path:
-    """Write objects into a folder, the file names not in the order of the slices."""
+    """Write objects into a folder, with file names that are not in the order of the slices."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, item in enumerate(objects):
         if change:
@@ -112,7 +112,7 @@ def save(folder: Path, objects: list[FileDataset], change: Callable[[Dataset, in
 
 
 def enhanced(objects: list[FileDataset], instance: str = uid_from("enhanced"), *, shared: bool = True) -> FileDataset:
-    """The same slices as frames of one enhanced MR object, in the order given."""
+    """Return the same slices as frames of one enhanced MR object, in their order."""
     first = objects[0]
     image = FileDataset(None, {}, file_meta=first.file_meta, preamble=b"\0" * 128)
     image.is_little_endian, image.is_implicit_VR = True, False
@@ -150,5 +150,5 @@ def _groups(item: Dataset, *, place: bool, rest: bool = True) -> Dataset:
 
 
 def at(affine: np.ndarray, voxel: tuple[int, ...]) -> np.ndarray:
-    """RAS mm of a voxel."""
+    """Return the RAS mm of a voxel."""
     return np.asarray(affine @ [*voxel, 1])[:3]

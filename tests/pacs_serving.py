@@ -1,4 +1,4 @@
-"""Starts a real Orthanc with phantoms as MR studies, and a server before it, for tests."""
+"""Start a real Orthanc with phantoms as MR studies, and a server in front of it, for tests."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ class Study:
 
 @dataclass(frozen=True)
 class PacsServer:
-    """A running server before a running Orthanc.
+    """A running server with a running Orthanc.
 
     Attributes:
         url: Address of the server.
@@ -72,20 +72,20 @@ class PacsServer:
 
 
 def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
-    """Pixels (column, row, slice) of the phantom as a sagittal series."""
+    """Return pixels (column, row, slice) of the phantom as a sagittal series."""
     data = np.ascontiguousarray(image_of(lumbar_codes()).transpose(1, 2, 0)[::-1, ::-1])
     return data.astype(np.uint16), Grid((80, 252, 48), PIR)
 
 
 def patient_slices(number: int) -> tuple[npt.NDArray[np.uint16], Grid]:
-    """Those of a patient; no two are alike, since one image cannot train and judge."""
+    """Return the pixels of a patient; no two are alike, because one image cannot train and judge."""
     pixels, grid = phantom_slices()
     pixels[0, 0, 0] += number
     return pixels, grid
 
 
 def write_study(folder: Path, number: int, name: str) -> Study:
-    """A sagittal series and a three-plane localizer of one patient."""
+    """Write a sagittal series and a three-plane localizer of one patient."""
     pixels, grid = patient_slices(number)
     uid = f"2.25.7000{number}"
     tags = {
@@ -134,7 +134,7 @@ def _write(
 
 
 def make_enhanced(study: Study) -> None:
-    """Put one enhanced multi-frame object in the place of a sagittal series' slices."""
+    """Replace a sagittal series' slices by one enhanced multi-frame object."""
     files = sorted(study.folder.glob("*.dcm"))
     whole = enhanced([dcmread(file) for file in files], f"{study.series}.99")
     for file in files:
@@ -144,20 +144,20 @@ def make_enhanced(study: Study) -> None:
 
 @contextmanager
 def pacs_server(folder: Path, names: Sequence[str]) -> Iterator[PacsServer]:
-    """Orthanc with a study for each name, and a server with predictors that read the phantoms' codes."""
+    """Run Orthanc with a study for each name, and a server with predictors that read the phantoms' codes."""
     studies = tuple(write_study(folder / "files", number, name) for number, name in enumerate(names, start=1))
     with running_orthanc(folder / "orthanc", free_port()) as orthanc:
         fill(orthanc, folder / "files")
         work = folder / "work"
         work.mkdir()
-        # Below the folder, so that nothing is written to the home of whoever runs the tests.
+        # Keep it below the folder, so that nothing is written to the home of the person who runs the tests.
         own = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
         with phantom_server(folder, orthanc.dicomweb, MAX_UPLOAD_MB, work=str(work), environment=own) as running:
             yield PacsServer(running.url, orthanc, work, running.app, running.signals, running.log, studies)
 
 
 def stored(server: PacsServer, series: str) -> list[str]:
-    """Instances a series has in the PACS."""
+    """Return the instances of a series in the PACS."""
     query = {"SeriesInstanceUID": series}
     found = requests.get(f"{server.orthanc.dicomweb}/instances", params=query, timeout=60).json()
     return [entry["00080018"]["Value"][0] for entry in found]

@@ -1,4 +1,4 @@
-"""Stands in a PACS's place: answers as a DICOMweb client would, until it is told not to."""
+"""A class that replaces a PACS in tests: it answers like a DICOMweb client until it is told to fail."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ APP_DIR = Path(__file__).parents[1] / "apps" / "totalspineseg"
 
 
 class Pacs:
-    """Answers as a DICOMweb server would."""
+    """Answers like a DICOMweb server."""
 
     base_url = "http://pacs"
 
@@ -43,7 +43,7 @@ class Pacs:
         self.series.setdefault(str(instance.SeriesInstanceUID), []).append(instance)
 
     def answer(self) -> None:
-        """Nothing, or no answer."""
+        """Return nothing, or fail."""
         if self.down:
             raise requests.ConnectionError("no answer")
 
@@ -74,7 +74,7 @@ class Pacs:
 
     def retrieve_instance(self, study: str, series: str, instance: str) -> Dataset:
         self.answer()
-        return next(kept for kept in self.series[series] if kept.SOPInstanceUID == instance)
+        return next(one for one in self.series[series] if one.SOPInstanceUID == instance)
 
     def retrieve_series_metadata(self, study: str, series: str) -> list[dict[str, Any]]:
         self.answer()
@@ -97,14 +97,14 @@ def named(uid: str, modality: str = "MR", description: str = "T2 sag", count: in
 
 
 def two_studies(folder: Path) -> Path:
-    """DICOM files of FIRST and SECOND, and of their localizers."""
+    """Write DICOM files of FIRST and SECOND, and of their localizers."""
     for number, name in enumerate(("Alpha", "Beta"), start=1):
         write_study(folder, number, name)
     return folder
 
 
 def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> PacsDatastore:
-    """A datastore on it; finished labels are noted as published while the PACS answers."""
+    """Return a datastore with the stand-in; finished labels are noted as published while the PACS answers."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
         pacs.answer()
@@ -114,7 +114,7 @@ def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> P
 
 
 def pacs_app(pacs: Pacs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The app on it, without weights; its history lies in ``folder / "work"``."""
+    """Return the app with the stand-in, without weights; its history is in ``folder / "work"``."""
     monkeypatch.setattr(store, "configured_client", lambda: pacs)
     monkeypatch.setattr(store, "configured_filter", lambda: {"Modality": "MR"})
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(folder / "sessions"))

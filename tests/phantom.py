@@ -1,4 +1,4 @@
-"""A small lumbar column of boxes, and an image in which every voxel's brightness tells its code."""
+"""A small lumbar column of boxes, and an image in which each voxel's brightness is its code."""
 
 import hashlib
 
@@ -14,12 +14,12 @@ SHAPE = (48, 80, 252)
 RAS = Grid(SHAPE, np.eye(4))
 PIR = np.array([[0, 0, 1, 0], [-1, 0, 0, 79], [0, -1, 0, 251], [0, 0, 0, 1.0]])
 LUMBAR_TOP_DOWN = ((DISC_T12_L1, 41), (92, 42), (93, 43), (94, 44), (95, 45), (DISC_L5_S, SACRUM))
-"""Disc, and the vertebra below it."""
+"""A disc, and the vertebra below it."""
 VERTEBRA_MM, DISC_MM = 27, 10
 
 
 def lumbar_codes() -> npt.NDArray[np.uint8]:
-    """Codes (X, Y, Z) RAS at 1 mm: T12 to sacrum with canal and cord."""
+    """Return codes (X, Y, Z) RAS at 1 mm: T12 to sacrum with canal and cord."""
     codes = np.zeros(SHAPE, dtype=np.uint8)
     top = SHAPE[2] - 4
     codes[14:34, 20:34, 4:top] = CANAL
@@ -38,12 +38,12 @@ def _box(codes: npt.NDArray[np.uint8], top: int, height: int, code: int) -> int:
 
 
 def image_of(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The image that ``CodeReader`` reads back."""
+    """Return the image whose codes ``CodeReader`` reads."""
     return codes.astype(np.float32) * GRAY_PER_CODE
 
 
 def own_image(name: str, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """A copy of an image that no other name has: a server knows images by their content, too, and tests share one."""
+    """Return a copy of an image with unique content, because a server knows images by content and tests share one."""
     marks = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype=np.uint8).astype(np.float32) / 1000
     own = np.array(image, order="C")
     places = np.flatnonzero(own)[: len(marks)]
@@ -52,7 +52,7 @@ def own_image(name: str, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
 
 def sagittal_image() -> tuple[npt.NDArray[np.float32], Grid]:
-    """The image with its axes to the posterior, inferior and right, as sagittal series come."""
+    """Return the image with its axes to the posterior, inferior and right, as in sagittal series."""
     data = np.ascontiguousarray(image_of(lumbar_codes()).transpose(1, 2, 0)[::-1, ::-1])
     return data, Grid((80, 252, 48), PIR)
 

@@ -1,4 +1,4 @@
-"""The class of the real app, for apps that tests serve: a module of a name of its own, since theirs is main, too."""
+"""The class of the real app, for apps in tests: in a separate module, because their module is also named main."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Starts a real server process on a free loopback port, for tests."""
+"""Start a real server process on a free loopback port, for tests."""
 
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes, sagittal_image
 
 MAX_UPLOAD_MB = 8
-"""Small enough for a test to exceed it."""
+"""A limit so small that a test can exceed it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Server:
 
 @contextmanager
 def running_server(folder: Path, environment: Mapping[str, str] | None = None, **options: object) -> Iterator[Server]:
-    """A server with the real app and predictors that read the phantom's codes; the folder may be one of a former."""
+    """Run a server with the real app and predictors that read the phantom's codes, perhaps in an earlier folder."""
     (folder / "studies").mkdir(parents=True, exist_ok=True)
     with phantom_server(folder, folder / "studies", MAX_UPLOAD_MB, environment=environment, **options) as running:
         yield running
@@ -57,8 +57,8 @@ def phantom_server(
     main: str = "serving_app",
     **more: object,
 ) -> Iterator[Server]:
-    """The real app with predictors that read the phantom's codes (or another one of these tests), below a folder that
-    exists; ``more`` options of ``lib.server.serve``."""
+    """Run the real app with predictors that read the phantom's codes (or another app of these tests), below an existing
+    folder; ``more`` are options of ``lib.server.serve``."""
     signals, app, log = folder / "signals", folder / "app", folder / "server.log"
     signals.mkdir(exist_ok=True)
     app.mkdir(exist_ok=True)

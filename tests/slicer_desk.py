@@ -1,7 +1,7 @@
-"""A reader's work in 3D Slicer, without its windows: Slicer's own volumes, segments, import and export.
+"""A reader's work in 3D Slicer without its windows, with Slicer's own volumes, segments, import and export.
 
 Run by the Python that has ``slicer-core``; ``test_slicer`` starts it. The calls to the server come in the order in
-which the plugin makes them. What the reader saw and drew is written down, to be compared with what the server kept.
+which the plugin makes them. What the reader saw and drew is recorded, to be compared with what the server kept.
 
     python slicer_desk.py WORK.json REPORT.json SCENE.npz
 """
@@ -22,9 +22,9 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 SLICER_FIELDS = {"result_extension": ".nrrd", "result_dtype": "uint8"}
-"""What the plugin adds to the settings of every request."""
+"""Entries that the plugin adds to the settings of every request."""
 COLORS = 256
-"""Entries of the table from which 3D Slicer takes the colors of new segments, one after another."""
+"""Entries of the table from which 3D Slicer takes the colors of new segments, in order."""
 
 PRESSES = 100
 """An image that was copied into the folder is offered within a few seconds."""
@@ -52,7 +52,7 @@ class Desk:
         self.volume: Any = None
 
     def _add_colors(self) -> None:
-        """The table of colors, which is a file of the application: here the k-th color says k."""
+        """Return the table of colors, which is a file of the application: here the k-th color is k."""
         table = slicer.vtkMRMLColorTableNode()
         table.SetTypeToUser()
         table.SetNumberOfColors(COLORS)
@@ -93,7 +93,7 @@ class Desk:
                 self.segments.AddEmptySegment(label, label)
 
     def next_sample(self, wanted: str) -> str:
-        """Press *Next Sample* until an image comes: the plugin loads the file of this machine, else fetches it."""
+        """Press *Next Sample* until there is an image, which the plugin loads from disk or fetches."""
         for _ in range(PRESSES):
             sample = self.client.next_sample("first", {})
             if sample.get("id") == wanted:
@@ -135,7 +135,7 @@ class Desk:
         return dict(reply)
 
     def _import(self, file: str, names: list[str]) -> None:
-        """Take a label map into the scene: voxel value k becomes the k-th name."""
+        """Import a label map into the scene: voxel value k becomes the k-th name."""
         ids = vtk.vtkStringArray()
         for name in names:
             ids.InsertNextValue(name)
@@ -145,7 +145,7 @@ class Desk:
         self.scene.RemoveNode(label_map)
 
     def _pushed(self, file: str) -> Any:
-        """A label map as the plugin puts it into the scene: read by SimpleITK, its index order as it is in the file."""
+        """Return a label map as the plugin loads it: read by SimpleITK, in the index order of the file."""
         image = sitk.ReadImage(file)
         node = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
         data = vtk.vtkImageData()
@@ -161,7 +161,7 @@ class Desk:
         return node
 
     def array(self, segment: str) -> np.ndarray:
-        """The voxels of a segment in the index order of the volume as 3D Slicer holds it."""
+        """Return the voxels of a segment in the index order of the volume in 3D Slicer."""
         image = slicer.vtkOrientedImageData()
         self.segmentation_node.GetBinaryLabelmapRepresentation(segment, image)
         whole = np.zeros(self.volume.GetImageData().GetDimensions(), dtype=bool)
@@ -170,7 +170,7 @@ class Desk:
             return whole
         x0, x1, y0, y1, z0, z1 = image.GetExtent()
         part = vtk_to_numpy(scalars).reshape(z1 - z0 + 1, y1 - y0 + 1, x1 - x0 + 1).transpose() > 0
-        # A segment keeps the index order of what it was imported from; the volume's may be another one.
+        # A segment keeps the index order of its source; the volume's may be another one.
         index = np.argwhere(part) + np.array([x0, y0, z0])
         to_world, from_world = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
         image.GetImageToWorldMatrix(to_world)
@@ -184,7 +184,7 @@ class Desk:
         self._modify(self.id_of(name), index, value=1)
 
     def erase(self, name: str, index: list[list[int]]) -> None:
-        """Take a box of voxels from a segment."""
+        """Remove a box of voxels from a segment."""
         self._modify(self.id_of(name), index, value=0)
 
     def _modify(self, segment: str, box: list[list[int]], value: int) -> None:
@@ -201,7 +201,7 @@ class Desk:
             raise ValueError("the segment was not changed")
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the segments' table, as the reader sees them."""
+        """Return the rows of the segments' table, as the reader sees them."""
         display = self.segmentation_node.GetDisplayNode()
         return [
             {
@@ -222,7 +222,7 @@ class Desk:
         label_map = self.scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
         self.logic.ExportSegmentsToLabelmapNode(self.segmentation_node, ids, label_map, self.volume)
         file = str(self.folder / f"label{ending}")
-        # Overlapping segments travel in the file of the segmentation, others in the exported label map.
+        # Overlapping segments are sent in the file of the segmentation, others in the exported label map.
         overlapping = ending == ".seg.nrrd"
         storage = slicer.vtkMRMLSegmentationStorageNode() if overlapping else self._archetype()
         storage.SetFileName(file)
@@ -231,16 +231,16 @@ class Desk:
         return dict(self.client.save_label(image, file, params={"label_info": label_info}))
 
     def scene_arrays(self) -> dict[str, np.ndarray]:
-        """What the reader has drawn: the affine of the volume and the voxels of each segment by its name."""
+        """Return what the reader has drawn: the affine of the volume and the voxels of each segment by its name."""
         matrix = vtk.vtkMatrix4x4()
         self.volume.GetIJKToRASMatrix(matrix)
-        drawn = {}
+        voxels = {}
         for segment in self.ids():
             data = self.array(segment)
-            # A segment of a name that another one was given has no voxels.
+            # A segment is empty if another one was given its name.
             if data.any():
-                drawn[f"segment {self.segments.GetSegment(segment).GetName()}"] = data
-        return {"affine": _numpy(matrix), **drawn}
+                voxels[f"segment {self.segments.GetSegment(segment).GetName()}"] = data
+        return {"affine": _numpy(matrix), **voxels}
 
 
 def _numpy(matrix: Any) -> np.ndarray:

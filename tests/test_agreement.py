@@ -1,4 +1,4 @@
-"""How a result is scored: Dice by group, levels in view, found, and named right."""
+"""Tests of scores: Dice by group, and levels in view, found, and named right."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The label table: codes, names, classes and wire ids agree with each other and with the specification."""
+"""Tests that codes, names, classes and wire ids in the label table agree with each other and with the specification."""
 
 from itertools import pairwise
 

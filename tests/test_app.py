@@ -1,4 +1,4 @@
-"""The app as the host loads it."""
+"""Tests of the app as the host loads it."""
 
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def test_settings_clients_show_hold_texts_alone(app: Any) -> None:
 
 def test_without_weights_the_app_still_answers(app: Any) -> None:
     description = app.info()["description"]
-    assert ("No weights run" in description, ".." in description) == (True, False)
+    assert ("No weights" in description, ".." in description) == (True, False)
 
 
 def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
     made = tmp_path / "result.nrrd"
 
     def full(*_: object) -> None:
-        raise StorageError("room is required, got none; free disk space")
+        raise StorageError("The disk is full. Free disk space.")
 
     def task(_: object) -> tuple[str, dict[str, Any]]:
         made.write_bytes(b"result")
@@ -101,7 +101,7 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
     request = {"model": "totalspineseg", "image": "a"}
     assert app.infer(request)["file"] == str(made)
     assert made.exists()
-    with pytest.raises(StorageError, match="room is required"):
+    with pytest.raises(StorageError, match="disk is full"):
         app.infer({**request, "save_label": True})
     assert not made.exists()
 

@@ -1,4 +1,4 @@
-"""A submission is compared with the prediction its reader saw, whoever predicted what meanwhile."""
+"""Tests that a submission is compared with the prediction of its reader, whoever else predicted in the meantime."""
 
 import os
 import time
@@ -116,7 +116,7 @@ def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytes
     (record,) = (predictions.root / "predictions").glob("*/2/record.json")
     record.write_text("{", encoding="utf-8")
     assert predictions.corrected(renamed(), stated="2") == "1"
-    assert "passed over" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_a_prediction_in_a_session_costs_no_look_through_all_others(

@@ -1,4 +1,4 @@
-"""Random variations of a patch: what they do, and that image and targets stay together."""
+"""Tests of the random variations of a patch: their effect, and that image and targets stay together."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""`make bench-retrain-real`: what a reader of SPIDER's masks submits, and what the bench says of it."""
+"""Tests of `make bench-retrain-real`: the corrections from SPIDER's masks, and the report of the bench."""
 
 import json
 import sys

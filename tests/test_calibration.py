@@ -1,4 +1,4 @@
-"""Measuring networks on labeled scans: what counts, and what stays when nothing does."""
+"""Tests of measuring networks on labeled scans: which scans count, and what stays if none does."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The three answers, and what each is good for; the places that ask have tests of their own."""
+"""Tests of the three answers and their use; the places that ask have tests of their own."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The command line, mostly in this process: exit codes, sentences, files."""
+"""Tests of the command line, mostly in this process: exit codes, messages, files."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Every command on the page about the command line is one the program takes; those without a network are run."""
+"""Tests that the program accepts every command on the page about the command line; offline ones are run."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What came later counts as later, whatever the clock said when the earlier came."""
+"""Tests that later records count as later, whatever the clock said for the earlier ones."""
 
 import threading
 from collections.abc import Iterator

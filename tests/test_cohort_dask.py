@@ -1,4 +1,4 @@
-"""Runs over several worker processes: the same files as here, also when a worker is lost or the user stops."""
+"""Tests that runs over several processes write the same files as one, even if a worker is lost or the user stops."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Which scans a folder holds."""
+"""Tests of finding the scans in a folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs over folders with networks that read the image's brightness."""
+"""Tests of runs over folders, with networks that read the image's brightness."""
 
 import base64
 import csv

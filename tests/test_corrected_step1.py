@@ -1,4 +1,4 @@
-"""Step 2 from a step-1 map: the names of a reader who corrected it, and those of a network."""
+"""Tests of step 2 from a step-1 map, with names from a reader who corrected it and from a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,13 +112,13 @@ def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path)
 
 
 def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
-    drawn = step2({("mine", "step1"): corrected}).drawn
+    drawn = step2({("mine", "step1"): corrected}).output
     assert drawn is not None
     assert drawn.step1 is not None
     maps = DrawnMaps(tmp_path)
     maps.keep("0" * 64, KeptMaps("1", drawn, RAS, {"step2": "a"}, {}, ()))
     kept = maps.latest("0" * 64, 2)
     assert kept is not None
-    assert kept.drawn.step1 is not None
-    assert kept.drawn.step1.by_reader
-    np.testing.assert_array_equal(kept.drawn.step1.discs.codes, drawn.step1.discs.codes)
+    assert kept.output.step1 is not None
+    assert kept.output.step1.by_reader
+    np.testing.assert_array_equal(kept.output.step1.discs.codes, drawn.step1.discs.codes)

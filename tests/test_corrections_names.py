@@ -1,4 +1,4 @@
-"""Submitted labels become codes by the names of their segments, or are refused with a reason."""
+"""Tests that submitted labels become codes by the names of their segments, or are refused with a reason."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every submission is kept once, whole, with its history; the studies folder survives a full disk and two writers."""
+"""Tests that every submission is kept once, whole, with its history, despite a full disk and two writers."""
 
 import errno
 import json
@@ -101,7 +101,7 @@ def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: 
     assert (desk.store.path(parked) / parked.raw).read_bytes() == desk.label.read_bytes()
     assert desk.published == []
     assert desk.store.latest_accepted("img") is None
-    with pytest.raises(ValueError, match="accepted correction is required"):
+    with pytest.raises(ValueError, match="accepted correction"):
         desk.store.codes(parked)
 
 
@@ -208,7 +208,7 @@ def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog
     for stated in (None, "p-other"):
         correction = desk.submit({**L4_L5, "prediction": stated})
         assert (correction.status, correction.prediction) == ("accepted", None)
-    assert "passed over" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
@@ -289,7 +289,7 @@ def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: 
 )
 def test_image_ids_become_one_harmless_folder_name(image_id: str) -> None:
     if not image_id:
-        with pytest.raises(ValueError, match="image id is required"):
+        with pytest.raises(ValueError, match="image id"):
             history.folder_name(image_id)
         return
     name = history.folder_name(image_id)
@@ -398,7 +398,7 @@ def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk
     """An upload under a known id replaced the scan under its finished labels."""
     assert studies.add_image("new", str(desk.image), {}) == "new"
     assert studies.add_image("new", str(desk.image), {}) == "new"
-    with pytest.raises(FileExistsError, match="names another image"):
+    with pytest.raises(FileExistsError, match="Another image here"):
         studies.add_image("new", str(desk.label), {})
     for unreadable in ("a\nb", "x" * 201):
         with pytest.raises(ValueError, match="without control characters"):
@@ -472,7 +472,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
         wait_for(lambda: desk.store.of_image("img"))
         assert studies.status()["total"] == 2, "readers need not wait"
         assert not sent.done()
-        with pytest.raises(BusyError, match=rf"process {holder.pid} .*over 1 s.*kept"):
+        with pytest.raises(BusyError, match=rf"process {holder.pid}\b.*kept"):
             sent.result()
     (kept,) = desk.store.of_image("img")
     assert kept.status == "accepted"

@@ -1,4 +1,4 @@
-"""Synthetic patients for a PACS: valid studies, the same every time, whose truth lies on their grids."""
+"""Tests that synthetic patients for a PACS are valid, the same every time, and have their truth on their grids."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""DICOM SEG both ways: names are kept, voxels lie where they lay, whoever wrote or reads the file."""
+"""Tests of writing and reading DICOM SEG: names and positions of voxels stay, whoever wrote or reads the file."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""DICOM series as scanners and archives really write them: read, or refused with one sentence."""
+"""Tests that DICOM series of real scanners and archives are read, or refused with one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path

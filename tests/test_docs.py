@@ -1,4 +1,4 @@
-"""The pages of the documentation: their commands run, in their order, in a folder with the files they name.
+"""Tests of the documentation: the commands of each page run, in order, in a folder with the files they name.
 
 In a page, a block of ``sh`` is run. The lines of ``sh finds`` may end with exit code 1, too. Those of ``sh no-run``
 need a network, a GPU, a cluster or a client: of them the project's own commands are parsed, and targets of make looked

@@ -1,4 +1,4 @@
-"""A submission that leaves levels in doubt, or makes certain ones odd, is answered with a finding."""
+"""Tests that a submission with doubtful levels, or with an odd rename of certain ones, is answered with a finding."""
 
 import threading
 from pathlib import Path

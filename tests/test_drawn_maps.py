@@ -1,4 +1,4 @@
-"""What the networks drew is kept for a while, and not without end."""
+"""Tests that output of the networks is kept for a while, and that its size is limited."""
 
 import os
 from pathlib import Path

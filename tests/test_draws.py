@@ -1,4 +1,4 @@
-"""Whose turn it is in a fine-tuning: every case once before any twice, and what is not drawn was not learned from."""
+"""Tests of the order of cases in a fine-tuning: each once before any twice; unused cases were not learned from."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a training survives: kill -9 anywhere, bad labels, missing images, a full disk, two at once.
+"""Tests of what a training survives: kill -9 anywhere, bad labels, missing images, a full disk, two at once.
 
 After each fault: every correction is still there, the last good model is served, and the next training works.
 """
@@ -263,7 +263,7 @@ def test_bad_labels_and_missing_images_are_left_out_by_name(tmp_path: Path) -> N
     result = survived(site, corrections)
     reasons = {case.name.split()[0]: case.reason for case in result.skipped}
     assert set(reasons) == {"sub-0", "sub-1", "sub-2"}
-    assert "got none named 'sub-1'" in reasons["sub-1"]
+    assert "no image 'sub-1'" in reasons["sub-1"]
     assert "'sub-2'" in reasons["sub-2"]
     assert "sub-0" in (result.run / "log.txt").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Records that another version of this software wrote, or that were damaged, cost nothing but themselves."""
+"""Tests that a record from another version of this software, or a damaged one, harms nothing else."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ def test_a_prediction_that_cannot_be_read_hides_no_other(
     record.write_text(text, encoding="utf-8")
     assert [found.id for found in store.of_image("img")] == ["1", "3"]
     assert (store.find("img", "2"), store.anywhere("2")) == (None, None)
-    assert [level for _, level, text in caplog.record_tuples if "passed over" in text] == [logging.WARNING] * 3
+    assert [level for _, level, text in caplog.record_tuples if "is skipped" in text] == [logging.WARNING] * 3
     record.write_text(json.dumps(CONTENT | {"id": "2", "of_a_later_version": 1}), encoding="utf-8")
     assert [found.id for found in store.of_image("img")] == ["1", "2", "3"]
 

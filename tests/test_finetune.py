@@ -1,4 +1,4 @@
-"""Fine-tuning: targets, the second channel, cases, batches, the loop, resuming and running out of memory."""
+"""Tests of fine-tuning: targets, second channel, cases, batches, the loop, resuming, too little memory."""
 
 import errno
 import functools
@@ -429,9 +429,9 @@ def spoiled(scan: LabeledScan, name: str) -> LabeledScan:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("no code", LabelError, r"got the values \[7\]"),
+        ("no code", LabelError, r"the values \[7\]"),
         ("empty", LabelError, "cubic millimeters"),
-        ("no disc", LabelError, "at least one disc"),
+        ("no disc", LabelError, "no disc"),
         ("another grid", GridError, "mm apart"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A .zip of a series: what it holds is taken, and what it could do to the server is refused with a sentence."""
+"""Tests that a .zip of a series is accepted, and that one that could harm the server is refused with a sentence."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""The waiting line of inference: nobody who went away is computed for, and it has an end."""
+"""Tests that the queue of inference skips clients that have left, and has a limit."""
 
 import threading
 from collections.abc import Iterator

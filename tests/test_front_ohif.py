@@ -1,4 +1,4 @@
-"""The viewer's page and the way to the PACS, without a PACS: what is changed, what is refused, what is taken apart."""
+"""Tests of the viewer's page and the proxy without a PACS: what is changed, refused, and taken apart."""
 
 import asyncio
 import io

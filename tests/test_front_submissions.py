@@ -1,4 +1,4 @@
-"""What a client hears of a submission that is kept and cannot be read, and what the server does with it later."""
+"""Tests of the answer to a submission that is kept but cannot be read, and of what happens to it later."""
 
 import json
 from collections.abc import Callable
@@ -141,7 +141,7 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     )
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
-        wait_for(lambda: store.standing("a"))
+        wait_for(lambda: store.in_force("a"))
     (kept,) = store.of_image("a")
     np.testing.assert_array_equal(store.codes(kept) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
     assert (folder / "labels" / "final" / "a.nii.gz").is_file()

@@ -1,4 +1,4 @@
-"""A PACS or a program that lets one client wait lets nobody else wait, and nobody for ever."""
+"""Tests that a PACS or program that keeps one client waiting delays nobody else, and nobody forever."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The gate: the comparison over subjects, the verdict, the hold-out."""
+"""Tests of the gate: the comparison over subjects, the verdict, the hold-out."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Grids: orientation, the 1 mm grid, and the way back."""
+"""Tests of grids: orientation, the 1 mm grid, and the way back."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Label maps of the reference implementation (tests/golden), voxel for voxel."""
+"""Tests against label maps of the reference implementation (tests/golden), voxel by voxel."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A server after a thousand requests: what it holds does not grow with what it has done."""
+"""Tests that a server does not grow with the number of its requests."""
 
 from collections import Counter
 from dataclasses import dataclass

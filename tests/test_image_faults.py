@@ -1,4 +1,4 @@
-"""What about an image can keep the networks from finding its levels, and where a user reads it."""
+"""Tests of faults in an image that keep the networks from finding its levels, and of their messages."""
 
 import re
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""Clients call images what they like; each has a file of its own, inside the studies."""
+"""Tests that clients may name images freely, and each has its own file inside the studies."""
 
 import os
 from pathlib import Path

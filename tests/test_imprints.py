@@ -1,4 +1,4 @@
-"""Whether an image is still the one that was labeled: known by its content, which is read only if it must be."""
+"""Tests of checking whether an image is still the labeled one, by its content, which is read only if necessary."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ import pytest
 
 import lib.corrections.imprints as module
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 from lib.files import sha256_of
 
 
@@ -31,9 +31,9 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
         os.utime(image, (0, 0))
     seen: list[Path] = []
     monkeypatch.setattr(module, "sha256_of", lambda path: seen.append(path) or read(path))
-    imprints = Imprints()
+    check = ImageCheck()
     for _ in range(3):
-        assert imprints.check(image, label) == (imprint_of(image) if same else None)
+        assert check.check(image, label) == (imprint_of(image) if same else None)
     assert len(seen) == reads
 
 
@@ -66,11 +66,11 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
         return read(path)
 
     monkeypatch.setattr(module, "sha256_of", slowly)
-    imprints = Imprints()
+    check = ImageCheck()
 
     def ask(_: int) -> bool:
         together.wait()
-        return imprints.check(image, label) is not None
+        return check.check(image, label) is not None
 
     with ThreadPoolExecutor(askers) as pool:
         assert all(pool.map(ask, range(askers)))

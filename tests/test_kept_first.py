@@ -1,4 +1,4 @@
-"""A submission is kept before it is read: whatever fails afterwards, the file is there and can be read again."""
+"""Tests that a submission is kept before it is read, so that it can be read again after any failure."""
 
 import json
 import multiprocessing
@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lib.corrections import inbox, receipts
-from lib.corrections.receipts import NOT_TRIED, Waiting
+from lib.corrections.answers import NOT_TRIED
+from lib.corrections.receipts import Waiting
 from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
 from lib.errors import ImageError, LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
@@ -71,7 +72,7 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
         if place == "likely":
             patch.setattr(desk.inbox._attribution, "likely", fails(error))
         for _ in range(2):
-            with pytest.raises(heard, match=r"kept.*submit it again"):
+            with pytest.raises(heard, match=r"kept.*(?i:submit it again)"):
                 desk.submit()
             assert type(error).__name__ in waiting(desk).reason
     assert (desk.store.of_image("img"), desk.published) == ((), [])
@@ -157,7 +158,7 @@ def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) ->
     killed_while_reading(desk, desk.submit)
     killed_while_reading(desk, lambda: desk.inbox.interpret_waiting(again=False))
     (left,) = desk.inbox.interpret_waiting(again=False)
-    assert "ended while" in left.reason
+    assert "stopped while" in left.reason
     assert desk.inbox.interpret_waiting(again=True) == ()
     assert [c.status for c in desk.store.of_image("img")] == ["accepted"]
 
@@ -184,7 +185,7 @@ def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
     late, newest = desk.store.of_image("img")
     assert (late.id < newest.id, newest) == (True, newer)
     assert [info["correction"] for _, _, _, info in desk.published] == [newer.id]
-    assert [c.id for c in desk.store.standing("img")] == [late.id, newer.id]
+    assert [c.id for c in desk.store.in_force("img")] == [late.id, newer.id]
 
 
 def test_a_label_that_waited_is_shown_with_the_word_that_it_was_renumbered(desk: Desk) -> None:
@@ -209,7 +210,7 @@ def test_a_label_that_waited_does_not_come_back_after_the_next_was_taken_back(de
     assert desk.inbox.withdraw("img", "final", user="ada", hide=lambda image, tag: None) == (newer.id,)
     desk.inbox.interpret_waiting(again=True)
     assert len(desk.store.of_image("img")) == 2
-    assert (desk.store.standing("img"), len(desk.published)) == ((), 1)
+    assert (desk.store.in_force("img"), len(desk.published)) == ((), 1)
 
 
 def test_a_label_that_cannot_be_shown_is_filed_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

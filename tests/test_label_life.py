@@ -1,4 +1,4 @@
-"""The life of a label on a running server: its tag, what takes its place, and how it is taken back."""
+"""Tests of a label on a running server: its tag, its replacement, and its withdrawal."""
 
 import json
 import shutil

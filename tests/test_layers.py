@@ -1,4 +1,4 @@
-"""The map in docs/design.md: imports between the rooms point down only, and what it names is where it says."""
+"""Tests of the map in docs/design.md: imports between rooms point down only, and names are where it says."""
 
 import ast
 import re

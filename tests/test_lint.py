@@ -1,4 +1,4 @@
-"""What the linter finds, and that it finds nothing in sound maps."""
+"""Tests of the linter: its findings, and that sound maps have none."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which structures a reply lists: no empty rows in a client's scene, and nothing of an earlier result left in it."""
+"""Tests of the structures in a reply: no empty rows in a client's scene, and nothing left of an earlier result."""
 
 from pathlib import Path
 

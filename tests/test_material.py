@@ -1,4 +1,4 @@
-"""Which labels train: finished ones, by the tag under which their author submitted them."""
+"""Tests of choosing the labels that train: finished ones, by the tag of their author."""
 
 from pathlib import Path
 from typing import Any

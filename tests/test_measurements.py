@@ -1,4 +1,4 @@
-"""Sizes and angles of columns drawn with known measures: straight, tilted, and bent to an arc."""
+"""Tests of sizes and angles on columns with known measures: straight, tilted, and bent to an arc."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Warm networks: loaded once, followed when another version is published, given back on demand."""
+"""Tests of loaded networks: loaded once, replaced after a new version is published, released on request."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_changed_files_are_noticed(model_dir):
 def test_removed_files_are_an_error(model_dir):
     networks = Networks(ModelStore(model_dir), device="cpu")
     networks.get(1).folder.checkpoint.unlink()
-    with pytest.raises(WeightsError, match="is required, got none"):
+    with pytest.raises(WeightsError, match="no checkpoint"):
         networks.get(1)
 
 

@@ -1,4 +1,4 @@
-"""The warm predictor against nnU-Net's own inference, and its behavior at the edges."""
+"""Tests of the predictor against nnU-Net's own inference, and of its behavior in edge cases."""
 
 import logging
 from pathlib import Path
@@ -120,11 +120,11 @@ def model(tmp_path_factory) -> ModelFolder:
 @pytest.mark.parametrize(
     ("channels", "soft", "match"),
     [
-        pytest.param(np.zeros((2, 5, 5, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="channels"),
-        pytest.param(np.zeros((5, 5, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="no-channel-axis"),
-        pytest.param(np.zeros((1, 5, 0, 5), np.float32), (), r"takes \(1, X, Y, Z\)", id="empty"),
-        pytest.param(np.full((1, 5, 5, 5), np.nan, np.float32), (), "must be finite", id="nan"),
-        pytest.param(np.ones((1, 5, 5, 5), np.float32), ("sacrum",), "soft must name regions", id="unknown-region"),
+        pytest.param(np.zeros((2, 5, 5, 5), np.float32), (), r"\(1, X, Y, Z\)", id="channels"),
+        pytest.param(np.zeros((5, 5, 5), np.float32), (), r"\(1, X, Y, Z\)", id="no-channel-axis"),
+        pytest.param(np.zeros((1, 5, 0, 5), np.float32), (), r"\(1, X, Y, Z\)", id="empty"),
+        pytest.param(np.full((1, 5, 5, 5), np.nan, np.float32), (), "NaN", id="nan"),
+        pytest.param(np.ones((1, 5, 5, 5), np.float32), ("sacrum",), "sacrum", id="unknown-region"),
     ],
 )
 def test_refuses_wrong_input(model, channels, soft, match):
@@ -134,13 +134,11 @@ def test_refuses_wrong_input(model, channels, soft, match):
 
 @pytest.mark.parametrize("step", [0, -1, 1.5])
 def test_refuses_a_wrong_tile_step(model, step):
-    with pytest.raises(ValueError, match="tile_step must be"):
+    with pytest.raises(ValueError, match="tile_step"):
         WarmPredictor(model, device="cpu", tile_step=step)
 
 
-@pytest.mark.parametrize(
-    ("device", "match"), [("tpu", "device must be"), ("mps", "device must be"), ("cuda", "needs a CUDA GPU")]
-)
+@pytest.mark.parametrize(("device", "match"), [("tpu", "'tpu'"), ("mps", "'mps'"), ("cuda", "CUDA GPU")])
 def test_refuses_an_unknown_device(monkeypatch, device, match):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=match):
@@ -348,7 +346,7 @@ def test_positive_part_of_nothing():
 def test_nan_from_the_network_is_an_error(model):
     predictor = WarmPredictor(model, device="cpu")
     predictor._network = Scaled(predictor._network, float("nan"))
-    with pytest.raises(WeightsError, match="must be finite"):
+    with pytest.raises(WeightsError, match="NaN"):
         predictor.predict(image(1, (20, 20, 20)))
 
 

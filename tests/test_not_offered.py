@@ -1,4 +1,4 @@
-"""What a studies folder holds and does not offer, and label maps in it that somebody else made."""
+"""Tests of files in a studies folder that are not offered, and of label maps from others."""
 
 import json
 import logging
@@ -45,16 +45,16 @@ def studies_in(folder: Path) -> StudiesDatastore:
 
 
 LEFT = {
-    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "link or copy"),
+    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "Link or copy"),
     "deep": (lambda f: volume(f / "a" / "b" / "c" / "d" / "e.nii.gz"), "a/", "a/b/c/d/e.nii.gz"),
-    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "convert"),
-    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "convert"),
-    "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "convert it"),
+    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
+    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
+    "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "Convert it"),
     "broken link": (lambda f: linked(f / "x.nii.gz", "nowhere.nii.gz"), "x.nii.gz", "restore the file"),
     "annex link": (lambda f: linked(f / "x.nii.gz", ".git/annex/objects/ab/x"), "x.nii.gz", "datalad get"),
     "LFS pointer": (lambda f: written(f / "x.nii.gz", LFS), "x.nii.gz", "git lfs pull"),
     "annex pointer": (lambda f: written(f / "x.NII", ANNEX), "x.NII", "git annex get"),
-    "bad name": (lambda f: written(f / "a:b.nii", b"x"), "a:b.nii", "rename it"),
+    "bad name": (lambda f: written(f / "a:b.nii", b"x"), "a:b.nii", "Rename it"),
 }
 
 
@@ -84,7 +84,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("lib.corrections.not_offered.os.scandir", refuse)
-    assert "grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
+    assert "Grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
 
 
 def test_a_folder_with_a_long_name_is_named(tmp_path: Path) -> None:

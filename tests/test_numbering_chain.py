@@ -1,4 +1,4 @@
-"""The chain model on columns with known truth: each mistake alone, variants, abstention, pins, localizers."""
+"""Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
 from pathlib import Path
 

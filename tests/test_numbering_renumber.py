@@ -1,4 +1,4 @@
-"""A reader renames one level; the rest follows, the voxels stay."""
+"""Tests that the other levels follow when a reader renames one, and the voxels stay."""
 
 import numpy as np
 import pytest

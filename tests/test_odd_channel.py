@@ -1,11 +1,11 @@
-"""Step 2 learns one rule: a vertebra below a marked disc is odd. A column with a fused disc teaches no other."""
+"""Tests of step 2's rule: a vertebra below a marked disc is odd, even in a column with a fused disc."""
 
 import numpy as np
 import pytest
 
 from block_spines import block_spine
 from lib.anatomy import CODE_OF, DISCS, SACRUM, Step2, column
-from lib.nnunet.odd_channel import marked_discs, taught_variant
+from lib.nnunet.odd_channel import marked_discs, training_variant
 from lib.nnunet.targets import step_target
 
 VARIANTS = {"usual": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L6": (12, 6), "T11+L4": (11, 4)}
@@ -26,7 +26,7 @@ def test_what_lies_below_a_marked_disc_is_odd(
     codes[np.isin(codes, [CODE_OF[name] for name in fused])] = 0
     top = CODE_OF[f"T{thoracic}" if first == "last" else first]
     codes[:, :, np.argwhere(codes == top)[:, 2].max() + 1 :] = 0
-    swapped = taught_variant(codes, swapped=swapped)
+    swapped = training_variant(codes, swapped=swapped)
     marked = marked_discs(codes, swapped=swapped)
     target = step_target(codes, 2, swapped=swapped)
     spine = column(thoracic, lumbar)
@@ -43,9 +43,9 @@ def test_what_lies_below_a_marked_disc_is_odd(
 def test_one_disc_alone_is_marked_whatever_variant_is_asked_for(disc: str, swapped: bool) -> None:
     """Step 2 was taught with an empty channel, which inference never gives it, or with one channel and both answers."""
     codes = np.array([0, CODE_OF[disc]], np.uint8)
-    assert marked_discs(codes, swapped=taught_variant(codes, swapped=swapped)) == (CODE_OF[disc],)
+    assert marked_discs(codes, swapped=training_variant(codes, swapped=swapped)) == (CODE_OF[disc],)
 
 
 def test_a_label_without_any_disc_marks_none() -> None:
     codes = np.array([0, CODE_OF["L3"]], np.uint8)
-    assert not any(marked_discs(codes, swapped=taught_variant(codes, swapped=s)) for s in (False, True))
+    assert not any(marked_discs(codes, swapped=training_variant(codes, swapped=s)) for s in (False, True))

@@ -1,4 +1,4 @@
-"""Which image is offered next: not one that another reader has, and not always the same."""
+"""Tests of the next image that is offered: not one that another reader has, and not always the same."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""The server before a real Orthanc: lists, filters, fetching, results as DICOM SEG, and what is stored back."""
+"""Tests of the server with a real Orthanc: lists, filters, fetching, results as DICOM SEG, and stored corrections."""
 
 import json
 from collections.abc import Iterator

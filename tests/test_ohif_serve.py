@@ -1,4 +1,4 @@
-"""``make serve-ohif``: an empty folder becomes a PACS with a labeled spine on the screen, and Ctrl-C ends it all."""
+"""Tests of ``make serve-ohif``: from an empty folder to a labeled spine on the screen, and Ctrl-C ends it all."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Networks in OpenVINO: the same labels and names as PyTorch, converted once, never a damaged or foreign conversion."""
+"""Tests of networks in OpenVINO: the same labels and names as PyTorch, converted once, never damaged or foreign."""
 
 import json
 import logging
@@ -132,7 +132,7 @@ def test_weights_that_change_meanwhile_are_refused(tmp_path, folder):
     assert folder.digest
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     folder.checkpoint.write_bytes(other.checkpoint.read_bytes())
-    with pytest.raises(WeightsError, match="try again"):
+    with pytest.raises(WeightsError, match="Try again"):
         predict(folder)
 
 
@@ -191,7 +191,7 @@ def test_nowhere_to_write_stays_in_memory_with_one_sentence(folder, conversions,
     np.testing.assert_array_equal(labels, predict(folder).labels)
     assert len(conversions) == 2
     (message,) = {record.getMessage() for record in caplog.records}
-    assert "converts again" in message
+    assert "converts them again" in message
 
 
 def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, user_cache):

@@ -1,4 +1,4 @@
-"""Fetched series take no more room than they may, and the PACS is asked no more than it must be."""
+"""Tests that fetched series respect the limit of their space, and that the PACS gets no needless requests."""
 
 import os
 import time

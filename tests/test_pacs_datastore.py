@@ -1,4 +1,4 @@
-"""A PACS as a datastore, with a small class in the PACS's place: lists, fetching, faults."""
+"""Tests of a PACS as a datastore, with a stand-in: lists, fetching, faults."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""A PACS that is down, slow or still being filled costs nobody's work."""
+"""Tests that nobody loses work if a PACS is down, slow or still being filled."""
 
 import json
 import os
@@ -178,7 +178,7 @@ def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> 
     """It would keep all others from the PACS for ever."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
-        raise EmptySegmentationError("a label with voxels is required, got none; draw one")
+        raise EmptySegmentationError("The label has no voxels. Draw one.")
 
     shown = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     with pytest.raises(EmptySegmentationError):

@@ -1,4 +1,4 @@
-"""The whole way from an image to named labels, with a predictor that knows the answer."""
+"""Tests of the whole way from an image to named labels, with a predictor that knows the answer."""
 
 from collections.abc import Collection
 from contextlib import contextmanager

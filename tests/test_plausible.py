@@ -1,4 +1,4 @@
-"""Labels that show a part of the spine, are upside down or numbered by another table teach and name nothing."""
+"""Tests that labels that are partial, upside down or in another numbering train nothing and name nothing."""
 
 from pathlib import Path
 

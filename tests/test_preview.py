@@ -1,4 +1,4 @@
-"""Pictures: the right plane, the right way up, in millimeters, colors and tags where they belong."""
+"""Tests of pictures: the right plane, the right way up, in millimeters, with colors and tags in the right places."""
 
 from pathlib import Path
 from typing import Any

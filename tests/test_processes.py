@@ -1,4 +1,4 @@
-"""A port for another program, and its end."""
+"""Tests of finding a port for another program, and of ending the program."""
 
 import os
 import signal

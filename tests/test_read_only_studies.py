@@ -1,4 +1,4 @@
-"""Studies that can only be read, and a disk that is full: what can still be looked at is shown."""
+"""Tests of studies that can only be read, and of a full disk: whatever can be read is shown."""
 
 import json
 import shutil

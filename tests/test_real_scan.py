@@ -1,4 +1,4 @@
-"""The starter weights on a scan of a person: every level between the two that are known, under its name."""
+"""Tests of the starter weights on a scan of a person: every level between the two known ones has its name."""
 
 from collections.abc import Callable
 from pathlib import Path

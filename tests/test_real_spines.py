@@ -1,4 +1,4 @@
-"""Scans of people among the starter's training patches: two readings, resampling, shares, and refusals."""
+"""Tests of scans of people among the starter's training patches: readings, resampling, shares, and refusals."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_training_takes_cases_from_files_and_says_which(case: RealSpine, tmp_pat
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        pytest.param(None, "holds no training cases", id="empty folder"),
+        pytest.param(None, "no training cases", id="empty folder"),
         pytest.param(b"no zip", "cannot be read", id="another file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which weights are in use: the pointer file, versions that appear whole, settings, and crashes in between."""
+"""Tests of the weights in use: the pointer file, versions that appear whole, settings, and crashes in between."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""The table of the long checks, and that of the coverage."""
+"""Tests of the tables of the long checks and of the coverage."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which official release runs, and that two of them are never mixed."""
+"""Tests of finding the official release in use, and that two releases are never mixed."""
 
 import shutil
 from collections.abc import Sequence

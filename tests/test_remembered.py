@@ -1,4 +1,4 @@
-"""Weights that were never trained on synthetic spines: what is kept against forgetting, and what judges."""
+"""Tests of weights that were never trained on synthetic spines: what is used against forgetting, and what judges."""
 
 import json
 from collections.abc import Callable, Iterable

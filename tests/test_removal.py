@@ -1,4 +1,4 @@
-"""``totalspineseg models remove``: the weights of a version go, what is known of it stays."""
+"""Tests of ``totalspineseg models remove``: the weights of a version are deleted, its record stays."""
 
 import json
 import multiprocessing

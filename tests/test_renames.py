@@ -1,4 +1,4 @@
-"""One renamed segment moves the other levels, but only those of the map it was renamed in."""
+"""Tests that one renamed segment renames the other levels, but only in the map in which it was renamed."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The HTML page of a run: well-formed, escaped, sortable."""
+"""Tests of the HTML page of a run: well-formed, escaped, sortable."""
 
 from html.parser import HTMLParser
 

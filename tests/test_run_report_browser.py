@@ -1,4 +1,4 @@
-"""The page of a run in Chromium: sorting, folding, enlarging."""
+"""Tests of the page of a run in Chromium: sorting, folding, enlarging."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Scores of images: what they are made of, when they count, and that they can be lost."""
+"""Tests of scores of images: their parts, when they count, and that they can be lost without harm."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The page about training from scratch: every command that needs no network is run, the others are parsed."""
+"""Tests of the page about training from scratch: offline commands are run, the others are parsed."""
 
 import re
 import shlex

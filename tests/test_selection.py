@@ -1,4 +1,4 @@
-"""Which scan comes first by its score: the doubtful, the sure, and what few labels show; never ten alike."""
+"""Tests of ordering scans by score: doubtful ones, certain ones, and rare levels, but never ten alike."""
 
 import time
 from collections import Counter

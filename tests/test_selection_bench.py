@@ -1,4 +1,4 @@
-"""What `make bench-selection` counts, and that its half with trainings runs, goes on, and ends with a table."""
+"""Tests of `make bench-selection`: its counts, and that its trainings run, continue, and end with a table."""
 
 import json
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_the_table_has_a_mean_and_each_site() -> None:
 
 def test_scans_of_a_site_are_the_same_each_time_and_those_of_another_are_not(tmp_path: Path) -> None:
     kind, plan = bench_selection.KINDS[0], bench_selection.QUICK
-    names = [[c.name for c in bench_selection.drawn(tmp_path, seed, kind, 2, plan, first=0)] for seed in (0, 0, 1)]
+    names = [[c.name for c in bench_selection.make_scans(tmp_path, seed, kind, 2, plan, first=0)] for seed in (0, 0, 1)]
     assert names[0] == names[1]
     assert not set(names[0]) & set(names[2])
     assert len(list(tmp_path.iterdir())) == 4

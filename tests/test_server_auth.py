@@ -1,4 +1,4 @@
-"""With authentication on, a valid token opens the server and nothing else does."""
+"""Tests that with authentication a valid token opens the server, and nothing else does."""
 
 import base64
 import http.server

@@ -1,4 +1,4 @@
-"""The server's end: within a stated time whatever hangs, and after what annotators have sent."""
+"""Tests of the server's end: within a stated time whatever hangs, and after submissions in progress."""
 
 import asyncio
 import json

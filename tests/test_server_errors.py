@@ -1,4 +1,4 @@
-"""Failures of any kind reach the client as a status and one sentence, without a trace of the code."""
+"""Tests that any failure reaches the client as a status and one sentence, without a trace of the code."""
 
 import errno
 from pathlib import Path
@@ -39,7 +39,7 @@ def upstream(status: int) -> requests.HTTPError:
     ("error", "status", "word"),
     [
         pytest.param(OSError(errno.ENOSPC, "No space left on device"), 507, "disk", id="disk full"),
-        pytest.param(StorageError("room is required, got none; free disk space"), 507, "room", id="storage"),
+        pytest.param(StorageError("There is no room. Free disk space."), 507, "room", id="storage"),
         pytest.param(PermissionError(errno.EACCES, "secret"), 500, "server's log", id="permission"),
         pytest.param(RuntimeError("secret"), 500, "server's log", id="bug"),
         pytest.param(ImageNotFoundException("Image x not found"), 404, "not found", id="host's unknown image"),
@@ -112,7 +112,7 @@ def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
     """A full disk, or an index that another program held, was answered as an unusable image."""
 
     def full(*_: Any) -> str:
-        raise StorageError("room is required, got none; free disk space")
+        raise StorageError("There is no room. Free disk space.")
 
     app = FastAPI()
     errors.install(app)
@@ -122,4 +122,4 @@ def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
     write_volume(tmp_path / "one.nii.gz", image_of(lumbar_codes()), RAS)
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.put("/datastore/", files={"file": ("one.nii.gz", (tmp_path / "one.nii.gz").read_bytes())})
-    assert (answer.status_code, "free disk space" in answer.json()["detail"]) == (507, True)
+    assert (answer.status_code, "Free disk space" in answer.json()["detail"]) == (507, True)

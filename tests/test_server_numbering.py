@@ -1,4 +1,4 @@
-"""Numbering through a running server: a fixed level, a renamed segment, other series of the examination."""
+"""Tests of numbering by a running server: a fixed level, a renamed segment, other series of the examination."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Requests that no client of today sends, found by ``make fuzz``: none is the server's own fault."""
+"""Tests of odd requests that ``make fuzz`` found: none may cause a fault of the server."""
 
 import json
 from typing import Any

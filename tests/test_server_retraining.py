@@ -1,4 +1,4 @@
-"""Trainings through a running server that is killed, or asked twice at once; driven by the client's own module."""
+"""Tests of trainings by a running server that is killed, or asked twice at once, with the client's own module."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager

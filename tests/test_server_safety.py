@@ -1,4 +1,4 @@
-"""Holes of the host that the front closes, each by a request that used to go through."""
+"""Tests that the front closes holes of the host, each with a request that used to get through."""
 
 import json
 import tempfile

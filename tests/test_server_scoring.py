@@ -1,4 +1,4 @@
-"""Scoring, batch inference and the orders by score, through the real server."""
+"""Tests of scoring, batch inference and the orders by score, with the real server."""
 
 import json
 import time

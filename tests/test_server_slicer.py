@@ -1,4 +1,4 @@
-"""How 3D Slicer names its volumes, uploads them and submits what it drew, in the order of its plugin."""
+"""Tests of how 3D Slicer names volumes, uploads them and submits labels, in the order of its plugin."""
 
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def test_a_volume_of_the_same_name_as_another_patients_is_refused(
     with pytest.raises(MONAILabelClientException) as caught:
         client.upload_image(volume(tmp_path, 0.75), name)
     assert "409" in caught.value.msg
-    assert f"'{name}' names another image here. Rename yours" in caught.value.msg
+    assert f"Another image here is named '{name}'" in caught.value.msg
     assert client.datastore()["objects"].keys() == before
     assert client.upload_image(volume(tmp_path, 0.25), name) == {"image": name}, "the same bytes again"
 

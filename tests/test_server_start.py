@@ -1,4 +1,4 @@
-"""What is wrong with how the server is started: one sentence and exit code 2, before anything is written."""
+"""Tests that errors at the server's start give one sentence and exit code 2, before anything is written."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Sessions go when they are over, whatever else lies in their folder."""
+"""Tests that sessions are removed when they are over, whatever else is in their folder."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which other series of an examination count as evidence for the levels of this one."""
+"""Tests of the other series of an examination that count as evidence for the levels of a scan."""
 
 from collections.abc import Mapping
 from pathlib import Path

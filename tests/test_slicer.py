@@ -1,4 +1,4 @@
-"""The reader's loop with 3D Slicer's own import and export before a running server; see ``slicer_desk``.
+"""Tests of the reader's loop with 3D Slicer's own import and export and a running server; see ``slicer_desk``.
 
 What the server keeps is compared with what the reader drew, point by point in the patient.
 """

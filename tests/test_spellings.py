@@ -1,4 +1,4 @@
-"""Segments are known by their names, as people in the field write them; what is in doubt stays unknown."""
+"""Tests that segments are known by the names that people in the field use; doubtful names stay unknown."""
 
 import pytest
 

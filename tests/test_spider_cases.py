@@ -1,4 +1,4 @@
-"""SPIDER slabs as training cases: names by counting, and what nobody looked at."""
+"""Tests of SPIDER slabs as training cases: names by counting, and regions that nobody checked."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
+"""Tests of starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def tiny(**settings: object) -> StarterSettings:
 
 def lumbar(seed: int = 0, step: int = 2, **options: int) -> SyntheticSpine:
     settings = SpineOptions(
-        field=Field.LUMBAR, spacing_mm=GRIDS[step].drawn_mm, width_mm=80.0, depth_mm=150.0, **options
+        field=Field.LUMBAR, spacing_mm=GRIDS[step].fine_mm, width_mm=80.0, depth_mm=150.0, **options
     )
     return random_spine(np.random.default_rng(seed), settings)
 
@@ -137,9 +137,9 @@ def test_workers_draw_streams_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"iterations": 0}, "iterations must be 1"),
+        ({"iterations": 0}, "iterations of 1"),
         ({"minutes": -1.0}, "positive time"),
-        ({"workers": -1}, "workers must"),
+        ({"workers": -1}, "workers"),
     ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float], says: str) -> None:

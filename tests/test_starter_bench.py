@@ -1,4 +1,4 @@
-"""The bench of the starter weights: what it asks for, and the pictures it makes."""
+"""Tests of the bench of the starter weights: its requests, and its pictures."""
 
 from pathlib import Path
 

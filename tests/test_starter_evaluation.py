@@ -1,4 +1,4 @@
-"""What the starter's report says: Dice by structure, levels and scans by field of view and contrast, the flagged."""
+"""Tests of the starter's report: Dice by structure, levels and scans by field of view and contrast, flags."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The studies folder under the server's hands: what is removed from it, and what is not."""
+"""Tests of what the server removes from the studies folder, and what it keeps."""
 
 import errno
 import itertools

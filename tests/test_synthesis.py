@@ -1,4 +1,4 @@
-"""Synthetic spines: anatomy in order, variants, fields of view, contrast, determinism."""
+"""Tests of synthetic spines: order of the anatomy, variants, fields of view, contrast, determinism."""
 
 import importlib
 import itertools

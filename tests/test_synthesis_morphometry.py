@@ -1,4 +1,4 @@
-"""Drawn spines against the literature: curves, cord, conus, tail bone, discs, bodies, canal, pedicles.
+"""Tests of synthetic spines against the literature: curves, cord, conus, tail bone, discs, bodies, canal, pedicles.
 
 Numbers without a source here are those of ``lib/synthesis/morphometry.py``, which names theirs.
 """

@@ -1,4 +1,4 @@
-"""The scanner of `make bench-retrain`: unknown to the weights, one protocol for everybody, and a reader can use it."""
+"""Tests of the scanner of `make bench-retrain`: unknown to the weights, one protocol, and readable images."""
 
 import functools
 

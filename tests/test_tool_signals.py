@@ -1,4 +1,4 @@
-"""A tool that is ended by a signal leaves no server and no folder behind."""
+"""Tests that a tool that is ended by a signal leaves no server and no folder behind."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The loop from corrections to a published version, and the tasks clients start."""
+"""Tests of the loop from corrections to a published version, and of the tasks that clients start."""
 
 import json
 from collections.abc import Iterable
@@ -204,7 +204,7 @@ def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
     first = train(site, iterations=2)
     correct(site, tmp_path, "sub-9", 9)
     known = {2: trained_on(site.models, first.version, 2)}
-    taught = site_material(site, known).taught(2)
+    taught = site_material(site, known).lessons(2)
     assert {s.provenance["image"]: s.origin for s in taught} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
     assert [s.read().origin for s in taught] == [s.origin for s in taught]
     second = train(site, iterations=2)
@@ -252,7 +252,9 @@ def test_an_image_that_trains_under_another_name_does_not_judge(
     found = site_material(site)
     assert [s.provenance["image"] for s in found.training] == ["sub-0"]
     assert [s.provenance["image"] for s in found.holdout] == ["sub-1"]
-    assert [(case.name.split()[0], "no other name" in case.reason) for case in found.skipped] == [("sub-again", True)]
+    assert [(case.name.split()[0], "under another name" in case.reason) for case in found.skipped] == [
+        ("sub-again", True)
+    ]
 
 
 def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(

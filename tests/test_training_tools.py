@@ -1,4 +1,4 @@
-"""What `make demo` and `make bench-retrain` say of a training, and their exit codes."""
+"""Tests of the reports and exit codes of `make demo` and `make bench-retrain`."""
 
 import sys
 from collections.abc import Iterator

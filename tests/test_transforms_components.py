@@ -1,4 +1,4 @@
-"""Components, boxes, dilation, canal, discs, soft maps: against plain scipy, and their properties."""
+"""Tests of components, boxes, dilation, canal, discs and soft maps against plain scipy, and of their properties."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Names: landmarks, counting, the row of discs and vertebrae, painting, levels."""
+"""Tests of names: landmarks, counting, the row of discs and vertebrae, painting, levels."""
 
 import numpy as np
 import pytest

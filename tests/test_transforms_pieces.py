@@ -1,4 +1,4 @@
-"""Pieces: what belongs together, in which order, and what is known of each."""
+"""Tests of pieces: what belongs together, their order, and their properties."""
 
 import numpy as np
 import pytest

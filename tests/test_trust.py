@@ -1,4 +1,4 @@
-"""How far networks are believed: counted, kept beside the weights, drawn towards the careful values."""
+"""Tests of the trust in networks: counted, kept beside the weights, and careful if little is known."""
 
 import json
 import zipfile

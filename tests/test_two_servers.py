@@ -1,4 +1,4 @@
-"""Two server processes on one folder of studies: nothing submitted is lost, and readers get different images."""
+"""Tests of two server processes on one studies folder: no submission is lost, and readers get different images."""
 
 import json
 import time

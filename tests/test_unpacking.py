@@ -1,4 +1,4 @@
-"""Small files that ask for all the memory: what is unpacked is bounded, and the answer is one sentence."""
+"""Tests that small files cannot fill the memory: unpacking is bounded, and the answer is one sentence."""
 
 import gzip
 import tracemalloc

@@ -1,4 +1,4 @@
-"""What an annotator did not look at: marked with a submission, kept, never taught, never scored."""
+"""Tests of what an annotator did not check: marked in a submission, kept, never trained, never scored."""
 
 import json
 from dataclasses import replace

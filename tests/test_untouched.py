@@ -1,4 +1,4 @@
-"""What readers left as it was predicted does not judge weights of that line, and teaches them little."""
+"""Tests that structures left as predicted do not judge weights of that line, and train them little."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -393,7 +393,7 @@ def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> l
     """Patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
-    (source,) = start_of(site, tiny_settings()).material.taught(step)
+    (source,) = start_of(site, tiny_settings()).material.lessons(step)
     folder = ModelFolder.open(write_model_folder(root / "model", step, spacing=SPACING_MM))
     work = root / "work"
     job = Job(folder, store_cases([prepare_case(source.read(), folder)], folder, work), work, FinetuneSettings())

@@ -1,4 +1,4 @@
-"""A label is filed under the image it was sent for, or under none: never under another patient's."""
+"""Tests that a label is filed under the image it was sent for, or under none, never under another patient's."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Volumes from and to files, and what a bad file says."""
+"""Tests of reading and writing volumes, and of the messages for bad files."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Installing weights: broken lines, hostile zips, other files under a known name."""
+"""Tests of installing weights: unreliable connections, hostile zips, other files with a known name."""
 
 import io
 import json
@@ -214,7 +214,7 @@ def test_too_long_leftover_is_dropped(tmp_path, release, zips):
 
 def test_missing_file_is_said_at_once(tmp_path, release):
     url, handler = release
-    with pytest.raises(WeightsError, match="got HTTP 404"):
+    with pytest.raises(WeightsError, match="HTTP 404"):
         download(f"{url}/none.zip", tmp_path / "a.zip", pause_s=0)
     assert len(handler.seen) == 1
 
@@ -226,7 +226,7 @@ def test_dead_server_is_given_up(tmp_path):
 
 @pytest.mark.parametrize("url", ["http://example.org/a.zip", "file:///etc/passwd", "ftp://127.0.0.1/a"])
 def test_only_https(tmp_path, url):
-    with pytest.raises(WeightsError, match="https address is required"):
+    with pytest.raises(WeightsError, match="https address"):
         download(url, tmp_path / "a.zip")
 
 
@@ -247,15 +247,15 @@ def test_another_file_under_a_known_name_is_refused(tmp_path, zips):
     other = tmp_path / "other" / zips[0].name
     other.parent.mkdir()
     other.write_bytes(zips[0].read_bytes() + b"\0")
-    with pytest.raises(WeightsError, match=f"must have SHA-256 {sha256_of(zips[0])}, got {sha256_of(other)}"):
+    with pytest.raises(WeightsError, match=f"{sha256_of(other)}.*{sha256_of(zips[0])}"):
         install(tmp_path, zips=[other, zips[1]])
-    with pytest.raises(WeightsError, match="must have SHA-256"):
+    with pytest.raises(WeightsError, match="SHA-256"):
         install(tmp_path, zips=[other, zips[1]], sha256=[sha256_of(other), sha256_of(zips[1])])
 
 
 def test_expected_hash_is_compared(tmp_path, zips):
     right = [sha256_of(path).upper() for path in zips]
-    with pytest.raises(WeightsError, match="must have SHA-256 0000"):
+    with pytest.raises(WeightsError, match=r"SHA-256.* 0000"):
         install(tmp_path, zips=zips, sha256=["0000", right[1]])
     with pytest.raises(WeightsError, match=r"SHA-256.*1 for 2"):
         install(tmp_path, zips=zips, sha256=right[:1])

@@ -1,4 +1,4 @@
-"""Writes nnU-Net model folders of the official shape with tiny networks and random weights, for tests."""
+"""Write nnU-Net model folders of the official shape with tiny networks and random weights, for tests."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS
 
 DATASETS = {1: "Dataset101_TotalSpineSeg_step1", 2: "Dataset102_TotalSpineSeg_step2"}
 TRAINER = "nnUNetTrainerDAExtGPU"
-"""A trainer class that nnU-Net itself does not have, as the official checkpoints name it."""
+"""A trainer class that nnU-Net itself does not have, like that of the official checkpoints."""
 CONFIGURATION = "3d_fullres"
 ARCHITECTURES = {
     "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -22,7 +22,7 @@ ARCHITECTURES = {
 
 
 def dataset_json(step: int) -> dict[str, Any]:
-    """The dataset.json of a step: region labels in channel order."""
+    """Return the dataset.json of a step: region labels in channel order."""
     regions: Mapping[str, tuple[int, ...]] = STEP1_REGIONS if step == 1 else STEP2_REGIONS
     labels: dict[str, Any] = {"background": 0}
     labels |= {name: classes[0] if len(classes) == 1 else list(classes) for name, classes in regions.items()}
@@ -43,7 +43,7 @@ def plans_json(
     spacing: Sequence[float] = (1, 1, 1),
     arch: str = "resenc",
 ) -> dict[str, Any]:
-    """The plans.json of a step, with the keys that nnU-Net's planner writes."""
+    """Return the plans.json of a step, with the keys of nnU-Net's planner."""
     stages = len(features)
     blocks = "n_blocks_per_stage" if arch == "resenc" else "n_conv_per_stage"
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
@@ -101,7 +101,7 @@ def plans_json(
 
 
 def random_network(step: int, plans: dict[str, Any], seed: int) -> torch.nn.Module:
-    """The network of the plans with seeded random weights whose logits are balanced around zero."""
+    """Return the network of the plans with seeded random weights whose logits are balanced around zero."""
     architecture = plans["configurations"][CONFIGURATION]["architecture"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -118,7 +118,7 @@ def random_network(step: int, plans: dict[str, Any], seed: int) -> torch.nn.Modu
 def checkpoint_dict(
     step: int, plans: dict[str, Any], seed: int, dtype: torch.dtype = torch.float32, trainer: str = TRAINER
 ) -> dict[str, Any]:
-    """What nnU-Net's trainer saves, numpy scalars of its log included."""
+    """Return a checkpoint like that of nnU-Net's trainer, with numpy scalars in its log."""
     network = random_network(step, plans, seed)
     epochs = [np.float64(0.5), np.float32(0.25)]
     return {
@@ -182,7 +182,7 @@ def write_model_folder(
 
 
 def write_models(path: Path, **options: Any) -> Path:
-    """Write both steps' folders below ``path`` (same options as ``write_model_folder``); returns ``path``."""
+    """Write both steps' folders below ``path`` (same options as ``write_model_folder``); return ``path``."""
     for step in DATASETS:
         write_model_folder(path, step, **options)
     return path

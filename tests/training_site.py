@@ -1,4 +1,4 @@
-"""A tiny site for training tests: coarse synthetic scans, corrected, and tiny networks that serve them."""
+"""A tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,11 +24,11 @@ from lib.volume_io import write_volume
 from tiny_models import TRAINER, write_models
 
 SPACING_MM = (6.0, 6.0, 6.0)
-"""Of the tiny networks: a lower lumbar scan is then a few patches."""
+"""Patch of the tiny networks; a lower lumbar scan is then a few patches."""
 
 
 def tiny_scan(seed: int) -> tuple[Volume, Volume]:
-    """Image and codes of a coarse lower lumbar scan."""
+    """Return image and codes of a coarse lower lumbar scan."""
     rng = np.random.default_rng(seed)
     options = SpineOptions(
         field=Field.LOWER_LUMBAR, thoracic=12, lumbar=5, width_mm=48, depth_mm=72, spacing_mm=(3, 3, 3)
@@ -39,7 +39,7 @@ def tiny_scan(seed: int) -> tuple[Volume, Volume]:
 
 
 def tiny_settings(**finetune: Any) -> RetrainSettings:
-    """A retraining of seconds."""
+    """Return settings for a retraining of seconds."""
     tiny: dict[str, Any] = {
         "iterations": 4,
         "batch_size": 1,
@@ -52,7 +52,7 @@ def tiny_settings(**finetune: Any) -> RetrainSettings:
 
 
 def tiny_replay() -> tuple[ScanSource, ...]:
-    """One synthetic replay scan."""
+    """Return one synthetic replay scan."""
 
     def read() -> LabeledScan:
         return LabeledScan("replay-1", "replay-1", Origin.SYNTHETIC, *tiny_scan(900))
@@ -61,13 +61,13 @@ def tiny_replay() -> tuple[ScanSource, ...]:
 
 
 def tiny_reference() -> Iterable[JudgedCase]:
-    """Three reference scans, the least the gate judges on."""
+    """Return three reference scans, the smallest number on which the gate judges."""
     for number in range(3):
         yield JudgedCase(f"reference-{number}", f"reference-{number}", *tiny_scan(800 + number))
 
 
 def make_site(root: Path, scans: int = 1, trainer: str = TRAINER) -> Site:
-    """A studies folder with corrected scans ``sub-0``, ``sub-1`` .. and starter networks.
+    """Make a studies folder with corrected scans ``sub-0``, ``sub-1`` .. and starter networks.
 
     Args:
         root: Empty folder.
@@ -86,7 +86,7 @@ def make_site(root: Path, scans: int = 1, trainer: str = TRAINER) -> Site:
 def correct(
     site: Site, root: Path, image_id: str, seed: int, *, untouched: tuple[int, ...] = (), made_by: str = ""
 ) -> Correction:
-    """Add an image and an accepted correction of it, some structures left as a version predicted them."""
+    """Add an image and an accepted correction of it, with some structures left as a version predicted them."""
     image, codes = tiny_scan(seed)
     path = root / "studies" / f"{image_id}.nii.gz"
     label = root / "label.nii.gz"

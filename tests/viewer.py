@@ -61,7 +61,7 @@ class Rectangle:
     bottom: float
 
     def cut(self, picture: Picture, margin: float = 3) -> Picture:
-        """The part of a screenshot inside, without its outline."""
+        """Return the part of a screenshot inside, without its outline."""
         rows = slice(round(self.top + margin), round(self.bottom - margin))
         return picture[rows, round(self.left + margin) : round(self.right - margin)]
 
@@ -78,7 +78,7 @@ class Viewer:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def list_studies(self) -> list[str]:
-        """Patients of the study list."""
+        """Return the patients of the study list."""
         self.page.goto(f"{self.url}/ohif/")
         rows = self.page.locator("tr[data-cy], [data-cy='study-list-results'] tr").filter(has_text="Phantom")
         self.page.get_by_text("Phantom").first.wait_for()
@@ -94,7 +94,7 @@ class Viewer:
         self.page.get_by_text("Options / Configurations").wait_for()
         hide = self.page.get_by_text("Confirm and Hide")
         if hide.is_visible():
-            # A notice may lie over the button, and stays as long as the mouse is on it.
+            # A notice may cover the button, and stays while the mouse is on it.
             hide.dispatch_event("click")
 
     def run(self, model: str = "totalspineseg") -> None:
@@ -106,12 +106,12 @@ class Viewer:
         self.settle()
 
     def voxels(self) -> Mapping[str, int]:
-        """Voxels of each segment that has any, by name."""
+        """Return the number of voxels of each segment that has any, by name."""
         counts: Mapping[str, int] = self.page.evaluate(COUNTS)
         return counts
 
     def segments(self) -> list[str]:
-        """Names of the segments, empty ones too."""
+        """Return the names of the segments, including empty ones."""
         names: list[str] = self.page.evaluate(SEGMENTS)
         return names
 
@@ -120,7 +120,7 @@ class Viewer:
         self.page.locator(f"[data-cy='{name}-btn']").click()
 
     def export(self) -> str:
-        """Export the segmentation to the PACS; returns what the server said."""
+        """Export the segmentation to the PACS; return the server's message."""
         self.panel("panelSegmentationWithTools")
         box = (
             "xpath=//button[@role='combobox'][contains(.,'Segmentations')]/preceding::button[@aria-haspopup='menu'][1]"
@@ -128,9 +128,9 @@ class Viewer:
         self.page.locator(box).click()
         self.page.get_by_text("Export & Download").hover()
         self.page.get_by_text("Export DICOM SEG").click()
-        with self.page.expect_response(lambda response: "/submissions/" in response.url) as said:
+        with self.page.expect_response(lambda response: "/submissions/" in response.url) as answer:
             self.page.get_by_role("button", name="Save").click()
-        message: str = said.value.json()["message"]
+        message: str = answer.value.json()["message"]
         self.page.get_by_text(message).first.wait_for()
         return message
 
@@ -156,11 +156,11 @@ class Viewer:
         raise AssertionError("the eraser erased nothing")
 
     def box(self, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], view: str = SAGITTAL) -> Rectangle:
-        """Where a box of the patient (LPS mm) lies on the page."""
+        """Return where a box of the patient (LPS mm) is on the page."""
         return Rectangle(*self.page.evaluate(BOX, [view, low.tolist(), high.tolist()]))
 
     def picture(self, path: Path) -> Picture:
-        """A screenshot, also written to a file; (rows, columns, RGB)."""
+        """Return a screenshot (rows, columns, RGB), and write it to a file."""
         content = self.page.screenshot(path=str(path))
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), dtype=np.int16)
 
@@ -172,20 +172,20 @@ class Viewer:
             self.page.wait_for_timeout(500)
 
     def button(self, name: str) -> Locator:
-        """A button by its text."""
+        """Return a button by its text."""
         return self.page.get_by_role("button", name=name)
 
 
 @contextmanager
 def browser(url: str) -> Iterator[Viewer]:
-    """A window of the system's Chromium.
+    """Open a window of the system's Chromium.
 
     Raises:
         RuntimeError: There is none.
     """
     program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
     if program is None:
-        raise RuntimeError("Chromium is required, got none; install Debian's package chromium")
+        raise RuntimeError("Chromium is missing. Install Debian's package chromium.")
     with sync_playwright() as playwright:
         window = playwright.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
         try:
@@ -195,5 +195,5 @@ def browser(url: str) -> Iterator[Viewer]:
 
 
 def state(page: Page) -> Any:
-    """The viewer's notifications, for a failing test's message."""
+    """Return the viewer's notifications, for a failing test's message."""
     return page.evaluate("() => document.body.innerText.slice(-500)")

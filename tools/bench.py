@@ -1,8 +1,8 @@
-"""`make bench`: seconds and peak memory of every stage on a synthetic whole spine, networks left out.
+"""`make bench`: time and peak memory of every stage on a synthetic whole spine, without the networks.
 
-The networks are replaced by an answer prepared beforehand (perfect classes with ragged borders, so that components,
-joins and remnants have work to do); what is measured is everything the product does around them. Peak memory is what
-numpy and Python allocate within a stage above what was held when the scan had been loaded.
+The networks are replaced by predictions prepared in advance (perfect classes with ragged borders, so that components,
+joins and remnants have work to do); what is measured is everything else. Peak memory is what numpy and Python allocate
+within a stage, in addition to what was in memory after the scan had been loaded.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NATIVE_MM = 0.8
 
 
 class Prepared:
-    """A predictor whose answer is known."""
+    """A predictor with a prepared prediction."""
 
     version = "prepared"
 
@@ -46,12 +46,12 @@ class Prepared:
         self.classes, self._soft = classes, soft
 
     def predict(self, channels: np.ndarray, *, soft: Collection[str] = ()) -> Prediction:
-        """The prepared answer."""
+        """Return the prepared prediction."""
         return Prediction(self.classes, {name: self._soft[name] for name in soft})
 
 
 class Table:
-    """Collects one row a stage."""
+    """Collects one row for each stage."""
 
     def __init__(self, memory: bool) -> None:
         self.rows: dict[str, tuple[float, float]] = {}
@@ -70,7 +70,7 @@ class Table:
 
 
 def ragged(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Jitter borders by looking each voxel up at a neighbor where smooth noise says so."""
+    """Jitter borders: take a neighbor's value for voxels with a high value of smooth noise."""
     noise = ndimage.gaussian_filter(rng.standard_normal(classes.shape).astype(np.float32), 1.5)
     moved = np.roll(classes, 1, axis=1)
     return np.where(noise > 0.12, moved, classes)
@@ -92,7 +92,7 @@ def fit(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def run(path: Path, out: Path, networks: tuple[Prepared, Prepared], memory: bool) -> dict[str, tuple[float, float]]:
-    """One request without its networks; peak memory counts from the loaded image."""
+    """Run one request without its networks; peak memory counts from the loaded image."""
     table = Table(memory)
     if memory:
         tracemalloc.start()

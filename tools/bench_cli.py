@@ -1,9 +1,9 @@
-"""`make bench-cli`: synthetic scans through the command (cold) and through the running server (warm), side by side.
+"""`make bench-cli`: run synthetic scans through the command (cold) and through the running server (warm).
 
     .venv/bin/python tools/bench_cli.py [--scans 6] [--weights NAME] [--device cpu] [--runtime openvino] [--out bench]
 
-Prints seconds by stage, CPU seconds and peak memory, how long a start takes, and what share of a warm request the
-networks themselves take; with a GPU its name and memory. The same numbers go to OUT/cli.json.
+Prints seconds by stage, CPU seconds and peak memory, how long a start takes, and the networks' share of a warm request;
+with a GPU also its name and memory. The same numbers go to OUT/cli.json.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from lib.synthesis import demo_studies
 LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"
 SEED = 11
 SAME_STAGE = {"read image": "read", "write result": "write"}
-"""The server's names of stages that the command has too."""
+"""Names of stages in the server that the command has, too."""
 
 
 def main() -> int:
-    """Run the bench; returns the exit code of the cold run."""
+    """Run the bench; return the exit code of the cold run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=6)
     parser.add_argument("--weights", default="starter")
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def command(folder: Path, store: ModelStore, device: str, runtime: str, count: int) -> dict[str, Any]:
-    """A new process that loads the networks and does all scans; then one that finds everything finished."""
+    """Run a new process that loads the networks and segments all scans; then one that finds everything finished."""
     words = [str(folder / "in"), str(folder / "out"), "--quiet", "--device", device, "--runtime", runtime]
     words += ["--data-dir", str(store.model_dir)]
     cold, again = timed(words), timed(words)
@@ -83,23 +83,23 @@ def command(folder: Path, store: ModelStore, device: str, runtime: str, count: i
 
 
 def timed(words: Sequence[str]) -> dict[str, float]:
-    """Run the command; wall and CPU seconds, peak memory in MiB."""
+    """Run the command; return wall and CPU seconds, and peak memory in MiB."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     code = subprocess.run([sys.executable, "-c", LAUNCHER, *words], check=False).returncode
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    # Peak of the largest child so far: the cold run comes first and is the largest.
+    # Peak of the largest child so far; the cold run comes first and is the largest.
     return {"exit_code": code, "wall_s": wall, "cpu_s": cpu, "peak_mib": after.ru_maxrss // 1024}
 
 
 def server(folder: Path, scans: Sequence[Path], device: str, runtime: str) -> dict[str, Any]:
-    """The start, the first request right after it, then every scan through the warm server."""
+    """Measure the start, the first request after it, then every scan through the warm server."""
     pids: list[int] = []
     start = time.perf_counter()
-    given = {"device": "" if device == "auto" else device, "runtime": runtime, "started": pids.append}
-    with serving(folder / "in", folder / "app", folder / "server.log", **given) as url:  # type: ignore[arg-type]
+    options = {"device": "" if device == "auto" else device, "runtime": runtime, "started": pids.append}
+    with serving(folder / "in", folder / "app", folder / "server.log", **options) as url:  # type: ignore[arg-type]
         answers = time.perf_counter() - start
         client = MONAILabelClient(url, tmpdir=str(folder), client_id="bench")
         first, _ = request(client, scans[0])
@@ -118,7 +118,7 @@ def server(folder: Path, scans: Sequence[Path], device: str, runtime: str) -> di
 
 
 def request(client: MONAILabelClient, scan: Path) -> tuple[float, dict[str, float]]:
-    """Seconds of one request as a client sees them, and the server's own by stage."""
+    """Return the seconds of one request as a client sees them, and the server's own by stage."""
     start = time.perf_counter()
     file, report = client.infer("totalspineseg", scan.name.removesuffix(".nii.gz"), {"result_extension": ".nrrd"})
     wall = time.perf_counter() - start
@@ -127,13 +127,13 @@ def request(client: MONAILabelClient, scan: Path) -> tuple[float, dict[str, floa
 
 
 def stages(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Stage -> mean seconds over the scans, in the order they ran."""
+    """Return stage -> mean seconds over the scans, in the order of the stages."""
     names = dict.fromkeys(name for row in seconds for name in row)
     return {name: sum(row.get(name, 0.0) for row in seconds) / len(seconds) for name in names}
 
 
 def forward(scans: Sequence[Path], store: ModelStore, device: str, runtime: Runtime, folder: Path) -> dict[str, float]:
-    """Seconds of a warm request in this process, and those within the networks' forward passes."""
+    """Return the seconds of a warm request in this process, and those in the networks' forward passes."""
     networks = Networks(store, device=device, runtime=runtime)
     networks.warm_up()
     warm_request(scans[0], networks, folder / "labels.nrrd")
@@ -143,7 +143,7 @@ def forward(scans: Sequence[Path], store: ModelStore, device: str, runtime: Runt
 
 
 def show(result: Mapping[str, Any]) -> None:
-    """One table."""
+    """Print one table."""
     cold, warm, inside = result["command"], result["server"], result["forward"]
     gpu = result["gpu"] or "no GPU"
     print(f"{result['scans']} synthetic scans, {result['cores']} CPU cores, {gpu}, runtime {result['runtime']}")
@@ -166,7 +166,7 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def line(name: str, cold: float | None, warm: float | None, *, digits: int = 2) -> None:
-    """One row; what was not measured is a dash."""
+    """Print one row; a value that was not measured is a dash."""
     cells = ["-" if value is None else f"{value:.{digits}f}" for value in (cold, warm)]
     print(f"{name:<34}{cells[0]:>15}{cells[1]:>15}")
 

@@ -1,12 +1,12 @@
-"""Stress the numbering: synthetic columns over fields of view, mistakes and variants, truth known.
+"""Test the numbering under stress: synthetic columns with fields of view, mistakes and variants, and known truth.
 
 Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose] [--pairs]
 
-Prints, per kind of mistake and per field of view: scans with every level right, levels right, scans whose names are
-doubtful (the others are certain or counted), right or not certain ("r. or n.") where the evidence identifies the
+Prints, for each kind of mistake and each field of view: scans with every level right, levels right, scans whose names
+are doubtful (the others are certain or counted), right or not certain ("r. or n.") if the evidence identifies the
 numbering, scans confidently wrong, and the iterative method on the same cases; then the calibration of the levels'
-probabilities. With --pairs every column has a map of each step, with mistakes of its own or of the same kinds, and
-step 2 is named by itself and with what step 1 named.
+probabilities. With --pairs every column has a map of each step, with its own mistakes or the same ones, and step 2 is
+named with and without the names of step 1.
 """
 
 import argparse
@@ -44,7 +44,7 @@ FINE_SHARE = 0.15
 
 @dataclass
 class Plan:
-    """One case to draw."""
+    """One case to make."""
 
     fov: str
     variant: str
@@ -58,7 +58,7 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What came of it."""
+    """The result of a case."""
 
     plan: Plan
     judged: int
@@ -82,7 +82,7 @@ class Outcome:
 
 
 def plans(seed: int, *, quick: bool) -> Iterator[Plan]:
-    """All cases: each mistake alone in each field of view, combinations, and every variant."""
+    """Yield all cases: each mistake alone in each field of view, combinations, and every variant."""
     rng = np.random.default_rng(seed)
     names = list(columns.MISTAKES)
     number = seed * 100_000
@@ -110,7 +110,7 @@ def plans(seed: int, *, quick: bool) -> Iterator[Plan]:
 
 
 def draw(plan: Plan) -> columns.Case | None:
-    """The case, or None where a mistake does not apply to it."""
+    """Make the case; None if a mistake does not apply to it."""
     rng = np.random.default_rng(plan.seed)
     thoracic, lumbar = columns.VARIANTS[plan.variant]
     case = columns.build(
@@ -124,11 +124,11 @@ def draw(plan: Plan) -> columns.Case | None:
 
 
 SHARED_MISTAKES = 0.5
-"""Share of pairs whose networks err in the same ways."""
+"""Share of pairs whose networks make the same mistakes."""
 
 
 def named_before(plan: Plan) -> Step1Names | None:
-    """What step 1 names in the same column, its map with mistakes of its own; None where there is nothing to name."""
+    """Return the names of step 1 in the same column, from a map with its own mistakes; None if nothing can be named."""
     rng = np.random.default_rng([plan.seed, 1])
     others = rng.choice(list(columns.MISTAKES), int(rng.integers(0, 3)), replace=False).tolist()
     mistakes = plan.mistakes if rng.random() < SHARED_MISTAKES else tuple(others)
@@ -141,10 +141,10 @@ def named_before(plan: Plan) -> Step1Names | None:
 
 
 def identified(case: columns.Case, plan: Plan) -> bool:
-    """Whether the classes in the map leave no doubt about the numbering for someone who sees them perfectly.
+    """Return whether the classes in the map determine the numbering for an observer who sees them perfectly.
 
-    Landmarks on their own disc count. One is enough in a normal column where none misleads. A misleading one needs
-    two true ones against it. A variant needs true landmarks on both sides of what is unusual.
+    Landmarks on their own disc count. One is enough in a normal column without misleading ones. A misleading one needs
+    two true ones against it. A variant needs true landmarks on both sides of the unusual part.
     """
     true, misled = set(), False
     for value, code in LANDMARK_CLASS.items():
@@ -165,7 +165,7 @@ def identified(case: columns.Case, plan: Plan) -> bool:
 
 
 def judge(plan: Plan, case: columns.Case, step1: Step1Names | None = None) -> Outcome:
-    """Name the case both ways and compare with the truth."""
+    """Name the case with both methods and compare with the truth."""
     volume = Volume(case.raw, case.affine)
     start = time.perf_counter()
     labels, numbering = name_map(volume, plan.step, step1=step1)  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ def judge(plan: Plan, case: columns.Case, step1: Step1Names | None = None) -> Ou
 
 
 def _piece_truth(case: columns.Case, numbering: Numbering) -> list[int]:
-    """True code of each level's piece; 0 where it is none."""
+    """Return the true code of each level's piece; 0 if it is none."""
     result = []
     for level in numbering.levels:
         numbered = numbering.pieces.disc_map if level.kind is Kind.DISC else numbering.pieces.vertebra_map
@@ -213,7 +213,7 @@ def _piece_truth(case: columns.Case, numbering: Numbering) -> list[int]:
 
 
 def table(outcomes: list[Outcome], key: str) -> None:
-    """One line per kind or field of view."""
+    """Print one line for each kind or field of view."""
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         groups[getattr(outcome, key) if key == "kind" else getattr(outcome.plan, key)].append(outcome)
@@ -252,22 +252,23 @@ def _confidently_wrong(outcome: Outcome) -> bool:
 
 
 def calibration(outcomes: list[Outcome]) -> None:
-    """Of levels given a probability, how many are right: of all, and with variants as rare as they are in people.
+    """Print how many levels of each probability are right: in all cases, and with variants as rare as they are in
+    people.
 
-    A third of the cases are variants, and most fields of view cannot show which: there the usual names are wrong more
-    often than in a clinic.
+    A third of the cases are variants, which most fields of view cannot show, so the usual names are wrong more often
+    than in a clinic.
     """
-    drawn = Counter(o.plan.variant for o in outcomes)
+    counts = Counter(o.plan.variant for o in outcomes)
     share = {name: THORACIC_PRIOR[t] * LUMBAR_PRIOR[n] for name, (t, n) in columns.VARIANTS.items()}
-    levels = [(p, ok, share[o.plan.variant] / drawn[o.plan.variant]) for o in outcomes for p, ok in o.levels]
+    levels = [(p, ok, share[o.plan.variant] / counts[o.plan.variant]) for o in outcomes for p, ok in o.levels]
     print(f"{'probability':14} {'levels':>7} {'expected':>8} {'right':>7} {'as in people':>13}")
     for low, high in pairwise(BINS):
         mine = [level for level in levels if low <= level[0] < high]
         if mine:
-            given, right, weight = (np.array(values, dtype=float) for values in zip(*mine, strict=True))
+            expected, right, weight = (np.array(values, dtype=float) for values in zip(*mine, strict=True))
             people = (right * weight).sum() / weight.sum()
             head = f"{low:.2f} - {min(high, 1):.2f}    {len(mine):7}"
-            print(f"{head} {given.mean():8.1%} {right.mean():7.1%} {people:13.1%}")
+            print(f"{head} {expected.mean():8.1%} {right.mean():7.1%} {people:13.1%}")
     print()
 
 
@@ -276,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="about 130 cases")
-    parser.add_argument("--limit", type=int, help="only this many cases, drawn at random")
+    parser.add_argument("--limit", type=int, help="only this many random cases")
     parser.add_argument("--json", type=Path, help="write every outcome")
     parser.add_argument("--verbose", action="store_true", help="print what went wrong")
     parser.add_argument("--pairs", action="store_true", help="step 2 alone, and with what step 1 named")

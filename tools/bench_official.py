@@ -1,13 +1,12 @@
-"""Networks of the official shape with random weights go the whole way: seconds and peak memory of each step.
+"""Take networks of the official shape with random weights all the way; print seconds and peak memory of each step.
 
     .venv/bin/python tools/bench_official.py FOLDER [--patch 256 256 48] [--scan lumbar] [--steps make install ..]
 
-Each step is a process of its own, so that its peak is its own; FOLDER keeps what the next one needs (about 8 GB).
-
-- make: two zips as the official ones: ResidualEncoderUNet of 141 million parameters, weights and momentum;
+Each step is a separate process, so that its peak is its own; FOLDER keeps what the next step needs (about 8 GB).
+- make: write two zips like the official ones: ResidualEncoderUNet with 141 million parameters, weights and momentum;
 - install: `weights install --zip`;
-- request: the server answers one request on a synthetic scan; the networks compute every tile in full, and the starter
-  networks' labels go on to the next stage;
+- request: the server answers one request on a synthetic scan; the networks compute every tile in full, and the labels
+  of the starter networks are used for the next stage;
 - train: one iteration of a fine-tuning of step 1, on one patch (`--training-patch` for a smaller one);
 - publish: its result becomes a version;
 - export: `models export`;
@@ -62,7 +61,7 @@ COARSEST: Final = 3
 TRAINER: Final = "nnUNetTrainerDAExtGPU__nnUNetPlans__3d_fullres"
 SEED: Final = 11
 WIDTH_MM: Final = 72.0
-"""Of the scan, right to left: a sagittal series of some eighteen slices."""
+"""Width of the scan, right to left: a sagittal series of about eighteen slices."""
 STEPS: Final = ("make", "install", "request", "train", "publish", "export", "stock")
 VERSION: Final = "bench-1"
 
@@ -87,7 +86,7 @@ def main() -> int:
         return 0
     print("| step | seconds | CPU seconds | peak memory, MiB |\n|---|---|---|---|", flush=True)
     for step in arguments.steps:
-        # Linux counts the process and those it started and waited for: the largest one's peak.
+        # Linux counts the process and the children that it waited for: the peak of the largest one.
         start = time.perf_counter()
         process = subprocess.Popen([sys.executable, *sys.argv, "--alone", step], stdout=sys.stderr)
         _, status, used = os.wait4(process.pid, 0)
@@ -117,13 +116,13 @@ def make_step(arguments: argparse.Namespace) -> None:
 
 
 def install_step(arguments: argparse.Namespace) -> None:
-    """Install them, in an app of its own."""
+    """Install the zips in a separate app."""
     zips = [str(arguments.folder / asset) for asset in assets(release_of_patch(arguments.patch))]
     _command("weights", "install", "--data-dir", str(_store(arguments).model_dir), "--zip", *zips)
 
 
 def request_step(arguments: argparse.Namespace) -> None:
-    """Ask a server for the spine of one scan."""
+    """Ask a server to segment one scan."""
     studies, app, log = arguments.folder / "studies", arguments.folder / "app", arguments.folder / "server.log"
     studies.mkdir(exist_ok=True)
     scan = studies / f"{arguments.scan}.nii.gz"
@@ -150,7 +149,7 @@ def request_step(arguments: argparse.Namespace) -> None:
 
 
 def train_step(arguments: argparse.Namespace) -> None:
-    """Take one training iteration: a correction, and a synthetic case on which the parent teaches."""
+    """Do one training iteration: a correction, and a synthetic case with the parent as teacher."""
     parent = ModelFolder.open(_store(arguments).resolve(1).root, step=1, name=_store(arguments).resolve(1).name)
     patch = list(arguments.training_patch or arguments.patch)
     folder = replace(parent, configuration={**parent.configuration, "patch_size": patch})
@@ -169,7 +168,7 @@ KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)
 
 
 def publish_step(arguments: argparse.Namespace) -> None:
-    """Make a version of what was trained, and put it into use."""
+    """Make a version of the trained network, and put it into use."""
     store = _store(arguments)
     choice = store.resolve(1)
     parent = ModelFolder.open(choice.root, step=1, name=choice.name)
@@ -186,7 +185,7 @@ def export_step(arguments: argparse.Namespace) -> None:
 
 
 def stock_step(arguments: argparse.Namespace) -> None:
-    """Let nnU-Net itself load what was exported, and compute one tile."""
+    """Let nnU-Net itself load the exported model, and compute one tile."""
     target = arguments.folder / "stock"
     with zipfile.ZipFile(arguments.folder / "export.zip") as archive:
         archive.extractall(target)
@@ -214,10 +213,10 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
     """Write a model folder of the official networks' shape with random weights.
 
     Args:
-        folder: To be made.
-        like: Whose step, regions and plans' other entries it takes.
+        folder: The new folder.
+        like: A model whose step, regions and other plans it gets.
         patch: Tile (z, y, x), voxels.
-        momentum: Whether the optimizer's state is stored, too, as a training leaves it.
+        momentum: Whether the optimizer's state is stored, too, as after a training.
     """
     plans = read_json(like.path / "plans.json")
     dataset = read_json(like.path / "dataset.json")
@@ -272,7 +271,7 @@ def _strides(patch: Sequence[int]) -> list[list[int]]:
 
 
 def release_of_patch(patch: Sequence[int]) -> str:
-    """Return the release whose name the zips get."""
+    """Return the release for the names of the zips."""
     return STEP1_PATCH_RELEASE if tuple(patch) == STEP1_PATCH else NEWEST
 
 
@@ -286,7 +285,7 @@ def _command(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    # What a process that is ended has started must not go on.
+    # Processes that this one has started must not continue after it.
     unwind_on_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What benches ask about a process and about the GPU."""
+"""Measure processes and the GPU for the benches."""
 
 import os
 import subprocess
@@ -21,12 +21,12 @@ def peak_mib(pid: int) -> float:
 
 
 def gpu_name() -> str:
-    """The first GPU, or ""."""
+    """Return the name of the first GPU, or ""."""
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
 
 
 def gpu_mib(pid: int) -> float | None:
-    """GPU memory of a process, MiB; None without a GPU or where the driver does not tell."""
+    """Return the GPU memory of a process, MiB; None without a GPU or if the driver does not report it."""
     if not torch.cuda.is_available():
         return None
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]

@@ -1,16 +1,16 @@
-"""Name real scans with the starter weights: how many are right, and what the three answers say of them.
+"""Name real scans with the starter weights: count how many are right, and how certain their names are.
 
     python tools/bench_real.py --real FOLDER --spider FOLDER
     python tools/bench_real.py --real FOLDER --spider FOLDER --write-trust  # also writes trust.json of the weights
 
-REAL holds images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel a
-vertebra, k-th from C1), ``discpoints`` (a voxel a disc, 3 = C2-C3), ``cord``. SPIDER holds NNN_image and NNN_label
-(1 disc, 2 vertebra, 3 canal), whose names count up from the lowest disc where ``spider_truth.csv`` calls that clear.
+REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel for
+each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image and
+NNN_label (1 disc, 2 vertebra, 3 canal), named upward from the lowest disc if ``spider_truth.csv`` calls that clear.
 
-No scan is named with a trust it took part in: each SPIDER patient and each scan with points is left out of the counts
-that name it. Scans with ``gt`` measure alone. Patients of SPIDER that trained the starter weights
-(``spider_patients.csv``) are left out unless ``--all-patients`` is given. A scan is right when every marked level is
-found and carries its name.
+No scan is named with a trust to which it contributed: each SPIDER patient and each scan with points is left out of its
+own counts. Scans with ``gt`` are only measured. Patients of SPIDER that trained the starter weights
+(``spider_patients.csv``) are left out without ``--all-patients``. A scan is right if every marked level is found and
+has its name.
 """
 
 import argparse
@@ -60,14 +60,14 @@ BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.001)
 
 @dataclass
 class Scan:
-    """A scan with what the networks drew, and its counts."""
+    """A scan with the output of the networks, and its counts."""
 
     name: str
     group: str
     scan: pipeline.Scan
     truths: Mapping[str, Volume]
     clear: bool
-    drawn: dict[int, Prediction] = field(default_factory=dict)
+    predictions: dict[int, Prediction] = field(default_factory=dict)
     box: Box | None = None
     mirrors: tuple[float | None, ...] = ()
     counts: dict[int, Trust] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Scan:
 
 @dataclass
 class Result:
-    """How its names turned out, and what a reader would know of its doubts."""
+    """The names of a scan compared with the truth, and its certainty."""
 
     name: str
     group: str
@@ -95,7 +95,7 @@ class Result:
 def scans(
     real: Path | None, spider: Path | None, *, held_out: bool = True
 ) -> Iterator[tuple[str, str, Path, dict[str, Path], bool]]:
-    """Name, group, image, truths and whether the truth is clear."""
+    """Yield name, group, image, truths, and whether the truth is clear."""
     if real is not None:
         for image in sorted((real / "images").glob("*.nii.gz")):
             name = image.name.removesuffix(".nii.gz")
@@ -114,12 +114,12 @@ def scans(
 
 
 def spider_discs(label: LabelArray) -> dict[int, np.ndarray]:
-    """Code -> mask, counted up from the lowest disc."""
+    """Return code -> mask, counted upward from the lowest disc."""
     return dict(zip(reversed(ROW), find_discs(label).masks, strict=False))
 
 
 def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray | None:
-    """Codes of discs on the part of the 1 mm grid that a step saw, from truths that may be fitted; None without one."""
+    """Return codes of discs on a step's part of the 1 mm grid, from truths suited to calibration; None without one."""
     grid = pipeline.sub_grid(scan.scan.iso.grid, box)
     if "label" in scan.truths and scan.clear:
         label = scan.truths["label"]
@@ -150,7 +150,7 @@ def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray |
 
 
 def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
-    """Run both networks, and count what they did."""
+    """Run both networks, and count their landmarks."""
     located = pipeline.locate(scan.scan, networks[1])
     shape = scan.scan.iso.data.shape
     whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
@@ -161,23 +161,23 @@ def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
     if "cord" in scan.truths:
         cord = labels_on_grid(scan.truths["cord"], pipeline.sub_grid(scan.scan.iso.grid, part.box)) > 0
         scan.cord_dice = cord_dice(second.soft[CORD_REGION], cord)
-    scan.drawn = {1: Prediction(located.raw), 2: Prediction(second.labels)}
+    scan.predictions = {1: Prediction(located.raw), 2: Prediction(second.labels)}
     scan.mirrors = located.mirror_difference, second.mirror_difference
     for step, box in ((1, whole), (2, part.box)):
-        codes = disc_codes(scan, scan.drawn[step].labels, step, box)
+        codes = disc_codes(scan, scan.predictions[step].labels, step, box)
         if codes is not None:
-            scan.counts[step] = observe(step, scan.drawn[step].labels, codes)  # type: ignore[arg-type]
+            scan.counts[step] = observe(step, scan.predictions[step].labels, codes)  # type: ignore[arg-type]
 
 
 def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
-    """Name a scan with what the others tell of the networks."""
+    """Name a scan with the trust measured on the other scans."""
     assert scan.box is not None
     shape = scan.scan.iso.data.shape
     whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
-    first = pipeline.rename(scan.scan, scan.drawn[1].labels, whole, 1, trust=others[1])
+    first = pipeline.rename(scan.scan, scan.predictions[1].labels, whole, 1, trust=others[1])
     known = step1_names(first.labels, first.numbering)
     step1 = None if known is None else known.part(scan.box)
-    found = pipeline.rename(scan.scan, scan.drawn[2].labels, scan.box, 2, step1=step1, trust=others[2])
+    found = pipeline.rename(scan.scan, scan.predictions[2].labels, scan.box, 2, step1=step1, trust=others[2])
     assert found.numbering is not None
     grid = scan.scan.grid
     result = to_ras(Volume(scan.scan.labels_to_input(found.labels), grid.affine))
@@ -197,7 +197,7 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
 
 
 def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
-    """Dice of discs, vertebrae and the canal with the cord, from the lowest disc up, the canal where SPIDER has one."""
+    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up, as far as SPIDER goes."""
     discs = spider_discs(truth)
     lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
     rows = np.flatnonzero((truth == WHOLE_CANAL).any(axis=(0, 1)))
@@ -214,7 +214,7 @@ def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
 
 
 def judged(scan: Scan, result: Volume) -> Iterator[tuple[int, int]]:
-    """(true code, code found or 0) of every marked level."""
+    """Yield the true code and the found code (or 0) of every marked level."""
     mm = np.linalg.norm(result.affine[:3, :3], axis=0)
     discs, bones = np.isin(result.data, DISCS), np.isin(result.data, (*VERTEBRAE, SACRUM))
     for kind, truth in scan.truths.items():
@@ -234,7 +234,7 @@ def judged(scan: Scan, result: Volume) -> Iterator[tuple[int, int]]:
                 away = (voxels - np.argwhere(truth.data == value).mean(axis=0)) * mm
                 near = np.linalg.norm(away, axis=1)
                 if kind == "points":
-                    # The mark may lie in the cord: the body is in front of it.
+                    # The mark may be in the cord, behind the body.
                     in_front = (away[:, 1] > 0) & (away[:, 1] < 35) & (abs(away[:, 0]) <= 6) & (abs(away[:, 2]) <= 8)
                     near = np.where(in_front, near, near + 20)
                 code = int(result.data[tuple(voxels[near.argmin()])]) if near.size else 0
@@ -249,7 +249,7 @@ def share(part: int, whole: int) -> str:
 
 
 def table(results: list[Result]) -> None:
-    """Answers by group."""
+    """Print right and wrong scans by group and certainty."""
     print(
         f"\n{'group':16} {'right':>9}  of the right: {', '.join(CERTAINTIES):28} of the wrong: {', '.join(CERTAINTIES)}"
     )
@@ -277,51 +277,53 @@ def table(results: list[Result]) -> None:
 
 
 def reliability(results: list[Result]) -> None:
-    """Of levels given a probability, how many are right."""
+    """Print how many levels of each probability are right."""
     levels = [(p, true == code) for r in results if r.clear for true, code, p in r.levels if code]
     print("\nprobability    levels  expected   right")
     gap = 0.0
     for low, high in pairwise(BINS):
         mine = [(p, ok) for p, ok in levels if low <= p < high]
         if mine:
-            given, right = (float(np.mean(values)) for values in zip(*mine, strict=True))
-            gap += len(mine) * abs(given - right) / len(levels)
-            print(f"{low:.2f} - {min(high, 1):.2f}   {len(mine):6} {given:9.1%} {right:7.1%} {'#' * round(30 * right)}")
+            expected, right = (float(np.mean(values)) for values in zip(*mine, strict=True))
+            gap += len(mine) * abs(expected - right) / len(levels)
+            print(
+                f"{low:.2f} - {min(high, 1):.2f}   {len(mine):6} {expected:9.1%} {right:7.1%} {'#' * round(30 * right)}"
+            )
     sure = [ok for p, ok in levels if p >= 0.9]
-    print(f"of levels given 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
+    print(f"of levels with 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
 
 
 def named(
     real: Path | None, spider: Path | None, *, weights: Path = STARTER, held_out: bool = True, write: bool = False
 ) -> list[Result]:
-    """Name all scans, and print each; ``write`` also writes what was measured of the weights beside them."""
+    """Name all scans and print each; ``write`` also writes the measured trust beside the weights."""
     models = models_in(weights)
-    # What is measured anew is measured without the cord's threshold of before.
+    # A new measurement starts without the previous threshold of the cord.
     trusts = {step: replace(models[step].trust, cord_logit=0.0) if write else models[step].trust for step in STEPS}
     networks = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
-    drawn = []
+    named_scans = []
     for title, group, image, truths, clear in scans(real, spider, held_out=held_out):
         volume = read_image(image)
         labels = {kind: to_ras(read_labels(file)) for kind, file in truths.items()}
         scan = Scan(title, group, pipeline.prepare(volume), labels, clear)
         try:
             draw(scan, networks)
-            drawn.append(scan)
+            named_scans.append(scan)
         except NoSpineError as error:
             print(f"{title}: {error}", flush=True)
     if write:
-        threshold = cord_logit([scan.cord_dice for scan in drawn if scan.cord_dice is not None])
+        threshold = cord_logit([scan.cord_dice for scan in named_scans if scan.cord_dice is not None])
         for step in STEPS:
-            counts = sum((scan.counts[step] for scan in drawn if step in scan.counts), Trust())
+            counts = sum((scan.counts[step] for scan in named_scans if step in scan.counts), Trust())
             known = replace(counts, mirror=trusts[step].mirror, cord_logit=threshold)
             write_trust(models[step].path, known)
-            print(f"step {step}: {known.scans} scans, cord drawn from a logit of {-threshold} on")
+            print(f"step {step}: {known.scans} scans, cord from a logit of {-threshold} on")
     results = []
-    for scan in drawn:
+    for scan in named_scans:
         others = {}
         for step in STEPS:
             sums = Trust()
-            for other in drawn:
+            for other in named_scans:
                 if other is not scan and step in other.counts:
                     sums = sums + other.counts[step]
             others[step] = replace(sums, mirror=models[step].trust.mirror)
@@ -346,7 +348,9 @@ def main() -> None:
     parser.add_argument(
         "--weights", type=Path, default=STARTER, help="folder with both steps (default: the starter weights)"
     )
-    parser.add_argument("--all-patients", action="store_true", help="also SPIDER's that trained the starter weights")
+    parser.add_argument(
+        "--all-patients", action="store_true", help="also those of SPIDER that trained the starter weights"
+    )
     parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
     arguments = parser.parse_args()
     results = named(

@@ -1,4 +1,4 @@
-"""One request as the server serves it, in this process, with the networks' own time taken apart."""
+"""Run one request in this process as the server does, and time the networks separately."""
 
 import time
 from pathlib import Path
@@ -15,11 +15,11 @@ from lib.volume_io import read_image, write_volume
 
 
 def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, float]:
-    """Seconds of the whole request and of the forward passes in it.
+    """Return the seconds of the whole request, and of the forward passes in it.
 
     Args:
         scan: The image.
-        networks: Warm.
+        networks: Loaded networks.
         result: File for the labels.
     """
     clock = ForwardClock()
@@ -34,7 +34,7 @@ def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, f
 
 
 def serve(scan: Path, step1: Predictor, step2: Predictor, result: Path) -> None:
-    """What the server does for one request, from the image's file to the labels' file."""
+    """Do what the server does for one request, from the image's file to the labels' file."""
     prepared = pipeline.prepare(read_image(scan))
     located = pipeline.locate(prepared, step1)
     found = pipeline.finish(located, step2)
@@ -50,7 +50,7 @@ class ForwardClock:
         self._start = 0.0
 
     def attach(self, network: torch.nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        """Measure a network; the handles remove the measurement."""
+        """Measure a network; the returned handles remove the measurement."""
         return [network.register_forward_pre_hook(self._begin), network.register_forward_hook(self._end)]
 
     def _begin(self, *_: object) -> None:
@@ -63,6 +63,6 @@ class ForwardClock:
 
 
 def _synchronize() -> None:
-    """A GPU works on while the program goes on; wait for it."""
+    """Wait for a GPU, which works on while the program continues."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,9 +1,9 @@
-"""Does correcting help? A scanner the weights have not seen, before and after retraining on a few corrections.
+"""Test whether correcting helps: a scanner unknown to the weights, before and after retraining on a few corrections.
 
-Starts the real server on a copy of the starter weights, predicts unseen scans of a new and of the old scanner,
-submits corrections of other scans of the new one as 3D Slicer does, retrains through the train endpoint, and
-predicts again with what the gate published. Prints one table, and whether half of the error on the new scanner is
-gone. Exit code 0: it ran, and nothing became worse by more than 0.01; 1: something did, or the training failed.
+Starts the real server on a copy of the starter weights, predicts scans of a new and of the old scanner, submits
+corrections of other scans of the new one as 3D Slicer does, retrains through the train endpoint, and predicts again
+with the version that the gate published. Prints one table, and whether half of the error on the new scanner is gone.
+Exit code 0: it ran, and nothing became worse by more than 0.01; 1: something did, or the training failed.
 
     python tools/bench_retrain.py
     python tools/bench_retrain.py --iterations 1500 --batch-size 8
@@ -50,12 +50,12 @@ from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # n
 from lib.volume_io import write_volume  # noqa: E402
 
 PEOPLE: Final = 60_101
-"""First part of every scan's seed; no other synthetic set of the project uses it, nor the numbers next to it."""
+"""First part of every scan's seed; no other synthetic set of the project uses it or the numbers next to it."""
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR)
 
 
 def main() -> int:
-    """Run it; 0 when nothing became worse beyond the margin."""
+    """Run the bench; return 0 if nothing became worse beyond the margin."""
     arguments = arguments_of()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="totalspineseg-retrain-") as name:
@@ -68,7 +68,7 @@ def main() -> int:
             "new scanner": draw(studies, "new", arguments.tests, new_scanner, (arguments.people, 1)),
             "old scanner": draw(studies, "old", arguments.old, old_scanner, (arguments.people, 2)),
         }
-        print(f"{len(list(studies.iterdir()))} synthetic scans drawn; starting the server", flush=True)
+        print(f"{len(list(studies.iterdir()))} synthetic scans made; starting the server", flush=True)
         settings = settings_of(arguments)
         with serving(studies, app, folder / "server.log", device=arguments.device) as url:
             client = MONAILabelClient(url, tmpdir=str(folder), client_id="bench")
@@ -95,13 +95,13 @@ def main() -> int:
 
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training_arguments(parser, iterations=800, batch_size=1)
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
-    parser.add_argument("--people", type=int, default=PEOPLE, help="seed of all spines; 60102 draws other people")
+    parser.add_argument("--people", type=int, default=PEOPLE, help="seed of all spines; 60102 makes other people")
     return parser.parse_args(words)
 
 
@@ -112,7 +112,7 @@ def draw(
     scanner: Callable[[np.random.Generator, SyntheticSpine], FloatImage],
     seed: tuple[int, int],
 ) -> list[Case]:
-    """Draw scans of one scanner, each of another subject, and write those that are not among the studies yet."""
+    """Make scans of one scanner, each of another subject, and write those that are not among the studies yet."""
     cases = []
     for number in range(count):
         rng = np.random.default_rng([*seed, number])
@@ -130,7 +130,7 @@ def draw(
 
 
 def predict(client: MONAILabelClient, cases: Sequence[Case]) -> tuple[list[CaseScore], set[str]]:
-    """Scores of the served model and its versions; a scan it refuses (no spine found) scores as an empty map."""
+    """Return the scores of the model in use, and its versions; a scan without a spine scores as an empty map."""
     answers = [ask(client, case) for case in cases]
     scores = [score_case(case.truth.data, answer.codes) for case, answer in zip(cases, answers, strict=True)]
     return scores, set().union(*(answer.versions for answer in answers))

@@ -1,15 +1,15 @@
-"""Does correcting help on people? Slabs of the SPIDER data set before and after retraining on a few of them.
+"""Test whether correcting helps on people: slabs of the SPIDER data set before and after retraining on a few of them.
 
 Starts the real server, predicts patients, submits corrections of others by name, retrains through the train endpoint,
-and predicts again with what the gate left in service; scans of the old synthetic scanner beside them. A correction
-holds what SPIDER's masks show: discs, vertebrae, the canal. Where they say nothing (the sacrum, above the topmost disc,
-processes that may belong to either of two vertebrae) it is "unreviewed", and so is the cord, as predicted.
+and predicts again with the version in use after the gate, together with scans of the old synthetic scanner. A
+correction has what SPIDER's masks show: discs, vertebrae, the canal. Where they show nothing (the sacrum, above the
+topmost disc, processes that may belong to either of two vertebrae) it is "unreviewed", and so is the predicted cord.
 
     python tools/bench_retrain_real.py SLABS
     python tools/bench_retrain_real.py SLABS --reverse
 
-Killed, the same command goes on with the same folder (``--out``). Exit code 0: it ran, and nothing fell by more than
-0.01; 1: something did, or the training failed.
+If it is killed, the same command continues with the same folder (``--out``). Exit code 0: it ran, and nothing fell by
+more than 0.01; 1: something did, or the training failed.
 
 Source of the slabs: van der Graaf et al., Lumbar spine segmentation in MR images, Sci Data 2024; Zenodo 10159290; CC BY
 4.0.
@@ -72,25 +72,25 @@ from lib.volume_io import write_volume  # noqa: E402
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections train, the usual five first."""
 PREDICTED: Final = ("007", "034", "065", "118", "161", "185", "220", "018", "110", "166")
-"""Patients who are predicted before and after; the first seven are those the starter weights are never trained on."""
+"""Patients who are predicted before and after; the starter weights are never trained on the first seven."""
 REVERSE_PREDICTED: Final = (*CORRECTED, "055", "057", "127", "129", "162")
-"""Of the reverse split, whose corrections come from the first of ``PREDICTED``."""
+"""Patients of the reverse split, whose corrections come from the first of ``PREDICTED``."""
 REAL_GROUPS: Final = ("discs", "vertebrae", "canal")
-"""What SPIDER's masks show; the canal with the cord."""
+"""Structures in SPIDER's masks; the canal includes the cord."""
 TRAINED_ON: Final = "real_cases_sha256"
-"""In the ``training.json`` beside weights: the scans of people they were trained on."""
+"""Entry in the ``training.json`` beside weights: the scans of people on which they were trained."""
 PATIENTS, OLD, REFERENCE = "patients", "old scanner", "reference"
 DECIDING: Final = (MEAN, LEVELS, *REAL_GROUPS)
-"""What must not fall by more than ``MARGIN``; of the synthetic scans the mean and the levels alone."""
+"""Measures that must not fall by more than ``MARGIN``; for the synthetic scans only the mean and the levels."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of a patient.
+    """The known truth of a patient.
 
     Attributes:
         image: Nearest RAS.
-        codes: Codes of discs, vertebrae and canal, ``UNREVIEWED`` where the masks say nothing.
+        codes: Codes of discs, vertebrae and canal, ``UNREVIEWED`` where the masks show nothing.
     """
 
     image: Volume
@@ -104,15 +104,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Found:
-    """How a scan was predicted.
+    """The result of a prediction.
 
     Attributes:
-        dice: Group -> Dice; None where it does not apply.
+        dice: Group -> Dice; None if it does not apply.
         levels: Levels of the truth.
-        levels_found: Of these, found.
-        levels_right: Of the found ones, under their own name.
-        flagged: Whether a reader is warned of the names.
-        versions: That made it.
+        levels_found: Number of these that were found.
+        levels_right: Number of the found ones with the right name.
+        flagged: Whether a reader is warned about the names.
+        versions: Versions that made the prediction.
     """
 
     dice: Mapping[str, float | None]
@@ -124,18 +124,18 @@ class Found:
 
     @property
     def score(self) -> CaseScore:
-        """As the benches compare it."""
+        """The score in the form that the benches compare."""
         dice = {name: math.nan if value is None else value for name, value in self.dice.items()}
         return CaseScore(dice, self.levels, self.levels_found, self.levels_right)
 
     @property
     def right(self) -> bool:
-        """Whether every level carries its own name."""
+        """Whether every level has its own name."""
         return self.levels_right == self.levels
 
 
 def main() -> int:
-    """Run it; 0 when nothing became worse beyond the margin."""
+    """Run the bench; return 0 if nothing became worse beyond the margin."""
     arguments = arguments_of()
     try:
         table, left = run(arguments)
@@ -148,12 +148,10 @@ def main() -> int:
 
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slabs", type=Path, help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
-    parser.add_argument(
-        "--reverse", action="store_true", help="correct those who are predicted, and the other way round"
-    )
+    parser.add_argument("--reverse", action="store_true", help="correct those who are predicted, and vice versa")
     parser.add_argument("--tests", type=int, default=10, help="patients that are predicted before and after")
     parser.add_argument("--corrections", type=int, default=5, help="patients that are corrected")
     parser.add_argument("--old", type=int, default=4, help="scans of the old synthetic scanner that are predicted")
@@ -170,14 +168,14 @@ def split(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def run(arguments: argparse.Namespace) -> tuple[Table, str]:
-    """Predict, correct, train and predict again, as far as it was not done before.
+    """Predict, correct, train and predict again, as far as that was not done before.
 
     Returns:
-        The table, and a sentence about the error that is left.
+        The table, and a sentence about the remaining error.
 
     Raises:
         TrainingFailedError: The training ended without a verdict.
-        ServerError: A scan could not be asked about, or the folder belongs to another run.
+        ServerError: A scan could not be predicted, or the folder belongs to another run.
         TotalSpineSegError: A slab cannot be read.
     """
     if not arguments.slabs.is_dir():
@@ -195,7 +193,7 @@ def run(arguments: argparse.Namespace) -> tuple[Table, str]:
     print(learned(arguments.weights, predicted), flush=True)
     app, studies = out / "app", out / "studies"
     studies.mkdir(exist_ok=True)
-    # Marked once it is whole: half an app folder would be taken for weights.
+    # Mark the app folder when it is complete, because half a folder would be mistaken for weights.
     store = ModelStore(app / "model")
     if "app" not in progress.done:
         shutil.rmtree(app, ignore_errors=True)
@@ -249,12 +247,12 @@ def run(arguments: argparse.Namespace) -> tuple[Table, str]:
 
 
 def study(number: str) -> str:
-    """The name of a patient's image among the studies."""
+    """Return the name of a patient's image among the studies."""
     return f"sub-spider{number}_T2w"
 
 
 def learned(weights: str, predicted: Sequence[str]) -> str:
-    """Say which of the predicted patients the weights to begin with may have learned from."""
+    """Say on which of the predicted patients the initial weights may have been trained."""
     if not trained_on_people(weights):
         return f"The weights {weights!r} record no training on people."
     trains = {patient.number for patient in read_patients() if not patient.held_out}
@@ -263,13 +261,13 @@ def learned(weights: str, predicted: Sequence[str]) -> str:
         return f"The weights {weights!r} were trained on people, and on none of these patients by the list."
     return (
         f"The weights {weights!r} were trained on people and MAY HAVE LEARNED FROM {len(known)} of the "
-        f"{len(predicted)} predicted patients ({', '.join(known)}): 'before' is too good there. Choose weights of "
-        "before with --weights."
+        f"{len(predicted)} predicted patients ({', '.join(known)}), so 'before' is too good there. Choose older "
+        "weights with --weights."
     )
 
 
 def trained_on_people(weights: str) -> bool:
-    """Whether weights, or those they descend from, say that they were trained on scans of people."""
+    """Return whether weights or their ancestors have a record of training on scans of people."""
     store = ModelStore(APP / "model", weights=weights)
     for step in (1, 2):
         choice = store.resolve(step)
@@ -285,25 +283,25 @@ def trained_on_people(weights: str) -> bool:
 
 
 def truth_of(slabs: Path, number: str) -> Truth:
-    """Read a slab, and name what its masks show.
+    """Read a slab, and name the structures in its masks.
 
     Raises:
-        TotalSpineSegError: It cannot be read or named.
+        TotalSpineSegError: The slab cannot be read or named.
     """
     slab = read_slab(slabs, number, sure=True)
     first, second = slab.readings
     known = np.where(first == second, first, UNREVIEWED)
-    # The whole canal is known; what of it is cord is not.
+    # The whole canal is known, but not which part of it is cord.
     known = np.where((slab.codes == CANAL) & np.isin(second, (CANAL, CORD)), CANAL, known)
     return Truth(slab.image, known.astype(np.uint8))
 
 
 def label_of(truth: Truth, predicted: LabelArray) -> tuple[Volume, tuple[str, ...]]:
-    """Return the correction a reader sends who looked at what the masks show, and the names nobody checked.
+    """Return the correction of a reader who checked what the masks show, and the names that nobody checked.
 
     Args:
-        truth: What the masks show.
-        predicted: Codes the server answered. Not modified.
+        truth: The structures in the masks.
+        predicted: Predicted codes. Not modified.
     """
     codes = truth.codes.copy()
     codes[(truth.codes == CANAL) & (predicted == CORD)] = CORD
@@ -312,7 +310,7 @@ def label_of(truth: Truth, predicted: LabelArray) -> tuple[Volume, tuple[str, ..
 
 
 def correct(client: MONAILabelClient, number: str, truth: Truth, folder: Path) -> list[str]:
-    """Predict a patient and submit the correction; returns the names that nobody checked."""
+    """Predict a patient and submit the correction; return the names that nobody checked."""
     answer = ask(client, Case(study(number), truth.volume))
     label, unchecked = label_of(truth, answer.codes)
     submit(client, study(number), label, folder, unreviewed=unchecked)
@@ -320,7 +318,7 @@ def correct(client: MONAILabelClient, number: str, truth: Truth, folder: Path) -
 
 
 def look(answer: Answer, case: Case) -> Found:
-    """Score an answer."""
+    """Score a prediction."""
     score = score_case(case.truth.data, answer.codes)
     dice = {name: None if math.isnan(value) else value for name, value in score.dice.items()}
     flagged = is_doubtful({"certainty": answer.certainty})
@@ -331,7 +329,7 @@ def look(answer: Answer, case: Case) -> Found:
 def tables(
     before: Mapping[str, Sequence[Found]], after: Mapping[str, Sequence[Found]], report: Mapping[str, Any]
 ) -> Table:
-    """Before and after of each kind of scans; of the reference set as the gate measured it."""
+    """Return the table before and after for each kind of scans, with the gate's scores on the reference set."""
     table: dict[str, Rows] = {}
     for kind, found in before.items():
         if found:
@@ -343,7 +341,7 @@ def tables(
 
 
 def reference_rows(report: Mapping[str, Any]) -> Rows:
-    """The reference set in the report of the gate on what is served; empty where nothing new is served."""
+    """Return the gate's scores of the version in use on the reference set; empty if no new version is in use."""
     gate = report.get("gate")
     if not gate or not gate["publish"]:
         return {}
@@ -359,7 +357,7 @@ def reference_rows(report: Mapping[str, Any]) -> Rows:
 
 
 def print_names(before: Sequence[Found], after: Sequence[Found]) -> None:
-    """Print how many scans carry the right names, and whether a reader is warned of the others."""
+    """Print how many scans have the right names, and whether a reader is warned about the others."""
     for when, found in (("before", before), ("after", after)):
         right = sum(one.right for one in found)
         silent = sum(not one.right and not one.flagged for one in found)

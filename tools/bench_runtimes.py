@@ -1,10 +1,10 @@
-"""Seconds of one tile in PyTorch and in OpenVINO, in turns, so that other work on the machine meets both alike.
+"""Time one tile in PyTorch and in OpenVINO alternately, so that other work on the machine affects both alike.
 
     .venv/bin/python tools/bench_runtimes.py [--threads 2] [--turns 5] [--side 128]
 
-Networks: the starter weights, and one of the official networks' shape (residual encoder, 128^3 voxels) with random
-weights; --side 64 takes an eighth of the time, --side 0 leaves it out. CPU seconds count what the process computed,
-wall seconds also what it waited for.
+Networks: the starter weights, and one with the shape of the official networks (residual encoder, 128^3 voxels) and
+random weights; --side 64 takes an eighth of the time, --side 0 leaves it out. CPU seconds count only computation, wall
+seconds also waiting.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from lib.nnunet.openvino_network import load_openvino
 from lib.processes import unwind_on_signals
 
 SIDE = 128
-"""Of the tile, voxels at 1 mm."""
+"""Side of the tile, voxels at 1 mm."""
 
 
 def main() -> int:
@@ -50,9 +50,9 @@ def main() -> int:
     return 0
 
 
-def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
-    """One line of the table."""
-    # A copy, so that the conversion is measured whatever lies beside the weights.
+def compare(name: str, model: ModelFolder, folder: Path, rounds: int) -> None:
+    """Print one line of the table."""
+    # Use a copy, so that the conversion is measured whatever is beside the weights.
     own = copy_of(model, folder / name.replace(" ", "-"))
     network = own.load_network()
     start = time.perf_counter()
@@ -65,7 +65,7 @@ def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
     rows: dict[str, list[tuple[float, float]]] = {"torch": [], "openvino": []}
     with torch.inference_mode():
         different = float(((network(tile) > 0) != (converted(tile) > 0)).float().mean())
-        for _ in range(turns):
+        for _ in range(rounds):
             rows["torch"].append(timed(lambda: network(tile)))
             rows["openvino"].append(timed(lambda: converted(tile)))
     (wall, cpu), (faster, less) = (
@@ -77,14 +77,14 @@ def compare(name: str, model: ModelFolder, folder: Path, turns: int) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Wall and CPU seconds."""
+    """Return wall and CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def copy_of(model: ModelFolder, folder: Path) -> ModelFolder:
-    """The same model without anything kept beside it."""
+    """Copy a model without the files that are kept beside it."""
     checkpoint = folder / model.checkpoint.relative_to(model.path)
     checkpoint.parent.mkdir(parents=True)
     for file in ("plans.json", "dataset.json"):

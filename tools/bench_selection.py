@@ -1,15 +1,15 @@
-"""Does a score find the scans that need a reader? And does choosing by it teach more than chance?
+"""Test whether a score finds the scans that need a reader, and whether choosing by it teaches more than chance.
 
     python tools/bench_selection.py offers --real FOLDER --spider FOLDER
     python tools/bench_selection.py trainings [--quick] [--out FOLDER]
 
-``offers`` trains nothing: it names real scans as ``bench_real.py`` does, orders them as *doubtful first* would, and
-prints how many of the first fifth are wrongly named, beside the share among all, which a random order has in the mean.
+``offers`` trains nothing: it names real scans as ``bench_real.py`` does, orders them like *doubtful first*, and prints
+how many of the first fifth have wrong names, beside the share among all, which is the mean of a random order.
 
 ``trainings`` runs the loop of a site through the real server, about three hours on two cores: score all scans, take
 five by a strategy, correct them, train, predict test scans; three rounds, three seeds, *most to learn* against
-*random*. The sites are synthetic and mixed on purpose. What is finished is kept in the folder; started again it goes
-on.
+*random*. The sites are synthetic and mixed on purpose. Finished parts are kept in the folder, so that a repeated
+command continues.
 """
 
 import argparse
@@ -55,24 +55,24 @@ ORDERS: Final[Mapping[str, Callable[[Parts], float | None]]] = {
 }
 STRATEGIES: Final = ("random", "most_to_learn")
 PEOPLE: Final = 70_201
-"""First part of every scan's seed; no other synthetic set of the project uses it, nor the numbers next to it."""
+"""First part of every scan's seed; no other synthetic set of the project uses it or the numbers next to it."""
 POLL_S: Final = 2.0
 ERRORS: Final = ("outlines", "names")
-"""What is measured: 1 - mean Dice of the groups, and the share of levels that do not carry their name."""
+"""Measured errors: 1 - mean Dice of the groups, and the share of levels with another name."""
 
 
 def first_fifth(
     results: Sequence[bench_real.Result], value: Callable[[Parts], float | None]
 ) -> list[bench_real.Result]:
-    """Return the fifth of the scans that comes first; a scan without a value comes last, equal ones by name."""
+    """Return the first fifth of the scans; scans without a value are last, equal ones are ordered by name."""
     ordered = sorted(results, key=lambda result: (-(value(result.parts) or 0.0), result.name))
     return ordered[: math.ceil(len(results) / FIFTH)]
 
 
-def chance_of(hits: int, drawn: int, wrong: int, total: int) -> float:
-    """Return how probable at least so many wrong scans are in a random draw."""
-    ways = math.comb(total, drawn)
-    return sum(math.comb(wrong, k) * math.comb(total - wrong, drawn - k) for k in range(hits, drawn + 1)) / ways
+def chance_of(hits: int, chosen: int, wrong: int, total: int) -> float:
+    """Return the probability of at least this many wrong scans in a random choice."""
+    ways = math.comb(total, chosen)
+    return sum(math.comb(wrong, k) * math.comb(total - wrong, chosen - k) for k in range(hits, chosen + 1)) / ways
 
 
 def offers(real: Path | None, spider: Path | None) -> None:
@@ -96,13 +96,13 @@ def offers(real: Path | None, spider: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of scan of a mixed site.
+    """One kind of scan at a mixed site.
 
     Attributes:
-        name: What to call it.
+        name: Name of the kind.
         field: Field of view.
-        scanner: Draws the image.
-        share: Scans of it among 24 of the site.
+        scanner: Makes the image.
+        share: Number of its scans among 24 of the site.
         lumbar: Lumbar vertebrae.
         thoracic: Thoracic vertebrae.
     """
@@ -123,21 +123,21 @@ KINDS: Final = (
     Kind("sixlumbar", Field.LUMBAR, new_scanner, 1, lumbar=6),
     Kind("fewribs", Field.THORACOLUMBAR, new_scanner, 1, thoracic=11),
 )
-"""Half of the site is what the weights know; the rest is a new scanner in three fields of view, and two anomalies."""
+"""Half of the site is known to the weights; the rest is a new scanner in three fields of view, and two anomalies."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is run.
+    """The size of a run.
 
     Attributes:
-        seeds: Sites, each of other people.
-        rounds: Trainings of each strategy at each site.
-        corrections: Scans that are corrected before each.
-        tests: Scans of each kind that are predicted.
+        seeds: Number of sites, each with other people.
+        rounds: Number of trainings for each strategy and site.
+        corrections: Number of scans corrected before each training.
+        tests: Number of predicted scans of each kind.
         extent_mm: Width and depth of the scans.
-        share: Part of each kind's scans that is drawn, at least one.
-        settings: Of the trainings, as texts.
+        share: Share of each kind's scans, at least one scan.
+        settings: Settings of the trainings, as texts.
     """
 
     seeds: int = 3
@@ -159,8 +159,8 @@ QUICK: Final = Plan(
 )
 
 
-def drawn(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first: int) -> Iterator[Case]:
-    """Draw scans of a kind as files of a folder, with their truths in memory; those that are there stay."""
+def make_scans(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first: int) -> Iterator[Case]:
+    """Make scans of a kind as files in a folder, with their truths in memory; existing files stay."""
     for number in range(first, first + count):
         rng = np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number])
         options = SpineOptions(
@@ -173,7 +173,7 @@ def drawn(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first:
         )
         spine = random_spine(rng, options)
         truth = Volume(spine.labels, spine.affine)
-        # Names that say nothing of the kind, so that no order by name knows it.
+        # The names do not begin with the kind, so that no order by name depends on it.
         name = (
             f"sub-{np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number, 1]).integers(10**9):09}_{kind.name}"
         )
@@ -184,14 +184,14 @@ def drawn(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first:
 
 
 class Site:
-    """One site under one strategy: a studies folder, a server's models, and how far it is.
+    """One site under one strategy: a studies folder, a server's models, and its progress.
 
     Args:
-        folder: Where it is kept.
-        seed: Which people.
-        strategy: What offers the scans.
-        plan: How much is run.
-        weights: What it begins with.
+        folder: Folder of the site.
+        seed: Seed of the people.
+        strategy: Strategy that offers the scans.
+        plan: Size of the run.
+        weights: Initial weights.
     """
 
     def __init__(self, folder: Path, seed: int, strategy: str, plan: Plan, weights: str) -> None:
@@ -203,8 +203,8 @@ class Site:
         self.scans: dict[str, Case] = {}
         for kind in KINDS:
             count = max(1, round(plan.share * kind.share))
-            self.tests += drawn(tests, seed, kind, plan.tests, plan, first=1000)
-            self.scans |= {case.name: case for case in drawn(self.studies, seed, kind, count, plan, first=0)}
+            self.tests += make_scans(tests, seed, kind, plan.tests, plan, first=1000)
+            self.scans |= {case.name: case for case in make_scans(self.studies, seed, kind, count, plan, first=0)}
         self.app = folder / "app"
         if not self.app.is_dir():
             # Moved once it is whole: half an app folder would be taken for weights.
@@ -251,7 +251,7 @@ class Site:
         }
 
     def corrected(self) -> dict[str, Any]:
-        """Return how each scan was offered that was corrected, as its label's record says."""
+        """Return how each corrected scan was offered, according to its label's record."""
         return {c.image: c.offered for c in CorrectionStore(self.studies / HISTORY_DIR).all()}
 
 
@@ -265,7 +265,7 @@ def scored(url: str) -> None:
 
 
 def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
-    """Return both errors, each the mean over scans; a group that no scan shows does not count."""
+    """Return both errors, each the mean over scans; a group that is in no scan does not count."""
     known = {measure: [v for score in scores if (v := score.value(measure)) == v] for measure in (*GROUPS, LEVELS)}
     means = {measure: float(np.mean(values)) for measure, values in known.items() if values}
     return {
@@ -296,7 +296,7 @@ def curve(known: Mapping[str, Any], strategy: str, error: str) -> list[list[floa
 
 
 def table(known: Mapping[str, Any]) -> str:
-    """Return error against number of corrections, mean of the sites (and of each)."""
+    """Return the table of error against number of corrections, mean of the sites (and of each)."""
     step = known["plan"]["corrections"]
     lines = ["| error | corrections | " + " | ".join(STRATEGIES) + " |", "|---|---|" + "---|" * len(STRATEGIES)]
     for error in ERRORS:
@@ -311,7 +311,7 @@ def table(known: Mapping[str, Any]) -> str:
 
 
 def plot(known: Mapping[str, Any], file: Path) -> None:
-    """Draw the table: a line for the mean of each strategy, thin ones for its sites."""
+    """Plot the table: a line for the mean of each strategy, thin ones for its sites."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -333,16 +333,16 @@ def _show(line: str) -> None:
 
 
 def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """What the command line says."""
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     halves = parser.add_subparsers(dest="half", required=True)
     first = halves.add_parser("offers")
     first.add_argument("--real", type=Path, help="folder with images and truth, see bench_real.py")
     first.add_argument("--spider", type=Path, help="folder with NNN_image and NNN_label")
     second = halves.add_parser("trainings")
-    second.add_argument("--out", type=Path, default=ROOT / "bench" / "selection", help="where all of it is kept")
+    second.add_argument("--out", type=Path, default=ROOT / "bench" / "selection", help="folder for all results")
     second.add_argument("--weights", default="starter", help="weights to begin with, as for 'totalspineseg serve'")
-    second.add_argument("--quick", action="store_true", help="tiny scans and trainings, to see that it runs")
+    second.add_argument("--quick", action="store_true", help="tiny scans and trainings, to check that it runs")
     return parser.parse_args(words)
 
 

@@ -42,7 +42,7 @@ DISCS = {"lumbar_t2_discs": ("image.nii.gz", "gt_tss_values.nii.gz")}
 POINTS = {
     "whole_spine_template_t2": ("PAM50_small_t2.nii.gz", "PAM50_small_label_disc.nii.gz"),
 }
-"""Discs marked by a voxel at their back edge, SCT's numbers."""
+"""Discs marked by a voxel at their back edge, with SCT's numbers."""
 CENTERS = {
     "cervicothoracic_t2_a": ("t2.nii.gz", "labels.nii.gz"),
     "cervical_t2_crop": ("t2.nii.gz", "labels.nii.gz"),
@@ -52,9 +52,9 @@ CENTERS = {
 IMAGES = {name: files[0] for sets in (CORDS, DISCS, POINTS, CENTERS) for name, files in sets.items()} | {
     "thoracolumbar_t2": "t2_lumbar.nii.gz"
 }
-"""All scans, those without labels too."""
+"""All scans, including those without labels."""
 REACH_MM = 10.0
-"""A marked level counts as found when some level of its kind is labeled this near; a disc is 5 to 12 mm high."""
+"""A marked level counts as found if a level of its kind is labeled this near; a disc is 5 to 12 mm high."""
 
 
 def show(case: SpineScore) -> None:
@@ -68,7 +68,7 @@ def show(case: SpineScore) -> None:
 
 @cache
 def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Step-1 codes and final codes on the grid of the file, and whether the names are flagged."""
+    """Return step-1 codes and final codes on the grid of the file, and whether the names are flagged."""
     image = nib.load(path)
     data = np.asarray(image.dataobj, dtype=np.float32)
     scan = pipeline.prepare(Volume(data, image.affine))
@@ -86,7 +86,7 @@ def segment(path: Path, one: WarmPredictor, two: WarmPredictor) -> tuple[np.ndar
 
 
 def annotation(path: Path) -> tuple[np.ndarray, float]:
-    """What an annotator drew, and the volume of a voxel, mm^3."""
+    """Return an annotator's label, and the volume of a voxel, mm^3."""
     image = nib.load(path)
     return np.asarray(image.dataobj), float(np.prod(image.header.get_zooms()[:3]))
 
@@ -130,7 +130,7 @@ def pictures(folder: Path, out: Path, one: WarmPredictor, two: WarmPredictor) ->
 
 
 def beside(volume: Volume, labels: np.ndarray) -> np.ndarray:
-    """The bare image, and beside it the same plane with the labels; without any, in the middle."""
+    """Return the bare image beside the same plane with the labels; the middle plane if there are none."""
     plane = Plane(volume, course_of(labels, volume.grid), sagittal=True)
     pair = plane.picture(None), plane.picture(labels)
     high = max(map(len, pair))  # tags may need room below
@@ -138,7 +138,7 @@ def beside(volume: Volume, labels: np.ndarray) -> np.ndarray:
 
 
 def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
-    """Levels marked by points, how many of them are found and how many named right by the nearest label."""
+    """Return how many levels are marked by points, found, and named right by the nearest label."""
     image = nib.load(path)
     points = np.asarray(image.dataobj)
     voxels = np.argwhere(np.isin(found, kind))
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     if options.pictures and not options.real:
-        parser.error("--pictures requires real scans, got none; give their folder with --real")
+        parser.error("--pictures needs real scans. Give their folder with --real.")
     torch.set_num_threads(options.threads)
     if options.cases:
         report = evaluate_starter(

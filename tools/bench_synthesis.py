@@ -1,4 +1,4 @@
-"""How long a random spine takes: drawn and rendered at 1 mm on one core, CPU seconds, by field of view.
+"""Time random spines: made and rendered at 1 mm on one core, CPU seconds, by field of view.
 
 python tools/bench_synthesis.py --spines 3
 """
@@ -18,9 +18,9 @@ from lib.synthesis import Field, SpineOptions, random_spine, render
 
 SEED = 515
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
-"""Extent of a usual sagittal series; as tall as its field."""
+"""Extent of a usual sagittal series, as tall as its field."""
 RANDOM_SPINES = 6
-"""Times as many spines of random fields and extents, which differ more."""
+"""How many times as many spines of random fields and extents, which differ more."""
 
 
 def main() -> int:
@@ -36,18 +36,18 @@ def main() -> int:
 
 
 def row(name: str, options: SpineOptions, count: int) -> None:
-    """Time so many spines and print their means."""
-    drawn, rendered, voxels = [], [], []
+    """Time ``count`` spines and print their means."""
+    made, rendered, voxels = [], [], []
     for number in range(count):
         rng = np.random.default_rng([SEED, number])
         start = time.process_time()
         spine = random_spine(rng, options)
         middle = time.process_time()
         render(rng, spine)
-        drawn.append(middle - start)
+        made.append(middle - start)
         rendered.append(time.process_time() - middle)
         voxels.append(spine.labels.size / 1e6)
-    print(f"| {name} | {np.mean(voxels):.1f} | {np.mean(drawn):.2f} | {np.mean(rendered):.2f} |", flush=True)
+    print(f"| {name} | {np.mean(voxels):.1f} | {np.mean(made):.2f} | {np.mean(rendered):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""`make coverage`: the share of lines and branches of `lib` that the tests run, folder by folder. A figure, no gate.
+"""`make coverage`: the share of lines and branches of `lib` that the tests run, by folder. It is a figure, not a gate.
 
-.venv/bin/python tools/coverage_table.py FILE      of `coverage json`
+.venv/bin/python tools/coverage_table.py FILE      from `coverage json`
 """
 
 import json
@@ -17,7 +17,7 @@ def table(files: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
     """Return a line for each folder of lib and one for all.
 
     Args:
-        files: Path -> what ``coverage json`` says of the file.
+        files: Path -> entry of the file in ``coverage json``.
     """
     rooms: dict[str, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
     for path, content in files.items():
@@ -35,7 +35,7 @@ def row(name: str, counts: Sequence[int]) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Return a percentage; that of nothing is 100 %."""
+    """Return a percentage; 100 % if there is nothing."""
     return f"{part / whole if whole else 1:.1%}"
 
 

@@ -1,6 +1,7 @@
-"""The annotator's loop, unattended: serve synthetic studies, segment, correct, submit, look, train, segment again.
+"""Run the annotator's loop unattended: serve synthetic studies, segment, correct, submit, look, train, segment again.
 
-Drives the server with the client module that 3D Slicer ships, in Slicer's order of calls. Writes pictures to demo/.
+It drives the server with the client module that 3D Slicer ships, in Slicer's order of calls. It writes pictures to
+demo/.
 """
 
 import argparse
@@ -34,17 +35,17 @@ from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 SEED = 7
 PUBLISHED = "published"
-KEPT = ("refused", "kept")
-"""What a training is called whose version is there, but not served, for a reason."""
+NOT_SERVED = ("refused", "kept")
+"""Status of a training whose version exists but is not served, for a reason."""
 MIN_VOXELS = 50
-"""A structure of the truth with fewer voxels is a sliver at the edge; it does not count."""
+"""A structure of the truth with fewer voxels is a sliver at the edge and does not count."""
 TRAINING = {"iterations": "4", "batch_size": "1", "learning_rate": "1e-5", "replay_cases": "1"}
-"""A moment's training, so gentle that the gate finds nothing worse; `make bench-retrain` shows a real one."""
+"""A short training, so gentle that the gate finds nothing worse; `make bench-retrain` has a real one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What happened to one study."""
+    """The result of one study."""
 
     study: str
     seconds: float
@@ -58,17 +59,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Trained:
-    """How the training went: whether well, and what to say of it."""
+    """The result of the training: whether it went well, and its description."""
 
     well: bool
     text: str
 
 
 def main() -> int:
-    """Run the loop; 0 when every study went through, came back as it was sent, and the training got its verdict."""
+    """Run the loop; return 0 if every study came back as it was sent, and the training got its verdict."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", default="", help="as for 'totalspineseg serve'")
-    parser.add_argument("--studies", type=int, default=3, help="how many synthetic studies")
+    parser.add_argument("--studies", type=int, default=3, help="number of synthetic studies")
     parser.add_argument("--out", type=Path, default=ROOT / "demo", help="folder for the pictures")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ def main() -> int:
         for image in sorted((folder / "made").glob("*.nii.gz")):
             image.rename(studies / image.name)
         print(f"{arguments.studies} synthetic studies made; starting the server")
-        # Models of its own: what the demo trains must not be served by the next `make serve`.
+        # Use separate models, because the next `make serve` must not serve what the demo trains.
         own_app(folder / "app", arguments.weights)
         with serving(studies, folder / "app", arguments.out / "server.log") as url:
             client = MONAILabelClient(url, tmpdir=str(folder), client_id="demo")
@@ -96,7 +97,7 @@ def main() -> int:
 
 
 def loop(client: MONAILabelClient, url: str, studies: Path, folder: Path, out: Path) -> list[Row]:
-    """Next sample, image, run, correct, submit, until every study is done."""
+    """Do next sample, image, run, correct and submit until every study is done."""
     info = client.info()
     print(f"connected: {info['name']} {info['version']}; models {', '.join(info['models'])}")
     print(info["description"].split(" Cite:")[0])
@@ -115,7 +116,7 @@ def loop(client: MONAILabelClient, url: str, studies: Path, folder: Path, out: P
 
 
 def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, folder: Path, out: Path) -> Row:
-    """Run the model, submit its result as Slicer would, and look at what the server keeps."""
+    """Run the model, submit its result as Slicer would, and compare it with what the server keeps."""
     requests.get(f"{url}/datastore/image", params={"image": study}, timeout=60).raise_for_status()
     start = time.perf_counter()
     file, report = client.infer("totalspineseg", study, {"result_extension": ".nrrd", "result_dtype": "uint8"})
@@ -126,9 +127,11 @@ def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, fol
     label_info = as_slicer_sends(label, wire, report["label_names"])
     reply = client.save_label(study, str(label), params={"label_info": label_info})
     store = CorrectionStore(studies / ".totalspineseg")
-    kept = store.latest_accepted(study)
-    shown = read_labels(Path(client.download_label(study, "final")))
-    same = kept is not None and bool((store.codes(kept) == codes).all() and (from_wire(shown.data) == codes).all())
+    correction = store.latest_accepted(study)
+    label_map = read_labels(Path(client.download_label(study, "final")))
+    same = correction is not None and bool(
+        (store.codes(correction) == codes).all() and (from_wire(label_map.data) == codes).all()
+    )
     picture(studies / f"{study}.nii.gz", codes, report, out / f"{study}.png")
     truth = read_labels(folder / "made" / "truth" / f"{study}.nii.gz").data
     named, dice = compare(codes, truth)
@@ -138,7 +141,7 @@ def one_study(client: MONAILabelClient, url: str, study: str, studies: Path, fol
 
 
 def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Voxel values 1..K in the order of the scene, and the names in that order."""
+    """Write voxel values 1..K in the order of the scene, and return the names in that order."""
     scene = sorted(name for name, value in names.items() if (wire.data == value).any())
     data = np.zeros(wire.data.shape, dtype=np.uint8)
     for value, name in enumerate(scene, start=1):
@@ -148,14 +151,14 @@ def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[
 
 
 def picture(image: Path, codes: npt.NDArray[np.uint8], report: Mapping[str, Any], path: Path) -> None:
-    """The mid-sagittal picture; the levels of doubtful names are striped."""
+    """Write the mid-sagittal picture; levels with doubtful names are striped."""
     known = report["numbering"]
     doubtful = [level["code"] for level in known["levels"]] if is_doubtful(known) else []
     save_picture(path, mid_sagittal(read_image(image), codes, doubtful=doubtful))
 
 
 def compare(codes: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> tuple[str, float]:
-    """How many structures of the truth carry their name in the result, and the mean Dice over them."""
+    """Return how many structures of the truth have their name in the result, and the mean Dice over them."""
     present = [int(c) for c in np.unique(truth) if c and (truth == c).sum() >= MIN_VOXELS]
     named, dice = 0, []
     for code in present:
@@ -168,7 +171,7 @@ def compare(codes: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> tuple
 
 
 def refused(client: MONAILabelClient, studies: Path, folder: Path) -> str:
-    """What the server says to a label with a name it does not know."""
+    """Return the server's answer to a label with an unknown name."""
     study = sorted(studies.glob("*.nii.gz"))[0]
     image = read_image(study)
     label = folder / "unknown.nii.gz"
@@ -183,7 +186,7 @@ def refused(client: MONAILabelClient, studies: Path, folder: Path) -> str:
 
 
 def retrained(client: MONAILabelClient, rows: list[Row]) -> Trained:
-    """Train on what was submitted, as Slicer's Train button does, and ask for the first study again."""
+    """Train on the submitted labels, as Slicer's Train button does, and request the first study again."""
     print(f"training on the {len(rows)} submitted labels:")
     try:
         stats = train(client, "totalspineseg", TRAINING, show=lambda line: print(f"  {line}", flush=True))
@@ -196,12 +199,12 @@ def retrained(client: MONAILabelClient, rows: list[Row]) -> Trained:
 
 
 def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[str, str]) -> Trained:
-    """Whether the training did what it says: a published version answers, a refused one does not.
+    """Check that the training did what it reports: a published version is used, a refused one is not.
 
     Args:
-        stats: What the trainers report at its end.
-        before: Step -> version that made a result before.
-        after: The same after it.
+        stats: The trainers' report at the end.
+        before: Step -> version that made a result before the training.
+        after: The same after the training.
     """
     status, reason = stats.get("status"), stats.get("message") or "no reason given"
     served = f"Made by before: {', '.join(before.values())}\nMade by now:    {', '.join(after.values())}"
@@ -210,7 +213,7 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
         if all(after[step] != before[step] for step in before):
             return Trained(True, text)
         return Trained(False, f"THE TRAINING FAILED: a version was published, but the ones before still answer. {text}")
-    if status in KEPT:
+    if status in NOT_SERVED:
         if dict(after) == dict(before):
             return Trained(True, f"The new version is kept, but not served. {text}")
         return Trained(False, f"THE TRAINING FAILED: the new version must not be served, but others answer. {text}")
@@ -218,7 +221,7 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
 
 
 def print_table(rows: list[Row]) -> None:
-    """What happened, one study a line."""
+    """Print one line for each study."""
     titles = ("study", "seconds", "names right", "mean Dice", "names", "submitted", "came back")
     lines = [titles]
     for r in rows:

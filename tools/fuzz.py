@@ -1,8 +1,8 @@
-"""Requests that nobody would write, made from the server's own description of itself; none may end in its own fault.
+"""Send requests that nobody would write, made from the server's own description; none may cause a fault of the server.
 
-Starts a server on a loopback port with phantoms to label and networks that cost nothing, sends it at least CALLS
-requests (those the description allows, and those it does not), and prints what was answered by operation.
-Exit code 1: an answer of 500 or above, a request without an answer, fewer requests than that, or a server that ended.
+Starts a server on a loopback port with phantoms to label and networks that take no time, sends it at least CALLS
+requests (allowed by the description or not), and prints the answers by operation. Exit code 1: an answer of 500 or
+above, a request without an answer, too few requests, or a server that ended.
 """
 
 import argparse
@@ -30,20 +30,20 @@ from serving import Server, studies_server  # noqa: E402
 
 CALLS = 2000
 EXAMPLES = 80
-"""Random requests for each operation, beside those at the limits of its schema: together more than CALLS."""
+"""Random requests for each operation, besides those at the limits of its schema; together more than CALLS."""
 SECONDS = 1800
-"""Ten times what it takes on a quiet machine; then the run is given up as failed."""
+"""Ten times the duration on a quiet machine; after that the run has failed."""
 ANSWER_SECONDS = 120
 REASONS = 25
 LABELED = "z-last"
-"""The image whose label is made beforehand."""
+"""The image whose label is made in advance."""
 ADDED, SPARE = 5, 20
 """Images and sessions that may be removed."""
 FAULT = 500
 
 
 def main() -> int:
-    """Run once; returns the exit code."""
+    """Run once; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schemathesis", type=Path, default=ROOT / ".venv-fuzz" / "bin" / "schemathesis")
     parser.add_argument("--examples", type=int, default=EXAMPLES, help="random requests for each operation")
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def fuzz(server: Server, arguments: argparse.Namespace, folder: Path) -> int:
-    """Send the requests; returns the exit code of schemathesis."""
+    """Send the requests; return the exit code of schemathesis."""
     command = [
         *(str(arguments.schemathesis), "run", f"{server.url}/openapi.json"),
         *("--checks", "not_a_server_error", "--continue-on-failure", "--no-shrink", "--no-color"),
@@ -90,7 +90,7 @@ def fuzz(server: Server, arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
-    """What exists on the server, and files it takes, for tools/fuzz_hooks.py."""
+    """Return what exists on the server, and files that it accepts, for tools/fuzz_hooks.py."""
     images = sorted(path for path in server.studies.iterdir() if path.name.endswith(IMAGE_SUFFIXES))
     label = folder / "label.nrrd"
     answer = requests.post(
@@ -101,7 +101,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
     )
     answer.raise_for_status()
     label.write_bytes(answer.content)
-    # The host's uploads move what they keep, and images of the studies may be deleted by a request.
+    # The host's uploads move files, and a request may delete images of the studies.
     copies = [Path(shutil.copy(path, folder)) for path in images]
     names = [stem(path) for path in images]
     sessions = [session(server, copies[:1]), session(server, copies)]
@@ -117,7 +117,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
             "tag": ["final", "original", "step1"],
             "session_id": sessions,
         },
-        # What the others need stays.
+        # Keep what the other requests need.
         "instead": {
             "PUT /datastore/image": {"image": added},
             "DELETE /datastore/image": {"id": added},
@@ -131,7 +131,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def session(server: Server, files: Sequence[Path]) -> str:
-    """Make a session of one file or several; returns its id."""
+    """Make a session with one file or several; return its id."""
     parts = [("files", (path.name, path.read_bytes())) for path in files]
     answer = requests.put(f"{server.url}/session/", files=parts, timeout=ANSWER_SECONDS)
     answer.raise_for_status()
@@ -139,7 +139,7 @@ def session(server: Server, files: Sequence[Path]) -> str:
 
 
 def read_answers(file: Path) -> dict[str, dict[str, Counter[int]]]:
-    """Operation -> "positive" or "negative" (allowed by the description or not) -> statuses."""
+    """Return operation -> "positive" or "negative" (allowed by the description or not) -> statuses."""
     answers: dict[str, dict[str, Counter[int]]] = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         operation, mode, status, _ = json.loads(line)
@@ -148,14 +148,14 @@ def read_answers(file: Path) -> dict[str, dict[str, Counter[int]]]:
 
 
 def frequent_refusals(file: Path) -> str:
-    """Why requests were refused that the description allows, the most frequent reasons first."""
+    """Return the reasons for which allowed requests were refused, the most frequent first."""
     lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     reasons = Counter(f"{name}: {reason}" for name, mode, _, reason in lines if mode == "positive" and reason)
     return "\n".join(f"{count:>5} {reason}" for reason, count in reasons.most_common(REASONS))
 
 
 def table(answers: Mapping[str, Mapping[str, Mapping[int, int]]]) -> str:
-    """What was answered, a line for each operation."""
+    """Return the table of answers, a line for each operation."""
     lines = [
         f"{'':<36} {'allowed':>14}  {'not allowed':>14}",
         f"{'operation':<36}" + f" {'taken':>7} {'refused':>7}" * 2,

@@ -1,6 +1,6 @@
-"""What schemathesis cannot make up itself: ids of images that exist, real images and labels, names of files.
+"""Give schemathesis what it cannot invent: ids of existing images, real images and labels, names of files.
 
-Schemathesis loads this beside the server's description (see tools/fuzz.py); what exists it reads from a JSON file.
+Schemathesis loads this module with the server's description (see tools/fuzz.py); real values are in a JSON file.
 """
 
 import json
@@ -28,12 +28,12 @@ NAMES = (
     "series.zip",
     "",
 )
-"""Names of files, some of which are none."""
+"""Names of files, some of which are not valid."""
 OK = 200
 REASON = 70
 """Letters of a refusal that are kept."""
 MADE = {"PUT /session/": ("session_id", "session_id"), "PUT /datastore/image": ("image", "image")}
-"""Operation -> parameter whose values it makes, and where its answer has them."""
+"""Operation -> parameter whose values it creates, and the field of its answer with them."""
 FILES = {"file": "images", "label": "labels"}
 JSON_TEXTS = (
     "{}",
@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Put real values in the place of most of those that were made up."""
+    """Replace most invented values by real ones."""
     instead = KNOWN["instead"].get(f"{case.method.upper()} {case.operation.path}", {})
     for values in (case.query, case.path_parameters):
         for name, known in {**KNOWN["values"], **instead}.items():
@@ -68,7 +68,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Note what was answered; what a request has made is asked for by later ones."""
+    """Record the answer; later requests use what a request has created."""
     described = case.method.upper() == case.operation.method.upper()
     name = f"{case.operation.method.upper()} {case.operation.path}" if described else "methods that are not described"
     content = _json(response)

@@ -1,4 +1,4 @@
-"""A server with models of its own, and a training through it: what demo and benches share."""
+"""Serve with separate models and train through the server, for the demo and the benches."""
 
 import shutil
 import sys
@@ -20,22 +20,22 @@ __all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "servi
 POLL_S: Final = 2.0
 LAST_LINES: Final = 5
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
-"""What the host calls a task that has not ended."""
+"""The host's status of a task that has not ended."""
 
 
 class TrainingFailedError(RuntimeError):
-    """A training ended without a verdict; the message holds what the server said last."""
+    """A training ended without a verdict; the message has the last lines of the server."""
 
 
 def own_app(folder: Path, weights: str = "") -> ModelStore:
-    """An app folder whose models can be trained and published without touching the project's.
+    """Make an app folder whose models can be trained and published without changing the project's.
 
     Args:
-        folder: To be made.
-        weights: What it serves at first, as for ``totalspineseg serve``.
+        folder: The new folder.
+        weights: Weights that it serves at first, as for ``totalspineseg serve``.
 
     Returns:
-        Its models: a copy of the weights, in use.
+        Its models: a copy of the weights, which is in use.
     """
     store = ModelStore(folder / "model")
     store.model_dir.mkdir(parents=True)
@@ -68,15 +68,15 @@ def serving(
     runtime: str = "",
     started: Callable[[int], None] = lambda pid: None,
 ) -> Iterator[str]:
-    """The server's address; it is stopped at the end.
+    """Run a server while this block runs, and yield its address.
 
     Args:
         studies: Folder of images.
         app: From ``own_app``.
-        log: Where its output goes.
+        log: File for its output.
         device: "" for a GPU if there is one.
         runtime: "" for PyTorch.
-        started: Told the server's process id before it answers.
+        started: Called with the server's process id before it answers.
     """
     try:
         with server_process(studies, app, log, started=started, device=device, runtime=runtime) as (url, _):
@@ -91,27 +91,27 @@ def train(
     """Train through the server as a client does, until the task has ended.
 
     Args:
-        client: Connected.
-        model: Which trainer.
-        settings: As texts.
-        show: Told the progress in words.
+        client: A connected client.
+        model: Name of the trainer.
+        settings: Settings of the training, as texts.
+        show: Called with lines of progress.
 
     Returns:
-        What the trainers report at the end, and ``seconds``.
+        The trainers' report at the end, and ``seconds``.
 
     Raises:
-        TrainingFailedError: It ended in an error, or was stopped.
+        TrainingFailedError: The training ended in an error, or was stopped.
     """
-    start, shown = time.monotonic(), ""
+    start, last_line = time.monotonic(), ""
     client.train_start(model, dict(settings))
     while True:
         running = client.train_status(check_if_running=True)
         stats: dict[str, Any] = client.info()["train_stats"][model]
         done = f"epoch {stats.get('epoch', 0)} of {stats.get('total_epochs', '?')}"
         line = f"{done}, {stats.get('message') or 'training'}"
-        if line != shown:
+        if line != last_line:
             show(f"{line} ({time.monotonic() - start:.0f} s)")
-            shown = line
+            last_line = line
         if not running:
             task = client.train_status()
             if task.get("status") not in UNFINISHED:

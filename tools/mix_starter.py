@@ -1,4 +1,4 @@
-"""Mean of two starter folders of one line: what a training learned, and less of what it forgot.
+"""Average two starter folders of one line, to keep what a training learned and forget less.
 
     python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("before", type=Path, metavar="BEFORE", help="starter folder that the training began from")
     parser.add_argument("trained", type=Path, metavar="TRAINED", help="starter folder that the training wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="starter folder to write")
-    parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="of TRAINED (default: 0.5)")
+    parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="share of TRAINED (default: 0.5)")
     arguments = parser.parse_args()
     mix(arguments.before, arguments.trained, arguments.out, arguments.share)
 

@@ -1,4 +1,4 @@
-"""Install the project from a folder of packages, without an index, in a fresh clone, and label a scan there.
+"""Install the project from a folder of packages, without an index, in a new clone, and label a scan there.
 
     .venv/bin/python tools/offline_install.py
 
@@ -17,7 +17,7 @@ from lib.processes import unwind_on_signals
 
 INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "http_proxy", "https_proxy")
 NOWHERE = "http://127.0.0.1:9"
-"""Nobody listens there: whoever asks for a package ends the installation."""
+"""No program listens there, so a request for a package ends the installation."""
 SCAN = Path("tests") / "real" / "cervical_t2" / "t2.nii.gz"
 
 

@@ -1,9 +1,9 @@
-"""`make release-check`: what is long, or needs packages from outside, one after the other, with a table at the end.
+"""`make release-check`: run the checks that are long or need outside packages, and print a table.
 
     .venv/bin/python tools/release_check.py [--only NAME ...] [--out bench/release]
 
-The output of each check goes to OUT/NAME.txt. Exit code 0: every check passed and every figure is on the right side of
-its limit. The limits leave room for a slower machine and for chance; the measured figures are in docs/measured.md.
+The output of each check goes to OUT/NAME.txt. Exit code 0: every check passed and every figure is within its limit. The
+limits leave room for slower machines and for chance; the measured figures are in docs/measured.md.
 """
 
 import argparse
@@ -25,7 +25,7 @@ class Figure:
     """A number that a check prints.
 
     Attributes:
-        name: What it is, with its unit.
+        name: Name with the unit.
         pattern: Regular expression whose first group is the number; its last match counts.
         floor: Least allowed value, or None.
         ceiling: Greatest allowed value, or None.
@@ -37,10 +37,10 @@ class Figure:
     ceiling: float | None = None
 
     def read(self, text: str) -> tuple[bool, str]:
-        """Return whether the number that a text holds is allowed, and the number with its limit.
+        """Return whether the number in a text is allowed, and the number with its limit.
 
         Args:
-            text: What the check printed.
+            text: Output of the check.
         """
         found = re.findall(self.pattern, text)
         if not found:
@@ -57,7 +57,7 @@ class Check:
     """One command.
 
     Attributes:
-        name: Short, for the table and the file of its output.
+        name: Short name, for the table and the file of its output.
         words: The command, run in the project's folder.
         figures: Numbers of its output that have a limit.
     """
@@ -69,13 +69,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a check.
+    """The result of a check.
 
     Attributes:
-        check: Which.
-        passed: Its exit code was 0 and its figures are allowed.
-        seconds: How long it took.
-        remark: Its figures, or its exit code.
+        check: The check.
+        passed: Whether its exit code was 0 and its figures are allowed.
+        seconds: Duration.
+        remark: Figures, or the exit code.
     """
 
     check: Check
@@ -115,14 +115,14 @@ CHECKS = (
     Check("bench-cli", ("make", "bench-cli")),
     Check("bench-runtimes", ("make", "bench-runtimes")),
 )
-"""In the order of their run; the shortest that finds most comes first."""
+"""Checks in the order of their run; the shortest ones that find most come first."""
 
 
 def run(check: Check, out: Path) -> Outcome:
     """Run a check and judge it.
 
     Args:
-        check: Which.
+        check: The check.
         out: Folder for its output.
     """
     start = time.monotonic()
@@ -140,7 +140,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """Return the table of all checks in Markdown.
 
     Args:
-        outcomes: In their order.
+        outcomes: The results, in order.
     """
     rows = ["| check | command | result | minutes | figures |", "|---|---|---|---|---|"]
     for one in outcomes:
@@ -154,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the checks and print their table; return 1 if one failed.
 
     Args:
-        words: Arguments; those of the command line when left out.
+        words: Arguments; None for those of the command line.
     """
     names = [check.name for check in CHECKS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

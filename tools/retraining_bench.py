@@ -1,4 +1,4 @@
-"""What the benches of retraining share: asking the server, submitting as 3D Slicer does, comparing before and after."""
+"""Shared parts of the retraining benches: predicting, submitting as 3D Slicer does, comparing."""
 
 import argparse
 import json
@@ -23,9 +23,9 @@ from lib.trainers.settings import RetrainSettings
 from lib.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5
-"""Share of the error that shall be left at most."""
+"""Largest share of the error that may be left."""
 REFUSED: Final = "Status: 422"
-"""How the client tells that the server answered, and found no spine."""
+"""Part of the client's error if the server answered, but found no spine."""
 SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
 Rows = Mapping[str, Mapping[str, float]]
 """Measure -> "before" and "after"."""
@@ -33,17 +33,17 @@ Table = Mapping[str, Rows]
 """Kind of scans -> rows."""
 MEAN: Final = "mean Dice"
 MEASURES: Final = (MEAN, LEVELS)
-"""Those that decide."""
+"""The measures that decide."""
 MARGIN: Final = 0.01
-"""What any kind of scans may lose at most, of the mean Dice and of the share of levels under their name."""
+"""Largest loss of any kind of scans, in the mean Dice and in the share of levels with the right name."""
 
 
 class ServerError(RuntimeError):
-    """The server could not be asked about a scan; the message names it."""
+    """A scan could not be predicted; the message names it."""
 
 
 class Progress:
-    """What is done, in a file that a repeated command reads.
+    """The finished parts of a run, in a file that a repeated command reads.
 
     Args:
         file: Where; its folder is made when missing.
@@ -76,7 +76,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a bench, and its truth in codes; one beside the studies has a ``file``, which is sent along."""
+    """One scan of a bench with its truth in codes; a scan outside the studies has a ``file``, which is sent along."""
 
     name: str
     truth: Volume
@@ -85,12 +85,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server says of a scan.
+    """The server's prediction of a scan.
 
     Attributes:
-        codes: On the grid of the image; all 0 where it finds no spine.
-        versions: That made it.
-        certainty: Of the names; empty where there are none.
+        codes: On the grid of the image; all 0 if no spine was found.
+        versions: Versions that made it.
+        certainty: Certainty of the names; empty if there are none.
     """
 
     codes: LabelArray
@@ -99,7 +99,7 @@ class Answer:
 
 
 def training_arguments(parser: argparse.ArgumentParser, *, iterations: int, batch_size: int) -> None:
-    """Add the settings of the training, the weights to begin with, and where results go."""
+    """Add the settings of the training, the initial weights, and the folder for results."""
     usual = RetrainSettings()
     parser.add_argument("--iterations", type=int, default=iterations)
     parser.add_argument("--batch-size", type=int, default=batch_size)
@@ -112,7 +112,7 @@ def training_arguments(parser: argparse.ArgumentParser, *, iterations: int, batc
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The settings of the training as a client sends them."""
+    """Return the settings of the training as a client sends them."""
     return {name: str(getattr(arguments, name)) for name in SETTINGS}
 
 
@@ -120,7 +120,7 @@ def ask(client: MONAILabelClient, case: Case) -> Answer:
     """Predict a scan.
 
     Raises:
-        ServerError: It was refused for another reason than that no spine was found.
+        ServerError: It was refused for another reason than a missing spine.
     """
     try:
         image, sent = (case.name, {}) if case.file is None else ("", {"file": str(case.file)})
@@ -139,14 +139,14 @@ def submit(client: MONAILabelClient, name: str, label: Volume, folder: Path, *, 
     """Send a reader's finished label, in wire ids with its names, as 3D Slicer does.
 
     Args:
-        client: Connected.
-        name: The image.
-        label: In codes, ``UNREVIEWED`` where nobody has looked. Not modified.
-        folder: Where the file is written for the time being.
+        client: A connected client.
+        name: Name of the image.
+        label: In codes, ``UNREVIEWED`` where nobody checked. Not modified.
+        folder: Folder for the temporary file.
         unreviewed: Names of structures that nobody checked.
     """
     file = folder / "label.nii.gz"
-    # A segment of its own behind the published ones, as a reader adds it.
+    # A separate segment after the published ones, as a reader adds it.
     region = len(WIRE_LABELS) + 1
     wire = np.where(label.data == UNREVIEWED, np.uint8(region), to_wire(without_regions(label.data)))
     write_volume(file, wire, label.grid)
@@ -168,7 +168,7 @@ def rows_of(
 
 
 def error_left(rows: Rows, measure: str) -> float:
-    """Return the share of an error that is left; 0 where there was none."""
+    """Return the share of an error that is left; 0 if there was none."""
     before, after = (1 - rows[measure][when] for when in ("before", "after"))
     return after / before if before else 0.0
 
@@ -182,7 +182,7 @@ def sentence(rows: Rows, kind: str) -> str:
 
 
 def worse(table: Table, measures: Iterable[str] = MEASURES) -> list[str]:
-    """Return what fell by more than the margin; empty when nothing did."""
+    """Return what fell by more than the margin; empty if nothing did."""
     return [
         f"{measure} of the {kind}: {rows[measure]['before']:.3f} -> {rows[measure]['after']:.3f}"
         for kind, rows in table.items()
@@ -201,7 +201,7 @@ def print_table(table: Table) -> None:
 
 
 def gate_report(store: ModelStore) -> dict[str, Any]:
-    """Return the newest version, what is in use, and what the gate said; empty where nothing was published."""
+    """Return the newest version, the versions in use, and the gate's report; empty if nothing was published."""
     versions = store.versions()
     if not versions:
         return {}
@@ -209,9 +209,9 @@ def gate_report(store: ModelStore) -> dict[str, Any]:
     return {"version": versions[-1], "active": dict(store.active()), "gate": record.get("gate")}
 
 
-def keep_logs(studies: Path, kept: Path) -> None:
+def keep_logs(studies: Path, target: Path) -> None:
     """Copy logs, curves and reports of all trainings of a studies folder."""
-    kept.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     for file in (studies / ".totalspineseg" / "training").rglob("*"):
         if file.suffix in (".txt", ".png", ".json") and file.is_file():
-            shutil.copyfile(file, kept / f"{file.parent.name}-{file.name}")
+            shutil.copyfile(file, target / f"{file.parent.name}-{file.name}")

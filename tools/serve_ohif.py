@@ -1,6 +1,6 @@
-"""OHIF in one command: a PACS with synthetic MR series, the server before it, and the viewer's address.
+"""Run OHIF with one command: a PACS with synthetic MR series, the server, and the address of the viewer.
 
-Ctrl-C ends both. With --dicomweb the PACS is yours, and nothing is written to it but what annotators export.
+Ctrl-C ends all of it. With --dicomweb it uses your PACS, and writes nothing to it except what annotators export.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
     if not arguments.dicomweb:
         pacs = running_orthanc(folder / "orthanc", free_port())
     try:
-        # Before a PACS is started and filled; ``serve`` looks again.
+        # Check this before a PACS is started and filled; ``serve`` checks again.
         if arguments.dicomweb:
             require_dicomweb(arguments.dicomweb)
         require_weights(arguments.weights)
@@ -68,14 +68,14 @@ def prepare(orthanc: Orthanc) -> None:
 
     if requests.get(f"{orthanc.rest}/studies", timeout=60).json():
         return
-    print(f"the PACS is empty: {DEMO_STUDIES} synthetic studies are made and stored", flush=True)
+    print(f"The PACS is empty. Making and storing {DEMO_STUDIES} synthetic studies.", flush=True)
     with tempfile.TemporaryDirectory(prefix="totalspineseg-demo-") as made:
         demo_pacs(Path(made), DEMO_STUDIES, DEMO_SEED)
         fill(orthanc, Path(made))
 
 
 def announce(host: str, port: int) -> None:
-    """Print the viewer's address once the server answers."""
+    """Print the viewer's address when the server answers."""
     while True:
         try:
             requests.get(f"http://{host}:{port}/info/", timeout=60).raise_for_status()

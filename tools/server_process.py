@@ -1,4 +1,4 @@
-"""The server as a process on a free loopback port: started, waited for and stopped, for tools and tests alike."""
+"""Run the server as a process on a free loopback port, for tools and tests: start it, wait for it, stop it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import requests
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "apps" / "totalspineseg"
-# Importers need lib, too.
+# Modules that import this one need lib, too.
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
@@ -33,7 +33,7 @@ serve(options.pop("studies"), app_dir=Path(options.pop("app")), demo=False, **op
 
 
 class StartError(RuntimeError):
-    """The server ended or did not answer; the message holds the end of its log."""
+    """The server ended or did not answer; the message has the end of its log."""
 
 
 @contextmanager
@@ -47,31 +47,32 @@ def server_process(
     started: Callable[[int], None] = lambda pid: None,
     **options: object,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
-    """A server that answers, and is stopped at the end, with what it started.
+    """Run a server while this block runs, and stop it at the end with the processes that it started.
 
-    A program that uses it calls ``lib.processes.unwind_on_signals`` first: a signal would end it before this one's end.
+    A program that uses this calls ``lib.processes.unwind_on_signals`` first; otherwise a signal would end it before the
+    server is stopped.
 
     Args:
         studies: Folder of images, or a DICOMweb address.
         app: Folder of the app; the working folder of the process.
-        log: Where its output goes.
-        modules: Folders of what the app imports besides ``lib``.
+        log: File for its output.
+        modules: Folders of other modules that the app imports.
         environment: Variables to add to this process's.
-        started: Told the server's process id before it answers.
-        options: More of ``lib.server.serve``'s.
+        started: Called with the server's process id before it answers.
+        options: Other options of ``lib.server.serve``.
 
     Returns:
         The server's address and its process.
 
     Raises:
-        StartError: It ended, or never answered.
+        StartError: The server ended, or never answered.
     """
     port = free_port()
-    given = json.dumps({"studies": str(studies), "app": str(app), "port": port, **options})
+    arguments = json.dumps({"studies": str(studies), "app": str(app), "port": port, **options})
     paths = os.pathsep.join(map(str, (APP, *modules)))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            tied([sys.executable, "-c", RUN, given]),
+            tied([sys.executable, "-c", RUN, arguments]),
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
@@ -92,7 +93,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         if process.poll() is not None:
             raise StartError(f"the server ended:\n{_end(log)}")
         try:
-            # Any answer will do: with authentication on it is a refusal.
+            # Any answer will do, even a refusal because of authentication.
             requests.get(f"{url}/info/", timeout=30)
         except requests.RequestException:
             time.sleep(0.1)

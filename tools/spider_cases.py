@@ -1,12 +1,12 @@
-"""Slabs of the SPIDER data set as training cases for ``totalspineseg train-starter --real``.
+"""Make training cases from slabs of the SPIDER data set, for ``totalspineseg train-starter --real``.
 
     python tools/spider_cases.py SLABS CASES            # the patients that train
     python tools/spider_cases.py SLABS CASES --held-out # those that choose and report
 
 A slab is NNN_image.nii.gz with NNN_label.nii.gz: 1 disc, 2 vertebra with its processes, 3 canal with the cord inside.
-Names are counted up from the lowest disc, which lies on the sacrum. What SPIDER does not show is taught to nobody:
-whether the sacrum lies below that disc, whether the canal above L3 holds cord, where the canal ends below, and what
-stands above the topmost disc. That there is no disc below the lowest one is known, and taught.
+Names are counted upward from the lowest disc, which is on the sacrum. What SPIDER does not show does not train: whether
+the sacrum is below that disc, whether the canal above L3 has cord, where the canal ends below, and what is above the
+topmost disc. It is known, and trained, that there is no disc below the lowest one.
 
 Source: van der Graaf et al., Lumbar spine segmentation in MR images, Sci Data 2024; Zenodo 10159290; CC BY 4.0.
 """
@@ -32,13 +32,13 @@ from lib.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
 from lib.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
-"""Who trains, who is held out, and why; names that nobody is sure of."""
+"""Patients who train, patients who are held out with the reason, and uncertain names."""
 DISC, VERTEBRA, WHOLE_CANAL = 1, 2, 3
 """Values of a slab's labels."""
 SMALLEST_DISC: Final = 0.15
-"""Of the median disc's volume; smaller pieces are no disc of their own."""
+"""Smallest volume of a disc, as a share of the median disc's; smaller pieces are no separate discs."""
 PROCESS_DROP: Final = 0.45
-"""How much lower a spinous process lies than its body, in distances between discs."""
+"""How much lower a spinous process is than its body, as a share of the distance between discs."""
 CONUS_ABOVE: Final = "L3"
 """The cord of nearly all adults ends above this vertebra."""
 FACET_MM: Final = 10.0
@@ -49,13 +49,13 @@ PROMONTORY_MM: Final = 6.0
 
 @dataclass(frozen=True)
 class Patient:
-    """A line of the list.
+    """A line of the list of patients.
 
     Attributes:
         number: Three digits, as in the files' names.
-        held_out: Takes no part in training.
+        held_out: Whether the patient is kept out of training.
         sure: Whether counting from the lowest disc gives the right names.
-        note: What was seen, and the reason for the group.
+        note: Observations, and the reason for the group.
     """
 
     number: str
@@ -66,10 +66,10 @@ class Patient:
 
 @dataclass(frozen=True)
 class Discs:
-    """Discs from the lowest up.
+    """Discs from the lowest upward.
 
     Attributes:
-        masks: One mask each, bool (X, Y, Z).
+        masks: One mask for each disc, bool (X, Y, Z).
         centers: Voxels, (N, 3).
         slope: Rise of each disc's plane toward the front.
     """
@@ -79,13 +79,13 @@ class Discs:
     slope: NDArray[np.float64]
 
     def plane(self, which: int, shape: tuple[int, int, int]) -> NDArray[np.float64]:
-        """Height of a disc's plane, in voxels above each (x, y); (1, Y, 1)."""
+        """Return the height of a disc's plane for each y, voxels; (1, Y, 1)."""
         center = self.centers[which]
         return (center[2] + self.slope[which] * (np.arange(shape[1]) - center[1]))[None, :, None]
 
 
 def read_patients(path: Path = PATIENTS) -> tuple[Patient, ...]:
-    """The list of patients."""
+    """Return the list of patients."""
     rows = [line.split(",", 3) for line in path.read_text(encoding="utf-8").splitlines()[1:] if line]
     return tuple(Patient(number, group == "held out", names == "sure", note) for number, group, names, note in rows)
 
@@ -94,26 +94,26 @@ def find_discs(label: LabelArray) -> Discs:
     """Separate the discs of a slab.
 
     Raises:
-        TotalSpineSegError: It shows fewer than two.
+        TotalSpineSegError: The slab has fewer than two discs.
     """
     pieces, count = ndimage.label(label == DISC, np.ones((3, 3, 3)))
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
-    kept = [k + 1 for k in range(count) if sizes[k] >= SMALLEST_DISC * np.median(sizes)]
-    if len(kept) < 2:
-        raise TotalSpineSegError(f"The slab shows {len(kept)} discs. Two or more are needed to name the levels.")
-    places = {k: np.argwhere(pieces == k) for k in kept}
-    upward = sorted(kept, key=lambda k: places[k][:, 2].mean())
+    large = [k + 1 for k in range(count) if sizes[k] >= SMALLEST_DISC * np.median(sizes)]
+    if len(large) < 2:
+        raise TotalSpineSegError(f"The slab has {len(large)} discs. Two or more are needed to name the levels.")
+    places = {k: np.argwhere(pieces == k) for k in large}
+    upward = sorted(large, key=lambda k: places[k][:, 2].mean())
     slope = [np.polyfit(places[k][:, 1], places[k][:, 2], 1)[0] for k in upward]
     centers = np.array([places[k].mean(0) for k in upward])
     return Discs(tuple(pieces == k for k in upward), centers, np.clip(slope, -1.2, 1.2))
 
 
 def name_levels(label: LabelArray, discs: Discs) -> LabelArray:
-    """Codes of a slab: discs counted up from the lowest, bodies between them, processes half a level lower.
+    """Return codes of a slab: discs counted upward from the lowest, bodies between them, processes half a level lower.
 
     Args:
         label: uint8 (X, Y, Z), RAS, values of a slab. Not modified.
-        discs: Its discs.
+        discs: Discs of the slab.
     """
     plan = column()
     codes = np.zeros(label.shape, np.uint8)
@@ -124,7 +124,7 @@ def name_levels(label: LabelArray, discs: Discs) -> LabelArray:
     middle, tilt = np.interp(rows, height, front), np.interp(rows, height, discs.slope)
     voxels = np.argwhere(label == VERTEBRA)
     ahead = voxels[:, 1] - middle[voxels[:, 2]]
-    level = voxels[:, 2] - tilt[voxels[:, 2]] * ahead  # along the tilt of the discs near by
+    level = voxels[:, 2] - tilt[voxels[:, 2]] * ahead  # along the tilt of the nearby discs
     behind = voxels[:, 1] < _canal_middle(label)[voxels[:, 2]]
     level = np.where(
         behind, voxels[:, 2] + PROCESS_DROP * np.median(np.diff(height)) - 0.5 * tilt[voxels[:, 2]] * ahead, level
@@ -151,7 +151,7 @@ def _whole_processes(codes: LabelArray, pieces: NDArray[np.bool_], *, tallest: f
 
 
 def _canal_middle(label: LabelArray) -> NDArray[np.float64]:
-    """Front-to-back middle of the canal in each slice, voxels; interpolated where there is none."""
+    """Return the front-to-back middle of the canal in each slice, voxels; interpolated in slices without canal."""
     canal = label == WHOLE_CANAL
     seen = np.flatnonzero(canal.any((0, 1)))
     if not seen.size:
@@ -163,16 +163,16 @@ def _canal_middle(label: LabelArray) -> NDArray[np.float64]:
 def read_twice(
     codes: LabelArray, discs: Discs, spacing_mm: tuple[float, ...], *, sure: bool
 ) -> tuple[LabelArray, LabelArray]:
-    """What each voxel is, and what it may be as well.
+    """Return what each voxel is, and what else it may be.
 
     Args:
         codes: From ``name_levels``. Not modified.
-        discs: The slab's discs.
+        discs: Discs of the slab.
         spacing_mm: Voxel size.
-        sure: Whether the names are right; else every named landmark may be another disc.
+        sure: Whether the names are right; otherwise every named landmark may be another disc.
 
     Returns:
-        Two maps of uint8 codes; a region is known where they agree on it. ``UNREVIEWED`` where nothing is.
+        Two maps of uint8 codes; a region is known where they agree on it. ``UNREVIEWED`` where nothing is known.
     """
     plan, shape = column(), codes.shape
     first, second = codes.copy(), codes.copy()
@@ -180,7 +180,7 @@ def read_twice(
     empty, under = codes == BACKGROUND, _below_lowest(discs, shape, spacing_mm)
     second[empty & under] = SACRUM
     canal = np.flatnonzero((codes == CANAL).any((0, 1)))
-    first[empty & under & (z < canal[0] + FACET_MM / spacing_mm[2])] = CANAL  # its label ends somewhere
+    first[empty & under & (z < canal[0] + FACET_MM / spacing_mm[2])] = CANAL  # its label ends at an arbitrary height
     last_cord = plan.discs[plan.vertebrae.index(CODE_OF[CONUS_ABOVE]) - 1]
     reach = np.flatnonzero((codes == last_cord).any((0, 1)))
     above = 0 if not sure else reach[0] if reach.size else shape[2]
@@ -196,7 +196,7 @@ def read_twice(
 
 
 def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Where the sacrum may be: under the tilted lowest disc, behind it up to the first sacral joints; (1, Y, Z)."""
+    """Return where the sacrum may be: under the tilted lowest disc, and behind it up to S1's joints; (1, Y, Z)."""
     y, z = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None, :]
     back, front = (float(np.percentile(np.argwhere(discs.masks[0])[:, 1], q)) for q in (3, 97))
     plane = discs.plane(0, shape)
@@ -206,7 +206,7 @@ def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float,
 
 
 def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> LabelArray:
-    """The processes above the last disc but one may belong to the vertebra above: there they are mixed in places."""
+    """Let processes above the second disc from the top belong also to the vertebra above, as SPIDER mixes them."""
     vertebrae = column().vertebrae
     canal = (codes == CANAL).any(0)
     front = canal.shape[0] - 1 - np.argmax(canal[::-1], axis=0)
@@ -220,7 +220,7 @@ def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> La
 
 @dataclass(frozen=True)
 class Slab:
-    """A patient's slab, named.
+    """A patient's slab with names.
 
     Attributes:
         image: Nearest RAS.
@@ -234,11 +234,11 @@ class Slab:
 
 
 def read_slab(slabs: Path, number: str, *, sure: bool) -> Slab:
-    """Read a patient's slab, and name what its masks show.
+    """Read a patient's slab, and name the structures in its masks.
 
     Args:
         slabs: Folder of the slabs.
-        number: The patient's.
+        number: Number of the patient.
         sure: See ``read_twice``.
 
     Raises:
@@ -265,7 +265,7 @@ def write_case(slabs: Path, out: Path, patient: Patient) -> None:
 
 
 def main() -> int:
-    """Write the cases; 1 when one had to be left out."""
+    """Write the cases; return 1 if one had to be left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slabs", type=Path, help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
     parser.add_argument("out", type=Path, help="folder to write")

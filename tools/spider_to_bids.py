@@ -1,8 +1,8 @@
-"""The SPIDER data set (images/*.mha, masks/*.mha) as a BIDS folder with labels that ``totalspineseg prepare`` takes.
+"""Convert the SPIDER data set (images/*.mha, masks/*.mha) to a BIDS folder with labels for ``totalspineseg prepare``.
 
-What SPIDER does not show is marked as not looked at, never as background: whatever lies below the top of the lowest
-disc and has no label (the sacrum), and the canal down to the end of L2, which may hold cord. Names count from the
-lowest vertebra up, so patients with four or six lumbar vertebrae come out wrong: leave them out.
+What SPIDER does not show is marked as unreviewed, never as background: everything without a label below the top of the
+lowest disc (the sacrum), and the canal down to the end of L2, which may have cord. Names count from the lowest vertebra
+upward, so they are wrong for patients with four or six lumbar vertebrae: leave these patients out.
 
     python tools/spider_to_bids.py images masks bids
 """
@@ -34,13 +34,13 @@ LABEL_SUFFIX: Final = "_label-spine_dseg"
 
 
 def spider_codes(mask: Volume) -> Volume:
-    """A mask of SPIDER in codes.
+    """Return a mask of SPIDER in codes.
 
     Args:
         mask: SPIDER's values on any grid. Not modified.
 
     Returns:
-        Codes in nearest RAS; ``UNREVIEWED`` where SPIDER does not say.
+        Codes in nearest RAS; ``UNREVIEWED`` where SPIDER does not show it.
     """
     values = to_ras(mask)
     table = np.zeros(256, np.uint8)
@@ -62,20 +62,20 @@ def spider_codes(mask: Volume) -> Volume:
 
 
 def bids_name(file: Path) -> str:
-    """The BIDS name of one of SPIDER's files.
+    """Return the BIDS name of one of SPIDER's files.
 
     Raises:
-        TotalSpineSegError: It is no such file.
+        TotalSpineSegError: The file is not one of SPIDER's.
     """
     match = NAME.fullmatch(file.stem)
     if match is None:
-        raise TotalSpineSegError(f"a name like 12_t2.mha is required, got {file.name!r}")
+        raise TotalSpineSegError(f"expected a name like 12_t2.mha, got {file.name!r}")
     acquisition = "_acq-SPACE" if match["space"] else ""
     return f"sub-{int(match['subject']):03d}{acquisition}_{match['contrast'].upper()}w"
 
 
 def main() -> int:
-    """Convert all scans; 1 when one had to be left out."""
+    """Convert all scans; return 1 if one had to be left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=Path, help="folder of SPIDER's images")
     parser.add_argument("masks", type=Path, help="folder of SPIDER's masks")
@@ -89,7 +89,7 @@ def main() -> int:
             image = to_ras(read_image(file))
             codes = on_grid(spider_codes(read_labels(arguments.masks / file.name)), image.grid)
         except (TotalSpineSegError, OSError) as error:
-            print(f"left out {file.name}: {error}", file=sys.stderr)
+            print(f"Left out {file.name}: {error}", file=sys.stderr)
             left_out += 1
             continue
         subject = name.split("_")[0]

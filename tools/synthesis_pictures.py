@@ -1,4 +1,4 @@
-"""Real and drawn lumbar spines side by side, as docs/synthesis.md shows them.
+"""Put real and synthetic lumbar spines side by side, for docs/synthesis.md.
 
     python tools/synthesis_pictures.py SLABS docs/images
 
@@ -32,18 +32,18 @@ FloatArray = NDArray[np.float32]
 
 
 def picture(plane: FloatArray, spacing_mm: tuple[float, float], size_mm: tuple[float, float]) -> Image.Image:
-    """A plane (across, up) as gray values in a frame of a fixed size."""
+    """Return a plane (across, up) as gray values in a frame of a fixed size."""
     low, high = np.percentile(plane, (1, 99.3))
     gray = (np.clip((plane - low) / max(float(high - low), 1e-6), 0, 1) * 255).astype(np.uint8)
     wide, tall = (max(1, round(n * mm / PIXEL_MM)) for n, mm in zip(plane.shape, spacing_mm, strict=True))
-    drawn = Image.fromarray(np.ascontiguousarray(gray.T[::-1])).resize((wide, tall), Image.Resampling.BILINEAR)
+    scaled = Image.fromarray(np.ascontiguousarray(gray.T[::-1])).resize((wide, tall), Image.Resampling.BILINEAR)
     frame = Image.new("L", (round(size_mm[0] / PIXEL_MM), round(size_mm[1] / PIXEL_MM)))
-    frame.paste(drawn, (min(0, (frame.width - wide) // 2) if wide > frame.width else 0, (frame.height - tall) // 2))
+    frame.paste(scaled, (min(0, (frame.width - wide) // 2) if wide > frame.width else 0, (frame.height - tall) // 2))
     return frame
 
 
 def views(image: FloatArray, canal: NDArray[np.bool_], level: int, spacing_mm: tuple[float, ...]) -> list[Image.Image]:
-    """The sagittal slice with most canal, and the axial one at a height."""
+    """Return the sagittal slice with most canal, and the axial slice at a height."""
     x, y, z = spacing_mm
     middle = int(np.argmax(canal.sum((1, 2))))
     sagittal = picture(image[middle], (y, z), (DEPTH_MM, HEIGHT_MM))
@@ -54,7 +54,7 @@ def views(image: FloatArray, canal: NDArray[np.bool_], level: int, spacing_mm: t
 
 
 def real_views(slabs: Path, patient: str) -> list[Image.Image]:
-    """One patient's."""
+    """Return the views of one patient."""
     image, label = (
         to_ras(read_image(slabs / f"{patient}_image.nii.gz")),
         to_ras(read_labels(slabs / f"{patient}_label.nii.gz")),
@@ -65,8 +65,8 @@ def real_views(slabs: Path, patient: str) -> list[Image.Image]:
     return views(image.data.astype(np.float32), canal, level, spacing)
 
 
-def drawn_views(number: int, field: Field, contrast: str, slice_mm: float) -> list[Image.Image]:
-    """One drawn spine's."""
+def synthetic_views(number: int, field: Field, contrast: str, slice_mm: float) -> list[Image.Image]:
+    """Return the views of one synthetic spine."""
     rng = np.random.default_rng([SEED, number])
     deep = DEPTH_MM if field is Field.LUMBAR else 220.0
     spine = random_spine(rng, SpineOptions(field=field, width_mm=80.0, depth_mm=deep))
@@ -78,11 +78,11 @@ def drawn_views(number: int, field: Field, contrast: str, slice_mm: float) -> li
 
 
 def row(parts: Iterable[Image.Image]) -> Image.Image:
-    """Pictures beside one another."""
-    drawn = list(parts)
-    whole = Image.new("L", (sum(p.width + 4 for p in drawn), max(p.height for p in drawn)))
+    """Put pictures beside one another."""
+    pictures = list(parts)
+    whole = Image.new("L", (sum(p.width + 4 for p in pictures), max(p.height for p in pictures)))
     left = 0
-    for part in drawn:
+    for part in pictures:
         whole.paste(part, (left, 0))
         left += part.width + 4
     return whole
@@ -95,15 +95,15 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder to write the pictures to")
     arguments = parser.parse_args()
     real = row(part for patient in PATIENTS for part in real_views(arguments.slabs, patient))
-    drawn = row(
-        part for k in range(len(PATIENTS)) for part in drawn_views(k, Field.LUMBAR, "T2", (1.0, 1.0, 4.0)[k % 3])
+    synthetic = row(
+        part for k in range(len(PATIENTS)) for part in synthetic_views(k, Field.LUMBAR, "T2", (1.0, 1.0, 4.0)[k % 3])
     )
-    both = Image.new("L", (max(real.width, drawn.width), real.height + drawn.height + 6))
+    both = Image.new("L", (max(real.width, synthetic.width), real.height + synthetic.height + 6))
     both.paste(real, (0, 0))
-    both.paste(drawn, (0, real.height + 6))
+    both.paste(synthetic, (0, real.height + 6))
     both.save(arguments.out / "synthesis_lumbar.jpg", quality=QUALITY)
     contrasts = ("T2", "T1", "T2", "T2star", "STIR")
-    neck = row(part for k, c in enumerate(contrasts) for part in drawn_views(k, Field.CERVICAL, c, 1.0))
+    neck = row(part for k, c in enumerate(contrasts) for part in synthetic_views(k, Field.CERVICAL, c, 1.0))
     neck.save(arguments.out / "synthesis_neck.jpg", quality=QUALITY)
     return 0
 

@@ -1,7 +1,7 @@
-"""A scanner the starter weights have not seen: an upside-down gray scale, thick slices, dark bands, ghosts, noise.
+"""A scanner unknown to the starter weights: an inverted gray scale, thick slices, dark bands, ghosts, noise.
 
-One protocol for everybody, as a site's scanner has one, and images a reader can correct: discs stand out from
-vertebrae by more than the noise, fluid from the cord by twice the noise and more.
+Everybody gets the same protocol, as at a site, and images that a reader can correct: discs differ from vertebrae by
+more than the noise, fluid from the cord by at least twice the noise.
 """
 
 from typing import Final
@@ -16,28 +16,28 @@ from lib.synthesis.tissues import PRIORS, Tissue
 FloatImage = npt.NDArray[np.float32]
 
 DARK: Final = (Tissue.AIR, Tissue.LUNG)
-"""Black on the upside-down scale too."""
+"""Tissues that are black on the inverted scale, too."""
 VARIATION: Final = 0.06
-"""How much a tissue's signal differs between people, and between the structures of one, relative."""
+"""Relative difference of a tissue's signal between people, and between the structures of one person."""
 BLUR_MM: Final = 0.5
 """Point spread within a slice."""
 SLICE_MM: Final = 4.0
 """Thickness of the sagittal slices."""
 BAND_MM: Final = (60.0, 30.0)
-"""Distance of the dark bands front to back, and head to foot: a steady-state sequence in a badly shimmed magnet."""
+"""Distance of the dark bands front to back, and head to foot: steady-state bands of a badly shimmed magnet."""
 BAND_SIGNAL: Final = 0.15
-"""Share of the signal left in the middle of a band."""
+"""Share of the signal that is left in the middle of a band."""
 GHOSTS: Final = 2
-"""How many breathing leaves, evenly spread along front to back."""
+"""Number of ghosts from breathing, evenly spaced front to back."""
 GHOST: Final = 0.25
-"""Strength of each."""
+"""Strength of each ghost."""
 NOISE: Final = 0.05
-"""Standard deviation of the noise in each channel, of the brightest tissue."""
+"""Standard deviation of the noise in each channel, relative to the brightest tissue."""
 BRIGHTEST: Final = 600.0
 
 
 def new_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
-    """An image of a spine by the new scanner.
+    """Return an image of a spine by the new scanner.
 
     Args:
         rng: Source of all randomness.
@@ -58,12 +58,12 @@ def new_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
 
 
 def old_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
-    """An image as the starter weights know them; see ``new_scanner``."""
+    """Return an image as the starter weights know them; see ``new_scanner``."""
     return render(rng, spine, RenderOptions(contrast="T2", strength=0.5))
 
 
 def _tissue_signals(rng: np.random.Generator) -> FloatImage:
-    """Signal by tissue number: what is bright on T2 is dark, and the other way round, as bone is often shown."""
+    """Return the signal by tissue number: what is bright on T2 is dark, and vice versa, as bone is often imaged."""
     signals = np.zeros(256, np.float32)
     for tissue, value in PRIORS["T2"].items():
         signals[tissue] = 1 - value
@@ -72,21 +72,21 @@ def _tissue_signals(rng: np.random.Generator) -> FloatImage:
 
 
 def _varied(rng: np.random.Generator) -> FloatImage:
-    """Factors near 1, by tissue or label."""
+    """Return factors near 1, by tissue or label."""
     factors = np.exp(VARIATION * rng.standard_normal(256)).astype(np.float32)
     factors[0] = 1
     return factors
 
 
 def _ghosted(image: FloatImage) -> FloatImage:
-    """The image and its ghosts, which fold over at the front and the back."""
+    """Return the image with its ghosts, which fold over at the front and the back."""
     length = image.shape[1]
     places = [(number * length) // (GHOSTS + 1) for number in range(1, GHOSTS + 1)]
     return np.asarray(image + GHOST * sum(np.roll(image, place, axis=1) for place in places))
 
 
 def _bands(rng: np.random.Generator, shape: tuple[int, ...], spacing: npt.NDArray[np.float64]) -> FloatImage:
-    """Share of the signal that the bands leave, float32 (1, Y, Z)."""
+    """Return the share of the signal that the bands leave, float32 (1, Y, Z)."""
     y, z = (np.arange(n) * step / mm for n, step, mm in zip(shape[1:], spacing[1:], BAND_MM, strict=True))
     wave = np.abs(np.sin(np.pi * (y[:, None] + z[None, :] + rng.uniform())))
     return np.asarray(BAND_SIGNAL + (1 - BAND_SIGNAL) * wave, dtype=np.float32)[None]

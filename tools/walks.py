@@ -33,7 +33,7 @@ Function = tuple[str, str, int]
 
 @dataclass
 class Walk:
-    """What one thing that is asked of the app enters.
+    """Files, rooms and functions that one request enters.
 
     Attributes:
         files: Files in which something was called.

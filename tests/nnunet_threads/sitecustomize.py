@@ -1,4 +1,4 @@
-"""Python runs this at its start where this folder is on its path: nnU-Net's pools are then threads of its process.
+"""Python runs this at its start if this folder is on its path; nnU-Net's pools are then threads of its process.
 
 nnU-Net starts six pools to plan, train and validate; each process of them imports PyTorch and nnU-Net for five seconds.
 """

@@ -1,4 +1,4 @@
-"""The real app whose trainings publish unjudged, and wait in the middle of it until their server has been killed."""
+"""The real app with trainings that publish without judging, and wait during that until their server has been killed."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from real_app import RealApp
 
 
 def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
-    """Five subjects on which nothing has changed."""
+    """Return five subjects on which nothing has changed."""
     score = CaseScore(dict.fromkeys(GROUPS, 0.8), 10, 9, 9)
     return tuple(SubjectScores(f"s{k}", (score,), (score,)) for k in range(5)) if list(cases) else ()
 
@@ -49,4 +49,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """What the host loads."""
+    """The app that the host loads."""

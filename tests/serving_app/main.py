@@ -1,4 +1,4 @@
-"""The real app with predictors that need no weights, for servers that tests start."""
+"""The real app with predictors that need no weights, for servers in tests."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from real_app import RealApp
 
 
 class Readers:
-    """Stands for the warm networks; told by files beside the studies to fail or to be slow."""
+    """Replaces the loaded networks; files beside the studies tell it to fail or to be slow."""
 
     def __init__(self, signals: Path) -> None:
         self._signals = signals
@@ -18,7 +18,7 @@ class Readers:
     def folder(self, step: int) -> object:
         self.wait("slow-folder")
         if (self._signals / "no-weights").exists():
-            raise WeightsError("a model folder is required, got none; install weights")
+            raise WeightsError("There is no model folder. Install weights.")
         return type("Folder", (), {"name": "starter"})()
 
     def free(self) -> None:
@@ -63,4 +63,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """What the host loads."""
+    """The app that the host loads."""

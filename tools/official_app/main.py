@@ -1,4 +1,4 @@
-"""The app with the official networks' work: they compute every tile, and the starter networks' labels go on."""
+"""The app with the work of the official networks on every tile, and the labels of the starter networks."""
 
 import importlib.util
 from collections.abc import Collection
@@ -21,7 +21,7 @@ RealApp: Any = _module.App
 
 
 class Both:
-    """The work of the one network, the labels of the other.
+    """A predictor with the work of one network and the labels of the other.
 
     Args:
         work: With random weights.
@@ -32,7 +32,7 @@ class Both:
         self.work, self.labels, self.version = work, labels, work.version
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
-        """Return the starter network's labels and soft maps, after all of the other's work."""
+        """Return the starter network's labels and soft maps, after all the work of the other network."""
         self.work.predict(channels, soft=soft)
         return self.labels.predict(channels, soft=soft)
 
@@ -59,4 +59,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """What the host loads."""
+    """The app that the host loads."""

@@ -1,1 +1,1 @@
-"""What annotators send back: read by name, kept with its history, never overwritten."""
+"""Corrections of annotators: their segments are read by name, their history is kept, and nothing is overwritten."""

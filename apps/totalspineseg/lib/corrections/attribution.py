@@ -1,8 +1,9 @@
-"""Which prediction a submission corrects: clients that do not say so leave it to be found by what they sent."""
+"""Find the prediction that a submission corrects, by what was sent where the client does not name it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from lib.corrections import answers
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.renames import Compared, compare
@@ -14,11 +15,11 @@ from lib.segments import Submission
 
 @dataclass(frozen=True)
 class Corrected:
-    """What a submission corrects.
+    """The prediction that a submission corrects.
 
     Attributes:
         prediction: Its record.
-        compared: The submission beside it; None where its maps are no longer kept or cannot be compared.
+        compared: The submission beside it; None if its maps were deleted or cannot be compared.
     """
 
     prediction: PredictionRecord
@@ -26,15 +27,15 @@ class Corrected:
 
 
 class Attribution:
-    """Finds predictions by what is known of a submission.
+    """Finds the prediction that a submission corrects.
 
-    A prediction in a session belongs to no image of the studies: who submits its label has uploaded the volume in
-    between; and files are renamed. So predictions count for an image if they were made for what it holds, whatever it
-    was called.
+    A prediction made in a session belongs to no image of the studies, because the volume is uploaded only when the
+    label is submitted; and files are renamed. Therefore a prediction counts for an image if it was made for the same
+    content, whatever the image was called.
 
     Args:
         predictions: All records.
-        maps: What the networks drew lately, by the content of the image.
+        maps: Recent output of the networks, by the content of the image.
     """
 
     def __init__(self, predictions: PredictionStore, maps: DrawnMaps) -> None:
@@ -42,27 +43,26 @@ class Attribution:
         self._maps = maps
 
     def require_of_image(self, received: Received) -> None:
-        """Check that a label which says what it corrects was sent for that image; series of a patient share grids.
+        """Check that a label that names the prediction it corrects was sent for that prediction's image.
+
+        Series of a patient share grids, so the grid alone does not tell.
 
         Raises:
-            LabelError: It corrects a prediction for another image, whose file is another one.
+            LabelError: It corrects a prediction for an image with other content.
         """
         image_id, stated = received.image_id, _stated(received)
         other = None if not stated or self._predictions.find(image_id, stated) else self._predictions.anywhere(stated)
         if other is not None and other.image and other.image_sha256 != received.image_sha256:
-            raise LabelError(
-                f"a label of image {image_id!r} is required, got one that corrects a prediction for {other.image!r}; "
-                "send it for that image"
-            )
+            raise LabelError(answers.other_image(image_id, other.image))
 
     def likely(self, received: Received) -> PredictionRecord | None:
-        """Return the prediction that was corrected, as far as that is known without the label.
+        """Return the prediction that was probably corrected, judged without the label.
 
         Args:
             received: The submission.
 
         Returns:
-            The one stated, else this client's newest one, else the newest; None where there is none.
+            The one that the client named, else this client's newest one, else the newest one; None if there is none.
         """
         if (record := self._stated(received)) is not None:
             return record
@@ -70,10 +70,10 @@ class Attribution:
         return listed or next(self._of_content(received), None)
 
     def corrected(self, received: Received, submission: Submission, grid: Grid) -> Corrected | None:
-        """The prediction whose segments a submission shows.
+        """Return the prediction whose segments a submission contains.
 
-        Readers cannot be told apart for certain, since most clients go by the name their program was installed with. So
-        this client's newest prediction may be somebody else's, whose names the label does not correct.
+        Readers cannot be told apart for certain, since most clients use the name that their program was installed with.
+        This client's newest prediction may be somebody else's.
 
         Args:
             received: The submission.
@@ -81,8 +81,8 @@ class Attribution:
             grid: Grid of the image.
 
         Returns:
-            The one stated; else, of those made lately for what the image holds, the one with the most segments that
-            have kept their names (of equal ones this client's, then the newest); None where nothing can be compared.
+            The one that the client named; else the recent one for this content with the most segments that kept their
+            names (if equal, this client's, then the newest); None if nothing can be compared.
         """
         if (record := self._stated(received)) is not None:
             maps = self._maps.of_prediction(received.image_sha256, record.id)
@@ -99,7 +99,7 @@ class Attribution:
         return best
 
     def _stated(self, received: Received) -> PredictionRecord | None:
-        """Return the prediction a client says it corrects, if it was made for this image or for what it holds."""
+        """Return the prediction that a client names, if it was made for this image or for the same content."""
         if not (stated := _stated(received)):
             return None
         if (record := self._predictions.find(received.image_id, stated)) is not None:
@@ -108,19 +108,19 @@ class Attribution:
         return other if other is not None and other.image_sha256 == received.image_sha256 else None
 
     def _of_content(self, received: Received) -> Iterator[PredictionRecord]:
-        """Predictions made lately for what the image holds; the newest first."""
+        """Yield the recent predictions for the content of the image, newest first."""
         for maps in self._maps.newest_first(received.image_sha256):
             if record := self._record_of(maps, received):
                 yield record
 
     def _record_of(self, maps: KeptMaps, received: Received) -> PredictionRecord | None:
-        """The record of what drew some maps, under the image's name now, its name then, or none."""
+        """Return the record of a prediction, found under the image's present or former name or outside the studies."""
         names = dict.fromkeys((received.image_id, maps.image, ""))
         found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)
         return next((record for record in found if record), None)
 
 
 def _stated(received: Received) -> str:
-    """Return the id of the prediction that a client says it corrects; "" for none."""
+    """Return the id of the prediction that the client names; "" for none."""
     stated = received.receipt.params.get("prediction")
     return stated if isinstance(stated, str) else ""

@@ -1,4 +1,4 @@
-"""The studies folder as MONAI Label sees it, made safe: files stay inside and are whole, writers take turns."""
+"""The studies folder of MONAI Label, made safe: files stay inside it and are written whole, by one writer at a time."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections.image_ids import file_stem, id_of_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, Imprints, imprint_of
+from lib.corrections.imprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
@@ -27,51 +27,51 @@ from lib.locks import locked
 logger = logging.getLogger(__name__)
 
 IMAGE_PATTERNS: Final = tuple(f"*{ending}" for ending in OFFERED_ENDINGS)
-"""Files of the studies folder that are offered as images; of two that share an id the one whose ending is first here,
-unless another one was offered before: its labels are drawn on that one."""
+"""Files of the studies folder that are offered as images. Of two files with one id, the one offered before is used,
+since labels are drawn on it, else the one whose ending is first here."""
 FOREIGN: Final = (
-    "was not made by this server, so that the names of its structures are not known, and it does not count: load it in "
+    "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
     "3D Slicer as a segmentation with its names, and submit it"
 )
-WITHOUT_IMAGE: Final = "belongs to no image here: restore the image, or remove the label"
+WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
 ASIDE: Final = ".not-submitted"
-"""Behind the name of a label that somebody else put where the server's own one has to lie."""
+"""Added to the name of a label that somebody else put in the place of a label of the server."""
 NAMES_IN_LOG: Final = 5
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
-"""How long another one that writes the index is waited for: to copy a large image to a slow disk takes seconds."""
+"""Longest wait for another writer of the index: copying a large image to a slow disk takes seconds."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 """Series of one session share the scanner's coordinates; those of two sessions do not."""
 
 
 def same_examination(one: str, other: str) -> bool:
-    """Whether two image ids name series of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
     first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
     return first is not None and second is not None and first.groups() == second.groups()
 
 
 def is_safe_tag(tag: str) -> bool:
-    """Whether a label tag is a plain word."""
+    """Return whether a label tag is a plain word."""
     return SAFE_TAG.fullmatch(tag) is not None
 
 
 class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
-    """``LocalDatastore`` that never overwrites an image, replaces labels whole, and lets writers take turns.
+    """``LocalDatastore`` that never overwrites an image, replaces labels whole, and lets one writer in at a time.
 
-    A label that was submitted or predicted is kept, but not shown nor used, while its image is another one.
+    A submitted or predicted label is kept, but neither shown nor used, while its image is replaced by another one.
 
     Args:
-        path: Folder of the index and the labels that are shown; made when missing.
+        path: Folder of the index and of the labels that are shown; made when missing.
         images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
-        auto_reload: Whether files that come and go are noticed.
+        auto_reload: Whether added and removed files are noticed.
         read_only: Whether labels are refused.
 
-    The host's own class copies over files in place and rewrites its index from memory that may be older than
-    the file; a full disk or two writers then cost labels.
+    The host's own class copies over files in place, and rewrites its index from memory that may be older than the file;
+    with a full disk or two writers, labels are lost.
     """
 
     looks_beyond = True
-    """Whether what the folder of images holds beside them is somebody's, who should know that it is not offered."""
+    """Whether to report other files in the folder of images, whose owner should know that they are not offered."""
 
     def __init__(self, path: str, *, images: str = "", auto_reload: bool = True, read_only: bool = False) -> None:
         self._images_dir = images or "."
@@ -80,23 +80,23 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         self._seen: tuple[int, int] | None = None
         self._not_offered: dict[str, str] = {}
         self._same_id: dict[str, str] = {}
-        self._imprints = Imprints()
-        self._told: set[tuple[str, str, str]] = set()
-        # The host's own watch looks through everything at every file, takes a watch of the system for every entry of
-        # the history, and does not listen to renaming, by which whole files come.
+        self._image_check = ImageCheck()
+        self._reported: set[tuple[str, str, str]] = set()
+        # The host's own watch lists the whole folder at every change, takes a watch of the system for every entry of
+        # the history, and misses renames, by which whole files appear.
         super().__init__(
             path, images_dir=self._images_dir, extensions=list(IMAGE_PATTERNS), auto_reload=False, read_only=read_only
         )
-        self._name_what_is_not_offered()
+        self._report_not_offered()
         self._watch = self._watched() if auto_reload else None
 
     def _to_id(self, file: str) -> tuple[str, str]:
-        """The id of an image by the name of its file, and the file's ending."""
+        """Return the id of an image by the name of its file, and the file's ending."""
         stem, ending = _split(file)
         return id_of_stem(stem), ending
 
     def _filename(self, id: str, ext: str) -> str:
-        """The name of a file of an image, or of a label of it."""
+        """Return the name of the file of an image or of its label."""
         return f"{file_stem(id)}{ext}"
 
     def image_file(self, image_id: str) -> Path | None:
@@ -126,15 +126,15 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         Args:
             image_id: Its id; empty for the file's name.
             image_filename: NIfTI or NRRD file. Copied.
-            image_info: What is known about it.
+            image_info: Information about it.
 
         Returns:
             The id.
 
         Raises:
-            ValueError: No id, one that cannot be read, or not an image's ending.
+            ValueError: The id is missing or not readable, or the ending is not that of an image.
             FileExistsError: Another image has this id.
-            StorageError: It could not be written, or the image that has this id is away.
+            StorageError: It could not be written, or the image with this id is out of reach.
         """
         source = Path(image_filename)
         own, ending = self._to_id(source.name)
@@ -144,7 +144,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
         folder = Path(self._datastore.image_path()).resolve()
         with self._index():
-            known, there = image_id in self._datastore.objects, self._lying(image_id)
+            known, there = image_id in self._datastore.objects, self._file_of(image_id)
             if there is None and known and self._is_away():
                 raise StorageError(
                     f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
@@ -153,36 +153,36 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         # What takes seconds for a large image is done while others may use the index.
         if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(
-                f"The name {image_id!r} names another image here. Rename yours (in 3D Slicer the volume, in the "
+                f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
                 "module Data) and press 'Upload Volume' before 'Submit Label'."
             )
         with _copied(source, folder) if there is None else nullcontext() as copy, self._index():
-            entry, kept = self._datastore.objects.get(image_id), self._lying(image_id)
-            is_same = kept == there
-            if is_same and entry and kept == self._image_path(image_id, entry):
+            entry, file = self._datastore.objects.get(image_id), self._file_of(image_id)
+            is_same = file == there
+            if is_same and entry and file == self._image_path(image_id, entry):
                 return image_id
             if is_same and copy is not None:
-                kept = folder / self._filename(image_id, ending)
-                with storage_errors(kept):
-                    copy.replace(kept)
+                file = folder / self._filename(image_id, ending)
+                with storage_errors(file):
+                    copy.replace(file)
                     sync_folder(folder)
-            if is_same and kept is not None:
-                self._add_entry(image_id, kept, image_info)
+            if is_same and file is not None:
+                self._add_entry(image_id, file, image_info)
                 return image_id
         # Somebody else added or removed it in the meantime.
         return self.add_image(image_id, image_filename, image_info)
 
-    def _add_entry(self, image_id: str, kept: Path, image_info: Mapping[str, Any]) -> None:
+    def _add_entry(self, image_id: str, file: Path, image_info: Mapping[str, Any]) -> None:
         """Add an image that lies in the folder to the index, which is held."""
-        info = {**image_info, "ts": int(time.time()), "name": kept.name}
-        image = DataModel(info=info, ext=self._to_id(kept.name)[1])
+        info = {**image_info, "ts": int(time.time()), "name": file.name}
+        image = DataModel(info=info, ext=self._to_id(file.name)[1])
         self._datastore.objects[image_id] = ImageLabelModel(image=image)
         self._update_datastore_file()
 
     def remove_image(self, image_id: str) -> None:
-        """Take an image out of the studies, with the labels shown for it; the history keeps what was submitted.
+        """Remove an image from the studies, with the labels shown for it; the history keeps all submissions.
 
-        Of a link the link alone is removed: the file it leads to belongs to somebody else.
+        If the image is a link, only the link is removed.
 
         Raises:
             ImageNotFoundException: There is no such image.
@@ -192,37 +192,37 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             entry = self._datastore.objects.get(image_id)
             if entry is None:
                 raise ImageNotFoundException(
-                    f"the id of an image of the studies is required, got {image_id!r}; ask for the list"
+                    f"There is no image {image_id!r} in the studies. Ask for the list of images."
                 )
             labels = self._all_label_files(image_id)
-            # The image first: where it cannot be removed, its labels stay.
+            # Remove the image first: if it cannot be removed, its labels stay.
             for file in (self._image_path(image_id, entry), *labels):
                 _remove(file)
             del self._datastore.objects[image_id]
             self._update_datastore_file()
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label map in wire ids under a tag, replacing the one shown before.
+        """Show a label map in wire ids under a tag, in place of the one shown before.
 
-        What annotators submit comes here only through ``Inbox``, which has mapped and kept it.
+        Labels of annotators come only from ``Inbox``, which has mapped and kept them.
 
         Args:
-            image_id: Image it belongs to.
+            image_id: Image that it belongs to.
             label_filename: NIfTI file of wire ids. Copied.
             label_tag: "original", "final", ..
-            label_info: Kept beside it in the index; with ``DRAWN_ON`` it counts only while the image stays that one.
+            label_info: Kept with it in the index; with ``DRAWN_ON`` it counts only while the image has that content.
 
         Returns:
             The label id, which is the image id.
 
         Raises:
-            ValueError: An unsafe tag.
+            ValueError: The tag is not a plain word.
             KeyError: There is no such image.
             StorageError: It could not be written; the label shown before is still there.
         """
         tag = str(getattr(label_tag, "value", label_tag))
         if not is_safe_tag(tag):
-            raise ValueError(f"a label tag of letters, digits, '-' and '_' is required, got {tag!r}; use 'final'")
+            raise ValueError(f"expected a label tag of letters, digits, '-' and '_', such as 'final', got {tag!r}")
         source = Path(label_filename)
         ending = self._to_id(source.name)[1]
         with self._index():
@@ -235,9 +235,9 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             target = folder / self._filename(image_id, ending)
             others = [file for file in self._label_files(image_id, tag) if file not in (target, note_of(target))]
             self._set_foreign_aside(entry, tag, (target, *others))
-            # An own label has an entry for its image; what was copied to this place by somebody else has none.
+            # A label of this server has an entry for its image; a file that somebody else copied here has none.
             info = {DRAWN_ON: "", **(label_info or {}), "ts": int(time.time()), "name": target.name}
-            # No imprint: the image may have been replaced since that hash was taken, so it is read once.
+            # Store no imprint: the image may have been replaced since that hash was taken, so it is read once more.
             write_note(target, source, info)
             copy_file(source, target)
             entry.labels[tag] = DataModel(info=info, ext=ending)
@@ -246,7 +246,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Show no label under a tag any more; nothing happens where none is shown.
+        """Stop showing a label under a tag; do nothing if none is shown.
 
         Raises:
             StorageError: The file or the index could not be changed.
@@ -256,17 +256,17 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             label = entry.labels.get(label_tag) if entry else None
             if label is None:
                 return
-            # First: a file that the index does not know would be shown again.
+            # Remove the files first: a file that the index does not know would be shown again.
             for file in self._label_files(label_id, label_tag):
                 _remove(file)
             del entry.labels[label_tag]
             self._update_datastore_file()
 
     def fingerprint(self, image_id: str) -> str:
-        """Return what changes whenever an image's content may have, without reading it: its file's size and time.
+        """Return the size and time of an image's file, which change whenever its content may have changed.
 
         Returns:
-            "" where there is no such image.
+            "" if there is no such image.
         """
         with self._guard:
             entry = self._datastore.objects.get(image_id)
@@ -276,42 +276,43 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             return ""
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
-        """Images of the same examination, whose coordinates can be compared with this one's."""
+        """Return the images of the same examination, whose coordinates can be compared with those of this image."""
         others = (other for other in self.list_images() if other != image_id)
         return tuple(sorted(other for other in others if same_examination(image_id, other)))
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        """Add to what is known about an image."""
+        """Add to the information about an image."""
         with self._index():
             super().update_image_info(image_id, info)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Add to what is known about a label."""
+        """Add to the information about a label."""
         with self._index():
             super().update_label_info(label_id, label_tag, info)
 
-    # The host answers from several threads; none may read while another adds an image.
+    # The host answers from several threads; none may read while another one adds an image.
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Images with a finished label that was drawn on them as they are now."""
+        """Return the images with a finished label that was drawn on their present content."""
         finished = self._finished()
         return [image_id for image_id, is_finished in finished.items() if is_finished]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Images without one."""
+        """Return the images without such a label."""
         finished = self._finished()
         return [image_id for image_id, is_finished in finished.items() if not is_finished]
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        """The file of a label; "" for none, and for one that was drawn on what the image was before."""
+        """Return the file of a label; "" if there is none, or if its image was replaced."""
         with self._guard:
             entry = self._datastore.objects.get(label_id)
         return str(super().get_label_uri(label_id, label_tag)) if self._fits(label_id, entry, label_tag) else ""
 
     def status(self) -> dict[str, Any]:
-        """How many images and labels there are.
+        """Return how many images and labels there are.
 
-        ``not_offered``: file or folder -> the offered file that has its id, or why it is not offered.
+        ``not_offered`` maps a file or folder to the offered file with the same id, or to the reason why it is not
+        offered.
         """
         finished = self._finished()
         with self._guard:
@@ -321,7 +322,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             return {**counts, "not_offered": {**self._not_offered, **self._same_id}}
 
     def json(self) -> dict[str, Any]:
-        """The index, without labels that were drawn on what their image was before."""
+        """Return the index without labels whose image was replaced."""
         with self._guard:
             content, entries = dict(super().json()), dict(self._datastore.objects)
         for image_id, listed in content["objects"].items():
@@ -330,8 +331,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return content
 
     def _finished(self) -> dict[str, bool]:
-        """Whether an image has a finished label that counts, for each. An image that was touched is read: no lock is
-        held meanwhile."""
+        """Return for each image whether it has a finished label that counts. An image whose file was touched is read;
+        no lock is held for that."""
         with self._guard:
             entries = dict(self._datastore.objects)
         return {
@@ -339,31 +340,31 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         }
 
     def _fits(self, image_id: str, entry: ImageLabelModel | None, tag: str) -> bool:
-        """Whether an image has a label under a tag that was drawn on it as it is now."""
+        """Return whether an image has a label under a tag that was drawn on its present content."""
         label = entry.labels.get(tag) if entry else None
         if entry is None or label is None or DRAWN_ON not in label.info:
             return False
         if not label.info[DRAWN_ON]:
             return True
         try:
-            imprint = self._imprints.check(self._image_path(image_id, entry), label.info)
+            imprint = self._image_check.check(self._image_path(image_id, entry), label.info)
         except OSError:
-            # It is gone, or cannot be read just now.
+            # It was removed, or cannot be read at the moment.
             return True
         if imprint is None:
-            self._tell_of_replaced(image_id, tag, label)
+            self._report_replaced(image_id, tag, label)
             return False
-        # In memory; it goes to the disk with the next change of the index.
+        # In memory; it is written with the next change of the index.
         label.info[IMPRINT] = imprint
         return True
 
-    def _tell_of_replaced(self, image_id: str, tag: str, label: DataModel) -> None:
-        told = (image_id, tag, str(label.info[DRAWN_ON]))
-        if told not in self._told:
-            self._told.add(told)
+    def _report_replaced(self, image_id: str, tag: str, label: DataModel) -> None:
+        replaced = (image_id, tag, str(label.info[DRAWN_ON]))
+        if replaced not in self._reported:
+            self._reported.add(replaced)
             logger.warning(
-                "the image that was labeled is required, got another file as %r; its label %r is not used: restore the "
-                "image, or label it again",
+                "Image %r was replaced after it was labeled, so its label %r is not used. Restore the image, or "
+                "label it again.",
                 *(image_id, tag),
             )
 
@@ -371,8 +372,8 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return Path(self._datastore.image_path()) / self._filename(image_id, entry.image.ext)
 
     def _label_files(self, image_id: str, tag: str) -> tuple[Path, ...]:
-        """Where a label of an image may lie under a tag: in one format the index has it, and any other one would be
-        shown once that is gone. With what is noted about each, which names its reader."""
+        """Return where a label of an image and its note may be under a tag: in one format the index has it, and a file
+        in another one would be shown after that is removed."""
         entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.label_path(tag))
         label = entry.labels.get(tag) if entry else None
         endings = {*([label.ext] if label else []), *(pattern[1:] for pattern in IMAGE_PATTERNS)}
@@ -380,13 +381,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return tuple(path for file in files for path in (file, note_of(file)))
 
     def _all_label_files(self, image_id: str) -> tuple[Path, ...]:
-        """The same under every tag, also those that the index does not know for this image."""
+        """Return the same files under every tag, also those that the index does not have for this image."""
         tags = (folder.name for folder in Path(self._datastore.label_path(None)).iterdir() if folder.is_dir())
         return tuple(file for tag in tags for file in self._label_files(image_id, tag))
 
-    def _lying(self, image_id: str) -> Path | None:
-        """The file of an image, also one that was copied a moment ago, so that the index does not know it; None where
-        there is none, also of an image that the index knows."""
+    def _file_of(self, image_id: str) -> Path | None:
+        """Return the file of an image, even if it was copied just now and the index does not have it; None if there is
+        no file, even if the index has the image."""
         entry, folder = self._datastore.objects.get(image_id), Path(self._datastore.image_path())
         named = [self._image_path(image_id, entry)] if entry else []
         others = [name for name in self._files(str(folder), list(IMAGE_PATTERNS)) if self._to_id(name)[0] == image_id]
@@ -396,18 +397,19 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         with self._index():
             if self._is_away():
                 logger.warning(
-                    "no image lies in %s any more; what is known of them stays until they return", self._images_dir
+                    "There are no images in %s anymore. Their index and labels are kept until they return.",
+                    self._images_dir,
                 )
                 return
             try:
                 super()._reconcile_datastore()
             except StorageError as error:
-                # It only reads before.
-                logger.warning("images are offered as they lie in the folder, but their index is not stored: %s", error)
-        self._name_what_is_not_offered()
+                # The host's method only reads before it writes the index.
+                logger.warning("The images in the folder are offered, but their index was not written: %s", error)
+        self._report_not_offered()
 
     def _add_non_existing_labels(self, tag: str) -> int:
-        """Take over label files that the index does not know, with what is known about those that it knew once."""
+        """Add label files that the index does not have, with the information in their notes."""
         before = {image_id for image_id, entry in self._datastore.objects.items() if tag in entry.labels}
         added: int = super()._add_non_existing_labels(tag)
         for image_id, entry in self._datastore.objects.items():
@@ -419,15 +421,15 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return added
 
     def _is_away(self) -> bool:
-        """Whether a folder of its own that held images holds none: an archive that is not mounted at this moment."""
+        """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
         images = Path(self._datastore.image_path())
         known = bool(self._datastore.objects) and self._images_dir != "."
         return known and not (images.is_dir() and self._files(str(images), list(IMAGE_PATTERNS)))
 
-    def _name_what_is_not_offered(self) -> None:
-        """Find what lies in the folders but is not offered, and log, once for each, why.
+    def _report_not_offered(self) -> None:
+        """Find the files in the folders that are not offered, and log the reason once for each.
 
-        Nothing is locked while the folders are looked into, which may take long.
+        No lock is held while the folders are searched, which may take long.
         """
         folder, labels = Path(self._datastore.image_path()), Path(self._datastore.label_path(None))
         found = not_offered(folder, labels=labels) if self.looks_beyond and folder.is_dir() else {}
@@ -445,7 +447,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         for name, other in same_id.items():
             if same_before.get(name) != other:
                 logger.warning(
-                    "%r and %r have one image id; %r is not offered: rename or remove one", other, name, name
+                    "%r and %r have the same image id, so %r is not offered. Rename or remove one.", other, name, name
                 )
         by_reason: dict[str, list[str]] = {}
         for name, reason in found.items():
@@ -453,10 +455,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 by_reason.setdefault(reason, []).append(name)
         for reason, names in by_reason.items():
             listed = ", ".join(map(repr, names[:NAMES_IN_LOG])) + (" and more" if len(names) > NAMES_IN_LOG else "")
-            logger.warning("not offered is %s, which %s", listed, reason)
+            logger.warning("Not offered: %s, which %s.", listed, reason)
 
     def _foreign_labels(self, labels: Path) -> dict[str, str]:
-        """Label files that this server did not write: by which numbers they name structures, nobody knows."""
+        """Return the label files that this server did not write, whose values have no known names."""
         found = {}
         for image_id, entry in self._datastore.objects.items():
             for tag, label in entry.labels.items():
@@ -470,7 +472,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return found
 
     def _set_foreign_aside(self, entry: ImageLabelModel, tag: str, files: Iterable[Path]) -> None:
-        """Rename label files that this server did not write, before its own ones take their place."""
+        """Rename label files that this server did not write, before its own files take their place."""
         known = entry.labels.get(tag)
         own = known.info.get("name") if known is not None and DRAWN_ON in known.info else None
         for file in files:
@@ -478,7 +480,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
                 aside = file.with_name(f"{file.name}{ASIDE}")
                 with storage_errors(file):
                     file.replace(aside)
-                logger.warning("%r was not made by this server; it is kept as %r", file.name, aside.name)
+                logger.warning("%r was not made by this server. It is kept as %r.", file.name, aside.name)
 
     def _watched(self) -> FolderWatch:
         images = Path(self._datastore.image_path())
@@ -491,16 +493,16 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         )
 
     def _look_through(self) -> None:
-        """Take images and labels that came or went into the index."""
+        """Update the index after images or labels were added or removed."""
         try:
             self._reconcile_datastore()
         except (StorageError, OSError, ValueError) as error:
-            logger.warning("the folder of the studies could not be looked through: %s", error)
+            logger.warning("The studies folder could not be read: %s", error)
 
     def _list_files(self, path: str, patterns: list[str]) -> dict[str, str]:
-        """Files of a folder, one an id: of several the one whose ending comes first in ``patterns``.
+        """Return the image files of a folder, one for each id: the one whose ending is first in ``patterns``.
 
-        Not those being written, nor those whose name is no plain one.
+        Files that are being written and files without a plain name are skipped.
         """
         chosen: dict[str, str] = {}
         for name in self._files(path, patterns):
@@ -508,7 +510,7 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         return {name: name for name in chosen.values()}
 
     def _files(self, path: str, patterns: list[str]) -> list[str]:
-        """Names of all such files, whatever the case of their ending, as ``patterns`` has them, then by name."""
+        """Return the names of all such files, with endings in any case, in the order of ``patterns``, then by name."""
         endings = [pattern[1:] for pattern in patterns]
         plain = [file.name for file in sorted(Path(path).iterdir()) if is_offered(file)]
         return sorted(plain, key=lambda name: (endings.index(self._to_id(name)[1].lower()), name))
@@ -517,11 +519,11 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
     def _turn(self) -> Iterator[None]:
         """Hold the index against other threads and processes; the thread that holds it may take it again.
 
-        The file first: while another process has it, whoever only reads is not held up.
+        The file is locked first, so that readers are not held up while another process has it.
 
         Raises:
-            BusyError: Another one does not let go of it.
-            StorageError: The folder cannot be written.
+            BusyError: Another process does not release it.
+            StorageError: The folder is not writable.
         """
         if self._holder == threading.get_ident():
             yield
@@ -535,13 +537,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
     @contextmanager
     def _index(self) -> Iterator[None]:
-        """Hold the index, with what others wrote since."""
+        """Lock the index, and read what others have written since."""
         with self._turn():
             self._reload_index()
             yield
 
     def _reload_index(self) -> None:
-        """Take over what another process wrote since. The caller has its turn."""
+        """Read what another process has written since. The caller holds the lock."""
         path = Path(self._datastore_config_path)
         if path.exists() and _stamp(path) != self._seen:
             self._datastore = LocalDatastoreModel.model_validate_json(path.read_text(encoding="utf-8"))
@@ -551,14 +553,14 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
             self._seen = _stamp(path)
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """The host's name for ``_reload_index``."""
+        """Read the index; the host calls it by this name."""
         try:
             with self._turn():
                 self._reload_index()
         except (OSError, ValueError) as error:
             if throw_exception:
                 raise
-            logger.warning("the index of the studies cannot be read: %s", error)
+            logger.warning("The index of the studies cannot be read: %s", error)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """Write the index, whole or not at all."""
@@ -570,13 +572,13 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
 
 
 def _stamp(index: Path) -> tuple[int, int]:
-    """Changes whenever the index is replaced."""
+    """Return a value that changes whenever the index is replaced."""
     stat = index.stat()
     return stat.st_ino, stat.st_mtime_ns
 
 
 def _split(file: str) -> tuple[str, str]:
-    """A file's name without its ending, and the ending; an ending-like part inside the name stays."""
+    """Return a file's name without its ending, and the ending; a part inside the name that looks like one stays."""
     for pattern in IMAGE_PATTERNS:
         if file.lower().endswith(pattern[1:]):
             return file[: -len(pattern) + 1], file[-len(pattern) + 1 :]
@@ -586,9 +588,7 @@ def _split(file: str) -> tuple[str, str]:
 
 def _require_usable_id(image_id: str) -> None:
     if not is_usable_id(image_id):
-        raise ValueError(
-            f"a short image id without control characters is required, got {image_id[:80]!r}; rename the image"
-        )
+        raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
 
 
 def _remove(file: Path) -> None:
@@ -597,12 +597,12 @@ def _remove(file: Path) -> None:
 
 
 def _remove_if_possible(files: Iterable[Path]) -> None:
-    """Remove files of labels that another one took the place of, which is shown whether or not they go."""
+    """Remove files of replaced labels; the new label is shown even if they cannot be removed."""
     for file in files:
         try:
             _remove(file)
         except StorageError as error:
-            logger.warning("a label that was replaced could be shown again: %s", error)
+            logger.warning("A replaced label might be shown again: %s", error)
 
 
 @contextmanager

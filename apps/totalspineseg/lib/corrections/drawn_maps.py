@@ -1,4 +1,4 @@
-"""What the networks drew, kept for a while: so that levels can be named again without running them."""
+"""Keep recent output of the networks, so that levels can be named again without running the networks."""
 
 import shutil
 import time
@@ -21,17 +21,17 @@ from lib.trust import UNMEASURED, trust_from_json
 from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
-"""Of each image the maps of this many latest predictions are kept: they can be made again, and take half a megabyte."""
+"""Predictions per image whose maps are kept: they can be made again, and take half a megabyte each."""
 KEPT_DAYS: Final = 365
-"""The maps of an image that nothing was predicted for in this time go; their records stay."""
+"""Days after which the maps of an image go that nothing was predicted for meanwhile; their records stay."""
 KEPT_IMAGES: Final = 1000
-"""The maps of this many latest images are kept, some gigabytes at most: images sent along never come again."""
+"""Images whose maps are kept, some gigabytes at most: most images sent with a request are never sent again."""
 RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
 STEP1_FILE: Final = "step1.nii.gz"
 RECORD_FILE: Final = "record.json"
 Chances: TypeAlias = Mapping[int, Mapping[int, float]]
-"""Code -> how probable each code is for what carries it."""
+"""Code -> probability of each code for the structure that has it."""
 
 
 @dataclass(frozen=True)
@@ -40,76 +40,76 @@ class KeptMaps:
 
     Attributes:
         prediction: Id of its record.
-        drawn: What the network drew, on the part of the 1 mm grid it looked at.
+        output: Output of the network and its names, on the part of the 1 mm grid that it was given.
         iso: The whole 1 mm grid of the scan.
         versions: Weights by step.
-        levels: Code -> how probable each name is for it, for other series of the patient (44 -> {44: 0.97, 45: 0.02});
-            empty where they should not count it.
-        helped_by: Images whose numbering helped to name this one.
-        image: What the image was called; empty when it was not among the studies, and in older records.
+        levels: Code -> probability of each name, for use by other series of the patient (44 -> {44: 0.97, 45: 0.02});
+            empty if they should not use it.
+        series_used: Images whose levels helped to name this one.
+        image: Name of the image then; empty if it was not among the studies, and in older records.
     """
 
     prediction: str
-    drawn: NamedMap
+    output: NamedMap
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
-    helped_by: tuple[str, ...]
+    series_used: tuple[str, ...]
     image: str = ""
 
     @property
     def box(self) -> Box:
-        """The part of the 1 mm grid the network looked at."""
-        first = np.linalg.inv(self.iso.affine) @ self.drawn.raw.affine[:, 3]
-        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.drawn.labels.shape, strict=True))
+        """The part of the 1 mm grid that the network was given."""
+        first = np.linalg.inv(self.iso.affine) @ self.output.raw.affine[:, 3]
+        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.output.labels.shape, strict=True))
         return x, y, z
 
     @property
     def labels(self) -> LabelArray:
         """The codes on the whole 1 mm grid."""
         whole = np.zeros(self.iso.shape, dtype=np.uint8)
-        whole[self.box] = self.drawn.labels
+        whole[self.box] = self.output.labels
         return whole
 
 
 class DrawnMaps:
-    """Maps below a history folder, by the content of the image they were drawn on."""
+    """Maps below a history folder, by the content of the image they were made for."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "maps"
 
-    def keep(self, image_sha256: str, kept: KeptMaps) -> None:
-        """Add the maps of a prediction; the oldest go, of this image and of all images.
+    def keep(self, image_sha256: str, maps: KeptMaps) -> None:
+        """Add the maps of a prediction, and delete the oldest of this image and of all images.
 
         Raises:
             StorageError: They could not be written.
         """
 
-        folder, drawn = self._root / image_sha256, kept.drawn
-        with staged_folder(folder / kept.prediction) as entry:
-            write_volume(entry / RAW_FILE, drawn.raw.data, drawn.raw.grid)
-            write_volume(entry / LABELS_FILE, drawn.labels, drawn.raw.grid)
+        folder, output = self._root / image_sha256, maps.output
+        with staged_folder(folder / maps.prediction) as entry:
+            write_volume(entry / RAW_FILE, output.raw.data, output.raw.grid)
+            write_volume(entry / LABELS_FILE, output.labels, output.raw.grid)
             record: dict[str, Any] = {
-                "prediction": kept.prediction,
-                "step": drawn.step,
-                "affine": drawn.raw.affine.tolist(),
-                "iso_shape": list(kept.iso.shape),
-                "iso_affine": kept.iso.affine.tolist(),
-                "versions": dict(kept.versions),
-                "levels": _plain(kept.levels),
-                "helped_by": list(kept.helped_by),
-                "image": kept.image,
-                "trust": drawn.trust.as_json(),
+                "prediction": maps.prediction,
+                "step": output.step,
+                "affine": output.raw.affine.tolist(),
+                "iso_shape": list(maps.iso.shape),
+                "iso_affine": maps.iso.affine.tolist(),
+                "versions": dict(maps.versions),
+                "levels": _plain(maps.levels),
+                "helped_by": list(maps.series_used),
+                "image": maps.image,
+                "trust": output.trust.as_json(),
             }
-            if drawn.step1 is not None:
-                write_volume(entry / STEP1_FILE, drawn.step1.discs.codes, drawn.raw.grid)
+            if output.step1 is not None:
+                write_volume(entry / STEP1_FILE, output.step1.discs.codes, output.raw.grid)
                 record["step1"] = {
-                    "names": _plain(drawn.step1.discs.names),
-                    "probability": drawn.step1.probability,
-                    "certainty": drawn.step1.certainty,
-                    "usual": drawn.step1.usual,
-                    "as_usual": drawn.step1.as_usual,
-                    "by_reader": drawn.step1.by_reader,
+                    "names": _plain(output.step1.discs.names),
+                    "probability": output.step1.probability,
+                    "certainty": output.step1.certainty,
+                    "usual": output.step1.usual,
+                    "as_usual": output.step1.as_usual,
+                    "by_reader": output.step1.by_reader,
                 }
             write_json(entry / RECORD_FILE, record)
         images = sorted(history.entries(self._root), key=_changed)
@@ -119,7 +119,7 @@ class DrawnMaps:
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
-        """Yield the hash and the latest name of each image that maps are kept of, by hash; without a name none."""
+        """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
         for folder in history.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
                 try:
@@ -131,42 +131,42 @@ class DrawnMaps:
                 break
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
-        """Ids of the predictions whose maps are kept, oldest first."""
+        """Return the ids of the predictions whose maps are kept, oldest first."""
         return history.names(self._root / image_sha256)
 
     def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
-        """The maps of one prediction, or None."""
+        """Return the maps of one prediction, or None."""
         return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
 
     def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
-        """What is kept for an image, each read when it is asked for."""
-        return (kept for entry in reversed(self._entries(image_sha256)) if (kept := _read(entry)) is not None)
+        """Return the maps of an image, newest first; each is read when it is asked for."""
+        return (maps for entry in reversed(self._entries(image_sha256)) if (maps := _read(entry)) is not None)
 
     def codes_before(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
-        """Return the codes that earlier predictions for an image showed, or None where not all of them are kept.
+        """Return the codes in earlier predictions for an image; None if not all of them are kept.
 
         Args:
             image_sha256: Hash of the image.
-            prediction: The prediction that is asked for; it does not count itself.
+            prediction: The prediction that follows them.
         """
         ids = self.ids(image_sha256)
         earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
-        if len(ids) >= KEPT_PER_IMAGE or any(kept is None for kept in earlier):
+        if len(ids) >= KEPT_PER_IMAGE or any(maps is None for maps in earlier):
             return None
-        masks = [labels_present(kept.drawn.labels) for kept in earlier if kept is not None]
+        masks = [labels_present(maps.output.labels) for maps in earlier if maps is not None]
         return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
 
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
-        """The newest maps of a step, or None.
+        """Return the newest maps of a step, or None.
 
         Args:
             image_sha256: Hash of the image.
             step: 1 or 2.
             versions: Only maps of these weights.
         """
-        for kept in self.newest_first(image_sha256):
-            if kept.drawn.step == step and (versions is None or dict(kept.versions) == dict(versions)):
-                return kept
+        for maps in self.newest_first(image_sha256):
+            if maps.output.step == step and (versions is None or dict(maps.versions) == dict(versions)):
+                return maps
         return None
 
     def _entries(self, image_sha256: str) -> tuple[Path, ...]:
@@ -174,7 +174,7 @@ class DrawnMaps:
 
 
 def _changed(folder: Path) -> float:
-    """When an entry was added; 0 where another process has removed the folder meanwhile."""
+    """Return when an entry was added; 0 if another process has removed the folder."""
     try:
         return folder.stat().st_mtime
     except FileNotFoundError:
@@ -182,7 +182,7 @@ def _changed(folder: Path) -> float:
 
 
 def _read(entry: Path) -> KeptMaps | None:
-    """An entry; None when it is damaged or was removed meanwhile: it can be made again."""
+    """Read an entry; None if it is damaged or was removed: it can be made again."""
     try:
         record: dict[str, Any] = read_json(entry / RECORD_FILE)
         affine = np.array(record["affine"])
@@ -190,7 +190,7 @@ def _read(entry: Path) -> KeptMaps | None:
         x, y, z = record["iso_shape"]
         return KeptMaps(
             prediction=record["prediction"],
-            drawn=NamedMap(
+            output=NamedMap(
                 Volume(raw, affine),
                 labels,
                 1 if record["step"] == 1 else 2,
@@ -200,7 +200,7 @@ def _read(entry: Path) -> KeptMaps | None:
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
             levels=_chances(record["levels"]),
-            helped_by=tuple(record["helped_by"]),
+            series_used=tuple(record["helped_by"]),
             image=str(record.get("image") or ""),
         )
     except (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError):
@@ -208,7 +208,7 @@ def _read(entry: Path) -> KeptMaps | None:
 
 
 def _plain(chances: Chances) -> dict[str, dict[str, float]]:
-    """As JSON holds it; ``_chances`` reads it back."""
+    """Return probabilities with keys of text, for JSON; ``_chances`` is the inverse."""
     return {str(code): {str(name): p for name, p in names.items()} for code, names in chances.items()}
 
 
@@ -217,7 +217,7 @@ def _chances(record: Mapping[str, Mapping[str, float]]) -> Chances:
 
 
 def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
-    """What step 1 had named; None where it was not kept (a step-1 map, an older entry)."""
+    """Return the names of step 1; None if they were not kept (a step-1 map, an older entry)."""
     known = record.get("step1")
     if known is None:
         return None

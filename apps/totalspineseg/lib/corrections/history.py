@@ -10,35 +10,35 @@ from typing import Final
 from urllib.parse import quote
 
 HISTORY_DIR: Final = ".totalspineseg"
-"""Folder inside the studies folder; hidden, so that the datastore does not take its files for images."""
+"""Folder inside the studies folder; hidden, so that the datastore does not list its files as images."""
 PACS_DIR: Final = "pacs"
-"""Of a PACS, below the history: fetched series and the labels shown to clients."""
+"""Folder for a PACS, below the history: fetched series and the labels shown to clients."""
 STUDIES_DIR: Final = "studies"
-"""Of a folder of images that is only read, below the history: its index and the labels shown to clients."""
+"""Folder for images that are only read, below the history: the index and the labels shown to clients."""
 INDEX_FILE: Final = "datastore_v2.json"
-"""The host's name for the index of studies, in either of the two."""
+"""The host's name for the index of studies, in either of these folders."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""
 ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")
-"""How ids look; those of trainings, which people type, have no fraction of a second."""
+"""Pattern of ids; ids of trainings, which people type, have no fraction of a second."""
 
 
 def new_id(earlier: Iterable[str] = ()) -> str:
-    """An id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``.
+    """Return an id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``.
 
     Args:
-        earlier: Ids of what came before, and maybe other names: the new id sorts behind these ids, even where the clock
-            was ahead when they were made.
+        earlier: Existing ids, and maybe other names. The new id sorts after these ids, even if the clock was ahead when
+            they were made.
     """
     return f"{time_after(earlier, timedelta(microseconds=1)):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
 
 
 def time_after(earlier: Iterable[str], step: timedelta) -> datetime:
-    """The time in UTC; where it is not later than an earlier id, that one's with a step added.
+    """Return the time in UTC; if it is not later than the latest earlier id, return that id's time plus a step.
 
     Args:
-        earlier: Ids, and maybe other names, which are passed over.
-        step: What ids of one format differ by at least.
+        earlier: Ids, and maybe other names, which are ignored.
+        step: Smallest difference between two ids of a format.
     """
     now = datetime.now(timezone.utc)
     latest = max((match.groups(".0") for match in map(ID_TIME.fullmatch, earlier) if match), default=None)
@@ -48,18 +48,18 @@ def time_after(earlier: Iterable[str], step: timedelta) -> datetime:
 
 
 def now_text() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the time in UTC, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def folder_name(image_id: str) -> str:
-    """A single, harmless, unique folder name for an image id, whatever characters it has.
+    """Return a single, safe, unique folder name for an image id, whatever characters it has.
 
     Raises:
         ValueError: The id is empty.
     """
     if not image_id:
-        raise ValueError("an image id is required, got ''; name the image")
+        raise ValueError("expected an image id, got ''")
     name = quote(image_id, safe=" ,+=@()")
     name = name.replace(".", "%2E", 1) if name.startswith(".") else name
     if len(name) > MAX_FOLDER_NAME:
@@ -68,12 +68,12 @@ def folder_name(image_id: str) -> str:
 
 
 def names(parent: Path) -> tuple[str, ...]:
-    """The names of the entries of a folder, oldest first."""
+    """Return the names of the entries of a folder, oldest first."""
     return tuple(entry.name for entry in entries(parent))
 
 
 def entries(parent: Path) -> tuple[Path, ...]:
-    """The complete entries of a folder, oldest first; none when there is no folder."""
+    """Return the complete entries of a folder, oldest first; empty if there is no folder."""
     if not parent.is_dir():
         return ()
     return tuple(sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")))

@@ -1,4 +1,4 @@
-"""What happens to a submission: it is kept, read, mapped by name, checked, filed, and put where clients find it."""
+"""Handle a submission: keep it, read it, map its names to codes, check it, file it, and show it to clients."""
 
 import logging
 import math
@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, WIRE_LABELS
+from lib.corrections import answers
 from lib.corrections.attribution import Attribution
 from lib.corrections.datastore import is_safe_tag
 from lib.corrections.doubts import beside_prediction
@@ -21,7 +22,7 @@ from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionStore
-from lib.corrections.receipts import NOT_TRIED, SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
+from lib.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from lib.corrections.renames import follow_rename
 from lib.corrections.store import Correction, CorrectionStore, Received
 from lib.corrections.submission import read_submission, submitted_grid
@@ -52,18 +53,18 @@ from lib.volume_io import read_image, write_volume
 logger = logging.getLogger(__name__)
 
 FINAL_TAG: Final = "final"
-"""Datastore tag of what a reader finished: its names are certain. Clients that name no tag mean it."""
+"""Datastore tag of a finished label, whose names are certain; the default for clients that name no tag."""
 STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
-"""Datastore tags that only a reader's submission may fill; any other is a prediction's, or work in progress."""
+"""Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
 RENUMBERED: Final = "renumbered"
-"""What is known about a label that is shown: whether it has other names than it came with."""
+"""Field of a shown label's information: whether it was renumbered after it was sent."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
-"""Says what is odd about a label map in codes, with ``UNREVIEWED`` where nobody has looked."""
+"""A function that checks a label map in codes, with ``UNREVIEWED`` where nobody checked."""
 Hide = Callable[[str, str], None]
-"""``hide(image_id, tag)``: show none under it any more."""
+"""``hide(image_id, tag)`` stops showing a label under the tag."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ class Studies:
     Attributes:
         image_file: ``image_file(image_id)`` is the file or folder of an image, or None.
         publish: ``publish(image_id, file, tag, info)`` shows a label map in wire ids under a tag of the datastore.
-        sources: ``sources(image_id)`` are the DICOM files of an image, or None; a DICOM segmentation may place its
-            frames by reference to them.
-        offered: ``offered(image_id, sender)`` is how the sender was offered an image, see ``Correction``, or None.
+        sources: ``sources(image_id)`` is the file or folder with the DICOM files of an image, or None; a DICOM
+            segmentation may place its frames by references to them.
+        offered: ``offered(image_id, sender)`` says how the image was offered to the sender (see ``Correction``), or
+            None.
     """
 
     image_file: Callable[[str], Path | None]
@@ -86,7 +88,7 @@ class Studies:
 
 @dataclass(frozen=True)
 class _Label:
-    """A submission that was understood."""
+    """A submission that was read and mapped."""
 
     mapped: Mapped
     grid: Grid
@@ -95,14 +97,14 @@ class _Label:
 
 
 class Inbox:
-    """Takes submissions for one studies folder: keeps what comes first, and reads it afterwards.
+    """Takes submissions for one studies folder: keeps them first, and reads them afterwards.
 
     Args:
-        receipts: Submissions that are not read yet.
-        corrections: Those that are.
-        predictions: What they may correct.
-        lint: Says what is odd about a label.
-        maps: What the networks drew lately.
+        receipts: Store of submissions that are not read yet.
+        corrections: Store of submissions that were read.
+        predictions: Predictions that they may correct.
+        lint: Checks a label.
+        maps: Recent output of the networks.
         studies: The images.
     """
 
@@ -120,7 +122,7 @@ class Inbox:
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
-        self._images = NamedLocks()
+        self._locks = NamedLocks()
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
 
@@ -136,32 +138,33 @@ class Inbox:
         info: Mapping[str, Any] | None = None,
         fault: str = "",
     ) -> Correction:
-        """Keep a submission, read it, and publish it when it is understood.
+        """Keep a submission, read it, and publish it if it can be used.
 
-        The same submission sent again after the server failed to read it is read again, not kept twice.
+        If the same submission is sent again after the server failed to read it, it is read again, not kept twice.
 
         Args:
-            image_id: Image it was sent for.
+            image_id: Image that it was sent for.
             file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
-            tag: Tag it was sent for; a step-1 map goes to STEP1_TAG instead, unfinished to
-                one that ends so.
+            tag: Tag that it was sent for. A step-1 map goes to STEP1_TAG instead, or if unfinished to a tag that ends
+                so.
             sender: Who sent it.
-            params: What came with it: ``label_info``; ``prediction`` when the client knows it; ``unreviewed``, names
-                of structures nobody checked; ``accepted``, names of those found right as predicted, or "all".
-            claims: Other images it may belong to.
-            info: What else is known about the label, to be shown with it.
-            fault: Why it cannot be understood, where that is known already; empty where it is not.
+            params: Parameters sent with it: ``label_info``; ``prediction`` if the client knows it; ``unreviewed``,
+                names of structures nobody checked; ``accepted``, names of structures that are right as predicted, or
+                "all".
+            claims: Other images that it may belong to.
+            info: Other information about the label, shown with it.
+            fault: Why it cannot be used, if that is known already; else empty.
 
         Returns:
-            The record, already kept.
+            The record, already stored.
 
         Raises:
-            LabelError: The label is not understood, or its image is no volume; the message says why and where the file
-                was kept.
+            LabelError: The label cannot be used, or its image is no volume; the message has the reason and says where
+                the file was kept.
             UnknownImageError: There is no such image; the file is kept for a while.
-            StorageError: It could not be kept, or it is kept and could not be read or shown; the message says which.
-            MemoryShortageError: It is kept, and there was not enough memory to read it.
-            SubmissionError: It is kept, and could not be read for another fault of the server.
+            StorageError: It could not be kept, or it was kept and could not be read or shown; the message says which.
+            MemoryShortageError: It was kept, but there was not enough memory to read it.
+            SubmissionError: It was kept, but could not be read because of another fault of the server.
         """
         sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         claims = claims or Claims()
@@ -185,37 +188,37 @@ class Inbox:
             self._done(receipt_id)
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
-        """Read what could not be read when it came.
+        """Read the submissions that could not be read when they were sent.
 
         Args:
-            again: Whether to try again what failed before. What ended the server once may do so again.
+            again: Whether to try those again that failed before. One that ended the server may end it again.
 
         Returns:
-            What still waits.
+            The submissions that still wait.
         """
         for waiting in self._receipts.waiting():
             receipt = waiting.receipt
-            if not (again or waiting.reason == NOT_TRIED) or not self._begin(receipt.id):
+            if not (again or waiting.reason == answers.NOT_TRIED) or not self._begin(receipt.id):
                 continue
             try:
                 with self._reading(receipt, wait=False) as is_free:
                     if not is_free:
-                        logger.info("another server reads submission %s", receipt.id)
+                        logger.info("Another server is reading submission %s", receipt.id)
                         continue
                     if not self._receipts.folder(receipt).is_dir():
-                        # It was sent again meanwhile.
+                        # It was sent again and read since.
                         continue
-                    self._receipts.fail(receipt, "The server ended while it read the label.")
+                    self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
                     correction = self._interpret(receipt)
-                logger.info("submission %s that waited is now a correction of %r", receipt.id, correction.image)
+                logger.info("Waiting submission %s is now a correction of %r", receipt.id, correction.image)
             except TotalSpineSegError as error:
-                logger.warning("submission %s that waited: %s", receipt.id, error)
+                logger.warning("Waiting submission %s: %s", receipt.id, error)
             finally:
                 self._done(receipt.id)
         return self._receipts.waiting()
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
-        """Return the very same submission that waits, and that nobody reads now."""
+        """Return the same submission if it waits and is not being read now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
             same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
@@ -235,7 +238,7 @@ class Inbox:
 
     @contextmanager
     def _reading(self, receipt: Receipt, *, wait: bool = True) -> Iterator[bool]:
-        """Hold a submission while it is read and shown: another server may serve the same folder.
+        """Lock a submission while it is read and shown, because another server may serve the same folder.
 
         Args:
             receipt: The submission.
@@ -245,7 +248,7 @@ class Inbox:
             Whether it is held; False where another server reads it, and nobody is to wait.
 
         Raises:
-            StorageError: It cannot be held.
+            StorageError: It cannot be locked.
         """
         file = self._receipts.lock_file(receipt)
         with ExitStack() as held:
@@ -257,21 +260,21 @@ class Inbox:
                 yield stream is not None
             finally:
                 if stream is not None and not self._receipts.folder(receipt).is_dir():
-                    # It is read, and whoever waits for the lock finds that out.
+                    # It was read. Others that wait for the lock notice that the folder is gone.
                     with suppress(OSError):
                         file.unlink()
 
     def _read_elsewhere(self, receipt: Receipt) -> Correction:
-        """Return what another server made of a submission.
+        """Return the correction that another server made of a submission.
 
         Raises:
-            LabelError: It was not understood, or belongs to no image.
+            LabelError: It cannot be used, or belongs to no image.
         """
         images = filter(None, {receipt.image, *receipt.claims.renamed})
         found = (c for image in images for c in self._corrections.of_image(image) if c.id == receipt.id)
         correction = next(found, None)
         if correction is None:
-            raise LabelError(f"The label is not used. The file is kept for a while (submission {receipt.id}).")
+            raise LabelError(answers.not_used(receipt.id))
         if correction.status == "parked":
             raise _parked(correction)
         return correction
@@ -280,49 +283,50 @@ class Inbox:
         """Read a submission that is kept, file it, and show it; see ``submit``."""
         with self._waits_on_failure(receipt):
             received, judged = self._judged(receipt)
-        # Of two at once the one that counts as the newer is the one that is shown.
-        with self._images.of(received.image_id):
+        # Of two at once, the one shown must be the one that counts as newer.
+        with self._locks.of(received.image_id):
             if isinstance(judged, TotalSpineSegError):
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
                 raise _parked(parked) from judged
             shown_as = _shown_as(receipt.tag, judged.mapped.step)
             with self._waits_on_failure(receipt):
-                findings = (*judged.findings, *finished_meanwhile(self._shown(received.image_id, shown_as), received))
+                findings = (
+                    *judged.findings,
+                    *finished_meanwhile(self._shown_under(received.image_id, shown_as), received),
+                )
                 later = self._later(received.image_id, shown_as, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
             if not later:
                 self._publish(correction, judged, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
-                # It had waited, and whoever took back what followed it wanted none of it shown.
-                logger.info("correction %s is taken back as %s was", correction.id, max(withdrawn))
+                # It had waited, and somebody withdrew the labels that followed it. None of them should be shown.
+                logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
                 self._corrections.withdrawals.add(received.image_id, correction.id, correction.user)
         return correction
 
     @contextmanager
     def _waits_on_failure(self, receipt: Receipt) -> Iterator[None]:
-        """Let a submission wait where something fails in this block, with the reason, and say that it is kept."""
+        """Let a submission wait if this block fails, with the reason, and tell the sender that it is kept."""
         try:
             yield
         except UnknownImageError as error:
             self._receipts.set_aside(receipt, str(error))
-            note = f"The file is kept for a while (submission {receipt.id})."
-            raise UnknownImageError(receipt.image, note) from error
+            raise UnknownImageError(receipt.image, answers.kept_for_a_while(receipt.id)) from error
         except ImageError as error:
-            # It is no volume, and none whenever it is asked for.
+            # The image is no volume, now or later.
             self._receipts.set_aside(receipt, str(error))
-            reason = str(error).rstrip(".")
-            raise LabelError(f"{reason}. The file is kept for a while (submission {receipt.id}).") from error
+            raise LabelError(answers.not_usable(str(error), receipt.id)) from error
         except Exception as error:
-            logger.exception("submission %s for image %r could not be read", receipt.id, receipt.image)
+            logger.exception("Submission %s for image %r could not be read", receipt.id, receipt.image)
             self._receipts.fail(receipt, f"{type(error).__name__}: {error}")
             raise _failure(error, receipt) from error
 
     def _judged(self, receipt: Receipt) -> tuple[Received, _Label | TotalSpineSegError]:
-        """Return a submission with its label, or with the reason why it is not understood."""
+        """Return a submission with its label, or with the reason why it cannot be used."""
         folder, fault = self._receipts.folder(receipt), receipt.fault
         if not fault and not is_safe_tag(receipt.tag):
-            fault = f"The tag {receipt.tag!r} has other characters than letters, digits, '-' and '_'. Use 'final'."
+            fault = answers.unsafe_tag(receipt.tag)
         try:
             image_id = resolve_image(
                 receipt.image,
@@ -333,7 +337,9 @@ class Inbox:
         except LabelError as error:
             image_id, fault = receipt.image, str(error)
         if image_id != receipt.image:
-            logger.info("a label sent for %r is one of %r, which was refused that name", receipt.image, image_id)
+            logger.info(
+                "A label sent for %r belongs to %r, whose upload was refused under that name", receipt.image, image_id
+            )
         image = self._studies.image_file(image_id)
         if image is None:
             raise UnknownImageError(image_id)
@@ -349,7 +355,7 @@ class Inbox:
             return received, error
 
     def _is_on_grid(self, label: Path, image_id: str) -> bool:
-        """Whether a submitted file lies on the grid of an image; not where either cannot be read or is missing."""
+        """Return whether a submitted file is on the grid of an image; False if either is missing or cannot be read."""
         image = self._studies.image_file(image_id)
         try:
             return image is not None and same_voxels(submitted_grid(label), read_image(image).grid)
@@ -374,36 +380,36 @@ class Inbox:
         return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
-        """Take back all labels of an image that were shown under a tag; the history keeps them and says who did it.
+        """Withdraw all labels of an image that were shown under a tag; the history keeps them and records who did it.
 
-        Not the newest alone: the one before it was replaced for a reason.
+        All are withdrawn, because the label before the newest one was replaced for a reason.
 
         Args:
-            image_id: Image they belong to.
+            image_id: Image that they belong to.
             tag: Tag of the datastore.
-            user: Who takes them back.
-            hide: Called once the withdrawal is kept: no label is to be shown under the tag any more.
+            user: Who withdraws them.
+            hide: Called after the withdrawal is stored, to stop showing a label under the tag.
 
         Returns:
-            Ids of the corrections that count no more; none where only a prediction was shown.
+            Ids of the corrections that do not count anymore; empty if only a prediction was shown.
 
         Raises:
-            StorageError: It could not be kept, or the label could not be removed; asked again, the rest is done.
+            StorageError: It could not be stored, or the label could not be removed. Call it again to do the rest.
         """
-        with self._images.of(image_id):
-            taken = tuple(c.id for c in self._shown(image_id, tag))
-            for correction_id in taken:
+        with self._locks.of(image_id):
+            withdrawn = tuple(c.id for c in self._shown_under(image_id, tag))
+            for correction_id in withdrawn:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
-        return taken
+        return withdrawn
 
-    def _shown(self, image_id: str, tag: str) -> tuple[Correction, ...]:
-        """The corrections of an image that count and were shown under a tag of the datastore, oldest first."""
-        standing = self._corrections.standing(image_id)
-        return tuple(c for c in standing if c.step is not None and _shown_as(c.tag, c.step) == tag)
+    def _shown_under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
+        """Return the corrections of an image that count and are shown under a tag of the datastore, oldest first."""
+        in_force = self._corrections.in_force(image_id)
+        return tuple(c for c in in_force if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
-        """Return the ids of corrections that came after another one and were shown under its tag, or are."""
+        """Return the ids of later corrections of an image that are or were shown under a tag."""
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
         return frozenset(c.id for c in known if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
@@ -419,50 +425,46 @@ class Inbox:
             RENUMBERED: correction.renumbered is not None,
             **more,
         }
-        kept = f"(the label is kept, but not shown: correction {correction.id} of image {correction.image!r})"
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "label.nii.gz"
                 write_volume(file, to_wire(without_regions(label.mapped.codes)), label.grid)
                 self._studies.publish(correction.image, str(file), _shown_as(correction.tag, label.mapped.step), info)
         except StorageError as error:
-            raise type(error)(f"{error} {kept}") from error
+            raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:
-            logger.exception("correction %s is not shown", correction.id)
-            raise SubmissionError(f"The server failed to show the label; its log says why {kept}.") from error
+            logger.exception("Correction %s is not shown", correction.id)
+            raise SubmissionError(answers.not_shown(answers.NOT_SHOWABLE, correction.id, correction.image)) from error
 
 
 def _parked(correction: Correction) -> LabelError:
-    kept = f"(the file is kept but not used: correction {correction.id} of image {correction.image!r})"
-    return LabelError(f"{correction.reason} {kept}")
+    return LabelError(answers.parked(correction.reason, correction.id, correction.image))
 
 
 def _failure(error: Exception, receipt: Receipt) -> TotalSpineSegError:
-    """Return what a client hears when a submission could not be read; it waits."""
-    kept = f"The label is kept (submission {receipt.id}), but not read yet: submit it again later."
+    """Return the error for a client whose submission could not be read and waits."""
     if isinstance(error, StorageError):
-        return type(error)(f"{error} {kept}")
+        return type(error)(answers.not_read(str(error), receipt.id))
     if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return StorageError(f"The server's disk is full. {kept}")
+        return StorageError(answers.not_read(answers.DISK_IS_FULL, receipt.id))
     if isinstance(error, MemoryShortageError | MemoryError):
-        return MemoryShortageError(f"The server had not enough memory to read the label. {kept}")
-    return SubmissionError(f"The server failed to read the label; its log says why. {kept}")
+        return MemoryShortageError(answers.not_read(answers.NO_MEMORY, receipt.id))
+    return SubmissionError(answers.not_read(answers.NOT_READABLE, receipt.id))
 
 
 def _shown_as(tag: str, step: int) -> str:
-    """The datastore's tag of a label; a step-1 map that is work in progress does not stand for a finished one."""
+    """Return the datastore's tag of a label; a step-1 map never takes the place of a finished label."""
     if step == 2:
         return tag
     return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:
-    """A finding where the label may belong to what the image was before."""
+    """Return a finding if the image was replaced after the prediction was made."""
     predicted = received.prediction
     if predicted is None or predicted.image_sha256 in ("", received.image_sha256):
         return ()
-    message = "The image was replaced after this prediction was made. Check that your label fits the new image."
-    return (Finding("image_replaced", BACKGROUND, message).as_dict(np.eye(4)),)
+    return (Finding("image_replaced", BACKGROUND, answers.IMAGE_REPLACED).as_dict(np.eye(4)),)
 
 
 def _read(file: Path, grid: Grid, label_info: object, sources: Path | None) -> Submission:

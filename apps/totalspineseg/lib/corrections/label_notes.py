@@ -1,4 +1,4 @@
-"""What is known about a label, kept beside its file: the index forgets it while the image is gone."""
+"""Keep information about a label beside its file, because the index drops it while the image is missing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +9,12 @@ from lib.files import read_json, sha256_of, write_json
 
 
 def write_note(label: Path, source: Path, info: Mapping[str, Any]) -> None:
-    """Keep what is known about a label that is about to be copied to its place.
+    """Write the information about a label that is about to be copied to its place.
 
     Args:
-        label: Its place.
-        source: The file that is copied there.
-        info: As the index has it. Not modified.
+        label: The label's future file.
+        source: The file that will be copied there.
+        info: The information in the index. Not modified.
 
     Raises:
         StorageError: It could not be written.
@@ -23,7 +23,7 @@ def write_note(label: Path, source: Path, info: Mapping[str, Any]) -> None:
 
 
 def read_note(label: Path) -> dict[str, Any]:
-    """What is known about a label; nothing where its file is another one by now, as one copied there by hand."""
+    """Return the information about a label; empty if its file was replaced since, for instance by hand."""
     try:
         note = read_json(note_of(label))
         return dict(note["info"]) if note["label_sha256"] == sha256_of(label) else {}
@@ -32,5 +32,5 @@ def read_note(label: Path) -> dict[str, Any]:
 
 
 def note_of(label: Path) -> Path:
-    """Where that is kept, beside the label's file; it names a reader, so that it has to go with that."""
+    """Return the path of a label's note, beside the label's file. The note names a reader, so remove both together."""
     return label.with_name(f".{label.name}.json")

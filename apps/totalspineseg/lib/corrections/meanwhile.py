@@ -1,4 +1,4 @@
-"""What others did with an image while its label was drawn."""
+"""Find out whether somebody else submitted a label of the same image in the meantime."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,33 +6,30 @@ from typing import Any
 import numpy as np
 
 from lib.anatomy import BACKGROUND
+from lib.corrections import answers
 from lib.corrections.store import Correction, Received
 from lib.numbering.findings import Finding
 
 
-def finished_meanwhile(standing: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
-    """A finding where somebody else submitted the same since the prediction that is corrected was made.
+def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
+    """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
 
-    Most clients go by the name their program was installed with. So one of the same name counts as somebody else, too,
-    if it corrected another prediction: who goes on with a label of one's own has corrected the same one.
+    Most clients use the name that their program was installed with. Therefore a sender of the same name counts as
+    somebody else, too, unless both labels correct the same prediction, as when a reader submits again.
 
     Args:
-        standing: Accepted corrections of the image that count and were shown where this one is, oldest first.
-        received: What was submitted. Not modified.
+        in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.
+        received: The submission. Not modified.
 
     Returns:
-        One finding, or none; none where it is not known which prediction was corrected.
+        One finding or none; none if the corrected prediction is not known.
     """
     predicted, sender = received.prediction, received.sender
     if predicted is None:
         return ()
-    for other in reversed(standing):
+    for other in reversed(in_force):
         same_name = (other.user, other.client) == (sender.user, sender.client)
         if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
-            who = other.client or other.user
-            message = (
-                f"{who!r} submitted another label of this image at {other.received}, after the prediction that you "
-                "corrected was made. Both labels are kept and the newer one is shown. Compare them."
-            )
+            message = answers.somebody_else(other.client or other.user, other.received)
             return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
     return ()

@@ -1,6 +1,5 @@
-"""From segment names to codes: the only road by which a client's label becomes one of ours."""
+"""Turn segment names into codes, the only way in which a label of a client is read."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,7 @@ from lib.anatomy import (
     VERTEBRAE,
     Kind,
 )
+from lib.corrections import answers
 from lib.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray
@@ -23,9 +23,7 @@ from lib.segments import Segment, Submission
 from lib.spellings import code_of_name, meant_by
 
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
-"""Where segments overlap the later kind stays, as where the pipeline paints its own result."""
-NAMES_SHOWN: Final = 5
-"""How many names or values a message lists; a sentence stays readable."""
+"""Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Mapped:
         codes: (X, Y, Z) uint8 on the grid of the image.
         step: 1 when the label is a corrected step-1 map (it has "vertebrae" in one piece), else 2.
         overlap_voxels: Voxels that more than one segment claimed.
-        present: Codes that have voxels, ascending; a region nobody reviewed is not among them.
+        present: Codes that have voxels, ascending; without regions that nobody reviewed.
         unreviewed: Codes whose voxels nobody checked.
         untouched: Codes left as predicted, outline and name, and not accepted by name.
         renamed: Codes whose outline was left as predicted under another name.
@@ -52,17 +50,17 @@ class Mapped:
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:
-    """Turn a submission into codes by the names of its segments; one without voxels says nothing, whatever its name.
+    """Turn a submission into codes by the names of its segments; segments without voxels are ignored.
 
-    3D Slicer adds an empty segment for each published name that the scene lacks, so whoever renames L3 sends another,
-    empty L3.
+    3D Slicer adds an empty segment for each published name that the scene lacks. If a reader renames L3, another, empty
+    L3 is sent.
 
     Args:
         submission: The label file as read. Not modified.
         image: Grid of the image it belongs to.
 
     Returns:
-        Codes on ``image``'s grid, whatever the index order of the label.
+        Codes on ``image``'s grid, whatever the order of axes in the label.
 
     Raises:
         LabelError: An unknown name, two segments for one structure, a value without a name, or no voxel at all.
@@ -74,7 +72,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     painted, claims = _paint(submission.layers, filled, _codes(filled))
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
-        raise LabelError("The label is empty. Draw something, or load a result, and submit again.")
+        raise LabelError(answers.EMPTY)
     step = 1 if any(is_vertebrae(segment.name) for segment in filled) else 2
     if step == 1:
         _require_step1(present)
@@ -86,7 +84,7 @@ def _folded(segment: Segment) -> str:
 
 
 def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
-    """The code of each segment; "vertebrae" shares the sacrum's, as in step 1."""
+    """Return the code of each segment; "vertebrae" shares the sacrum's, as in step 1."""
     codes: list[int] = []
     named: dict[int | str, str] = {}
     unknown = []
@@ -98,73 +96,55 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
             continue
         structure = VERTEBRAE_NAME if folded == VERTEBRAE_NAME else code
         if structure in named:
-            raise LabelError(
-                f"The segments {named[structure]!r} and {segment.name!r} stand for the same structure. Merge them, or "
-                "rename one."
-            )
+            raise LabelError(answers.same_structure(named[structure], segment.name))
         named[structure] = segment.name
         codes.append(code)
     if unknown:
-        raise LabelError(
-            f"The server does not know the segment name{'' if len(unknown) == 1 else 's'} "
-            f"{_listed(unknown, _and_meant)}. Rename or remove {'this segment' if len(unknown) == 1 else 'them'}."
-        )
+        raise LabelError(answers.unknown_names([_with_suggestion(name) for name in unknown]))
     return tuple(codes)
 
 
-def _listed(names: list[str], told: Callable[[str], str] = repr) -> str:
-    return ", ".join(map(told, names[:NAMES_SHOWN])) + (" and others" if len(names) > NAMES_SHOWN else "")
-
-
-def _and_meant(name: str) -> str:
-    """An unknown name, with the published one it may stand for; that is for its author to say."""
-    meant = meant_by(name)
-    return repr(name) if meant is None else f"{name!r} ({meant!r}?)"
+def _with_suggestion(name: str) -> str:
+    """Quote an unknown name, with the published name that it may stand for."""
+    suggestion = meant_by(name)
+    return repr(name) if suggestion is None else answers.or_perhaps(name, suggestion)
 
 
 def _filled(submission: Submission) -> tuple[Segment, ...]:
-    """The segments that have voxels, after checking that every voxel has exactly one segment in its layer."""
+    """Return the segments that have voxels, after checking that every voxel has exactly one segment in its layer."""
     by_place = {(segment.layer, segment.value): segment for segment in submission.segments}
     if len(by_place) < len(submission.segments):
-        raise LabelError("The file has one value for two segments. Save the segmentation again.")
+        raise LabelError(answers.ONE_VALUE_TWICE)
     if any(not 0 <= segment.layer < len(submission.layers) for segment in submission.segments):
-        raise LabelError(
-            f"A segment lies in none of the {len(submission.layers)} layers of the file. Save the segmentation again."
-        )
+        raise LabelError(answers.no_such_layer(len(submission.layers)))
     filled = []
     for layer, data in enumerate(submission.layers):
         for value in (int(v) for v in np.unique(data) if v != BACKGROUND):
             if (layer, value) not in by_place:
-                raise LabelError(
-                    f"The label has voxels of value {value} without a name. Submit all segments with their names."
-                )
+                raise LabelError(answers.unnamed_value(value))
             filled.append(by_place[layer, value])
     return tuple(filled)
 
 
 def _require_no_review(filled: tuple[Segment, ...]) -> None:
-    marks = [segment.name for segment in filled if _folded(segment).startswith(REVIEW_PREFIX)]
+    marks = [repr(segment.name) for segment in filled if _folded(segment).startswith(REVIEW_PREFIX)]
     if marks:
-        raise LabelError(
-            f"The label still has review marks ({_listed(marks)}), which hide the structures below. Remove the marks, "
-            "check what was below, and submit again."
-        )
+        raise LabelError(answers.review_marks(marks))
 
 
 def _require_step1(present: tuple[int, ...]) -> None:
-    """Check that a map with "vertebrae" in one piece holds no single vertebra but C1."""
-    single = [BY_CODE[c].name for c in present if c in VERTEBRAE and STEP1_FROM_CODE[c] == STEP1_FROM_CODE[SACRUM]]
+    """Check that a map with "vertebrae" in one piece has no single vertebra except C1."""
+    single = [
+        repr(BY_CODE[c].name) for c in present if c in VERTEBRAE and STEP1_FROM_CODE[c] == STEP1_FROM_CODE[SACRUM]
+    ]
     if single:
-        raise LabelError(
-            f"The label has {VERTEBRAE_NAME!r} in one piece (step 1) and single vertebrae ({_listed(single)}). Remove "
-            f"{VERTEBRAE_NAME!r} from a finished label, or the single vertebrae from a step-1 label."
-        )
+        raise LabelError(answers.both_steps(VERTEBRAE_NAME, single))
 
 
 def _paint(
     layers: tuple[LabelArray, ...], segments: tuple[Segment, ...], codes: tuple[int, ...]
 ) -> tuple[LabelArray, LabelArray]:
-    """Codes, and how many segments claim each voxel."""
+    """Return the codes, and how many segments claim each voxel."""
     painted = np.zeros(layers[0].shape, dtype=np.uint8)
     claims = np.zeros(painted.shape, dtype=np.uint8)
     tables = np.zeros((len(layers), np.iinfo(np.uint8).max + 1), dtype=np.uint8)
@@ -175,7 +155,7 @@ def _paint(
         return mapped[0], claims
     for layer in mapped:
         claims += layer != BACKGROUND
-    # Inferior before superior, so that of two overlapping vertebrae or discs the superior one stays.
+    # Inferior before superior, so that the superior one of two overlapping vertebrae or discs wins.
     for code in sorted(set(codes), key=_painted_when):
         for layer in mapped:
             painted[layer == code] = code
@@ -183,5 +163,5 @@ def _paint(
 
 
 def _painted_when(code: int) -> tuple[int, int]:
-    """Sorts codes as they are painted; what nobody reviewed is last, whatever lies below."""
+    """Return a key that sorts codes in the order of painting; what nobody reviewed is last and covers the rest."""
     return (len(PAINT_ORDER), 0) if code == UNREVIEWED else (PAINT_ORDER.index(BY_CODE[code].kind), -code)

@@ -1,4 +1,4 @@
-"""What a folder of studies holds that is not offered as an image, and what would make it one."""
+"""Find what a folder of studies contains besides the images that are offered, and say how to offer it."""
 
 import os
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from lib.volume_io import WRITTEN_SUFFIXES, is_image_name, stem
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
 MAX_LOOKED_AT: Final = 2000
-"""Entries below one folder after which nothing more is looked for in it."""
-LOOSE_IMAGES: Final = "only files directly in the folder of studies are offered: link or copy the images there"
-DICOM: Final = "convert the series to NIfTI, or serve a DICOMweb server: from a folder no DICOM files are offered"
+"""Entries of a folder that are looked at, at most."""
+LOOSE_IMAGES: Final = "only files directly in the studies folder are offered. Link or copy the images there"
+DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
 
 
 def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is an image to offer: by its name, and if its content is here."""
+    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
     if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
         return False
     try:
@@ -29,14 +29,14 @@ def is_offered(path: Path) -> bool:
 
 
 def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:
-    """Return what lies in a folder of studies and is not offered.
+    """Return what a folder of studies contains that is not offered.
 
     Args:
-        folder: The folder. Hidden entries do not count, nor files that look like neither an image nor DICOM.
-        labels: The server's own folder of labels, which is passed over.
+        folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.
+        labels: The server's own folder of labels, which is skipped.
 
     Returns:
-        Name, with a "/" behind that of a folder -> why it is not offered, and what to do.
+        Name (of a folder, with a "/" behind it) -> why it is not offered, and what to do.
     """
     found = {}
     for path in sorted(folder.iterdir()):
@@ -46,7 +46,7 @@ def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:
         try:
             reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
         except OSError as error:
-            reason = f"cannot be read ({error.strerror}): grant the server access to it"
+            reason = f"cannot be read ({error.strerror}). Grant the server access to it"
         if reason:
             found[f"{path.name}/" if is_folder else path.name] = reason
     return found
@@ -59,19 +59,19 @@ def _reason_of_file(path: Path) -> str:
         return reason
     if path.name.lower().endswith(OFFERED_ENDINGS):
         if not is_plain_stem(stem(path)):
-            return "has a name that is too long, or with characters that not every system can hold: rename it"
-        # Opening it says why it is no file that can be read.
+            return "has a name that is too long or has characters that some systems do not allow. Rename it"
+        # Opening it raises the reason why it cannot be read.
         path.open("rb").close()
         return ""
     if is_image_name(path):
-        return f"is an image of a kind that is not offered: convert it to {', '.join(OFFERED_ENDINGS)}"
+        return f"is an image in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}"
     return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
 
 
 def _reason_of_folder(folder: Path) -> str:
-    """What is in a folder, by the first image or DICOM file below it."""
+    """Return why a folder is not offered, by the first image or DICOM file below it."""
     with os.scandir(folder):
-        pass  # It raises what walking through it would pass over.
+        pass  # Raise what ``os.walk`` would ignore.
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
         if is_image_name(path):
@@ -82,7 +82,7 @@ def _reason_of_folder(folder: Path) -> str:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Files below a folder, those of a folder before those of its subfolders."""
+    """Yield the files below a folder, those of a folder before those of its subfolders."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
@@ -91,7 +91,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _is_dicom(path: Path) -> bool:
-    # Here because importing pydicom takes longer than finding the images of a folder without DICOM.
+    # Import here, because importing pydicom takes longer than listing a folder without DICOM.
     from lib.dicom.headers import is_dicom
 
     return path.is_file() and is_dicom(path)

@@ -1,4 +1,4 @@
-"""Submissions under way, which the end of the server waits for."""
+"""Count the submissions in progress, which the end of the server waits for."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ LOOK_SECONDS: Final = 0.1
 
 
 class Ongoing:
-    """Counts what is under way in any thread."""
+    """Counts the submissions in progress in all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,7 +19,7 @@ class Ongoing:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """One more is under way in this block."""
+        """Count one more submission while this block runs."""
         with self._lock:
             self._count += 1
         try:
@@ -29,10 +29,10 @@ class Ongoing:
                 self._count -= 1
 
     async def finish(self, seconds: float) -> bool:
-        """Wait until nothing is under way, at most so long.
+        """Wait until no submission is in progress, at most for these seconds.
 
         Returns:
-            Whether all is done.
+            Whether none is in progress.
         """
         deadline = time.monotonic() + seconds
         while self._count and time.monotonic() < deadline:

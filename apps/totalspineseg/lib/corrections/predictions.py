@@ -1,4 +1,4 @@
-"""Records of what was predicted for which image by which weights, so that a correction knows what it corrects."""
+"""Record each prediction with its image and weights, so that a correction can be compared with it."""
 
 import logging
 import re
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What an id looks like: clients name predictions, and an id is the name of a folder."""
+"""Form of an id: clients name predictions, and an id is the name of a folder."""
 UNLISTED = "unlisted"
-"""Folder for predictions on images that are not in the studies, such as those of a session: one for each image, named
-by its hash behind this word, so that nothing has to look through those of all; older records lie in one folder."""
+"""Folder for predictions for images that are not among the studies, such as those of a session: one for each image,
+with its hash behind this word, so that no request has to look through all of them. Older records lie in one folder."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class PredictionRecord:
 
     Attributes:
         id: Sorts by time.
-        image: Image id; empty when the image is not among the studies.
-        model: Name of the model that was asked.
+        image: Image id; empty if the image is not among the studies.
+        model: Name of the model.
         versions: Weights by step ("step1" -> version).
         seconds: Time of each stage.
-        settings: As they applied, defaults included.
-        numbering: Report on the levels; None when the method gives none.
-        client: Who asked: client id and, with authentication, user.
-        image_sha256: Hash of the image as it was; empty in older records.
+        settings: All settings that applied, defaults included.
+        numbering: Report on the levels; None if the method makes none.
+        client: Who asked for it: the client id and, with authentication, the user.
+        image_sha256: Hash of the image then; empty in older records.
         created: UTC, ISO 8601.
-        disagreement: What the networks answered differently in two ways of asking, 0..1: ``steps`` (share of the discs
-            that step 1 and step 2 do not show alike) and ``mirror`` (share of the structures that the image and its
-            mirror do not show alike); one that was not measured is left out.
+        disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
+            and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
+            What was not measured is missing.
     """
 
     id: str
@@ -58,7 +58,7 @@ class PredictionRecord:
 class PredictionStore:
     """Prediction records below a history folder; append-only.
 
-    A record that cannot be read is logged and passed over: nothing else may fail for it.
+    A record that cannot be read is logged and skipped, so that nothing else fails.
     """
 
     def __init__(self, root: Path) -> None:
@@ -74,19 +74,19 @@ class PredictionStore:
             write_json(entry / RECORD_FILE, asdict(record))
 
     def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
-        """Ids of all predictions for an image, oldest first; one that is not among the studies is known by its hash."""
+        """Return the ids of all predictions for an image, oldest first; outside the studies its hash is needed."""
         return history.names(self._folder(image_id, image_sha256))
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
-        """All predictions for an image, oldest first."""
+        """Return all predictions for an image, oldest first."""
         return tuple(self.newest_first(image_id))[::-1]
 
     def newest_first(self, image_id: str, image_sha256: str = "") -> Iterator[PredictionRecord]:
-        """All predictions for an image, each read when it is asked for; see ``ids``."""
+        """Yield all predictions for an image, newest first; each is read when it is asked for. See ``ids``."""
         return _readable(reversed(history.entries(self._folder(image_id, image_sha256))))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
-        """The newest prediction for an image, preferring those that ``clients`` asked for; None when there is none."""
+        """Return the newest prediction for an image, preferably one for ``clients``; None if there is none."""
         newest = None
         for record in self.newest_first(image_id):
             if not any(clients) or (record.client and record.client in clients):
@@ -95,12 +95,12 @@ class PredictionStore:
         return newest
 
     def find(self, image_id: str, prediction_id: str, image_sha256: str = "") -> PredictionRecord | None:
-        """The prediction of an image with this id, or None; see ``ids``."""
+        """Return the prediction of an image with this id, or None. See ``ids``."""
         folders = dict.fromkeys((self._folder(image_id, image_sha256), self._folder(image_id)))
         return self._in_one_of(folders, prediction_id)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
-        """The prediction with this id, whatever its image is called, or None."""
+        """Return the prediction with this id, whatever its image is called, or None."""
         return self._in_one_of(history.entries(self._root), prediction_id)
 
     def _in_one_of(self, folders: Iterable[Path], prediction_id: str) -> PredictionRecord | None:
@@ -110,16 +110,16 @@ class PredictionStore:
         return next(_readable(entry for entry in entries if entry.is_dir()), None)
 
     def _folder(self, image_id: str, image_sha256: str = "") -> Path:
-        # Image folders have a prefix of their own, so that no image id can be the name of another folder.
+        # Image folders have a prefix of their own, so that no image id equals the name of another folder.
         if image_id:
             return self._root / f"image-{history.folder_name(image_id)}"
         return self._root / (f"{UNLISTED}-{image_sha256}" if image_sha256 else UNLISTED)
 
 
 def _readable(entries: Iterable[Path]) -> Iterator[PredictionRecord]:
-    """Yield the records of some entries; one that cannot be read is logged and passed over."""
+    """Yield the records of some entries; one that cannot be read is logged and skipped."""
     for entry in entries:
         try:
             yield from_fields(PredictionRecord, read_json(entry / RECORD_FILE), f"of prediction {entry.name}")
         except StorageError as error:
-            logger.warning("a prediction is passed over: %s", error)
+            logger.warning("A prediction cannot be read and is skipped: %s", error)

@@ -1,8 +1,8 @@
-"""Submissions as they came in, kept before anything is read of them.
+"""Keep submissions as they were sent, before anything is read from them.
 
-``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` where reading it failed.
-Once it is read the folder moves to the corrections of its image (``lib.corrections.store``). What belongs to no image
-moves to ``<history>/unfiled/``.
+``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` if reading it failed.
+Once it is read, the folder moves to the corrections of its image (``lib.corrections.store``). A submission that belongs
+to no image moves to ``<history>/unfiled/``.
 """
 
 import logging
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lib.corrections import history
+from lib.corrections import answers, history
 from lib.corrections.uploads import Claims
 from lib.errors import StorageError
 from lib.fields import from_fields
@@ -25,20 +25,19 @@ FAILURE_FILE: Final = "failure.json"
 SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
-"""Endings kept for the raw file; any other becomes ".bin"."""
+"""Endings that the raw file keeps; any other becomes ".bin"."""
 MAX_UNFILED: Final = 100
-"""So many submissions that belong to no image are kept; the oldest goes."""
-NOT_TRIED: Final = "The server ended before the label was read."
+"""Submissions that belong to no image, of which the oldest are deleted beyond this number."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Who sent a correction, and from what.
+    """Who sent a submission, and from which file.
 
     Attributes:
-        user: Name of the authenticated user; "admin" where the server runs without authentication.
-        client: Id the client program gives for its user.
-        file_name: Name of the file as the client called it, without folders.
+        user: Name of the authenticated user; "admin" if the server runs without authentication.
+        client: Id of the client program.
+        file_name: Name of the file on the client's side, without folders.
     """
 
     user: str
@@ -47,29 +46,29 @@ class Sender:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What predictions that this sender asked for are known by: with authentication the user, else the client."""
+        """The names under which predictions that this sender asked for are recorded."""
         return tuple(name for name in (self.client, self.user) if name)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What came with a submission.
+    """A submission as it was sent.
 
     Attributes:
-        id: Sorts by time; the correction that comes of it has the same.
+        id: Sorts by time; the correction made from it has the same id.
         image: Image it was sent for.
         tag: Tag it was sent for.
         user: See ``Sender``.
         client: See ``Sender``.
         file_name: See ``Sender``.
-        raw: Name of the file as it came, inside the entry.
+        raw: Name of the file inside the entry.
         raw_sha256: Its hash.
         received: UTC, ISO 8601.
-        params: What the client sent with it: ``label_info``, ``prediction``, ``unreviewed``.
-        info: What else is known about the label and shown with it.
+        params: Parameters sent with it: ``label_info``, ``prediction``, ``unreviewed``.
+        info: Other information about the label, shown with it.
         renamed: See ``Claims``.
         uploaded: See ``Claims``.
-        fault: Why it cannot be understood, as far as that was known before it was read; empty for none.
+        fault: Why it cannot be used, if that was known before it was read; else empty.
     """
 
     id: str
@@ -100,11 +99,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A submission that became no correction.
+    """A submission that did not become a correction.
 
     Attributes:
-        receipt: What came.
-        reason: Why; ``NOT_TRIED`` where reading it was not begun.
+        receipt: The submission.
+        reason: The reason; ``answers.NOT_TRIED`` if reading it was not begun.
     """
 
     receipt: Receipt
@@ -112,19 +111,19 @@ class Waiting:
 
 
 def label_suffix(name: str) -> str:
-    """Return the known ending of a label file's name, ".bin" when there is none."""
+    """Return the known ending of a label file's name; ".bin" if there is none."""
     return next((suffix for suffix in LABEL_SUFFIXES if name.lower().endswith(suffix)), ".bin")
 
 
 class Receipts:
-    """Submissions below a history folder that no correction came of yet."""
+    """Submissions below a history folder that did not become corrections yet."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "received"
         self._unfiled = root / "unfiled"
 
     def new_id(self, earlier: Iterable[str]) -> str:
-        """Return an id that sorts behind those of all that wait, and behind earlier ones."""
+        """Return an id that sorts after those of all waiting submissions and after ``earlier``."""
         return history.new_id((*history.names(self._root), *earlier))
 
     def keep(
@@ -141,7 +140,7 @@ class Receipts:
         claims: Claims,
         fault: str = "",
     ) -> Receipt:
-        """Keep what came, whole or not at all; see ``Receipt``.
+        """Keep a submission, whole or not at all; see ``Receipt``.
 
         Raises:
             StorageError: It could not be written; nothing is left half-written.
@@ -166,33 +165,33 @@ class Receipts:
         return receipt
 
     def folder(self, receipt: Receipt) -> Path:
-        """Return where a submission lies until it is read."""
+        """Return the folder of a submission until it is read."""
         return self._root / receipt.id
 
     def lock_file(self, receipt: Receipt) -> Path:
-        """Return what is locked while a submission is read."""
+        """Return the file that is locked while a submission is read."""
         return self._root / f".{receipt.id}.lock"
 
     def waiting(self) -> tuple[Waiting, ...]:
-        """Return what is not read yet, oldest first; what cannot be listed is logged, and stays."""
-        return tuple(_listed(self._root, NOT_TRIED))
+        """Return the submissions that are not read yet, oldest first; log those whose record is damaged."""
+        return tuple(_listed(self._root, answers.NOT_TRIED))
 
     def unfiled(self) -> tuple[Waiting, ...]:
-        """Return the latest that belong to no image, oldest first."""
+        """Return the latest submissions that belong to no image, oldest first."""
         return tuple(_listed(self._unfiled, ""))
 
     def fail(self, receipt: Receipt, reason: str) -> None:
-        """Note why a submission could not be read; it waits on."""
+        """Record why a submission could not be read; it stays waiting."""
         try:
             _write_reason(self.folder(receipt), reason)
         except StorageError as error:
-            logger.warning("why submission %s could not be read is not recorded: %s", receipt.id, error)
+            logger.warning("The reason why submission %s could not be read was not recorded: %s", receipt.id, error)
 
     def set_aside(self, receipt: Receipt, reason: str) -> None:
-        """Keep a submission that belongs to no image for a while, with the reason.
+        """Move a submission that belongs to no image aside, with the reason; it is kept for a while.
 
         Raises:
-            StorageError: It could not be written; then it waits on.
+            StorageError: It could not be written; it stays waiting.
         """
         _write_reason(self.folder(receipt), reason)
         move_folder(self.folder(receipt), self._unfiled / receipt.id)
@@ -211,6 +210,6 @@ def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
             failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
         except StorageError as error:
             if entry.exists():
-                logger.warning("a submission is passed over: %s", error)
+                logger.warning("A submission cannot be listed and is skipped: %s", error)
         else:
             yield Waiting(receipt, str(failure.get("reason", reason)))

@@ -1,14 +1,14 @@
-"""A submission beside the prediction it corrects; where one segment was renamed, the other levels follow it."""
+"""Compare a submission with its prediction; if one segment was renamed, rename the other levels to match."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from lib.anatomy import BY_CODE, NAME_OF, Kind
 from lib.certainty import Certainty
+from lib.corrections import answers
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.wire import is_vertebrae
 from lib.geometry import Grid, LabelArray, iso_grid, labels_from_iso, same_grid
@@ -17,18 +17,15 @@ from lib.segments import Segment, Submission
 from lib.spellings import code_of_name
 from lib.transforms.components import labels_present
 
-SHOWN: Final = 3
-"""How many names a message lists."""
-
 
 @dataclass(frozen=True)
 class Followed:
-    """A submission after the levels followed the one that was renamed.
+    """A submission after the other levels were renamed to match the one that its reader renamed.
 
     Attributes:
-        submission: With the names that follow, or as it was sent.
-        names: Name as sent -> name now, of the levels that followed; empty when it was taken as sent.
-        report: What was done, JSON native, for the reply and the record.
+        submission: With the new names, or as it was sent.
+        names: Name as sent -> new name, of the levels that followed; empty if none did.
+        report: What was done, for the reply and the record; JSON native.
     """
 
     submission: Submission
@@ -36,7 +33,7 @@ class Followed:
     report: Mapping[str, Any]
 
     def now(self, names: object) -> object:
-        """Names that came with the submission, as they are now; what is no list of names is not touched."""
+        """Return a list of names with the new ones in place of those sent; return anything else unchanged."""
         if isinstance(names, str):
             names = [name.strip() for name in names.split(",")]
         if not isinstance(names, list):
@@ -47,19 +44,19 @@ class Followed:
 
 @dataclass(frozen=True)
 class Compared:
-    """A submission beside a prediction of its step.
+    """A submission beside a prediction of the same step.
 
     Attributes:
         submission: As sent.
-        kept: The prediction.
-        drawn: The codes of the prediction on the grid of the image.
+        maps: The maps of the prediction.
+        predicted: The codes of the prediction on the grid of the image.
         filled: Segments that have voxels.
-        recognized: Those of them that are segments of the prediction.
+        recognized: The segments among them that are also in the prediction.
     """
 
     submission: Submission
-    kept: KeptMaps
-    drawn: LabelArray
+    maps: KeptMaps
+    predicted: LabelArray
     filled: tuple[Segment, ...]
     recognized: tuple[tuple[Segment, Recognized], ...]
 
@@ -70,44 +67,44 @@ class Compared:
 
     @property
     def likeness(self) -> tuple[int, int]:
-        """How many segments have kept their names, and how many are recognized: the larger, the likelier was it this
-        prediction that was corrected."""
+        """How many segments kept their names, and how many are recognized; the larger, the more likely this prediction
+        was the one that was corrected."""
         return len(self.recognized) - len(self.renamed), len(self.recognized)
 
 
-def compare(submission: Submission, grid: Grid, kept: KeptMaps) -> Compared | None:
+def compare(submission: Submission, grid: Grid, maps: KeptMaps) -> Compared | None:
     """Find the segments of a prediction in a submission.
 
     Args:
         submission: As sent. Not modified.
         grid: Grid of the image.
-        kept: The prediction.
+        maps: The maps of the prediction.
 
     Returns:
-        None where they cannot be compared: the grids differ, or what was sent is no map of the prediction's step.
+        None if they cannot be compared: the grids differ, or the submission is a map of the other step.
     """
-    if not _share_grids(submission, grid, kept):
+    if not _share_grids(submission, grid, maps):
         return None
     filled = _filled(submission)
-    if kept.drawn.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
+    if maps.output.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
         return None
-    old = labels_from_iso(kept.labels, kept.iso, grid)
-    recognized = _recognized(submission, filled, old, step=kept.drawn.step)
-    return Compared(submission, kept, old, tuple(filled), tuple(recognized))
+    old = labels_from_iso(maps.labels, maps.iso, grid)
+    recognized = _recognized(submission, filled, old, step=maps.output.step)
+    return Compared(submission, maps, old, tuple(filled), tuple(recognized))
 
 
 def follow_rename(compared: Compared) -> Followed | None:
-    """Let all levels follow if exactly one segment was renamed since the prediction; the voxels stay.
+    """Rename the other levels to match if exactly one segment was renamed; no voxel changes.
 
     Returns:
-        What came of it; None when no single level was renamed. A reader who renamed several levels has numbered them,
-        so they are taken as sent.
+        The result; None unless exactly one level was renamed. A reader who renamed several levels has numbered them, so
+        they are taken as sent.
     """
     if len(compared.renamed) != 1:
         return None
     submission, filled = compared.submission, compared.filled
     (segment, change) = compared.renamed[0]
-    found = renumber(compared.kept.drawn, {change.old: change.new})
+    found = renumber(compared.maps.output, {change.old: change.new})
     if found is None:
         return Followed(submission, {}, _report(change, {}, None, None))
     codes, numbering = found
@@ -122,13 +119,13 @@ def follow_rename(compared: Compared) -> Followed | None:
     return Followed(replace(submission, segments=segments), changed, report)
 
 
-def _share_grids(submission: Submission, grid: Grid, kept: KeptMaps) -> bool:
-    """Whether a submission and a prediction lie on the image's grid, and on that grid at 1 mm."""
-    return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), kept.iso)
+def _share_grids(submission: Submission, grid: Grid, maps: KeptMaps) -> bool:
+    """Return whether a submission is on the image's grid, and a prediction on that grid at 1 mm."""
+    return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), maps.iso)
 
 
 def _filled(submission: Submission) -> list[Segment]:
-    """Segments that have voxels."""
+    """Return the segments that have voxels."""
     present = [set(np.flatnonzero(labels_present(layer)).tolist()) for layer in submission.layers]
     return [s for s in submission.segments if s.layer < len(present) and s.value in present[s.layer]]
 
@@ -145,7 +142,7 @@ def _recognized(
 
 
 def _level_code(segment: Segment, step: int) -> int:
-    """The level a segment stands for; 0 where it stands for none."""
+    """Return the level that a segment stands for; 0 if it stands for none."""
     code = code_of_name(segment.name)
     if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL):
         return 0
@@ -163,18 +160,11 @@ def _report(
 ) -> Mapping[str, Any]:
     was, now = NAME_OF[change.old], NAME_OF[change.new]
     if names:
-        some = ", ".join(f"{before} is now {after}" for before, after in islice(names.items(), SHOWN))
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        message = (
-            f"You renamed {was} to {now}; the other levels follow: {some}{more}. No voxel changed, and the file "
-            "is kept as you sent it. To keep other names, name those levels too and submit again."
-        )
+        message = answers.followed(was, now, names)
     elif probability is None:
-        message = (
-            f"You renamed {was} to {now}; the other levels cannot follow without a conflict and stay as you sent them."
-        )
+        message = answers.cannot_follow(was, now)
     else:
-        message = f"You renamed {was} to {now}; every other level fits that name already."
+        message = answers.nothing_to_follow(was, now)
     return {
         "renamed": {"from": was, "to": now},
         "names": names,

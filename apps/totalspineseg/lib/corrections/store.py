@@ -1,4 +1,4 @@
-"""Every correction anyone ever sent, append-only: the file as it came, its codes, and a record.
+"""The store of all corrections, append-only: each with the file as it was sent, its codes, and a record.
 
 ``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
 ``lib.corrections.receipts``), ``codes.nii.gz`` (accepted ones) and ``record.json``. An entry appears whole or not at
@@ -37,28 +37,28 @@ class Correction:
     Attributes:
         id: Sorts by time.
         image: Image id.
-        status: "accepted", or "parked": kept, but never shown as finished nor trained on.
-        reason: Why it is parked; empty when accepted.
-        step: 1 for a corrected step-1 map, 2 for a finished label; None when parked.
+        status: "accepted", or "parked": kept, but never shown as finished or trained on.
+        reason: Why it is parked; empty if accepted.
+        step: 1 for a corrected step-1 map, 2 for a finished label; None if parked.
         tag: Tag under which it was submitted.
         user: See ``Sender``.
         client: See ``Sender``.
         file_name: See ``Sender``.
-        raw: Name of the file as it came, inside the entry.
+        raw: Name of the submitted file inside the entry.
         raw_sha256: Its hash.
         image_sha256: Hash of the image it belongs to.
         received: UTC, ISO 8601.
-        prediction: Id, model and weights of the prediction it corrects; None when there was none.
+        prediction: Id, model and weights of the prediction it corrects; None if there was none.
         label_info: Segment names as they were sent.
         present: Codes that have voxels.
         unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Voxels more than one segment claimed.
-        findings: What is odd about the label (see ``lib.numbering.lint``); empty when parked.
-        renumbered: What followed the one level its author renamed (see ``lib.corrections.renames``), or None.
-        untouched: Codes left as the prediction has them (see ``lib.corrections.untouched``); empty in older records.
-        renamed: Codes whose outline was left as predicted under another name.
-        offered: How its author had been offered the image: ``strategy``, time (``ts``) and ``score``, as noted with the
-            image then; None where it was opened otherwise.
+        findings: Findings on the label (see ``lib.numbering.lint``); empty if parked.
+        renumbered: How the other levels followed the one that was renamed (see ``lib.corrections.renames``), or None.
+        untouched: Codes left as predicted (see ``lib.corrections.untouched``); empty in older records.
+        renamed: Codes that were renamed while their outline was left as predicted.
+        offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
+            opened otherwise.
     """
 
     id: str
@@ -88,14 +88,14 @@ class Correction:
 
 @dataclass(frozen=True)
 class Received:
-    """A submission while it is judged.
+    """A submission while it is read.
 
     Attributes:
-        receipt: What came.
-        folder: Where it lies.
+        receipt: The submission as it was sent.
+        folder: Its folder.
         image_id: Image it belongs to.
-        image_sha256: Hash of that image as it is now.
-        prediction: What it corrects.
+        image_sha256: Present hash of that image.
+        prediction: The prediction that it corrects.
         offered: See ``Correction``.
     """
 
@@ -121,7 +121,7 @@ class CorrectionStore:
     """Corrections below a history folder; append-only, safe under simultaneous writers.
 
     Attributes:
-        withdrawals: Which of them were taken back.
+        withdrawals: The corrections that were withdrawn.
     """
 
     def __init__(self, root: Path) -> None:
@@ -136,17 +136,17 @@ class CorrectionStore:
         findings: tuple[Mapping[str, Any], ...] = (),
         renumbered: Mapping[str, Any] | None = None,
     ) -> Correction:
-        """File a submission that could be read by name.
+        """File a submission whose segments could all be named.
 
         Args:
             received: The submission.
             mapped: Its codes.
             grid: Grid of the image.
-            findings: What is odd about the label.
-            renumbered: What followed a renamed level.
+            findings: Findings on the label.
+            renumbered: How other levels followed a renamed one.
 
         Raises:
-            StorageError: It could not be written; it waits where it was.
+            StorageError: It could not be written; it stays waiting.
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
@@ -155,10 +155,10 @@ class CorrectionStore:
         return self._file(Correction(**record), received)
 
     def park(self, received: Received, error: TotalSpineSegError) -> Correction:
-        """File a submission that could not be understood, with the reason.
+        """File a submission that cannot be used, with the reason.
 
         Raises:
-            StorageError: It could not be written; it waits where it was.
+            StorageError: It could not be written; it stays waiting.
         """
         return self._file(Correction(**self._record(received, "parked", str(error))), received)
 
@@ -171,7 +171,7 @@ class CorrectionStore:
         return tuple(_readable(self._folder(image_id), _log))
 
     def any_of(self, image_id: str) -> bool:
-        """Whether an image has a correction, even a parked or damaged one."""
+        """Return whether an image has a correction, even a parked or damaged one."""
         return bool(history.entries(self._folder(image_id)))
 
     def all(self) -> Iterator[Correction]:
@@ -179,32 +179,32 @@ class CorrectionStore:
         return self.readable(_log)
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-        """Like ``all``, but a damaged record is reported (image folder and reason) and passed over."""
+        """Yield all corrections; report a damaged record (image folder and reason) and skip it."""
         for folder in history.entries(self._root):
             yield from _readable(folder, on_damaged)
 
-    def standing(self, image_id: str) -> tuple[Correction, ...]:
-        """The accepted corrections of an image that nobody took back, oldest first; damaged ones are passed over."""
+    def in_force(self, image_id: str) -> tuple[Correction, ...]:
+        """Return the accepted corrections of an image that were not withdrawn, oldest first; skip damaged ones."""
         withdrawn = self.withdrawals.of_image(image_id)
         return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
-        """The newest accepted correction of an image for a step that nobody took back; None when there is none."""
-        return next((c for c in reversed(self.standing(image_id)) if c.step == step), None)
+        """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
+        return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
 
     def codes(self, correction: Correction) -> LabelArray:
-        """Codes of an accepted correction, on the grid of its image.
+        """Return the codes of an accepted correction, on the grid of its image.
 
         Raises:
             ValueError: The correction is parked.
         """
         if correction.status != "accepted":
-            raise ValueError(f"an accepted correction is required, got {correction.status!r} ({correction.reason})")
+            raise ValueError(f"expected an accepted correction, got {correction.status!r} ({correction.reason})")
         labels: LabelArray = read_labels(self.path(correction) / CODES_FILE).data
         return labels
 
     def path(self, correction: Correction) -> Path:
-        """The folder of a correction."""
+        """Return the folder of a correction."""
         return self._folder(correction.image) / correction.id
 
     def _folder(self, image_id: str) -> Path:
@@ -248,7 +248,7 @@ class CorrectionStore:
 
 
 def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-    """The corrections of an image's folder; a damaged record is reported and passed over."""
+    """Yield the corrections in an image's folder; report a damaged record and skip it."""
     for entry in history.entries(folder):
         try:
             correction = _read(entry)
@@ -264,4 +264,4 @@ def _read(entry: Path) -> Correction:
 
 
 def _log(image: str, error: StorageError) -> None:
-    logger.warning("a correction of %s is passed over: %s", image, error)
+    logger.warning("A correction of %s cannot be read and is skipped: %s", image, error)

@@ -1,7 +1,7 @@
-"""What an annotator did not look at: a segment "unreviewed" over a region, or names of structures left as predicted.
+"""Read what an annotator did not check: a segment "unreviewed" over a region, or a list of structures.
 
-Such voxels carry no loss in training and no score in the gate. A region hides what lies below it; structures named
-keep their voxels, since step 2's odd discs need every disc there is.
+Such voxels count neither in training nor in the gate. A region hides what lies below it. Listed structures keep their
+voxels, because the odd discs of step 2 need every disc.
 """
 
 from collections.abc import Sequence
@@ -11,30 +11,31 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import BACKGROUND, NAME_OF, UNREVIEWED
+from lib.corrections import answers
 from lib.corrections.names import Mapped
 from lib.errors import LabelError
 from lib.geometry import LabelArray
 from lib.spellings import code_of_name
 
 PARAMETER: Final = "unreviewed"
-"""Of a submission: a list of names, or one text with commas."""
+"""Parameter of a submission: a list of names, or one text with commas."""
 
 
 def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
-    """A submission with the structures its annotator says not to have checked.
+    """Return a submission with the structures that its annotator did not check.
 
     Args:
         mapped: In codes. Not modified.
-        names: What came as the parameter ``unreviewed``; None and empty leave everything reviewed.
+        names: The parameter ``unreviewed``; None or empty if everything was checked.
 
     Raises:
         LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
     """
-    region = f", or mark a region that nobody checked with a segment named {PARAMETER!r}"
+    region = answers.or_mark_region(PARAMETER)
     codes = named_codes(mapped, names, PARAMETER, or_else=region)
     if codes and codes == set(mapped.present):
-        listed = ", ".join(NAME_OF[code] for code in sorted(codes))
-        raise LabelError(f"Every structure of the label is listed as unreviewed ({listed}). Check at least one.")
+        listed = [NAME_OF[code] for code in sorted(codes)]
+        raise LabelError(answers.all_unreviewed(listed))
     return replace(mapped, unreviewed=tuple(sorted(codes)))
 
 
@@ -44,7 +45,7 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
     Args:
         mapped: The submission in codes. Not modified.
         names: A list of names, or one text with commas; None lists nothing.
-        parameter: Its name, for messages.
+        parameter: Name of the parameter, for messages.
         or_else: What else the author can do, for the message on a name that is not in the label.
 
     Raises:
@@ -52,20 +53,18 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
     """
     words = names.split(",") if isinstance(names, str) else names or []
     if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
-        raise LabelError(f"{parameter!r} must be a list of structure names, got {names!r}. Send names such as 'T12'.")
+        raise LabelError(answers.no_list_of_names(parameter, names))
     codes = set()
     for word in filter(None, (word.strip() for word in words)):
         code = code_of_name(word)
         if code is None or code not in mapped.present:
-            raise LabelError(
-                f"{parameter!r} names {word!r}, which is no structure in the label. Name structures that are{or_else}."
-            )
+            raise LabelError(answers.not_in_label(parameter, word, or_else))
         codes.add(code)
     return frozenset(codes)
 
 
 def without_regions(codes: LabelArray) -> LabelArray:
-    """A map of codes as clients and checks see it: background where a region was not reviewed.
+    """Return codes as clients and checks see them: background where a region was not reviewed.
 
     Args:
         codes: uint8. Not modified.

@@ -1,4 +1,4 @@
-"""What a reader left as it was predicted: it speaks for the model that predicted it, so the record names it."""
+"""Find the structures that a reader left as predicted, which say more about the model than about the reader."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -13,11 +13,11 @@ from lib.corrections.unreviewed import named_codes
 from lib.geometry import LabelArray
 
 PARAMETER: Final = "accepted"
-"""Of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``."""
+"""Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``."""
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
-"""A structure that agrees with its prediction beyond this was not drawn again. A neighbor's correction and the way from
-1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
+"""A structure with a higher Dice to its prediction was not drawn again. Corrections of its neighbors and resampling
+from 1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
 
 
 def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) -> Mapped:
@@ -25,9 +25,9 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
 
     Args:
         mapped: In codes, with what nobody checked. Not modified.
-        compared: The submission beside the prediction it corrects; None where that is not known or no longer kept, and
-            nothing counts as left.
-        accepted: What came as the parameter ``accepted``: these structures count like drawn ones.
+        compared: The submission beside the prediction it corrects; None if that is not known or was deleted, and no
+            structure counts as left.
+        accepted: The parameter ``accepted``: these structures count as if they had been drawn.
 
     Raises:
         LabelError: ``accepted`` is no list of names, or names a structure that has no voxel in the label.
@@ -40,15 +40,15 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
     if compared is None:
         return mapped
     left = set(mapped.present) - checked - set(mapped.unreviewed)
-    untouched, renamed = _as_predicted(mapped.codes, compared.drawn, left)
+    untouched, renamed = _as_predicted(mapped.codes, compared.predicted, left)
     return replace(mapped, untouched=untouched, renamed=renamed)
 
 
 def _as_predicted(
-    codes: LabelArray, drawn: LabelArray, left: Collection[int]
+    codes: LabelArray, predicted: LabelArray, left: Collection[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The codes whose outline is as predicted under the same name, and those that had another one of their kind."""
-    counts = np.bincount(codes.ravel().astype(np.intp) << 8 | drawn.ravel(), minlength=1 << 16).reshape(256, 256)
+    """Return the codes left as predicted under the same name, and those under another name of their kind."""
+    counts = np.bincount(codes.ravel().astype(np.intp) << 8 | predicted.ravel(), minlength=1 << 16).reshape(256, 256)
     counts[UNREVIEWED] = 0
     dice = 2 * counts / np.maximum(counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True), 1)
     untouched, renamed = [], []

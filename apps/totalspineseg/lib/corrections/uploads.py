@@ -1,4 +1,4 @@
-"""Which image a label belongs to: 3D Slicer goes on calling a volume as it was called when it was opened."""
+"""Find the image that a label belongs to, because 3D Slicer keeps the name that a volume had when it was opened."""
 
 import math
 import threading
@@ -7,20 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from lib.corrections import answers
 from lib.errors import LabelError, UnknownImageError
 
 AT_ONCE_SECONDS: Final = 60.0
-"""*Submit Label* uploads a volume and then sends its label; to write and send a large one takes so long."""
+"""Time between a volume's upload and its label in *Submit Label*; writing and sending a large label takes this long."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Images that a label may belong to beside the one it was sent for.
+    """Other images that a label may belong to.
 
     Attributes:
-        renamed: Images that its client uploaded after the same bytes had been refused the name it was sent for.
-        uploaded: The image that its client uploaded a moment ago, if the client has never had the one it was sent for;
-            empty for none.
+        renamed: Images that its client uploaded after the same file was refused under the name the label was sent for.
+        uploaded: The image that its client uploaded just before, if the client never opened the image the label was
+            sent for; else empty.
     """
 
     renamed: tuple[str, ...] = ()
@@ -29,14 +30,14 @@ class Claims:
 
 @dataclass
 class _Volumes:
-    """What all clients of one name did.
+    """Uploads and offers of all clients of one name.
 
     Attributes:
-        last: The image uploaded last; empty once a label was sent or another image was offered.
-        since: When, on a clock that is never set.
-        opened: Images that were uploaded by one of them, or offered to one.
-        refused: Name -> hashes of the volumes that were refused it.
-        renamed: Name -> images that such a volume has become.
+        last: The image uploaded last; empty after a label was sent or another image was offered.
+        since: Time of that upload, monotonic, s.
+        opened: Images that these clients uploaded or were offered.
+        refused: Name -> hashes of the volumes refused under it.
+        renamed: Name -> images that such volumes were uploaded as later.
     """
 
     last: str = ""
@@ -47,11 +48,11 @@ class _Volumes:
 
 
 class Uploads:
-    """Volumes that clients uploaded, or tried to, and images they were offered.
+    """The volumes that clients uploaded or tried to upload, and the images that they were offered.
 
-    Whoever renames a volume in 3D Slicer and presses *Submit Label* uploads it under the new name, but the label is
-    sent for the old one, which may be that of another patient's image. Without authentication most clients go by one
-    name, so nothing that one of them does settles whose label is sent.
+    If a reader renames a volume in 3D Slicer and presses *Submit Label*, the volume is uploaded under the new name, but
+    the label is sent for the old name, which may belong to another patient's image. Without authentication most clients
+    have one name, so the uploads of a client do not show for certain whose label is sent.
     """
 
     def __init__(self) -> None:
@@ -59,11 +60,11 @@ class Uploads:
         self._of: dict[str, _Volumes] = {}
 
     def record_upload(self, client: str, image_id: str, sha256: str) -> None:
-        """Note that a client uploaded a volume.
+        """Record that a client uploaded a volume.
 
         Args:
             client: Its name.
-            image_id: The image that the volume is now.
+            image_id: The image that the volume became.
             sha256: Hash of the file.
         """
         with self._lock:
@@ -75,19 +76,19 @@ class Uploads:
                     known.renamed.setdefault(name, set()).add(image_id)
 
     def record_refusal(self, client: str, image_id: str, sha256: str) -> None:
-        """Note that a client tried to upload a volume under the name of another image."""
+        """Record that a client tried to upload a volume under the name of another image."""
         with self._lock:
             self._of.setdefault(client, _Volumes()).refused.setdefault(image_id, set()).add(sha256)
 
     def record_offer(self, client: str, image_id: str) -> None:
-        """Note that a client was offered an image, which clears its scene; "" for none."""
+        """Record that a client was offered an image ("" for none), which clears its scene."""
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
             known.last = ""
             known.opened.add(image_id)
 
     def claims(self, client: str, image_id: str) -> Claims:
-        """Return which other images a label that a client sends now may belong to.
+        """Return the other images that a label which a client sends now may belong to.
 
         Args:
             client: Its name.
@@ -104,18 +105,18 @@ class Uploads:
 def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], fits: Callable[[str], bool]) -> str:
     """Return the image that a label belongs to.
 
-    It is never filed under another image than the one it was sent for, unless this very client was refused that name,
-    and the label lies on the grid of what it uploaded instead.
+    A label is filed under another image than the one it was sent for only if the upload of this very client was refused
+    under that name, and the label is on the grid of what the client uploaded instead.
 
     Args:
         image_id: The image it was sent for.
-        claims: Others it may belong to.
-        exists: Whether there is an image.
-        fits: Whether the label lies on the grid of an image, which need not exist.
+        claims: Other images that it may belong to.
+        exists: Whether an image exists.
+        fits: Whether the label is on the grid of an image, which need not exist.
 
     Raises:
-        UnknownImageError: There is no image that it may belong to.
-        LabelError: It may belong to several.
+        UnknownImageError: It belongs to no existing image.
+        LabelError: It may belong to several images.
     """
     others = {*claims.renamed, claims.uploaded} - {"", image_id}
     fitting = sorted(filter(fits, others))
@@ -125,10 +126,5 @@ def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], 
     if not is_known:
         raise UnknownImageError(image_id)
     if fitting:
-        listed = " or ".join(map(repr, fitting))
-        raise LabelError(
-            f"This label was sent for {image_id!r}, but it may be one of {listed}. If you renamed the volume, press "
-            "'Upload Volume' and then 'Submit Label' in 3D Slicer. If it is a label of "
-            f"{image_id!r}, set a Client/User-ID of your own in the settings of MONAI Label and submit it again."
-        )
+        raise LabelError(answers.which_image(image_id, fitting))
     return image_id

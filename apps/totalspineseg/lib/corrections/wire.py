@@ -1,8 +1,8 @@
-"""Codes and the contiguous ids under which label maps travel to clients.
+"""Convert between codes and the contiguous ids of label maps that are sent to clients.
 
-Clients name the k-th published name for voxel value k, so the ids are 1..N in fixed order for every
-model. Step 1 does not tell vertebrae apart: what it publishes in the sacrum's place is "vertebrae",
-so that a corrected step-1 label can never be mistaken for a finished one.
+Clients give the k-th published name to voxel value k, so the ids are 1..N in one order for every model. Step 1 does not
+tell vertebrae apart: it publishes "vertebrae" in the place of the sacrum, so that a corrected step-1 label is never
+mistaken for a finished one.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from lib.errors import LabelError
 from lib.geometry import LabelArray
 
 VERTEBRAE_NAME: Final = "vertebrae"
-"""Name of the one structure step 1 has for all vertebrae and the sacrum."""
+"""Name of the one structure that step 1 has for all vertebrae and the sacrum."""
 REVIEW_PREFIX: Final = "review"
-"""Names of segments that only mark what a reader should look at start so."""
+"""Names of segments that only mark what a reader should look at begin with it."""
 STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
     {VERTEBRAE_NAME if name == NAME_OF[SACRUM] else name: wire_id for name, wire_id in WIRE_LABELS.items()}
 )
@@ -26,7 +26,7 @@ STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
 
 
 def is_vertebrae(name: str) -> bool:
-    """Whether a segment's name is the one of all vertebrae in one piece, which makes its map one of step 1."""
+    """Return whether a segment's name is that of all vertebrae in one piece, which makes its map a step-1 map."""
     return name.strip().casefold() == VERTEBRAE_NAME
 
 
@@ -42,7 +42,7 @@ _FROM_WIRE = _table({wire_id: code for code, wire_id in WIRE_ID.items()})
 
 
 def to_wire(codes: LabelArray) -> LabelArray:
-    """A map of codes as wire ids.
+    """Convert a map of codes to wire ids.
 
     Args:
         codes: (X, Y, Z) uint8. Not modified.
@@ -51,7 +51,7 @@ def to_wire(codes: LabelArray) -> LabelArray:
         uint8 of the same shape; all 0 stays all 0.
 
     Raises:
-        LabelError: A value that is no code.
+        LabelError: A value is no code.
     """
     wire: LabelArray = _TO_WIRE[codes]
     _require_known(codes, wire, "codes of the label table")
@@ -59,10 +59,10 @@ def to_wire(codes: LabelArray) -> LabelArray:
 
 
 def from_wire(wire: LabelArray) -> LabelArray:
-    """A map of wire ids as codes; see ``to_wire``.
+    """Convert a map of wire ids to codes; see ``to_wire``.
 
     Raises:
-        LabelError: A value that is no wire id.
+        LabelError: A value is no wire id.
     """
     codes: LabelArray = _FROM_WIRE[wire]
     _require_known(wire, codes, f"ids 0..{len(WIRE_ID)}")
@@ -70,14 +70,14 @@ def from_wire(wire: LabelArray) -> LabelArray:
 
 
 def from_names(values: LabelArray, names: Mapping[str, int]) -> LabelArray:
-    """A map whose values are named, such as that of a reply, as codes.
+    """Convert a map with named values, such as that of a reply, to codes.
 
     Args:
         values: (X, Y, Z) uint8. Not modified.
         names: Published name -> value, as ``label_names`` of a reply.
 
     Raises:
-        LabelError: A value without a name.
+        LabelError: A value has no name.
     """
     published = {**WIRE_LABELS, VERTEBRAE_NAME: STEP1_WIRE_LABELS[VERTEBRAE_NAME]}
     wire: LabelArray = _table({value: published[name] for name, value in names.items()})[values]
@@ -85,8 +85,8 @@ def from_names(values: LabelArray, names: Mapping[str, int]) -> LabelArray:
     return from_wire(wire)
 
 
-def _require_known(source: LabelArray, mapped: LabelArray, required: str) -> None:
+def _require_known(source: LabelArray, mapped: LabelArray, expected: str) -> None:
     lost = (source != BACKGROUND) & (mapped == BACKGROUND)
     if lost.any():
         values = [int(value) for value in np.unique(source[lost])]
-        raise LabelError(f"a label map with {required} is required, got {values!r}; send the map as it was published")
+        raise LabelError(f"expected a label map with {expected}, got the values {values!r}")

@@ -1,6 +1,6 @@
-"""Corrections that were taken back: they stay in the history, and count no more.
+"""Corrections that were withdrawn: they stay in the history, but do not count anymore.
 
-``<history>/withdrawals/<image>/<id of the correction>/record.json`` says who took it back and when.
+``<history>/withdrawals/<image>/<id of the correction>/record.json`` has the person who withdrew it, and the time.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ class Withdrawals:
         self._root = root / "withdrawals"
 
     def add(self, image_id: str, correction_id: str, user: str) -> None:
-        """Take a correction back.
+        """Withdraw a correction.
 
         Args:
             image_id: Image it belongs to.
-            correction_id: A correction that was not taken back before.
-            user: Who takes it back; "admin" where the server runs without authentication.
+            correction_id: A correction that was not withdrawn before.
+            user: Who withdraws it; "admin" if the server runs without authentication.
 
         Raises:
             StorageError: It could not be written; the correction counts as before.
@@ -33,7 +33,7 @@ class Withdrawals:
             write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
-        """Ids of the corrections of an image that were taken back."""
+        """Return the ids of the corrections of an image that were withdrawn."""
         return frozenset(history.names(self._folder(image_id)))
 
     def _folder(self, image_id: str) -> Path:

@@ -1,1 +1,1 @@
-"""The decision whether a newly trained model may be served: comparison, hold-out, verdict."""
+"""The decision on whether a newly trained model may be served: comparison, hold-out, verdict."""

@@ -19,7 +19,7 @@ from lib.locks import locked
 FIRST_TO_TRAINING: Final = 5
 """Number of subjects of a site that train before any may be held out."""
 HOLDOUT_PERCENT: Final = 25
-"""Share of the later subjects that is held out."""
+"""Percentage of the later subjects that are held out."""
 SALT: Final = "totalspineseg hold-out 1"
 """Part of the rule. It never changes for a site, because another salt would choose other subjects."""
 SUBJECT_PATTERN: Final = re.compile(r"(sub-[A-Za-z0-9]+)")

@@ -15,7 +15,7 @@ SEED: Final = 40_417
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR, Field.CERVICAL, Field.LUMBAR, Field.WHOLE)
 CONTRASTS: Final = ("T2", "T1", "T2", "T2", "STIR", "T1")
 WIDTH_MM: Final = 70.0
-"""Narrow, as sagittal spine scans are."""
+"""Extent right to left: narrow, as in sagittal spine scans."""
 
 HANDLED: Final = 0.5
 """Mean Dice, and share of correctly named levels, that weights must reach on a synthetic spine to *handle* it. Weights

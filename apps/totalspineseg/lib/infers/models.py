@@ -52,18 +52,18 @@ class FullTask(SpineTask):
         maps = self.earlier_maps(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
         mirrors: tuple[float | None, ...] = ()
         if maps is not None:
-            drawn, versions = maps.drawn, dict(maps.versions)
+            output, versions = maps.output, dict(maps.versions)
             found = pipeline.rename(
-                scan, drawn.raw.data, maps.box, 2, options, step1=drawn.step1, trust=drawn.trust, clock=clock
+                scan, output.raw.data, maps.box, 2, options, step1=output.step1, trust=output.trust, clock=clock
             )
         else:
             located = pipeline.locate(scan, step1, options, clock=clock)
             found = pipeline.finish(located, step2, options, clock=clock)
             mirrors = located.mirror_difference, found.mirror_difference
         require_met(found.numbering)
-        drawn = _maps_of(found, 2)
-        apart = disagreement_of(found.step1, drawn.labels, mirrors)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=drawn, disagreement=apart)
+        output = _maps_of(found, 2)
+        apart = disagreement_of(found.step1, output.labels, mirrors)
+        return Outcome(scan, found.labels, found.numbering, versions, output=output, disagreement=apart)
 
 
 class Step1Task(SpineTask):
@@ -87,14 +87,14 @@ class Step1Task(SpineTask):
         maps = self.earlier_maps(scan, 1, request, versions) if settings.pins else None
         if maps is not None:
             found = pipeline.rename(
-                scan, maps.drawn.raw.data, maps.box, 1, options, trust=maps.drawn.trust, clock=clock
+                scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock
             )
             require_met(found.numbering)
-            return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 1))
+            return Outcome(scan, found.labels, found.numbering, versions, output=_maps_of(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
-        drawn = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
-        return Outcome(scan, located.labels, located.numbering, versions, drawn=drawn)
+        output = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
+        return Outcome(scan, located.labels, located.numbering, versions, output=output)
 
 
 class Step2Task(SpineTask):
@@ -111,8 +111,7 @@ class Step2Task(SpineTask):
         """Segment around the discs of the label.
 
         Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
-        not
-        known.
+        not known.
         """
         step2 = self.services.networks.get(2)
         with clock("read step-1 label"):
@@ -122,7 +121,7 @@ class Step2Task(SpineTask):
         part = pipeline.step2_input(scan, labels, names, missed=missing_discs(labels), clock=clock)
         versions = {"step2": step2.version}
         found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
-        return Outcome(scan, found.labels, found.numbering, versions, drawn=_maps_of(found, 2))
+        return Outcome(scan, found.labels, found.numbering, versions, output=_maps_of(found, 2))
 
     def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
         """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""

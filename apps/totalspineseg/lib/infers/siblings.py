@@ -65,8 +65,8 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
         return None  # Check before its file is requested, which may have to be fetched.
     image = services.studies.image_file(image_id)
     maps = None if image is None else services.maps.latest(sha256_of(image), 2)
-    if maps is None or maps.helped_by or not maps.levels:
+    if maps is None or maps.series_used or not maps.levels:
         return None
     if any(versions.get(step, version) != version for step, version in maps.versions.items()):
         return None
-    return Sibling(Volume(maps.drawn.labels, maps.drawn.raw.affine), maps.levels, image_id)
+    return Sibling(Volume(maps.output.labels, maps.output.raw.affine), maps.levels, image_id)

@@ -58,7 +58,7 @@ class Outcome:
         numbering: Levels and their certainty, if the method reports it.
         versions: Weights by step.
         findings: What is odd about the image and the labels.
-        drawn: What the network drew and how it was named, to name it again later.
+        output: Output of the network and its names, to name it again later.
         disagreement: See ``PredictionRecord``.
     """
 
@@ -67,7 +67,7 @@ class Outcome:
     numbering: Numbering | None
     versions: Mapping[str, str]
     findings: tuple[Finding, ...] = ()
-    drawn: NamedMap | None = None
+    output: NamedMap | None = None
     disagreement: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -187,16 +187,16 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
-        if outcome.drawn is None:
+        if outcome.output is None:
             return
         numbering = outcome.numbering
         maps = KeptMaps(
             prediction=record.id,
-            drawn=outcome.drawn,
+            output=outcome.output,
             iso=outcome.scan.iso.grid,
             versions=outcome.versions,
             levels=level_chances(numbering),
-            helped_by=() if numbering is None else numbering.series_used,
+            series_used=() if numbering is None else numbering.series_used,
             image=record.image,
         )
         self.services.maps.keep(sha256, maps)

@@ -1,4 +1,4 @@
-"""Random variations of a patch: where it lies, how it is bent, and what another scanner would make of it."""
+"""Random variations of a patch: its position, its shape, and the appearance that another scanner would give it."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -28,35 +28,35 @@ Shape = tuple[int, int, int]
 ROTATION_RAD: Final = np.deg2rad(20)
 """Largest rotation about each axis: more than patients tilt in a scanner."""
 SCALING: Final = (0.8, 1.25)
-"""Zoom: children to tall adults around what the cases show."""
+"""Zoom: from children to tall adults."""
 SHEARED: Final = 0.5
-"""Share of the turned, zoomed and bent patches that are sheared and shifted as well."""
+"""Share of the rotated, zoomed and bent patches that are also sheared and shifted."""
 SHEAR: Final = 0.1
 """Largest shear of each axis along each other one: 6 degrees."""
 SHIFT: Final = 0.1
-"""Largest shift, of the patch's edge: its place is drawn anew every time, but often with a structure in the middle."""
+"""Largest shift, as a share of the patch's edge: patches are placed at random, but often around a structure."""
 BENDS: Final = (0.1, 0.25)
-"""Width of elastic bends, of the patch's edge: from a vertebra to a curve of the column."""
+"""Width of elastic bends, as a share of the patch's edge: from a vertebra to a curve of the column."""
 BEND: Final = 0.3
-"""Largest displacement of a bend, of its width; from three times as much on, tissue would fold over itself."""
+"""Largest displacement of a bend, as a share of its width; from three times this on, tissue would fold over itself."""
 MOVE_RAD: Final = np.deg2rad(3)
 """Largest rotation of a patient who moves during the scan, about each axis."""
 MOVE_SHARE: Final = 0.03
-"""Largest shift of a patient who moves during the scan, of the patch's edge."""
+"""Largest shift of a patient who moves during the scan, as a share of the patch's edge."""
 STILL: Final = 0.15
-"""Of the spatial frequencies up to the highest, those measured before a patient moves: they hold what is where."""
+"""Share of the spatial frequencies that are measured before a patient moves: they show where things are."""
 SPIKE: Final = (0.1, 0.5)
 """Height of a spike's stripes, in standard deviations of the image."""
 FIELD_OF_STRUCTURES: Final = ((CORD,), (CANAL,), VERTEBRAE, DISCS, (SACRUM,))
 """Tissues that get a new gray value of their own when contrast is remapped."""
 CONTROL_POINTS: Final = (4, 10)
-"""Of the bent gray scale, drawn from this range."""
+"""Number of control points of the bent gray scale, at random from this range."""
 REMAP_STRENGTH: Final = 1.0
 """Standard deviation of a structure's new offset, in standard deviations of the image."""
 
 
 class StructureContrastTransform(BasicTransform):  # type: ignore[misc]
-    """Gives each structure a gray value offset of its own, as another sequence would.
+    """Gives each structure its own offset of gray values, as another sequence would.
 
     Args:
         groups: Values of the segmentation that belong together; a later group overrides an earlier one.
@@ -67,8 +67,8 @@ class StructureContrastTransform(BasicTransform):  # type: ignore[misc]
         self.groups = groups
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """A new image where every structure of the segmentation is shifted by its own random offset."""
-        # nnU-Net marks what a rotation turned in from outside by a negative value.
+        """Add a random offset to each structure of the segmentation."""
+        # nnU-Net marks voxels from outside the image, which a rotation brought in, with a negative value.
         image, codes = data_dict["image"], data_dict["segmentation"][0].long().clamp(min=0)
         offsets = torch.zeros(256)
         for group in self.groups:
@@ -78,13 +78,13 @@ class StructureContrastTransform(BasicTransform):  # type: ignore[misc]
 
 
 class ShearingTransform(SpatialTransform):  # type: ignore[misc]
-    """Shears and shifts what the library turns, zooms or bends, on the same grid: nothing is interpolated twice.
+    """Shears and shifts patches that the library rotates, zooms or bends, with a single interpolation.
 
-    MONAI's ``RandAffine`` after it would blur the image once more and cost 140 ms for 96 x 128 x 96 voxels, this 14.
+    MONAI's ``RandAffine`` would blur the image once more and take 140 ms for 96 x 128 x 96 voxels; this takes 14.
     """
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """The library's, with the grid moved on."""
+        """Return the library's parameters with the grid sheared and shifted."""
         parameters: dict[str, Any] = super().get_parameters(**data_dict)
         if parameters["grid"] is not None and np.random.uniform() < SHEARED:  # noqa: NPY002 - as the library draws
             matrix = np.random.uniform(-SHEAR, SHEAR, (3, 3))  # noqa: NPY002
@@ -98,14 +98,14 @@ class ShearingTransform(SpatialTransform):  # type: ignore[misc]
 
 
 class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """A patient who pulsates (ghosts) or moves once (blur and ringing): lines of k-space that see another image.
+    """Simulates a patient who pulsates (ghosts) or moves once (blur and ringing), by changing lines of k-space.
 
-    The lines are those of one direction, the phase encoding, so that its own Fourier transform is enough. Their center
-    is measured first, before the patient moves: labels stay where they are. Neither library offers it.
+    The lines are those of the phase encoding, so a Fourier transform along one direction is enough. The center of
+    k-space is measured before the patient moves, so labels stay in place. Neither library offers this.
     """
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """What and where, drawn once per image."""
+        """Return the kind of motion and its random generator, once per image."""
         rng = _library_generator()
         return {"rng": rng, "ghosts": rng.random() < 0.5}
 
@@ -113,13 +113,13 @@ class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
         rng: np.random.Generator = params["rng"]
         axis = 1 + int(rng.integers(3))
         frequencies = img.shape[axis] // 2 + 1
-        # What some lines see in place of the image, less the image.
+        # The difference between what some lines see and the image.
         if params["ghosts"]:
             every = int(rng.integers(2, 5))
             change, lines = img * -float(rng.uniform(0.1, 0.4)), slice(every, None, every)
         else:
             first = int(np.ceil(frequencies * rng.uniform(STILL, 0.6)))
-            # Some go back to where they were.
+            # Some patients move back.
             change, lines = _moved(img, rng) - img, slice(first, int(rng.integers(first + 1, 2 * frequencies)))
         seen = torch.zeros(frequencies)
         seen[lines] = 1
@@ -128,31 +128,31 @@ class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
 
 
 class SpikeTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """Stripes, as of one wrong point of k-space: such a point is a wave over the image, and is added as one.
+    """Adds stripes, as from one wrong point of k-space, which is a wave over the image.
 
-    MONAI's ``KSpaceSpikeNoise`` makes the same stripes by way of k-space and its logarithm, in 195 ms for
-    96 x 128 x 96 voxels, this in 8; and its default height, of the mean logarithm, is nothing at all on smooth images.
+    MONAI's ``KSpaceSpikeNoise`` makes the same stripes by way of k-space and its logarithm in 195 ms for 96 x 128 x 96
+    voxels; this takes 8. Its default height, relative to the mean logarithm, is invisible on smooth images.
     """
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """Which wave, drawn once per image."""
+        """Return a random wave, once per image."""
         rng = _library_generator()
         shape = data_dict["image"].shape[1:]
         place = [int(rng.integers(-n // 2 + 1, n // 2 + 1)) for n in shape]
         return {"place": place, "phase": float(rng.uniform(0, 2 * np.pi)), "height": float(rng.uniform(*SPIKE))}
 
     def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
-        turns = [2 * np.pi * k / n * torch.arange(n) for k, n in zip(params["place"], img.shape[1:], strict=True)]
-        turns[0] = turns[0] + params["phase"]
-        first, second, third = (torch.polar(torch.ones_like(turn), turn) for turn in turns)
+        phases = [2 * np.pi * k / n * torch.arange(n) for k, n in zip(params["place"], img.shape[1:], strict=True)]
+        phases[0] = phases[0] + params["phase"]
+        first, second, third = (torch.polar(torch.ones_like(phase), phase) for phase in phases)
         return img + params["height"] * img.std() * (first[:, None, None] * (second[:, None] * third)).real
 
 
 class HistogramTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """Bends the gray scale at random points, bright staying above dark, as another reconstruction does."""
+    """Bends the gray scale at random points while bright stays brighter than dark, as another reconstruction does."""
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """The seed of the curve, drawn once per image."""
+        """Return the random seed of the curve, once per image."""
         return {"seed": int(_library_generator().integers(1 << 31))}
 
     def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
@@ -163,10 +163,10 @@ class HistogramTransform(ImageOnlyTransform):  # type: ignore[misc]
 
 
 class FirstChannelTransform(BasicTransform):  # type: ignore[misc]
-    """Applies a transform of gray values to the image alone: the odd discs stay what they are.
+    """Applies a transform of gray values to the image only, not to the channel of odd discs.
 
     Args:
-        transform: Keeps the shape and leaves the segmentation as it is.
+        transform: A transform that keeps the shape and the segmentation.
     """
 
     def __init__(self, transform: BasicTransform) -> None:
@@ -174,7 +174,7 @@ class FirstChannelTransform(BasicTransform):  # type: ignore[misc]
         self.transform = transform
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """The first channel varied, the others as they were."""
+        """Vary the first channel and keep the others."""
         image = data_dict["image"]
         varied = self.transform(**{**data_dict, "image": image[:1].clone()})["image"]
         data_dict["image"] = torch.cat([varied, image[1:]])
@@ -189,7 +189,7 @@ class FlipTransform(BasicTransform):  # type: ignore[misc]
         self.axis = axis
 
     def apply(self, data_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Image and segmentation mirrored along the axis."""
+        """Mirror image and segmentation along the axis."""
         for key in ("image", "segmentation", "regression_target"):
             if data_dict.get(key) is not None:
                 data_dict[key] = torch.flip(data_dict[key], [self.axis + 1])
@@ -197,16 +197,16 @@ class FlipTransform(BasicTransform):  # type: ignore[misc]
 
 
 def build_augmentation(patch: Shape, *, x_axis: int, strength: Strength) -> BasicTransform:
-    """The chain of random variations for a crop around a patch.
+    """Return the chain of random variations for a crop around a patch.
 
     Args:
         patch: Voxels of the patch, network's axes.
-        x_axis: Which of them runs from left to right.
-        strength: How much is varied.
+        x_axis: The axis that runs from left to right.
+        strength: Probabilities of the variations.
 
     Returns:
-        Takes ``{"image": (1, ...) float32, "segmentation": (1, ...) int16 codes}`` of at least the patch's size,
-        gives the same of exactly the patch's size. Draws from numpy's and torch's global generators.
+        A transform from ``{"image": (1, ...) float32, "segmentation": (1, ...) int16 codes}`` of at least the patch's
+        size to the same of exactly the patch's size. It uses numpy's and torch's global generators.
     """
     spatial = ShearingTransform(
         patch,
@@ -243,10 +243,10 @@ def build_augmentation(patch: Shape, *, x_axis: int, strength: Strength) -> Basi
 
 
 def scanner_variations(strength: Strength, groups: Sequence[Sequence[int]]) -> list[BasicTransform]:
-    """What other scanners do and nnU-Net's own chain does not: new contrasts, bias fields, motion, spikes, inversion.
+    """Return variations that nnU-Net's own chain lacks: new contrasts, bias fields, motion, spikes, inversion.
 
     Args:
-        strength: How often.
+        strength: Probabilities of the variations.
         groups: See ``StructureContrastTransform``.
     """
     field = BrightnessGradientAdditiveTransform(_field_scale, max_strength=_field_strength, p_per_channel=1)
@@ -265,7 +265,7 @@ def _library_generator() -> np.random.Generator:
 
 
 def _moved(img: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """An image (C, A, B, C) turned and shifted a little; its border is drawn out."""
+    """Return an image (C, A, B, C) that is rotated and shifted a little; its border is repeated."""
     x, y, z = rng.uniform(-MOVE_RAD, MOVE_RAD, 3)
     turn = np.array([[1, -z, y], [z, 1, -x], [-y, x, 1]])
     edges = np.array(img.shape[:0:-1])
@@ -275,12 +275,12 @@ def _moved(img: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def _bend(*_: Any, patch_size: Sequence[int], dim: int, deformation_scale: float, **__: Any) -> float:
-    """Largest displacement of a bend, voxels."""
+    """Return a random displacement of a bend, voxels."""
     return float(patch_size[dim] * deformation_scale * np.random.uniform(0, BEND))  # noqa: NPY002
 
 
 def _field_scale(shape: Any, axis: int) -> float:
-    """Width of a bias field: half to twice the patch, as a coil's sensitivity falls off."""
+    """Return a random width of a bias field: half to twice the patch, as a coil's sensitivity falls off."""
     return float(shape[axis] * np.random.uniform(0.5, 2))  # noqa: NPY002 - follows the library's seed
 
 

@@ -1,4 +1,4 @@
-"""How far a pair of networks can be believed: which landmark class they put on which disc of labeled scans."""
+"""Measure how reliable a pair of networks is: which landmark class they put on which disc of labeled scans."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,19 +24,19 @@ from lib.trust import TILTED, Seen, Tilts, Trust
 Step = Literal[1, 2]
 STEPS: Final[tuple[Step, ...]] = (1, 2)
 LABELED_SHARE: Final = 0.25
-"""A piece is a disc of the label when this share of it lies in that disc."""
+"""A piece is a disc of the label if at least this share of it is in that disc."""
 CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
-"""What is tried for the cord."""
+"""Thresholds that are tried for the cord."""
 CORD_PRIOR: Final = 5.0
-"""Scans that count for leaving the cord as it is."""
+"""Weight of the present threshold of the cord, in scans."""
 MIN_CORD_VOXELS: Final = 500
 MIN_MIRROR_SCANS: Final = 5
-"""With fewer scans, whether to average with the mirror stays as it is."""
+"""With fewer scans, the present choice about averaging with the mirror image is kept."""
 
 
 @dataclass(frozen=True)
 class _Sight:
-    """What was seen of one step in one scan; the cord only where the label shows enough of it."""
+    """Counts of one step in one scan; the cord only if the label shows enough of it."""
 
     trust: Trust
     cord_dice: list[float] | None
@@ -44,13 +44,13 @@ class _Sight:
 
 @dataclass
 class _Tally:
-    """What was seen of one step in all scans."""
+    """Counts of one step in all scans."""
 
     trust: Trust = field(default_factory=Trust)
     cord_dice: list[list[float]] = field(default_factory=list)
 
     def add(self, sight: _Sight) -> None:
-        """Count a scan."""
+        """Add a scan."""
         self.trust = self.trust + sight.trust
         if sight.cord_dice is not None:
             self.cord_dice.append(sight.cord_dice)
@@ -64,22 +64,22 @@ def calibrate(
     on_skip: Callable[[Skipped], None],
     before_each: Callable[[str], None] = lambda _: None,
 ) -> dict[int, Trust]:
-    """Measure both steps on labeled scans, as the image is and averaged with its mirror.
+    """Measure both steps on labeled scans, with the plain image and averaged with its mirror image.
 
     Args:
         models: Step -> model.
-        sources: Scans that neither network has learned from, one or more of each patient; labels in codes, where
-            nobody looked "unreviewed".
+        sources: Scans on which neither network was trained, one or more for each patient; labels in codes, "unreviewed"
+            where nobody checked.
         device: See ``WarmPredictor``.
         on_skip: Called with every scan that could not be used.
         before_each: Called with the name of each scan.
 
     Returns:
-        Step -> what these scans say: counts, the better way to treat the mirror, and the cord's threshold.
+        Step -> its counts on these scans, the better choice about the mirror image, and the threshold of the cord.
 
     Raises:
         WeightsError: A network cannot be loaded.
-        TrainingError: The memory does not suffice.
+        TrainingError: There is too little memory.
     """
     ways = {mirror: _Way(models, device, mirror=mirror) for mirror in (False, True)}
     for source in sources:
@@ -88,12 +88,12 @@ def calibrate(
             scan = source.read()
             sights = [way.look_at(scan) for way in ways.values()]
         except MemoryShortageError as error:
-            # A machine that is short of memory is no fault of the scan, and leaves none out.
-            raise TrainingError(f"Scan {source.name} cannot be measured: {error}; then start again.") from error
+            # A lack of memory is no fault of the scan, so it is not skipped.
+            raise TrainingError(f"Scan {source.name} could not be measured. {error} Then start again.") from error
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))
         else:
-            # Not before both ways have succeeded with both steps: what is compared is counted on the same scans.
+            # Add only when both ways have succeeded with both steps, so that the same scans are compared.
             for way, seen in zip(ways.values(), sights, strict=True):
                 for step in STEPS:
                     way.tallies[step].add(seen[step])
@@ -110,13 +110,13 @@ def calibrate(
 
 
 def joined(before: Trust, now: Trust) -> Trust:
-    """What was measured before and now: the counts of both, and the rest as it is now where enough was seen."""
+    """Join two measurements: the counts of both, and the other values of the newer one if it has enough scans."""
     both = now + before
     return replace(both, mirror=now.mirror, cord_logit=now.cord_logit or before.cord_logit)
 
 
 class _Way:
-    """Both networks run one way on all scans."""
+    """Both networks run in one way on all scans."""
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
@@ -124,10 +124,10 @@ class _Way:
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
     def look_at(self, labeled: LabeledScan) -> dict[int, _Sight]:
-        """Return what is seen of each step in a scan.
+        """Return the counts of each step in a scan.
 
         Raises:
-            NoSpineError: A step found nothing in it.
+            NoSpineError: A step found nothing in the scan.
         """
         codes: LabelArray = labels_to_iso(labeled.codes).data
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
@@ -135,16 +135,16 @@ class _Way:
         located = pipeline.locate(scan, network)
         sights = {1: _sight(1, network.last, codes)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
-        drawn = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
-        return {**sights, 2: _sight(2, drawn, codes[names.box])}
+        predicted = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
+        return {**sights, 2: _sight(2, predicted, codes[names.box])}
 
 
-def _sight(step: Step, drawn: Prediction, codes: LabelArray) -> _Sight:
-    return _Sight(observe(step, drawn.labels, codes), cord_dice(drawn.soft[CORD_REGION], codes == CORD))
+def _sight(step: Step, predicted: Prediction, codes: LabelArray) -> _Sight:
+    return _Sight(observe(step, predicted.labels, codes), cord_dice(predicted.soft[CORD_REGION], codes == CORD))
 
 
 def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> list[float] | None:
-    """Return the Dice of the cord by each of ``CORD_LOGITS``, in the slices that show it; None where too little does.
+    """Return the Dice of the cord for each of ``CORD_LOGITS``, in slices with cord; None if there is too little of it.
 
     Args:
         soft: Probability of the cord, (X, Y, Z). Not modified.
@@ -158,7 +158,7 @@ def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> lis
 
 
 class _Remembering:
-    """A predictor that keeps its last answer, which the pipeline reduces to names."""
+    """A predictor that keeps its last prediction, of which the pipeline keeps only names."""
 
     def __init__(self, network: WarmPredictor) -> None:
         self._network, self.version = network, network.version
@@ -170,7 +170,7 @@ class _Remembering:
 
 
 def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
-    """Counts of one map.
+    """Return the counts of one map.
 
     Args:
         step: 1 or 2.
@@ -190,7 +190,7 @@ def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
 
 
 def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:
-    """(code, piece, index) of the largest piece of each labeled disc."""
+    """Return (code, piece, index) of the largest piece of each labeled disc."""
     found: dict[int, tuple[int, Piece, int]] = {}
     for k, piece in enumerate(pieces.discs):
         inside = codes[piece.box][pieces.disc_map[piece.box] == k + 1]
@@ -209,29 +209,29 @@ def _tilts(pieces: Pieces, k: int) -> Tilts:
 
 
 def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
-    """One landmark in one scan: nothing unless the label shows its disc; a disc nobody found carries no class."""
+    """Return one landmark in one scan: empty unless the label has its disc; a disc that was not found has no class."""
     if landmark not in labeled:
         return Seen()
-    # T12-T13 and L5-L6 stand in the row beside T12-L1 and L5-S, where they are.
+    # T12-T13 and L5-L6 are in the row beside T12-L1 and L5-S, in scans that have them.
     row = [code for code in DISCS if code in labeled]
     place = row.index(landmark)
     above, below = row[place - 1] if place else None, row[place + 1] if place + 1 < len(row) else None
 
-    def carried(code: int | None) -> float:
+    def share(code: int | None) -> float:
         return 0.0 if code is None or code not in found else landmark_shares(found[code]).get(landmark, 0.0)
 
     return Seen(
         scans=1.0,
-        own=carried(landmark),
-        above=carried(above),
-        below=carried(below),
+        own=share(landmark),
+        above=share(above),
+        below=share(below),
         scans_above=float(above is not None),
         scans_below=float(below is not None),
     )
 
 
 def _parity(pieces: Pieces, codes: LabelArray) -> tuple[float, float]:
-    """Vertebrae whose odd/even class can be compared, and how many err, whichever class means odd."""
+    """Return how many vertebrae have a comparable odd/even class, and how many are wrong, whichever class means odd."""
     agree = []
     for k, piece in enumerate(pieces.vertebrae):
         if pieces.vertebra_map is None or piece.kind is not Kind.VERTEBRA or (odd := odd_share(piece)) is None:
@@ -244,12 +244,12 @@ def _parity(pieces: Pieces, codes: LabelArray) -> tuple[float, float]:
 
 
 def _placed(trust: Trust) -> float:
-    """Landmarks on their own disc less those on its neighbors."""
+    """Return the landmarks on their own disc minus those on its neighbors."""
     return sum(seen.own - seen.above - seen.below for seen in trust.landmarks)
 
 
 def cord_logit(dice: Sequence[Sequence[float]]) -> float:
-    """Return the best of ``CORD_LOGITS``, drawn towards 0 where few scans show it; see ``cord_dice``."""
+    """Return the best of ``CORD_LOGITS``, closer to 0 the fewer scans there are; see ``cord_dice``."""
     if not dice:
         return 0.0
     best = CORD_LOGITS[int(np.mean(dice, axis=0).argmax())]

@@ -1,4 +1,4 @@
-"""Writing a trained network as a model folder of nnU-Net's shape, plans and dataset those of its parent."""
+"""Write a trained network as a model folder like nnU-Net's, with the plans and dataset of its parent."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,20 +13,20 @@ from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.trust_file import write_trust
 from lib.trust import Trust
 
-KEPT: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
-"""Entries of a checkpoint that nnU-Net reads for inference or that tell its history; the optimizer's state is not."""
+KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+"""Entries of a checkpoint for inference and of its history, without the optimizer's state."""
 STOCK_TRAINER: Final = "nnUNetTrainer"
-"""nnU-Net looks the trainer's class up before it predicts, and has no other than its own; the network is the same."""
+"""nnU-Net looks for the trainer's class before it predicts, and has only its own; the network is the same."""
 
 
 def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path, trust: Trust) -> Path:
     """Write a model folder with new weights.
 
     Args:
-        parent: The model the weights were trained from. Not modified.
-        weights: Under the parent's names.
+        parent: The model from which the training started. Not modified.
+        weights: New weights, under the parent's names.
         target: Folder to write below; made when missing.
-        trust: How far the new weights can be believed.
+        trust: Trust in the new weights.
 
     Returns:
         The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
@@ -35,7 +35,7 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         StorageError: It cannot be written.
         WeightsError: The parent's checkpoint cannot be read.
     """
-    # A folder for each step: two models given by plain folders may bear the same name.
+    # Use a folder for each step, because two models given by plain folders may have the same name.
     folder = target / dataset_name(parent.step) / stock_name(parent)
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
@@ -47,18 +47,18 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
 
 
 def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return a checkpoint that nnU-Net loads without the class it was trained by.
+    """Return a checkpoint that nnU-Net loads without the class that trained it.
 
     Args:
         checkpoint: From ``load_checkpoint``. Not modified.
         weights: The network's tensors, under the names of the checkpoint's.
     """
-    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    return {**kept, "trainer_name": STOCK_TRAINER, "network_weights": _stored_once(weights, checkpoint)}
+    entries = {key: checkpoint[key] for key in KEPT_ENTRIES if key in checkpoint}
+    return {**entries, "trainer_name": STOCK_TRAINER, "network_weights": _stored_once(weights, checkpoint)}
 
 
 def _stored_once(weights: Mapping[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Let the names of one tensor share it again; without that the file is almost four times as large."""
+    """Let the names of one tensor share it again; otherwise the file is almost four times as large."""
     known = checkpoint["network_weights"]
     first: dict[tuple[int, int, torch.Size], torch.Tensor] = {}
     shared = {}
@@ -78,12 +78,12 @@ def stock_name(model: ModelFolder) -> str:
 
 
 def mixed_weights(parent: ModelFolder, trained: ModelFolder, share: float) -> dict[str, torch.Tensor]:
-    """Weights between those of two models of one shape.
+    """Return weights between those of two models of one shape.
 
     Args:
-        parent: The model the training started from. Not modified.
-        trained: What it led to. Not modified.
-        share: Of the trained weights, 0 to 1.
+        parent: The model from which the training started. Not modified.
+        trained: The trained model. Not modified.
+        share: Share of the trained weights, 0 to 1.
 
     Returns:
         float32 tensors under the parent's names.

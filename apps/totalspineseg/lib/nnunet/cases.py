@@ -1,4 +1,4 @@
-"""From a labeled scan to what a network is trained on: plan spacing, network axes, normalized, in memory."""
+"""Prepare labeled scans for training: with the plan's spacing, the network's axes, normalized, in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 FloatArray = npt.NDArray[np.float32]
 
 ISO_MM: Final = (1.0, 1.0, 1.0)
-"""Spacing at which cases are cut, mm: that of the pipeline."""
+"""Spacing at which cases are cropped, mm: that of the pipeline."""
 MIN_LABELED_VOXELS: Final = 100
 """A label with fewer voxels at 1 mm (a tenth of a milliliter) is a slip of the mouse, not a spine."""
 
 
 class Origin(Enum):
-    """Where a case comes from; the replay share counts everything but fresh corrections."""
+    """Origin of a case; the replay share counts everything except new corrections."""
 
     CORRECTION = "correction"
     EARLIER = "earlier"
@@ -40,21 +40,20 @@ class Origin(Enum):
 
 @dataclass(frozen=True)
 class LabeledScan:
-    """An image with its finished label, as people see them.
+    """An image with its finished label, before preprocessing.
 
     Attributes:
         name: Case id; no patient name.
-        subject: Whom it belongs to.
-        origin: Where it comes from.
+        subject: Subject of the scan.
+        origin: Origin of the label.
         image: On any grid.
-        codes: Output codes on the same voxels, in the index order of the image whatever it was; ``UNREVIEWED`` where
-            nobody has looked.
-        unreviewed: Structures of ``codes`` that nobody checked: not taught, but known to be there.
-        left: Structures that are as weights of the line in use predicted them; ``left.untouched`` are no news to a
-            network that is trained from these.
+        codes: Output codes on the same voxels, in the index order of the image; ``UNREVIEWED`` where nobody checked.
+        unreviewed: Structures of ``codes`` that nobody checked: they exist, but do not train.
+        left: Structures left as weights of the line in use predicted them. ``left.untouched`` has nothing new for a
+            network that is trained from these weights.
 
     Raises:
-        GridError: The label lies on other voxels than its image.
+        GridError: The label has other voxels than the image.
     """
 
     name: str
@@ -75,10 +74,10 @@ class ScanSource:
 
     Attributes:
         name: Case id; no patient name.
-        origin: Where it comes from.
-        read: Reads it; may raise what files raise.
-        provenance: What the registry keeps about it: hashes, annotator, time.
-        steps: The networks this label can teach; a step-1 map (vertebrae in one piece) teaches step 1 alone.
+        origin: Origin of the label.
+        read: Reads it; may raise errors of files.
+        provenance: Its entry in the registry: hashes, annotator, time.
+        steps: The networks that this label can train; a step-1 map (vertebrae in one piece) trains only step 1.
     """
 
     name: str
@@ -94,13 +93,13 @@ class TrainingCase:
 
     Attributes:
         name: Case id.
-        origin: Where it comes from.
+        origin: Origin of the label.
         image: (A, B, C) float32, normalized, network's axes and spacing.
         codes: uint8 output codes, the same shape.
         unreviewed: See ``LabeledScan``.
-        shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for all of a voxel; None on a grid as fine as
-            labels are. On a coarser one a thin structure fills its voxels in part.
-        found: uint8, the discs that a step-1 network found, under the codes of the true ones; the same shape.
+        shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for a whole voxel, because a thin structure
+            fills coarse voxels only in part; None on a grid as fine as that of labels.
+        found: uint8, the discs that a step-1 network found, with the codes of the true discs; the same shape.
         untouched: See ``LabeledScan.left``.
     """
 
@@ -116,26 +115,26 @@ class TrainingCase:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A case that was left out, and why."""
+    """A case that was left out, with the reason."""
 
     name: str
     reason: str
 
 
 def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | None = None) -> TrainingCase:
-    """Bring a labeled scan to what one step's network sees.
+    """Preprocess a labeled scan for one step's network.
 
     Args:
         scan: Image and codes. Not modified.
         folder: The model whose plans apply; step 2 sees the crop around the spine.
-        finder: The step-1 network that finds the discs of a step-2 case.
+        finder: The step-1 network that finds the discs for a step-2 case.
 
     Returns:
-        The case, its arrays its own.
+        The case, with new arrays.
 
     Raises:
-        LabelError: The label is empty, holds values that are no codes, or (step 2) no disc.
-        ImageError: The image is empty there.
+        LabelError: The label is empty, has values that are no codes, or (step 2) has no disc.
+        ImageError: The image is empty around the spine.
     """
     image, codes = image_to_iso(scan.image).data, labels_to_iso(scan.codes).data
     check_codes(codes, step=folder.step)
@@ -145,12 +144,12 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         if finder is not None:
             found = found_discs(image, codes, finder)[box]
         image, codes = image[box], codes[box]
-    # (X, Y, Z) -> (Z, Y, X), then the plans' own order: as the predictor turns its input.
+    # (X, Y, Z) -> (Z, Y, X), then the order of the plans, as in the predictor.
     axes = [2 - axis for axis in folder.transpose]
     image, codes = image.transpose(axes), codes.transpose(axes)
     inner = nonzero_box(image[np.newaxis])
     if inner is None:
-        raise ImageError("an image with contrast is required where the spine is, got zeros; check the series")
+        raise ImageError("The image has only zeros where the spine is. Check the series.")
     image, codes = image[inner], codes[inner]
     configuration = folder.configuration
     inside_only = configuration.get("use_mask_for_norm") or [False]
@@ -183,26 +182,27 @@ def _shares(
 
 
 def check_codes(codes: LabelArray, *, step: int) -> None:
-    """Check that a label can teach a network.
+    """Check that a label can train a network.
 
     Args:
-        codes: uint8 at 1 mm, nearest RAS; ``UNREVIEWED`` where nobody has looked. Not modified.
-        step: Which network.
+        codes: uint8 at 1 mm, nearest RAS; ``UNREVIEWED`` where nobody checked. Not modified.
+        step: Step of the network.
 
     Raises:
-        LabelError: It is (nearly) empty, holds values that are no codes, has no disc for step 2's channel, is upside
-            down, or lacks what is in view of every spine although all of it is said to be reviewed.
+        LabelError: It is (nearly) empty, has values that are no codes, has no disc for step 2's channel, is upside
+            down, or lacks structures that every spine has in view although all of it was reviewed.
     """
     present = present_codes(codes)
     if strangers := sorted(present - set(BY_CODE)):
-        raise LabelError(f"output codes are required, got the values {strangers!r}; submit the label again")
+        raise LabelError(f"The label has the values {strangers!r}, which stand for no structure. Submit it again.")
     voxels = int(np.count_nonzero((codes != BACKGROUND) & (codes != UNREVIEWED)))
     if voxels < MIN_LABELED_VOXELS:
         raise LabelError(
-            f"a label of at least {MIN_LABELED_VOXELS} cubic millimeters is required, got {voxels}; finish it first"
+            f"The label has only {voxels} cubic millimeters (at least {MIN_LABELED_VOXELS} are needed). Finish it "
+            "first."
         )
     if step == 2 and not present & set(DISCS):
-        raise LabelError("a label with at least one disc is required for step 2, got none; draw or name a disc")
+        raise LabelError("The label has no disc, which step 2 needs. Draw or name a disc.")
     require_plausible(codes)
 
 
@@ -215,15 +215,15 @@ def prepare_cases(
     before_each: Callable[[str], None] = lambda _: None,
     finder: Predictor | None = None,
 ) -> Iterator[TrainingCase]:
-    """Prepare many scans, one at a time; one that cannot be used is skipped with its reason and never stops the rest.
+    """Prepare scans one at a time; skip those that cannot be used, with the reason.
 
-    A machine that is short of memory is no fault of the scan, and leaves none out.
+    A lack of memory is no fault of the scan, so it raises an error and skips no scan.
 
     Args:
-        sources: Where the scans come from.
+        sources: The scans.
         folder: The model whose plans apply.
-        on_skip: Told about every case that is left out.
-        at_most: Usable cases of each origin that are wanted, the first ones; all of an origin that is not named.
+        on_skip: Called with every case that is left out.
+        at_most: Largest number of usable cases of each origin; an origin that is missing here has no limit.
         before_each: Called with each case's name, for progress.
         finder: See ``prepare_case``.
 
@@ -231,7 +231,7 @@ def prepare_cases(
         The usable cases, in order.
 
     Raises:
-        TrainingError: The memory does not suffice, neither the GPU's nor the CPU's.
+        TrainingError: There is too little memory, on the GPU and on the CPU.
     """
     left = dict(at_most or {})
     for source in sources:
@@ -241,7 +241,7 @@ def prepare_cases(
         try:
             case = prepare_case(source.read(), folder, finder=finder)
         except MemoryShortageError as error:
-            raise TrainingError(f"case {source.name} cannot be prepared: {error}; then train again") from error
+            raise TrainingError(f"Case {source.name} could not be prepared. {error} Then train again.") from error
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
         else:

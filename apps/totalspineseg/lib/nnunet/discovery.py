@@ -1,4 +1,4 @@
-"""Finding the model folder of a step, by what its dataset.json says rather than by its name."""
+"""Find the model folder of a step by its dataset.json, not by its name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,46 +13,44 @@ STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
     1: tuple(member.value for member in Step1),
     2: tuple(member.value for member in Step2),
 }
-"""The class each region writes, in the order of the channels; later ones overwrite earlier ones."""
+"""Class of each region, in the order of the channels; later ones overwrite earlier ones."""
 STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
-"""Input channels: the image, and in step 2 the odd discs."""
+"""Number of input channels: the image, and in step 2 the odd discs."""
 CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
-"""In the order of preference."""
+"""In order of preference."""
 BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
-"""TotalSpineSeg's trainers, by the beginning of their names: their best checkpoint is the one in use."""
+"""Beginning of the names of TotalSpineSeg's trainers, whose best checkpoint is used."""
 SEARCH_DEPTH: Final = 4
-"""Folders below the given one that are searched: Dataset, trainer, and one each a zip and an install add."""
+"""Levels of folders that are searched: dataset, trainer, and one each for a zip and an install."""
 
 
 def find_model(root: Path, step: int | None) -> tuple[Path, int]:
-    """The model folder of a step at or below a folder, and its step.
+    """Return the model folder of a step at or below a folder, and its step.
 
     Args:
-        root: Where to look, ``SEARCH_DEPTH`` levels down.
-        step: 1 or 2; None takes the only model there is.
+        root: Folder to search, ``SEARCH_DEPTH`` levels down.
+        step: 1 or 2; None for the only model there is.
 
     Raises:
         WeightsError: There is none, or more than one.
     """
     if not root.is_dir():
-        raise WeightsError(
-            f"a model folder is required, got {str(root)!r} which does not exist; run 'totalspineseg weights install'"
-        )
+        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run 'totalspineseg weights install'.")
     matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
-            f"a model folder of {wanted} (plans.json, and dataset.json with the regions of TotalSpineSeg in order) is "
-            f"required, got none in {str(root)!r}; run 'totalspineseg weights install'"
+            f"There is no model folder of {wanted} in {str(root)!r} (plans.json, and dataset.json with the regions of "
+            "TotalSpineSeg in order). Run 'totalspineseg weights install'."
         )
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)
-        raise WeightsError(f"one model folder is required, got {names!r} in {str(root)!r}; name the one to use")
+        raise WeightsError(f"There are several model folders in {str(root)!r}: {names!r}. Name the one to use.")
     return matches[0]
 
 
 def step_folders(root: Path) -> list[tuple[Path, int]]:
-    """All model folders of step 1 or 2 at or below a folder, with their step; models of other things are not."""
+    """Return all model folders of step 1 or 2 at or below a folder, with their step; other models are skipped."""
     found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
     return [(folder, step) for folder, step in found if step is not None]
 
@@ -67,9 +65,9 @@ def _candidates(root: Path, depth: int) -> list[Path]:
 
 
 def _step_of(folder: Path) -> int | None:
-    """Which step a dataset.json describes, by its regions' classes in order and its channels; None: neither.
+    """Return the step of a dataset.json by its regions' classes in order and its channels; None for neither step.
 
-    Names do not matter: the classes of a region say what its channel means.
+    Names do not matter: the classes of a region define its channel.
     """
     dataset = read_model_json(folder / "dataset.json")
     labels = dataset.get("labels")
@@ -84,7 +82,7 @@ def _step_of(folder: Path) -> int | None:
 
 
 def region_classes(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """The classes of each region of a dataset.json, in the order of the network's channels."""
+    """Return the classes of each region of a dataset.json, in the order of the network's channels."""
     return [_classes(value) for name, value in labels.items() if name not in ("background", "ignore")]
 
 
@@ -106,7 +104,7 @@ def find_checkpoint(folder: Path) -> Path:
         for name in names:
             if (fold / name).is_file():
                 return fold / name
-    raise WeightsError(f"fold_0/{CHECKPOINTS[0]} is required, got none in {folder.name!r}; install the weights again")
+    raise WeightsError(f"{folder.name!r} has no checkpoint such as fold_0/{CHECKPOINTS[0]}. Install the weights again.")
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

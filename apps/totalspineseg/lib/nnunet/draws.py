@@ -1,4 +1,4 @@
-"""Which case each patch of a fine-tuning comes from: known by its number, before a case is read."""
+"""Choose the case for each patch of a fine-tuning by the patch's number, before any case is read."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -10,8 +10,8 @@ import numpy as np
 from lib.nnunet.cases import Origin
 
 REPLAYED: Final = (Origin.EARLIER, Origin.SYNTHETIC)
-"""What replay takes its turns from, in equal parts: a few earlier labels among many synthetic scans, or the other way
-round, are seen as often."""
+"""Origins that share replay in equal parts, so that a few earlier labels among many synthetic scans, or the reverse,
+are seen as often."""
 
 
 class FromSomewhere(Protocol):
@@ -19,7 +19,7 @@ class FromSomewhere(Protocol):
 
     @property
     def origin(self) -> Origin:
-        """Where it comes from."""
+        """Its origin."""
 
 
 Case = TypeVar("Case")
@@ -27,60 +27,60 @@ Case = TypeVar("Case")
 
 @dataclass(frozen=True)
 class Draws:
-    """Whose turn it is.
+    """The order in which cases are used.
 
     Attributes:
-        origins: Those there are cases of.
-        replay_share: Share of patches from cases that are not fresh corrections; 1 without such.
+        origins: Origins that have cases.
+        replay_share: Share of patches from cases that are no new corrections; 1 if there are none.
     """
 
     origins: frozenset[Origin]
     replay_share: float
 
     def turn(self, number: int) -> tuple[Origin, int]:
-        """The origin of a patch, and how many patches of that origin there were before.
+        """Return the origin of a patch, and the number of patches of that origin before it.
 
         Args:
-            number: Of the patch, from 0.
+            number: Number of the patch, from 0.
         """
         replayed = [origin for origin in REPLAYED if origin in self.origins]
         fresh = Origin.CORRECTION in self.origins
         share = (self.replay_share if fresh else 1.0) if replayed else 0.0
-        # Evenly spread, so that no batch is of one kind by chance.
+        # Spread the replay evenly, so that no batch is all of one kind by chance.
         before = math.floor(number * share)
         if math.floor((number + 1) * share) > before:
             return replayed[before % len(replayed)], before // len(replayed)
         return Origin.CORRECTION, number - before
 
     def count(self, patches: int) -> dict[Origin, int]:
-        """How many of the first so many patches come from each origin: more cases of it cannot have a turn."""
-        turns = [self.turn(number)[0] for number in range(patches)]
-        return {origin: turns.count(origin) for origin in self.origins}
+        """Return how many of the first patches come from each origin, which is the most cases that can be used."""
+        origins = [self.turn(number)[0] for number in range(patches)]
+        return {origin: origins.count(origin) for origin in self.origins}
 
 
 def draws_of(cases: Collection[FromSomewhere], replay_share: float) -> Draws:
-    """The draws from these cases."""
+    """Return the draws from these cases."""
     return Draws(frozenset(case.origin for case in cases), replay_share)
 
 
 def place(turn: int, length: int, seed: Sequence[int]) -> int:
-    """Which case of a pool has the turn: each once, in an order of its own every time round.
+    """Return which case of a pool is used: each one once per round, in a new order each round.
 
     Args:
-        turn: Patches of the pool before.
-        length: Cases in the pool.
-        seed: Of the order.
+        turn: Number of earlier patches from the pool.
+        length: Number of cases in the pool.
+        seed: Seed of the order.
     """
     around, within = divmod(turn, length)
     return int(np.random.default_rng([*seed, around]).permutation(length)[within])
 
 
 def in_order_of_choice(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """The cases of each origin shuffled: the first ones are chosen where a training has not a turn for all.
+    """Shuffle the cases of each origin; a training that cannot use them all takes the first ones.
 
     Args:
-        cases: All. Not modified.
-        seed: Of the order, so that the next training may take others.
+        cases: All cases. Not modified.
+        seed: Seed of the order, so that the next training may take others.
     """
     order = np.random.default_rng([seed, len(cases)]).permutation(len(cases))
     return tuple(cases[int(k)] for k in order)

@@ -1,4 +1,4 @@
-"""Fine-tuning one step's network from the active weights, head included, by nnU-Net's trainer in this process."""
+"""Fine-tune one step's network from the weights in use, head included, with nnU-Net's trainer in this process."""
 
 import io
 import os
@@ -24,13 +24,13 @@ __all__ = ["Finetuned", "Progress", "Stopped", "fine_tune"]
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A finished training.
+    """The result of a finished training.
 
     Attributes:
-        weights: Of the network, on the CPU.
+        weights: Weights of the network, on the CPU.
         best: Best mean pseudo Dice.
         batch_size: Patches in a pass at the end.
-        resumed_at: Iteration at which this process took over; 0 for a fresh start.
+        resumed_at: Iteration at which this process continued; 0 for a new training.
     """
 
     weights: dict[str, torch.Tensor]
@@ -48,24 +48,24 @@ def fine_tune(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Finetuned:
-    """Train a copy of a model on cases; killed at any moment, it goes on from its last stored state.
+    """Train a copy of a model on cases; if it is killed, the next call continues from the last stored state.
 
     Args:
         folder: The model to start from.
         cases: Corrections and replay, from ``store_cases`` for this folder and ``work``.
         work: Folder of this run: cases, states and logs.
-        settings: How.
-        on_progress: Told after every iteration.
-        should_stop: Asked after every iteration.
+        settings: Settings of the training.
+        on_progress: Called after every iteration.
+        should_stop: Called after every iteration.
 
     Returns:
         The weights after the last iteration.
 
     Raises:
         LabelError: There is no case.
-        TrainingError: Memory does not suffice for one patch, or the loss is not finite for long.
-        StorageError: The state cannot be written; the one before is still there.
-        Stopped: ``should_stop`` said so.
+        TrainingError: There is too little memory for one patch, or the loss was not finite for long.
+        StorageError: The state cannot be written; the previous one is still there.
+        Stopped: ``should_stop`` returned True.
     """
     job = Job(folder, tuple(cases), work, settings or FinetuneSettings())
     with storage_errors(work), _nnunet_folders(work):
@@ -83,10 +83,10 @@ def fine_tune(
 
 
 def trainer_of(job: Job) -> SpineFinetuner:
-    """Build the trainer of a job that is written; nnU-Net's variables point into its folder.
+    """Build the trainer of a job that has been written; nnU-Net's variables must point into its folder.
 
     Args:
-        job: What is trained.
+        job: The job.
     """
     plans = training_plans(job.parent, job.settings.batch_size) | {"continue_training": False}
     # nnU-Net prints a line here.
@@ -100,12 +100,12 @@ def stored_state(work: Path, key: str) -> Path | None:
     """Find the state of a training.
 
     Args:
-        work: Its folder.
+        work: Folder of the training.
         key: See ``Job``.
 
     Returns:
-        The checkpoint; None when there is none, when it belongs to another training, or when it cannot be read: then
-        the training starts from its beginning, which is slower but right.
+        The checkpoint; None if there is none, if it belongs to another training, or if it cannot be read. The training
+        then starts from its beginning.
     """
     for path in (work / name for name in STATES):
         try:
@@ -118,7 +118,7 @@ def stored_state(work: Path, key: str) -> Path | None:
 
 @contextmanager
 def _nnunet_folders(work: Path) -> Iterator[None]:
-    """Let nnU-Net's variables point into a folder for a while."""
+    """Let nnU-Net's variables point into a folder inside this block."""
     base = str(work / PREPROCESSED_DIR)
     wanted = {"nnUNet_preprocessed": base, "nnUNet_results": base}
     before = {name: os.environ.get(name) for name in wanted}

@@ -1,4 +1,4 @@
-"""What a fine-tuning is about, in a file beside its cases: nnU-Net's trainers take no settings of ours."""
+"""The file with a fine-tuning's settings beside its cases, because nnU-Net's trainers take no settings of this app."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,25 +13,25 @@ from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_
 
 JOB_FILE: Final = "finetuning.json"
 STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
-"""Checkpoints that nnU-Net's trainer leaves, the newest first."""
+"""Checkpoints of nnU-Net's trainer, the newest first."""
 FINETUNING: Final = "finetuning"
-"""Entry of a checkpoint's arguments: what the training is about, and how many patches fit into memory."""
+"""Entry of a checkpoint's arguments: the key of the training, and how many patches fit into memory."""
 KEY, PASS_SIZE = "key", "pass_size"
 
 
 class Stopped(Exception):
-    """The training was asked to stop; the next start goes on from its last stored state."""
+    """The training was asked to stop; the next start continues from the last stored state."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is.
+    """Progress of a training.
 
     Attributes:
         step: 1 or 2.
         iteration: Iterations done.
-        iterations: Of the whole run.
-        seconds: Spent in this process.
+        iterations: Iterations of the whole run.
+        seconds: Time in this process.
         best: Best mean pseudo Dice so far; nan before the first report.
     """
 
@@ -44,13 +44,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """What a fine-tuning is about.
+    """Parent, cases and settings of a fine-tuning.
 
     Attributes:
         parent: The model to start from.
-        cases: On disk, see ``store_cases``.
+        cases: The cases on disk, see ``store_cases``.
         work: Folder of logs and states.
-        settings: How.
+        settings: Settings of the fine-tuning.
     """
 
     parent: ModelFolder
@@ -65,7 +65,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What is the same wherever this very training runs; only its states are continued."""
+        """Digest that is the same wherever this training runs; only states with the same key are continued."""
         return content_key(
             {
                 "parent": self.parent.digest,
@@ -75,7 +75,7 @@ class Job:
         )
 
     def write(self) -> None:
-        """Write all that nnU-Net's trainer looks for beside the cases.
+        """Write all the files beside the cases that nnU-Net's trainer reads.
 
         Raises:
             StorageError: It cannot be written.
@@ -89,7 +89,7 @@ class Job:
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
-        """Read what ``write`` wrote.
+        """Read the files of ``write``.
 
         Args:
             folder: nnU-Net's folder of the preprocessed dataset.

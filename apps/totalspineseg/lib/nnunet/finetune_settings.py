@@ -1,4 +1,4 @@
-"""How a network is fine-tuned: numbers only, importable without PyTorch."""
+"""Settings of a fine-tuning: numbers only, importable without PyTorch."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -6,11 +6,11 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Strength:
-    """How much is varied: probabilities of the groups, 0..1.
+    """Strength of the augmentation: probabilities of the groups, 0..1.
 
     Attributes:
-        spatial: Rotation and zoom, each; half of what they move is sheared and shifted, too.
-        elastic: Elastic deformation; seldom, since it is slow.
+        spatial: Rotation and zoom, each; half of these patches are also sheared and shifted.
+        elastic: Elastic deformation; rare, because it is slow.
         intensity: Each of brightness, contrast and gamma.
         remap: New gray values by structure; a bent gray scale.
         artifacts: Each of bias field, noise, blur, low resolution, motion, spikes.
@@ -28,7 +28,7 @@ class Strength:
 
 
 MAX_REPLAY_SHARE: Final = 0.95
-"""With nothing but replay no correction would be learned from."""
+"""With more replay, hardly anything would be learned from corrections."""
 OPTIMIZERS: Final = ("adamw", "sgd")
 """AdamW with a warm-up and half a cosine; nnU-Net's own, SGD with momentum and a polynomial."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
@@ -37,23 +37,22 @@ NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How one step is fine-tuned.
+    """Settings for the fine-tuning of one step.
 
     Attributes:
-        iterations: Of the whole run; short, since it starts from good weights.
-        batch_size: Patches in a pass; halved, with the gradient summed, when memory does not suffice.
+        iterations: Iterations of the whole run; few, because it starts from good weights.
+        batch_size: Patches in a pass; halved, with summed gradients, if there is too little memory.
         optimizer: One of ``OPTIMIZERS``.
-        learning_rate: Peak; None for the optimizer's own: one that fits the network, see ``training.usual_rate``, or
-            nnU-Net's 0.01.
-        warmup: Iterations from nothing to the peak; nnU-Net's optimizer has none.
+        learning_rate: Peak; None for one that fits the network, see ``training.usual_rate``, or with nnU-Net's
+            optimizer 0.01.
+        warmup: Iterations from 0 to the peak; nnU-Net's optimizer has none.
         replay_share: Share of patches from earlier and synthetic cases, against forgetting.
-        teacher_share: Of the targets of synthetic replay, how much is what the weights answered before the training;
-            the rest is the truth.
+        teacher_share: Share of the previous weights' output in the targets of synthetic replay; the rest is the truth.
         epoch: Iterations between two reports and stored states; the last epoch may be shorter.
-        validation_patches: Unvaried patches a report is measured on.
-        seed: Of all random draws.
+        validation_patches: Patches without augmentation on which a report is measured.
+        seed: Seed of all random choices.
         device: "auto", "cuda", "cuda:1", "cpu".
-        strength: Of the augmentation.
+        strength: Strength of the augmentation.
     """
 
     iterations: int = 500
@@ -73,15 +72,15 @@ class FinetuneSettings:
         """Check the values.
 
         Raises:
-            ValueError: A count below 1, an unknown optimizer, a share or a rate outside its range.
+            ValueError: A count is below 1, the optimizer is unknown, or a share or rate is outside its range.
         """
         for name in ("iterations", "batch_size", "warmup", "epoch", "validation_patches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+                raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)!r}")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+            raise ValueError(f"expected optimizer {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         for name, most in (("replay_share", MAX_REPLAY_SHARE), ("teacher_share", 1)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from 0 to {most}, got {getattr(self, name)!r}")
+                raise ValueError(f"expected {name} from 0 to {most}, got {getattr(self, name)!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate must be above 0 and at most 1, got {self.learning_rate!r}")
+            raise ValueError(f"expected learning_rate above 0 and at most 1, got {self.learning_rate!r}")

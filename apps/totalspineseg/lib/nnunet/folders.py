@@ -1,4 +1,4 @@
-"""Where nnU-Net keeps raw cases, what it makes of them, and its results."""
+"""nnU-Net's folders for raw cases, preprocessed cases and results."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 DEFAULT: Final = Path("nnUNet")
-"""Below the working folder, where nothing else is said."""
+"""Folder below the working folder that is used by default."""
 VARIABLES: Final = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -26,11 +26,11 @@ class NnunetFolders:
 
     @classmethod
     def at(cls, base: Path | None = None) -> "NnunetFolders":
-        """The folders to use.
+        """Return the folders to use.
 
         Args:
-            base: Folder that holds ``raw``, ``preprocessed`` and ``results``; None takes nnU-Net's environment
-                variables, and ``DEFAULT`` for those that are not set.
+            base: Folder with ``raw``, ``preprocessed`` and ``results``; None for nnU-Net's environment variables, with
+                ``DEFAULT`` for those that are not set.
         """
         found = []
         for variable in VARIABLES:
@@ -40,5 +40,5 @@ class NnunetFolders:
         return cls(*(path.resolve() for path in found))
 
     def environment(self) -> dict[str, str]:
-        """As nnU-Net's programs want to be told."""
+        """Return the environment variables for nnU-Net's programs."""
         return dict(zip(VARIABLES, map(str, (self.raw, self.preprocessed, self.results)), strict=True))

@@ -1,4 +1,4 @@
-"""The discs that a step-1 network finds in a scan whose discs are known: step 2's channel with its real errors."""
+"""Find discs with a step-1 network in a scan whose discs are known, for a step-2 channel with realistic errors."""
 
 from typing import Final
 
@@ -10,12 +10,12 @@ from lib.geometry import FloatArray, LabelArray
 from lib.prediction import Predictor
 
 NEAR_MM: Final = 5
-"""What is found farther than this from every true disc is not the outline of one."""
+"""A voxel farther than this from every true disc is not a part of its outline."""
 _DISC_CLASSES: Final = STEP1_REGIONS["disc"]
 
 
 def found_discs(image: FloatArray, codes: LabelArray, predictor: Predictor) -> LabelArray:
-    """Each found voxel under the code of the nearest true disc, so that either set of discs can be marked.
+    """Give each found voxel the code of the nearest true disc, so that either set of discs can be marked.
 
     Args:
         image: (X, Y, Z) float32 at 1 mm, nearest RAS. Not modified.
@@ -23,7 +23,7 @@ def found_discs(image: FloatArray, codes: LabelArray, predictor: Predictor) -> L
         predictor: The warm step-1 network.
 
     Returns:
-        uint8 codes of discs, the same shape, 0 elsewhere; all 0 where there is no disc, or none was found.
+        uint8 codes of discs, the same shape, 0 elsewhere; all 0 if there is no disc or none was found.
     """
     truth = np.isin(codes, DISCS)
     found = np.isin(predictor.predict(image[np.newaxis]).labels, _DISC_CLASSES)

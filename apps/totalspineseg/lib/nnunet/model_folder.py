@@ -1,6 +1,6 @@
-"""Model folders as nnU-Net writes them: found, checked, and turned into a network.
+"""Find and check model folders of nnU-Net, and build their networks.
 
-The trainer class a checkpoint names is never looked up: the network is the one of the plans.
+The trainer class in a checkpoint is never looked up: the network is built from the plans.
 """
 
 import re
@@ -31,10 +31,10 @@ from lib.registry.store import ModelStore
 from lib.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"
-"""nnU-Net's configuration when the folder's name does not say."""
+"""nnU-Net's configuration if the folder's name has none."""
 NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w+")
 MODULES: Final = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w+")
-"""What a plans file may name: it comes from outside, and naming a class is calling it."""
+"""Classes that a plans file may name; it comes from outside, and a named class is called."""
 NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
 
 
@@ -43,13 +43,13 @@ class ModelFolder:
     """One trained step on disk.
 
     Attributes:
-        path: Folder that holds plans.json and dataset.json.
+        path: Folder with plans.json and dataset.json.
         step: 1 or 2.
-        name: Which weights these are, such as "starter" or "official-r20251124".
-        checkpoint: The file the weights come from.
+        name: Name of the weights, such as "starter" or "official-r20251124".
+        checkpoint: The file with the weights.
         configuration: nnU-Net's configuration, resolved: patch, spacing (mm) and normalization, axes as in the plans.
         regions: Region names in the order of the network's channels.
-        region_classes: The class each region writes, in the same order; later regions overwrite earlier ones.
+        region_classes: The class of each region, in the same order; later regions overwrite earlier ones.
         transpose: Axis order of the network relative to (Z, Y, X).
     """
 
@@ -67,9 +67,9 @@ class ModelFolder:
         """Find and check a model folder, without reading its weights.
 
         Args:
-            path: The folder with plans.json, or one that holds it at most four levels down.
-            step: Which step's model is wanted; None takes the only one there is.
-            name: What to call the weights in ``version``; None takes the folder's name.
+            path: The folder with plans.json, or one with that folder at most four levels down.
+            step: Step of the model; None for the only model there is.
+            name: Name of the weights in ``version``; None for the folder's name.
 
         Raises:
             WeightsError: There is no such folder, or it is not a model of that step.
@@ -84,13 +84,13 @@ class ModelFolder:
             classes = tuple(int(value) for value in dataset["regions_class_order"])
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
             raise WeightsError(
-                f"a plans.json and dataset.json of nnU-Net 2 are required, got {folder.name!r} with {error!r}; "
-                "install the weights again"
+                f"{folder.name!r} has no usable plans.json and dataset.json of nnU-Net 2 ({error!r}). Install the "
+                "weights again."
             ) from error
         _check_configuration(configuration, axes, found_step, folder)
         if classes != STEP_CLASSES[found_step]:
             raise WeightsError(
-                f"regions_class_order must be {STEP_CLASSES[found_step]!r}, got {classes!r} in {folder.name!r}"
+                f"{folder.name!r} has regions_class_order {classes!r} instead of {STEP_CLASSES[found_step]!r}."
             )
         return cls(
             path=folder,
@@ -111,7 +111,7 @@ class ModelFolder:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size the network works at, in the network's axes, mm."""
+        """Voxel size of the network's input, in the network's axes, mm."""
         z, y, x = (float(mm) for mm in self.configuration["spacing"])
         return z, y, x
 
@@ -127,10 +127,10 @@ class ModelFolder:
 
     @property
     def trust(self) -> Trust:
-        """What is known of its errors.
+        """The measured trust in its predictions.
 
         Raises:
-            WeightsError: The file that says so is damaged.
+            WeightsError: The file with the trust is damaged.
         """
         return read_trust(self.path)
 
@@ -138,7 +138,7 @@ class ModelFolder:
         """Build the network of the plans with the checkpoint's weights: float32, on the CPU, in evaluation mode.
 
         Raises:
-            WeightsError: The checkpoint is damaged, unsafe, does not fit the plans, or was trained with others.
+            WeightsError: The checkpoint is damaged, unsafe, does not fit the plans, or was trained with other plans.
         """
         architecture = self.configuration["architecture"]
         checkpoint = load_checkpoint(self.checkpoint)
@@ -157,58 +157,58 @@ class ModelFolder:
             network.load_state_dict(weights)
         except (RuntimeError, TypeError, KeyError, AssertionError, ImportError, AttributeError, ValueError) as error:
             raise WeightsError(
-                f"the checkpoint {self.checkpoint.name!r} must fit the plans beside it, got a mismatch in "
-                f"{self.path.name!r} ({str(error).splitlines()[0][:120]}); install the weights again"
+                f"The checkpoint {self.checkpoint.name!r} does not fit the plans in {self.path.name!r} "
+                f"({str(error).splitlines()[0][:120]}). Install the weights again."
             ) from error
         return network.eval().requires_grad_(False)
 
     def _require_own_plans(self, checkpoint: Mapping[str, Any]) -> None:
         """Check that the files beside a checkpoint are those it was trained with.
 
-        Weights fit the network of many plans, and would be shown images of another spacing without a word.
+        Weights fit the network of many plans. With other plans they would silently get images of another spacing.
         """
         here = {**self.configuration, "transpose_forward": list(self.transpose)}
         here["labels"] = list(STEP_REGIONS[self.step].values())
         for key, value in trained_with(checkpoint).items():
             if value != here.get(key):
                 raise WeightsError(
-                    f"the plans.json and dataset.json that {self.checkpoint.name!r} was trained with ({key} {value!r}) "
-                    f"are required, got others in {self.path.name!r}; install the weights again"
+                    f"The plans.json and dataset.json in {self.path.name!r} are not those that "
+                    f"{self.checkpoint.name!r} was trained with ({key} {value!r}). Install the weights again."
                 )
 
 
 def models_in(root: Path) -> dict[int, ModelFolder]:
-    """The models of a version, by step.
+    """Return the models of a version, by step.
 
     Args:
-        root: Folder that holds them, at most four levels down.
+        root: Folder with the models, at most four levels down.
 
     Returns:
-        One or two; empty where there is none.
+        One or two models; empty if there is none.
 
     Raises:
-        WeightsError: Two of one step, or one that cannot be used: the other alone would be half of what somebody
-            trained and judged as a pair.
+        WeightsError: There are two of one step, or one that cannot be used. The other one alone would be half of what
+            was trained and judged as a pair.
     """
     steps = [step for _, step in step_folders(root)]
     return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}
 
 
 def models_of(store: ModelStore, name: str) -> dict[int, ModelFolder]:
-    """The models of a version that is there, by step; at least one.
+    """Return the models of an existing version, by step; at least one.
 
     Raises:
-        WeightsError: There is no such version, or it has no model, or one that cannot be used.
+        WeightsError: There is no such version, or it has no model, or a model that cannot be used.
     """
     require_known(store, name)
     models = models_in(store.named(name).root)
     if not models:
-        raise WeightsError(f"a version with a usable model is required, got {name!r} without; install it again")
+        raise WeightsError(f"Version {name!r} has no usable model. Install it again.")
     return models
 
 
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
-    """The configuration the folder's name ends with (Trainer__Plans__Configuration), else the only one."""
+    """Return the configuration at the end of the folder's name (Trainer__Plans__Configuration), else the only one."""
     names = list(plans["configurations"])
     last = folder.name.rpartition("__")[2]
     if last in names:
@@ -217,11 +217,11 @@ def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """nnU-Net's configuration, resolved."""
+    """Return nnU-Net's configuration, resolved."""
     found = plans["configurations"][name]
     if isinstance(found, dict) and "architecture" in found and "inherits_from" not in found:
         return found
-    # Its own reader knows inheritance and older releases, but takes half a second to import.
+    # nnU-Net's own reader knows inheritance and older releases, but takes half a second to import.
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     resolved: Mapping[str, Any] = PlansManager(plans).get_configuration(name).configuration
@@ -248,5 +248,5 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
         problem = "a cascade"
     if problem:
         raise WeightsError(
-            f"a 3D nnU-Net model of step {step} with a stock network is required, got {problem} in {folder.name!r}"
+            f"{folder.name!r} is no 3D nnU-Net model of step {step} with a stock network: it has {problem}."
         )

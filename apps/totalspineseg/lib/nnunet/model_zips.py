@@ -1,4 +1,4 @@
-"""Versions as zips of nnU-Net's shape: out to another place, and in from one."""
+"""Export versions to zips of nnU-Net's format, and import them from such zips."""
 
 import json
 import tempfile
@@ -26,16 +26,16 @@ from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, 
 DATASET_NAMES: Final[Mapping[int, str]] = {
     step: f"Dataset{number}_TotalSpineSeg_step{step}" for step, number in DATASET_OF_STEP.items()
 }
-"""Folder names as nnU-Net's own tools expect them."""
+"""Folder names that nnU-Net's own tools expect."""
 MAX_RECORD_BYTES: Final = 16 << 20
-"""A record of ten thousand labels is about 5 MB."""
+"""Largest record; one with ten thousand labels is about 5 MB."""
 
 
 def export_version(store: ModelStore, name: str, target: Path) -> Path:
-    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` takes too.
+    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` can read, too.
 
     Args:
-        store: Where the version is.
+        store: The model versions.
         name: "starter" or a version's name.
         target: The zip to write; replaced in one step.
 
@@ -43,7 +43,7 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
         ``target``.
 
     Raises:
-        WeightsError: There is no such version or it holds no model.
+        WeightsError: There is no such version or it has no model.
         StorageError: It cannot be written.
     """
     models, record = models_of(store, name), store.named(name).root / RECORD_FILE
@@ -74,20 +74,20 @@ def _pack(archive: zipfile.ZipFile, models: Mapping[int, ModelFolder]) -> None:
 
 
 def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
-    """Add the models of a zip as a version; what is served does not change.
+    """Add the models of a zip as a version; the weights in use do not change.
 
     Args:
-        store: Where to.
-        archive: A zip of one or both steps, from ``export_version`` or nnU-Net's own export, or a folder that
-            holds them, such as nnU-Net's results.
-        name: The new version's name; empty for the exported one's, or one made of the zip's hash.
+        store: The model versions.
+        archive: A zip with one or both steps, from ``export_version`` or nnU-Net's own export, or a folder with them,
+            such as nnU-Net's results.
+        name: The new version's name; empty for the exported version's name, or a name made from the zip's hash.
 
     Returns:
         The version's name.
 
     Raises:
-        WeightsError: The zip is unsafe or damaged, or holds no model of the project, or the name cannot be its name.
-        StorageError: The name is taken, or it cannot be written.
+        WeightsError: The zip is unsafe, damaged or without a model of TotalSpineSeg, or the name is not allowed.
+        StorageError: The name is in use, or the version cannot be written.
     """
     if archive.is_dir():
         return _import_folder(store, archive, name)
@@ -97,14 +97,14 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
     if chosen.startswith(OFFICIAL_PREFIX):
         raise WeightsError(
-            f"a name that does not begin with {OFFICIAL_PREFIX!r} is required, as 'weights install' alone gives such "
-            f"names, got {chosen!r}; choose another with --name"
+            f"The name {chosen!r} begins with {OFFICIAL_PREFIX!r}, which is reserved for 'weights install'. Choose "
+            "another name with --name."
         )
     with store.publish(chosen) as staging:
         unpack_model(archive, staging)
         models = models_in(staging)
         if not models:
-            raise WeightsError(f"a zip with a model of step 1 or 2 is required, got {archive.name!r} without one")
+            raise WeightsError(f"{archive.name!r} has no model of step 1 or 2.")
         _require_all_used(staging, models, archive.name)
         for model in models.values():
             model.load_network()
@@ -118,10 +118,10 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
 
 
 def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
-    """A folder goes the way of a zip, so that nothing but what a model needs comes in."""
+    """Import a folder by way of a zip, so that only the files of a model are copied."""
     models = models_in(folder)
     if not models:
-        raise WeightsError(f"a folder with a model of step 1 or 2 is required, got {str(folder)!r} without one")
+        raise WeightsError(f"{str(folder)!r} has no model of step 1 or 2.")
     with tempfile.TemporaryDirectory(prefix="totalspineseg-import-") as place:
         archive = Path(place) / f"{folder.resolve().name}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as content:
@@ -131,41 +131,40 @@ def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
 
 
 def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) -> None:
-    """Check that no network was passed over: one with other regions, or whose plans are not in the zip."""
+    """Check that no network was ignored: one with other regions, or one whose plans are not in the zip."""
     used = {model.path for model in models.values()}
     lost = [path for path in root.rglob("fold_*/checkpoint_*.pth") if path.parent.parent not in used]
     if lost:
         raise WeightsError(
-            "a plans.json, and a dataset.json with the regions of step 1 or 2, beside every checkpoint are required, "
-            f"got {str(lost[0].relative_to(root))!r} without in {name!r}; export it again, or without that model"
+            f"{str(lost[0].relative_to(root))!r} in {name!r} has no plans.json, or no dataset.json with the regions of "
+            "step 1 or 2, beside it. Export it again, or leave that model out."
         )
 
 
 def _record_in(archive: Path) -> dict[str, Any]:
-    """The record an exported version carries, as a claim: it gives the name, and a refusal stays one."""
+    """Return the record in an exported version. It is not trusted, except for the name and a refusal by the gate."""
     try:
         with zipfile.ZipFile(archive) as content:
             if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:
                 return {}
             record = json.loads(content.read(RECORD_FILE))
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
-        raise WeightsError(f"a readable zip is required, got {archive.name!r} ({error}); export it again") from error
+        raise WeightsError(f"{archive.name!r} cannot be read as a zip ({error}). Export it again.") from error
     return record if isinstance(record, dict) else {}
 
 
 def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The record of a removed version whose weights come back."""
+    """Return the record of a removed version that is imported again."""
     record = read_record(store, name) or {}
     if record.get("digests") != digests:
         raise WeightsError(
-            f"a name that no version had is required, got {name!r}, whose weights were others and were removed; choose "
-            "another with --name"
+            f"A version named {name!r} with other weights was here and was removed. Choose another name with --name."
         )
     return {key: value for key, value in record.items() if key != "removed"}
 
 
 def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Mapping[str, str]) -> VersionRecord:
-    """What is known of weights that come in; of those a version here has or had, what its own record says."""
+    """Return the record of imported weights, with the known facts if a version here has or had the same weights."""
     holders = {step: known for step, digest in digests.items() if (known := holder(store, int(step), digest))}
     records = [read_record(store, known) or {} for known in set(holders.values())]
     own = next((record for record in records if record.get("digests") == digests), None)
@@ -184,15 +183,17 @@ def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Map
 
 
 def _releases(name: str, record: Mapping[str, Any], steps: Collection[int]) -> dict[str, str]:
-    """Return the official release of each step, as the zip's name or its record tells."""
+    """Return the official release of each step, according to the zip's name or its record."""
     official = OFFICIAL_NAME.match(name)
     named = {official[1]: official[2]} if official else {}
     claimed = record.get("releases")
-    told = {**(claimed if isinstance(claimed, dict) else {}), **named}
-    return {str(step): str(told[str(step)]) for step in steps if RELEASE_NAME.fullmatch(str(told.get(str(step))))}
+    releases = {**(claimed if isinstance(claimed, dict) else {}), **named}
+    return {
+        str(step): str(releases[str(step)]) for step in steps if RELEASE_NAME.fullmatch(str(releases.get(str(step))))
+    }
 
 
 def _refusal(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of the gate that refused a version where it came from; having passed there means nothing here."""
+    """Return the report of a gate that refused the version elsewhere; that it passed elsewhere has no meaning here."""
     gate = record.get("gate")
     return gate if isinstance(gate, dict) and gate and not gate.get("publish", False) else None

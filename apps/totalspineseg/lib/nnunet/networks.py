@@ -1,4 +1,4 @@
-"""One warm predictor per step, replaced when another version is published."""
+"""Keep one loaded predictor for each step, and replace it when another version is published."""
 
 import logging
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model folder, and what its name, place and files were when it was opened."""
+    """A model folder, with its name, place and files when it was opened."""
 
     folder: ModelFolder
     key: tuple[str, Path, Stamp]
 
 
 class Networks:
-    """The networks of a server: loaded at first use, kept, and followed when the registry's choice changes.
+    """The networks of a server: loaded at first use, kept, and replaced when the registry's choice changes.
 
-    Constructing costs nothing: no file is read and no device is touched.
+    Constructing it reads no file and uses no device.
 
     Args:
-        store: Says which weights are in use.
+        store: The model versions and those in use.
         device: See ``WarmPredictor``.
         tile_step: See ``WarmPredictor``.
         runtime: See ``WarmPredictor``.
@@ -54,12 +54,12 @@ class Networks:
 
     @property
     def loads(self) -> Mapping[int, int]:
-        """Step -> how often its weights were read; a warm request leaves it as it is."""
+        """Step -> how often its weights were read; requests to a loaded network do not change it."""
         with self._lock:
             return dict(self._loads)
 
     def folder(self, step: int) -> ModelFolder:
-        """The model in use for a step, without loading its network; for descriptions.
+        """Return the model in use for a step without loading its network, for descriptions.
 
         Its ``version`` reads the files once.
 
@@ -70,7 +70,7 @@ class Networks:
             return self._open(step).folder
 
     def version(self, step: int) -> str:
-        """What ``get(step).version`` would say, without loading the network.
+        """Return ``get(step).version`` without loading the network.
 
         Raises:
             WeightsError: There is no usable model folder.
@@ -78,9 +78,9 @@ class Networks:
         return with_runtime(self.folder(step).version, self._runtime)
 
     def get(self, step: int) -> WarmPredictor:
-        """The predictor of a step: warm if the same version was asked for before.
+        """Return the predictor of a step; it is loaded already if the same version was used before.
 
-        Whoever still uses a replaced predictor keeps it until done.
+        A replaced predictor stays valid for those who still use it.
 
         Args:
             step: 1 or 2.
@@ -91,7 +91,7 @@ class Networks:
         _, predictor = self._known(step)
         if predictor is not None:
             return predictor
-        # A lock of its own: loading, and the more so converting, must not keep descriptions waiting.
+        # Use a separate lock, because loading, and even more converting, must not delay descriptions.
         with self._loading[step]:
             opened, predictor = self._known(step)
             if predictor is not None:
@@ -102,11 +102,11 @@ class Networks:
             with self._lock:
                 self._warm[step] = opened, predictor
                 self._loads[step] = self._loads.get(step, 0) + 1
-            logger.info("loaded step %d network %s on %s", step, predictor.version, predictor.device)
+            logger.info("Loaded step %d network %s on %s", step, predictor.version, predictor.device)
             return predictor
 
     def warm_up(self) -> None:
-        """Load both networks and let them compute once, so that the first request is as fast as the second.
+        """Load both networks and run each once, so that the first request is as fast as later ones.
 
         Raises:
             WeightsError: There is no usable model.
@@ -115,7 +115,7 @@ class Networks:
             self.get(step).warm_up()
 
     def free(self) -> None:
-        """Drop all networks and the GPU memory they hold, for instance when a training starts."""
+        """Release all networks and their GPU memory, for instance when a training starts."""
         with self._lock:
             dropped = [predictor for _, predictor in self._warm.values()]
             self._warm.clear()
@@ -123,14 +123,14 @@ class Networks:
             predictor.retire()
 
     def _known(self, step: int) -> tuple[_Opened, WarmPredictor | None]:
-        """The model in use, and its predictor if that is warm."""
+        """Return the model in use, and its predictor if that is loaded."""
         with self._lock:
             opened = self._open(step)
             warm = self._warm.get(step)
             return opened, warm[1] if warm is not None and warm[0].key == opened.key else None
 
     def _open(self, step: int) -> _Opened:
-        """The model in use, opened again only when the choice or a file changed."""
+        """Open the model in use, again only if the choice or a file has changed."""
         choice = self.store.resolve(step)
         known = self._opened.get(step)
         if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):
@@ -144,7 +144,7 @@ class Networks:
 
 
 def _stamp(folder: ModelFolder) -> Stamp:
-    """Changes whenever one of the model's files is replaced, rewritten or removed (empty: one is gone)."""
+    """Return a value that changes whenever a file of the model is replaced or changed; empty if one is missing."""
     files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
     try:
         trust = folder.path / TRUST_FILE

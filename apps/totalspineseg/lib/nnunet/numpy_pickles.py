@@ -1,7 +1,7 @@
-"""Numbers and arrays of numpy in a pickle, read without numpy's own unpickling.
+"""Read numbers and arrays of numpy from a pickle without numpy's own unpickling.
 
-numpy's types take a state from the file without a check: a crafted one makes a number a pointer. Here only plain
-numbers are made, from bytes of the right length.
+numpy's types take a state from the file without checking it, so a crafted file could turn a number into a pointer. Here
+only plain numbers are made, from bytes of the right length.
 """
 
 import pickle
@@ -17,10 +17,10 @@ STATE_LENGTH: Final = 8
 
 
 class PlainDtype:
-    """A data type of plain numbers, in the place of ``numpy.dtype``.
+    """A data type of plain numbers, used in place of ``numpy.dtype``.
 
     Args:
-        name: As numpy writes it, such as "f8".
+        name: Its name in numpy, such as "f8".
         align: Ignored: plain numbers have no fields.
         copy: Ignored.
     """
@@ -41,13 +41,13 @@ class PlainDtype:
 
 
 class PlainArray(npt.NDArray[Any]):
-    """An array of plain numbers, in the place of ``numpy.ndarray``; it is written as one of numpy's again."""
+    """An array of plain numbers, used in place of ``numpy.ndarray``; it is written as an array of numpy again."""
 
     def __setstate__(self, state: Any) -> None:
-        """Take shape, data type and bytes, checked against each other."""
+        """Take shape, data type and bytes, and check them against each other."""
         try:
             _, shape, kind, is_fortran, data = state
-            # Makes a new array, and fails where the bytes are too few or too many.
+            # This makes a new array, and fails if there are too few or too many bytes.
             array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if is_fortran else "C")
         except (AttributeError, TypeError, ValueError) as error:
             raise pickle.UnpicklingError(f"expected the bytes of an array of numbers ({error})") from error
@@ -58,10 +58,10 @@ class PlainArray(npt.NDArray[Any]):
 
 
 def empty_array(kind: Any, shape: Any, code: Any) -> PlainArray:
-    """Begin an array, in the place of numpy's ``_reconstruct``; its state follows.
+    """Begin an array, in place of numpy's ``_reconstruct``; its state follows.
 
     Raises:
-        UnpicklingError: It is not to become an array of numbers.
+        UnpicklingError: It would not become an array of numbers.
     """
     if kind is not PlainArray or shape != (0,):
         raise pickle.UnpicklingError(f"expected an array, got {kind!r} of shape {shape!r}")
@@ -69,7 +69,7 @@ def empty_array(kind: Any, shape: Any, code: Any) -> PlainArray:
 
 
 def scalar(kind: Any, data: Any) -> np.generic:
-    """Make one number, in the place of numpy's ``scalar``.
+    """Make one number, in place of numpy's ``scalar``.
 
     Raises:
         UnpicklingError: The bytes are not those of one number.
@@ -83,12 +83,12 @@ def scalar(kind: Any, data: Any) -> np.generic:
 
 
 def no_bytes() -> bytes:
-    """Make the bytes of an empty array, in the place of ``bytes``."""
+    """Make the bytes of an empty array, in place of ``bytes``."""
     return b""
 
 
 def allowed_globals() -> list[tuple[Any, str]]:
-    """Return what ``torch.load`` may call, each under the names by which numpy 1 and 2 write it."""
+    """Return the functions that ``torch.load`` may call, each under its names in numpy 1 and 2."""
     found: list[tuple[Any, str]] = [(PlainDtype, "numpy.dtype"), (PlainArray, "numpy.ndarray")]
     found += [(no_bytes, f"{module}.bytes") for module in ("builtins", "__builtin__")]
     for package in ("numpy.core", "numpy._core"):

@@ -1,4 +1,4 @@
-"""Step 2's second channel while training: every other disc, as truth has it or as step 1 would give it."""
+"""Make step 2's second channel for training: every other disc, from the truth or with step 1's errors."""
 
 from typing import Final
 
@@ -14,55 +14,55 @@ from lib.transforms.discs import column_showing
 FloatArray = npt.NDArray[np.float32]
 
 EXACT_CHANNEL_SHARE: Final = 0.25
-"""Share of the second channels that come from truth; the others carry step 1's own errors or such as it makes them. A
-network that mostly sees true outlines copies what it is given: thin discs came out as small as step 1 found them."""
+"""Share of second channels that are exact; the others have errors of step 1, real or simulated. A network that mostly
+sees exact outlines copies its input, so that thin discs would become as small as step 1 found them."""
 FOUND_CHANNEL_SHARE: Final = 2 / 3
-"""Of the others: share that a step-1 network found in this very scan, where there is one."""
+"""Share of the other channels that a step-1 network found in the same scan, if there is one."""
 OUTLINE_SHARE: Final = 0.7
-"""Of the disturbed channels: share in which each disc is a little larger, smaller or shifted (the usual error)."""
+"""Share of the simulated channels in which each disc is a little larger, smaller or shifted (the usual error)."""
 LOST_SHARE: Final = 0.25
-"""Share in which a marked disc is missing, as where step 1 found a disc but not its name."""
+"""Share in which a marked disc is missing, as if step 1 had found a disc but not its name."""
 FALSE_SHARE: Final = 0.15
-"""Share in which an unmarked disc is marked in part, as where two discs were joined."""
+"""Share in which a part of an unmarked disc is marked, as if two discs had been joined."""
 HOLE_SHARE: Final = 0.3
-"""Share in which a disc has a bite taken out, as at degenerate discs."""
+"""Share in which a disc has a hole, as in degenerate discs."""
 BITE_DISC_SHARE: Final = 0.4
-"""Edge of the bite relative to the disc's box."""
+"""Edge of the hole relative to the disc's box."""
 
 
 def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
-    """The discs a training channel marks: those above a vertebra that is odd in this variant.
+    """Return the discs that a training channel marks: those above a vertebra that is odd in this variant.
 
     Args:
         codes: uint8 output codes of the whole scan. Not modified.
-        swapped: The variant with odd and even exchanged marks the other set.
+        swapped: Whether odd and even are exchanged, so that the other discs are marked.
 
     Returns:
-        Disc codes, superior to inferior; empty where no disc of the set is in view, see ``taught_variant``.
+        Disc codes, superior to inferior; empty if no disc of the set is in view, see ``training_variant``.
 
     Source:
-        The reference lists the discs of each set by name; here the place in the column decides, so that discs which are
-        missing between others, hidden or fused, shift nothing, nor do 11 or 13 thoracic vertebrae. What class 7 means
-        follows: it is the vertebra below a marked disc, as at inference.
+        The reference lists the discs of each set by name. Here the position in the column counts, so that missing,
+        hidden or fused discs shift nothing, nor do 11 or 13 thoracic vertebrae. Class 7 is the vertebra below a marked
+        disc, as at inference.
     """
-    shown = present_codes(codes)
-    spine = column_showing(shown, whole=not has_unreviewed(codes))
-    # C1 is the first vertebra, so the one below the disc of index k is number k + 2.
-    return tuple(disc for k, disc in enumerate(spine.discs) if disc in shown and (k % 2 == 1) != swapped)
+    present = present_codes(codes)
+    spine = column_showing(present, whole=not has_unreviewed(codes))
+    # C1 is the first vertebra, so the one below the disc with index k is number k + 2.
+    return tuple(disc for k, disc in enumerate(spine.discs) if disc in present and (k % 2 == 1) != swapped)
 
 
-def taught_variant(codes: LabelArray, *, swapped: bool) -> bool:
-    """Whether odd and even are exchanged: as asked, but never so that no disc is marked, for inference marks one.
+def training_variant(codes: LabelArray, *, swapped: bool) -> bool:
+    """Return whether odd and even are exchanged: as requested, unless no disc would be marked.
 
     Args:
         codes: As in ``marked_discs``.
-        swapped: What is asked for.
+        swapped: The request.
     """
     return swapped if marked_discs(codes, swapped=swapped) else not swapped and bool(marked_discs(codes, swapped=True))
 
 
 def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random.Generator) -> FloatArray:
-    """The channel with errors that a step-1 network makes: outlines, bites, a lost disc, a joined neighbor.
+    """Return a channel with errors of a step-1 network: outlines, holes, a missing disc, a joined neighbor.
 
     Args:
         codes: uint8 output codes, or a part of them. Not modified.
@@ -72,8 +72,8 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
     Returns:
         float32 0/1, same shape.
     """
-    shown = present_codes(codes)
-    visible = [code for code in marked if code in shown]
+    present = present_codes(codes)
+    visible = [code for code in marked if code in present]
     if visible and rng.random() < LOST_SHARE:
         visible.remove(visible[int(rng.integers(len(visible)))])
     channel = mark(codes, visible) > 0
@@ -81,7 +81,7 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
         channel = _disturb_outline(channel, rng)
     if visible and rng.random() < HOLE_SHARE:
         _take_bite(channel, codes == visible[int(rng.integers(len(visible)))], rng)
-    others = [code for code in DISCS if code not in marked and code in shown]
+    others = [code for code in DISCS if code not in marked and code in present]
     if others and rng.random() < FALSE_SHARE:
         part = codes == others[int(rng.integers(len(others)))]
         _take_bite(part, part.copy(), rng)
@@ -90,7 +90,7 @@ def disturbed_channel(codes: LabelArray, marked: tuple[int, ...], rng: np.random
 
 
 def _disturb_outline(channel: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Each boundary voxel kept or given away by a smooth random field, so that errors are lumps and not salt."""
+    """Grow or shrink the outline by a smooth random field, so that errors are lumps and not single voxels."""
     field = ndimage.gaussian_filter(rng.standard_normal(channel.shape).astype(np.float32), 2.0)
     grown, shrunk = ndimage.binary_dilation(channel), ndimage.binary_erosion(channel)
     limit = float(field.std()) * 0.7
@@ -99,7 +99,7 @@ def _disturb_outline(channel: npt.NDArray[np.bool_], rng: np.random.Generator) -
 
 
 def _take_bite(channel: npt.NDArray[np.bool_], disc: npt.NDArray[np.bool_], rng: np.random.Generator) -> None:
-    """Clear a box of the disc in ``channel``, which is the caller's own array."""
+    """Clear a box of the disc in ``channel``, which is the caller's own array and is modified."""
     box = ndimage.find_objects(disc.astype(np.uint8))[0]
     bite = []
     for axis in box:

@@ -1,7 +1,7 @@
-"""Converted networks on disk: beside their weights where that is allowed, else in the user's cache.
+"""Keep converted networks on disk: beside their weights if that is allowed, else in the user's cache.
 
-An entry is a folder named by the hash of what it was made from; it appears whole, and its files' hashes are
-compared before it is used.
+An entry is a folder named by the hash of its sources. It appears complete or not at all, and the hashes of its files
+are checked before it is used.
 """
 
 import logging
@@ -21,11 +21,11 @@ MODEL, WEIGHTS, RECORD = "model.xml", "model.bin", "sha256.json"
 
 
 def cached(beside: Path, key: str) -> Path | None:
-    """The model file of a complete and undamaged entry; damaged ones are removed.
+    """Return the model file of a complete and undamaged entry; remove damaged ones.
 
     Args:
         beside: The model's folder.
-        key: Hash of what the entry must have been made from.
+        key: Hash of the sources of the entry.
     """
     for place in _places(beside):
         entry = place / key
@@ -33,21 +33,21 @@ def cached(beside: Path, key: str) -> Path | None:
             continue
         if _is_sound(entry):
             return entry / MODEL
-        logger.warning("the converted network %s is damaged and is made again", entry)
+        logger.warning("The converted network %s is damaged and is made again", entry)
         discard(entry)
     return None
 
 
 def keep(beside: Path, key: str, save: Callable[[Path], None]) -> Path | None:
-    """Add an entry at the first place that can be written.
+    """Add an entry in the first folder that is writable.
 
     Args:
         beside: The model's folder.
         key: Name of the entry.
-        save: Writes ``MODEL`` (the path it is given) and ``WEIGHTS`` beside it.
+        save: Writes ``MODEL`` (its argument) and ``WEIGHTS`` beside it.
 
     Returns:
-        The model file; None when no place can be written.
+        The model file; None if no folder is writable.
     """
     for place in _places(beside):
         try:
@@ -55,13 +55,13 @@ def keep(beside: Path, key: str, save: Callable[[Path], None]) -> Path | None:
                 save(staging / MODEL)
                 write_json(staging / RECORD, {name: sha256_of(staging / name) for name in (MODEL, WEIGHTS)})
         except StorageError as error:
-            # Another process may have been faster; what it made is as good.
+            # Another process may have been faster; its entry is just as good.
             if _is_sound(place / key):
                 return place / key / MODEL
-            logger.info("the converted network is not kept in %s: %s", place, error)
+            logger.info("The converted network cannot be kept in %s: %s", place, error)
         else:
             return place / key / MODEL
-    logger.warning("no folder for converted networks can be written, so the next start converts again")
+    logger.warning("No folder for converted networks is writable, so the next start converts them again")
     return None
 
 

@@ -1,7 +1,7 @@
-"""A network computed by OpenVINO: faster than PyTorch on the CPU (1.6 to 1.8 times), in float32 like there.
+"""Run a network with OpenVINO, which is 1.6 to 1.8 times faster than PyTorch on the CPU, also in float32.
 
-The conversion calls OpenVINO's PyTorch front end itself: the package's ``convert_model`` reports its use over the
-internet unless told not to.
+The conversion calls OpenVINO's PyTorch front end directly, because the package's ``convert_model`` reports its use over
+the internet by default.
 """
 
 import importlib
@@ -20,19 +20,19 @@ from lib.nnunet.model_folder import ModelFolder
 logger = logging.getLogger(__name__)
 
 SIGN_TOLERANCE: Final = 1e-3
-"""Share of logits of a test tile that may differ in sign from PyTorch's: float32 gives 2e-5 at most, bfloat16 3e-3."""
+"""Share of a test tile's logits that may differ in sign from PyTorch: float32 has up to 2e-5, bfloat16 3e-3."""
 SEED: Final = 0
 SETTINGS: Final = {
-    # Half-precision types, which some processors prefer, flip a hundred times as many signs.
+    # Half-precision types, which some processors prefer, change a hundred times as many signs.
     "INFERENCE_PRECISION_HINT": "f32",
-    # One tile at a time; threads stay where the system puts them, for other work shares the machine.
+    # One tile at a time; the system places threads, because other work shares the machine.
     "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,
 }
 
 
 class OpenVinoNetwork(torch.nn.Module):  # type: ignore[misc]
-    """Stands where a PyTorch network stands, on the CPU.
+    """Takes the place of a PyTorch network, on the CPU.
 
     Args:
         compiled: OpenVINO's compiled model of one input and one output.
@@ -43,13 +43,13 @@ class OpenVinoNetwork(torch.nn.Module):  # type: ignore[misc]
         self._request = compiled.create_infer_request()
 
     def forward(self, tile: torch.Tensor) -> torch.Tensor:
-        """Logits of one tile (1, C, *patch); valid until the next call."""
+        """Return the logits of one tile (1, C, *patch); valid until the next call."""
         result = self._request.infer([tile.numpy()], share_inputs=True, share_outputs=True)
         return torch.from_numpy(result[0])
 
 
 def require_openvino() -> Any:
-    """The OpenVINO package.
+    """Return the OpenVINO package.
 
     Raises:
         WeightsError: It is not installed or does not load.
@@ -58,13 +58,13 @@ def require_openvino() -> Any:
         return importlib.import_module("openvino")
     except (ImportError, OSError) as error:
         raise WeightsError(
-            f"runtime 'openvino' needs the package openvino, got {str(error).splitlines()[0]!r}; install "
-            "requirements-openvino.txt or choose runtime 'torch'"
+            f"Runtime 'openvino' needs the package openvino, which is not usable ({str(error).splitlines()[0]!r}). "
+            "Install requirements-openvino.txt, or choose runtime 'torch'."
         ) from error
 
 
 def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
-    """The network of a model folder in OpenVINO, converted at first use and kept.
+    """Return the network of a model folder in OpenVINO, converted at first use and kept.
 
     Args:
         folder: The model.
@@ -80,7 +80,7 @@ def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
         try:
             return _compile(core, core.read_model(str(file)))
         except RuntimeError as error:
-            logger.warning("the converted network %s does not load and is made again: %s", file.parent, _short(error))
+            logger.warning("The converted network %s does not load and is made again: %s", file.parent, _short(error))
             cache.discard(file.parent)
     model, network = _convert(folder)
     compiled = _compile(core, model)
@@ -90,22 +90,22 @@ def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
 
 
 def _convert(folder: ModelFolder) -> tuple[Any, torch.nn.Module]:
-    """OpenVINO's model, and the PyTorch network it was made from."""
+    """Return OpenVINO's model, and the PyTorch network that it was made from."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     network = folder.load_network()
     if ModelFolder.open(folder.path, step=folder.step).digest != folder.digest:
-        raise WeightsError(f"weights that stay as they are are required, got {folder.name!r} changing; try again")
-    logger.info("converting step %d network %s for OpenVINO", folder.step, folder.version)
+        raise WeightsError(f"The weights {folder.name!r} changed while they were converted. Try again.")
+    logger.info("Converting step %d network %s for OpenVINO", folder.step, folder.version)
     tile = _test_tile(folder)
     try:
-        # Tracing turns the network's checks of shapes into constants, which they are: every tile has one shape.
+        # Tracing turns the network's checks of shapes into constants, which is correct: every tile has the same shape.
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             traced = torch.jit.trace(network, tile, check_trace=False)
         front_end = FrontEndManager().load_by_framework("pytorch")
-        # A name of its own: the front end does not keep the decoder alive.
+        # Keep the decoder in a variable, because the front end does not keep it alive.
         decoder = TorchScriptPythonDecoder(traced)
         model = front_end.convert(front_end.load(decoder))
         model.reshape(list(tile.shape))
@@ -124,7 +124,7 @@ def _check(folder: ModelFolder, network: torch.nn.Module, converted: OpenVinoNet
     with torch.inference_mode():
         different = float(((network(tile) > 0) != (converted(tile) > 0)).float().mean())
     if not different <= SIGN_TOLERANCE:
-        raise _unusable(folder, f"{different:.2%} of the answers differ from PyTorch's")
+        raise _unusable(folder, f"{different:.2%} of the output differs from PyTorch's")
 
 
 def _test_tile(folder: ModelFolder) -> torch.Tensor:
@@ -140,9 +140,7 @@ def _save(openvino: Any, model: Any, path: Path) -> None:
 
 
 def _unusable(folder: ModelFolder, reason: str) -> WeightsError:
-    return WeightsError(
-        f"a network that OpenVINO can compute is required, got {folder.name!r} ({reason}); choose runtime 'torch'"
-    )
+    return WeightsError(f"OpenVINO cannot run the network {folder.name!r} ({reason}). Choose runtime 'torch'.")
 
 
 def _short(error: BaseException) -> str:

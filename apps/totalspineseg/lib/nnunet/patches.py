@@ -1,4 +1,4 @@
-"""Patches for fine-tuning: cases drawn by origin, around structures, channels and targets made on them."""
+"""Make patches for fine-tuning: choose a case by origin and a center by structure, and make channels and targets."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from lib.nnunet.odd_channel import (
     FOUND_CHANNEL_SHARE,
     disturbed_channel,
     marked_discs,
-    taught_variant,
+    training_variant,
 )
 from lib.nnunet.preprocessed import CODES, FOUND, SHARES, StoredCase, open_case
 from lib.nnunet.region_weights import region_weights, rim_of
@@ -32,22 +32,22 @@ from lib.nnunet.targets import Step, exchanged, mark, present_codes, region_shar
 Shape = tuple[int, int, int]
 
 FOREGROUND_SHARE: Final = 2 / 3
-"""Share of patches that are centered on a structure, each structure equally often; the rest lie anywhere."""
+"""Share of patches that are centered on a structure, each structure equally often; the others are anywhere."""
 CONTEXT: Final = 1.5
-"""The crop handed to the spatial augmentation is larger than the patch by this factor, so that turning finds voxels."""
+"""Size of the crop for the spatial augmentation, relative to the patch, so that rotation has voxels to bring in."""
 PLACES: Final = 2000
-"""Voxels of each structure that may be a patch's center: enough to look random, few enough to keep."""
+"""Voxels of each structure that may be a patch's center: enough to look random, few enough to keep in memory."""
 
 
 Sample = dict[str, torch.Tensor]
-"""What nnU-Net's trainer calls a batch, here of one patch: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
-``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "synthetic", whether nobody has
-corrected it."""
+"""A batch of one patch for nnU-Net's trainer: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
+``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "synthetic", whether the case is
+synthetic."""
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A case and what is asked about it again and again."""
+    """A case with properties that are computed once."""
 
     case: StoredCase
     shape: Shape
@@ -58,15 +58,15 @@ class _Known:
 
 
 class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
-    """Patches by their number, the same one for the same seed and number, whatever was drawn before.
+    """Patches by their number; the same seed and number always give the same patch.
 
     Args:
         cases: Corrections and replay together.
         folder: Where their files are.
         model: The parent, whose plans give patch and axes.
-        replay_share: Share of patches from cases that are not fresh corrections.
-        strength: How much is varied.
-        seed: First part of each patch's seed, so that a resumed training goes on with the patches it would have had.
+        replay_share: Share of patches from cases that are no new corrections.
+        strength: Strength of the augmentation.
+        seed: First part of each patch's seed, so that a resumed training gets the same patches as an uninterrupted one.
         exact_share: See ``EXACT_CHANNEL_SHARE``.
 
     Raises:
@@ -100,7 +100,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         self._plain = build_augmentation(self._patch, x_axis=x_axis, strength=NONE)
 
     def __getitem__(self, number: int) -> Sample:
-        """Draw the patch of a number, counted from 0 through the whole training."""
+        """Return the patch of a number, counted from 0 through the whole training."""
         rng = np.random.default_rng((self._seed, number))
         origin, turn = self._draws.turn(number)
         pool = self._pools[origin]
@@ -109,7 +109,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
 
     def validation(self, number: int) -> Sample:
-        """Draw an unvaried patch with an exact channel, around a structure; ``number`` chooses it for good."""
+        """Return a patch around a structure, unvaried and with an exact channel, the same for each number."""
         rng = np.random.default_rng((self._seed, 1 << 40, number))
         fresh = self._pools[Origin.CORRECTION]
         cases = fresh or [entry for pool in self._pools.values() for entry in pool]
@@ -133,7 +133,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         if self._step == 2:
             second = _second_channel(codes, found[FOUND - CODES - 1], known.marked[swapped], exact, rng)
             channels.append(torch.from_numpy(second)[None])
-        # Parity of the lumbar spine depends on vertebrae outside the patch.
+        # The parity of the lumbar spine depends on vertebrae outside the patch.
         classes = torch.from_numpy(
             step_target(
                 codes, self._step, swapped=swapped, uneven_thoracic=known.uneven_thoracic, unreviewed=case.unreviewed
@@ -154,17 +154,17 @@ def _know(case: StoredCase, folder: Path) -> _Known:
     rng = np.random.default_rng(0)
     codes = open_case(folder, case.file)[1][CODES].astype(np.uint8)
     places = {}
-    # A patch around what carries no loss teaches little.
+    # A patch centered on voxels without loss would train little.
     for code in sorted(present_codes(codes) - case.unreviewed):
         found = np.flatnonzero(codes == code)
         places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
     marked = {swapped: marked_discs(codes, swapped=swapped) for swapped in (False, True)}
-    variants = {swapped: taught_variant(codes, swapped=swapped) for swapped in (False, True)}
+    variants = {swapped: training_variant(codes, swapped=swapped) for swapped in (False, True)}
     return _Known(case, codes.shape, places, thoracic_is_uneven(codes), marked, variants)
 
 
 def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape:
-    """A voxel of a structure, each structure equally often, or any voxel."""
+    """Return a voxel of a structure, each structure equally often, or any voxel."""
     shape = known.shape
     if rng.random() < foreground and known.places:
         places = list(known.places.values())[int(rng.integers(len(known.places)))]
@@ -175,19 +175,19 @@ def _center(known: _Known, rng: np.random.Generator, foreground: float) -> Shape
 
 
 class _Box:
-    """A region ``CONTEXT`` times the patch around a center; the patch stays inside the case.
+    """A region ``CONTEXT`` times as large as the patch around a center; the patch stays inside the case.
 
     Args:
-        shape: Of the case.
-        center: Voxel around which the patch is wanted.
-        patch: Its sides.
+        shape: Shape of the case.
+        center: Wanted center of the patch.
+        patch: Sides of the patch.
     """
 
     def __init__(self, shape: Shape, center: Shape, patch: Shape) -> None:
         self._size = [2 * int(np.ceil(n * CONTEXT / 2)) + n % 2 for n in patch]
         source, target = [], []
         for middle, length, edge, tile in zip(center, shape, self._size, patch, strict=True):
-            # As at inference, a tile hangs over the edge only where the image is smaller than the tile.
+            # As at inference, a tile extends beyond the image only if the image is smaller than the tile.
             low, high = tile // 2, length - (tile - tile // 2)
             middle = length // 2 if high < low else min(max(middle, low), high)
             start = middle - edge // 2
@@ -197,7 +197,7 @@ class _Box:
         self._source, self._target = tuple(source), tuple(target)
 
     def crop(self, array: Any, first: int, last: int) -> torch.Tensor:
-        """Read some channels of an array, float32, filled up with zeros."""
+        """Read some channels of an array as float32, padded with zeros."""
         crop = torch.zeros((last - first, *self._size))
         crop[(slice(None), *self._target)] = torch.from_numpy(array[(slice(first, last), *self._source)]).float()
         return crop
@@ -206,19 +206,19 @@ class _Box:
 def _second_channel(
     codes: LabelArray, found: LabelArray, marked: tuple[int, ...], exact: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """The marked discs as truth has them, as a step-1 network found them, or with errors as it makes them."""
+    """Return the marked discs, exact, as a step-1 network found them, or with simulated errors."""
     if rng.random() < exact:
         return mark(codes, marked)
     if rng.random() < FOUND_CHANNEL_SHARE:
         channel = mark(found, marked)
-        if channel.any():  # without one nothing would tell odd from even
+        if channel.any():  # without marks, odd and even cannot be told apart
             return channel
     return disturbed_channel(codes, marked, rng)
 
 
 @contextmanager
 def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Set the libraries' global generators from ``rng`` for a while; afterwards they are as they were."""
+    """Seed the libraries' global generators from ``rng`` inside this block, and restore them afterwards."""
     before = np.random.get_state()  # noqa: NPY002 - the augmentation library draws from it
     with torch.random.fork_rng(devices=[]):
         np.random.seed(int(rng.integers(1 << 31)))  # noqa: NPY002

@@ -1,6 +1,6 @@
-"""A network that stays loaded: image channels in, network classes and asked-for probabilities out.
+"""A network that stays loaded: it turns image channels into classes and requested probabilities.
 
-Nothing is written, printed or started: arrays stay in memory, in this process.
+It writes and prints nothing and starts no process: arrays stay in memory, in this process.
 """
 
 import logging
@@ -26,28 +26,29 @@ from lib.trust import Trust
 logger = logging.getLogger(__name__)
 
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
-"""Spacing of the images the pipeline hands over, mm."""
+"""Spacing of the pipeline's images, mm."""
 TILE_STEP: Final = 0.5
 """Distance of neighboring tiles in tiles: half of each tile overlaps the next one."""
 CPU: Final = torch.device("cpu")
 LEFT_RIGHT: Final = 1
-"""Axis of (C, X, Y, Z) that a mirror turns."""
+"""Axis of (C, X, Y, Z) that mirroring reverses."""
 MEAN_EPSILON: Final = 1e-4
 """Keeps the logit of a mean finite."""
 CORD_REGION: Final = "cord"
 SOFT_FLOOR: Final = -7.0
-"""Logit below which a probability, under a thousandth, may be given as 0; leaves out most of the volume."""
+"""Logit below which a probability, under a thousandth, may be 0 instead; this leaves out most of the volume."""
 
 
 class WarmPredictor:
-    """One step's network, loaded once and used for many images; one image at a time.
+    """One step's network, loaded once and used for many images, one at a time.
 
     Args:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
-        tile_step: Distance of neighboring tiles in tiles, above 0 and at most 1; smaller is slower and smoother.
-        runtime: What computes the network; "openvino" is for the CPU.
-        trust: What is known of its errors; None takes what the folder says.
+        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
+            smoother.
+        runtime: The runtime; "openvino" is for the CPU.
+        trust: Trust in the network; None for the trust in the folder.
 
     Raises:
         ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
@@ -64,7 +65,7 @@ class WarmPredictor:
         trust: Trust | None = None,
     ) -> None:
         if not 0 < tile_step <= 1:
-            raise ValueError(f"tile_step must be above 0 and at most 1, got {tile_step!r}")
+            raise ValueError(f"expected tile_step above 0 and at most 1, got {tile_step!r}")
         self.folder = folder
         self.tile_step = tile_step
         self.device = resolve_device(device, runtime)
@@ -79,15 +80,16 @@ class WarmPredictor:
 
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
-            soft: Region names whose probabilities are wanted.
+            soft: Region names whose probabilities are returned.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0.
 
         Raises:
-            ValueError: Wrong number of channels or axes, an empty or non-finite array, or an unknown region name.
-            WeightsError: The network's answer is not finite.
-            MemoryShortageError: The image does not fit into memory, that of the CPU included.
+            ValueError: The number of channels or axes is wrong, the array is empty or not finite, or a region is
+                unknown.
+            WeightsError: The network's output is not finite.
+            MemoryShortageError: The image does not fit into memory, not even that of the CPU.
         """
         self._check(channels, soft)
         shape = channels.shape[1:]
@@ -105,17 +107,17 @@ class WarmPredictor:
         return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
 
     def warm_up(self) -> None:
-        """Compute once where the first time takes longer: a GPU's libraries load at first use.
+        """Run once if the first run is slower: a GPU's libraries load at first use.
 
         Raises:
-            WeightsError: The network's answer is not finite.
+            WeightsError: The network's output is not finite.
         """
         if self.device.type == "cuda":
             with self._lock:
                 self._logits(torch.zeros(STEP_CHANNELS[self.folder.step], *self.folder.patch))
 
     def free(self) -> None:
-        """Give GPU memory back; the next image moves the network there again."""
+        """Release GPU memory; the next image moves the network there again."""
         with self._lock:
             self._network.to(CPU)
             _empty_cache()
@@ -129,13 +131,13 @@ class WarmPredictor:
         expected = STEP_CHANNELS[self.folder.step]
         if channels.ndim != 4 or channels.shape[0] != expected or 0 in channels.shape:
             raise ValueError(
-                f"step {self.folder.step} takes ({expected}, X, Y, Z) channels, got shape {channels.shape!r}"
+                f"expected ({expected}, X, Y, Z) channels for step {self.folder.step}, got shape {channels.shape!r}"
             )
         if unknown := sorted(set(soft) - set(self.folder.regions)):
-            raise ValueError(f"soft must name regions of {self.folder.regions!r}, got {unknown!r}")
-        # One NaN would spread over every voxel through the normalization.
+            raise ValueError(f"expected names of regions ({self.folder.regions!r}) in soft, got {unknown!r}")
+        # The normalization would spread one NaN over every voxel.
         if not np.isfinite(channels).all():
-            raise ValueError("channels must be finite, got NaN or infinity; clean the image first")
+            raise ValueError("expected finite channels, got NaN or infinity")
 
     def _predict_box(
         self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]
@@ -149,8 +151,8 @@ class WarmPredictor:
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
         full: Shape = labels.shape  # type: ignore[assignment]
-        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' own order. Only what lies on the
-        # plans' grid is turned: it is the smaller one, and the order in memory decides how fast the larger one is.
+        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' order. Only the smaller array on the
+        # plans' grid is transposed, because the order in memory determines the speed for the larger one.
         axes = [2 - axis for axis in self.folder.transpose]
         back = [axes.index(axis) for axis in range(3)]
         spacing = [self.folder.spacing_mm[axis] for axis in back]
@@ -169,7 +171,9 @@ class WarmPredictor:
         except RuntimeError as error:
             if self.device.type != "cuda" or not is_out_of_memory(error):
                 raise
-            logger.warning("GPU memory does not suffice for the labels of step %d; the CPU goes on", self.folder.step)
+            logger.warning(
+                "There is too little GPU memory for the labels of step %d; the CPU goes on", self.folder.step
+            )
         else:
             return difference
         logits = logits.to(CPU)
@@ -178,10 +182,10 @@ class WarmPredictor:
         return difference
 
     def _decide(self, logits: torch.Tensor, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
-        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, where these lie."""
+        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, on their device."""
         full: Shape = labels.shape  # type: ignore[assignment]
         found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
-        # One region at a time: no full-size copy of all channels.
+        # One region at a time, to avoid a full-size copy of all channels.
         for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
             if name in maps and (part := resample_above(region, full, SOFT_FLOOR)) is not None:
                 inside, box = part
@@ -190,12 +194,12 @@ class WarmPredictor:
             if (part := resample_above(region, full, floor)) is not None:
                 inside, box = part
                 mask = (inside > floor).view(torch.uint8)
-                # Four times faster than masked_fill_.
+                # This is four times faster than masked_fill_.
                 found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
 
     def _logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of the whole image; moves to the CPU when the GPU's memory does not suffice."""
+        """Return the logits of the whole image; continue on the CPU if there is too little GPU memory."""
         attempts = [(CPU, CPU)]
         if self.device.type == "cuda":
             attempts = [(self.device, self.device), (self.device, CPU), (CPU, CPU)]
@@ -205,13 +209,13 @@ class WarmPredictor:
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
-                logger.warning("GPU memory does not suffice for step %d; trying with less of it", self.folder.step)
-            # Outside the handler: the exception's traceback would keep the tensors alive.
+                logger.warning("There is too little GPU memory for step %d; trying with less of it", self.folder.step)
+            # Do this outside the handler, because the exception's traceback would keep the tensors alive.
             self.free()
         raise AssertionError("unreachable")
 
     def _finite_logits(self, image: torch.Tensor, compute: torch.device, sums: torch.device) -> torch.Tensor:
-        """Logits computed in half precision on a GPU, in float32 on the CPU and where half precision overflows."""
+        """Return logits, in half precision on a GPU, in float32 on the CPU and if half precision overflows."""
         network = self._network.to(compute)
         for autocast in (True, False) if compute.type == "cuda" else (False,):
             logits = sliding_logits(
@@ -224,16 +228,16 @@ class WarmPredictor:
                 sums=sums,
                 autocast=autocast,
             )
-            # NaN and infinity both show in the extremes, at a tenth of the cost of looking at every voxel.
+            # NaN and infinity both appear in the extremes, which takes a tenth of the time of checking every voxel.
             if bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all()):
                 return logits
         raise WeightsError(
-            f"the network's answer must be finite, got NaN or infinity from {self.version!r}; install the weights again"
+            f"The output of the network {self.version!r} has NaN or infinity. Install the weights again."
         )
 
 
 def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
-    """Return 1 - Dice of all regions of two answers together; 0 where both are empty."""
+    """Return 1 - Dice of all regions of two outputs together; 0 if both are empty."""
     both = total = 0
     for region, other in zip(logits, mirrored, strict=True):
         one, two = region > 0, other.to(region.device) > 0
@@ -243,7 +247,7 @@ def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
 
 
 def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Logits of the mean of two probabilities, region by region: no further copy of all."""
+    """Return the logits of the mean of two probabilities, region by region to save memory."""
     for region, other in zip(logits, mirrored, strict=True):
         mean = torch.sigmoid(region).add_(torch.sigmoid(other.to(region.device))).div_(2)
         region.copy_(torch.logit(mean, eps=MEAN_EPSILON))
@@ -253,24 +257,24 @@ def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
     if runtime == "torch":
         return folder.load_network()
-    # Here, because the package is optional and slow to import.
+    # Import here, because the package is optional and slow to import.
     from lib.nnunet.openvino_network import load_openvino
 
     return load_openvino(folder)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error means missing memory, which cuDNN, cuBLAS and the CPU report in words of their own."""
+    """Return whether an error means too little memory, which cuDNN, cuBLAS and the CPU report in different words."""
     words = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "can't allocate memory")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 @contextmanager
 def _memory_errors(shape: tuple[int, ...]) -> Iterator[None]:
-    """One sentence for an image that fits nowhere.
+    """Raise one understandable error for an image that is too large for the memory.
 
     Raises:
-        MemoryShortageError: In place of the libraries' errors.
+        MemoryShortageError: Instead of the libraries' errors.
     """
     try:
         yield
@@ -278,8 +282,8 @@ def _memory_errors(shape: tuple[int, ...]) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         raise MemoryShortageError(
-            f"more free memory is required for an image of {' x '.join(map(str, shape))} voxels at 1 mm, got too "
-            "little; close other programs, or crop the scan to the spine"
+            f"There is too little free memory for an image of {' x '.join(map(str, shape))} voxels at 1 mm. Close "
+            "other programs, or crop the scan to the spine."
         ) from error
 
 

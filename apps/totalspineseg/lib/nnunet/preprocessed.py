@@ -1,4 +1,4 @@
-"""Training cases on disk in nnU-Net's preprocessed format: one image, and a stack of maps for its targets."""
+"""Keep training cases on disk in nnU-Net's preprocessed format: one image, and a stack of maps for its targets."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,26 +16,27 @@ from lib.files import storage_errors, write_json
 from lib.nnunet.cases import Origin, TrainingCase
 from lib.nnunet.discovery import read_model_json
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
-from lib.nnunet.odd_channel import marked_discs, taught_variant
+from lib.nnunet.odd_channel import marked_discs, training_variant
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 
 PREPROCESSED_DIR: Final = "preprocessed"
-"""In the folder of a step's training; removed when it has ended."""
+"""Name of a folder in that of a step's training; removed at its end."""
 PLANS: Final = "nnUNetPlans"
 IDENTIFIER: Final = f"{PLANS}_{CONFIGURATION}"
-"""Names in nnU-Net's folders; those of the parent's plans come from outside and are no paths of ours."""
+"""Names in nnU-Net's folders. The names in the parent's plans come from outside and are not used as paths."""
 CLASSES, CODES, FOUND = 0, 1, 2
-"""Channels of a segmentation: the step's classes, as nnU-Net itself trains on; output codes, of which both variants of
-step 2 are made; in step 2 the discs that step 1 found. On a coarse grid the shares of the regions follow, 255 for all
-of a voxel."""
+"""Channels of a segmentation: the step's classes, on which nnU-Net itself trains; output codes, from which both
+variants of step 2 are made; and in step 2 the discs that step 1 found. On a coarse grid the shares of the regions
+follow, 255 for a whole voxel."""
 COMPRESSION: Final = {
     "codec": blosc2.Codec.LZ4HC,
     "clevel": 5,
     "filters": [blosc2.Filter.SHUFFLE],
     "nthreads": 1,
 }
-"""nnU-Net's, with one thread: the pool of its four is gone in a forked process, which would wait for it forever."""
+"""nnU-Net's settings, but with one thread: nnU-Net's pool of four threads does not exist in a forked process, which
+would wait for it forever."""
 SHARES: Final[Mapping[int, int]] = {1: CODES + 1, 2: FOUND + 1}
 """Step -> channel of the first share."""
 
@@ -46,7 +47,7 @@ class StoredCase:
 
     Attributes:
         name: Case id.
-        origin: Where it comes from.
+        origin: Origin of the case.
         file: Name of its files, without ending.
         unreviewed: See ``LabeledScan``.
         untouched: See ``LabeledScan.left``.
@@ -70,15 +71,15 @@ def dataset_folder(model: ModelFolder, work: Path) -> Path:
 
 
 def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -> tuple[StoredCase, ...]:
-    """Write cases, and the parent's plans beside them; what an earlier call left is replaced.
+    """Write cases with the parent's plans beside them, in place of those of an earlier call.
 
     Args:
-        cases: Prepared for ``model``; one is held at a time.
+        cases: Prepared for ``model``; one is in memory at a time.
         model: The parent.
         work: Folder of the training.
 
     Returns:
-        The cases in order; empty where there is none.
+        The cases in order; empty if there is none.
 
     Raises:
         StorageError: They cannot be written.
@@ -97,11 +98,11 @@ def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -
 
 
 def training_plans(model: ModelFolder, batch_size: int) -> dict[str, Any]:
-    """Return the parent's plans as its fine-tuning uses them: its one configuration, under names of ours.
+    """Return the parent's plans for its fine-tuning: only its one configuration, with this app's names.
 
     Args:
         model: The parent.
-        batch_size: Patches in a batch, in place of the plans'.
+        batch_size: Patches in a batch, instead of the number in the plans.
     """
     configuration = {**model.configuration, "data_identifier": IDENTIFIER, "batch_size": batch_size}
     names = {"dataset_name": dataset_name(model.step), "plans_name": PLANS}
@@ -115,10 +116,10 @@ def training_dataset(model: ModelFolder) -> dict[str, Any]:
 
 
 def open_case(folder: Path, file: str) -> tuple[Any, Any]:
-    """Open a case's image (C, A, B, C) and maps, which are read from disk where they are sliced.
+    """Open a case's image (C, A, B, C) and maps; slicing them reads from disk.
 
     Args:
-        folder: That of the cases.
+        folder: Folder of the cases.
         file: See ``StoredCase``.
     """
     paths = (folder / f"{file}.b2nd", folder / f"{file}_seg.b2nd")
@@ -130,13 +131,13 @@ def _write(case: TrainingCase, model: ModelFolder, target: Path) -> None:
     step = cast(Step, model.step)
     image, maps = [case.image], [step_target(case.codes, step, unreviewed=case.unreviewed), case.codes]
     if step == 2:
-        swapped = taught_variant(case.codes, swapped=False)
+        swapped = training_variant(case.codes, swapped=False)
         image.append(mark(case.codes, marked_discs(case.codes, swapped=swapped)))
         maps[CLASSES] = step_target(case.codes, step, swapped=swapped, unreviewed=case.unreviewed)
         maps.append(np.zeros_like(case.codes) if case.found is None else case.found)
     maps += [] if case.shares is None else list(case.shares)
     data, seg = np.stack(image), np.stack(maps).astype(np.int16)
-    # For nnU-Net's own loader; ours looks for single structures among the codes.
+    # This is for nnU-Net's own loader; this app's loader finds single structures by their codes.
     looked_at = [-1, *range(IGNORE_CLASS[step])]
     regions = [*map(list, REGIONS[step].values()), looked_at]
     places = DefaultPreprocessor._sample_foreground_locations(seg[:CODES], regions)

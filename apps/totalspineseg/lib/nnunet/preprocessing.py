@@ -1,7 +1,7 @@
-"""From an image to what the network eats: crop to the nonzero box, normalize (then resample, see ``resampling``).
+"""Preprocess images for a network: crop to the nonzero box and normalize (resampling follows, see ``resampling``).
 
-Source: the order of operations of nnU-Net 2's DefaultPreprocessor. What differs: resampling is always
-linear (the official plans are at 1 mm, where nothing is resampled).
+Source: the order of operations of nnU-Net 2's DefaultPreprocessor. Different here: resampling is always linear (the
+    official plans are at 1 mm, where nothing is resampled).
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
 MIN_STD: Final = 1e-8
-"""Smallest divisor of the Z-score: a constant image becomes zeros, not NaN."""
+"""Smallest divisor of the Z-score, so that a constant image becomes zeros, not NaN."""
 
 
 def nonzero_box(channels: FloatArray) -> Box | None:
-    """The smallest box that holds every voxel in which any channel differs from 0; None when there is none.
+    """Return the smallest box with all voxels in which any channel differs from 0; None if there is none.
 
     Args:
         channels: (C, ...) with three spatial axes. Not modified.
@@ -36,12 +36,13 @@ def nonzero_box(channels: FloatArray) -> Box | None:
 
 
 def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequence[bool]) -> FloatArray:
-    """Normalize each channel the way the plans say.
+    """Normalize each channel as in the plans.
 
     Args:
         channels: (C, ...) float32, cropped. Not modified.
         schemes: "ZScoreNormalization" or "NoNormalization" per channel.
-        inside_only: Per channel: take mean and deviation inside the (hole-filled) nonzero mask, and leave the rest.
+        inside_only: For each channel: whether to use the mean and deviation inside the (hole-filled) nonzero mask, and
+            normalize only there.
 
     Returns:
         A new, contiguous array of the same shape.
@@ -57,6 +58,6 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             values[inside] = (part - part.mean()) / max(part.std(), MIN_STD)
         else:
             np.subtract(channel, channel.mean(), out=values)
-            # As numpy's std computes it, without subtracting the mean a second time.
+            # This is numpy's std without subtracting the mean a second time.
             values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
     return result

@@ -1,4 +1,4 @@
-"""Labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools."""
+"""Write labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ from lib.nnunet.odd_channel import (
     FloatArray,
     disturbed_channel,
     marked_discs,
-    taught_variant,
+    training_variant,
 )
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
@@ -33,29 +33,29 @@ from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 logger = logging.getLogger(__name__)
 
 SWAPPED_SUFFIX: Final = "_o2e"
-"""Second variant of a case of dataset 102: the other discs marked, odd and even exchanged."""
+"""Suffix of the second variant of a case in dataset 102: the other discs are marked, and odd and even exchanged."""
 DISTURBED_SHARE: Final = 1 - EXACT_CHANNEL_SHARE
-"""Share of the cases of dataset 102 whose second channel has errors: those of step 1, or such as it makes them."""
+"""Share of the cases in dataset 102 whose second channel has errors, real or simulated ones of step 1."""
 TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
-"""Whose discs a second channel shows, in the record of the cases; the network's version follows ``FOUND_BY``."""
+"""Origin of the discs in a second channel, in the record of cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
 FORMAT: Final = 3
-"""Of the cases; raised when the same scan gives other files, so that older ones are written anew."""
+"""Version of the case format; it is raised when a scan gives other files, so that old cases are written anew."""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
-"""Characters of a case's name; file systems allow 255 with endings."""
+"""Characters in a case's name; file systems allow 255 with endings."""
 
 
 @dataclass(frozen=True)
 class RawOptions:
-    """What is written.
+    """Options for the datasets.
 
     Attributes:
-        steps: Which datasets.
-        swapped: Also the second variant of each case of dataset 102.
+        steps: Steps to write datasets for.
+        swapped: Whether to write also the second variant of each case of dataset 102.
         disturbed_share: See ``DISTURBED_SHARE``.
-        finder: The warm step-1 network whose own discs ``FOUND_CHANNEL_SHARE`` of the disturbed ones show;
-            None simulates all errors.
+        finder: The loaded step-1 network that finds the discs for ``FOUND_CHANNEL_SHARE`` of the disturbed channels;
+            None to simulate all errors.
     """
 
     steps: tuple[Step, ...] = (1, 2)
@@ -65,7 +65,7 @@ class RawOptions:
 
 
 def dataset_name(step: int) -> str:
-    """nnU-Net's folder name of a step's dataset."""
+    """Return nnU-Net's folder name of a step's dataset."""
     return f"Dataset{DATASET_OF_STEP[step]}_TotalSpineSeg_step{step}"
 
 
@@ -76,23 +76,24 @@ def write_raw_datasets(
     *,
     on_skip: Callable[[Skipped], None],
 ) -> dict[int, Written]:
-    """Make nnU-Net's raw datasets hold exactly these cases.
+    """Write nnU-Net's raw datasets so that they contain exactly these cases.
 
-    Cases of an earlier call that are whole and made from the same scan with the same options stay as they are, so an
-    interrupted call is gone on with by calling again; those that this call does not make are removed at its end.
+    Complete cases of an earlier call, made from the same scan with the same options, are kept, so that an interrupted
+    call can be repeated to continue it. Other cases are removed at the end.
 
     Args:
-        sources: Labeled scans; one is held at a time.
+        sources: Labeled scans; one is in memory at a time.
         raw: nnU-Net's raw folder (``nnUNet_raw``).
-        options: What is written.
-        on_skip: Told about every case that cannot be used.
+        options: Options for the datasets.
+        on_skip: Called with every case that cannot be used.
 
     Returns:
-        Step -> what its dataset holds now.
+        Step -> the present content of its dataset.
 
     Raises:
-        StorageError: Disk full, no permission, or a dataset's folder holds files that are not ours; those are left.
-        MemoryShortageError: The network that finds discs does not fit into the memory; no case is left out for it.
+        StorageError: The disk is full, permission is missing, or a dataset's folder has files of others, which are
+            kept.
+        MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for that.
     """
     options = options or RawOptions()
     folders = {step: RawFolder(raw / dataset_name(step), len(CHANNELS[step])) for step in options.steps}
@@ -121,7 +122,7 @@ def write_raw_datasets(
 
 
 def case_id(name: str) -> str:
-    """A case name for file names: letters, digits, "-", "_" and "."; other names get a "+" and a hash of their own."""
+    """Return a case name for files: letters, digits, "-", "_" and "."; other names get a "+" and a hash."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
     if plain == name and len(name) <= MAX_NAME and not name.endswith(SWAPPED_SUFFIX):
         return name
@@ -131,7 +132,7 @@ def case_id(name: str) -> str:
 def _free_name(scan: LabeledScan, taken: set[str]) -> str:
     name = case_id(scan.name)
     if name in taken:
-        raise LabelError(f"one scan of each name is required, got another one named {scan.name!r}; rename one of them")
+        raise LabelError(f"There are two scans named {scan.name!r}. Rename one of them.")
     taken.add(name)
     return name
 
@@ -154,11 +155,11 @@ def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, opt
     grid = _crop_grid(image, [axis.start for axis in box], codes.shape)
 
     def find(finder: Predictor) -> LabelArray:
-        """In the whole scan, as at inference; few variants ask for it."""
+        """Find discs in the whole scan, as at inference; few variants need this."""
         return found_discs(image.data, labels.data, finder)[box]
 
     for second_variant in missing:
-        swapped = taught_variant(codes, swapped=second_variant)
+        swapped = training_variant(codes, swapped=second_variant)
         file = _variant(name, second_variant)
         second, discs = _second_channel(codes, find, file, options, swapped=swapped)
         target = step_target(codes, 2, swapped=swapped, unreviewed=scan.unreviewed)
@@ -173,7 +174,7 @@ def _second_channel(
     *,
     swapped: bool,
 ) -> tuple[FloatArray, str]:
-    """The channel of a file, and whose discs it shows."""
+    """Return the second channel of a file, and the origin of its discs."""
     rng = np.random.default_rng([SEED, *name.encode()])
     marked = marked_discs(codes, swapped=swapped)
     if rng.random() >= options.disturbed_share:
@@ -182,7 +183,7 @@ def _second_channel(
         channel = mark(find(options.finder), marked)
         if channel.any():
             return channel, f"{FOUND_BY}{options.finder.version}"
-        logger.warning("%s: step 1 finds none of its discs; errors are simulated", name)
+        logger.warning("%s: step 1 found none of its discs, so errors are simulated", name)
     return disturbed_channel(codes, marked, rng), SIMULATED
 
 
@@ -191,7 +192,7 @@ def _variant(name: str, swapped: bool) -> str:
 
 
 def _made_from(scan: LabeledScan, step: Step, options: RawOptions) -> str:
-    """Changes with the scan's voxels, grid and label, and with the options that change its files."""
+    """Return a digest that changes with the scan's voxels, grid and label, and with options that change its files."""
     share = options.disturbed_share if step == 2 else 0
     finder = f" {options.finder.version}" if step == 2 and options.finder is not None else ""
     digest = hashlib.sha256(f"{FORMAT} {share} {sorted(scan.unreviewed)}{finder}".encode())
@@ -208,7 +209,7 @@ def _crop_grid(image: Volume, start: Sequence[int], shape: tuple[int, ...]) -> G
 
 
 def _description(step: Step) -> dict[str, Any]:
-    """What ``dataset.json`` says: channels, regions in order, the ignore label."""
+    """Return the content of ``dataset.json``: channels, regions in order, the ignore label."""
     labels: dict[str, Any] = {"background": 0}
     labels |= {name: classes[0] if len(classes) == 1 else list(classes) for name, classes in REGIONS[step].items()}
     return {

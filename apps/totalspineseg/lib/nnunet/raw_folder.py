@@ -1,4 +1,4 @@
-"""One raw dataset of nnU-Net on disk: which cases are ours and whole, and what earlier calls left."""
+"""Write one raw dataset of nnU-Net on disk, keeping complete cases of earlier calls and files of others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from lib.geometry import Grid, LabelArray
 from lib.volume_io import write_volume
 
 CASES_FILE: Final = "cases.json"
-"""Beside ``dataset.json``: case -> its subject, what it was made from, and in step 2 whose discs mark it."""
+"""File beside ``dataset.json``: case -> its subject, a digest of its sources, and in step 2 the origin of its discs."""
 DATASET_FILE: Final = "dataset.json"
-"""nnU-Net's description; written last, so a dataset without it is unfinished."""
+"""nnU-Net's description; it is written last, so a dataset without it is unfinished."""
 ENDING: Final = ".nii.gz"
 IMAGES, LABELS = "imagesTr", "labelsTr"
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a dataset holds after a call.
+    """The content of a dataset after a call.
 
     Attributes:
-        cases: How many.
-        removed: Cases of earlier calls that this one did not make.
+        cases: Number of cases.
+        removed: Removed cases of earlier calls.
     """
 
     cases: int
@@ -32,7 +32,7 @@ class Written:
 
 
 def read_cases(dataset: Path) -> dict[str, dict[str, str]]:
-    """The record of a dataset's cases; empty when there is none.
+    """Return the record of a dataset's cases; empty if there is none.
 
     Raises:
         StorageError: It is damaged.
@@ -42,11 +42,11 @@ def read_cases(dataset: Path) -> dict[str, dict[str, str]]:
 
 
 class RawFolder:
-    """A dataset that is being written; killed at any moment, the next call goes on with the cases that are whole.
+    """A dataset that is being written; if it is killed, the next call keeps the complete cases.
 
     Args:
         path: The dataset's folder. The caller holds its lock.
-        channels: Images of a case.
+        channels: Number of images of a case.
     """
 
     def __init__(self, path: Path, channels: int) -> None:
@@ -56,7 +56,7 @@ class RawFolder:
         self._made: set[str] = set()
 
     def check(self) -> None:
-        """See what is there, and that all of it is ours.
+        """Read the record of cases, and check that no other files are in the folder.
 
         Raises:
             StorageError: There are files of others, or the record of the cases is damaged.
@@ -68,12 +68,12 @@ class RawFolder:
             others.append(self.path / DATASET_FILE)
         if others:
             raise StorageError(
-                f"a folder with nothing but cases that 'totalspineseg prepare' wrote is required, got {len(others)} "
-                f"other files in {str(self.path)!r}, such as {others[0].name!r}; move them away or write elsewhere"
+                f"{str(self.path)!r} has {len(others)} files that 'totalspineseg prepare' did not write, such as "
+                f"{others[0].name!r}. Move them away, or write the dataset elsewhere."
             )
 
     def begin(self) -> None:
-        """Mark the dataset as unfinished, and remove files that a killed call had begun.
+        """Mark the dataset as unfinished, and remove partial files of a killed call.
 
         Raises:
             StorageError: It cannot be written.
@@ -86,7 +86,7 @@ class RawFolder:
                 remove_leftovers(folder, 0)
 
     def keep(self, case: str, subject: str, made_from: str) -> bool:
-        """Keep a case as it is, if it is whole and was made from the same; False when it must be written."""
+        """Keep a case if it is complete and made from the same sources; return False if it must be written."""
         if self._cases.get(case, {}).get("made_from") != made_from:
             return False
         if not all(file.is_file() for file in self._files(case)):
@@ -106,19 +106,19 @@ class RawFolder:
         *,
         discs: str = "",
     ) -> None:
-        """Write a case: known as ours before its first file is there, whole once its label is.
+        """Write a case: it is recorded before its first file is written, and complete after its label is written.
 
         Args:
-            case: Its name.
-            subject: Whose scan it is.
-            made_from: Changes with what it is made from.
-            grid: Of all arrays.
+            case: Name of the case.
+            subject: Subject of the scan.
+            made_from: Digest of its sources.
+            grid: Grid of all arrays.
             channels: (X, Y, Z) each. Not modified.
             target: The step's classes. Not modified.
-            discs: Where the discs of the second channel come from; empty without such a channel.
+            discs: Origin of the discs in the second channel; empty without such a channel.
 
         Raises:
-            StorageError: Disk full or no permission.
+            StorageError: The disk is full, or permission is missing.
         """
         *images, label = self._files(case)
         with storage_errors(self.path):
@@ -131,7 +131,7 @@ class RawFolder:
         self._made.add(case)
 
     def finish(self, description: dict[str, Any]) -> Written:
-        """Remove the cases of earlier calls, then write ``dataset.json`` with the number of those of this one.
+        """Remove the cases of earlier calls, then write ``dataset.json`` with the number of present cases.
 
         Raises:
             StorageError: It cannot be written.
@@ -152,6 +152,6 @@ class RawFolder:
                 yield from sorted((self.path / name).iterdir())
 
     def _files(self, case: str) -> list[Path]:
-        """The images, then the label."""
+        """Return the images, then the label."""
         images = [self.path / IMAGES / f"{case}_{number:04d}{ENDING}" for number in range(self._channels)]
         return [*images, self.path / LABELS / f"{case}{ENDING}"]

@@ -1,7 +1,7 @@
-"""Scans of people among the training patches of the starter weights: files, resampling, and what a scanner varies.
+"""Use scans of people as training patches of the starter weights: read, resample and vary them.
 
-Most labels of people are partial. A case holds two readings of every voxel: what it is, and what it may be as well. A
-region is taught where both agree on it, so a canal is taught as canal without a word about the cord inside.
+Most labels of people are partial. A case has two readings of every voxel: what it is, and what else it may be. A region
+is trained where both agree on it, so that a canal trains the canal but not the cord inside.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ Spacing = tuple[float, float, float]
 SUFFIX: Final = ".npz"
 _PARTS: Final = ("image", "labels", "second", "spacing_mm")
 _ZOOM: Final = (0.88, 1.14)
-"""Small to tall adults around what the cases show."""
+"""Zoom: from small to tall adults."""
 _BLUR_MM, _NOISE, _GAMMA, _BIAS = (0.0, 1.0), 0.08, 0.35, 0.35
-"""Largest blur, noise against the image's mean, exponent's and bias field's spread, as in drawn images."""
+"""Largest blur, noise relative to the image's mean, and spread of exponent and bias field, as in synthetic images."""
 _THICK_ODDS, _THICK_MM = 0.4, (2.0, 5.5)
-"""Share of patches whose sagittal slices are made as thick as usual in clinics."""
+"""Share of patches whose sagittal slices become as thick as usual in clinics."""
 _FIELD_KNOTS = 4
 
 
@@ -39,7 +39,7 @@ class RealSpine:
 
     Attributes:
         labels: Output codes, uint8 (X, Y, Z), RAS; ``UNREVIEWED`` where nothing is known.
-        second: What a voxel may be as well; the same code where only one reading is possible.
+        second: What else a voxel may be; the same code if only one reading is possible.
         image: float32, the same shape.
         spacing_mm: Voxel size.
         vertebrae: Codes of the column, superior to inferior, in view or not.
@@ -60,7 +60,7 @@ class RealSpine:
         """Read a case.
 
         Args:
-            path: A file that ``save_case`` wrote.
+            path: A file of ``save_case``.
 
         Raises:
             TrainingError: The file is no such case.
@@ -79,21 +79,21 @@ class RealSpine:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Voxel -> mm; the place in the scanner is not kept."""
+        """Voxel -> mm; the position in the scanner is not kept."""
         return np.diag([*self.spacing_mm, 1.0])
 
     @property
-    def shown(self) -> LabelArray:
-        """Where the column is, or may be."""
+    def possible(self) -> LabelArray:
+        """The codes of the column, certain or possible."""
         return np.maximum(self.labels, self.second)
 
     def cut(self, window: tuple[slice, ...]) -> "RealSpine":
-        """The part of the scan in a window."""
+        """Return the part of the scan in a window."""
         parts = self.labels[window], self.second[window], self.image[window]
         return RealSpine(*parts, self.spacing_mm, self.vertebrae, self.discs, self.sha256)
 
     def resampled(self, spacing_mm: Spacing) -> "RealSpine":
-        """The scan on another grid: the image by linear interpolation, labels by the nearest voxel."""
+        """Return the scan on another grid: the image by linear interpolation, labels by the nearest voxel."""
         factors = [have / want for have, want in zip(self.spacing_mm, spacing_mm, strict=True)]
         image = zoom(self.image, factors, order=1, mode="nearest", grid_mode=True)
         readings = self.labels, self.second
@@ -123,21 +123,19 @@ def read_cases(folder: Path) -> tuple[RealSpine, ...]:
     """
     paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
     if not paths:
-        raise TrainingError(
-            f"{str(folder)!r} holds no training cases ({SUFFIX}). Name the folder they were written to."
-        )
+        raise TrainingError(f"{str(folder)!r} has no training cases ({SUFFIX}). Name the folder with the cases.")
     return tuple(RealSpine.read(path) for path in paths)
 
 
 def draw_size(rng: np.random.Generator, case: RealSpine, spacing_mm: Spacing) -> RealSpine:
-    """A case on a grid, as a smaller or larger person would show it."""
+    """Return a case on a grid, as if the person were smaller or larger."""
     size = float(rng.uniform(*_ZOOM))
     x, y, z = (step * size for step in spacing_mm)
     return case.resampled((x, y, z))
 
 
 def vary_scan(rng: np.random.Generator, image: Image, spacing_mm: Spacing, strength: float) -> Image:
-    """What other scanners would have made of an image: slices, blur, coil, gray scale and noise.
+    """Return an image as another scanner might have made it: slices, blur, coil, gray scale and noise.
 
     Args:
         rng: Source of all randomness.

@@ -1,4 +1,4 @@
-"""How much a voxel counts in the loss for each region: less where a reader left what a network had predicted."""
+"""Weigh each voxel of each region in the loss: less where a reader left a network's prediction as it was."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,11 +8,11 @@ import torch
 from lib.nnunet.targets import REGIONS, Step, region_masks
 
 UNTOUCHED_WEIGHT: Final = 0.1
-"""Of a structure that a label has as the parent predicted it. The parent's faults in it would be taught as truth; a
-tenth still holds the network to it where nothing else is known."""
+"""Weight of a structure that a label has as the parent predicted it. With full weight the parent's errors would be
+trained as truth; with a tenth the network keeps to it where nothing else is known."""
 RIM_MM: Final = 3.0
-"""How far from a structure its border may truly lie. Were what is around it taught in full as background and the
-structure itself by a tenth, then every voxel in doubt would be background, and the structure would shrink."""
+"""How far from a structure its border may truly be. If its surroundings counted fully as background and the structure
+only a tenth, every doubtful voxel would become background, and the structure would shrink."""
 
 Rim = tuple[int, int, int]
 
@@ -21,18 +21,18 @@ def rim_of(spacing_mm: Sequence[float]) -> Rim:
     """Return ``RIM_MM`` in voxels along each axis, at least one.
 
     Args:
-        spacing_mm: Of three axes.
+        spacing_mm: Voxel size of three axes.
     """
     a, b, c = (max(1, round(RIM_MM / mm)) for mm in spacing_mm)
     return a, b, c
 
 
 def region_weights(classes: torch.Tensor, untouched: torch.Tensor, step: Step, rim: Rim) -> torch.Tensor:
-    """Return how much each voxel counts for each region.
+    """Return the weight of each voxel for each region.
 
-    An untouched structure counts less in its own voxels, for every region, as its name is the prediction's too, and for
-    its own regions also around it. Around a structure of the same region that a reader drew, all counts: the border of
-    a canal that was drawn is known, the untouched cord within it or not.
+    An untouched structure has less weight in its own voxels, for every region, because its name is also the
+    prediction's, and for its own regions also around it. Around a structure of the same region that a reader drew, the
+    weight is full: the border of a canal that was drawn is known, whether or not the cord inside is untouched.
 
     Args:
         classes: (A, B, C) uint8 of the step. Not modified.
@@ -41,7 +41,7 @@ def region_weights(classes: torch.Tensor, untouched: torch.Tensor, step: Step, r
         rim: See ``rim_of``.
 
     Returns:
-        (R, A, B, C) float16: ``UNTOUCHED_WEIGHT`` or 1; all 1 where nothing is untouched.
+        (R, A, B, C) float16: ``UNTOUCHED_WEIGHT`` or 1; all 1 if nothing is untouched.
     """
     weights = torch.ones((len(REGIONS[step]), *classes.shape), dtype=torch.float16)
     if untouched.any():
@@ -52,9 +52,9 @@ def region_weights(classes: torch.Tensor, untouched: torch.Tensor, step: Step, r
 
 
 def _grown(masks: torch.Tensor, rim: Rim) -> torch.Tensor:
-    """Return masks (R, A, B, C) with all voxels of the box of a rim around each of theirs.
+    """Return masks (R, A, B, C) extended by a box of a rim around each voxel.
 
-    Of 96 x 128 x 96 voxels this takes 1.5 ms a mask, PyTorch's largest value of a window 190.
+    For 96 x 128 x 96 voxels this takes 1.5 ms for each mask, PyTorch's max pooling 190.
     """
     for axis, width in enumerate(rim, start=1):
         wider, length = masks.clone(), masks.shape[axis]

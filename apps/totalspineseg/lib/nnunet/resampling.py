@@ -1,7 +1,7 @@
-"""Linear resampling between the 1 mm grid and the plans' spacing, of whole arrays or only of the part that matters.
+"""Resample linearly between the 1 mm grid and the plans' spacing, whole arrays or only the part that matters.
 
-Both grids cover the same box; the first and the last voxel are continued outward. An axis is a product with a matrix
-that holds two weights a column: mostly zeros, and still four times faster than gathering neighbors.
+Both grids cover the same box; the first and last voxels are extended outward. Each axis is multiplied by a matrix with
+two weights in each column, which is mostly zeros but still four times faster than gathering neighbors.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ Shape = tuple[int, int, int]
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
-    """Voxels of a box after resampling, at least one an axis.
+    """Return the number of voxels of a box after resampling, at least one for each axis.
 
     Args:
         shape: Voxels before.
         spacing_mm: Voxel size before, mm.
-        target_mm: Voxel size wanted, mm.
+        target_mm: Voxel size after, mm.
     """
     a, b, c = (max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing_mm, target_mm, strict=True))
     return a, b, c
 
 
 def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Another number of voxels over the same box.
+    """Resample to another number of voxels over the same box.
 
     Args:
         image: (..., A, B, C) float32. Not modified.
-        shape: Voxels wanted.
+        shape: Shape of the result.
 
     Returns:
-        A new tensor, or ``image`` itself when it has that shape already.
+        A new tensor, or ``image`` itself if it has that shape already.
     """
     if tuple(image.shape[-3:]) == shape:
         return image
@@ -56,18 +56,18 @@ def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
 
 
 def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:
-    """Like ``resample``, but only the box outside of which no value is above a threshold.
+    """Resample only the box outside of which no value is above a threshold; see ``resample``.
 
-    A linear interpolation is above a value only where one of its neighbors is, so most of the work on small
-    structures can be left out without changing what is above it.
+    A linear interpolation is above a value only if one of its neighbors is, so most of the work for small structures
+    can be left out without changing the values above it.
 
     Args:
         image: (A, B, C) float32. Not modified.
-        shape: Voxels wanted.
-        threshold: What values outside of the box do not exceed.
+        shape: Shape of the whole result.
+        threshold: Values outside the box do not exceed it.
 
     Returns:
-        The values inside the box, and the box in the wanted grid; None when no value is above the threshold.
+        The values inside the box, and the box in the resulting grid; None if no value is above the threshold.
     """
     above = image > threshold
     box = []
@@ -88,7 +88,7 @@ def _whole(shape: Shape) -> Box:
 
 
 def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lower and upper neighbor of ``after`` voxel centers among ``before`` ones, and the weight of the upper one."""
+    """Return the neighbors of ``after`` voxel centers among ``before``, and the weight of the upper neighbor."""
     centers = torch.arange(after, dtype=torch.float64) + 0.5
     positions = (centers * (before / after) - 0.5).clamp(0, before - 1)
     lower = positions.floor().long()
@@ -97,7 +97,7 @@ def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
-    """The box of the resampled image; axes that shrink most come first, so that later ones have less to do."""
+    """Return the box of the resampled image, resampling the axes that shrink most first to save work."""
     sizes = [(axis - 3, image.shape[axis - 3], shape[axis], box[axis]) for axis in range(3)]
     for axis, before, after, part in sorted(sizes, key=lambda size: (size[3].stop - size[3].start) / size[1]):
         if before == after:
@@ -108,13 +108,13 @@ def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
 
 
 def _along(image: torch.Tensor, axis: int, after: int, part: slice) -> torch.Tensor:
-    """One axis (-1, -2 or -3) resampled to ``after`` voxels, of which ``part`` is wanted."""
+    """Resample one axis (-1, -2 or -3) to ``after`` voxels, and return ``part`` of them."""
     lower, upper, weight = (values[part] for values in _neighbors(image.shape[axis], after))
     first, last = int(lower[0]), int(upper[-1])
     matrix = torch.zeros(last + 1 - first, len(lower))
     columns = torch.arange(len(lower))
     matrix[lower - first, columns] = 1 - weight
-    # At the ends both neighbors are one voxel, whose weights add up.
+    # At the ends both neighbors are the same voxel, so the weights are added.
     matrix[upper - first, columns] += weight
     matrix = matrix.to(image.device)
     image = image.narrow(axis, first, last + 1 - first)

@@ -1,4 +1,4 @@
-"""What computes the networks: PyTorch, or OpenVINO where there is no GPU."""
+"""Choose what runs the networks: PyTorch, or OpenVINO on machines without a GPU."""
 
 from importlib import metadata
 from typing import TYPE_CHECKING, Final, Literal
@@ -13,7 +13,7 @@ RUNTIMES: Final[tuple[Runtime, ...]] = ("torch", "openvino")
 
 
 def runtime_of(name: str) -> Runtime:
-    """The runtime of that name; "" is PyTorch.
+    """Return the runtime of that name; "" is PyTorch.
 
     Raises:
         ValueError: There is no such runtime.
@@ -21,11 +21,11 @@ def runtime_of(name: str) -> Runtime:
     for runtime in RUNTIMES:
         if name in (runtime, ""):
             return runtime
-    raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
+    raise ValueError(f"expected runtime {' or '.join(RUNTIMES)}, got {name!r}")
 
 
 def require(device: str, runtime: Runtime) -> None:
-    """Check a choice before anything is done with it.
+    """Check a runtime and device before they are used.
 
     Raises:
         TotalSpineSegError: The device does not exist or does not fit the runtime.
@@ -42,9 +42,9 @@ def require(device: str, runtime: Runtime) -> None:
 
 
 def with_runtime(version: str, runtime: Runtime) -> str:
-    """What made a result: the weights, and the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino-2026.4.1").
+    """Return the version of the weights with the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino-2026.4.1").
 
-    Another release may round differently, so runs over many machines must agree in it.
+    Other releases may round differently, so runs over many machines must have the same runtime.
     """
     if runtime == "torch":
         return version
@@ -55,12 +55,12 @@ def with_runtime(version: str, runtime: Runtime) -> str:
 
 
 def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
-    """The device a name stands for; "auto" is the GPU if there is one and the runtime can use it.
+    """Return the device with this name; "auto" is the GPU if there is one and the runtime can use it.
 
     Raises:
         ValueError: The name is unknown, there is no such device, or the runtime cannot use it.
     """
-    # Here, so that the command line's help need not wait for it.
+    # Import here, so that the command line's help need not wait for it.
     import torch
 
     if device == "auto":
@@ -70,9 +70,11 @@ def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
     except RuntimeError:
         resolved = None
     if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+        raise ValueError(f"expected device 'auto', 'cpu' or 'cuda', got {device!r}")
     if resolved.type == "cuda" and runtime == "openvino":
-        raise ValueError(f"runtime 'openvino' computes on the CPU, got device {device!r}; use 'cpu' or runtime 'torch'")
+        raise ValueError(
+            f"Runtime 'openvino' runs on the CPU only, not on {device!r}. Use device 'cpu' or runtime 'torch'."
+        )
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} needs a CUDA GPU, got none; use 'auto' or 'cpu'")
+        raise ValueError(f"Device {device!r} needs a CUDA GPU, and there is none. Use 'auto' or 'cpu'.")
     return resolved

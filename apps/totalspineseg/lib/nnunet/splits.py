@@ -1,4 +1,4 @@
-"""Which cases of a dataset train and which validate, whole subjects apart: nnU-Net would split by case."""
+"""Split the cases of a dataset for training and validation by subject; nnU-Net itself would split by case."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -13,15 +13,15 @@ from lib.nnunet.raw_dataset import SWAPPED_SUFFIX
 from lib.nnunet.raw_folder import ENDING, LABELS, read_cases
 
 FOLDS: Final = 5
-"""As many as nnU-Net has."""
+"""Number of folds, as in nnU-Net."""
 SEED: Final = 12345
 SPLITS_FILE: Final = "splits_final.json"
-"""nnU-Net's name; it believes the file when it is there."""
+"""nnU-Net's file of folds, which it uses if the file exists."""
 BIDS_SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def subjects_of(dataset: Path) -> dict[str, str]:
-    """Case -> subject of a raw dataset; a case nobody noted a subject for counts by its BIDS name, else alone.
+    """Return case -> subject of a raw dataset; a case without a recorded subject goes by its BIDS name, else by itself.
 
     Raises:
         StorageError: The record of its cases is damaged.
@@ -32,13 +32,13 @@ def subjects_of(dataset: Path) -> dict[str, str]:
 
 
 def split_by_subject(subjects: Mapping[str, str]) -> list[dict[str, list[str]]]:
-    """The folds, each ``{"train": cases, "val": cases}``.
+    """Return the folds, each ``{"train": cases, "val": cases}``.
 
     Args:
         subjects: Case -> subject.
 
     Returns:
-        ``FOLDS`` folds, in which no subject is on both sides; none when there are fewer subjects than folds.
+        ``FOLDS`` folds, with no subject on both sides; none if there are fewer subjects than folds.
     """
     people = sorted(set(subjects.values()))
     if len(people) < FOLDS:
@@ -55,7 +55,7 @@ def split_by_subject(subjects: Mapping[str, str]) -> list[dict[str, list[str]]]:
 
 
 def write_splits(dataset: Path, preprocessed: Path) -> None:
-    """Write the folds of a raw dataset where nnU-Net looks for them.
+    """Write the folds of a raw dataset to the file that nnU-Net reads.
 
     Raises:
         StorageError: It cannot be written.
@@ -72,8 +72,8 @@ def require_fold(fold: str, subjects: Collection[str]) -> None:
     people = len(set(subjects))
     if fold != "all" and people < FOLDS:
         raise TrainingError(
-            f"{FOLDS} subjects are required to hold one fold out for validation, got {people}; "
-            "train on everything with the fold 'all'"
+            f"There are {people} subjects, fewer than the {FOLDS} subjects that a fold for validation needs. Train on "
+            "everything with the fold 'all'."
         )
 
 

@@ -1,6 +1,6 @@
-"""Training of the starter weights on synthetic spines and scans of people, into nnU-Net's own folder format.
+"""Train the starter weights on synthetic spines and scans of people, in nnU-Net's own folder format.
 
-Importable with PyTorch, nnU-Net, numpy and scipy alone.
+It needs only PyTorch, nnU-Net, numpy and scipy.
 """
 
 import logging
@@ -28,23 +28,23 @@ from lib.nnunet.training import computes_in_half, deep_loss
 logger = logging.getLogger(__name__)
 
 Batch: TypeAlias = list[torch.Tensor]
-"""Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked ones (B, 1, Z, Y, X):
-nowhere in the patches whose discs stay as they were drawn."""
+"""Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked (B, 1, Z, Y, X): nowhere in
+patches that keep their synthetic discs."""
 FOUND_EVERY = round(1 / ((1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE))
-"""Every so many patches of step 2 are marked with the discs that step 1 finds in them."""
+"""One of this many patches of step 2 is marked with the discs that step 1 finds in it."""
 WEIGHT_DECAY = 1e-4
 POLY_POWER = 0.9
 MAX_GRADIENT_NORM = 12.0
 EARLY_PATCH_SHARE = 3
-"""Quarters of the patch's sides in the early phase, rounded up to what the strides divide."""
+"""Quarters of the patch's sides in the early phase, rounded up to a multiple of the strides."""
 SAVE_EVERY_S = 120.0
 LOG_EVERY = 25
 _RESUMED_APART, _WORKERS_APART = 7919, 104_729
-"""Primes that keep the streams of resumed calls and of workers apart."""
+"""Primes that separate the random streams of resumed calls and of workers."""
 
 
 class _Run:
-    """One training run: network, running mean, optimizer and where it stands."""
+    """One training run: network, running mean, optimizer and progress."""
 
     def __init__(self, step: int, settings: StarterSettings) -> None:
         self.step, self.settings, self.device = step, settings, torch.device(settings.device)
@@ -59,7 +59,7 @@ class _Run:
         self.iteration, self.seconds, self.losses = 0, 0.0, list[float]()
 
     def begin_from(self, folder: Path) -> None:
-        """Take over the weights of a starter model; a step-2 network takes from step 1 what fits."""
+        """Start from the weights of a starter model; a step-2 network takes the weights of step 1 that fit."""
         file = folder / CHECKPOINT
         known = torch.load(file, map_location=self.device, weights_only=True)["network_weights"]
         self.network.load_state_dict(warm_start(self.network.state_dict(), known))
@@ -67,7 +67,7 @@ class _Run:
         self.origin = sha256_of(file)
 
     def mark_by(self, finder: StarterFinder) -> None:
-        """Let a step-1 network mark patches from here on, and remember it beside those of earlier calls."""
+        """Let a step-1 network mark patches from now on, and record it with those of earlier calls."""
         self.finder = finder
         if finder.sha256 not in self.finders:
             self.finders.append(finder.sha256)
@@ -111,16 +111,16 @@ class _Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
-            WeightsError: Its network was trained on another grid.
+            WeightsError: The network of the state was trained on another grid.
         """
         grid, was = GRIDS[self.step].spacing_mm, tuple(state.get("spacing_mm", GRIDS[1].spacing_mm))  # older: one grid
         if was != grid:
             raise WeightsError(
-                f"a training on the grid {grid} mm is required, got a state on {was} mm; begin anew in another folder, "
-                "with --start-from this one to keep its weights"
+                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Begin anew in another "
+                "folder, with --start-from this one to keep its weights."
             )
         self.network.load_state_dict(state["network"])
         self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}
@@ -137,7 +137,7 @@ def _early_patch(patch: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Stream(IterableDataset[tuple[torch.Tensor, ...]]):  # type: ignore[misc]  # untyped in torch
-    """Training examples without end, another stream in every worker."""
+    """Training examples without end, with a separate stream in each worker."""
 
     def __init__(
         self,
@@ -190,16 +190,17 @@ def train_starter(
     discs_by: Path | None = None,
     real: Sequence[RealSpine] = (),
 ) -> Path:
-    """Train one step's starter model; may be stopped at any moment and called again.
+    """Train one step's starter model; it may be stopped at any moment and called again.
 
     Args:
         step: 1 or 2.
-        out_dir: The starter folder; the model goes to its usual place below.
-        settings: How to train; None: the defaults.
-        resume: Go on from the state a former call left.
-        start_from: Starter model whose weights to begin with when there is no state; step 2 may begin with a step 1.
-        discs_by: Step-1 starter model whose discs mark every second patch of step 2; None: all marks are drawn.
-        real: Scans of people that patches are taken of, too.
+        out_dir: The starter folder; the model is written to its usual place below.
+        settings: Settings of the training; None for the defaults.
+        resume: Whether to continue from the state of an earlier call.
+        start_from: Starter model to begin with if there is no state; step 2 may begin with a step-1 model.
+        discs_by: Step-1 starter model that finds the marked discs in every second patch of step 2; None to use only
+            synthetic discs.
+        real: Scans of people from which patches are also taken.
 
     Returns:
         The model folder.
@@ -222,7 +223,7 @@ def train_starter(
     if discs_by is not None and step == 2:
         run.mark_by(StarterFinder(discs_by, run.device))
     run.cases = sorted({*run.cases, *(case.sha256 for case in real)})
-    start = settings.seed + _RESUMED_APART * run.iteration  # another stretch of the stream after every resumption
+    start = settings.seed + _RESUMED_APART * run.iteration  # a new part of the stream after each resumption
     near_every = FOUND_EVERY if run.finder is not None else None
     patch = settings.patch_of(step)
     early = _batches(step, start, _early_patch(patch), settings, near_every=near_every, real=real)
@@ -246,7 +247,7 @@ def train_starter(
 
 
 def _progress(run: _Run, settings: StarterSettings) -> float:
-    """Share of the training that is done, by iterations or by time, whichever is further."""
+    """Return the finished share of the training, by iterations or by time, whichever is larger."""
     done = run.iteration / settings.iterations
     return done if settings.minutes is None else max(done, run.seconds / 60 / settings.minutes)
 

@@ -1,4 +1,4 @@
-"""Training patches drawn from synthetic spines as they are needed."""
+"""Make training patches from synthetic spines and scans of people, as they are needed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ Spine: TypeAlias = SyntheticSpine | RealSpine
 
 _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
-"""Share of patches cut to a small scan (normalized by itself, as nnU-Net does), and its least side over the patch's."""
+"""Share of patches that are small scans (normalized by themselves), and their smallest side over the patch's."""
 _REAL_POOL = 4
-"""Scans of people at hand at a time, each in a size of its own."""
+"""Number of scans of people in memory at a time, each resized differently."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Sample:
 
     Attributes:
         channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
-        regions: Share of each region in each voxel, float32 (R, Z, Y, X); where scans of people are among the
-            examples, (2 R, Z, Y, X): then the share of each voxel in which nobody knows the region.
-        near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to one of them than to any other
-            disc, and not far from it; bool (1, Z, Y, X), nowhere when not asked for and in step 1.
+        regions: Share of each region in each voxel, float32 (R, Z, Y, X). If scans of people are among the examples, (2
+            R, Z, Y, X): the share of each voxel in which the region is unknown follows.
+        near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to a marked disc than to any
+            other, and not far from it; bool (1, Z, Y, X), nowhere if not requested and in step 1.
     """
 
     channels: torch.Tensor
@@ -46,9 +46,9 @@ class Sample:
 
 
 def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], bool]:
-    """Every other disc in view, from the first or the second, and whether odd and even swap for it.
+    """Return every other disc in view, from the first or the second, and whether odd and even are exchanged for it.
 
-    The rule the network learns is local: the vertebra above a marked disc is even, the one below odd.
+    The rule for the network is local: the vertebra above a marked disc is even, the one below odd.
     """
     present = set(np.unique(spine.labels).tolist())
     in_view = [code for code in spine.discs if code in present]
@@ -61,7 +61,7 @@ def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], 
 
 
 def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np.uint8]:
-    """Output code -> class of a step for this very column, as a table of 256."""
+    """Return a table of 256 from output code to class of a step for this column."""
     table = np.zeros(256, np.uint8)
     uneven = is_uneven(spine.vertebrae)
     for code, value in step_table(step, swapped=swapped, uneven_thoracic=uneven).items():
@@ -70,9 +70,9 @@ def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np
 
 
 def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
-    """A patch's place, (X, Y, Z): step 2 within the box of the column; half of them at a landmark disc."""
+    """Return the position of a patch, (X, Y, Z): for step 2 in the column's box; half of them at landmark discs."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
-    spots = np.nonzero(spine.shown if isinstance(spine, RealSpine) else spine.labels)
+    spots = np.nonzero(spine.possible if isinstance(spine, RealSpine) else spine.labels)
     if step == 2 or rng.random() < 0.3:
         spacing = np.abs(np.diag(spine.affine)[:3])
         margin = np.round(CROP_MARGIN_MM * rng.uniform(0.6, 1.6) / spacing).astype(int)
@@ -99,21 +99,21 @@ def draw_sample(
     near_marked: bool = False,
     with_hidden: bool = False,
 ) -> Sample:
-    """One patch of one spine in a fresh contrast.
+    """Return one patch of a spine in a new contrast.
 
     Args:
         rng: Source of all randomness.
-        spine: Drawn for the step's grid. Not modified.
+        spine: A spine on the step's fine grid. Not modified.
         step: 1 or 2.
         patch: Size on the network's grid, (Z, Y, X).
-        near_marked: Say where found discs are marked ones, which takes two distance maps; the rest stays the same.
-        with_hidden: Say where nobody knows a region, too.
+        near_marked: Whether to compute ``Sample.near_marked``, which takes two distance maps.
+        with_hidden: Whether to return also where regions are unknown.
 
     Returns:
         Channels and region shares, zero-padded to the patch.
     """
     grid = GRIDS[step]
-    fine = [p * f for p, f in zip(patch, grid.drawn, strict=True)]
+    fine = [p * f for p, f in zip(patch, grid.oversampling, strict=True)]
     if rng.random() < _SMALL_SCAN:
         fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
     window = _window(rng, spine, tuple(fine[::-1]), step)
@@ -132,7 +132,7 @@ def draw_sample(
     others = [code for code in spine.discs if code not in marked]
     discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
     maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
-    stacked = _pool(maps, patch, grid.drawn, mirror=rng.random() < _SWAP_LEFT_RIGHT)
+    stacked = _pool(maps, patch, grid.oversampling, mirror=rng.random() < _SWAP_LEFT_RIGHT)
     inputs = stacked[: len(channels)].clone()
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
     shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
@@ -156,7 +156,7 @@ def _image_of(rng: np.random.Generator, spine: Spine, strength: float) -> NDArra
 def _hidden(
     spine: Spine, table: NDArray[np.uint8], step: int, regions: list[NDArray[np.bool_]]
 ) -> list[NDArray[np.bool_]]:
-    """Where nobody knows each region: its two readings differ, or there is none."""
+    """Return where each region is unknown: its two readings differ, or there is none."""
     if not isinstance(spine, RealSpine):
         return [np.zeros_like(region) for region in regions]
     classes, unknown = table[spine.second], spine.labels == anatomy.UNREVIEWED
@@ -174,13 +174,15 @@ def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_], grid: Gri
     return np.asarray((reach <= NEAR_MM) & (reach < rival))
 
 
-def _pool(arrays: NDArray[np.float32], patch: tuple[int, ...], drawn: tuple[int, ...], *, mirror: bool) -> torch.Tensor:
-    """(N, X, Y, Z) on the drawn grid -> (N, Z, Y, X) on the network's, zero-padded to the patch."""
+def _pool(
+    arrays: NDArray[np.float32], patch: tuple[int, ...], oversampling: tuple[int, ...], *, mirror: bool
+) -> torch.Tensor:
+    """Average (N, X, Y, Z) on the fine grid to (N, Z, Y, X) on the network's grid, zero-padded to the patch."""
     if mirror:
         arrays = arrays[:, ::-1]
     volume = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 2, 1)))
-    even = [n - n % f for n, f in zip(volume.shape[1:], drawn, strict=True)]
-    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], drawn)[0]
+    even = [n - n % f for n, f in zip(volume.shape[1:], oversampling, strict=True)]
+    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], oversampling)[0]
     out = torch.zeros((volume.shape[0], *patch))
     starts = [(p - n) // 2 for p, n in zip(patch, pooled.shape[1:], strict=True)]
     box = tuple(slice(s, s + n) for s, n in zip(starts, pooled.shape[1:], strict=True))
@@ -199,23 +201,23 @@ def samples(
     real: Sequence[RealSpine] = (),
     real_share: float = 0.0,
 ) -> Iterator[Sample]:
-    """Training examples without end; the seed fixes them.
+    """Yield training examples without end; they are fixed by the seed.
 
     Args:
         step: 1 or 2.
-        seed: Starts the stream.
+        seed: Seed of the stream.
         patch: Size on the network's grid, (Z, Y, X).
-        pool_size: Spines at hand at a time.
-        uses_per_spine: Patches taken of one drawn spine, on average.
-        near_every: The first and then every so many say where found discs are marked ones; None: none does.
+        pool_size: Number of spines in memory at a time.
+        uses_per_spine: Average number of patches from one synthetic spine.
+        near_every: Every how many examples have ``near_marked``, from the first on; None for no example.
         real: Scans of people.
-        real_share: Share of the examples that are taken of them.
+        real_share: Share of the examples from scans of people.
 
     Yields:
-        One example after the other.
+        The examples.
     """
     rng = np.random.default_rng(seed)
-    spacing = GRIDS[step].drawn_mm
+    spacing = GRIDS[step].fine_mm
     pool: list[SyntheticSpine] = []
     people: list[RealSpine] = []
     number = 0

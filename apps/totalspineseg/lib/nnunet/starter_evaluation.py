@@ -1,7 +1,7 @@
-"""How well two models segment and name synthetic spines they have never seen.
+"""Evaluate how well two models segment and name unseen synthetic spines.
 
-What has a Dice, and when a level is in view, found and named right, is the gate's rule: ``lib.agreement``. A structure
-that is invented where the truth shows none, or a sliver, is a case of its Dice, too.
+Dice and levels (in view, found, named right) are counted as in the gate, by ``lib.agreement``. A structure that is
+found although the truth has none, or only a sliver of it, also counts in its Dice.
 """
 
 import math
@@ -27,25 +27,25 @@ from lib.prediction import Predictor
 from lib.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render, step1_classes
 
 EVALUATION_SEED: Final = 1_000_003
-"""Far from every training seed: these spines are unseen."""
+"""Far from every seed of training, so that these spines are unseen."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
-"""Extent of the evaluated scans, that of a usual sagittal series; whole columns are as tall as they are."""
+"""Extent of the evaluated scans, as of a usual sagittal series; scans of whole columns are as tall as the column."""
 LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach", "wide")
-"""What the linter says of names and levels; a loose fragment is a ragged border."""
+"""Findings of the linter on names and levels; a loose fragment is only a ragged border."""
 
 
 @dataclass(frozen=True)
 class SpineScore:
-    """One spine's score.
+    """The score of one spine.
 
     Attributes:
         field: Part of the column in view.
-        contrast: What it was rendered as.
+        contrast: Contrast of the image.
         column: "normal" or its variant.
         step1: Dice by step-1 region of the raw network; nan as in ``CaseScore``.
-        result: Of the finished labels.
-        flagged: See ``is_flagged``; a scan without a spine is.
-        seconds: From the image to the named segmentation.
+        result: Score of the finished labels.
+        flagged: See ``is_flagged``; also True for a scan in which no spine was found.
+        seconds: Time from the image to the named segmentation.
     """
 
     field: str
@@ -58,12 +58,12 @@ class SpineScore:
 
     @property
     def found_right(self) -> bool:
-        """Some level is found, and every found one is named right; others may be missing."""
+        """Whether some level is found, and every found one is named right; others may be missing."""
         return self.result.levels_right == self.result.levels_found > 0
 
     @property
     def all_right(self) -> bool:
-        """Every level in view is found and named right."""
+        """Whether every level in view is found and named right."""
         return self.result.levels_right == self.result.levels > 0
 
 
@@ -74,16 +74,16 @@ class Report:
     cases: tuple[SpineScore, ...] = field(default_factory=tuple)
 
     def dice(self, step: int, name: str) -> tuple[float, ...]:
-        """Dice of a region (step 1) or group (step 2), case by case, where it applies."""
+        """Return the Dice of a region (step 1) or group (step 2), for each case to which it applies."""
         scores = ((c.step1 if step == 1 else c.result.dice)[name] for c in self.cases)
         return tuple(s for s in scores if not math.isnan(s))
 
     def seconds(self, view: Field | None = None) -> float:
-        """Mean time a scan, s, of one field of view or of all; NaN without such a scan."""
+        """Return the mean time for a scan, s, of one field of view or of all; NaN without such a scan."""
         return _mean(c.seconds for c in self.cases if view is None or c.field == view.value)
 
     def table(self) -> str:
-        """The report as Markdown."""
+        """Return the report as Markdown."""
         lines = ["| step | structure | mean Dice | cases |", "|---|---|---|---|"]
         for step, names in ((1, tuple(STEP1_REGIONS)), (2, tuple(GROUPS))):
             for name in names:
@@ -102,7 +102,7 @@ class Report:
 
 
 def _row(name: str, report: Report) -> str:
-    """One part of the cases: mean Dice over the groups of the result, levels, scans by their names, time."""
+    """Return one row of the table: mean Dice over the groups of the result, levels, scans by their names, time."""
     cases = report.cases
     levels = sum(c.result.levels for c in cases)
     found, named = sum(c.result.levels_found for c in cases), sum(c.result.levels_right for c in cases)
@@ -115,7 +115,7 @@ def _row(name: str, report: Report) -> str:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """NaN of nothing, without numpy's warning."""
+    """Return the mean; NaN for no values, without numpy's warning."""
     seen = list(values)
     return float(np.mean(seen)) if seen else math.nan
 
@@ -125,14 +125,14 @@ def _figure(value: float, digits: int) -> str:
 
 
 def is_flagged(result: pipeline.Segmentation, spacing: Sequence[float]) -> bool:
-    """Whether a reader is told not to trust the names: the same for every scan, synthetic or real.
+    """Return whether a reader is warned about the names, by the same rule for synthetic and real scans.
 
     Args:
-        result: Of the whole pipeline. Not modified.
-        spacing: Of its labels, mm.
+        result: Result of the whole pipeline. Not modified.
+        spacing: Voxel size of its labels, mm.
 
     Returns:
-        True when the names are doubtful, or the linter finds levels that cannot be right.
+        True if the names are doubtful, or the linter finds levels that cannot be right.
     """
     unsure = result.numbering is not None and result.numbering.certainty == "doubtful"
     return unsure or any(finding.kind in LEVEL_FINDINGS for finding in lint(result.labels, spacing))
@@ -146,7 +146,7 @@ def score(
     view: str,
     contrast: str,
 ) -> SpineScore:
-    """Run the whole pipeline on one image of 1 mm and compare it with the truth; a spine not found scores 0."""
+    """Run the whole pipeline on one image of 1 mm and compare it with the truth; a spine that is not found scores 0."""
     began = time.monotonic()
     scan = pipeline.prepare(Volume(image, spine.affine))
     truth1 = step1_classes(spine.labels)
@@ -177,7 +177,7 @@ def evaluate_starter(
 
     Args:
         folder: The starter folder with both models.
-        n: How many spines.
+        n: Number of spines.
         seed: The same seed gives the same spines.
         device: "cpu", "cuda" ..
         progress: Called after each case.

@@ -1,4 +1,4 @@
-"""Step 2's marked discs as a trained step 1 finds them, while the starter weights are trained."""
+"""Mark discs for step 2 as a trained step 1 finds them, during the training of the starter weights."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class StarterFinder:
 
     Args:
         folder: A step-1 starter model.
-        device: Where the training runs.
+        device: Device of the training.
 
     Raises:
         WeightsError: There is no such model.
@@ -33,22 +33,22 @@ class StarterFinder:
         self._channel = model.regions.index(_DISC)
 
     def mark(self, channels: torch.Tensor, near_marked: torch.Tensor) -> torch.Tensor:
-        """Put found discs in place of drawn ones.
+        """Replace synthetic discs by found ones.
 
         Args:
             channels: Image and marked discs, float32 (B, 2, Z, Y, X). Not modified.
             near_marked: Where a found disc is one of the marked set, bool (B, 1, Z, Y, X).
 
         Returns:
-            Channels with the found discs of the marked set; as they came where none was found, for then nothing would
-            tell odd from even.
+            Channels with the found discs of the marked set; unchanged where no disc was found, because odd and even
+            could not be told apart without marks.
         """
         found = (self._chance(channels[:, :1]) > LIKELY) & near_marked
         seen = found.flatten(1).any(1).view(-1, 1, 1, 1, 1)
         return torch.cat([channels[:, :1], torch.where(seen, found.to(channels.dtype), channels[:, 1:])], 1)
 
     def _chance(self, image: torch.Tensor) -> torch.Tensor:
-        """Probability of a disc on step 2's grid, seen on step 1's; image and result (B, 1, Z, Y, X)."""
+        """Return the probability of a disc on step 2's grid, computed on step 1's; image and result (B, 1, Z, Y, X)."""
         shape = zip(image.shape[2:], GRIDS[2].spacing_mm, self._spacing, strict=True)
         size = [max(1, round(n * fine / coarse)) for n, fine, coarse in shape]
         missing = [-n % int(f) for n, f in zip(size, np.prod(STRIDES, axis=0), strict=True)]

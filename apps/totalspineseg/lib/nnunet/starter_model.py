@@ -1,4 +1,4 @@
-"""The starter networks: built as nnU-Net builds them, and the folder nnU-Net loads."""
+"""Build the starter networks as nnU-Net builds them, and write the folder that nnU-Net loads."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from lib.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_j
 from lib.nnunet.trust_file import TRUST_FILE
 
 HEAD_BIAS = -2.5
-"""Logit the heads start at: most voxels belong to no region."""
+"""Initial logit of the heads: most voxels belong to no region."""
 
 
 def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_supervision: bool) -> nn.Module:
-    """The network nnU-Net builds from the starter's plans."""
+    """Return the network that nnU-Net builds from the starter's plans."""
     plan = plans_json(step, features)["configurations"]["3d_fullres"]["architecture"]
     network: nn.Module = get_network_from_plans(
         plan["network_class_name"],
@@ -33,14 +33,14 @@ def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_super
 
 
 def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a step-2 network begun from step 1: what fits is taken, a wider input starts at zero.
+    """Return initial weights of a step-2 network from step 1: those that fit are used, a wider input starts at zero.
 
     Args:
-        target: Fresh weights of the step-2 network. Not modified.
+        target: Initial weights of the step-2 network. Not modified.
         source: Trained weights of the step-1 network. Not modified.
 
     Returns:
-        New weights; segmentation heads keep their fresh values, their regions differ.
+        New weights; segmentation heads keep their initial values, because their regions differ.
     """
     out = {}
     for name, fresh in target.items():
@@ -48,7 +48,7 @@ def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor])
         if known is not None and known.shape == fresh.shape:
             out[name] = known.clone().to(fresh.dtype)
         elif known is not None and known.ndim == 5 and known.shape[0] == fresh.shape[0]:
-            out[name] = fresh.clone() * 0.5  # the marked discs must be heard from the start
+            out[name] = fresh.clone() * 0.5  # the marked discs must have an effect from the start
             out[name][:, : known.shape[1]] = known.to(fresh.dtype)
         else:
             out[name] = fresh.clone()
@@ -56,28 +56,28 @@ def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor])
 
 
 def write_checkpoint(path: Path, data: dict[str, Any]) -> None:
-    """Write a checkpoint so that a reader never sees half of it."""
+    """Write a checkpoint so that no reader sees a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda temporary: torch.save(data, temporary))
 
 
 def _half_precision(step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Weights as float16, those the network knows by several names stored once (a third of the file)."""
+    """Return the weights as float16, with a tensor of several names stored once (a third of the file)."""
     storage = {k: v.data_ptr() for k, v in build_network(step, features, deep_supervision=True).state_dict().items()}
     halves = {storage[name]: value.detach().cpu().half() for name, value in weights.items()}
     return {name: halves[storage[name]] for name in weights}
 
 
 def export_model(folder: Path, step: int, weights: dict[str, torch.Tensor], features: tuple[int, ...]) -> None:
-    """Write the model folder nnU-Net loads, weights in half precision, with hashes beside it.
+    """Write the model folder that nnU-Net loads, with weights in half precision and a file of hashes.
 
-    What was measured of the weights that lay there before is deleted: it says nothing about these.
+    The measured trust of earlier weights in the folder is deleted, because it does not apply to the new ones.
 
     Args:
         folder: ``Dataset10x../nnUNetTrainer__nnUNetPlans__3d_fullres``; made if missing.
         step: 1 or 2.
-        weights: The network's state.
-        features: Its features by stage.
+        weights: State of the network.
+        features: Features of the network by stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plans, dataset = plans_json(step, features), dataset_json(step)

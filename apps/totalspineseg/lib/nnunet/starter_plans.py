@@ -1,4 +1,4 @@
-"""nnU-Net's description of the starter models: plans and dataset, as its own planner would write them."""
+"""nnU-Net's plans and dataset description for the starter models, like those of its own planner."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,31 +10,31 @@ STARTER_FOLDERS: Final[Mapping[int, str]] = {
     1: "Dataset101_TotalSpineSeg_step1/nnUNetTrainer__nnUNetPlans__3d_fullres",
     2: "Dataset102_TotalSpineSeg_step2/nnUNetTrainer__nnUNetPlans__3d_fullres",
 }
-"""Where each step's model lies below the starter folder."""
+"""Folder of each step's model below the starter folder."""
 CHECKPOINT: Final = "fold_0/checkpoint_final.pth"
-"""Where a model's weights lie below its folder; written after its plans, so a model with it is whole."""
+"""File of a model's weights below its folder; it is written after the plans, so a model that has it is complete."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a network sees, axes (Z, Y, X).
+    """The grid of a network's input, axes (Z, Y, X).
 
     Attributes:
-        spacing_mm: Size of a voxel.
-        patch: Tile in voxels.
-        drawn: Voxels that training spines are drawn with per network voxel: one of the cord's edge holds part of it,
-            and its target says so; finer along every axis, for a scan's voxels never meet the network's. A grid that
-            was drawn as it is along z taught thin discs a sharpness that no scan has: they came out a tenth too small.
+        spacing_mm: Voxel size.
+        patch: Size of a tile, voxels.
+        oversampling: Voxels of training spines for each network voxel. A network voxel at the cord's edge contains only
+            a part of it, as its target says. It is finer along every axis, because a scan's voxels never coincide with
+            the network's: without it along z, thin discs were unrealistically sharp and came out a tenth too small.
     """
 
     spacing_mm: tuple[float, float, float]
     patch: tuple[int, int, int]
-    drawn: tuple[int, int, int]
+    oversampling: tuple[int, int, int]
 
     @property
-    def drawn_mm(self) -> tuple[float, float, float]:
-        """Size of a voxel that spines are drawn with, axes (X, Y, Z) as theirs."""
-        z, y, x = (mm / n for mm, n in zip(self.spacing_mm, self.drawn, strict=True))
+    def fine_mm(self) -> tuple[float, float, float]:
+        """Voxel size of training spines, axes (X, Y, Z)."""
+        z, y, x = (mm / n for mm, n in zip(self.spacing_mm, self.oversampling, strict=True))
         return x, y, z
 
 
@@ -42,10 +42,10 @@ GRIDS: Final[Mapping[int, Grid]] = {
     1: Grid((2.0, 2.25, 3.5), (128, 56, 24), (2, 2, 2)),
     2: Grid((1.5, 1.5, 2.5), (112, 64, 32), (2, 2, 2)),
 }
-"""Grid of each step, coarse enough for a CPU. Step 1 tells levels: its tile of 256 x 126 x 84 mm sees some ten at once.
-Step 2 is told them and draws borders: its tile is 168 x 96 x 80 mm, its voxels a third as large."""
+"""Grid of each step, coarse enough for a CPU. Step 1 finds the levels: its tile of 256 x 126 x 84 mm shows about ten at
+once. Step 2 gets them and finds borders: its tile is 168 x 96 x 80 mm, its voxels are a third as large."""
 STRIDES: Final = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 1))
-"""Steps between the resolution stages; a patch's sides are multiples of their product."""
+"""Strides between the resolution stages; the sides of a patch are multiples of their product."""
 FEATURES: Final = (16, 32, 64, 128, 160)
 """Features by resolution stage: 3.6 million weights, 7 MB in half precision."""
 _USUAL_MM: Final = (560, 200, 105)
@@ -54,18 +54,18 @@ _CONFIGURATION = "3d_fullres"
 
 
 def regions_of(step: int) -> Mapping[str, tuple[int, ...]]:
-    """Region name -> classes of a step, in the order of the network's channels.
+    """Return region name -> classes of a step, in the order of the network's channels.
 
     Raises:
         ValueError: The step is neither 1 nor 2.
     """
     if step not in STARTER_FOLDERS:
-        raise ValueError(f"step must be 1 or 2, got {step!r}")
+        raise ValueError(f"expected step 1 or 2, got {step!r}")
     return anatomy.STEP1_REGIONS if step == 1 else anatomy.STEP2_REGIONS
 
 
 def dataset_json(step: int) -> dict[str, Any]:
-    """nnU-Net's ``dataset.json`` of a step."""
+    """Return nnU-Net's ``dataset.json`` for a step."""
     channels = {"0": "MRI"} | ({"1": "noNorm"} if step == 2 else {})
     regions = regions_of(step)
     labels: dict[str, Any] = {"background": 0}
@@ -81,7 +81,7 @@ def dataset_json(step: int) -> dict[str, Any]:
 
 
 def architecture(features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
-    """nnU-Net's description of a plain convolutional U-Net with these features."""
+    """Return nnU-Net's description of a plain convolutional U-Net with these features."""
     stages = len(features)
     return {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -106,7 +106,7 @@ def architecture(features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
 
 
 def plans_json(step: int, features: tuple[int, ...] = FEATURES) -> dict[str, Any]:
-    """nnU-Net's ``plans.json`` of a step."""
+    """Return nnU-Net's ``plans.json`` for a step."""
     inputs, grid = len(dataset_json(step)["channel_names"]), GRIDS[step]
     resample = {"is_seg": False, "force_separate_z": False, "memefficient_seg_resampling": False}
     configuration = {

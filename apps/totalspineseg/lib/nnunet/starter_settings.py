@@ -1,4 +1,4 @@
-"""What a training of the starter weights may be told."""
+"""Settings for the training of the starter weights."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,23 +11,24 @@ class StarterSettings:
     """Settings of one training run; the defaults suit one CPU core.
 
     Attributes:
-        iterations: Where the learning rate reaches zero.
-        minutes: Training time in all after which it does so at the latest, the rate falling with it; None: no limit.
-        piece_minutes: This call ends after so long and leaves its state for the next; None: it goes on to the end.
-        seed: Of the weights and of the stream of spines.
+        iterations: Iterations until the learning rate reaches zero.
+        minutes: Total training time until it reaches zero at the latest; None for no limit.
+        piece_minutes: Time until this call ends and leaves its state to the next; None for no limit.
+        seed: Seed of the weights and of the stream of spines.
         device: "cpu", "cuda" ..
         threads: CPU threads of the network.
-        workers: Processes that draw spines beside the training; 0 draws in between. A GPU wants one per core.
-        batch_size: Patches per iteration.
-        learning_rate: AdamW's at the start; falls to nearly zero by nnU-Net's polynomial.
+        workers: Processes that make spines during the training; with 0 the training makes them itself. With a GPU, use
+            one for each core.
+        batch_size: Patches in an iteration.
+        learning_rate: Initial rate of AdamW; it falls to nearly zero by nnU-Net's polynomial.
         warm_up: Iterations over which the rate rises.
-        ema_decay: Of the running mean of the weights, which is what is shipped.
-        early_phase: Share of the training on smaller patches: twice the iterations while shapes are learned.
-        uses_per_spine: Patches taken of one drawn spine; drawing costs about as much as three patches.
-        pool_size: Spines at hand at a time: neighbors in the stream should differ; each holds some 20 MB.
+        ema_decay: Decay of the running mean of the weights, which is exported.
+        early_phase: Share of the training on smaller patches: twice as many iterations while shapes are learned.
+        uses_per_spine: Patches from one synthetic spine; making a spine takes as long as about three patches.
+        pool_size: Spines in memory at a time, so that neighbors in the stream differ; each takes about 20 MB.
         features: Features by stage.
-        patch: Patch on the network's grid, (Z, Y, X); None: the step's own.
-        real_share: Share of the patches that are taken of scans of people, where there are any.
+        patch: Patch on the network's grid, (Z, Y, X); None for the step's default.
+        real_share: Share of the patches from scans of people, if there are any.
     """
 
     iterations: int = 3000
@@ -56,24 +57,26 @@ class StarterSettings:
         """
         for name in ("iterations", "threads", "batch_size", "uses_per_spine", "pool_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)!r}; leave it out for the default")
+                raise ValueError(
+                    f"expected {name} of 1 or more, got {getattr(self, name)!r}. Leave it out for the default."
+                )
         for name in ("minutes", "piece_minutes"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(
-                    f"{name} must be a positive time, got {getattr(self, name)!r}; leave it out for no limit"
+                    f"expected a positive time for {name}, got {getattr(self, name)!r}. Leave it out for no limit."
                 )
         if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers!r}; 0 draws in the training's own process")
+            raise ValueError(f"expected 0 or more workers, got {self.workers!r}")
         if not 0 <= self.real_share <= 1:
-            raise ValueError(f"real_share must lie between 0 and 1, got {self.real_share!r}; 0.35 is usual")
+            raise ValueError(f"expected real_share from 0 to 1, such as 0.35, got {self.real_share!r}")
         if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}; 0.0015 is usual")
+            raise ValueError(f"expected learning_rate between 0 and 1, such as 0.0015, got {self.learning_rate!r}")
 
     def patch_of(self, step: int) -> tuple[int, ...]:
-        """The patch a step is trained on."""
+        """Return the size of a step's training patches."""
         return self.patch or GRIDS[step].patch
 
     def record(self, step: int) -> dict[str, Any]:
-        """The settings of a step's training as JSON holds them."""
+        """Return the settings of a step's training for JSON."""
         used = asdict(self) | {"patch": self.patch_of(step)}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in used.items()}

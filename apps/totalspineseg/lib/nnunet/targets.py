@@ -1,4 +1,4 @@
-"""What the two networks are taught: step classes and regions from maps of output codes."""
+"""Make the training targets of both networks: step classes and regions from maps of output codes."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Literal
@@ -24,7 +24,7 @@ from lib.transforms.discs import column_showing
 
 Step = Literal[1, 2]
 TABLE_SIZE: Final = 256
-"""Values a uint8 map can hold."""
+"""Number of values of a uint8 map."""
 REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 IGNORE_CLASS: Final[Mapping[int, int]] = {step: len(regions) + 1 for step, regions in REGIONS.items()}
 """Value of nnU-Net's ignore label: the class after the last one."""
@@ -38,20 +38,21 @@ def step_target(
     uneven_thoracic: bool | None = None,
     unreviewed: Collection[int] = (),
 ) -> LabelArray:
-    """The label map a network should give for a map of codes.
+    """Return the label map that a network should predict for a map of codes.
 
     Args:
-        codes: uint8 output codes, any shape; ``UNREVIEWED`` where nobody has looked. Not modified.
+        codes: uint8 output codes, any shape; ``UNREVIEWED`` where nobody checked. Not modified.
         step: 1 or 2.
-        swapped: Step 2: odd and even exchanged, as when the other set of discs is marked.
-        uneven_thoracic: From ``thoracic_is_uneven`` of the whole scan, when ``codes`` is a part; None looks here.
+        swapped: In step 2, whether odd and even are exchanged because the other set of discs is marked.
+        uneven_thoracic: From ``thoracic_is_uneven`` of the whole scan, if ``codes`` is a part of it; None to use
+            ``codes``.
         unreviewed: Codes whose voxels nobody checked.
 
     Returns:
-        uint8 classes of the step, ``IGNORE_CLASS[step]`` where nobody has looked; all 0 for an empty map.
+        uint8 classes of the step, ``IGNORE_CLASS[step]`` where nobody checked; all 0 for an empty map.
 
     Source:
-        The training maps of TotalSpineSeg. What differs: in a column with 11 or 13 thoracic vertebrae the lumbar
+        The training maps of TotalSpineSeg. Different here: in a column with 11 or 13 thoracic vertebrae the lumbar
         classes are exchanged, because neighbors must always differ.
     """
     uneven = uneven_thoracic if uneven_thoracic is not None or step == 1 else thoracic_is_uneven(codes)
@@ -70,9 +71,9 @@ def step_table(step: int, *, swapped: bool = False, uneven_thoracic: bool = Fals
 
 
 def thoracic_is_uneven(codes: LabelArray) -> bool:
-    """Whether the column shown has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's.
+    """Return whether the column has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's.
 
-    A vertebra that is not there because nobody looked says nothing.
+    A vertebra that may be missing because nobody checked does not count.
     """
     return is_uneven(column_showing(present_codes(codes), whole=not has_unreviewed(codes)).vertebrae)
 
@@ -83,18 +84,18 @@ def is_uneven(vertebrae: Collection[int]) -> bool:
 
 
 def has_unreviewed(codes: LabelArray) -> bool:
-    """Whether a region of the map was not reviewed."""
+    """Return whether a region of the map was not reviewed."""
     return bool((codes == UNREVIEWED).any())
 
 
 def present_codes(codes: LabelArray) -> frozenset[int]:
-    """The codes that have voxels."""
+    """Return the codes that have voxels."""
     counts = np.bincount(codes.ravel(order="K"), minlength=TABLE_SIZE)
     return frozenset(int(code) for code in np.flatnonzero(counts) if code not in (BACKGROUND, UNREVIEWED))
 
 
 def look_up(codes: LabelArray, table: Mapping[int, int]) -> LabelArray:
-    """Each value replaced by ``table``'s, 0 where it has none."""
+    """Replace each value by that of ``table``, or by 0 if it has none."""
     values = np.zeros(TABLE_SIZE, dtype=np.uint8)
     for code, value in table.items():
         values[code] = value
@@ -103,19 +104,19 @@ def look_up(codes: LabelArray, table: Mapping[int, int]) -> LabelArray:
 
 
 def mark(codes: LabelArray, marked: Iterable[int]) -> npt.NDArray[np.float32]:
-    """1 on the given codes, 0 elsewhere, float32: step 2's second channel."""
+    """Return step 2's second channel: 1 on the marked codes, 0 elsewhere, float32."""
     return look_up(codes, dict.fromkeys(marked, 1)).astype(np.float32)
 
 
 def region_masks(target: torch.Tensor, step: Step) -> torch.Tensor:
-    """The regions of a batch of label maps.
+    """Return the regions of a batch of label maps.
 
     Args:
         target: (N, ...) uint8 classes. Not modified.
         step: 1 or 2.
 
     Returns:
-        (N, R, ...) bool in the order of the network's channels; False where the target is to be ignored.
+        (N, R, ...) bool in the order of the network's channels; False where the target is ignored.
     """
     rows = torch.zeros((len(REGIONS[step]), TABLE_SIZE), dtype=torch.bool, device=target.device)
     for row, classes in zip(rows, REGIONS[step].values(), strict=True):
@@ -124,16 +125,16 @@ def region_masks(target: torch.Tensor, step: Step) -> torch.Tensor:
 
 
 def region_shares(classes: torch.Tensor, step: Step, fine: tuple[int, int, int] = (1, 1, 1)) -> torch.Tensor:
-    """What a network is held to: the share of each region in each of its voxels.
+    """Return the target of a network: the share of each region in each of its voxels.
 
     Args:
-        classes: (A, B, C) uint8 of a step, ``fine`` of them a voxel along each axis. Not modified.
+        classes: (A, B, C) uint8 of a step, on a grid that is ``fine`` times as fine along each axis. Not modified.
         step: 1 or 2.
-        fine: Classes a voxel, along each axis; the sides of ``classes`` are multiples of it.
+        fine: Fine voxels in a network voxel, along each axis; the sides of ``classes`` are multiples of it.
 
     Returns:
-        (R + 1, A / fine, ..) float16: shares in the order of the network's channels, then the share that
-        nobody has looked at.
+        (R + 1, A / fine, ..) float16: shares in the order of the network's channels, then the share that nobody
+        checked.
     """
     masks = torch.cat([region_masks(classes[None], step)[0], (classes == IGNORE_CLASS[step])[None]])
     if max(fine) == 1:
@@ -142,7 +143,7 @@ def region_shares(classes: torch.Tensor, step: Step, fine: tuple[int, int, int] 
 
 
 def exchanged() -> list[int]:
-    """Which of step 2's ``region_shares`` holds each region when odd and even vertebrae are exchanged."""
+    """Return the indices in step 2's ``region_shares`` of the regions after odd and even vertebrae are exchanged."""
     places = {frozenset(classes): place for place, classes in enumerate(STEP2_REGIONS.values())}
     other = [places[frozenset(map(_other_parity, classes))] for classes in STEP2_REGIONS.values()]
     return [*other, len(other)]

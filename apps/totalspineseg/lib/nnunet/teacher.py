@@ -1,40 +1,40 @@
-"""Against forgetting: on synthetic spines a training also learns what the network it began from answered."""
+"""Prevent forgetting: on synthetic spines, a training also learns the output of the network that it began from."""
 
 import torch
 from torch import nn
 
 
 class Teacher:
-    """A network as it was before the training.
+    """A network before the training.
 
     Args:
         network: Frozen, in evaluation mode, on the training's device.
-        share: Of a target, how much is the network's answer; the rest is the truth.
+        share: Share of the network's output in a target; the rest is the truth.
 
     Source:
-        Li and Hoiem, Learning without Forgetting, ECCV 2016; here on replayed patches, whose truth is known too. Truth
-        alone moves every outline a little, for a few dozen spines are soon known by heart.
+        Li and Hoiem, Learning without Forgetting, ECCV 2016; here on replayed patches, whose truth is known, too. With
+        the truth alone every outline would change a little, because a few dozen spines are soon learned by heart.
     """
 
     def __init__(self, network: nn.Module, share: float) -> None:
         self._network, self._share = network, share
 
-    def mix(self, channels: torch.Tensor, target: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
-        """Targets with the network's answer in them.
+    def mix(self, channels: torch.Tensor, target: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """Return targets with the network's output mixed in.
 
         Args:
-            channels: Of a batch, (N, C, ...). Not modified.
+            channels: Channels of a batch, (N, C, ...). Not modified.
             target: See ``targets.region_shares``; (N, R + 1, ...). Not modified.
-            taught: Which patches are mixed, bool (N,); the others keep their truth.
+            chosen: Patches to mix, bool (N,); the others keep their truth.
 
         Returns:
-            Targets of the same shape and type; what nobody has looked at stays so.
+            Targets of the same shape and type; voxels that nobody checked stay so.
         """
-        if not taught.any():
+        if not chosen.any():
             return target
         with torch.no_grad():
-            answer = torch.sigmoid(self._network(channels[taught]).float()).to(target.dtype)
+            answer = torch.sigmoid(self._network(channels[chosen]).float()).to(target.dtype)
         mixed = target.clone()
         regions = answer.shape[1]
-        mixed[taught, :regions] = torch.lerp(target[taught, :regions], answer, self._share)
+        mixed[chosen, :regions] = torch.lerp(target[chosen, :regions], answer, self._share)
         return mixed

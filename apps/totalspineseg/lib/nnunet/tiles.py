@@ -1,8 +1,8 @@
-"""Sliding window: tiles over the image, their logits summed under a Gaussian.
+"""Run a network over an image in overlapping tiles, whose logits are summed with Gaussian weights.
 
-Source: nnU-Net 2's inference (tile positions, Gaussian). What differs: no mirroring, and sums in float32. In nnU-Net's
-half precision the smallest weights times a logit are rounded so far that logits in the corners of a volume become
-whole numbers; apart from that the results agree.
+Source: nnU-Net 2's inference (tile positions, Gaussian). Different here: no mirroring, and sums in float32. In
+    nnU-Net's half precision, small weights times a logit are rounded so much that logits in the corners of a volume
+    become whole numbers; apart from that the results agree.
 """
 
 import itertools
@@ -18,14 +18,14 @@ Shape = tuple[int, int, int]
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 SIGMA_SCALE: Final = 1 / 8
-"""Standard deviation of the Gaussian as a part of the tile (nnU-Net's value)."""
+"""Standard deviation of the Gaussian as a share of the tile (nnU-Net's value)."""
 PEAK: Final = 10.0
-"""Weight at a tile's center: uses the range of half precision well (nnU-Net's value)."""
+"""Weight at a tile's center, which suits the range of half precision (nnU-Net's value)."""
 
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
-    """Weight of each voxel of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net (shared: do not write)."""
+    """Return the weights of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net; do not modify them."""
     impulse = np.zeros(patch)
     impulse[tuple(n // 2 for n in patch)] = 1
     weights = ndimage.gaussian_filter(impulse, [n * SIGMA_SCALE for n in patch], mode="constant", cval=0)
@@ -35,12 +35,12 @@ def gaussian_weights(patch: Shape) -> torch.Tensor:
 
 
 def tile_starts(length: int, tile: int, step: float) -> list[int]:
-    """First voxel of each tile along one axis: evenly spread, at most ``step`` tiles apart, ends included.
+    """Return the first voxel of each tile along one axis: evenly spaced, at most ``step`` tiles apart, ends included.
 
     Args:
         length: Voxels of the (padded) image, at least ``tile``.
         tile: Voxels of a tile.
-        step: Distance of neighbors in tiles, above 0 and at most 1.
+        step: Distance of neighbors, as a share of a tile, above 0 and at most 1.
     """
     count = int(np.ceil((length - tile) / (tile * step))) + 1
     if count == 1:
@@ -49,7 +49,7 @@ def tile_starts(length: int, tile: int, step: float) -> list[int]:
 
 
 def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
-    """Voxels to add before and after each axis so that a tile fits; the image stays in the middle."""
+    """Return the voxels to add before and after each axis so that a tile fits; the image stays in the middle."""
     missing = [max(0, tile - length) for length, tile in zip(shape, patch, strict=True)]
     return [(n // 2, n - n // 2) for n in missing]
 
@@ -72,10 +72,10 @@ def sliding_logits(
         image: (C, ...) float32, network's axes, normalized. Not modified.
         patch: Tile size.
         regions: R, number of output channels.
-        step: Distance of neighboring tiles in tiles.
-        compute: Where the network runs.
-        sums: Where the logits are summed; the CPU when the GPU is too small for them.
-        autocast: Compute in half precision where that is safe (on a GPU).
+        step: Distance of neighboring tiles, as a share of a tile.
+        compute: Device of the network.
+        sums: Device of the sums; the CPU if the GPU is too small for them.
+        autocast: Whether to compute in half precision where that is safe (on a GPU).
 
     Returns:
         (R, ...) float32 logits on ``sums``, same spatial shape as the image.

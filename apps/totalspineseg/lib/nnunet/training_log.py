@@ -1,4 +1,4 @@
-"""What a training says about itself: lines for people, lines for programs, curves, TensorBoard events."""
+"""Write the logs of a training: lines for people, lines for programs, curves, TensorBoard events."""
 
 import json
 import math
@@ -14,13 +14,13 @@ TEXT_FILE: Final = "log.txt"
 CURVES_FILE: Final = "curves.png"
 EVENTS_DIR: Final = "tensorboard"
 MARGIN: Final = 0.03
-"""Of the Dice axis beyond 0 and 1, so that missed regions are seen."""
+"""Extra range of the Dice axis beyond 0 and 1, so that missed regions are visible."""
 NOTHING, MISSED = "-", "0.00 (missed)"
-"""How the two zeros look: the region is in neither truth nor prediction, or present and not found."""
+"""Text for the two kinds of zero: the region is in neither truth nor prediction, or it was present and not found."""
 
 
 def dice_text(dice: Mapping[str, float]) -> str:
-    """Pseudo Dice by name for people: nan is "-" (nothing to find), 0 is "0.00 (missed)"."""
+    """Return the pseudo Dice by name for people: nan is "-" (nothing to find), 0 is "0.00 (missed)"."""
     return ", ".join(f"{name} {_number(value)}" for name, value in dice.items())
 
 
@@ -34,7 +34,7 @@ class TrainingLog:
     """Appends to the logs of one step's training; every line is synced, so that a kill loses nothing.
 
     Args:
-        folder: Where the logs lie; made when missing. A resumed training goes on in them.
+        folder: Folder of the logs; made when missing. A resumed training continues them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +42,7 @@ class TrainingLog:
         self._folder = folder
 
     def say(self, text: str, **values: Any) -> None:
-        """One event, for people and for programs.
+        """Write one event, for people and for programs.
 
         Args:
             text: One sentence without patient data.
@@ -54,12 +54,12 @@ class TrainingLog:
         append_line(self._folder / LINES_FILE, json.dumps(_plain(line)))
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far; a line that a kill or a full disk left half-written is left out."""
+        """Return all events so far; a line that a kill or a full disk cut short is left out."""
         return read_json_lines(self._folder / LINES_FILE)
 
     def draw(self) -> None:
-        """Write the curves as a PNG and as TensorBoard events; nothing when there is no epoch yet."""
-        # What was done again after an interruption counts as it was done last.
+        """Write the curves as a PNG and as TensorBoard events; nothing if there is no epoch yet."""
+        # An iteration that was repeated after an interruption counts as in its last repetition.
         by_iteration = {event["iteration"]: event for event in self.events() if "dice" in event}
         epochs = [by_iteration[iteration] for iteration in sorted(by_iteration)]
         if epochs:
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 def _draw_curves(epochs: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
-    # Whatever styles other libraries of this process have set do not reach this picture.
+    # Keep styles that other libraries have set in this process out of this picture.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         _draw_figure(epochs, path)
@@ -95,7 +95,7 @@ def _draw_figure(epochs: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     at = [event["iteration"] for event in epochs]
-    # Dots, since a run of one report, or a region seen now and then, has no line.
+    # Dots, because a run with one report, or a region that is rarely in view, has no line.
     dots: dict[str, Any] = {"marker": "o", "markersize": 3}
     losses = [event["loss"] for event in epochs]
     upper.plot(at, [math.nan if loss is None else loss for loss in losses], color="black", **dots)
@@ -112,7 +112,7 @@ def _draw_figure(epochs: list[dict[str, Any]], path: Path) -> None:
 
 
 def _write_events(epochs: list[dict[str, Any]], folder: Path) -> None:
-    """TensorBoard's format, where its package is installed."""
+    """Write TensorBoard's format, if its package is installed."""
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:

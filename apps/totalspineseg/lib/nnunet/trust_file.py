@@ -1,4 +1,4 @@
-"""The file beside a network's plans that says how far its classes can be believed."""
+"""Read and write the file beside a network's plans with the trust in its classes."""
 
 from pathlib import Path
 from typing import Final
@@ -11,13 +11,13 @@ TRUST_FILE: Final = "trust.json"
 
 
 def read_trust(folder: Path) -> Trust:
-    """What is known of a model's errors.
+    """Return the trust in a model's classes.
 
     Args:
-        folder: Holds plans.json.
+        folder: Folder with plans.json.
 
     Returns:
-        ``UNMEASURED`` where there is no such file.
+        ``UNMEASURED`` if there is no such file.
 
     Raises:
         WeightsError: The file is damaged.
@@ -33,7 +33,7 @@ def read_trust(folder: Path) -> Trust:
 
 
 def write_trust(folder: Path, trust: Trust) -> None:
-    """Write it in one step; running servers follow at their next request.
+    """Write the trust in one step; running servers use it from their next request on.
 
     Raises:
         StorageError: It cannot be written.

@@ -1,4 +1,4 @@
-"""Take a model out of a zip that may be hostile: only what a model needs, never outside the folder."""
+"""Extract a model from a zip that may be hostile: only the files of a model, and never outside the folder."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -9,9 +9,9 @@ from lib.files import storage_errors
 from lib.zips import MAX_RATIO, open_archive
 
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
-"""What a model folder needs; everything else in the zip stays there."""
+"""Files of a model folder; all others are not extracted."""
 MAX_TOTAL_BYTES: Final = 8 << 30
-"""Bytes after unpacking what is wanted; two official checkpoints with their optimizer's state stay well below."""
+"""Bytes of the extracted files; two official checkpoints with their optimizer's state are well below."""
 
 
 def unpack_model(archive: Path, target: Path) -> None:
@@ -22,7 +22,7 @@ def unpack_model(archive: Path, target: Path) -> None:
         target: Existing folder to extract into.
 
     Raises:
-        WeightsError: No readable zip, an entry that leaves the folder, a link, a bomb, or no model inside.
+        WeightsError: The zip is not readable, has no model, or has a link, a zip bomb, or an entry outside its folder.
         StorageError: The files cannot be written.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which weights a model is, told from its files alone: nothing here imports torch."""
+"""Identify the weights of a model from its files alone, without importing torch."""
 
 import hashlib
 from pathlib import Path
@@ -10,15 +10,15 @@ from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.store import ModelStore
 
 DIGITS: Final = 8
-"""Of the digest in a version's name: enough to tell any two models of a site apart."""
+"""Digits of the digest in a version's name, enough to tell any two models of a site apart."""
 
 
 def model_digest(folder: Path, checkpoint: Path) -> str:
-    """SHA-256 (hex) over plans, dataset and checkpoint; reads the checkpoint once.
+    """Return the SHA-256 (hex) of plans, dataset and checkpoint; the checkpoint is read once.
 
     Args:
-        folder: Holds plans.json and dataset.json.
-        checkpoint: The file of the weights.
+        folder: Folder with plans.json and dataset.json.
+        checkpoint: File of the weights.
 
     Raises:
         OSError: A file cannot be read.
@@ -30,10 +30,10 @@ def model_digest(folder: Path, checkpoint: Path) -> str:
 
 
 def answer_digest(folder: Path, digest: str) -> str:
-    """SHA-256 (hex) over all that decides a model's answers: its files, and how far they are believed.
+    """Return the SHA-256 (hex) of everything that determines a model's output: its files, and the trust in them.
 
     Args:
-        folder: Holds plans.json.
+        folder: Folder with plans.json.
         digest: From ``model_digest``.
 
     Raises:
@@ -44,25 +44,25 @@ def answer_digest(folder: Path, digest: str) -> str:
 
 
 def parts_of(version: str) -> tuple[str, str]:
-    """Return what weights are called, and the digits that say how their network answers.
+    """Return the name of weights, and the digits that identify their network's output.
 
     Args:
-        version: As predictions state it, with or without what it ran on ("starter-1a2b3c4d@openvino-2026.4.1").
+        version: The version in a prediction, with or without its runtime ("starter-1a2b3c4d@openvino-2026.4.1").
     """
     name, _, digits = version.partition("@")[0].rpartition("-")
     return name, digits
 
 
 def version_name(name: str, digest: str) -> str:
-    """Name and the first digits of the digest, such as "starter-1a2b3c4d"."""
+    """Return the name with the first digits of the digest, such as "starter-1a2b3c4d"."""
     return f"{name}-{digest[:DIGITS]}"
 
 
 def version_in_use(store: ModelStore, step: int) -> str:
-    """The version a step would run with: ``Networks.folder(step).version`` without opening the model.
+    """Return the version that a step would run with: ``Networks.folder(step).version`` without opening the model.
 
     Args:
-        store: Says which weights are in use.
+        store: The model versions and those in use.
         step: 1 or 2.
 
     Raises:

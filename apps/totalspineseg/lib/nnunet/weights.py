@@ -1,4 +1,4 @@
-"""Installing the official weights: from the web or from zips on disk, checked, and put into use in one step."""
+"""Install the official weights from the web or from zips on disk, check them, and put them into use in one step."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +17,16 @@ from lib.zips import require_space
 
 RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"
 STEP1_PATCH: Final = (256, 256, 48)
-"""Tile (z, y, x) of step 1 in r20251124 and in no other release, voxels."""
+"""Tile (z, y, x) of step 1 in r20251124 and no other release, voxels."""
 STEP1_PATCH_RELEASE: Final = "r20251124"
 INSTALL_BYTES: Final = 43 * 10**8
-"""Two zips of just under 1 GiB, and the two checkpoints of 1.13 GB that come out of them."""
+"""Two zips of just under 1 GiB, and the two checkpoints of 1.13 GB in them."""
 LICENSE_NOTE: Final = (
     "The official weights belong to their authors, who state no license for them: ask them before you pass the "
     "weights on or use them in a product."
 )
 RECORD_FILE: Final = "weights.json"
-"""Beside an installed version: where it came from and the hashes of its zips."""
+"""File beside an installed version, with its source and the hashes of its zips."""
 
 
 def install(
@@ -38,24 +38,25 @@ def install(
     progress: Progress | None = None,
     url: str = "",
 ) -> str:
-    """Install both steps' weights and put them into use; running servers take them at their next request.
+    """Install both steps' weights and put them into use; running servers use them from their next request on.
 
-    The hash of every official zip is recorded at its first installation, and another file of that name is
-    refused from then on. Installing what is installed puts it back into use.
+    The hash of every official zip is recorded at its first installation, and another file of that name is refused from
+    then on. Installing an installed version again puts it back into use.
 
     Args:
         model_dir: The app's model folder.
         release: The official release to download.
-        zips: Zips on disk, together holding a model of each step, in place of a download.
-        sha256: Expected SHA-256 of the zips (hex), in the same order (downloads: step 1, step 2); empty: not compared.
+        zips: Zips on disk, with one model of each step together, instead of a download.
+        sha256: Expected SHA-256 of the zips (hex), in the same order (downloads: step 1, step 2); empty to compare
+            nothing.
         progress: Called with (bytes done, bytes in total) of the file that is being downloaded.
         url: Address of the release's files; empty for the official one.
 
     Returns:
-        Name of the version in use now, such as "official-r20251124".
+        Name of the version that is now in use, such as "official-r20251124".
 
     Raises:
-        WeightsError: A zip is missing, damaged, unsafe or another than recorded, or holds no model of a step, or the
+        WeightsError: A zip is missing, damaged, unsafe, different from the recorded one, or without a model, or the
             zips are of different releases or of one that is too old.
         StorageError: The model folder cannot be written, or there is too little room.
     """
@@ -98,35 +99,35 @@ def _fetch(folder: Path, release: str, url: str, progress: Progress | None) -> t
 
 
 def _check_hashes(archives: Sequence[Path], expected: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
-    """Zip name -> SHA-256, after comparing with what was asked for and what was recorded."""
+    """Return zip name -> SHA-256, after comparing them with the expected and the recorded ones."""
     if expected and len(expected) != len(archives):
-        raise WeightsError(f"one SHA-256 per zip is required, got {len(expected)} for {len(archives)} zips")
+        raise WeightsError(f"expected one SHA-256 for each zip, got {len(expected)} for {len(archives)} zips")
     hashes: dict[str, str] = {}
     for index, archive in enumerate(archives):
         if not archive.is_file():
-            raise WeightsError(f"a zip file is required, got {str(archive)!r} which does not exist")
+            raise WeightsError(f"The zip {str(archive)!r} does not exist.")
         found = sha256_of(archive)
         for wanted in (known.get(archive.name, found), expected[index].strip().lower() if expected else found):
             if found != wanted:
                 raise WeightsError(
-                    f"{archive.name!r} must have SHA-256 {wanted}, got {found}; do not use it, and fetch it again"
+                    f"{archive.name!r} has the SHA-256 {found} instead of {wanted}. Do not use it. Fetch it again."
                 )
         if archive.name in hashes:
-            raise WeightsError(f"zips of different names are required, got {archive.name!r} twice")
+            raise WeightsError(f"expected zips of different names, got {archive.name!r} twice")
         hashes[archive.name] = found
     return hashes
 
 
 def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
-    """Return the release that all zips are of, by their names or known hashes; empty where no zip is of one.
+    """Return the release of all zips, by their names or known hashes; empty if no zip is of a release.
 
     Raises:
-        WeightsError: They are of different releases, or of one that is too old, or only some are of one.
+        WeightsError: The zips are of different releases, of one that is too old, or only some are of a release.
     """
     known_by_hash = {digest: name for name, digest in known.items()}
     releases, names = {}, {}
     for name, digest in hashes.items():
-        # A name is a claim: a file that was installed before is known by its content.
+        # A name proves nothing: a file that was installed before is known by its content.
         if match := OFFICIAL_NAME.match(known_by_hash.get(digest, name)):
             releases[int(match[1])], names[int(match[1])] = match[2], repr(name)
     for release in releases.values():
@@ -146,15 +147,15 @@ def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
 
 
 def _zip_name(hashes: Mapping[str, str]) -> str:
-    """Return the name of a version made of zips that are no official ones."""
+    """Return the name of a version made from zips that are not official."""
     return "zip-" + "-".join(digest[:8] for digest in sorted(hashes.values()))
 
 
 def _require_patch(model: ModelFolder, release: str) -> None:
-    """Check that step 1 does not look at tiles that another release alone has: a file's name is a claim.
+    """Check that step 1 has no tiles of another release, because the name of a file proves nothing.
 
     Raises:
-        WeightsError: It does.
+        WeightsError: It has.
     """
     if model.patch == STEP1_PATCH and release != STEP1_PATCH_RELEASE:
         tile = " x ".join(map(str, model.patch))
@@ -169,7 +170,7 @@ def _publish(
 ) -> None:
     with store.publish(name) as staging:
         for index, archive in enumerate(archives):
-            # A folder each: two zips may use the same names inside.
+            # Use a folder for each zip, because two zips may have the same names inside.
             folder = staging / f"zip{index}"
             with storage_errors(staging):
                 folder.mkdir()
@@ -196,7 +197,7 @@ def _known_file(store: ModelStore) -> Path:
 
 
 def _known(store: ModelStore) -> dict[str, str]:
-    """Official zip name -> SHA-256 recorded at its first installation."""
+    """Return official zip name -> SHA-256 recorded at its first installation."""
     path = _known_file(store)
     try:
         content = read_json(path, "Delete it, to record the hashes anew.") if path.exists() else {}

@@ -287,7 +287,7 @@ class _Seen:
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
         numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map
         if numbered is None:
-            raise ValueError("pieces with vertebrae need their vertebra map, got None")
+            raise ValueError("expected a vertebra map for pieces with vertebrae, got None")
         return np.asarray(numbered[piece.box] == index + 1)
 
     def _shares(

@@ -47,7 +47,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     strange = _strange_codes(crop, origin)
     parts = levels_in(crop, mm)
     if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
-        # A step-1 result: the sacrum's code stands for every vertebra, so only discs and C1 have a place.
+        # In a step-1 result the sacrum's code stands for every vertebra, so only discs have a place.
         parts = {code: found for code, found in parts.items() if BY_CODE[code].kind is Kind.DISC}
     column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])

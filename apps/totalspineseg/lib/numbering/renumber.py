@@ -21,7 +21,7 @@ from lib.trust import UNMEASURED, Trust
 RENAMED_SHARE: Final = 0.7
 """A segment is one of the prediction if they share this much of both; the rest is an edited border."""
 RENAMED_VOXELS: Final = 20
-"""Fewer voxels are a brush stroke."""
+"""Fewer voxels are only a brush stroke, not a segment."""
 
 
 SLIVER: Final = 0.1

@@ -30,7 +30,7 @@ LUMBAR_PRIOR: Final[Mapping[int, float]] = MappingProxyType({4: 0.020, 5: 0.940,
 in about 92 %, 25 in 5 %, 23 in 3 %, thoracic variants included); Carrino et al., Radiology 2011."""
 
 USUAL: Final = (12, 5)
-"""Thoracic and lumbar vertebrae of most people."""
+"""Number of thoracic and of lumbar vertebrae in most people."""
 
 _CERVICAL_MM = (17.0, 20.0, 16.5, 16.5, 16.5, 17.0, 18.0)
 _THORACIC_MM = (19.5, 20.0, 20.5, 21.0, 21.5, 22.0, 22.5, 23.0, 23.5, 24.5, 26.0, 28.0, 29.0)

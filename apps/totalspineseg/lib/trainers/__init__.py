@@ -1,1 +1,1 @@
-"""From corrections to a published model: material, replay, runs, the tasks clients start."""
+"""Training from corrections to a published model: material, judging, runs, and the tasks that clients start."""

@@ -1,4 +1,4 @@
-"""The networks a run has trained, in its own folder, until the gate has judged them."""
+"""Keep the networks that a run has trained in the run's folder until the gate has judged them."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from lib.trust import Trust
 
 CANDIDATE_DIR: Final = "candidate"
 MIXED_DIR: Final = "mixed-"
-"""The candidate's weights mixed with those in use; their share follows."""
+"""Folder of the candidate's weights mixed with those in use; the share of new weights is added to the name."""
 DONE_FILE: Final = "done.json"
-"""In a candidate's folder once it is whole."""
+"""In a candidate's folder once it is complete."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one network has learned from.
+    """The cases on which one network was trained.
 
     Attributes:
         cases: Names of the cases.
         skipped: Those that could not be used.
-        best: Best mean pseudo Dice; None when there was no report.
+        best: Best mean pseudo Dice; None if there was no report.
     """
 
     cases: frozenset[str]
@@ -56,19 +56,19 @@ class Candidates:
         return self._run.name
 
     def work(self, step: int) -> Path:
-        """Folder of a step's training: its cases, states and logs."""
+        """Return the folder of a step's training: its cases, states and logs."""
         return self._run / f"step{step}"
 
     def folder(self, step: int, share: float) -> Path:
-        """Folder of what is judged, with so much of the trained weights."""
+        """Return the folder of the network that is judged with this share of the trained weights."""
         return self.work(step) / (CANDIDATE_DIR if share == 1 else f"{MIXED_DIR}{share:g}")
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
-        """A trained network, its weights mixed with the parent's where ``share`` is below 1.
+        """Open a trained network, its weights mixed with the parent's if ``share`` is below 1.
 
         Raises:
-            WeightsError: It is not there.
-            StorageError: The mean cannot be written.
+            WeightsError: It does not exist.
+            StorageError: The mixed weights cannot be written.
         """
         if share != 1:
             parent, trained, folder = self._parents[step], self.open(step), self.folder(step, share)
@@ -77,7 +77,7 @@ class Candidates:
         return ModelFolder.open(self.folder(step, share), step=step, name="candidate")
 
     def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson, trust: Trust) -> None:
-        """Write a trained network, and how far it can be believed; once this returns, its training is not repeated.
+        """Write a trained network and the trust in it; after that, its training is not repeated.
 
         Raises:
             StorageError: It cannot be written.
@@ -92,7 +92,7 @@ class Candidates:
         shutil.rmtree(self.work(step) / PREPROCESSED_DIR, ignore_errors=True)
 
     def lesson(self, step: int) -> Lesson | None:
-        """What a step that is trained has learned from; None while it is not, or its network is gone."""
+        """Return what a trained step was trained on; None if it is not trained yet, or its network is missing."""
         try:
             self.open(step)
             content = read_json(self.folder(step, 1) / DONE_FILE)
@@ -103,10 +103,10 @@ class Candidates:
 
 
 def clear(run: Path) -> None:
-    """Remove what a run needs that has ended or is not continued; logs and reports stay."""
+    """Remove the working files of a run that has ended or is not continued; logs and reports stay."""
     for name in (CANDIDATE_DIR, f"{MIXED_DIR}*", PREPROCESSED_DIR):
         for folder in run.glob(f"step[12]/{name}"):
-            # First, so that half a folder is never taken for a whole one.
+            # Remove this first, so that a partial folder is never mistaken for a complete one.
             (folder / DONE_FILE).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
     for name in (*STATES, f"{PARTIAL_PREFIX}*"):

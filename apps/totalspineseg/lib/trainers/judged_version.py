@@ -1,4 +1,4 @@
-"""The gate asked about a version, trained elsewhere or judged on other studies, before somebody puts it into use."""
+"""Let the gate judge an existing version, trained elsewhere or judged on other studies, before it is put into use."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from lib.trainers.site import Site
 
 @dataclass(frozen=True)
 class _Version:
-    """A version that asks to be served.
+    """A version that is compared with the weights in use.
 
     Attributes:
         name: Its name.
@@ -35,7 +35,7 @@ class _Version:
     models: Mapping[int, ModelFolder]
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
-        """Its network; all of it is new."""
+        """Return its network; all of its weights are new."""
         return self.models[step]
 
 
@@ -47,21 +47,21 @@ def judge_version(
     device: str = "auto",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Judgment:
-    """Compare a version with the weights in use, or where it is these, with those before; and keep what the gate says.
+    """Compare a version with the weights in use (if it is itself in use, with those before), and store the judgment.
 
-    What is in use, the hold-out list and the report that the version was published with stay as they are.
+    The weights in use, the hold-out list and the report published with the version do not change.
 
     Args:
         store: Where the version is.
         name: "starter" or a version's name.
-        site: Whose hold-out judges beside the reference set; a subject that no training has met yet judges or not as it
-            will from the next one on. None for the reference set alone.
-        device: What computes.
-        tell: What is being done, for progress.
+        site: The site whose hold-out judges in addition to the reference set. A subject that no training has used yet
+            gets the role that it will have in the next one. None for the reference set alone.
+        device: Device of the computation.
+        tell: Called with a line of progress.
 
     Raises:
         WeightsError: There is no such version, nothing to compare it with, or a model cannot be loaded.
-        StorageError: The hold-out list is damaged, or what the gate says cannot be written.
+        StorageError: The hold-out list is damaged, or the judgment cannot be written.
         MemoryShortageError: A scan does not fit into memory.
     """
     models = models_of(store, name)
@@ -75,7 +75,7 @@ def judge_version(
     settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
 
     def say(line: str, **values: Any) -> None:
-        # What the gate says of it is what is kept.
+        # Show no details of the gate here: they are in the judgment.
         if not values:
             tell(line)
 
@@ -111,7 +111,7 @@ def _compared_with(store: ModelStore, name: str, steps: Collection[int]) -> Mapp
     before = {step: store.named(other) for step, other in store.before_last().items()}
     if all(before[step].name == name for step in steps):
         raise WeightsError(
-            f"a version and another one are required, got {name!r} alone, in use now and before; activate first what "
-            "it is to be compared with"
+            f"There is nothing to compare {name!r} with: it is in use now and was in use before. Activate the version "
+            "that it should be compared with first."
         )
     return before

@@ -1,4 +1,4 @@
-"""Networks before the gate, beside those in use and those the first training began with."""
+"""Judge trained networks against those in use and those that the first training began with."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,27 +20,27 @@ from lib.trainers.remembered import as_in_truth
 from lib.trainers.settings import RetrainSettings
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
-"""Scores by case, of the reference set and of the hold-out."""
+"""Scores by case: of the reference set, and of the hold-out."""
 
 
 class Contender(Protocol):
-    """What asks to be served: the trained networks of a run, or a version."""
+    """The networks that are judged: the trained networks of a run, or a version."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Its name in the report."""
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
-        """A network, with so much of the weights that are new."""
+        """Return a network with this share of new weights."""
 
 
 @dataclass(frozen=True)
 class _Rated:
-    """A model, and how it scored so far.
+    """A model with its scores so far.
 
     Attributes:
         model: Both networks.
-        known: Added to, so that each model answers each scan once.
+        known: Scores so far; they are filled in, so that each model segments each scan once.
     """
 
     model: Model
@@ -53,10 +53,10 @@ class Judging:
     Args:
         store: The model versions.
         parents: Step -> the network in use; a training started from it.
-        candidates: What is judged.
-        settings: Steps it has networks of, shares of the new weights that are judged, device.
-        say: A line for the log.
-        tell: What the run does now, for progress.
+        candidates: The networks that are judged.
+        settings: Steps to judge, shares of the new weights, device.
+        say: Called with a line for the log.
+        tell: Called with a line of progress.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class Judging:
         unreadable: Sequence[Skipped] = (),
         on_left_out: Callable[[Skipped], None] = lambda _: None,
     ) -> Judged:
-        """What the gate says of the first share of new weights that passes; of the first share if none does.
+        """Return the verdict on the first share of new weights that passes; on the first share if none passes.
 
         Args:
-            reference: Draws the fixed scans.
-            holdout: The site's own.
-            own_answers: Answers scans of the site with the weights in use, and gives those they name without doubt: as
-                many as there are spines of the reference set that they do not handle.
-            unreadable: Scans of the site that cannot even be asked about.
-            on_left_out: Told about every other scan that cannot judge.
+            reference: Makes the fixed scans.
+            holdout: The scans of the site.
+            own_answers: Segments scans of the site with the weights in use and returns those whose names they do not
+                doubt: as many as there are spines of the reference set that these weights do not handle.
+            unreadable: Scans of the site that cannot be used.
+            on_left_out: Called with every other scan that cannot judge.
 
         Raises:
             WeightsError: A model cannot be loaded.
@@ -160,7 +160,7 @@ class Judging:
     def _beside_own(
         self, cases: Sequence[JudgedCase], active: _Rated, candidate: _Rated, skip: Callable[[str, str], None]
     ) -> list[SubjectScores]:
-        """Score a candidate beside what the weights in use answered, group by group that they show."""
+        """Score a candidate and the weights in use on the latter's own answers, for each group that these contain."""
         if not cases:
             return []
         scores = score_models(
@@ -174,9 +174,9 @@ class Judging:
         return [replace(entry, candidate=tuple(map(as_in_truth, entry.active, entry.candidate))) for entry in scores]
 
     def _beginnings(self, left_out: dict[str, str]) -> dict[int, ModelFolder]:
-        """Step in training -> the network its first training began with; without steps whose first one this is.
+        """Return, for each trained step that was trained before, the network that its first training began with.
 
-        Where that is gone, the oldest one of its successors that is there; ``left_out`` has the reason.
+        If that was removed, the oldest existing successor is used, and ``left_out`` has the reason.
         """
         found: dict[int, ModelFolder] = {}
         for step in self._settings.steps:
@@ -186,7 +186,7 @@ class Judging:
                     break
                 except WeightsError as error:
                     left_out[f"{name}, which step {step} began with"] = str(error)
-                    self._say(f"not compared with {name}, which step {step} began with: {error}")
+                    self._say(f"step {step} is not compared with {name}, from which its training began: {error}")
         return found
 
     def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
@@ -195,7 +195,7 @@ class Judging:
 
 
 def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
-    """The spines of the reference set that the model they were first scored with handles."""
+    """Return the spines of the reference set that the first scored model handles."""
     return [
         entry
         for entry in reference
@@ -206,19 +206,19 @@ def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
 def never_seen(
     store: ModelStore, names: Collection[str], holdout: Sequence[ScanSource]
 ) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
-    """The hold-out without images that one of the versions has learned from.
+    """Return the hold-out without images that one of the versions was trained on.
 
-    A server that shares the models may have taught them, or this one under a name that trained then.
+    Another server that shares the models may have used them, or this server under a name that was in training then.
 
     Args:
-        store: Where the versions are.
+        store: The model versions.
         names: "starter" or versions' names.
-        holdout: Scans that would judge.
+        holdout: Scans of the hold-out.
 
     Returns:
-        Those that may, and the others with the reason.
+        Those that may judge, and the others with the reason.
     """
     seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
-    taught = [source for source in holdout if source.provenance["image_sha256"] in seen]
-    fair = tuple(source for source in holdout if source not in taught)
-    return fair, tuple(Skipped(source.name, "one of the two has learned from this image") for source in taught)
+    learned = [source for source in holdout if source.provenance["image_sha256"] in seen]
+    fair = tuple(source for source in holdout if source not in learned)
+    return fair, tuple(Skipped(source.name, "one of the two versions was trained on this image") for source in learned)

@@ -1,4 +1,4 @@
-"""Which predictions were made by weights, or by what they descend from."""
+"""Find the predictions that weights or their ancestors made."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,10 +8,10 @@ from lib.registry.store import ModelStore
 
 
 def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
-    """Return what versions and their ancestors are known by: names, and what tells the answers of their networks.
+    """Return the names of versions and their ancestors, and the identifiers of their networks' predictions.
 
     Args:
-        store: Where the versions are.
+        store: The model versions.
         names: "starter" or versions' names.
     """
     found: set[str] = set()
@@ -23,10 +23,10 @@ def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
 
 
 def is_of_line(prediction: Mapping[str, object] | None, line: frozenset[str]) -> bool:
-    """Whether a network of a line made a prediction, by either step.
+    """Return whether a network of a line made a prediction, with either step.
 
     Args:
-        prediction: What the record of a correction says of it ("versions": step -> version); None for none.
+        prediction: The prediction in a correction's record ("versions": step -> version); None if there is none.
         line: From ``line_of``.
     """
     versions = (prediction or {}).get("versions")

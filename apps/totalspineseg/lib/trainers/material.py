@@ -1,4 +1,4 @@
-"""Which corrections teach and which judge: the newest finished label of each image, whole subjects apart."""
+"""Choose the corrections that train and those that judge: the newest finished label of each image, split by subject."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -26,25 +26,25 @@ from lib.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
 
-TAUGHT_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
-"""Step of a correction -> tags under which its author calls it finished; any other tag is work in progress."""
+FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
+"""Step of a correction -> tags under which its author submits it as finished; any other tag is work in progress."""
 
 
 TRAINS_TOO: Final = (
-    "an image that trains under no other name is required to judge, got one that does; give the images of one person "
-    "one subject (sub-..)"
+    "this image also trains under another name, so it cannot judge. Give the images of one person the same subject "
+    "(sub-..)"
 )
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a site's corrections give.
+    """The corrections of a site, as material for training and judging.
 
     Attributes:
-        training: Scans to learn from, not read yet.
-        holdout: Scans that judge, not read yet.
+        training: Scans for training, not read yet.
+        holdout: Scans for judging, not read yet.
         skipped: Corrections left out, with the reason.
-        known: Step -> ids of corrections that its network in use has learned from.
+        known: Step -> ids of corrections that its network in use was trained on.
     """
 
     training: tuple[ScanSource, ...]
@@ -52,8 +52,8 @@ class Material:
     skipped: tuple[Skipped, ...]
     known: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
-    def taught(self, step: int) -> tuple[ScanSource, ...]:
-        """The training scans a step can learn from; those its network has learned from before are replay."""
+    def lessons(self, step: int) -> tuple[ScanSource, ...]:
+        """Return the training scans of a step; those that its network was trained on before count as replay."""
         known = self.known.get(step, frozenset())
         return tuple(
             _as_earlier(source) if source.provenance["correction"] in known else source
@@ -71,19 +71,20 @@ def site_material(
 ) -> Material:
     """Collect the newest finished corrections of all images and split them by subject.
 
-    Finished is what was understood and submitted under one of ``TAUGHT_TAGS``; work in progress is skipped with its
-    reason until a finished label follows it, and what was taken back counts no more. Where a corrected step-1 map
-    follows a finished label, step 1 learns from the map and step 2 from the label.
+    Finished are accepted corrections with one of ``FINISHED_TAGS``. Work in progress is skipped with its reason until a
+    finished label follows, and withdrawn labels do not count. If a corrected step-1 map follows a finished label, step
+    1 is trained on the map and step 2 on the label.
 
     Args:
-        site: Where they are.
-        known: Step -> ids of corrections that its network in use has learned from; they become replay.
-        line: Weights, and what they descend from (see ``lib.trainers.line``): what readers left as these predicted it
-            is marked. Empty for networks that descend from nothing here.
-        split_of: Says of the hold-out list and the subjects so far who trains and who judges, and may store it.
+        site: Studies and corrections.
+        known: Step -> ids of corrections that its network in use was trained on; they become replay.
+        line: Weights and their ancestors (see ``lib.trainers.line``). What readers left as these predicted it is
+            marked. Empty for networks without ancestors here.
+        split_of: Returns who trains and who judges, given the file of the hold-out list and the subjects; it may write
+            the file.
 
     Returns:
-        Training and hold-out scans; empty tuples when nobody corrected anything.
+        Training and hold-out scans; empty if there are no corrections.
 
     Raises:
         StorageError: The hold-out list is damaged or cannot be written.
@@ -91,18 +92,18 @@ def site_material(
     skipped: list[Skipped] = []
 
     def damaged(name: str, error: StorageError) -> None:
-        logger.warning("correction of %s left out: %s", name, error)
+        logger.warning("A correction of %s is left out: %s", name, error)
         skipped.append(Skipped(name, str(error)))
 
     newest: dict[tuple[str, int], Correction] = {}
     drafts: dict[tuple[str, int], Correction] = {}
     subjects: list[str] = []
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
-        if correction.status != "accepted" or correction.step not in TAUGHT_TAGS:
+        if correction.status != "accepted" or correction.step not in FINISHED_TAGS:
             continue
         if correction.id in site.corrections.withdrawals.of_image(correction.image):
             continue
-        if correction.tag in TAUGHT_TAGS[correction.step]:
+        if correction.tag in FINISHED_TAGS[correction.step]:
             subjects.append(site.subject(correction.image))
             newest[correction.image, correction.step] = correction
             drafts.pop((correction.image, correction.step), None)
@@ -127,14 +128,14 @@ def site_material(
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
-    """Read hold-out scans; one that cannot be read, or whose label cannot be right, is skipped with its reason."""
+    """Read hold-out scans; skip those that cannot be read or whose label cannot be right, with the reason."""
     cases, skipped = [], []
     for source in sources:
         try:
             scan = source.read()
             require_plausible(to_ras(scan.codes).data)
         except (OSError, ValueError) as error:
-            logger.warning("hold-out scan %s left out: %s", source.name, error)
+            logger.warning("Hold-out scan %s is left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
         else:
             cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan), scan.left))
@@ -146,17 +147,17 @@ def _name(correction: Correction) -> str:
 
 
 def _reason(draft: Correction) -> str:
-    return f"a label submitted as {FINAL_TAG!r} is required, got one submitted as {draft.tag!r}; submit it as final"
+    return f"the label was submitted as {draft.tag!r}, not as {FINAL_TAG!r}. Submit it as final when it is finished"
 
 
 def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
-    """A finished label teaches step 1 too, so an older corrected step-1 map adds nothing."""
+    """Return whether a finished label follows, which trains step 1, too, so that an older step-1 map adds nothing."""
     final = newest.get((earlier.image, 2))
     return final is not None and final.id > earlier.id
 
 
 def _steps(newest: Mapping[tuple[str, int], Correction], correction: Correction) -> tuple[int, ...]:
-    """Which steps the newest correction of its kind teaches."""
+    """Return the steps that are trained on a correction, the newest of its kind."""
     if correction.step == 1:
         return (1,)
     step1 = newest.get((correction.image, 1))
@@ -181,7 +182,7 @@ def _as_earlier(source: ScanSource) -> ScanSource:
 def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError(f"the image of a correction is required, got none named {correction.image!r}; restore it")
+        raise ImageError(f"There is no image {correction.image!r} anymore. Restore it.")
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
@@ -191,7 +192,7 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
-    """The truth of a scan, without what nobody checked."""
+    """Return the truth of a scan, with what nobody checked marked as unreviewed."""
     codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
     return Volume(codes.astype(np.uint8), scan.codes.affine)
 
@@ -199,8 +200,7 @@ def _reviewed(scan: LabeledScan) -> Volume:
 def _require_same_image(path: Path, correction: Correction) -> None:
     if sha256_of(path) != correction.image_sha256:
         raise ImageError(
-            f"the image that was corrected is required, got another file under the name {correction.image!r}; "
-            "restore it or correct it again"
+            f"The image {correction.image!r} was replaced after it was corrected. Restore it, or correct the new image."
         )
 
 
@@ -217,6 +217,6 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
         "untouched": [NAME_OF[code] for code in correction.untouched],
-        # An incomplete label does not train, which is said where it is left out.
+        # An incomplete label does not train. The reason is reported where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }

@@ -1,4 +1,4 @@
-"""From a judged candidate to a version: published with its verdict, and served where that is sound."""
+"""Publish a judged candidate as a version with its verdict, and put it into use if that is sound."""
 
 import shutil
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from lib.registry.store import Choice, ModelStore
 from lib.trainers.candidates import DONE_FILE, Candidates
 
 PREFIX: Final = "trained-"
-"""Of a version's name; its run's id follows."""
+"""Beginning of a version's name; the run's id follows."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What the gate decided on.
+    """The gate's decision.
 
     Attributes:
         report: Its report.
-        share: Of the trained weights in what it decided on.
+        share: Share of the trained weights in the network that it decided on.
     """
 
     report: GateReport
@@ -32,16 +32,19 @@ class Judged:
 
     @property
     def sentence(self) -> str:
-        """What the gate said, and of how much of the trained weights where that is not all of them."""
+        """The gate's reason, with the share of trained weights if that is not all of them."""
         if self.share == 1:
             return self.report.reason
-        return f"{self.report.reason}; it holds {self.share:.0%} of the trained weights, since all of them did not pass"
+        return (
+            f"{self.report.reason}; it has {self.share:.0%} of the trained weights, because with all of them it did "
+            "not pass"
+        )
 
 
 def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] | None:
-    """What the gate said of a version that was published before, and its record; None when it was not.
+    """Return the verdict on a version that was published before, and its record; None if it was not published.
 
-    A version holds the weights of its verdict alone: another look at the same candidates may pass other ones.
+    A version has only the weights of its verdict; if the same candidates are judged again, other shares may pass.
 
     Raises:
         StorageError: The version has no readable record.
@@ -52,17 +55,15 @@ def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] 
     try:
         return Judged(GateReport.from_json(record["gate"]), float(record["new_weights"])), record
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(
-            f"a readable record of {name!r} is required, got a damaged one; train anew without going on (--restart)"
-        ) from error
+        raise StorageError(f"The record of {name!r} is damaged. Start a new training with --restart.") from error
 
 
 def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) -> None:
-    """Let a version appear whole.
+    """Publish a version, which appears complete or not at all.
 
     Args:
-        store: Where.
-        record: Of the version; ``models`` and ``digests`` are filled in here.
+        store: The model versions.
+        record: Record of the version; ``models`` and ``digests`` are filled in here.
         candidates: The trained networks.
 
     Raises:
@@ -80,31 +81,31 @@ def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) ->
 
 
 def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, str]) -> str:
-    """Why a version that passed is not put into use, and how to do it; empty when nothing else is in use."""
+    """Return why a version that passed is not put into use, and how to do it; empty if nothing else is in use."""
     if not instead:
         return ""
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
     return (
-        f"passed the gate, but not served: the weights it was compared with ({there}) must be in use, got {here}; "
-        f"to serve it all the same: totalspineseg models activate {name}"
+        f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
+        f"({here}). To serve it anyway: totalspineseg models activate {name}"
     )
 
 
 def refused_since(store: ModelStore, name: str) -> str:
-    """Why a version that passed is not put into use, where the gate has looked again; empty where nothing fell."""
+    """Return why a version that passed is not put into use after the gate judged it again; empty if it passed again."""
     try:
         require_served(store, name)
     except WeightsError as refusal:
-        return f"passed the gate when it was made, but not served: {refusal}"
+        return f"passed the gate when it was made, but is not served: {refusal}"
     return ""
 
 
 def taken_back(store: ModelStore, name: str) -> str:
-    """Why a version that passed is not put into use once more, and how to do it; empty where nobody took it back."""
+    """Return why a version that passed is not put into use again, and how to do it; empty if it may be."""
     if not store.is_taken_back(name):
         return ""
     return (
-        "passed the gate and was in use, but not served again: somebody has put other weights into use since; to serve "
-        f"it all the same: totalspineseg models activate {name}"
+        "passed the gate and was in use, but is not served again, because somebody has put other weights into use "
+        f"since. To serve it anyway: totalspineseg models activate {name}"
     )

@@ -1,7 +1,7 @@
-"""What weights can do: synthetic spines as far as they handle them, and scans of the site that they name without doubt.
+"""Choose scans on which weights must not become worse: synthetic spines, and scans of the site that they name surely.
 
-Weights that were never trained on synthetic spines would be held, and judged, where they are weak. So in place of the
-spines that they do not handle come their own answers on scans of the site that nobody has corrected.
+Weights that were never trained on synthetic spines would otherwise be trained and judged on scans that they cannot
+handle. In place of the spines that they do not handle, their own answers on uncorrected scans of the site are used.
 """
 
 import logging
@@ -30,24 +30,24 @@ from lib.volume_io import read_image
 logger = logging.getLogger(__name__)
 
 TRIED: Final = 4
-"""Synthetic spines that weights are tried on once: one of each field of view that replay has."""
+"""Synthetic spines that weights are tried on once: one of each field of view in replay."""
 OWN_AT_MOST: Final = 24
-"""Own answers that are replayed at most: each takes the whole pipeline, minutes on a CPU with networks of the official
-size."""
+"""Largest number of own answers in replay: each takes the whole pipeline, minutes on a CPU with networks of the
+official size."""
 WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
-"""How sure weights are of names that they are held to. Nearly all lumbar scans are counted, and a site may have no
-others; a rare column of six lumbar vertebrae that is counted as five is what these weights answer, too."""
+"""Certainty of names that count as an own answer. Nearly all lumbar scans are counted, and a site may have no others. A
+rare column of six lumbar vertebrae that is counted as five is also what these weights answer."""
 
 
 @dataclass(frozen=True)
 class OwnAnswer:
-    """A scan of the site as weights answered it.
+    """A scan of the site with the segmentation that weights made of it.
 
     Attributes:
         name: For logs; no patient name.
-        subject: Whom it belongs to.
-        path: Its image, read again when it is needed.
-        codes: The answer on the grid of the image.
+        subject: Subject of the scan.
+        path: Its image, read when it is needed.
+        codes: The segmentation, on the grid of the image.
         image_sha256: Hash of the image.
     """
 
@@ -58,15 +58,15 @@ class OwnAnswer:
     image_sha256: str
 
     def judged(self) -> JudgedCase:
-        """Return it as a scan that judges.
+        """Return it as a scan for judging.
 
         Raises:
-            ImageError: The image cannot be read any more.
+            ImageError: The image cannot be read anymore.
         """
         return JudgedCase(self.name, self.subject, read_image(self.path), self.codes)
 
     def source(self) -> ScanSource:
-        """Return it as a scan that teaches."""
+        """Return it as a scan for training."""
         provenance = {"own_answer": self.name, "image_sha256": self.image_sha256}
         return ScanSource(self.name, Origin.EARLIER, self._read, provenance)
 
@@ -77,17 +77,17 @@ class OwnAnswer:
 def replay_of(
     site: Site, model: Model, count: int, *, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[ScanSource, ...]:
-    """Return the scans against forgetting: synthetic spines, and own answers in place of those that are not handled.
+    """Return the scans against forgetting: synthetic spines, and own answers instead of those that are not handled.
 
     Args:
         site: Studies and models.
         model: The weights that training begins with.
-        count: How many scans; fewer where the site has not enough that are named without doubt.
-        tell: What is being done, for progress.
+        count: Number of scans; fewer if the site has too few that are named without doubt.
+        tell: Called with a line of progress.
 
     Raises:
         WeightsError: A model cannot be loaded.
-        StorageError: What was measured cannot be written, or the hold-out list is damaged.
+        StorageError: The measurement cannot be written, or the hold-out list is damaged.
     """
     if count == 0:
         return ()
@@ -97,7 +97,7 @@ def replay_of(
 
 
 def handled_share(store: ModelStore, model: Model, *, tell: Callable[[str], None] = lambda _: None) -> float:
-    """Return the share of synthetic spines that weights handle: measured once, and recorded.
+    """Return the share of synthetic spines that weights handle; it is measured once and recorded.
 
     Raises:
         WeightsError: A model cannot be loaded.
@@ -129,16 +129,16 @@ def own_answers(
     seen: Collection[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[OwnAnswer]:
-    """Yield uncorrected scans of the site that weights name without doubt, with their answers, in a fixed order.
+    """Yield uncorrected scans of the site that weights name without doubt, with their segmentations, in a fixed order.
 
     Args:
-        site: Studies and models; scans that the server was asked about lately and named without doubt are tried.
+        site: Studies and models; recently segmented scans that were named without doubt are tried.
         model: The weights.
-        count: How many are wanted; twice as many are tried.
-        judges: Scans of people that may judge, else of people that may train: by the hold-out list, or where it does
-            not know them by the rule it will follow.
-        seen: SHA-256 of images that are left out.
-        tell: What is being done, for progress.
+        count: Number of scans; twice as many are tried.
+        judges: Whether to use scans of people who may judge, else of people who may train: by the hold-out list, or for
+            people who are not in it by the rule that it will follow.
+        seen: SHA-256 of images to leave out.
+        tell: Called with a line of progress.
 
     Raises:
         WeightsError: A model cannot be loaded.
@@ -152,7 +152,7 @@ def own_answers(
             return
         subject = site.subject(image_id)
         held = split.holds_out(subject) if subject in split.role else drawn_out(subject)
-        if held is not judges or sha256 in seen or site.corrections.standing(image_id):
+        if held is not judges or sha256 in seen or site.corrections.in_force(image_id):
             continue
         latest = predictions.latest(image_id)
         if latest is None or certainty_of(latest.numbering) not in WITHOUT_DOUBT:
@@ -166,7 +166,7 @@ def own_answers(
             image = read_image(path)
             codes, certainty = predict_named(image, model)
         except (ImageError, GridError, StorageError, OSError) as error:
-            logger.warning("%s does not help to remember: %s", image_id, error)
+            logger.warning("%s is not used against forgetting: %s", image_id, error)
             continue
         if certainty in WITHOUT_DOUBT:
             found += 1
@@ -174,6 +174,6 @@ def own_answers(
 
 
 def as_in_truth(truth: CaseScore, score: CaseScore) -> CaseScore:
-    """Return a score without what its truth does not show: an own answer may have missed it."""
+    """Return a score without the structures that its truth lacks, because an own answer may have missed them."""
     dice = {name: float("nan") if truth.dice[name] != truth.dice[name] else value for name, value in score.dice.items()}
     return replace(score, dice=dice)

@@ -1,4 +1,4 @@
-"""Synthetic scans that keep a fine-tuned network from forgetting what it was first taught."""
+"""Make synthetic scans that keep a fine-tuned network from forgetting what it learned first."""
 
 from typing import Final
 
@@ -15,7 +15,7 @@ FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR, Field
 
 
 def replay_sources(count: int = REPLAY_CASES) -> tuple[ScanSource, ...]:
-    """The synthetic replay scans, drawn when they are read; the first ones are the same for every count."""
+    """Return the synthetic replay scans, made when they are read; the first ones are the same for every count."""
     return tuple(_source(number) for number in range(count))
 
 

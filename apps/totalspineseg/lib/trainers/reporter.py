@@ -1,4 +1,4 @@
-"""What a retraining says of itself: lines in the run's log, and the state that clients show."""
+"""Report the progress of a retraining: lines in the run's log, and the state that clients show."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ class Reporter:
 
     Args:
         run: The run's folder.
-        settings: What is done there.
+        settings: Settings of the run.
     """
 
     def __init__(self, run: Path, settings: RetrainSettings) -> None:
@@ -32,14 +32,14 @@ class Reporter:
         self._begun = time.monotonic()
 
     def say(self, text: str, **values: Any) -> None:
-        """One line of the log, see ``TrainingLog.say``; a disk that takes no line ends no training."""
+        """Write a line into the log, see ``TrainingLog.say``; a full disk does not end the training."""
         try:
             self._log.say(text, **values)
         except OSError as error:
             logger.warning("%s (not in the log of run %s: %s)", text, self._run.name, error)
 
     def tell(self, message: str, *, now: bool = True) -> None:
-        """What the run does before and after training; what is not worth it at any time is written now and then.
+        """Report what the run is doing before or after training; with ``now`` false it is written only now and then.
 
         Raises:
             StorageError: It cannot be written.
@@ -47,7 +47,7 @@ class Reporter:
         self._progress.write(self._state("running", message=message), now=now)
 
     def trained(self, progress: Progress) -> None:
-        """One more iteration is done.
+        """Report one more iteration.
 
         Raises:
             StorageError: It cannot be written.
@@ -59,12 +59,12 @@ class Reporter:
         self._progress.write(self._state("running", step=progress.step))
 
     def finished(self, step: int, best: float | None) -> None:
-        """A step is trained, perhaps by an earlier process."""
+        """Report that a step is trained, perhaps by an earlier process."""
         self._epochs_done = (self._steps.index(step) + 1) * self._epochs
         self._best = None if best is None else round(best, 4)
 
     def end(self, status: Status, message: str) -> None:
-        """How the run ended, for now or for good; a full disk does not hide it."""
+        """Report how the run ended or paused, even on a full disk."""
         self._progress.write_last(self._state(status, message=message))
 
     def _state(self, status: Status, *, step: int = 0, message: str = "") -> RunState:

@@ -1,4 +1,4 @@
-"""The settings of a training as clients send them: texts and choices, defaults for everything left out."""
+"""Read the settings of a training as clients send them: texts and choices, with defaults for those left out."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
 MAX_ITERATIONS: Final = 250_000
-"""What nnU-Net trains from scratch; more is a typing error."""
+"""Iterations of nnU-Net's training from scratch; a larger number is a typing error."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
@@ -20,17 +20,17 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
 }
-"""Setting -> least and largest value."""
+"""Setting -> smallest and largest value."""
 AUTO: Final = "auto"
-"""A learning rate that fits the network."""
+"""Learning rate that fits the network."""
 WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
-    """The settings as clients show them: a list is a choice with its default first, a bool a box, a text is free."""
+    """Return the settings for clients: a list is a choice with its default first, a bool a box, a text is free."""
     settings = RetrainSettings()
     finetune = settings.finetune
-    shown: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "iterations": finetune.iterations,
         "batch_size": finetune.batch_size,
         "learning_rate": finetune.learning_rate,
@@ -38,16 +38,16 @@ def client_config() -> dict[str, Any]:
         "replay_cases": settings.replay_cases,
         "seed": finetune.seed,
     }
-    texts = {name: AUTO if value is None else f"{value:g}" for name, value in shown.items()}
+    texts = {name: AUTO if value is None else f"{value:g}" for name, value in defaults.items()}
     return {**texts, "optimizer": list(OPTIMIZERS), "device": list(DEVICES), "resume": True}
 
 
 def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> RetrainSettings:
-    """The settings of a request.
+    """Return the settings of a request.
 
     Args:
-        request: As a client sent it; unknown keys are the host's own.
-        steps: Which networks.
+        request: The request of a client; unknown keys belong to the host.
+        steps: The networks to train.
 
     Raises:
         SettingError: A value that a setting cannot have.
@@ -58,9 +58,9 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
         name: number(request, name, *limits, is_whole=name in WHOLE, none=auto.get(name, ()))
         for name, limits in NUMBERS.items()
     }
-    given = {name: value for name, value in every.items() if value is not None}
-    replay_cases = given.pop("replay_cases", RetrainSettings().replay_cases)
-    values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in given.items()}
+    numbers = {name: value for name, value in every.items() if value is not None}
+    replay_cases = numbers.pop("replay_cases", RetrainSettings().replay_cases)
+    values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in numbers.items()}
     try:
         finetune = replace(
             FinetuneSettings(),

@@ -1,4 +1,4 @@
-"""The whole loop: corrections and replay in, a fine-tuned model judged, published or kept with its report."""
+"""Retrain: fine-tune on corrections and replay, judge the result, and publish it with its report."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,20 +36,20 @@ from lib.trust import Trust
 
 GATE_FILE: Final = "gate.json"
 GATE: Final = "gate"
-"""What a hold-out scan is left out of, as steps are what a case is left out of."""
+"""Use from which a hold-out scan is left out; cases are left out of a step."""
 CALIBRATION: Final = "calibration"
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """How a retraining ended.
+    """The result of a retraining.
 
     Attributes:
         run: Folder of the run: logs, curves, gate report.
         version: Name of the new version.
         report: The gate's report.
-        served: Whether the version is in use; not everything that passed is.
-        message: One sentence: the gate's, or why what passed is not served.
+        served: Whether the version is in use; not every version that passed is.
+        message: The gate's reason, or why a version that passed is not served.
         skipped: Cases that could not be used.
     """
 
@@ -69,38 +69,38 @@ def retrain(
     reference: Callable[[], Iterable[JudgedCase]] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Retrained:
-    """Learn from a site's corrections, and serve the result if nothing became worse.
+    """Fine-tune on a site's corrections, and serve the result if nothing became worse.
 
-    Killed at any moment, the next call goes on from the last stored state; what is served is always the last
-    version that passed, or what somebody activated.
+    If it is killed at any moment, the next call continues from the last stored state. In use is always the last version
+    that passed, or the one that somebody activated.
 
     Args:
         site: Studies, corrections and models.
-        settings: What to do.
-        replay: Scans against forgetting; None takes what the weights in use can do: synthetic spines as far as they
-            handle them, and their own answers on scans of the site.
-        reference: Draws the scans that judge beside the hold-out; None takes the fixed synthetic ones.
-        should_stop: Asked after every iteration.
+        settings: Settings of the training.
+        replay: Scans against forgetting; None for synthetic spines as far as the weights in use handle them, and for
+            their own answers on scans of the site.
+        reference: Makes the scans that judge besides the hold-out; None for the fixed synthetic ones.
+        should_stop: Called after every iteration.
 
     Raises:
-        TrainingError: Another training runs, there is no correction to learn from or no such device, or memory does not
-            suffice.
+        TrainingError: Another training is running, there is no correction to train on or no such device, or there is
+            too little memory.
         WeightsError: The model in use cannot be loaded.
         StorageError: Disk full or no permission; nothing is published.
-        Stopped: ``should_stop`` said so.
+        Stopped: ``should_stop`` returned True.
     """
     settings = settings or RetrainSettings()
     with only_one(site.training_dir):
         start = start_of(site, settings)
-        untaught = tuple(step for step in settings.steps if step not in start.taught)
-        run = _Retraining(site, replace(settings, steps=start.taught), start.choices, start.material, untaught)
+        untrained = tuple(step for step in settings.steps if step not in start.steps)
+        run = _Retraining(site, replace(settings, steps=start.steps), start.choices, start.material, untrained)
         run.replay = replay
         count = settings.reference_cases
         return run.go(should_stop, reference or (lambda: reference_cases(count)))
 
 
 class _Retraining:
-    """One run, from material to verdict."""
+    """One run, from its material to its verdict."""
 
     def __init__(
         self,
@@ -108,10 +108,10 @@ class _Retraining:
         settings: RetrainSettings,
         choices: dict[int, Choice],
         material: Material,
-        untaught: tuple[int, ...],
+        untrained: tuple[int, ...],
     ) -> None:
         self.site, self.settings, self.choices, self.material = site, settings, choices, material
-        self.untaught = "".join(f"; step {step} stays as it is: no finished label teaches it" for step in untaught)
+        self.untrained = "".join(f"; step {step} stays as it is: no finished label trains it" for step in untrained)
         self.parents = {s: ModelFolder.open(choice.root, step=s, name=choice.name) for s, choice in choices.items()}
         self.replay: Sequence[ScanSource] | None = None
         about: dict[str, Any] = {
@@ -119,16 +119,16 @@ class _Retraining:
             "settings": _plain(asdict(settings)),
             "training": [dict(s.provenance) for s in material.training if set(s.steps) & set(settings.steps)],
         }
-        # A run goes on wherever there is a device for it.
+        # The device does not matter: a run continues on any device.
         anywhere = replace(settings, finetune=replace(settings.finetune, device=""))
         key = content_key(about | {"settings": _plain(asdict(anywhere))})
         self.run = begin(site.training_dir, key, about, resume=settings.resume)
         if f"{PREFIX}{self.run.name}" in removed_versions(site.models):
-            # Published before a kill and removed since; under its name no other weights may come.
+            # It was published before a kill and removed since. No other weights may get its name.
             self.run = begin(site.training_dir, key, about, resume=False)
         for other in site.training_dir.iterdir():
             if other != self.run:
-                # What a kill left of a run that is not continued.
+                # Remove what a kill left of a run that is not continued.
                 clear(other)
         self.version = f"{PREFIX}{self.run.name}"
         self.candidates = Candidates(self.run, self.parents)
@@ -139,8 +139,8 @@ class _Retraining:
         self.reporter.tell("preparing cases")
 
     def go(self, should_stop: Callable[[], bool], reference: Callable[[], Iterable[JudgedCase]]) -> Retrained:
-        """Run it; whatever happens, the run's state says so."""
-        self._say_what_teaches()
+        """Run it; its state always records how it ended."""
+        self._report_material()
         try:
             with storage_errors(self.run):
                 before = published(self.site.models, self.version)
@@ -162,30 +162,30 @@ class _Retraining:
             self.reporter.say(f"run {self.run.name} failed: {error}")
             self.reporter.end("failed", str(error))
             raise
-        report, message = judged.report, (why_not or judged.sentence) + self.untaught
+        report, message = judged.report, (why_not or judged.sentence) + self.untrained
         self.reporter.say(f"version {self.version}: {message}")
         served = report.publish and not why_not
-        # First, since a run that has not ended goes on with its candidates.
+        # Report the end first, because a run without an end continues with its candidates.
         self.reporter.end("published" if served else "kept" if report.publish else "refused", message)
         clear(self.run)
         return Retrained(self.run, self.version, report, served, message, tuple(self.left_out))
 
-    def _say_what_teaches(self) -> None:
+    def _report_material(self) -> None:
         counts = []
         for step in self.settings.steps:
-            taught = self.material.taught(step)
-            fresh = sum(source.origin is Origin.CORRECTION for source in taught)
-            counts.append(f"step {step} from {fresh} new and {len(taught) - fresh} earlier corrections")
+            lessons = self.material.lessons(step)
+            fresh = sum(source.origin is Origin.CORRECTION for source in lessons)
+            counts.append(f"step {step} from {fresh} new and {len(lessons) - fresh} earlier corrections")
         held = f"{len(self.material.holdout)} hold-out scans"
-        self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {held}{self.untaught}")
+        self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {held}{self.untrained}")
         for source in self.material.training:
             for finding in source.provenance.get("findings", ()):
-                self.reporter.say(f"case {source.name} trains, though: {finding}", case=source.name)
+                self.reporter.say(f"case {source.name} is used for training, although: {finding}", case=source.name)
         for case in self.material.skipped:
             self._leave_out(case, *(f"step {step}" for step in self.settings.steps))
 
     def _remembered(self) -> tuple[ScanSource, ...]:
-        """What the weights in use can do, against forgetting it."""
+        """Return the scans against forgetting what the weights in use can do."""
         networks = [WarmPredictor(self.parents[step], device=self.settings.finetune.device) for step in STEPS]
 
         def tell(line: str) -> None:
@@ -194,7 +194,7 @@ class _Retraining:
         try:
             found = replay_of(self.site, Model(*networks), self.settings.replay_cases, tell=tell)
         except MemoryShortageError as error:
-            raise TrainingError(f"The weights in use cannot be tried: {error}; then train again.") from error
+            raise TrainingError(f"The weights in use could not be tried. {error} Then train again.") from error
         for network in networks:
             network.free()
         spines = sum(source.origin is Origin.SYNTHETIC for source in found)
@@ -205,14 +205,14 @@ class _Retraining:
         return found
 
     def _train(self, step: int, should_stop: Callable[[], bool]) -> None:
-        lesson = self.candidates.lesson(step) or self._teach(step, should_stop)
+        lesson = self.candidates.lesson(step) or self._fine_tune(step, should_stop)
         self.lessons[step] = lesson
         for case in lesson.skipped:
             self._leave_out(case, f"step {step}")
         self.reporter.finished(step, lesson.best)
 
-    def _teach(self, step: int, should_stop: Callable[[], bool]) -> Lesson:
-        parent, taught, skipped = self.parents[step], self.material.taught(step), list[Skipped]()
+    def _fine_tune(self, step: int, should_stop: Callable[[], bool]) -> Lesson:
+        parent, lessons, skipped = self.parents[step], self.material.lessons(step), list[Skipped]()
 
         def skip(case: Skipped) -> None:
             skipped.append(case)
@@ -220,7 +220,7 @@ class _Retraining:
 
         work, settings = self.candidates.work(step), self.settings.finetune
         sources = in_order_of_choice(
-            [source for source in (*taught, *(self.replay or ())) if step in source.steps], settings.seed
+            [source for source in (*lessons, *(self.replay or ())) if step in source.steps], settings.seed
         )
         wanted = draws_of(sources, settings.replay_share).count(settings.iterations * settings.batch_size)
         counted = itertools.count(1)
@@ -234,23 +234,20 @@ class _Retraining:
         if finder is not None:
             finder.free()
         names = frozenset(case.name for case in cases)
-        if names.isdisjoint(source.name for source in taught):
-            raise TrainingError(
-                f"at least one usable correction for step {step} is required, got none; the log says why each was "
-                "left out"
-            )
+        if names.isdisjoint(source.name for source in lessons):
+            raise TrainingError(f"There is no usable correction for step {step}. The log has the reason for each.")
         trained = fine_tune(parent, cases, work, settings, on_progress=self.reporter.trained, should_stop=should_stop)
         lesson = Lesson(names, tuple(skipped), _plain(trained.best))
         self.candidates.keep(step, trained.weights, lesson, self._trust(step))
         return lesson
 
     def _trust(self, step: int) -> Trust:
-        """What is known of a network's errors, with what its corrections tell: of the network before, which had not
-        learned from them; the new one has."""
+        """Return the trust in a network, measured also on its corrections: with the network before, which was not
+        trained on them."""
         parent = self.parents[step]
         if self._measured is None:
-            taught = [[s for s in self.material.taught(k) if s.origin is Origin.CORRECTION] for k in STEPS]
-            fresh = [s for s in taught[1] if s.name in {other.name for other in taught[0]}]
+            lessons = [[s for s in self.material.lessons(k) if s.origin is Origin.CORRECTION] for k in STEPS]
+            fresh = [s for s in lessons[1] if s.name in {other.name for other in lessons[0]}]
             self._measured = {}
             if fresh and set(self.parents) == set(STEPS):
                 self._measured = calibrate(
@@ -264,7 +261,7 @@ class _Retraining:
         return parent.trust if measured is None else joined(parent.trust, measured)
 
     def _finder(self) -> WarmPredictor:
-        """The step-1 network that will guide step 2: just trained, or the one in use."""
+        """Return the step-1 network that will guide step 2: just trained, or the one in use."""
         folder = self.candidates.open(1) if 1 in self.settings.steps else self.parents[1]
         return WarmPredictor(folder, device=self.settings.finetune.device)
 
@@ -306,7 +303,7 @@ class _Retraining:
         return judged
 
     def _publish(self, judged: Judged) -> str:
-        """Let the version appear; returns why it is not to be served though it passed, else nothing."""
+        """Publish the version; return why it is not to be served although it passed, else ""."""
         why_not = ""
         if judged.report.publish:
             why_not = not_served(self.version, self.choices, self.site.models.in_use_instead(self.choices))
@@ -314,7 +311,7 @@ class _Retraining:
         return why_not
 
     def _take_up(self, judged: Judged, record: Mapping[str, Any]) -> str:
-        """Go on with a version that an earlier process published; returns as ``_publish`` does."""
+        """Continue with a version that an earlier process published; return the same as ``_publish``."""
         for step in self.settings.steps:
             lesson = self.candidates.lesson(step)
             self.reporter.finished(step, lesson.best if lesson else None)
@@ -326,13 +323,14 @@ class _Retraining:
         return str(record.get("not_served", "")) or taken_back(models, name) or refused_since(models, name)
 
     def _serve(self) -> str:
-        """Put the version into use; returns why that was not done."""
+        """Put the version into use; return why that was not done, else ""."""
         store = self.site.models
         names = dict.fromkeys(self.settings.steps, self.version)
         why_not = not_served(self.version, self.choices, store.activate_in_place_of(self.choices, names))
         if store.weights and not why_not:
             self.reporter.say(
-                f"this server is told to serve {store.weights!r}; start it without to serve {self.version}"
+                f"this server was started with {store.weights!r}; restart it without that option to serve "
+                f"{self.version}"
             )
         return why_not
 
@@ -344,8 +342,8 @@ class _Retraining:
             steps=steps,
             parents={str(s): {"name": self.parents[s].name, "version": self.parents[s].version} for s in steps},
             models={},
-            training=self._taught(self.material.training),
-            replay=self._taught(self.replay or ()),
+            training=self._trained_on(self.material.training),
+            replay=self._trained_on(self.replay or ()),
             skipped=[
                 {"case": case.name, "reason": case.reason, "left_out_of": places}
                 for case, places in self.left_out.items()
@@ -360,14 +358,14 @@ class _Retraining:
             },
         )
 
-    def _taught(self, sources: Iterable[ScanSource]) -> list[dict[str, Any]]:
-        """Those a network has learned from, with the steps that did."""
-        taught = {s.name: [step for step in self.lessons if s.name in self.lessons[step].cases] for s in sources}
-        return [dict(s.provenance) | {"taught": taught[s.name]} for s in sources if taught[s.name]]
+    def _trained_on(self, sources: Iterable[ScanSource]) -> list[dict[str, Any]]:
+        """Return the sources that a network was trained on, each with the steps."""
+        steps = {s.name: [step for step in self.lessons if s.name in self.lessons[step].cases] for s in sources}
+        return [dict(s.provenance) | {"taught": steps[s.name]} for s in sources if steps[s.name]]
 
 
 def _plain(value: Any) -> Any:
-    """JSON values: tuples as lists, nan as null."""
+    """Return a value for JSON: tuples as lists, nan as null."""
     if isinstance(value, dict):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

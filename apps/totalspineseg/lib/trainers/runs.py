@@ -1,4 +1,4 @@
-"""Training runs on disk: one at a time, each with its state, so that clients and the next start see where it is."""
+"""Keep training runs on disk: one at a time, each with its state for clients and for the next start."""
 
 import json
 import logging
@@ -21,28 +21,29 @@ logger = logging.getLogger(__name__)
 
 RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
 LOCK_WAIT_S: Final = 0.5
-"""How long a held lock is tried for, seconds: whoever only looks (``is_running``) holds it for an instant."""
+"""How long to try for a held lock, seconds: ``is_running`` holds it only for an instant."""
 PROGRESS_EVERY_S: Final = 1.0
-"""Progress is written at most this often, seconds: clients ask every few seconds."""
+"""Shortest time between two writes of the progress, seconds: clients ask every few seconds."""
 
 Status = Literal["running", "stopped", "failed", "interrupted", "published", "kept", "refused"]
-"""The last three are for good: in use; passed, but not compared with what is in use by now; failed the gate."""
+"""The last three are final: in use; passed, but not compared with the weights now in use; failed the gate."""
 RESUMABLE: Final = ("running", "stopped", "failed", "interrupted")
-"""A run in one of these states goes on where it was; "running" without its lock was killed."""
+"""States from which a run continues; "running" without its lock means that it was killed."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run is, as clients are told.
+    """State of a run, as clients see it.
 
     Attributes:
         run: Its id.
         status: See ``Status``.
         step: Step in training; 0 before and after.
-        epoch: Reports done, of all steps.
+        epoch: Reports so far, of all steps.
         total_epochs: Reports of the whole run.
-        seconds: Time the present process has spent on the run.
-        best_metric: Best mean pseudo Dice of the step in training, later of the last one; None before its first report.
+        seconds: Time that the present process has spent on the run.
+        best_metric: Best mean pseudo Dice of the step in training, afterwards of the last step; None before the first
+            report.
         message: One sentence.
     """
 
@@ -58,13 +59,13 @@ class RunState:
 
 @contextmanager
 def only_one(training_dir: Path) -> Iterator[IO[str]]:
-    """Hold the training lock; a killed holder leaves none behind.
+    """Hold the training lock, which is released even if its holder is killed.
 
     Yields:
         The lock's open file; a child process that inherits it holds the lock too.
 
     Raises:
-        TrainingError: Another process trains for this site.
+        TrainingError: Another process is training for this site.
         StorageError: The folder cannot be written.
     """
     with file_lock(training_dir / LOCK_FILE, LOCK_WAIT_S) as stream:
@@ -74,18 +75,18 @@ def only_one(training_dir: Path) -> Iterator[IO[str]]:
 
 
 def is_running(training_dir: Path) -> bool:
-    """Whether a process trains for this site."""
+    """Return whether a process is training for this site."""
     return is_locked(training_dir / LOCK_FILE)
 
 
 def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: bool) -> Path:
-    """The folder of the run to work on: the newest one if it is unfinished and about the same, else a new one.
+    """Return the folder of the run to work on: the newest one if it is unfinished and has the same key, else a new one.
 
     Args:
-        training_dir: Where runs lie. The caller holds the lock.
-        key: What the run is about.
-        about: Kept in the run's record.
-        resume: Whether an unfinished run may go on.
+        training_dir: Folder of the runs. The caller holds the lock.
+        key: Identifies the material and settings.
+        about: Stored in the run's record.
+        resume: Whether an unfinished run may continue.
 
     Raises:
         StorageError: It cannot be written.
@@ -106,14 +107,14 @@ def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: boo
 
 
 def newest_run(training_dir: Path) -> Path | None:
-    """The run that was begun last, or None."""
+    """Return the run that was begun last, or None."""
     if not training_dir.is_dir():
         return None
     return max((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), default=None)
 
 
 def state_of(training_dir: Path) -> RunState | None:
-    """The state of the newest run, for clients; a killed one shows as interrupted. None when there is none."""
+    """Return the state of the newest run, for clients; a killed one is "interrupted". None if there is none."""
     newest = newest_run(training_dir)
     if newest is None:
         return None
@@ -139,7 +140,7 @@ class ProgressFile:
         self._written = 0.0
 
     def write(self, state: RunState, *, now: bool = False) -> None:
-        """Store a state; ``now`` whatever the time since the last one.
+        """Store a state, but not too often; with ``now``, always.
 
         Raises:
             StorageError: It cannot be written.
@@ -149,9 +150,9 @@ class ProgressFile:
             self._written = time.monotonic()
 
     def write_last(self, state: RunState) -> None:
-        """Store the state a run ends in; on a full disk in place of the one before, which takes no new room.
+        """Store the final state of a run; on a full disk, overwrite the previous one, which takes no new space.
 
-        Killed within, half a state may be left: the run then shows as interrupted.
+        If the process is killed during this, half a state may be left, and the run shows as interrupted.
         """
         try:
             write_json(self._path, asdict(state))

@@ -1,4 +1,4 @@
-"""Training from scratch: nnU-Net's own planning, preprocessing and training, told where, and continued where it was."""
+"""Train from scratch with nnU-Net's own planning, preprocessing and training, in given folders and resumable."""
 
 import hashlib
 import json
@@ -30,38 +30,38 @@ from lib.trainers.runs import is_running, only_one
 APP_DIR: Final = Path(__file__).resolve().parents[2]
 PLUGIN_DIR: Final = APP_DIR / "lib" / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
-"""The reference's; cases are at 1 mm already."""
+"""The configuration of the reference; cases are at 1 mm already."""
 SIZES: Final = ("M", "L", "XL")
-"""nnU-Net's residual encoder presets; L is the reference's."""
+"""Residual encoder presets of nnU-Net; the reference used L."""
 FOLDS: Final = ("0", "1", "2", "3", "4", "all")
 PLANNED_FILE: Final = "totalspineseg.json"
-"""In nnU-Net's preprocessed folder: which cases it was made from."""
+"""In nnU-Net's preprocessed folder: the cases it was made from."""
 SETTINGS_FILE: Final = "training.json"
 OUTPUT_FILE: Final = "nnunet.txt"
-"""Everything nnU-Net prints."""
+"""Everything that nnU-Net prints."""
 FINAL_FILE: Final = "checkpoint_final.pth"
 STARTED: Final = (FINAL_FILE, "checkpoint_latest.pth", "checkpoint_best.pth")
 DONE_FILE: Final = Path("validation") / "summary.json"
 POLL_S: Final = 0.5
 PLAN_SECONDS: Final = 24 * 3600.0
-"""How long a fold waits for another one that plans and preprocesses; then it finds that done."""
+"""How long a fold waits for another one that plans and preprocesses."""
 TAIL_LINES: Final = 400
-"""Of nnU-Net's output, where the reason of a failure is looked for."""
+"""Lines of nnU-Net's output that are searched for the reason of a failure."""
 PLAN_MODULE: Final = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
 TRAIN_MODULE: Final = "nnunetv2.run.run_training"
 
 
 @dataclass(frozen=True)
 class ScratchSettings:
-    """How a network is trained from scratch; the defaults are nnU-Net's, as the reference used them.
+    """Settings of a training from scratch; the defaults are nnU-Net's, which the reference used.
 
     Attributes:
         size: Preset of the network, see ``SIZES``.
-        epochs: Of the whole run.
-        iterations: Per epoch; the batch size is the plan's.
-        gpus: How many share the batch, by nnU-Net's distributed data parallel.
+        epochs: Number of epochs.
+        iterations: Iterations per epoch; the batch size is that of the plan.
+        gpus: Number of GPUs that share the batch (nnU-Net's distributed data parallel).
         device: "auto", "cuda" or "cpu".
-        workers: Processes that prepare cases and batches; None leaves it to nnU-Net, 0 trains without any.
+        workers: Processes that prepare cases and batches; None for nnU-Net's default, 0 for none.
     """
 
     size: str = "L"
@@ -73,7 +73,7 @@ class ScratchSettings:
 
     @property
     def plans(self) -> str:
-        """nnU-Net's name of the plans."""
+        """Name of the plans in nnU-Net."""
         return f"nnUNetResEncUNet{self.size}Plans"
 
 
@@ -86,22 +86,22 @@ def train_from_scratch(
     restart: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Plan, preprocess and train one fold of one step; interrupted at any moment, the next call goes on.
+    """Plan, preprocess and train one fold of one step; if it is interrupted, the next call continues.
 
     Args:
-        folders: The raw dataset lies there already.
+        folders: Folders with the raw dataset.
         step: 1 or 2.
         fold: One of ``FOLDS``; "all" trains on every case.
-        settings: How; those of an unfinished run must be the same.
-        restart: Forget an unfinished or finished run of this fold; plan anew unless other folds rely on the plan.
-        tell: Told what happens, a line at a time.
+        settings: Settings; an unfinished run must have the same.
+        restart: Delete the run of this fold, finished or not, and plan anew unless other folds use the plan.
+        tell: Called with each line of progress.
 
     Returns:
         The model folder, with ``fold_<fold>/checkpoint_final.pth`` in it.
 
     Raises:
-        TrainingError: There is no case, no such device, another training of this fold runs, the cases or settings
-            changed since it began, or nnU-Net failed.
+        TrainingError: There is no case or no such device, another training of this fold is running, the cases or
+            settings have changed since it began, or nnU-Net failed.
         StorageError: A folder cannot be written.
     """
     run = _Scratch(folders, step, fold, settings or ScratchSettings(), tell)
@@ -127,11 +127,11 @@ class _Scratch:
         self.lock: IO[str] | None = None
 
     def check(self) -> None:
-        """Find what is wrong before hours are spent."""
+        """Find errors before hours are spent."""
         subjects = subjects_of(self.raw)
         if not subjects:
             raise TrainingError(
-                f"labeled cases in {str(self.raw)!r} are required, got none; write them with 'totalspineseg prepare'"
+                f"There are no labeled cases in {str(self.raw)!r}. Write them with 'totalspineseg prepare'."
             )
         require_fold(self.fold, subjects.values())
         try:
@@ -140,28 +140,28 @@ class _Scratch:
             raise TrainingError(str(error)) from error
         gpus = torch.cuda.device_count() if self.device == "cuda" else 0
         if self.settings.gpus > max(1, gpus):
-            raise TrainingError(f"{self.settings.gpus} GPUs are required by --gpus, got {gpus}; ask for fewer")
+            raise TrainingError(f"--gpus is {self.settings.gpus}, but this machine has {gpus}. Ask for fewer.")
         self.cases = len(subjects)
 
     def plan(self, *, restart: bool) -> None:
-        """nnU-Net's fingerprint, plan and preprocessing, unless they were made from these very cases."""
+        """Make nnU-Net's fingerprint, plan and preprocessing, unless they exist for these cases."""
         with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
             known = read_json_or(self.preprocessed / PLANNED_FILE, {})
             others = self._others_begun()
             if others and any(value != digest for value in known.values()):
                 raise TrainingError(
-                    f"the cases that {', '.join(others)} of {self.dataset} were trained on so far are required, got "
-                    f"others; remove those folders below {str(self.folders.results / self.dataset)!r} to plan anew, "
-                    "or write the new cases to another folder"
+                    f"The cases have changed since {', '.join(others)} of {self.dataset} were trained, and these use "
+                    f"the same plan. Remove those folders below {str(self.folders.results / self.dataset)!r} to plan "
+                    "for other cases, or write the new cases to another folder."
                 )
             if restart:
                 self._forget()
                 known = known if others else {}
             elif self._begun and any(value != digest for value in known.values()):
                 raise TrainingError(
-                    f"the cases that {self.dataset} was trained on so far are required, got others; train it anew with "
-                    "--restart, or write the new cases to another folder"
+                    f"The cases have changed since the training of {self.dataset} began. Train it anew with --restart, "
+                    "or write the new cases to another folder."
                 )
             if known.get(self.settings.plans) != digest:
                 self._plan(digest, {plans: value for plans, value in known.items() if value == digest})
@@ -171,20 +171,20 @@ class _Scratch:
         words = ["-d", DATASET_OF_STEP[self.step], "-pl", f"nnUNetPlannerResEnc{self.settings.size}"]
         words += ["-c", CONFIGURATION, "--clean", "--verify_dataset_integrity", "--no_pbar"]
         if known:
-            # Planned for another size: the cases are the same, and another training may be reading them.
+            # It was planned for another size with the same cases, and another training may be reading them.
             words += ["--no_pp"]
         if self.settings.workers is not None:
             # The planner does not take 0, which means "in this process" when training.
             count = str(max(1, self.settings.workers))
             words += ["-np", count, "-npfp", count]
-        # Interrupted, it is planned again: what lies there is then made from these cases only in part.
+        # If it is interrupted, it is planned again, because only a part of the files is then from these cases.
         write_json(self.preprocessed / PLANNED_FILE, known)
         self._run(PLAN_MODULE, words, {})
         write_splits(self.raw, self.preprocessed)
         if _digest(self.raw) != digest:
             raise TrainingError(
-                f"cases that stay as they are while {self.dataset} is planned are required, got changes; train again "
-                "when 'totalspineseg prepare' has ended"
+                f"The cases have changed while {self.dataset} was planned. Train again after 'totalspineseg prepare' "
+                "has finished."
             )
         write_json(self.preprocessed / PLANNED_FILE, {**known, self.settings.plans: digest})
 
@@ -201,14 +201,14 @@ class _Scratch:
         return any((self.folder / name).is_file() for name in STARTED)
 
     def _others_begun(self) -> list[str]:
-        """The other folds, of any size, that rely on the plan: those with a state, and those that train now."""
+        """Return the other folds, of any size, that use the plan: those with a state, and those in training now."""
         folds = sorted((self.folders.results / self.dataset).glob(f"{SpineTrainer.__name__}__*/fold_*"))
         return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold != self.folder and _relies_on_plan(fold)]
 
     def train(self) -> Path:
-        """nnU-Net's training, begun or continued, and its validation."""
+        """Run nnU-Net's training, from the start or continued, and its validation."""
         if (self.folder / DONE_FILE).is_file():
-            self.tell(f"{self.dataset}, fold {self.fold}: trained already; --restart trains it anew")
+            self.tell(f"{self.dataset}, fold {self.fold}: already trained; use --restart to train it anew")
             return self.model
         begun = self._begun
         self._require_same_settings(begun)
@@ -218,7 +218,7 @@ class _Scratch:
         words += ["-num_gpus", str(self.settings.gpus)] if self.settings.gpus > 1 else []
         gpus = "one GPU" if self.settings.gpus == 1 else f"{self.settings.gpus} GPUs"
         where = "the CPU, far too slow for real use" if self.device == "cpu" else gpus
-        verb = "going on" if begun else "training"
+        verb = "continuing" if begun else "training"
         self.tell(f"{self.dataset}, fold {self.fold}: {verb} on {where}; nnU-Net's output is in {self._output}")
         variables = {EPOCHS_VARIABLE: self.settings.epochs, ITERATIONS_VARIABLE: self.settings.iterations}
         if self.settings.workers is not None:
@@ -228,7 +228,7 @@ class _Scratch:
         return self.model
 
     def _require_same_settings(self, begun: bool) -> None:
-        """A run goes on with the settings it began with; the learning rate follows the number of epochs."""
+        """Check that a run continues with its first settings, since the learning rate depends on the epochs."""
         file = self.folder / SETTINGS_FILE
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
@@ -236,8 +236,8 @@ class _Scratch:
         known = read_json_or(file, {})
         if begun and known and known != wanted:
             raise TrainingError(
-                f"the settings that this training began with ({_listed(known)}) are required, got {_listed(wanted)}; "
-                "repeat them, or begin anew with --restart"
+                f"This training began with other settings ({_listed(known)}) than the present ones ({_listed(wanted)})."
+                " Repeat the first ones, or begin anew with --restart."
             )
         write_json(file, wanted)
 
@@ -246,12 +246,12 @@ class _Scratch:
         return self.folder / OUTPUT_FILE
 
     def _run(self, module: str, words: Sequence[str], variables: dict[str, str]) -> None:
-        """One of nnU-Net's programs, in a process of its own, whose log is passed on line by line."""
+        """Run one of nnU-Net's programs in a process of its own, and pass its log on line by line."""
         environment = {**os.environ, **self.folders.environment(), **variables}
         environment["nnUNet_extTrainer"] = str(PLUGIN_DIR)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH", "")]))
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-            # Compiling the network takes a C compiler; without one nnU-Net would stop.
+            # Compiling the network needs a C compiler; without one nnU-Net would stop.
             environment.setdefault("nnUNet_compile", "f")
         log = self.folder / TEXT_FILE
         seen = log.stat().st_size if log.exists() else 0
@@ -265,7 +265,7 @@ class _Scratch:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=environment,
-                # The lock is held as long as the training lives, even if this process is killed.
+                # Let the child hold the lock as long as it trains, even if this process is killed.
                 pass_fds=() if self.lock is None else (self.lock.fileno(),),
             )
             try:
@@ -280,7 +280,7 @@ class _Scratch:
             raise TrainingError(self._failure(process.returncode, start))
 
     def _pass_on(self, log: Path, seen: int) -> int:
-        """Tell the log's lines from a position on; returns the new one."""
+        """Pass on the log's lines from a position, and return the new position."""
         if not log.exists():
             return seen
         with log.open("rb") as stream:
@@ -294,12 +294,12 @@ class _Scratch:
         with self._output.open("rb") as stream:
             stream.seek(start)
             lines = stream.read().decode("utf-8", "replace").splitlines()[-TAIL_LINES:]
-        said = [line.strip() for line in lines if line.strip()]
-        errors = [line for line in said if "Error" in line]
-        reason = (errors or said or ["it said nothing"])[-1]
-        memory = any("out of memory" in line.lower() for line in said)
-        cure = "choose a smaller --size" if memory else f"its output is in {self._output}"
-        return f"nnU-Net must end well, got exit code {code} ({reason[:200]}); {cure}; the next call goes on"
+        printed = [line.strip() for line in lines if line.strip()]
+        errors = [line for line in printed if "Error" in line]
+        reason = (errors or printed or ["no output"])[-1]
+        memory = any("out of memory" in line.lower() for line in printed)
+        remedy = "Choose a smaller --size." if memory else f"Its output is in {self._output}."
+        return f"nnU-Net failed with exit code {code} ({reason[:200]}). {remedy} The next call continues."
 
 
 def _relies_on_plan(fold: Path) -> bool:
@@ -310,13 +310,13 @@ def _relies_on_plan(fold: Path) -> bool:
 
 
 def _digest(dataset: Path) -> str:
-    """Changes with the cases, their sizes or times, and with whose they are."""
+    """Return a digest of the cases, their sizes, times and subjects."""
     try:
         digest = hashlib.sha256((dataset / DATASET_FILE).read_bytes())
     except FileNotFoundError as error:
         raise TrainingError(
-            f"a finished dataset is required, got one without {DATASET_FILE!r} in {str(dataset)!r}; let "
-            "'totalspineseg prepare' end"
+            f"The dataset in {str(dataset)!r} is not finished: {DATASET_FILE!r} is missing. Let 'totalspineseg "
+            "prepare' finish."
         ) from error
     digest.update(json.dumps(subjects_of(dataset)).encode())
     for file in sorted((*(dataset / "imagesTr").iterdir(), *(dataset / "labelsTr").iterdir())):

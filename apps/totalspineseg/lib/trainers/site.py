@@ -1,4 +1,4 @@
-"""What a training needs to know about the place it runs in."""
+"""The place of a training: its studies, corrections and models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from lib.volume_io import image_named
 
 @dataclass(frozen=True)
 class Site:
-    """A studies folder and the models that serve it.
+    """A studies folder and its models.
 
     Attributes:
         history: Folder of corrections, hold-out list and training runs.
-        models: Which weights are in use, and where new ones go.
-        corrections: What annotators sent.
-        image_file: ``image_file(image_id)`` is the file or folder of an image, or None when it is gone.
-        subject: ``subject(image_id)`` tells whose image it is: all images of one subject train, or all judge.
+        models: The model versions, and which are in use.
+        corrections: Corrections of annotators.
+        image_file: ``image_file(image_id)`` is the file or folder of an image, or None if it is missing.
+        subject: ``subject(image_id)`` is the subject of an image; the images of one subject all train or all judge.
     """
 
     history: Path
@@ -37,17 +37,17 @@ class Site:
 
     @property
     def holdout_file(self) -> Path:
-        """The stored list of who trains and who judges."""
+        """The stored list of subjects that train and subjects that judge."""
         return self.history / "holdout.json"
 
 
 def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) -> Site:
-    """The site of a plain studies folder, for programs that run without the server.
+    """Return the site of a plain studies folder, for programs that run without the server.
 
     Args:
         studies: Folder of images.
-        models: Which weights are in use.
-        work: Where the server keeps what it writes; None for inside the folder.
+        models: The model versions.
+        work: Folder that the server writes to; None for one inside the studies folder.
     """
     history = work or studies / HISTORY_DIR
 

@@ -1,4 +1,4 @@
-"""What a training begins with, and why it cannot: asked before one starts, and by it."""
+"""Find out what a training begins with, or why it cannot begin."""
 
 from dataclasses import dataclass
 
@@ -14,28 +14,28 @@ from lib.trainers.site import Site
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with.
+    """The weights, material and steps of a training.
 
     Attributes:
         choices: Step -> the weights in use.
         material: The site's corrections.
-        taught: The steps that some label teaches, of those asked for.
+        steps: The requested steps for which there are corrections.
     """
 
     choices: dict[int, Choice]
     material: Material
-    taught: tuple[int, ...]
+    steps: tuple[int, ...]
 
 
 def start_of(site: Site, settings: RetrainSettings) -> Start:
-    """Look what there is to learn from, and on what.
+    """Return what there is to train on, after checking the device.
 
     Args:
         site: Studies, corrections and models.
-        settings: What to do.
+        settings: Settings of the training.
 
     Raises:
-        TrainingError: There is no correction to learn from, or no such device.
+        TrainingError: There is no correction to train on, or no such device.
         WeightsError: There are no weights to begin with.
         StorageError: The hold-out list is damaged or cannot be written.
     """
@@ -47,10 +47,10 @@ def start_of(site: Site, settings: RetrainSettings) -> Start:
     known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
     line = line_of(site.models, {choice.name for choice in choices.values()})
     material = site_material(site, known, line=line)
-    taught = tuple(step for step in settings.steps if material.taught(step))
-    if not taught:
+    steps = tuple(step for step in settings.steps if material.lessons(step))
+    if not steps:
         raise TrainingError(
-            "at least one accepted correction of a subject that is not held out is required, got "
-            f"{len(material.training)} for these steps; submit a corrected label first"
+            "There is no accepted correction to train these steps on, apart from subjects that are held out "
+            f"({len(material.training)} corrections are for other steps). Please submit a corrected label first."
         )
-    return Start(choices, material, taught)
+    return Start(choices, material, steps)

@@ -1,4 +1,4 @@
-"""The training tasks clients start: both steps in turn, or one."""
+"""The training tasks that clients start: both steps in turn, or one."""
 
 import logging
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ from lib.trainers.site import Site
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = (
-    "Fine-tunes {what} from the submitted corrections, a share of synthetic cases kept in against forgetting. "
-    "The new version is served only if nothing became worse on the reference set and the site's hold-out."
+    "Fine-tunes {what} on the submitted corrections, with synthetic cases mixed in against forgetting. The new "
+    "version is served only if nothing became worse on the reference set and on the site's hold-out."
 )
 
 
 class SpineTrainTask(TrainTask):  # type: ignore[misc]
-    """Fine-tuning of one or both networks; constructing it reads no file and touches no device.
+    """Fine-tuning of one or both networks; constructing it reads no file and uses no device.
 
     Args:
         site: Studies, corrections and models.
-        steps: Which networks, in order.
+        steps: Networks to train, in order.
     """
 
     def __init__(self, site: Site, steps: tuple[int, ...]) -> None:
@@ -34,16 +34,16 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         self._steps = steps
 
     def config(self) -> dict[str, Any]:
-        """The settings clients show."""
+        """Return the settings that clients show."""
         return client_config()
 
     def stats(self) -> dict[str, Any]:
-        """Progress of the run in progress, else of the last one, whichever task started it; empty before the first."""
+        """Return the progress of the present run, else of the last one, of any task; empty before the first."""
         state = state_of(self._site.training_dir)
         if state is None:
             return {}
         hours, rest = divmod(round(state.seconds), 3600)
-        # As MONAI Label's own trainers name it: 3D Slicer takes a run that has a total time for one without progress.
+        # Named as in MONAI Label's own trainers: 3D Slicer shows a run with a total time as one without progress.
         time = "current_time" if state.status == "running" else "total_time"
         return {
             "epoch": state.epoch,
@@ -57,13 +57,13 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Say at once why a training could not begin: a client sees no more of one that has ended than its log.
+        """Raise the reason why a training could not begin, which clients could not see after its end.
 
         Args:
             request: Settings, see ``config``.
 
         Raises:
-            TrainingError: There is nothing to learn from, a setting is wrong, or there is no such device.
+            TrainingError: There is nothing to train on, a setting is wrong, or there is no such device.
             WeightsError: There are no weights to begin with.
             StorageError: The hold-out list is damaged or cannot be written.
         """
@@ -72,24 +72,24 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         start_of(self._site, read_settings(request, self._steps))
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
-        """Train; the host runs this in a process of its own and kills it to stop. Without its server it stops, too.
+        """Train; the host runs this in a process of its own and kills it to stop. It also stops if the server ends.
 
         Args:
             request: Settings, see ``config``.
-            datastore: Unused: what trains is the history of accepted corrections.
+            datastore: Unused: training uses the history of accepted corrections.
 
         Returns:
-            What became of it.
+            The result of the run.
 
         Raises:
-            TrainingError: Nothing to learn from, another training runs, or a setting is wrong.
-            StorageError: Disk full or no permission.
-            Stopped: The server is gone; the state is stored.
+            TrainingError: There is nothing to train on, another training is running, or a setting is wrong.
+            StorageError: The disk is full, or permission is missing.
+            Stopped: The server has ended; the state is stored.
         """
         from lib.trainers.retrain import retrain  # PyTorch and nnU-Net: not for a server that only lists its tasks
 
-        # Printed at once: clients cannot show or stop a task that has said nothing.
-        logger.info("training of step %s starts", " and ".join(map(str, self._steps)))
+        # Log at once: clients cannot show or stop a task that has written nothing.
+        logger.info("Training of step %s starts", " and ".join(map(str, self._steps)))
         result = retrain(self._site, read_settings(request, self._steps), should_stop=parent_is_gone)
         logger.info("version %s: %s", result.version, result.message)
         return {

@@ -1,4 +1,4 @@
-"""The course of the canal: one voxel a slice to order pieces by, and a smooth line for levels."""
+"""The course of the canal: one voxel per slice to order pieces by, and a smooth line for levels."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -62,7 +62,7 @@ def _discs_below(disc: int) -> list[int]:
 
 
 def _name_discs(count: int, landmarks: Mapping[int, int]) -> tuple[int, ...]:
-    """Count from the landmarks: up from the topmost, down from each."""
+    """Name discs by counting from the landmarks: up from the topmost, down from each."""
     names = [UNNAMED] * count
     for order, index in enumerate(sorted(landmarks)):
         below = _discs_below(landmarks[index])

@@ -1,1 +1,1 @@
-"""Found by nnU-Net itself (``nnUNet_extTrainer``), which imports every module here: nothing else belongs in it."""
+"""Trainers that nnU-Net finds itself (``nnUNet_extTrainer``); it imports every module here, so keep others out."""

@@ -1,4 +1,4 @@
-"""nnU-Net's trainer for fine-tuning: it begins with all weights of a parent, and draws corrections beside replay."""
+"""nnU-Net's trainer for fine-tuning: it starts from all weights of a parent, and trains on corrections and replay."""
 
 import math
 import time
@@ -37,20 +37,20 @@ from lib.nnunet.training import (
 from lib.nnunet.training_log import TrainingLog
 
 BAD_LOSSES: Final = 10
-"""So many losses in a row that are not finite end a training: it will not recover."""
+"""Losses in a row that are not finite, after which a training ends: it will not recover."""
 OUTPUT_FILE: Final = "nnunet.txt"
-"""What nnU-Net says of itself."""
+"""Output of nnU-Net."""
 WEIGHT_DECAY: Final = 1e-4
-"""AdamW's."""
+"""Weight decay of AdamW."""
 
 
 class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
-    """A linear warm-up, then half a cosine, in the place of nnU-Net's polynomial; see ``training.learning_rate``.
+    """A linear warm-up, then half a cosine, in place of nnU-Net's polynomial; see ``training.learning_rate``.
 
     Args:
-        optimizer: Whose rate is set.
+        optimizer: Optimizer whose rate is set.
         peak: The highest rate.
-        epochs: Of the whole run.
+        epochs: Epochs of the whole run.
         warmup: Epochs until the peak.
     """
 
@@ -59,7 +59,7 @@ class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
         super().__init__(optimizer, peak, epochs)
 
     def step(self, current_step: float | None = None) -> None:
-        """Set the rate at a time, in epochs."""
+        """Set the rate for a time, in epochs."""
         at = max(0.0, current_step or 0.0)
         rate = learning_rate(at, total=self.max_steps, warmup=self._warmup, peak=self.initial_lr)
         for group in self.optimizer.param_groups:
@@ -67,11 +67,11 @@ class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
 
 
 class SpineFinetuner(SpineTrainer):
-    """See the module; the arguments are nnU-Net's, what it is about stands in a file beside the cases.
+    """nnU-Net's trainer for fine-tuning; its arguments are nnU-Net's, its job is in a file beside the cases.
 
     Attributes:
-        on_progress: Told after every iteration.
-        should_stop: Asked after every iteration.
+        on_progress: Called after every iteration.
+        should_stop: Called after every iteration.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SpineFinetuner(SpineTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         if not self.is_ddp:
-            # nnU-Net takes the first GPU, whichever is asked for.
+            # nnU-Net takes the first GPU, whichever was requested.
             self.device = device
         # bfloat16 needs no scaled gradients.
         self.grad_scaler = None
@@ -101,21 +101,21 @@ class SpineFinetuner(SpineTrainer):
         self.on_progress: Callable[[Progress], None] = lambda _: None
         self.should_stop: Callable[[], bool] = lambda: False
 
-    # --- what it is about
+    # --- its job
 
     @cached_property
     def job(self) -> Job:
-        """What is trained, on which cases, and how."""
+        """The job: parent, cases and settings."""
         return Job.read(Path(self.preprocessed_dataset_folder_base))
 
     def epochs_and_iterations(self) -> tuple[int, int]:
-        """Return how many epochs there are, the last one perhaps shorter, and iterations in each."""
+        """Return the number of epochs, of which the last may be shorter, and the iterations in each."""
         settings = self.job.settings
         return math.ceil(settings.iterations / settings.epoch), settings.epoch
 
     @property
     def iterations_done(self) -> int:
-        """Iterations of the epochs that have ended."""
+        """Iterations of the finished epochs."""
         return min(int(self.current_epoch) * self.job.settings.epoch, self.job.settings.iterations)
 
     @property
@@ -127,7 +127,7 @@ class SpineFinetuner(SpineTrainer):
     # --- the network, its optimizer and its loss
 
     def initialize(self) -> None:
-        """Build what nnU-Net builds, from the parent's weights, and the teacher."""
+        """Build nnU-Net's parts from the parent's weights, and the teacher."""
         settings, parent = self.job.settings, self.job.parent
         with self._memory_for(f"the network of step {parent.step}"):
             super().initialize()
@@ -150,11 +150,11 @@ class SpineFinetuner(SpineTrainer):
         return network
 
     def _do_i_compile(self) -> bool:
-        """Compiling takes longer than these trainings gain by it."""
+        """Return False, because compiling takes longer than it saves in these trainings."""
         return False
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
-        """Return AdamW with our course of the rate, or nnU-Net's own of both."""
+        """Return AdamW with ``WarmCosine``, or nnU-Net's optimizer with its own schedule."""
         settings = self.job.settings
         if settings.optimizer == "sgd":
             if settings.learning_rate is not None:
@@ -170,21 +170,21 @@ class SpineFinetuner(SpineTrainer):
         return self.loss_of
 
     def loss_of(self, logits: Any, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the loss at every resolution; targets are shares of voxels, and what nobody looked at has none."""
+        """Return the loss at every resolution; targets are shares of voxels, without voxels that nobody checked."""
         levels = [level.float() for level in logits]
         loss = deep_loss(levels, target.float(), weight.float())
-        # Distributed, every weight must have a part in the loss.
+        # In distributed training, every weight must have a part in the loss.
         return loss + 0 * levels[-1].sum() if self.is_ddp else loss
 
-    # --- which patches
+    # --- its patches
 
     def get_dataloaders(self) -> tuple[Iterator[Sample], Iterator[Sample]]:
-        """Return batches of varied patches from here on, and unvaried ones again and again."""
+        """Return an iterator of the remaining augmented patches, and an endless one of patches without."""
         settings = self.job.settings
         patches = Patches(
             self.job.cases,
             Path(self.preprocessed_dataset_folder_base) / IDENTIFIER,
-            # The patch is that of the plans this training was given.
+            # The patch is that of this training's plans.
             replace(self.job.parent, configuration=self.configuration_manager.configuration),
             replay_share=settings.replay_share,
             strength=settings.strength,
@@ -200,7 +200,7 @@ class SpineFinetuner(SpineTrainer):
         return iter(training), ({name: value[None] for name, value in patch.items()} for patch in unvaried)
 
     def _numbers(self) -> Iterator[range]:
-        """Numbers of the patches of each batch that is left, or of this process's part of it."""
+        """Yield the numbers of the patches of each remaining batch, or of this process's part of it."""
         size = self.job.settings.batch_size
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         for iteration in range(self.iterations_done, self.job.settings.iterations):
@@ -210,7 +210,7 @@ class SpineFinetuner(SpineTrainer):
     # --- one iteration
 
     def train_step(self, batch: Sample) -> dict[str, float]:
-        """Move the weights once, and say so."""
+        """Update the weights once, and report it."""
         self.lr_scheduler.step(self.iteration / self.job.settings.epoch)
         loss = self._update(batch)
         self.bad_losses = self.bad_losses + 1 if math.isnan(loss) else 0
@@ -219,24 +219,24 @@ class SpineFinetuner(SpineTrainer):
                 f"The loss was not finite for {BAD_LOSSES} iterations. Train again with a lower learning rate."
             )
         self.iteration += 1
-        # The last one of an epoch is told when the state is stored.
+        # The last iteration of an epoch is reported when the state is stored.
         if self.iteration % self.job.settings.epoch and self.iteration < self.job.settings.iterations:
             self._tell()
         return {"loss": loss}
 
     def _update(self, batch: Sample) -> float:
-        """Do one step of the optimizer; return the loss, nan if nothing was moved."""
+        """Do one step of the optimizer; return the loss, nan if the weights did not change."""
         total = self._gradient(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             return math.nan
-        # Some weights may have moved when memory runs out: the last stored state is what to go on from.
+        # Some weights may have changed if memory runs out, so only the last stored state can be continued.
         with self._memory_for(f"the optimizer of step {self.job.parent.step}"):
             self.optimizer.step()
         return total
 
     def _gradient(self, batch: Sample) -> float:
-        """Sum the gradient of a batch; with less memory than thought, in smaller passes."""
+        """Sum the gradient of a batch, in smaller passes if there is too little memory."""
         step = self.job.parent.step
         while True:
             self.optimizer.zero_grad(set_to_none=True)
@@ -248,12 +248,12 @@ class SpineFinetuner(SpineTrainer):
                 if self.pass_size == 1 or self.is_ddp:
                     patches = "one patch" if self.pass_size == 1 else f"{self.pass_size} patches"
                     raise self._too_little(f"{patches} of step {step}") from error
-            # Outside the handler: its traceback would keep the tensors alive.
+            # Do this outside the handler, because the traceback would keep the tensors alive.
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.pass_size = min(self.pass_size, len(batch["target"])) // 2
-            self.log.say(f"step {step}: memory does not suffice, going on with passes of {self.pass_size}")
+            self.log.say(f"step {step}: there is too little memory, continuing with passes of {self.pass_size}")
 
     def _passes(self, batch: Sample) -> float:
         total, size = 0.0, len(batch["target"])
@@ -271,7 +271,7 @@ class SpineFinetuner(SpineTrainer):
         return total
 
     def validation_step(self, batch: Sample) -> dict[str, Any]:
-        """Count what is right in an unvaried patch."""
+        """Count right, false and missed voxels in a patch without augmentation."""
         data, target, weight = (batch[name].to(self.device) for name in ("data", "target", "weight"))
         with self._memory_for(f"a report on step {self.job.parent.step}"):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
@@ -281,10 +281,10 @@ class SpineFinetuner(SpineTrainer):
         right, false, missed = (counts.cpu().numpy() for counts in hits)
         return {"loss": loss, "tp_hard": right, "fp_hard": false, "fn_hard": missed}
 
-    # --- epochs, states, words
+    # --- epochs, states, output
 
     def on_train_start(self) -> None:
-        """Begin or go on."""
+        """Begin or continue."""
         first = self.iteration = self.iterations_done
         super().on_train_start()
         verb = f"resumed at iteration {first}" if first else "started"
@@ -298,44 +298,44 @@ class SpineFinetuner(SpineTrainer):
         self.num_iterations_per_epoch = min(settings.epoch, settings.iterations - self.iterations_done)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Let nnU-Net take the mean of the losses that were finite."""
+        """Let nnU-Net average the losses that were finite."""
         super().on_train_epoch_end([o for o in train_outputs if not math.isnan(o["loss"])] or train_outputs)
 
     def on_epoch_end(self) -> None:
-        """Report and store, then tell it."""
+        """Report and store the state, then report the progress."""
         super().on_epoch_end()
         self._tell()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Store the state with what it is a state of; the best one is not kept, the gate judges the last."""
+        """Store the state with its job. The best state is not kept, because the gate judges the last one."""
         if Path(filename).name in STATES:
             self.my_init_kwargs[FINETUNING] = {KEY: self.job.key, PASS_SIZE: self.pass_size}
             super().save_checkpoint(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Go on from a checkpoint, with passes as small as they had become."""
+        """Continue from a checkpoint, with passes as small as they had become."""
         super().load_checkpoint(filename_or_checkpoint)
         self.pass_size = int(self.my_init_kwargs[FINETUNING][PASS_SIZE])
 
     def _save_debug_information(self) -> None:
-        """Leave it out: the run's record and logs say what it was."""
+        """Do nothing: the run's record and logs have this information."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Leave it to the gate: whole scans that were trained on show nothing."""
+        """Do nothing: the gate validates, and whole scans that were trained on would show nothing."""
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
-        """Write nnU-Net's words to a file alone: the output of this process belongs to its caller."""
+        """Write nnU-Net's output to a file only, because the output of this process belongs to its caller."""
         super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
 
     def plot_network_architecture(self) -> None:
-        """Leave it out: it needs a package that nnU-Net does not install."""
+        """Do nothing: it needs a package that nnU-Net does not install."""
 
     def _say(self, text: str, **values: Any) -> None:
         if self.local_rank == 0:
             self.log.say(f"step {self.job.parent.step}: {text}", **values)
 
     def _tell(self) -> None:
-        """Tell the progress, and stop when asked to."""
+        """Report the progress, and stop if requested."""
         step, iterations = self.job.parent.step, self.job.settings.iterations
         self.on_progress(Progress(step, self.iteration, iterations, time.monotonic() - self.begun, self.best))
         if self.should_stop() and self.iteration < iterations:
@@ -345,7 +345,7 @@ class SpineFinetuner(SpineTrainer):
 
     @contextmanager
     def _memory_for(self, what: str) -> Iterator[None]:
-        """Too little memory within becomes one sentence."""
+        """Raise an understandable error if there is too little memory in this block."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -355,7 +355,7 @@ class SpineFinetuner(SpineTrainer):
 
     def _too_little(self, what: str) -> TrainingError:
         return TrainingError(
-            f"The memory of {self.device} does not suffice for {what}. Stop other programs on the device, or train on "
+            f"There is too little memory on {self.device} for {what}. Stop other programs on the device, or train on "
             "another one."
         )
 

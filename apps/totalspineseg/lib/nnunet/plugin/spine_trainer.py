@@ -1,9 +1,9 @@
-"""nnU-Net's own trainer for training from scratch, with what spines and long runs need.
+"""nnU-Net's own trainer for training from scratch, adapted to spines and long runs.
 
-What differs from the stock class: it is mirrored left to right only (a spine upside down has other landmarks, and
-odd vertebrae would lie above their disc), images are varied as MRI varies, the odd-disc channel is bent with the
-image but keeps its values, checkpoints appear whole and often, are read without running anything, and the log names
-the regions.
+Different from the stock class: mirroring is left to right only (a spine upside down has other landmarks, and odd
+vertebrae would be above their disc), images vary as in MRI, the odd-disc channel is deformed with the image but keeps
+its values, checkpoints are written whole and often and are read without running any code, and the log names the
+regions.
 """
 
 import os
@@ -25,19 +25,19 @@ from lib.nnunet.training_log import TrainingLog, dice_text
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
-"""nnU-Net's trainers take no settings: these come through the environment."""
+"""Settings in the environment, because nnU-Net's trainers take none."""
 SAVE_EVERY: Final = 5
-"""Epochs between two states; nnU-Net's 50 would lose hours to an interruption."""
+"""Epochs between two states; with nnU-Net's 50, an interruption would cost hours."""
 VALIDATION_SHARE: Final = 5
-"""Training iterations per validation iteration: nnU-Net's 250 to 50."""
+"""Training iterations for each validation iteration: nnU-Net's 250 to 50."""
 REMAPPED: Final = ("disc", "vertebrae", "sacrum", "canal", "cord")
-"""Regions that get a gray value of their own; the cord after the canal that holds it."""
+"""Regions that get their own gray value; the cord follows the canal that contains it."""
 SPATIAL: Final = 1
-"""Entries of nnU-Net's chain that bend all channels; what follows changes gray values."""
+"""Number of nnU-Net's transforms that deform all channels; the following ones change gray values."""
 
 
 class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
-    """See the module; the arguments are nnU-Net's."""
+    """nnU-Net's trainer for training from scratch; its arguments are nnU-Net's."""
 
     def __init__(
         self,
@@ -52,40 +52,40 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
         self.num_val_iterations_per_epoch = max(1, iterations // VALIDATION_SHARE)
         self.save_every = SAVE_EVERY
-        # Our curves take its place; nnU-Net's picture of 16 million pixels is drawn anew after every epoch.
+        # The curves of ``TrainingLog`` replace nnU-Net's picture of 16 million pixels, which is made after every epoch.
         self.logger.plot_progress_png = lambda _: None
 
     def epochs_and_iterations(self) -> tuple[int, int]:
-        """Return how many epochs there are, and iterations in each."""
+        """Return the number of epochs, and of iterations in each."""
         return int(os.environ[EPOCHS_VARIABLE]), int(os.environ[ITERATIONS_VARIABLE])
 
     @property
     def iterations_done(self) -> int:
-        """Iterations of the epochs that have ended."""
+        """Iterations of the finished epochs."""
         return int(self.current_epoch * self.num_iterations_per_epoch)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
-        """nnU-Net's choice, mirrored left to right alone, and not at all at inference."""
+        """Return nnU-Net's choice, but with mirroring left to right only, and none at inference."""
         rotation, flat, patch, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         self.inference_allowed_mirroring_axes = None
-        # Files are read as (Z, Y, X); the plans may turn that.
+        # Files are read as (Z, Y, X); the plans may reorder the axes.
         return rotation, flat, patch, (self.plans_manager.transpose_forward.index(2),)
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        """nnU-Net's chain, with gray values changed in the image alone, and what other scanners do after bending."""
+        """Return nnU-Net's chain with gray values changed only in the image, and with variations of scanners."""
         chain = nnUNetTrainer.get_training_transforms(*args, **kwargs)
         chain.transforms = with_scanners(chain.transforms, len(kwargs["regions"]))
         return chain
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Let nnU-Net compute pseudo Dice; a region that is in neither truth nor prediction is no reason to warn."""
+        """Let nnU-Net compute pseudo Dice, without warnings for regions that are in neither truth nor prediction."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             super().on_validation_epoch_end(val_outputs)
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's end of an epoch, and our line and curves."""
+        """Finish nnU-Net's epoch, and write a line and the curves to the log."""
         super().on_epoch_end()
         if self.local_rank != 0:
             return
@@ -103,13 +103,13 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         log.draw()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Replace a checkpoint in one step; nnU-Net writes into the old one."""
+        """Replace a checkpoint in one step; nnU-Net would write into the old one."""
         if self.local_rank == 0 and not self.disable_checkpointing:
             save = super().save_checkpoint
             write_file(Path(filename), lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Go on from a checkpoint, read as plain data; nnU-Net would run what the file asks for."""
+        """Continue from a checkpoint, read as plain data; nnU-Net would run code in the file."""
         if not self.was_initialized:
             self.initialize()
         content = load_checkpoint(Path(filename_or_checkpoint))
@@ -128,11 +128,11 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
 
 
 def with_scanners(transforms: list[BasicTransform], regions: int) -> list[BasicTransform]:
-    """nnU-Net's chain made fit for spines.
+    """Return nnU-Net's chain adapted to spines.
 
     Args:
-        transforms: The stock chain: bending first, then gray values, then what prepares the target. Not modified.
-        regions: How many regions the target has; says which step it is.
+        transforms: The stock chain: deforming, then gray values, then preparing the target. Not modified.
+        regions: Number of regions in the target, which identifies the step.
     """
     names = REGIONS[_step(regions)]
     groups = tuple(names[name] for name in REMAPPED if name in names)

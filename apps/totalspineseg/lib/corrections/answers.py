@@ -1,0 +1,282 @@
+"""Write what the sender of a label reads. All these sentences are here so that they can be read in a row."""
+
+from collections.abc import Sequence
+from typing import Final
+
+LISTED: Final = 5
+"""How many names a sentence lists, so that it stays readable."""
+FINDINGS_LISTED: Final = 3
+"""A notice of the viewer holds a few lines."""
+FOLLOWERS_LISTED: Final = 3
+"""How many renamed levels a sentence lists."""
+
+# The label is accepted.
+
+
+def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str]) -> str:
+    """Confirm a label: what a rename did first, what to check last."""
+    kind = "corrected step-1 label" if step == 1 else "finished label"
+    plural = "" if structures == 1 else "s"
+    more = f" And {len(findings) - FINDINGS_LISTED} more." if len(findings) > FINDINGS_LISTED else ""
+    check = f" Please check: {' '.join(findings[:FINDINGS_LISTED])}{more}" if findings else ""
+    return f"{renumbered} Submitted as a {kind} with {structures} structure{plural}.{check}".strip()
+
+
+# One level was renamed, and the others follow it.
+
+
+def followed(was: str, now: str, names: dict[str, str]) -> str:
+    """Say which levels were renamed to match the one that the reader renamed."""
+    some = ", ".join(f"{before} is now {after}" for before, after in list(names.items())[:FOLLOWERS_LISTED])
+    more = f" and {len(names) - FOLLOWERS_LISTED} more" if len(names) > FOLLOWERS_LISTED else ""
+    return (
+        f"You renamed {was} to {now}; the other levels follow: {some}{more}. No outline changed, and your file is "
+        "kept as you sent it. If a name is wrong now, rename those levels too and submit again."
+    )
+
+
+def cannot_follow(was: str, now: str) -> str:
+    """Say that the other levels could not be renamed to match."""
+    return (
+        f"You renamed {was} to {now}. The other levels cannot be renamed to match without a conflict, so they stay as "
+        "you sent them. Check their names."
+    )
+
+
+def nothing_to_follow(was: str, now: str) -> str:
+    """Say that the other levels match the new name already."""
+    return f"You renamed {was} to {now}. The names of the other levels match it already."
+
+
+# The label is accepted, but its reader should look again (findings).
+
+
+def unchanged(chance: str) -> str:
+    """Say that a doubtful prediction was submitted as it was."""
+    return (
+        f"You changed nothing, although the level names of this prediction are doubtful{chance}. Check them. If they "
+        "are right, there is nothing else to do."
+    )
+
+
+def odd_rename(was: str, now: str, chance: str, odd: Sequence[str]) -> str:
+    """Say that a rename made the sequence of certain levels odd."""
+    return (
+        f"You renamed {was} to {now}, although the level names were certain{chance}. Now {' and '.join(odd)}. If that "
+        "is not so, correct the name and submit again."
+    )
+
+
+def is_missing(name: str) -> str:
+    """Say that a level is missing, as a part of another sentence."""
+    return f"{name} is missing"
+
+
+THERE_IS_A_T13: Final = "there is a T13"
+
+
+def somebody_else(who: str, when: str) -> str:
+    """Say that somebody else has submitted a label of the image in the meantime."""
+    return (
+        f"{who!r} submitted another label of this image at {when}, after the prediction that you corrected was made. "
+        "Both labels are kept, and the newer one is shown. Compare them."
+    )
+
+
+IMAGE_REPLACED: Final = (
+    "The image was replaced after this prediction was made. Check that your label fits the new image."
+)
+
+
+def incomplete(missing: Sequence[str], unreviewed: str) -> str:
+    """Say that a label shows only a part of what is in view."""
+    return (
+        f"There is no {' and no '.join(missing)} in this label, so it is not used to train or to compare models. Add "
+        f"everything in view, or mark what nobody checked with a segment named {unreviewed!r}, and submit it again."
+    )
+
+
+# The label is parked: it is kept but not used.
+
+
+def parked(reason: str, correction: str, image: str) -> str:
+    """Say why a label is not used, and where it is kept."""
+    return f"{_sentence(reason)} The file is kept but not used (correction {correction} of image {image!r})."
+
+
+EMPTY: Final = "The label is empty. Draw something, or load a result, and submit again."
+
+
+def same_structure(one: str, other: str) -> str:
+    """Say that two segments have names of one structure."""
+    return f"The segments {one!r} and {other!r} stand for the same structure. Merge them, or rename one."
+
+
+def unknown_names(names: Sequence[str]) -> str:
+    """Say which names are not known; each name is quoted, perhaps with the one it may stand for."""
+    plural, them = ("", "this segment") if len(names) == 1 else ("s", "them")
+    return f"The server does not know the segment name{plural} {listed(names)}. Rename or remove {them}."
+
+
+def or_perhaps(name: str, known: str) -> str:
+    """Quote an unknown name with the known one that it may stand for."""
+    return f"{name!r} ({known!r}?)"
+
+
+def unnamed_value(value: int) -> str:
+    """Say that a value of the label has no name."""
+    return f"The label has voxels of value {value} without a name. Submit all segments with their names."
+
+
+def review_marks(names: Sequence[str]) -> str:
+    """Say that review marks are still in the label."""
+    return (
+        f"The label still has review marks ({listed(names)}), which hide the structures below. Remove the marks, check "
+        "what was below, and submit again."
+    )
+
+
+def both_steps(vertebrae: str, single: Sequence[str]) -> str:
+    """Say that a label has all vertebrae in one piece and single ones, too."""
+    return (
+        f"The label has {vertebrae!r} in one piece (step 1) and single vertebrae ({listed(single)}). Remove "
+        f"{vertebrae!r} from a finished label, or the single vertebrae from a step-1 label."
+    )
+
+
+ONE_VALUE_TWICE: Final = "The file has one value for two segments. Save the segmentation again."
+
+
+def no_such_layer(layers: int) -> str:
+    """Say that a segment is in a layer that the file does not have."""
+    return f"A segment lies in none of the {layers} layers of the file. Save the segmentation again."
+
+
+def no_names(label_info: object) -> str:
+    """Say that the names of the segments are missing."""
+    return (
+        "The names of the segments are missing (label_info must be a list of {'name': ..} in the order of the voxel "
+        f"values, got {label_info!r}). Submit the label from 3D Slicer or another client that sends them."
+    )
+
+
+def nameless(entry: object) -> str:
+    """Say that the name of a segment is missing."""
+    return f"A segment has no name (the entry {entry!r} of label_info lacks 'name'). Name it."
+
+
+def unnamed_layers(layers: int) -> str:
+    """Say that a file with overlapping segments does not name them."""
+    return f"The file has {layers} overlapping layers without segment names. Save the segmentation as .seg.nrrd again."
+
+
+def unusable_segment(number: int, fields: object) -> str:
+    """Say that a segment of a file cannot be read."""
+    return f"Segment {number} of the file lacks a usable Name or LabelValue ({fields!r}). Save it again."
+
+
+def too_many_segments(count: int, limit: int) -> str:
+    """Say that a label has more segments than a spine."""
+    return f"The label has {count} segments, more than {limit}. Submit the spine only."
+
+
+UNREADABLE_NRRD: Final = "The NRRD file of the label cannot be read. Save the segmentation again."
+
+
+def not_3d(dimensions: int) -> str:
+    """Say that a label is no volume."""
+    return f"The label has {dimensions} dimensions instead of 3. Save the segmentation of the whole volume."
+
+
+def not_whole(limit: int) -> str:
+    """Say that a label has values that no segment can have."""
+    return f"The label has values that are not whole numbers from 0 to {limit}. Export it as a label map."
+
+
+def unsafe_tag(tag: str) -> str:
+    """Say that a tag has characters that it may not have."""
+    return f"The tag {tag!r} has characters other than letters, digits, '-' and '_'. Use 'final'."
+
+
+def other_image(image: str, other: str) -> str:
+    """Say that a label corrects a prediction for another image."""
+    return f"This label corrects a prediction for {other!r}, but it was sent for {image!r}. Send it for {other!r}."
+
+
+def which_image(image: str, others: Sequence[str]) -> str:
+    """Say that a label may belong to another image, and how to settle it."""
+    return (
+        f"This label was sent for {image!r}, but it may belong to {' or '.join(map(repr, others))}. If you renamed the "
+        "volume, press 'Upload Volume' and then 'Submit Label' in 3D Slicer. If the label belongs to "
+        f"{image!r}, set a Client/User-ID of your own in the settings of MONAI Label and submit it again."
+    )
+
+
+def all_unreviewed(names: Sequence[str]) -> str:
+    """Say that a label has no structure that was checked."""
+    return f"Every structure of the label is listed as unreviewed ({', '.join(names)}). Check at least one."
+
+
+def no_list_of_names(parameter: str, names: object) -> str:
+    """Say that a parameter of a submission does not list names."""
+    return f"{parameter!r} must be a list of structure names, got {names!r}. Send names such as 'T12'."
+
+
+def not_in_label(parameter: str, name: str, or_else: str) -> str:
+    """Say that a parameter of a submission names a structure that the label does not have."""
+    return f"{parameter!r} names {name!r}, which is no structure in the label. Name structures that are{or_else}."
+
+
+def or_mark_region(segment: str) -> str:
+    """Continue ``not_in_label`` with the other way to leave something unchecked."""
+    return f", or mark a region that nobody checked with a segment named {segment!r}"
+
+
+# The label is kept, but the server could not read or show it, or knows no image for it.
+
+
+def kept_for_a_while(submission: str) -> str:
+    """Say that a label that belongs to no image is kept for a while."""
+    return f"The file is kept for a while (submission {submission})."
+
+
+def not_usable(reason: str, submission: str) -> str:
+    """Say why a label cannot be used with its image."""
+    return f"{_sentence(reason)} {kept_for_a_while(submission)}"
+
+
+def not_used(submission: str) -> str:
+    """Say that another server found a label unusable."""
+    return f"The label is not used. {kept_for_a_while(submission)}"
+
+
+def not_read(reason: str, submission: str) -> str:
+    """Say why a label was not read yet, and what to do."""
+    return f"{_sentence(reason)} The label is kept (submission {submission}) but not read yet. Submit it again later."
+
+
+DISK_IS_FULL: Final = "The server's disk is full."
+NO_MEMORY: Final = "The server did not have enough memory to read the label."
+NOT_READABLE: Final = "The server failed to read the label. Its log has the reason."
+
+
+def not_shown(reason: str, correction: str, image: str) -> str:
+    """Say why a label that was read is not shown."""
+    return f"{_sentence(reason)} The label is kept, but not shown (correction {correction} of image {image!r})."
+
+
+NOT_SHOWABLE: Final = "The server failed to show the label. Its log has the reason."
+
+# Why a label waits, as the list of submissions shows it.
+
+NOT_TRIED: Final = "The server stopped before the label was read."
+STOPPED_WHILE_READING: Final = "The server stopped while it read the label."
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join the first names."""
+    return ", ".join(names[:LISTED]) + (" and others" if len(names) > LISTED else "")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
