@@ -53,15 +53,21 @@ def test_what_no_test_notices_is_told_and_the_project_stays_as_it_is(
         (folder / module).parent.mkdir(parents=True)
         (folder / module).write_text("a = b < c", encoding="utf-8")
 
-    def noticed(tests: list[Path], root: Path, expression: str) -> str:
-        seen.append((root / module).read_text(encoding="utf-8"))
-        return "test_a" if len(seen) == 1 else ""
+    def failing(words: list[str], root: Path, expression: str) -> str:
+        text = (root / module).read_text(encoding="utf-8")
+        seen.append(text)
+        chosen = [word for word in words if not word.startswith("-")] or [*outcomes]
+        failed = [test for test in chosen if outcomes[test](text) and f"--deselect={test}" not in words]
+        return (*failed, "")[0]
 
     monkeypatch.setattr(break_places, "ROOT", tmp_path)
     monkeypatch.setattr(break_places, "copy_project", copy)
-    monkeypatch.setattr(break_places, "noticed", noticed)
+    monkeypatch.setattr(break_places, "_failing", failing)
+    # One test fails whatever the text is, and notices nothing.
+    outcomes = {"always": lambda text: True, "honest": lambda text: ">=" in text}
     assert break_places.main(["--seed", "1"]) == 0
-    assert "test_a" in capsys.readouterr().out
-    assert break_places.main(["--seed", "1", "--fast"]) == 1
+    assert "(b >= c): honest (" in capsys.readouterr().out
+    outcomes.pop("honest")
+    assert break_places.main(["--seed", "1"]) == 1
     assert "lib/a.py:1: b < c -> (b >= c): SURVIVED" in capsys.readouterr().out
-    assert (set(seen), list(tmp_path.iterdir())) == ({"a = (b >= c)"}, [])
+    assert (set(seen), list(tmp_path.iterdir())) == ({"a = (b >= c)", "a = b < c"}, [])

@@ -272,4 +272,4 @@ def test_command_line_without_the_package_is_one_sentence(tmp_path, monkeypatch,
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert run(tmp_path, "--runtime", "openvino") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("totalspineseg: runtime 'openvino' needs the package openvino")
+    assert line.startswith("totalspineseg: Runtime 'openvino' needs the package openvino")

@@ -198,7 +198,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
     stranger = tmp_path / dataset_name(2) / file
     stranger.parent.mkdir(parents=True)
     stranger.write_text("mine", encoding="utf-8")
-    with pytest.raises(StorageError, match=f"1 .*'{stranger.name}'.*move"):
+    with pytest.raises(StorageError, match=f"1 .*'{stranger.name}'.*Move"):
         write(tmp_path, [block_scan(1)])
     assert stranger.read_text(encoding="utf-8") == "mine"
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
@@ -326,7 +326,7 @@ def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
     assert written[1].cases == 3
     (case,) = skipped
     assert "'same'" in case.reason
-    assert "rename" in case.reason
+    assert "Rename" in case.reason
     write(tmp_path / "first", scans[:1], options)
     image = Path(dataset_name(1)) / "imagesTr" / "same_0000.nii.gz"
     assert (tmp_path / image).read_bytes() == (tmp_path / "first" / image).read_bytes()

@@ -398,7 +398,7 @@ def test_no_weights_is_said_and_mended_without_restart(server: Server) -> None:
     try:
         refused = infer(server, image="z-last")
         assert refused.status_code == 409
-        assert "install weights" in refused.json()["detail"]
+        assert "Install weights" in refused.json()["detail"]
         description = requests.get(f"{server.url}/info/", timeout=10).json()["models"]["totalspineseg"]["description"]
         assert "No weights" in description
     finally:

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
     parser.add_argument("--replay-share", type=float, metavar="0..0.95")
-    parser.add_argument("--replay-cases", type=int, metavar="N", help="synthetic scans against forgetting")
+    parser.add_argument("--replay-cases", type=int, metavar="N", help="number of synthetic scans to replay")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="sgd: nnU-Net's own (default: adamw)")
     parser.add_argument("--device", default="auto", metavar="cuda|cpu")

@@ -68,8 +68,8 @@ class RawFolder:
             others.append(self.path / DATASET_FILE)
         if others:
             raise StorageError(
-                f"{str(self.path)!r} has {len(others)} files that 'totalspineseg prepare' did not write, such as "
-                f"{others[0].name!r}. Move them away, or write the dataset elsewhere."
+                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that 'totalspineseg prepare' did "
+                f"not write, such as {others[0].name!r}. Move such files away, or write the dataset elsewhere."
             )
 
     def begin(self) -> None:

@@ -72,8 +72,8 @@ def require_fold(fold: str, subjects: Collection[str]) -> None:
     people = len(set(subjects))
     if fold != "all" and people < FOLDS:
         raise TrainingError(
-            f"There are {people} subjects, fewer than the {FOLDS} subjects that a fold for validation needs. Train on "
-            "everything with the fold 'all'."
+            f"A fold for validation needs at least {FOLDS} subjects, and there are only {people}. Train on everything "
+            "with the fold 'all'."
         )
 
 

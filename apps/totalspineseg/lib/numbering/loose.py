@@ -27,7 +27,7 @@ probably has its own processes already."""
 SWOLLEN_COST: Final = 1.5
 """Additional cost of its name: as much as a wrong odd/even class."""
 MAX_COST: Final = 2.0
-"""A fragment whose every name costs more stays unnamed: a wrong class and half a level."""
+"""A fragment stays unnamed if every name costs more than this: as much as a wrong class and half a level."""
 
 
 def name_loose(

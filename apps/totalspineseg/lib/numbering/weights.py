@@ -61,7 +61,7 @@ is the probability that the network draws so little of the last disc."""
 REMNANT_BELOW: Final = 3
 """Number of discs above it whose median volume is the usual one."""
 P_C1_CLASS_WRONG: Final = 0.01
-"""Probability that class C1 of step 1 is elsewhere: the ring is unlike every other vertebra."""
+"""Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
 P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
 """Probability that S1 is drawn as a vertebra, or as a separate piece of the sacrum: a disc between S1 and S2 is visible
 in most people, and networks take the bone above it for a vertebra."""

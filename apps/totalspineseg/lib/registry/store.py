@@ -217,8 +217,8 @@ class ModelStore:
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
             raise WeightsError(
-                f"a version name must consist of letters, digits, '.', '_' and '-' and not be reserved, got "
-                f"{name!r}; choose another"
+                f"{name!r} cannot be the name of a version: it is reserved, or has characters other than letters, "
+                "digits, '.', '_' and '-'. Choose another name."
             )
         with staged_folder(self.versions_dir / name) as staging:
             yield staging

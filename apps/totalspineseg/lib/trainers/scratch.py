@@ -140,7 +140,9 @@ class _Scratch:
             raise TrainingError(str(error)) from error
         gpus = torch.cuda.device_count() if self.device == "cuda" else 0
         if self.settings.gpus > max(1, gpus):
-            raise TrainingError(f"--gpus is {self.settings.gpus}, but this machine has {gpus}. Ask for fewer.")
+            raise TrainingError(
+                f"--gpus asks for {self.settings.gpus} GPUs, but this machine has {gpus}. Ask for fewer."
+            )
         self.cases = len(subjects)
 
     def plan(self, *, restart: bool) -> None:
