@@ -71,7 +71,7 @@ def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent
     assert CorrectionStore(tmp_path / "work").of_image(FIRST) == ()
     seg.save_as(file, write_like_original=False)
     app.submit_label(FIRST, file, "final", {}, Sender("ada", "curl", "seg.dcm"))
-    (correction,) = CorrectionStore(tmp_path / "work").standing(FIRST)
+    (correction,) = CorrectionStore(tmp_path / "work").in_force(FIRST)
     assert CODE_OF["L4"] in correction.present
     assert app.next_sample({"strategy": "first"})["id"] == SECOND
 
