@@ -22,21 +22,21 @@ def cases(**counts: int) -> tuple[Case, ...]:
 @pytest.mark.parametrize(
     ("counts", "share", "expected"),
     [
-        ({"correction": 5, "earlier": 2, "synthetic": 48}, 0.5, (50, 25, 25)),
-        ({"correction": 5, "earlier": 500, "synthetic": 48}, 0.2, (80, 10, 10)),
-        ({"correction": 5, "synthetic": 3}, 0.5, (50, 0, 50)),
+        ({"correction": 5, "earlier": 2, "uncorrected": 48}, 0.5, (50, 25, 25)),
+        ({"correction": 5, "earlier": 500, "uncorrected": 48}, 0.2, (80, 10, 10)),
+        ({"correction": 5, "uncorrected": 3}, 0.5, (50, 0, 50)),
         ({"correction": 5, "earlier": 3}, 0.5, (50, 50, 0)),
         ({"correction": 5}, 0.5, (100, 0, 0)),
-        ({"earlier": 3, "synthetic": 3}, 0.5, (0, 50, 50)),
-        ({"synthetic": 1}, 0.0, (0, 0, 100)),
+        ({"earlier": 3, "uncorrected": 3}, 0.5, (0, 50, 50)),
+        ({"uncorrected": 1}, 0.0, (0, 0, 100)),
     ],
 )
-def test_replay_is_earlier_labels_and_synthetic_scans_in_equal_parts(
+def test_replay_is_earlier_labels_and_uncorrected_scans_in_equal_parts(
     counts: dict[str, int], share: float, expected: tuple[int, int, int]
 ) -> None:
     """Of a few earlier labels beside 48 synthetic scans next to nothing was replayed."""
     found = Counter(draws_of(cases(**counts), share).turn(number)[0] for number in range(100))
-    assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)) == expected
+    assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.UNCORRECTED)) == expected
 
 
 def test_every_case_has_its_turn_before_any_has_a_second() -> None:
@@ -50,9 +50,9 @@ def test_every_case_has_its_turn_before_any_has_a_second() -> None:
 
 def test_no_more_cases_are_wanted_than_have_a_turn() -> None:
     """All of a site's 500 scans were read and kept in memory for a training that draws from a part of them."""
-    draws = draws_of(cases(correction=300, earlier=400, synthetic=48), 0.5)
+    draws = draws_of(cases(correction=300, earlier=400, uncorrected=48), 0.5)
     counts = [draws.count(patches) for patches in (1, 2, 8, 1000)]
-    found = [[count[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.SYNTHETIC)] for count in counts]
+    found = [[count[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.UNCORRECTED)] for count in counts]
     assert found == [[1, 0, 0], [1, 1, 0], [4, 2, 2], [500, 250, 250]]
 
 

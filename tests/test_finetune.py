@@ -18,6 +18,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from lib.anatomy import (
@@ -39,7 +40,7 @@ from lib.nnunet.augmentation import build_augmentation
 from lib.nnunet.candidate import write_candidate
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
 from lib.nnunet.checkpoint import load_checkpoint
-from lib.nnunet.finetune import Finetuned, Stopped, fine_tune
+from lib.nnunet.finetune import Finetuned, Stopped, fine_tune, trainer_of
 from lib.nnunet.finetune_job import Job, Progress
 from lib.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
 from lib.nnunet.folders import NnunetFolders
@@ -216,6 +217,31 @@ def test_the_loss_falls_with_the_error_and_ignores_what_nobody_reviewed() -> Non
     changed = truth.clone()
     changed[:, :, 3] *= -1
     assert region_loss(changed, target) == region_loss(truth, target)
+
+
+def test_a_narrow_slab_teaches_as_much_as_a_patch_full_of_spine() -> None:
+    """Beside a synthetic spine of four times the volume a correction moved the weights by a fifth of its share."""
+    classes = torch.zeros((2, 8, 8, 8), dtype=torch.uint8)
+    classes[0, :, :, :2], classes[0, :, :, 2:] = 1, IGNORE_CLASS[1]
+    classes[1, 2:] = 1
+    target = torch.stack([region_shares(each, 1) for each in classes])
+    logits = torch.randn(2, len(REGIONS[1]), 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    alone = [region_loss(logits[k : k + 1], target[k : k + 1]) for k in (0, 1)]
+    assert region_loss(logits, target) == pytest.approx(float(sum(alone)) / 2)
+
+
+def test_nothing_is_taught_outside_the_image(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
+) -> None:
+    """Most of a patch around a narrow slab is no image; taught as background it outweighed the slab."""
+    case, shares = cases[1], cases[1].shares
+    assert shares is not None
+    narrow = replace(case, image=case.image[..., 2:5], codes=case.codes[..., 2:5], shares=shares[..., 2:5])
+    patch = patches_of(folders[1], [narrow], tmp_path, replay_share=0, strength=NONE).validation(0)
+    hidden = patch["target"][-1] > 0
+    inside = (~hidden).any(dim=0).any(dim=0)
+    assert int(inside.sum()) == 3
+    assert not patch["data"][0][..., ~inside].any()
 
 
 def test_shares_are_counted_and_a_voxel_hidden_in_part_does_not_count() -> None:
@@ -489,13 +515,13 @@ def test_the_share_of_replay_is_kept(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     fresh = replace(cases[1], image=np.full_like(cases[1].image, 5))
-    replay = replace(cases[1], image=np.full_like(cases[1].image, -5), origin=Origin.SYNTHETIC)
+    replay = replace(cases[1], image=np.full_like(cases[1].image, -5), origin=Origin.UNCORRECTED)
     patches = patches_of(folders[1], [fresh, replay], tmp_path, replay_share=0.3, strength=NONE)
     batch = batch_of(patches, range(200))
     replayed = batch["data"][:, 0].amin((1, 2, 3)) < 0
     assert replayed.float().reshape(-1, 10).sum(1).tolist() == [3] * 20
-    assert torch.equal(batch["synthetic"], replayed)
-    assert not patches.validation(0)["synthetic"]
+    assert torch.equal(batch["uncorrected"], replayed)
+    assert not patches.validation(0)["uncorrected"]
 
 
 def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder], tmp_path: Path) -> None:
@@ -578,7 +604,7 @@ def test_training_learns_its_case_and_logs_by_name(
     assert all(torch.equal(state[name], value) for name, value in trained.weights.items())
 
 
-def test_the_teacher_answers_for_synthetic_patches_alone() -> None:
+def test_the_teacher_answers_for_uncorrected_patches_alone() -> None:
     channels = torch.randn(3, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     target = torch.zeros(3, 3, 4, 4, 4, dtype=torch.float16)
     target[:, 0] = 1
@@ -608,7 +634,7 @@ def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
-def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
+def test_a_training_keeps_to_what_its_parent_answered_on_uncorrected_scans(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     settings = replace(TINY, iterations=30, epoch=30, learning_rate=0.01, strength=NONE)
@@ -621,7 +647,7 @@ def test_a_training_keeps_to_what_its_parent_answered_on_synthetic_spines(
         network.load_state_dict(tune(folders[1], [case], work, replace(settings, teacher_share=share)).weights)
         return float((network(image) - before).abs().mean())
 
-    taught, untaught = moved(Origin.SYNTHETIC, 1.0), moved(Origin.SYNTHETIC, 0.0)
+    taught, untaught = moved(Origin.UNCORRECTED, 1.0), moved(Origin.UNCORRECTED, 0.0)
     # Not nearer to nothing: the coarser heads of a random network have not learned to agree with the finest one.
     assert taught < 0.5 * untaught
     assert moved(Origin.CORRECTION, 1.0) == pytest.approx(untaught), "what a person corrected is the truth"
@@ -678,9 +704,38 @@ def test_a_stopped_training_ends_as_if_it_had_never_stopped(
     with pytest.raises(Stopped, match="iteration 4 of 8"):
         tune(folders[2], [cases[2]], tmp_path / "cut", settings, should_stop=lambda: next(seen))
     resumed = tune(folders[2], [cases[2]], tmp_path / "cut", settings)
-    assert (straight.resumed_at, resumed.resumed_at) == (0, 3), "from the last whole epoch"
+    assert (straight.resumed_at, resumed.resumed_at) == (0, 4), "what it had done of the epoch was lost"
     assert all(torch.equal(resumed.weights[name], value) for name, value in straight.weights.items())
     assert tune(folders[2], [cases[2]], tmp_path / "cut", settings).resumed_at == 8, "killed before it was kept"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_killed_training_goes_on_within_an_epoch(
+    folders: dict[int, ModelFolder],
+    cases: dict[int, TrainingCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of a large network on a CPU a kill lost the work of an hour: a state was stored after 25 iterations only."""
+    settings = replace(TINY, iterations=8, epoch=6)
+    straight = tune(folders[1], [cases[1]], tmp_path / "straight", settings)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(progress: Progress) -> None:
+        if progress.iteration == 5:
+            raise Killed
+
+    monkeypatch.setattr(spine_finetuner, "STATE_SECONDS", 0.0)
+    with pytest.raises(Killed):
+        tune(folders[1], [cases[1]], tmp_path / "cut", settings, on_progress=kill)
+    capfd.readouterr()
+    resumed = tune(folders[1], [cases[1]], tmp_path / "cut", settings)
+    assert resumed.resumed_at == 5
+    assert all(torch.equal(resumed.weights[name], value) for name, value in straight.weights.items())
+    assert capfd.readouterr().out == "", "the output belongs to the caller"
 
 
 def test_the_rate_of_nnunets_optimizer_falls_as_nnunets(
@@ -740,11 +795,11 @@ def test_without_memory_the_passes_become_smaller_and_the_result_stays(
     assert "passes of 1" in (tmp_path / "tight" / "log.txt").read_text(encoding="utf-8")
     resumed = run_with_memory(folders[1], cases[1], tmp_path / "tight", 1)
     assert (resumed.resumed_at, resumed.batch_size) == (1, 1)
-    # The gradient is summed over the passes (the Dice part is then per pass), so the step is nearly the same.
+    # The gradient is summed over the passes, each patch by itself: the step is the same but for rounding.
     before = folders[1].load_network().state_dict()
     moved = math.sqrt(sum(float((roomy.weights[name] - value).square().sum()) for name, value in before.items()))
     apart = math.sqrt(sum(float((roomy.weights[n] - value).square().sum()) for n, value in tight.weights.items()))
-    assert apart < 0.2 * moved
+    assert apart < 0.05 * moved
 
 
 def test_too_little_memory_for_one_patch_is_a_clear_stop(
@@ -793,6 +848,40 @@ def test_several_processes_share_each_batch(
         parts.append([list(numbers) for numbers in trainer._numbers()])
     assert [first + second for first, second in zip(*parts, strict=True)] == alone
     assert {len(numbers) for part in parts for numbers in part} == {2, 3}
+
+
+def _rank(rank: int, folder: Path, job: Path) -> None:
+    """One of two processes of nnU-Net's distributed mode, on a CPU where it expects a GPU of its own."""
+    torch.set_num_threads(1)
+    os.environ |= {"nnUNet_preprocessed": str(job.parent), "nnUNet_results": str(job.parent)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    nnUNetTrainer.DDP = lambda network, device_ids: torch.nn.parallel.DistributedDataParallel(network)
+    trainer = trainer_of(Job.read(job))
+    trainer.device, trainer.half = torch.device("cpu"), False
+    trainer.run_training()
+    torch.save(trainer.network.module.state_dict(), folder / f"{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_processes_train_what_one_does(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net's distributed mode, which ``-num_gpus`` of its command starts; with gloo in place of NCCL."""
+    monkeypatch.setattr(spine_finetuner, "computes_in_half", lambda device: False)
+    settings = replace(TINY, iterations=2, epoch=2, optimizer="sgd", learning_rate=0.01)
+    alone = tune(folders[1], [cases[1]], tmp_path / "alone", settings).weights
+    work = tmp_path / "both"
+    job = Job(folders[1], store_cases([cases[1]], folders[1], work), work, settings)
+    job.write()
+    torch.multiprocessing.start_processes(_rank, (tmp_path, job.folder), nprocs=2, start_method="spawn")
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    before = folders[1].load_network().state_dict()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        moved = float((value - before[name]).abs().max())
+        assert float((first[name] - value).abs().max()) <= 1e-3 * moved + 1e-6, name
+    assert load_checkpoint(work / "checkpoint_final.pth")["current_epoch"] == 1
 
 
 @pytest.mark.parametrize("where", ["start", "report"])

@@ -23,6 +23,7 @@ from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.model_folder import ModelFolder, models_in
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
+from lib.registry.handled import measured_once
 from lib.registry.records import VersionRecord, read_record, trained_on, write_record
 from lib.registry.removal import remove_versions
 from lib.registry.store import ModelStore
@@ -77,6 +78,18 @@ def test_list_and_show(store: ModelStore, capsys: pytest.CaptureFixture[str]) ->
     shown: Any = json.loads(run(store, capsys, "show", "trained-1")[1])
     assert shown["training"] == [{"correction": "c1", "image": "sub-1"}]
     assert shown["lineage"] == ["trained-1", "starter"]
+
+
+def test_show_says_how_well_a_version_handles_synthetic_spines(
+    store: ModelStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether spines or own answers guard it against forgetting stood in a file that nobody was told of."""
+    measured = {"replay-1": {"discs": 0.42, "sacrum": None}}
+    pair = {1: "starter-0a1b2c3d", 2: "trained-1-4e5f6a7b"}
+    measured_once(store, pair, lambda: measured)
+    measured_once(store, {1: "trained-10-00000000", 2: "other-1-00000000"}, lambda: {"replay-2": {}})
+    for name, expected in (("trained-1", {"+".join(pair.values()): measured}), ("trained-2", {})):
+        assert json.loads(run(store, capsys, "show", name)[1])["synthetic"] == expected
 
 
 def test_activate_and_roll_back(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> None:

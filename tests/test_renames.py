@@ -77,6 +77,22 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
         assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()
 
 
+@pytest.mark.parametrize(("codes", "follows"), [({}, True), ({CODE_OF["L1-L2"]: CODE_OF["L2-L3"]}, False)])
+def test_levels_do_not_follow_where_two_would_have_one_name(
+    monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], follows: bool
+) -> None:
+    """A reader's own segments, which are no structures, counted as two of one name."""
+    numbering = SimpleNamespace(probability=0.9, certainty="counted")
+    monkeypatch.setattr(renames, "renumber", lambda *_: (codes, numbering))
+    submission = sent(2)
+    labels = np.array(submission.layers[0])
+    labels[0, 0, :4] = (200, 200, 201, 201)
+    own = Segment("lesion", 200), Segment("nerve root", 201)
+    followed = follow(replace(submission, layers=(labels,), segments=(*submission.segments, *own)), kept(2))
+    assert followed is not None
+    assert (followed.names, followed.report["probability"] is not None) == ({}, follows)
+
+
 def test_names_left_as_predicted_follow_in_any_spelling() -> None:
     """Spelled otherwise than the segment, what nobody had checked was taught and what somebody had was not."""
     followed = follow(sent(2), kept(2))

@@ -306,7 +306,7 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
     def gone() -> LabeledScan:
         raise ImageError("gone")
 
-    replay = (*tiny_replay(), ScanSource("replay-2", Origin.SYNTHETIC, gone, {"synthetic": "replay-2"}))
+    replay = (*tiny_replay(), ScanSource("replay-2", Origin.UNCORRECTED, gone, {"synthetic": "replay-2"}))
     result = train(site, replay=replay, iterations=6)
     assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
     record = show_version(site.models, result.version)

@@ -2,15 +2,20 @@
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lib.activelearning.doubt import Parts
+from lib.activelearning.finished import FinishedLevels
 from lib.activelearning.offers import Offers, noted_for
 from lib.activelearning.scores import Score
 from lib.activelearning.selection import counts_of, rarity
 from lib.activelearning.strategies import DoubtfulFirst, MostToLearn, SurestFirst
+from lib.corrections import store
+from lib.errors import LabelError
+from test_corrections_store import Desk
 
 LUMBAR, NECK = (41, 42, 43, 44, 45), (11, 12, 13)
 
@@ -57,6 +62,32 @@ def test_two_readers_get_different_scans_by_score(kind: Any) -> None:
     strategy = kind(Offers(), lambda images: {image: score(image, 0.5) for image in images})
     studies = Studies("b", "c", "a")
     assert order(strategy, studies, 1, "ada") + order(strategy, studies, 1, "bob") == "ab"
+
+
+def test_each_record_is_read_once_however_often_a_scan_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every Next Sample read the records of all finished labels, and with this order twice."""
+    desk, read = Desk(tmp_path), list[Path]()
+    once = store._read
+    monkeypatch.setattr(store, "_read", lambda entry: [read.append(entry), once(entry)][1])
+    levels = FinishedLevels(desk.store)
+    assert levels.of(["img", "other"]) == []
+    first = desk.submit()
+    shown = frozenset(first.present)
+    read.clear()
+    assert [levels.of(["img"]) for _ in range(3)] == [[shown]] * 3
+    assert len(read) == 1
+    with pytest.raises(LabelError):
+        desk.submit({})
+    second = desk.submit({"label_info": [{"name": "L4"}, {"name": "L3"}]})
+    read.clear()
+    assert levels.of(["img"]) == [frozenset(second.present)] != [shown]
+    desk.store.withdrawals.add("img", second.id, "ada")
+    assert [levels.of(["img"]) for _ in range(2)] == [[shown]] * 2
+    desk.store.withdrawals.add("img", first.id, "ada")
+    assert levels.of(["img"]) == []
+    assert len(read) == len({second.id, "the parked one"})
 
 
 def test_rarity() -> None:

@@ -44,7 +44,7 @@ from lib.synthesis.shapes import (
     spinous_ends,
     spinous_reach,
 )
-from lib.synthesis.tissues import Tissue
+from lib.synthesis.tissues import PRIORS, Tissue
 
 pytestmark = pytest.mark.slow
 
@@ -489,3 +489,9 @@ def test_fat_lies_behind_the_sac_of_the_loin_and_is_no_canal() -> None:
         assert (spine.labels[fat] == 0).all()
         found.append(fat.sum() * 3.0)
     assert np.median(found) > 1000, "mm3"
+
+
+@pytest.mark.parametrize("contrast", PRIORS)
+def test_every_tissue_has_a_brightness_between_black_and_white(contrast: str) -> None:
+    """A slip in one figure of the table makes a tissue outshine everything, and all others equally dark."""
+    assert {tissue: value for tissue, value in PRIORS[contrast].items() if not 0 <= value <= 1} == {}

@@ -112,8 +112,10 @@ def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
     assert with_untouched(map_names(sent(TRUTH), GRID), None, None).untouched == ()
 
 
-def submitted(root: Path, labels: LabelArray, names: dict[str, str] | None = None, **params: Any) -> Correction:
-    """What the record says of a label whose prediction is kept."""
+def submitted(
+    root: Path, labels: LabelArray, names: dict[str, str] | None = None, *, empty: tuple[str, ...] = (), **params: Any
+) -> Correction:
+    """What the record says of a label whose prediction is kept; 3D Slicer names empty segments, too."""
     store, predictions, maps = CorrectionStore(root), PredictionStore(root), DrawnMaps(root)
     image, label = root / "img.nii.gz", root / "label.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
@@ -128,6 +130,7 @@ def submitted(root: Path, labels: LabelArray, names: dict[str, str] | None = Non
     values[[segment["idx"] for segment in segments]] = np.arange(1, len(segments) + 1)
     write_volume(label, values[labels], GRID)
     sender = Sender("ada", "slicer", "label.nii.gz")
+    segments += [{"name": name, "idx": len(segments) + 1 + k} for k, name in enumerate(empty)]
     return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
 
 
@@ -136,6 +139,18 @@ def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:
     assert set(record.untouched) == EVERY - {L3, L4}
     assert CorrectionStore(tmp_path).latest_accepted("img") == record
     assert (record.prediction or {})["versions"] == {"step2": "starter-1"}
+
+
+@pytest.mark.parametrize("names", [None, {"L5": "L6"}], ids=["as predicted", "renamed"])
+def test_an_empty_segment_accepts_what_was_left(tmp_path: Path, names: dict[str, str] | None) -> None:
+    """3D Slicer sends names and voxels and nothing else, so its readers could not say that they had checked."""
+    record = submitted(tmp_path, TRUTH, names, empty=("C1", "Accepted"))
+    assert (record.status, record.untouched, record.renamed) == ("accepted", (), ())
+
+
+def test_a_painted_mark_of_acceptance_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="empty"):
+        submitted(tmp_path, edited(0.2), {"L5": "accepted"})
 
 
 def test_all_is_accepted_where_a_rename_moves_every_level(tmp_path: Path) -> None:

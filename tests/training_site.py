@@ -55,9 +55,9 @@ def tiny_replay() -> tuple[ScanSource, ...]:
     """Return one synthetic replay scan."""
 
     def read() -> LabeledScan:
-        return LabeledScan("replay-1", "replay-1", Origin.SYNTHETIC, *tiny_scan(900))
+        return LabeledScan("replay-1", "replay-1", Origin.UNCORRECTED, *tiny_scan(900))
 
-    return (ScanSource("replay-1", Origin.SYNTHETIC, read, {"synthetic": "replay-1"}),)
+    return (ScanSource("replay-1", Origin.UNCORRECTED, read, {"synthetic": "replay-1"}),)
 
 
 def tiny_reference() -> Iterable[JudgedCase]:

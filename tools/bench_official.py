@@ -164,7 +164,7 @@ def train_step(arguments: argparse.Namespace) -> None:
     Candidates(work.parent, {1: parent}).keep(1, tuned.weights, lesson, parent.trust)
 
 
-KINDS: Final = (Origin.CORRECTION, Origin.SYNTHETIC)
+KINDS: Final = (Origin.CORRECTION, Origin.UNCORRECTED)
 
 
 def publish_step(arguments: argparse.Namespace) -> None:
@@ -200,9 +200,9 @@ def stock_step(arguments: argparse.Namespace) -> None:
     print(f"{folder.name}: {tuple(logits.shape)} in {time.perf_counter() - start:.0f} s")
 
 
-def synthetic_scan(field: Field, width_mm: float, depth_mm: float | None) -> tuple[Volume, Volume]:
+def synthetic_scan(field: Field, width_mm: float, depth_mm: float | None, *, seed: int = SEED) -> tuple[Volume, Volume]:
     """Return image and labels at 1 mm."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     size = {"width_mm": width_mm} | ({"depth_mm": depth_mm} if depth_mm else {})
     spine = random_spine(rng, SpineOptions(field=field, thoracic=12, lumbar=5, spacing_mm=(1, 1, 1), **size))
     image = render(rng, spine, RenderOptions(contrast="T2", strength=0.5))

@@ -22,6 +22,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = Path("apps/totalspineseg")
+sys.path.insert(0, str(ROOT / APP))
+
+from lib.processes import unwind_on_signals  # noqa: E402
+
 FAST = "not slow and not release and not browser and not ohif and not slicer"
 OTHERS = "slow and not release and not browser and not ohif and not slicer"
 NO_TESTS = 5
@@ -193,4 +197,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -13,6 +13,7 @@ from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from lib.activelearning.batch import SpineBatch, is_result_of
+from lib.activelearning.finished import FinishedLevels
 from lib.activelearning.methods import ImageScoring
 from lib.activelearning.offers import Offers, noted_for
 from lib.activelearning.scorer import Scorer
@@ -80,6 +81,7 @@ class App(MONAILabelApp):
         root = history_root(studies, self._settings)
         self._networks = self.make_networks(Path(app_dir), self._settings)
         self._corrections = CorrectionStore(root)
+        self._levels = FinishedLevels(self._corrections)
         self._predictions = PredictionStore(root)
         self._maps = DrawnMaps(root)
         self._receipts = Receipts(root)
@@ -325,8 +327,7 @@ class App(MONAILabelApp):
 
     def _finished_levels(self) -> list[frozenset[int]]:
         """Return the structures that each finished label shows."""
-        labels = map(self._corrections.latest_accepted, self._datastore.get_labeled_images())
-        return [frozenset(label.present) for label in labels if label is not None]
+        return self._levels.of(self._datastore.get_labeled_images())
 
     def _done_before(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the result of an earlier run of a batch request by the weights in use; None where it is to be done."""

@@ -136,6 +136,14 @@ def review_marks(names: Sequence[str]) -> str:
     )
 
 
+def painted_acceptance(segment: str) -> str:
+    """Say that the segment by which a reader accepts the rest must be empty."""
+    return (
+        f"The segment {segment!r} has voxels, which hide the structures below. Leave it empty: its name says that you "
+        "checked what you left as predicted."
+    )
+
+
 def both_steps(vertebrae: str, single: Sequence[str]) -> str:
     """Say that a label has all vertebrae in one piece and single ones, too."""
     return (

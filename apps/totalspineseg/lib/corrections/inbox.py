@@ -20,7 +20,7 @@ from lib.corrections.doubts import beside_prediction
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
-from lib.corrections.names import Mapped, map_names
+from lib.corrections.names import Mapped, is_marked_accepted, map_names
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from lib.corrections.renames import follow_rename
@@ -28,8 +28,8 @@ from lib.corrections.store import Correction, CorrectionStore, Received
 from lib.corrections.submission import read_submission, submitted_grid
 from lib.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
 from lib.corrections.unreviewed import with_unreviewed, without_regions
+from lib.corrections.untouched import ALL, with_untouched
 from lib.corrections.untouched import PARAMETER as ACCEPTED_NAMES
-from lib.corrections.untouched import with_untouched
 from lib.corrections.uploads import Claims, resolve_image
 from lib.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from lib.dicom.seg_reader import read_seg
@@ -370,6 +370,7 @@ class Inbox:
             received = replace(received, prediction=corrected.prediction)
             followed = None if corrected.compared is None else follow_rename(corrected.compared)
         unreviewed, accepted = params.get(UNREVIEWED_NAMES), params.get(ACCEPTED_NAMES)
+        accepted = ALL if is_marked_accepted(submission) else accepted
         if followed is not None:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)

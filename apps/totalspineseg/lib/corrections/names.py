@@ -22,6 +22,8 @@ from lib.geometry import Grid, LabelArray
 from lib.segments import Segment, Submission
 from lib.spellings import code_of_name, meant_by
 
+ACCEPTED_MARK: Final = "accepted"
+"""Name of an empty segment by which readers say that they checked what they left as predicted."""
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
 
@@ -68,7 +70,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     """
     submission = submission.on(image)
     filled = _filled(submission)
-    _require_no_review(filled)
+    _require_no_marks(filled)
     painted, claims = _paint(submission.layers, filled, _codes(filled))
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
@@ -126,10 +128,21 @@ def _filled(submission: Submission) -> tuple[Segment, ...]:
     return tuple(filled)
 
 
-def _require_no_review(filled: tuple[Segment, ...]) -> None:
+def _require_no_marks(filled: tuple[Segment, ...]) -> None:
     marks = [repr(segment.name) for segment in filled if _folded(segment).startswith(REVIEW_PREFIX)]
     if marks:
         raise LabelError(answers.review_marks(marks))
+    if any(_folded(segment) == ACCEPTED_MARK for segment in filled):
+        raise LabelError(answers.painted_acceptance(ACCEPTED_MARK))
+
+
+def is_marked_accepted(submission: Submission) -> bool:
+    """Return whether a reader added the segment ``ACCEPTED_MARK``; 3D Slicer sends the names of empty segments, too.
+
+    Args:
+        submission: The label file as read. Not modified.
+    """
+    return any(_folded(segment) == ACCEPTED_MARK for segment in submission.segments)
 
 
 def _require_step1(present: tuple[int, ...]) -> None:

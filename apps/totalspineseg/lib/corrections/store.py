@@ -170,6 +170,14 @@ class CorrectionStore:
         """Return all corrections of an image, oldest first, parked ones too; those that cannot be read are logged."""
         return tuple(_readable(self._folder(image_id), _log))
 
+    def read(self, image_id: str, correction_id: str) -> Correction:
+        """Return the record of a correction.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        return _read(self._folder(image_id) / correction_id)
+
     def any_of(self, image_id: str) -> bool:
         """Return whether an image has a correction, even a parked or damaged one."""
         return bool(history.entries(self._folder(image_id)))

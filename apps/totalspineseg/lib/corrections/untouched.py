@@ -13,7 +13,8 @@ from lib.corrections.unreviewed import named_codes
 from lib.geometry import LabelArray
 
 PARAMETER: Final = "accepted"
-"""Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``."""
+"""Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``. The
+empty segment ``names.ACCEPTED_MARK`` means ``ALL``, too."""
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure with a higher Dice to its prediction was not drawn again. Corrections of its neighbors and resampling

@@ -31,11 +31,17 @@ MIN_LABELED_VOXELS: Final = 100
 
 
 class Origin(Enum):
-    """Origin of a case; the replay share counts everything except new corrections."""
+    """Origin of a case; the replay share counts everything except new corrections.
+
+    Attributes:
+        CORRECTION: A correction that the weights have not learned from.
+        EARLIER: A correction that the weights or an ancestor learned from.
+        UNCORRECTED: A synthetic spine, or the weights' own output on a scan that nobody corrected.
+    """
 
     CORRECTION = "correction"
     EARLIER = "earlier"
-    SYNTHETIC = "synthetic"
+    UNCORRECTED = "uncorrected"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from lib.nnunet.cases import Origin
 
-REPLAYED: Final = (Origin.EARLIER, Origin.SYNTHETIC)
-"""Origins that share replay in equal parts, so that a few earlier labels among many synthetic scans, or the reverse,
+REPLAYED: Final = (Origin.EARLIER, Origin.UNCORRECTED)
+"""Origins that share replay in equal parts, so that a few earlier labels among many uncorrected scans, or the reverse,
 are seen as often."""
 
 

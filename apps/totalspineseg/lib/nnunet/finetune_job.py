@@ -12,11 +12,12 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessed import PLANS, StoredCase, dataset_folder, training_dataset, training_plans
 
 JOB_FILE: Final = "finetuning.json"
-STATES: Final = ("checkpoint_final.pth", "checkpoint_latest.pth")
+LATEST: Final = "checkpoint_latest.pth"
+STATES: Final = ("checkpoint_final.pth", LATEST)
 """Checkpoints of nnU-Net's trainer, the newest first."""
 FINETUNING: Final = "finetuning"
-"""Entry of a checkpoint's arguments: the key of the training, and how many patches fit into memory."""
-KEY, PASS_SIZE = "key", "pass_size"
+"""Entry of a checkpoint's arguments: the key of the training, how many patches fit into memory, and iterations done."""
+KEY, PASS_SIZE, ITERATION = "key", "pass_size", "iteration"
 
 
 class Stopped(Exception):
@@ -33,6 +34,7 @@ class Progress:
         iterations: Iterations of the whole run.
         seconds: Time in this process.
         best: Best mean pseudo Dice so far; nan before the first report.
+        waited: Share of these seconds in which the training waited for patches.
     """
 
     step: int
@@ -40,6 +42,7 @@ class Progress:
     iterations: int
     seconds: float
     best: float
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ class FinetuneSettings:
         learning_rate: Peak; None for one that fits the network, see ``training.usual_rate``, or with nnU-Net's
             optimizer 0.01.
         warmup: Iterations from 0 to the peak; nnU-Net's optimizer has none.
-        replay_share: Share of patches from earlier and synthetic cases, against forgetting.
-        teacher_share: Share of the previous weights' output in the targets of synthetic replay; the rest is the truth.
+        replay_share: Share of patches from earlier and uncorrected cases, against forgetting.
+        teacher_share: Share of the previous weights' output in the targets of uncorrected cases; the rest is their
+            label.
         epoch: Iterations between two reports and stored states; the last epoch may be shorter.
         validation_patches: Patches without augmentation on which a report is measured.
         seed: Seed of all random choices.

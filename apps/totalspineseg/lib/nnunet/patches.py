@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from lib.anatomy import UNREVIEWED
 from lib.errors import LabelError
 from lib.geometry import LabelArray
 from lib.nnunet.augmentation import build_augmentation
@@ -35,14 +36,16 @@ FOREGROUND_SHARE: Final = 2 / 3
 """Share of patches that are centered on a structure, each structure equally often; the others are anywhere."""
 CONTEXT: Final = 1.5
 """Size of the crop for the spatial augmentation, relative to the patch, so that rotation has voxels to bring in."""
+WHOLE: Final = 255
+"""Stored share of a region that fills a voxel."""
 PLACES: Final = 2000
 """Voxels of each structure that may be a patch's center: enough to look random, few enough to keep in memory."""
 
 
 Sample = dict[str, torch.Tensor]
 """A batch of one patch for nnU-Net's trainer: "data" (C, ...) float32, "target" (R + 1, ...) float16, see
-``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "synthetic", whether the case is
-synthetic."""
+``targets.region_shares``, "weight" (R, ...) float16, see ``region_weights``, and "uncorrected", whether nobody
+corrected the case."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +126,11 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         case, shares_at = known.case, SHARES[self._step]
         box = _Box(known.shape, _center(known, rng, foreground), self._patch)
         image, maps = open_case(self._folder, case.file)
-        parts = {"image": box.crop(image, 0, 1), "segmentation": box.crop(maps, CODES, shares_at)}
+        # Nothing is known outside the image.
+        segmentation = box.crop(maps, CODES, shares_at, outside={0: UNREVIEWED})
+        parts = {"image": box.crop(image, 0, 1), "segmentation": segmentation}
         if maps.shape[0] > shares_at:
-            parts["regression_target"] = box.crop(maps, shares_at, maps.shape[0])
+            parts["regression_target"] = box.crop(maps, shares_at, maps.shape[0], outside={-1: WHOLE})
         swapped = self._step == 2 and known.variants[rng.random() < 0.5]
         varied = vary(**parts)
         codes, *found = varied["segmentation"].numpy().astype(np.uint8)
@@ -140,14 +145,14 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             )
         )
         if "regression_target" in varied:
-            shares = (varied["regression_target"] / 255).half()
+            shares = (varied["regression_target"] / WHOLE).half()
             target = shares[exchanged()] if swapped else shares
         else:
             target = region_shares(classes, self._step)
         untouched = torch.from_numpy(np.isin(codes, list(case.untouched)))
         weight = region_weights(classes, untouched, self._step, self._rim)
-        synthetic = torch.tensor(case.origin is Origin.SYNTHETIC)
-        return {"data": torch.cat(channels), "target": target, "weight": weight, "synthetic": synthetic}
+        uncorrected = torch.tensor(case.origin is Origin.UNCORRECTED)
+        return {"data": torch.cat(channels), "target": target, "weight": weight, "uncorrected": uncorrected}
 
 
 def _know(case: StoredCase, folder: Path) -> _Known:
@@ -196,9 +201,11 @@ class _Box:
             target.append(slice(first - start, last - start))
         self._source, self._target = tuple(source), tuple(target)
 
-    def crop(self, array: Any, first: int, last: int) -> torch.Tensor:
-        """Read some channels of an array as float32, padded with zeros."""
+    def crop(self, array: Any, first: int, last: int, outside: Mapping[int, int] | None = None) -> torch.Tensor:
+        """Read some channels of an array as float32, padded with zeros, or by channel with ``outside``'s values."""
         crop = torch.zeros((last - first, *self._size))
+        for channel, value in (outside or {}).items():
+            crop[channel] = value
         crop[(slice(None), *self._target)] = torch.from_numpy(array[(slice(first, last), *self._source)]).float()
         return crop
 

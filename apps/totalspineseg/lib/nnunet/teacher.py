@@ -1,4 +1,4 @@
-"""Prevent forgetting: on synthetic spines, a training also learns the output of the network that it began from."""
+"""Prevent forgetting: on uncorrected scans, a training also learns the output of the network that it began from."""
 
 import torch
 from torch import nn

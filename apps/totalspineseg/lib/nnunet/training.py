@@ -53,7 +53,8 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
         A scalar, at best -1: cross-entropy 0 minus a mean Dice of 1 (less for regions with less weight).
 
     Source:
-        nnU-Net's loss for region labels (BCE and batch-wise soft Dice), at full resolution. ``SMOOTH`` differs, and the
+        nnU-Net's loss for region labels (BCE and soft Dice), at full resolution, computed patch by patch: in a sum over
+        the batch, a narrow slab beside a patch full of spine would have nearly no effect. ``SMOOTH`` differs, and the
         Dice is the one for soft labels of Wang et al., Dice Semimetric Losses, MICCAI 2023, which equals the usual one
         if a share is 0 or 1: the usual one is best at 0 and 1 whatever the share, so that a cord of 3.7 voxels would
         become 3. A region out of view counts only in the cross-entropy, because its Dice would suppress rare landmarks.
@@ -68,19 +69,19 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
     every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     weight = known if weight is None else known * weight
     every = every * weight
-    entropy = every.sum() / known.sum().clamp(min=1)
+    axes = tuple(range(2, logits.ndim))
+    entropy = every.sum((1, *axes)) / known.sum((1, *axes)).clamp(min=1)
     if parts := inner_regions(logits.shape[1]):
         within = ((truth.amax(1, keepdim=True) >= HALF) * known)[:, parts]
-        entropy = entropy + (every[:, parts] * within).sum() / within.sum().clamp(min=1)
+        entropy = entropy + (every[:, parts] * within).sum((1, *axes)) / within.sum((1, *axes)).clamp(min=1)
     truth = truth * known
     share, weighted = torch.sigmoid(logits) * weight, truth * weight
-    axes = (0, *range(2, logits.ndim))
     size, error = (share + weighted).sum(axes), (share - weighted).abs().sum(axes)
     dice = (size - error + SMOOTH) / (size + SMOOTH)
     in_view = (truth.amax(axes) >= HALF).to(dice.dtype)
     # This is exactly 1 where every voxel counts fully.
     mean_weight = weighted.sum(axes) / truth.sum(axes).clamp(min=HALF)
-    return entropy - (dice * mean_weight * in_view).sum() / in_view.sum().clamp(min=1)
+    return (entropy - (dice * mean_weight * in_view).sum(1) / in_view.sum(1).clamp(min=1)).mean()
 
 
 @cache

@@ -39,3 +39,14 @@ def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Calla
 def recorded(store: ModelStore) -> dict[str, Any]:
     """Return all that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
     return read_json_or(store.model_dir / HANDLED_FILE, {})
+
+
+def handled_by(store: ModelStore, name: str) -> dict[str, Measured]:
+    """Return what is recorded of the pairs that a version is part of: names of both networks -> scan -> measures.
+
+    Args:
+        store: Where the record is.
+        name: The version.
+    """
+    pairs = recorded(store).items()
+    return {pair: found for pair, found in pairs if name in {part.rpartition("-")[0] for part in pair.split("+")}}

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lib.errors import WeightsError
+from lib.registry.handled import handled_by
 from lib.registry.judgments import Judgment, judged_names, judgments
 from lib.registry.records import lineage, read_record, removed_versions
 from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
@@ -64,7 +65,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
 
 
 def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
-    """Return everything that is recorded about a version, and its ancestors.
+    """Return everything that is recorded about a version, its ancestors, and what it does on synthetic spines.
 
     Raises:
         WeightsError: There is no such version, and none was removed.
@@ -73,7 +74,8 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
         require_known(store, name)
     record = read_record(store, name) or {"name": name}
     judged = [asdict(judgment) for judgment in _looks(store, name)]
-    return {**record, "judgments": judged, "lineage": list(lineage(store, name))}
+    synthetic = handled_by(store, name)
+    return {**record, "judgments": judged, "synthetic": synthetic, "lineage": list(lineage(store, name))}
 
 
 def require_served(store: ModelStore, name: str) -> None:

@@ -68,10 +68,10 @@ class OwnAnswer:
     def source(self) -> ScanSource:
         """Return it as a scan for training."""
         provenance = {"own_answer": self.name, "image_sha256": self.image_sha256}
-        return ScanSource(self.name, Origin.EARLIER, self._read, provenance)
+        return ScanSource(self.name, Origin.UNCORRECTED, self._read, provenance)
 
     def _read(self) -> LabeledScan:
-        return LabeledScan(self.name, self.subject, Origin.EARLIER, read_image(self.path), self.codes)
+        return LabeledScan(self.name, self.subject, Origin.UNCORRECTED, read_image(self.path), self.codes)
 
 
 def replay_of(

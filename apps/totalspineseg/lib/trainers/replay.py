@@ -21,7 +21,9 @@ def replay_sources(count: int = REPLAY_CASES) -> tuple[ScanSource, ...]:
 
 def _source(number: int) -> ScanSource:
     name = f"synthetic-{number + 1}"
-    return ScanSource(name, Origin.SYNTHETIC, lambda: _draw(number, name), {"synthetic": name, "seed": [SEED, number]})
+    return ScanSource(
+        name, Origin.UNCORRECTED, lambda: _draw(number, name), {"synthetic": name, "seed": [SEED, number]}
+    )
 
 
 def _draw(number: int, name: str) -> LabeledScan:
@@ -29,4 +31,4 @@ def _draw(number: int, name: str) -> LabeledScan:
     options = SpineOptions(field=FIELDS[number % len(FIELDS)], width_mm=float(rng.uniform(60, 90)))
     spine = random_spine(rng, options)
     image = render(rng, spine, RenderOptions(strength=float(rng.uniform(0.3, 1.0))))
-    return LabeledScan(name, name, Origin.SYNTHETIC, Volume(image, spine.affine), Volume(spine.labels, spine.affine))
+    return LabeledScan(name, name, Origin.UNCORRECTED, Volume(image, spine.affine), Volume(spine.labels, spine.affine))

@@ -197,7 +197,7 @@ class _Retraining:
             raise TrainingError(f"The weights in use could not be tried. {error} Then train again.") from error
         for network in networks:
             network.free()
-        spines = sum(source.origin is Origin.SYNTHETIC for source in found)
+        spines = sum("synthetic" in source.provenance for source in found)
         self.reporter.say(
             f"against forgetting: {spines} synthetic spines and {len(found) - spines} scans of the site that the "
             "weights in use name without doubt"

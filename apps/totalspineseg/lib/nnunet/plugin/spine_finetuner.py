@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from lib.errors import TrainingError
 from lib.nnunet.cases import Origin
-from lib.nnunet.finetune_job import FINETUNING, KEY, PASS_SIZE, STATES, Job, Progress, Stopped
+from lib.nnunet.finetune_job import FINETUNING, ITERATION, KEY, LATEST, PASS_SIZE, STATES, Job, Progress, Stopped
 from lib.nnunet.patches import Patches, Sample
 from lib.nnunet.plugin.spine_trainer import SpineTrainer
 from lib.nnunet.predictor import is_out_of_memory
@@ -38,6 +38,9 @@ from lib.nnunet.training_log import TrainingLog
 
 BAD_LOSSES: Final = 10
 """Losses in a row that are not finite, after which a training ends: it will not recover."""
+STATE_SECONDS: Final = 60.0
+"""A state is stored this long after the last one, even within an epoch: with large networks on a CPU an epoch takes an
+hour, and writing a state takes seconds."""
 OUTPUT_FILE: Final = "nnunet.txt"
 """Output of nnU-Net."""
 WEIGHT_DECAY: Final = 1e-4
@@ -64,6 +67,28 @@ class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
         rate = learning_rate(at, total=self.max_steps, warmup=self._warmup, peak=self.initial_lr)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+class Waiting(Iterator[Sample]):
+    """Batches, and how long the training waited for them.
+
+    Args:
+        batches: Where they come from.
+
+    Attributes:
+        seconds: Waited so far; where batches are made in this process, that takes as long.
+    """
+
+    def __init__(self, batches: Iterator[Sample]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> Sample:
+        """Return the next batch."""
+        begun = time.monotonic()
+        batch = next(self._batches)
+        self.seconds += time.monotonic() - begun
+        return batch
 
 
 class SpineFinetuner(SpineTrainer):
@@ -97,7 +122,7 @@ class SpineFinetuner(SpineTrainer):
         self.iteration, self.bad_losses = 0, 0
         self.pass_size = self.job.settings.batch_size
         self.teacher: Teacher | None = None
-        self.begun = time.monotonic()
+        self.begun = self.stored = time.monotonic()
         self.on_progress: Callable[[Progress], None] = lambda _: None
         self.should_stop: Callable[[], bool] = lambda: False
 
@@ -115,8 +140,14 @@ class SpineFinetuner(SpineTrainer):
 
     @property
     def iterations_done(self) -> int:
-        """Iterations of the finished epochs."""
-        return min(int(self.current_epoch) * self.job.settings.epoch, self.job.settings.iterations)
+        """Iterations done, including those of an unfinished epoch."""
+        return self.iteration
+
+    @property
+    def waited(self) -> float:
+        """Share of the time since the start, in this process, in which the training waited for patches."""
+        waiting = self.dataloader_train.seconds if isinstance(self.dataloader_train, Waiting) else 0.0
+        return min(1.0, waiting / max(time.monotonic() - self.begun, 1e-6))
 
     @property
     def best(self) -> float:
@@ -131,7 +162,7 @@ class SpineFinetuner(SpineTrainer):
         settings, parent = self.job.settings, self.job.parent
         with self._memory_for(f"the network of step {parent.step}"):
             super().initialize()
-            if settings.teacher_share and any(case.origin is Origin.SYNTHETIC for case in self.job.cases):
+            if settings.teacher_share and any(case.origin is Origin.UNCORRECTED for case in self.job.cases):
                 self.teacher = Teacher(parent.load_network().to(self.device), settings.teacher_share)
 
     def build_network_architecture(
@@ -197,7 +228,7 @@ class SpineFinetuner(SpineTrainer):
             pin_memory=self.device.type == "cuda",
         )
         unvaried = (patches.validation(k % settings.validation_patches) for k in count())
-        return iter(training), ({name: value[None] for name, value in patch.items()} for patch in unvaried)
+        return Waiting(iter(training)), ({name: value[None] for name, value in patch.items()} for patch in unvaried)
 
     def _numbers(self) -> Iterator[range]:
         """Yield the numbers of the patches of each remaining batch, or of this process's part of it."""
@@ -221,6 +252,8 @@ class SpineFinetuner(SpineTrainer):
         self.iteration += 1
         # The last iteration of an epoch is reported when the state is stored.
         if self.iteration % self.job.settings.epoch and self.iteration < self.job.settings.iterations:
+            if time.monotonic() - self.stored >= STATE_SECONDS:
+                self._store()
             self._tell()
         return {"loss": loss}
 
@@ -263,7 +296,7 @@ class SpineFinetuner(SpineTrainer):
             target = part["target"]
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
                 if self.teacher is not None:
-                    target = self.teacher.mix(part["data"], target, part["synthetic"])
+                    target = self.teacher.mix(part["data"], target, part["uncorrected"])
                 logits = self.network(part["data"])
             loss = self.loss(logits, target, part["weight"]) * (len(target) / size)
             loss.backward()
@@ -285,17 +318,24 @@ class SpineFinetuner(SpineTrainer):
 
     def on_train_start(self) -> None:
         """Begin or continue."""
-        first = self.iteration = self.iterations_done
+        first = self.iteration
         super().on_train_start()
         verb = f"resumed at iteration {first}" if first else "started"
         size = f"passes of {self.pass_size} patches, learning rate {self.initial_lr:.2g} at most"
+        self.begun = time.monotonic()
         self._say(f"{verb} of {self.job.settings.iterations} on {self.device}, {size}", iteration=first)
 
+    def on_train_end(self) -> None:
+        """Say how much of the time the device waited."""
+        super().on_train_end()
+        self._say(f"ended; {self.waited:.0%} of the time it waited for patches", waited=self.waited)
+
     def on_epoch_start(self) -> None:
-        """Let the last epoch end with the last iteration."""
+        """Let an epoch end where it would have ended, and the last one with the last iteration."""
         super().on_epoch_start()
         settings = self.job.settings
-        self.num_iterations_per_epoch = min(settings.epoch, settings.iterations - self.iterations_done)
+        end = min(settings.epoch * (int(self.current_epoch) + 1), settings.iterations)
+        self.num_iterations_per_epoch = end - self.iteration
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Let nnU-Net average the losses that were finite."""
@@ -309,13 +349,20 @@ class SpineFinetuner(SpineTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Store the state with its job. The best state is not kept, because the gate judges the last one."""
         if Path(filename).name in STATES:
-            self.my_init_kwargs[FINETUNING] = {KEY: self.job.key, PASS_SIZE: self.pass_size}
+            state = {KEY: self.job.key, PASS_SIZE: self.pass_size, ITERATION: self.iteration}
+            self.my_init_kwargs[FINETUNING] = state
             super().save_checkpoint(filename)
+            self.stored = time.monotonic()
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Continue from a checkpoint, with passes as small as they had become."""
-        super().load_checkpoint(filename_or_checkpoint)
-        self.pass_size = int(self.my_init_kwargs[FINETUNING][PASS_SIZE])
+    def on_state_loaded(self) -> None:
+        """Continue within an epoch, and with passes as small as they had become."""
+        state, settings = self.my_init_kwargs[FINETUNING], self.job.settings
+        self.pass_size, self.iteration = int(state[PASS_SIZE]), int(state[ITERATION])
+        ended = self.iteration == settings.iterations
+        self.current_epoch = self.num_epochs if ended else self.iteration // settings.epoch
+        # The values of an unfinished epoch are logged again.
+        for values in self.logger.local_logger.my_fantastic_logging.values():
+            del values[self.current_epoch :]
 
     def _save_debug_information(self) -> None:
         """Do nothing: the run's record and logs have this information."""
@@ -337,11 +384,16 @@ class SpineFinetuner(SpineTrainer):
     def _tell(self) -> None:
         """Report the progress, and stop if requested."""
         step, iterations = self.job.parent.step, self.job.settings.iterations
-        self.on_progress(Progress(step, self.iteration, iterations, time.monotonic() - self.begun, self.best))
+        seconds = time.monotonic() - self.begun
+        self.on_progress(Progress(step, self.iteration, iterations, seconds, self.best, self.waited))
         if self.should_stop() and self.iteration < iterations:
+            self._store()
             text = f"stopped at iteration {self.iteration} of {iterations}"
             self._say(text, iteration=self.iteration)
             raise Stopped(text)
+
+    def _store(self) -> None:
+        self.save_checkpoint(str(Path(self.output_folder) / LATEST))
 
     @contextmanager
     def _memory_for(self, what: str) -> Iterator[None]:

@@ -122,9 +122,13 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.current_epoch = content["current_epoch"]
         self.logger.load_checkpoint(content["logging"])
         self._best_ema = content["_best_ema"]
+        self.on_state_loaded()
         if self.local_rank == 0:
             text = f"resumed at iteration {self.iterations_done}, after epoch {self.current_epoch} of {self.num_epochs}"
             TrainingLog(Path(self.output_folder)).say(text, epoch=self.current_epoch)
+
+    def on_state_loaded(self) -> None:
+        """Take what a subclass has stored beside nnU-Net's state."""
 
 
 def with_scanners(transforms: list[BasicTransform], regions: int) -> list[BasicTransform]:
