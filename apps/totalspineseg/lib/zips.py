@@ -83,7 +83,8 @@ def open_archive(
             entries = content.infolist()
             if len(entries) > MAX_ENTRIES:
                 raise _too_many()
-            wanted = [entry for entry in entries if not entry.is_dir() and is_wanted(entry.filename)]
+            files = (entry for entry in entries if entry.filename and not entry.is_dir())
+            wanted = [entry for entry in files if is_wanted(entry.filename)]
             # zipfile never reads more of an entry than the entry states.
             total = sum(entry.file_size for entry in wanted)
             if total > max_bytes:
