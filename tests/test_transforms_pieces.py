@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
+from iterative import label_iteratively
 from lib.anatomy import NAME_OF, Kind
 from lib.errors import NoSpineError
 from lib.numbering.course import ruler_of
-from lib.transforms.labeling import label_iteratively
 from lib.transforms.pieces import Pieces, find_pieces, require_spine
 
 
