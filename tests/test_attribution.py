@@ -1,5 +1,7 @@
 """Tests that a submission is compared with the prediction of its reader, whoever else predicted in the meantime."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,9 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from lib.anatomy import CODE_OF, NAME_OF
+from lib.corrections import history
 from lib.corrections.attribution import Attribution
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
+from lib.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipt
 from lib.corrections.store import Received
@@ -114,3 +117,41 @@ def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytes
     record.write_text("{", encoding="utf-8")
     assert predictions.corrected(renamed(), stated="2") == "1"
     assert "is skipped" in caplog.text
+
+
+def test_a_prediction_in_a_session_costs_no_look_through_all_others(
+    predictions: Predictions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 20000 predictions of images sent along, each request first listed all of them: 0.6 s."""
+    for number in range(5):
+        predictions.add(f"{number}", TRUTH, image="", content=f"{number}" * 64)
+    listed, entries = [], history.entries
+    monkeypatch.setattr(history, "entries", lambda folder: listed.append(folder.name) or entries(folder))
+    assert predictions.store.ids("", "3" * 64) == ("3",)
+    assert predictions.store.find("", "3", "3" * 64) is not None
+    assert [record.id for record in predictions.store.newest_first("", "4" * 64)] == ["4"]
+    assert set(listed) == {f"unlisted-{'3' * 64}", f"unlisted-{'4' * 64}"}
+
+
+def test_a_session_of_a_former_version_counts_still(predictions: Predictions) -> None:
+    """Its record lies in one folder with those of all other images that were not among the studies."""
+    predictions.add("1", TRUTH, image="")
+    (predictions.root / "predictions" / f"unlisted-{CONTENT}").rename(predictions.root / "predictions" / "unlisted")
+    assert predictions.corrected(renamed()) == "1"
+    assert predictions.corrected(renamed(), stated="1") == "1"
+
+
+@pytest.mark.parametrize("stated", ["..", "../image-scan", "/", "a" * 300, "\0", "a/b"])
+def test_what_is_no_id_names_no_prediction(predictions: Predictions, stated: str) -> None:
+    predictions.add("1", TRUTH)
+    assert predictions.store.find("scan", stated) is None
+    assert predictions.store.anywhere(stated) is None
+
+
+def test_maps_that_nobody_asked_for_in_a_year_go(predictions: Predictions) -> None:
+    predictions.add("1", TRUTH)
+    long_ago = time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    os.utime(predictions.root / "maps" / CONTENT, (long_ago, long_ago))
+    predictions.add("2", TRUTH, content="cd" * 32)
+    assert predictions.maps.ids(CONTENT) == ()
+    assert predictions.store.ids("scan") == ("1", "2")

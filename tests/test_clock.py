@@ -54,7 +54,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
         networks=SimpleNamespace(get=CodeReader),
         predictions=PredictionStore(tmp_path),
         maps=DrawnMaps(tmp_path),
-        siblings=lambda image_id: (),
+        studies=SimpleNamespace(siblings=lambda image_id: ()),
         lock=threading.Lock(),
         weights_text=lambda: "",
     )

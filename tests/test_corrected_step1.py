@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from lib.anatomy import CODE_OF, DISCS
+from lib.clock import Stopwatch
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.wire import to_wire
+from lib.errors import SettingError
 from lib.geometry import Grid, Volume
-from lib.infers.latencies import Latencies
 from lib.infers.models import Step2Task
-from lib.infers.settings import SettingError, read_settings
+from lib.infers.settings import read_settings
 from lib.infers.task import Outcome
 from lib.pipeline import prepare
 from lib.volume_io import write_volume
@@ -39,15 +40,17 @@ def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
     infos = settings.pop("infos", {})
     services: Any = SimpleNamespace(
         networks=SimpleNamespace(get=settings.pop("network", CodeReader)),
-        label_file=lambda image, tag: labels.get((image, tag)),
-        label_info=lambda image, tag: infos.get(tag, {}),
-        image_file=lambda image: Path(image),
-        siblings=lambda image: (),
-        same_space=lambda image, other: other != "moved",
+        studies=SimpleNamespace(
+            label_file=lambda image, tag: labels.get((image, tag)),
+            get_label_info=lambda image, tag: infos.get(tag, {}),
+            image_file=lambda image: Path(image),
+            siblings=lambda image: (),
+            same_space=lambda image, other: other != "moved",
+        ),
     )
     request = {"image_id": "mine", "label_from": settings.pop("label_from", "")}
     scan = prepare(Volume(image_of(TRUTH), RAS.affine))
-    return Step2Task(services).run(scan, read_settings(settings), request, Latencies())
+    return Step2Task(services).run(scan, read_settings(settings), request, Stopwatch())
 
 
 def names_are_the_readers(outcome: Outcome) -> bool:

@@ -65,8 +65,8 @@ class Desk:
     ) -> Any:
         return self.inbox.submit(image, self.label, tag=tag, sender=sender, params=params)
 
-    def _publish(self, image: str, file: Path, tag: str, info: dict[str, Any]) -> None:
-        self.published.append((image, read_labels(file).data, tag, info))
+    def _publish(self, image: str, file: str, tag: str, info: dict[str, Any]) -> None:
+        self.published.append((image, read_labels(Path(file)).data, tag, info))
 
 
 @pytest.fixture

@@ -137,7 +137,7 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
         networks=SimpleNamespace(get=CodeReader),
         predictions=PredictionStore(tmp_path),
         maps=DrawnMaps(tmp_path),
-        siblings=lambda image_id: (),
+        studies=SimpleNamespace(siblings=lambda image_id: ()),
         lock=threading.Lock(),
         weights_text=lambda: "",
     )

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
-from fastapi import HTTPException
 from monailabel.utils.sessions import Sessions
 
 from dicom_series import save, slices
+from lib import zips
 from lib.corrections.wire import from_wire
-from lib.front import archives
+from lib.errors import ArchiveError, StorageError, TooLargeError
 from lib.front.archives import unpack_series
 from lib.front.studies import _add_session
+from lib.infers.http import status_of
 from lib.volume_io import read_image, read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
@@ -66,29 +67,29 @@ HOSTILE = {
 def test_refused(case: str, tmp_path: Path) -> None:
     content, status, text = HOSTILE[case]
     (tmp_path / "series").mkdir()
-    with pytest.raises(HTTPException, match=text) as caught:
+    with pytest.raises(ArchiveError, match=text) as caught:
         unpack_series(io.BytesIO(content), tmp_path / "series", max_bytes=LIMIT)
-    assert caught.value.status_code == status
+    assert status_of(caught.value) == status
     assert [path.name for path in tmp_path.iterdir()] == ["series"]
 
 
 def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of entries comes into memory in one piece, whatever its length."""
     many = zipped(*map(str, range(30)))
-    monkeypatch.setattr(archives, "MAX_ENTRIES", 29)
-    with pytest.raises(HTTPException, match="more than 29 entries"):
+    monkeypatch.setattr(zips, "MAX_ENTRIES", 29)
+    with pytest.raises(TooLargeError, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
     monkeypatch.setattr(zipfile, "ZipInfo", None)
-    monkeypatch.setattr(archives, "MAX_READ_BYTES", 1000)
-    with pytest.raises(HTTPException, match="more than 29 entries"):
+    monkeypatch.setattr(zips, "MAX_READ_BYTES", 1000)
+    with pytest.raises(TooLargeError, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(HTTPException, match="Free space") as caught:
+    monkeypatch.setattr(zips.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StorageError, match="Free space") as caught:
         unpack_series(io.BytesIO(zipped("a")), tmp_path, max_bytes=LIMIT)
-    assert (caught.value.status_code, list(tmp_path.iterdir())) == (507, [])
+    assert (status_of(caught.value), list(tmp_path.iterdir())) == (507, [])
 
 
 def test_a_series_in_folders_is_read(tmp_path: Path) -> None:

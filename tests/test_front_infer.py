@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lib.front import infer
-from lib.front.statuses import BUSY
+from lib.infers.http import BUSY
 
 SECONDS = 30.0
 PATH = "/infer/totalspineseg"

@@ -1,11 +1,15 @@
 """Tests of the viewer's page and the proxy without a PACS: what is changed, refused, and taken apart."""
 
+import asyncio
+import io
 import logging
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,3 +245,30 @@ def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
     told = app.outcomes.of(seg.SOPInstanceUID)
     assert told is not None
     assert (told.status, told.message) == ("refused", stow.FAILED)
+
+
+def test_a_body_on_a_slow_disk_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four gigabytes were written in the thread that serves all clients."""
+    writers, sent = set[int](), [b"a" * (stow.PIECE_BYTES // 2), b"b" * stow.PIECE_BYTES, b"c"]
+
+    class Slow(io.BytesIO):
+        def write(self, content: Any) -> int:
+            writers.add(threading.get_ident())
+            return super().write(content)
+
+    class Body:
+        def __init__(self) -> None:
+            self.headers: dict[str, str] = {}
+
+        async def stream(self) -> AsyncIterator[bytes]:
+            for piece in sent:
+                yield piece
+
+    async def received() -> bytes:
+        async with stow.received_body(Body()) as upload:  # type: ignore[arg-type]
+            return upload.stream().read()
+
+    monkeypatch.setattr(stow.tempfile, "TemporaryFile", lambda **_: Slow())
+    assert asyncio.run(received()) == b"".join(sent)
+    assert writers
+    assert threading.get_ident() not in writers

@@ -6,11 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from iterative import label_iteratively
 from lib.geometry import Grid, Volume, labels_on_grid
 from lib.transforms.canal import fill_canal
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import odd_discs
-from lib.transforms.labeling import label_iteratively
 from lib.transforms.levels import level_points
 from lib.transforms.spine import one_spine
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.corrections.datastore import StudiesDatastore, label_volume_path
+from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
 from lib.corrections.imprints import DRAWN_ON
 from lib.files import sha256_of
@@ -76,7 +76,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
         assert again.list_images() == [image_id]
         assert again.get_labeled_images() == [image_id]
         assert Path(again.get_image_uri(image_id)).read_bytes() == image.read_bytes()
-        shown = label_volume_path(again, image_id, "final")
+        shown = again.label_file(image_id, "final")
         assert shown is not None
         assert shown.read_bytes() == label.read_bytes()
         (folder / "datastore_v2.json").unlink()
@@ -87,6 +87,6 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     write_volume(found, np.arange(64, 128, dtype=np.uint8).reshape(GRID.shape), GRID)
     assert again.get_labeled_images() == [], "the label of what the image was before"
     again.remove_label(image_id, "final")
-    assert label_volume_path(again, image_id, "final") is None
+    assert again.label_file(image_id, "final") is None
     again.remove_image(image_id)
     assert not list(folder.rglob("*.nii.gz"))

@@ -1,61 +1,17 @@
-"""Imports between the folders of lib point down only."""
+"""Tests of the map in docs/design.md: imports between rooms point down only, and names are where it says."""
 
 import ast
+import re
 from pathlib import Path
 
-LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
-LAYER = {
-    "errors": -2,
-    "version": -2,
-    "files": -1,
-    "locks": 0,
-    "fields": -1,  # its errors are ours
-    "clock": -2,
-    "processes": -2,
-    "certainty": -2,
-    "anatomy": -1,
-    "spellings": 0,
-    "trust": 0,
-    "geometry": 0,
-    "tags": 0,
-    "image": 1,
-    "image_faults": 1,
-    "plausible": 1,
-    "agreement": 1,  # the gate and the bench of the starter weights measure by it
-    "segments": 1,
-    "prediction": 1,
-    "transforms": 1,
-    "numbering": 2,
-    "pipeline": 3,
-    "unpacking": 3,
-    "pointers": 3,
-    "nifti": 3.1,
-    "dicom": 3.2,  # draws its demo studies with synthesis
-    "volume_io": 3.5,
-    "nnunet": 4,
-    "registry": 3,
-    "corrections": 4,
-    "synthesis": 3,  # nnunet trains the starter weights on it
-    "gate": 4.5,
-    "pacs": 4.5,
-    "preview": 4,
-    "measurements": 4,
-    "run_report": 4,
-    "cohort": 5,
-    "infers": 5,
-    "trainers": 5,
-    "activelearning": 5.5,  # scores what the inference tasks record
-    "configs": 6,
-    "front": 7,
-    "server": 8,
-    "cli": 9,
-}
+import pytest
+from rooms import APP, DESIGN, LIB, layers, room_of
+
+LAYER = layers()
+ROW = re.compile(r"^\| [^|]+ \| (`[^|]+) \| `([\w.]+)` \|$", re.MULTILINE)
+CHANGES = ROW.findall(DESIGN.read_text(encoding="utf-8"))
+"""Files and the name in the last of them, of the table that says where to change what."""
 FILES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
-
-
-def room(path: Path) -> str:
-    relative = path.relative_to(LIB)
-    return relative.parts[0].removesuffix(".py")
 
 
 def imported_rooms(tree: ast.AST) -> set[str]:
@@ -74,7 +30,42 @@ def test_imports_point_down() -> None:
         f"{path.relative_to(LIB)} imports {other}"
         for path in FILES
         for other in imported_rooms(ast.parse(path.read_text(encoding="utf-8")))
-        if room(path) != other and LAYER[room(path)] <= LAYER[other]
+        if room_of(path) != other and LAYER[room_of(path)] <= LAYER[other]
     }
     assert upward == set()
-    assert len(FILES) > len(LAYER)
+
+
+def test_the_table_of_the_rooms_is_that_of_the_folders() -> None:
+    """A room that is gone stayed in the map, and a new one was not in it."""
+    assert set(LAYER) == {room_of(path) for path in FILES} | {"main"}
+
+
+def defined(file: Path) -> set[str]:
+    """Names of functions, classes and constants; those of a class's own functions follow its name."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            found |= {f"{node.name}.{inner.name}" for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@pytest.mark.parametrize(("files", "name"), CHANGES, ids=[name for _, name in CHANGES])
+def test_what_somebody_wants_to_change_is_where_the_map_says(files: str, name: str) -> None:
+    """The map named files in which the thing was not, or was not any more."""
+    paths = [APP / file for file in re.findall(r"`([^`]+)`", files)]
+    assert all(path.is_file() for path in paths)
+    assert name in defined(paths[-1])
+
+
+def test_the_map_says_where_to_change_what() -> None:
+    assert len(CHANGES) >= 15
+
+
+def test_the_glossary_is_short() -> None:
+    """Twenty words can be learned; the first version of this house had more than that for its clients alone."""
+    words = DESIGN.read_text(encoding="utf-8").split("## Words", 1)[1].split("\n## ", 1)[0]
+    assert 10 <= words.count("\n| ") - 1 <= 20

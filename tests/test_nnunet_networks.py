@@ -11,6 +11,7 @@ import torch
 import lib.nnunet.model_folder as model_folder_module
 import lib.nnunet.networks as networks_module
 from lib.errors import WeightsError
+from lib.nnunet import predictor
 from lib.nnunet.networks import Networks
 from lib.registry.store import ModelStore
 from tiny_models import write_models
@@ -112,6 +113,21 @@ def test_freed_networks_load_again(model_dir):
     networks.free()
     assert networks.get(1) is not first
     assert networks.loads == {1: 2}
+
+
+def test_a_request_under_way_leaves_no_memory_to_a_training(model_dir, monkeypatch):
+    """Its second step took the GPU's memory back after a training had begun, and nobody gave it back."""
+    networks = Networks(ModelStore(model_dir), device="cpu")
+    used, given_back = networks.get(1), []
+    monkeypatch.setattr(predictor, "_empty_cache", lambda: given_back.append(1))
+    image = np.ones((1, 16, 16, 16), dtype=np.float32)
+    used.predict(image)
+    assert given_back == []
+    networks.free()
+    used.predict(image)
+    assert len(given_back) == 2
+    networks.get(1).predict(image)
+    assert len(given_back) == 2, "the next network stays where it is"
 
 
 def test_many_threads_share_one_load(model_dir):

@@ -15,16 +15,12 @@ import requests
 from pydicom.uid import generate_uid
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
-from lib.corrections.history import PACS_DIR
 from lib.corrections.names import map_names
 from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg
 from lib.geometry import Volume, to_ras
-from lib.pacs.address import Address, make_client, make_session
-from lib.pacs.adoption import Adoption
-from lib.pacs.datastore import PacsDatastore
 from lib.pacs.orthanc import fill
 from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
@@ -46,11 +42,11 @@ EDITED = SERIES_CODES.copy()
 EDITED[:30][EDITED[:30] == CODE_OF["L4"]] = 0
 """An annotator erased a part of L4."""
 GRID = phantom_slices()[1]
-FINISHED, READ, RESULT, TWICE, CASE, PARKED, SLICER, RENAMED, ELSEWHERE = range(9)
+FINISHED, READ, RESULT, TWICE, CASE, PARKED, SLICER, RENAMED, LAST = range(9)
 """Each test that changes a study has one of its own, so that all run alone and in any order. FINISHED is the first that
-is offered until its test has run, READ from then on, which nobody finishes; ELSEWHERE is the last."""
+is offered until its test has run, READ from then on, which nobody finishes."""
 LATE = 25
-"""Its UID lies between READ's and ELSEWHERE's."""
+"""Its UID lies between READ's and LAST's."""
 NAMES = ("Alpha", "Beta", "Gamma", "Delta", "Epsilon", "Zeta", "Eta", "Theta", "Iota")
 DATES = "20260101-20260109"
 
@@ -139,19 +135,6 @@ def is_finished(server: PacsServer, study: Study) -> bool:
 
 def corrections(server: PacsServer, study: Study) -> Any:
     return CorrectionStore(server.work).of_image(study.series)
-
-
-def assert_not_taken_again(server: PacsServer, study: Study) -> None:
-    """What went to the PACS from here, or was taken from there before, is no new correction."""
-
-    def unreachable(*_: object) -> Any:
-        raise AssertionError("it was taken again")
-
-    dicomweb = server.orthanc.dicomweb
-    client = make_client(Address(dicomweb), make_session(dicomweb))
-    shown = PacsDatastore(client, server.work / PACS_DIR, {"Modality": "MR"}, publisher=unreachable)
-    Adoption(shown, CorrectionStore(server.work), unreachable, tuple).of_image(study.series)
-    assert len(corrections(server, study)) == 1
 
 
 def test_mr_is_listed_without_localizers(server: PacsServer) -> None:
@@ -348,23 +331,6 @@ def test_images_pass_and_count_as_nothing(server: PacsServer) -> None:
     assert stored(server, image.SeriesInstanceUID) == [image.SOPInstanceUID]
 
 
-def test_the_newest_of_several_from_elsewhere_is_taken(server: PacsServer) -> None:
-    """The last in the order of the server's answer was taken, whenever it was drawn."""
-    study = server.studies[ELSEWHERE]
-    assert study.series == max(objects(server)), "the one that would be offered"
-    newest = drawn(study, EDITED, when=datetime(2026, 3, 1, 12))
-    others = [drawn(study, SERIES_CODES, when=datetime(2026, month, 1, 12)) for month in (1, 2)]
-    own = drawn(study, SERIES_CODES, when=datetime(2026, 4, 1), manufacturer="TotalSpineSeg for MONAI Label")
-    for seg in (others[0], newest, others[1], own):
-        answer = requests.post(f"{server.orthanc.rest}/instances", data=seg_bytes(seg), timeout=SECONDS)
-        assert answer.ok
-    assert next_sample(server, "last")["id"] != study.series
-    (kept,) = corrections(server, study)
-    assert (kept.client, kept.file_name) == ("pacs", f"{newest.SOPInstanceUID}.dcm")
-    np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), EDITED)
-    assert_not_taken_again(server, study)
-
-
 def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_path: Path) -> None:
     from lib.corrections.wire import to_wire
     from lib.volume_io import write_volume
@@ -386,7 +352,7 @@ def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_pa
     (instance,) = stored(server, uid)
     seg = fetched(server, study, uid, instance)
     np.testing.assert_array_equal(map_names(read_seg(seg, GRID), GRID).codes, SERIES_CODES)
-    assert_not_taken_again(server, study)
+    assert len(corrections(server, study)) == 1
 
 
 def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> None:
@@ -406,7 +372,7 @@ def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> No
     codes = CorrectionStore(server.work).codes(kept)
     assert (codes == CODE_OF["L6"]).any()
     np.testing.assert_array_equal(map_names(read_seg(content, GRID), GRID).codes, codes)
-    assert_not_taken_again(server, study)
+    assert len(corrections(server, study)) == 1
 
 
 def test_corrections_of_the_pacs_become_cases(server: PacsServer) -> None:

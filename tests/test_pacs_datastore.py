@@ -1,9 +1,8 @@
-"""Tests of a PACS as a datastore, with a stand-in: lists, fetching, faults, the newest segmentation."""
+"""Tests of a PACS as a datastore, with a stand-in: lists, fetching, faults."""
 
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,20 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from pydicom import dcmread
-from pydicom.uid import generate_uid
 
 from lib.corrections.imprints import DRAWN_ON
-from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.store import Correction, CorrectionStore, Received
-from lib.corrections.uploads import Claims
+from lib.corrections.receipts import Sender
+from lib.corrections.store import CorrectionStore
 from lib.dicom.seg_object import SegReference
-from lib.dicom.seg_writer import MANUFACTURER, seg_bytes, write_seg
-from lib.errors import ImageError, LabelError, StorageError
-from lib.geometry import Volume
-from lib.pacs.adoption import Adoption
+from lib.errors import ImageError, StorageError
+from lib.pacs import series as pacs_series
 from lib.pacs.datastore import PacsDatastore
-from lib.pacs.series import PAGE, Segmentations, find_series
+from lib.pacs.series import PAGE, find_series
 from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import patient_slices
@@ -52,6 +46,17 @@ def test_a_server_that_ignores_the_offset_is_asked_no_more() -> None:
     pacs.series = {f"1.{k}": named(f"1.{k}") for k in range(PAGE)}
     assert len(find_series(pacs, {"Modality": "MR"})) == PAGE
     assert pacs.searches == 2
+
+
+def test_a_larger_pacs_than_is_listed_is_said_to_be(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later series of a hospital's PACS were never offered, and nothing said why."""
+    pacs = Pacs()
+    pacs.series = {f"1.{k}": named(f"1.{k}") for k in range(2 * PAGE + 1)}
+    monkeypatch.setattr(pacs_series, "MAX_SERIES", 2 * PAGE)
+    assert len(find_series(pacs, {"Modality": "MR"})) == 2 * PAGE
+    assert f"first {2 * PAGE} series" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -359,7 +364,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
         raise requests.ConnectionError("no answer")
 
     store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
-    reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), (), "20260101", "Reader", ("L4",), ())
+    reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), "Reader", ("L4",))
     kept = SimpleNamespace(
         id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}
     )
@@ -373,58 +378,3 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
     outcome = submit_segmentation(store, submit, history, file, reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"
     assert outcome.message.endswith(NOT_PUT_BACK)
-
-
-def test_a_damaged_record_keeps_nobody_from_the_next_sample(tmp_path: Path, files: Path) -> None:
-    pacs = Pacs(files)
-    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
-    seg.Manufacturer = "A viewer"
-    pacs.add(seg)
-    store = CorrectionStore(tmp_path / "history")
-    image = tmp_path / "image.nii"
-    image.write_bytes(b"image")
-    receipts, series, sender = Receipts(tmp_path / "history"), "2.25.70001.1", Sender("", "ohif", "l.nii")
-    receipt = receipts.keep(
-        receipts.new_id(()),
-        series,
-        image,
-        raw_sha256="",
-        tag="final",
-        sender=sender,
-        params={},
-        info={},
-        claims=Claims(),
-    )
-    received = Received(receipt, receipts.folder(receipt), series, "")
-    (store.path(store.park(received, LabelError("no"))) / "record.json").write_text("{", encoding="utf-8")
-
-    taken = []
-
-    def submit(series: str, *_: object) -> Correction:
-        taken.append(series)
-        raise LabelError("no")
-
-    Adoption(datastore(pacs, tmp_path), store, submit, tuple).of_all()
-    assert taken == [series], "nor the next label"
-
-
-def test_the_newest_reader_s_segmentation(files: Path) -> None:
-    pacs = Pacs(files)
-    written = seg_bytes(write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by=""))
-    segs = []
-    for month, day in (("02", "01"), ("03", "05"), ("03", "04"), ("04", "01"), ("05", "01")):
-        seg = dcmread(BytesIO(written))
-        seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
-        seg.Manufacturer = "A viewer"
-        seg.ContentDate, seg.ContentTime = f"2026{month}{day}", "120000"
-        segs.append(seg)
-        pacs.add(seg)
-    segs[3].Manufacturer = MANUFACTURER
-    for segment in segs[4].SegmentSequence:
-        segment.SegmentLabel = "tumor"
-    segmentations = Segmentations(pacs)
-    found = segmentations.newest(["2.25.70001.1"])
-    assert {series: reference.instance for series, reference in found.items()} == {
-        "2.25.70001.1": segs[1].SOPInstanceUID
-    }
-    assert segmentations.newest(["2.25.70002.1"]) == {}

@@ -30,7 +30,6 @@ from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import Listing
 from lib.pacs.series import find_series
 from lib.pacs.stored_series import StoredSeries
-from lib.pacs.submissions import send_waiting
 from lib.trainers.material import site_material
 from lib.volume_io import read_image, write_volume
 from pacs_serving import wait_for
@@ -151,11 +150,11 @@ def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
     labeled(shown, tmp_path, FIRST, SECOND)
     again = datastore(pacs, tmp_path, sent)
     assert (again.waiting(), sent) == ((FIRST, SECOND), []), "after a restart, too"
-    send_waiting(again)
+    again.send_all()
     assert again.waiting() == (FIRST, SECOND)
     pacs.down = False
     for _ in range(2):
-        send_waiting(again)
+        again.send_all()
         assert (again.waiting(), sent) == ((), [FIRST, SECOND])
     labeled(again, tmp_path, FIRST)
     assert (again.waiting(), sent) == ((), [FIRST, SECOND, FIRST])
@@ -171,7 +170,7 @@ def test_a_pacs_that_is_still_down_is_asked_once(tmp_path: Path, files: Path) ->
     shown = PacsDatastore(pacs, tmp_path, {"Modality": "MR"}, publisher=publisher)
     labeled(shown, tmp_path, FIRST, SECOND)
     asked.clear()
-    send_waiting(shown)
+    shown.send_all()
     assert asked == [FIRST]
 
 
@@ -209,10 +208,10 @@ def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Pa
     labeled(shown, tmp_path, SECOND)
     assert shown.waiting() == (FIRST, SECOND)
     del faults[SECOND]
-    send_waiting(shown)
+    shown.send_all()
     assert (sent, shown.waiting()) == ([SECOND], (FIRST,))
     del faults[FIRST]
-    send_waiting(shown)
+    shown.send_all()
     assert (sent, shown.waiting()) == ([SECOND, FIRST], ())
 
 
@@ -271,10 +270,9 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     app.datastore().changed()
     app.next_sample({"strategy": "first"})
     wait_for(lambda: any(series[0].Modality == "SEG" for series in pacs.series.values()))
-    app._adoption.of_all()
     (seg,) = [series[0] for series in pacs.series.values() if series[0].Modality == "SEG"]
     np.testing.assert_array_equal(map_names(read_seg(seg_bytes(seg), grid), grid).codes, CODES)
-    assert len(CorrectionStore(work).of_image(FIRST)) == 1, "its own segmentation is not taken for another correction"
+    assert len(CorrectionStore(work).of_image(FIRST)) == 1
     assert submit().json()["warning"] == ""
 
 

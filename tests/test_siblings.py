@@ -44,10 +44,12 @@ def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
     levels = {CODE_OF["L4"]: {CODE_OF["L4"]: 0.97}}
     maps.keep(sha256_of(image), KeptMaps("p", drawn, GRID, made_with, levels, ()))
     services: Any = SimpleNamespace(
-        siblings=lambda image_id: ("T1w",),
-        label_file=lambda image_id, tag: None,
+        studies=SimpleNamespace(
+            siblings=lambda image_id: ("T1w",),
+            label_file=lambda image_id, tag: None,
+            image_file=lambda image_id: image,
+        ),
         predictions=SimpleNamespace(latest=lambda image_id: object()),
-        image_file=lambda image_id: image,
         maps=maps,
     )
     assert [sibling.source for sibling in siblings_of(services, "T2w", "", in_use)] == (["T1w"] if counts else [])

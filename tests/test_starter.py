@@ -17,7 +17,7 @@ from lib.nnunet import starter_batches
 from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
 from lib.nnunet.starter import _batches, train_starter
-from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, position_parity, samples
+from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
 from lib.nnunet.starter_finder import StarterFinder
 from lib.nnunet.starter_model import build_network, export_model, warm_start
 from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
@@ -229,7 +229,8 @@ def test_both_sets_of_discs_are_drawn_and_go_with_both_parities() -> None:
 
 def test_parity_of_a_normal_column_is_the_label_tables() -> None:
     spine = lumbar(thoracic=12, lumbar=5)
-    assert all((anatomy.PARITY[c] is anatomy.Parity.ODD) == odd for c, odd in position_parity(spine).items())
+    table, odd = class_table(2, spine), anatomy.Step2.VERTEBRA_ODD.value
+    assert all((anatomy.PARITY[code] is anatomy.Parity.ODD) == (table[code] == odd) for code in spine.vertebrae)
 
 
 def test_patch_holds_image_marked_discs_and_shares() -> None:

@@ -14,7 +14,7 @@ import pytest
 import requests
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.corrections import watch
+from lib.corrections import datastore, watch
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.imprints import DRAWN_ON
 from lib.errors import StorageError
@@ -65,6 +65,44 @@ def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path
     assert studies.add_image("one", str(tmp_path / f"same{ending}"), {"ward": "3b"}) == "one"
     assert (Path(studies.get_image_uri("one")), studies.get_image_info("one")["ward"]) == (copied, "3b")
     assert [path.name for path in copied.parent.glob("one.*")] == [copied.name]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["alone", "another one comes meanwhile"])
+def test_the_list_is_free_while_a_large_image_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+) -> None:
+    """Every request for the list waited until a gigabyte was copied to a slow disk."""
+    folder, copy = tmp_path / "studies", datastore.copy_file
+    studies, begun, go_on = StudiesDatastore(str(folder), auto_reload=False), threading.Event(), threading.Event()
+    refused: list[FileExistsError] = []
+
+    def slow(source: Path, target: Path) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        copy(source, target)
+
+    def add() -> None:
+        try:
+            studies.add_image("one", str(volume(tmp_path / "new.nii.gz")), {})
+        except FileExistsError as error:
+            refused.append(error)
+
+    monkeypatch.setattr(datastore, "copy_file", slow)
+    adding, asking = threading.Thread(target=add), threading.Thread(target=studies.list_images)
+    adding.start()
+    assert begun.wait(20)
+    asking.start()
+    asking.join(10)
+    is_free = not asking.is_alive()
+    if meanwhile:
+        write_volume(folder / "one.nii.gz", np.ones(GRID.shape, dtype=np.uint8), GRID)
+    go_on.set()
+    adding.join(20)
+    asking.join(20)
+    assert is_free
+    assert len(refused) == meanwhile
+    assert [path.name for path in folder.glob("*one*")] == ["one.nii.gz"]
+    assert [*folder.glob(".partial-*")] == []
 
 
 def test_an_image_that_was_removed_by_hand_can_be_uploaded_at_once(tmp_path: Path) -> None:

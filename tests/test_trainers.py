@@ -12,7 +12,7 @@ import torch
 
 from lib.agreement import GROUPS, CaseScore
 from lib.corrections.store import Correction, CorrectionStore
-from lib.errors import TrainingError, WeightsError
+from lib.errors import SettingError, TrainingError, WeightsError
 from lib.gate import holdout
 from lib.gate import reference as gate_reference
 from lib.gate.compare import SubjectScores
@@ -385,7 +385,7 @@ def test_settings_come_as_text() -> None:
     ids=lambda value: str(next(iter(value.items()))),
 )
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, str]) -> None:
-    with pytest.raises(TrainingError, match=next(iter(wrong))):
+    with pytest.raises(SettingError, match=next(iter(wrong))):
         read_settings(wrong, (1,))
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
-from lib.transforms.labeling import Naming, label_iteratively, name_iteratively, paint
+from iterative import label_iteratively
+from lib.transforms.labeling import Naming, name_iteratively, paint
 from lib.transforms.landmarks import find_landmarks
 from lib.transforms.levels import level_points
 from lib.transforms.ordering import interleave

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
+from iterative import label_iteratively
 from lib.anatomy import NAME_OF, Kind
 from lib.errors import NoSpineError
-from lib.transforms.labeling import label_iteratively
+from lib.numbering.course import ruler_of
 from lib.transforms.pieces import Pieces, find_pieces, require_spine
 
 
@@ -228,3 +229,14 @@ def test_a_process_hanging_into_the_view_goes_first():
     assert codes_of(find_pieces(np.pad(raw, ((2, 2), (2, 2), (3, 3))), 2), np.pad(spine, ((2, 2), (2, 2), (3, 3)))) == [
         "T4", "T5", "T6", "T7", "T8", "T9",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("z", "is_front"), [(4, True), (6, True), (9, True), (11, False), (14, False)])
+def test_a_voxel_beside_a_gap_of_the_canal_is_measured_at_the_nearest_slice(z: int, is_front: bool) -> None:
+    """Bodies beside metal or a stenosis were measured against the next slice above, however far that was."""
+    canal = np.zeros((8, 20, 16), dtype=bool)
+    canal[2:6, 2:5, :6] = True
+    canal[2:6, 10:13, 14:] = True
+    ruler = ruler_of(canal, (1, 1, 1))
+    assert ruler.in_front(np.array([[3, 8, z]])).tolist() == [is_front]
+    assert ruler.is_anterior((3, 8, z)) is is_front

@@ -1,7 +1,6 @@
 """The MONAI Label app that the host loads. Constructing it is cheap and touches no GPU."""
 
 import hashlib
-import importlib
 import logging
 import re
 from collections.abc import Mapping
@@ -12,10 +11,7 @@ import requests
 from fastapi import HTTPException
 from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.interfaces.config import TaskConfig
-from monailabel.utils.others.class_utils import get_class_names
 
-import lib.configs
 from lib.activelearning.batch import SpineBatch, is_result_of
 from lib.activelearning.finished import FinishedLevels
 from lib.activelearning.methods import ImageScoring
@@ -26,7 +22,7 @@ from lib.activelearning.selection import counts_of, rarity
 from lib.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
-from lib.corrections.datastore import StudiesDatastore, is_safe_tag, label_volume_path
+from lib.corrections.datastore import StudiesDatastore, is_safe_tag
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
 from lib.corrections.image_ids import is_usable_id
@@ -38,26 +34,27 @@ from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import Receipts, Sender, Waiting
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
-from lib.errors import ImageError, StorageError, UnknownImageError, WeightsError
+from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
 from lib.files import sha256_of
 from lib.gate.holdout import read_split, subject_of
-from lib.infers.http import NOT_FOUND, UnknownLabelError, http_errors
+from lib.infers.http import NOT_FOUND, UnknownLabelError
 from lib.infers.listed import ALWAYS_LISTED
+from lib.infers.models import FullTask, Step1Task, Step2Task
 from lib.infers.result_tag import result_tag
+from lib.infers.review import ReviewTask
 from lib.infers.services import Networks, Services
 from lib.infers.sessions import remove_expired
-from lib.infers.settings import SettingError
 from lib.infers.trusted import TrustedPath
 from lib.processes import end_with_parent
 from lib.registry.releases import warning_of, weights_text
 from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
+from lib.trainers.task import SpineTrainTask
 from lib.version import VERSION
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
-    from lib.pacs.adoption import Adoption
 
 logger = logging.getLogger(__name__)
 
@@ -88,28 +85,18 @@ class App(MONAILabelApp):
         self._predictions = PredictionStore(root)
         self._maps = DrawnMaps(root)
         self._receipts = Receipts(root)
-        images = Studies(self._image_file, self._publish, self._sources, self._offered)
+        self._datastore = store = self.open_studies(studies, root)
+        images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
         self._uploads = Uploads()
-        self._adoption: Adoption | None = None
-        self._services = Services(
-            self._networks,
-            self._predictions,
-            self._maps,
-            self._siblings,
-            self._label_file,
-            self._label_info,
-            self._image_file,
-            self.weights_text,
-            self._same_space,
-        )
+        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
         scores = Scores(root, self._predictions, self._maps)
-        self._scorer = Scorer(scores, self._services, self._fingerprint, self.infer)
+        self._scorer = Scorer(scores, self._services, self.infer)
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
-        self._site = Site(root, models, self._corrections, self._image_file, self._subject)
+        self._site = Site(root, models, self._corrections, store.image_file, self._subject)
         super().__init__(
             app_dir,
             studies,
@@ -175,25 +162,27 @@ class App(MONAILabelApp):
         except WeightsError:
             return ""
 
-    def init_datastore(self) -> Any:
-        """Return the studies: the folder, made safe, or the PACS; for other servers, the host's own datastore."""
-        if is_address(self.studies):
-            if host_settings.MONAI_LABEL_DATASTORE:
-                return super().init_datastore()
-            from lib.pacs.adoption import Adoption
+    def init_datastore(self) -> StudiesDatastore:
+        """Return the studies, which are open already."""
+        return self._datastore
+
+    def open_studies(self, studies: str, root: Path) -> StudiesDatastore:
+        """Return the folder of studies, made safe, or the PACS.
+
+        Args:
+            studies: The folder, or its address.
+            root: Folder of the history.
+        """
+        if is_address(studies):
             from lib.pacs.cache import MAX_GB
             from lib.pacs.store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            store = pacs_datastore(history_root(self.studies, self._settings), is_needed=self._is_needed, cache_gb=room)
-            self._adoption = Adoption(
-                store, self._corrections, self.submit_label, self.waiting_submissions, self.outcomes.keep
-            )
-            return store
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
         work = self._settings.get("work")
         return StudiesDatastore(
-            str(Path(work) / STUDIES_DIR) if work else self.studies,
-            images=self.studies if work else "",
+            str(Path(work) / STUDIES_DIR) if work else studies,
+            images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -214,22 +203,18 @@ class App(MONAILabelApp):
             remove_expired(self._sessions)
 
     def init_infers(self) -> dict[str, Any]:
-        """Return the models, one per file of ``lib/configs``."""
-        self._configs = {}
-        for path in sorted(get_class_names(lib.configs, "TaskConfig")):
-            module, name = path.rsplit(".", 1)
-            config: TaskConfig = getattr(importlib.import_module(module), name)()
-            model = module.rsplit(".", 1)[1]
-            config.init(
-                model, str(Path(self.app_dir) / "model"), self.conf, None, services=self._services, site=self._site
-            )
-            self._configs[model] = config
-        return {model: config.infer() for model, config in self._configs.items()}
+        """Return the models by name. The host would look for them in a folder of its own."""
+        return {
+            WHOLE_MODEL: FullTask(self._services),
+            f"{WHOLE_MODEL}_review": ReviewTask(self._services),
+            f"{WHOLE_MODEL}_step1": Step1Task(self._services),
+            f"{WHOLE_MODEL}_step2": Step2Task(self._services),
+        }
 
     def init_trainers(self) -> dict[str, Any]:
         """Return the trainers of the models that have one."""
-        trainers = {model: config.trainer() for model, config in self._configs.items()}
-        return {model: trainer for model, trainer in trainers.items() if trainer is not None}
+        steps = {WHOLE_MODEL: (1, 2), f"{WHOLE_MODEL}_step1": (1,), f"{WHOLE_MODEL}_step2": (2,)}
+        return {model: SpineTrainTask(self._site, steps=trained) for model, trained in steps.items()}
 
     def check_training(self, model: str, request: Mapping[str, Any]) -> None:
         """Raise the reason why a training of an existing trainer cannot begin; see ``SpineTrainTask.check``."""
@@ -284,54 +269,52 @@ class App(MONAILabelApp):
             ``file`` (temporary), ``label``, ``tag`` and ``params``.
 
         Raises:
-            HTTPException: The request cannot be served.
+            TotalSpineSegError: The request cannot be served.
+            HTTPException: There is no such model.
         """
         model = request.get("model")
         task = self._infers.get(model)
         if task is None:
             raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
-        with http_errors():
-            prepared = self._prepared(request)
-            tag = result_tag(prepared, task.part)
-            image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
-            fingerprint = self._fingerprint(image_id) if scored and image_id else ""
-            try:
-                file, report = task(prepared)
-            except HTTPException as refusal:
-                if fingerprint and isinstance(refusal.__cause__, Exception):
-                    self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), refusal.__cause__)
-                raise
+        prepared = self._prepared(request)
+        tag = result_tag(prepared, task.part)
+        image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
+        fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""
+        try:
+            file, report = task(prepared)
+        except TotalSpineSegError as error:
             if fingerprint:
-                self._scorer.predicted(image_id, fingerprint, report)
-            label = file
-            if tag:
-                info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
-                try:
-                    label = self._datastore.save_label(prepared["image_id"], file, tag, info)
-                except BaseException:
-                    # Nothing else knows about this file.
-                    Path(file).unlink(missing_ok=True)
-                    raise
+                self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), error)
+            raise
+        if fingerprint:
+            self._scorer.predicted(image_id, fingerprint, report)
+        label = file
+        if tag:
+            info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
+            try:
+                label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+            except BaseException:
+                # Nothing else knows about this file.
+                Path(file).unlink(missing_ok=True)
+                raise
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the image to annotate next; for a PACS, only a volume that no reader has finished elsewhere."""
+        """Return the image to annotate next; for a PACS, only a volume."""
         sample = self._next_sample(request)
         sample.update(self._score_note(sample))
         self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
         return sample
 
     def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if self._adoption is not None:
-            self._adoption.look_through()
+        self._datastore.send_waiting()
         for _ in range(len(self._datastore.list_images()) + 1):
             try:
                 sample: dict[str, Any] = super().next_sample(request)
             except ImageError:
                 # The datastore has removed it from its list.
                 continue
-            if not sample or not self._was_finished(sample["id"]):
-                return sample
+            return sample
         return {}
 
     def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,16 +339,12 @@ class App(MONAILabelApp):
         if task is None:
             return None
         tag = result_tag(request, task.part)
-        is_stored = self._label_file(image_id, tag) is not None
-        if not is_stored or not is_result_of(self._label_info(image_id, tag), request, self._scorer.versions()):
+        is_stored = self._datastore.label_file(image_id, tag) is not None
+        info = self._datastore.get_label_info(image_id, tag)
+        if not is_stored or not is_result_of(info, request, self._scorer.versions()):
             return None
         # A label from before scores were stored, or whose score was deleted, still has its record.
         return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
-
-    def _fingerprint(self, image_id: str) -> str:
-        """Return a text that changes whenever an image may have changed; "" where the datastore has none."""
-        knows = getattr(self._datastore, "fingerprint", None)
-        return str(knows(image_id)) if knows else ""
 
     def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
         """Return the offer of an image to a sender, as noted with the image."""
@@ -375,13 +354,6 @@ class App(MONAILabelApp):
             # The PACS does not answer, and the label matters more than the record of the offer.
             logger.warning("The PACS does not answer, so it is not recorded which strategy offered %r.", image_id)
             return None
-
-    def _was_finished(self, image_id: str) -> bool:
-        """Return whether a reader has finished an image outside this server by now, according to the PACS."""
-        if self._adoption is None:
-            return False
-        self._adoption.of_image(image_id)
-        return image_id not in self._datastore.get_unlabeled_images()
 
     def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
         """Add an image to the studies; see ``StudiesDatastore.add_image``.
@@ -474,15 +446,12 @@ class App(MONAILabelApp):
         Raises:
             SettingError: The image is not a series of a PACS.
         """
-        folder_of = getattr(self._datastore, "series_folder", None)
-        if folder_of is None or not image_id:
+        folder = self._datastore.series_folder(image_id) if image_id else None
+        if folder is None:
             raise SettingError("Only a series of a PACS can be sent as DICOM SEG. Request the result as an image.")
         from lib.pacs.results import result_segmentation
 
-        return result_segmentation(file, folder_of(image_id), report)
-
-    def _publish(self, image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
-        self._datastore.save_label(image_id, str(file), tag, info)
+        return result_segmentation(file, folder, report)
 
     def _prepared(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the request, with paths only where the server itself put them."""
@@ -492,7 +461,7 @@ class App(MONAILabelApp):
             prepared |= {"image": str(image), "image_id": "", "save_label": False}
         else:
             image_id = image if isinstance(image, str) else ""
-            path = self._image_file(image_id)
+            path = self._datastore.image_file(image_id)
             if path is None:
                 raise UnknownImageError(image_id)
             prepared |= {"image": str(path), "image_id": image_id}
@@ -506,35 +475,10 @@ class App(MONAILabelApp):
             prepared["label_from"] = label
         return prepared
 
-    def _sources(self, image_id: str) -> Path | None:
-        """Return the DICOM files of an image, where the studies hold any."""
-        folder_of = getattr(self._datastore, "series_folder", None)
-        return folder_of(image_id) if folder_of else None
-
-    def _image_file(self, image_id: str) -> Path | None:
-        uri = self._datastore.get_image_uri(image_id) if image_id else ""
-        return Path(uri) if uri and Path(uri).exists() else None
-
-    def _siblings(self, image_id: str) -> tuple[str, ...]:
-        """Return the other images of the patient that share its coordinates, as far as the datastore knows."""
-        supplies = getattr(self._datastore, "siblings", None)
-        return supplies(image_id) if supplies else ()
-
-    def _same_space(self, one: str, other: str) -> bool:
-        """Return whether the coordinates of two images can be compared, as far as the datastore knows."""
-        knows = getattr(self._datastore, "same_space", None)
-        return bool(knows(one, other)) if knows and one else True
-
     def _subject(self, image_id: str) -> str:
         """Return whose image it is: in a PACS the patient, whose series must not both train and judge."""
         subject = getattr(self._datastore, "subject", subject_of)
         return str(subject(image_id))
-
-    def _label_file(self, image_id: str, tag: str) -> Path | None:
-        return label_volume_path(self._datastore, image_id, tag)
-
-    def _label_info(self, image_id: str, tag: str) -> Mapping[str, Any]:
-        return dict(self._datastore.get_label_info(image_id, tag))
 
 
 def _known_as(sender: Sender) -> str:

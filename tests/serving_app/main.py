@@ -50,9 +50,16 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Readers:
         return Readers(app_dir.parent / "signals")
 
-    def _publish(self, *arguments: Any) -> None:
-        self._networks.wait("slow-label")
-        super()._publish(*arguments)
+    def open_studies(self, *arguments: Any) -> Any:
+        store = super().open_studies(*arguments)
+        save = store.save_label
+
+        def slowly(*label: Any) -> str:
+            self._networks.wait("slow-label")
+            return save(*label)
+
+        store.save_label = slowly
+        return store
 
 
 class App(MONAILabelApp):

@@ -1,7 +1,8 @@
 """Measure the time of stages, if the caller wants it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 Clock = Callable[[str], AbstractContextManager[None]]
 """``with clock("stage"):`` around each stage, for latencies and benchmarks."""
@@ -10,3 +11,38 @@ Clock = Callable[[str], AbstractContextManager[None]]
 def no_clock(stage: str) -> AbstractContextManager[None]:
     """Return a context that measures nothing."""
     return nullcontext()
+
+
+class Stopwatch:
+    """A ``Clock`` that adds up seconds by stage; one for each scan or request, used by one thread at a time.
+
+    Attributes:
+        seconds: Stage -> seconds.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measure a stage; a stage entered twice adds up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def as_json(self) -> dict[str, float]:
+        """Return stage -> seconds, rounded to milliseconds."""
+        return {stage: round(value, 3) for stage, value in self.seconds.items()}
+
+    @property
+    def total(self) -> float:
+        """The sum over all stages, seconds."""
+        return sum(self.seconds.values())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this was made, waiting between the stages included."""
+        return time.perf_counter() - self._start

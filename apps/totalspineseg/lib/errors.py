@@ -28,6 +28,18 @@ class LabelError(TotalSpineSegError):
     """A submitted label map cannot be understood by name."""
 
 
+class ArchiveError(TotalSpineSegError):
+    """A .zip is not readable, is unsafe, or holds nothing that is needed."""
+
+
+class TooLargeError(ArchiveError):
+    """An archive holds more than the limit."""
+
+
+class SettingError(TotalSpineSegError):
+    """A setting of a request has an invalid value."""
+
+
 class UnknownImageError(TotalSpineSegError):
     """No image of the studies has this id.
 

@@ -1,6 +1,7 @@
 """Recognize the names people use for the structures of the label table, and guess what an unknown name stands for."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -41,6 +42,8 @@ THORACIC: Final = re.compile(r"th(?=\d)")
 NUMBER: Final = re.compile(r"\d+")
 S1: Final = "s1"
 """The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
+POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
+"""Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8
 """Share of common letters from which one spelling may stand for another: "L4-5" and "L4-L5"."""
 
@@ -75,6 +78,23 @@ def meant_by(name: str) -> str | None:
     similar = difflib.get_close_matches(key, candidates, n=1, cutoff=SIMILAR)
     code = _CODE_OF[similar[0]] if similar else None
     return None if code is None or kinds - {BY_CODE[code].kind} else NAME_OF[code]
+
+
+def level_at(text: str) -> tuple[int, tuple[float, float, float]] | None:
+    """Return the code of a level and a point in it, RAS mm, of ``L5 3.5 -12 80``, ``L5@3.5,-12,80`` and the like.
+
+    Returns:
+        None where the text names no vertebra, disc or sacrum, or no point.
+    """
+    *words, x, y, z = ["", "", "", *POINT_SEPARATORS.split(text.strip())]
+    code = code_of_name(" ".join(words))
+    try:
+        point = float(x), float(y), float(z)
+    except ValueError:
+        return None
+    if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or not all(map(math.isfinite, point)):
+        return None
+    return code, point
 
 
 def _read(name: str) -> tuple[str, set[Kind]]:

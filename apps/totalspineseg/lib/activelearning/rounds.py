@@ -7,8 +7,7 @@ from typing import Any
 from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 
-from lib.errors import TotalSpineSegError
-from lib.infers.settings import SettingError
+from lib.errors import SettingError, TotalSpineSegError
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,6 @@ class Scorer:
     Args:
         scores: Stored scores.
         services: Networks, and records of predictions.
-        fingerprint: ``fingerprint(image_id)``, see ``StudiesDatastore.fingerprint``.
         infer: Runs a model as the app does, which calls ``predicted`` or ``refused`` itself.
     """
 
@@ -31,17 +30,15 @@ class Scorer:
         self,
         scores: Scores,
         services: Services,
-        fingerprint: Callable[[str], str],
         infer: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self._scores = scores
         self._services = services
-        self._fingerprint = fingerprint
         self._infer = infer
 
     def known(self, images: Iterable[str]) -> dict[str, Score]:
         """Return image -> its score, by any weights, for those images that have one."""
-        found = {image: self._scores.of(image, self._fingerprint(image)) for image in images}
+        found = {image: self._scores.of(image, self._services.studies.fingerprint(image)) for image in images}
         return {image: score for image, score in found.items() if score is not None}
 
     def current(self, image_id: str) -> Score | None:
@@ -50,7 +47,7 @@ class Scorer:
         Raises:
             WeightsError: No weights can be used.
         """
-        score = self._scores.of(image_id, self._fingerprint(image_id))
+        score = self._scores.of(image_id, self._services.studies.fingerprint(image_id))
         return score if score is not None and dict(score.versions) == self.versions() else None
 
     def versions(self) -> dict[str, str]:
@@ -124,7 +121,7 @@ class Scorer:
         """
         if self.current(image_id) is not None:
             return {"skipped": True}
-        fingerprint = self._fingerprint(image_id)
+        fingerprint = self._services.studies.fingerprint(image_id)
         score = self._derive(image_id, fingerprint, sha256_of(self._file(image_id)), self.versions())
         if score is None:
             self._predict(image_id)
@@ -182,7 +179,7 @@ class Scorer:
         Path(str(result["file"])).unlink(missing_ok=True)
 
     def _file(self, image_id: str) -> Path:
-        file = self._services.image_file(image_id)
+        file = self._services.studies.image_file(image_id)
         if file is None:
             raise UnknownImageError(image_id)
         return file

@@ -148,7 +148,9 @@ class Scores:
         """Yield the predictions for an image's content, newest first, those under its own name before others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
         for maps in self._maps.newest_first(image_sha256):
-            record = None if maps.image == image_id else self._predictions.find(maps.image, maps.prediction)
+            if maps.image == image_id:
+                continue
+            record = self._predictions.find(maps.image, maps.prediction, image_sha256)
             if record is not None:
                 yield record
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lib.anatomy import BY_CODE, Kind
-from lib.spellings import code_of_name
+from lib.spellings import level_at
 
 if TYPE_CHECKING:
     from lib.numbering.evidence import Pin
@@ -19,7 +18,6 @@ MIB: Final = 1 << 20
 """Bytes in a mebibyte."""
 PIN_UNMET: Final = "pin_unmet"
 """Kind of the finding that a user of the command line must see at once."""
-PIN_KINDS: Final = (Kind.VERTEBRA, Kind.DISC, Kind.SACRUM)
 
 
 def existing_path(text: str) -> Path:
@@ -43,17 +41,12 @@ def positive(text: str) -> int:
 
 def pin_text(text: str) -> tuple[int, tuple[float, float, float]]:
     """Return a level's code and a point in it, RAS mm, from ``NAME@x,y,z``."""
-    name, _, point = text.partition("@")
-    code = code_of_name(name)
-    try:
-        x, y, z = (float(part) for part in point.split(","))
-    except ValueError:
-        code = None
-    if code is None or BY_CODE[code].kind not in PIN_KINDS:
+    found = level_at(text)
+    if found is None:
         raise argparse.ArgumentTypeError(
             f"expected a level and a point in it, such as L5@3.5,-12,80 (patient coordinates, RAS mm), got {text!r}"
         )
-    return code, (x, y, z)
+    return found
 
 
 def pins_of(arguments: argparse.Namespace) -> "tuple[Pin, ...]":

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from lib import pipeline
+from lib.clock import Stopwatch
 from lib.cohort.fingerprints import fingerprint, same_content
 from lib.cohort.inputs import Case
 from lib.cohort.levels import levels_in_view, structures_json
 from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record
-from lib.cohort.stopwatch import Stopwatch
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.files import remove_leftovers, storage_errors, write_json
 from lib.geometry import Volume, labels_on_grid

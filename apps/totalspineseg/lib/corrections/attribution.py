@@ -89,7 +89,7 @@ class Attribution:
             return Corrected(record, None if maps is None else compare(submission, grid, maps))
         best, best_rank = None, (0, 0, False)
         for maps in self._maps.newest_first(received.image_sha256):
-            record = self._record_of(maps, received.image_id)
+            record = self._record_of(maps, received)
             compared = None if record is None else compare(submission, grid, maps)
             if record is None or compared is None:
                 continue
@@ -110,13 +110,14 @@ class Attribution:
     def _of_content(self, received: Received) -> Iterator[PredictionRecord]:
         """Yield the recent predictions for the content of the image, newest first."""
         for maps in self._maps.newest_first(received.image_sha256):
-            if record := self._record_of(maps, received.image_id):
+            if record := self._record_of(maps, received):
                 yield record
 
-    def _record_of(self, maps: KeptMaps, image_id: str) -> PredictionRecord | None:
+    def _record_of(self, maps: KeptMaps, received: Received) -> PredictionRecord | None:
         """Return the record of a prediction, found under the image's present or former name or outside the studies."""
-        names = dict.fromkeys((image_id, maps.image, ""))
-        return next((record for name in names if (record := self._predictions.find(name, maps.prediction))), None)
+        names = dict.fromkeys((received.image_id, maps.image, ""))
+        found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)
+        return next((record for record in found if record), None)
 
 
 def _stated(received: Received) -> str:

@@ -2,11 +2,12 @@
 
 import logging
 import re
+import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch
 from lib.errors import StorageError
-from lib.files import copy_file, sha256_of, storage_errors, write_json
+from lib.files import PARTIAL_PREFIX, copy_file, sha256_of, storage_errors, sync_folder, write_json
 from lib.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,27 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         """Return the name of the file of an image or of its label."""
         return f"{file_stem(id)}{ext}"
 
+    def image_file(self, image_id: str) -> Path | None:
+        """Return the file of an image, or None."""
+        uri = self.get_image_uri(image_id) if image_id else ""
+        return Path(uri) if uri and Path(uri).exists() else None
+
+    def series_folder(self, image_id: str) -> Path | None:
+        """Return the folder of an image's DICOM files; None for a folder of images, which has none."""
+        return None
+
+    def label_file(self, image_id: str, tag: str) -> Path | None:
+        """Return the file of an image's label under a tag, or None."""
+        uri = self.get_label_uri(image_id, tag)
+        return Path(uri) if uri.lower().endswith(OFFERED_ENDINGS) and Path(uri).is_file() else None
+
+    def same_space(self, one: str, other: str) -> bool:
+        """Return whether the coordinates of two images can be compared, as far as is known."""
+        return True
+
+    def send_waiting(self) -> None:
+        """Do nothing: no label of a folder waits to be sent."""
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image.
 
@@ -121,28 +143,42 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         _require_usable_id(image_id)
         if f"*{ending.lower()}" not in IMAGE_PATTERNS:
             raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
+        folder = Path(self._datastore.image_path()).resolve()
         with self._index():
-            known, file = self._datastore.objects.get(image_id), self._file_of(image_id)
-            if file is None:
-                if known and self._is_away():
-                    raise StorageError(
-                        f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
-                        "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
-                    )
-                file = Path(self._datastore.image_path()).resolve() / self._filename(image_id, ending)
-                copy_file(source, file)
-            elif sha256_of(file) != sha256_of(source):
-                raise FileExistsError(
-                    f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the module "
-                    "Data) and press 'Upload Volume' before 'Submit Label'."
+            known, there = image_id in self._datastore.objects, self._file_of(image_id)
+            if there is None and known and self._is_away():
+                raise StorageError(
+                    f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
+                    "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
                 )
-            elif known and file == self._image_path(image_id, known):
+        # What takes seconds for a large image is done while others may use the index.
+        if there is not None and sha256_of(there) != sha256_of(source):
+            raise FileExistsError(
+                f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
+                "module Data) and press 'Upload Volume' before 'Submit Label'."
+            )
+        with _copied(source, folder) if there is None else nullcontext() as copy, self._index():
+            entry, file = self._datastore.objects.get(image_id), self._file_of(image_id)
+            is_same = file == there
+            if is_same and entry and file == self._image_path(image_id, entry):
                 return image_id
-            info = {**image_info, "ts": int(time.time()), "name": file.name}
-            image = DataModel(info=info, ext=self._to_id(file.name)[1])
-            self._datastore.objects[image_id] = ImageLabelModel(image=image)
-            self._update_datastore_file()
-        return image_id
+            if is_same and copy is not None:
+                file = folder / self._filename(image_id, ending)
+                with storage_errors(file):
+                    copy.replace(file)
+                    sync_folder(folder)
+            if is_same and file is not None:
+                self._add_entry(image_id, file, image_info)
+                return image_id
+        # Somebody else added or removed it in the meantime.
+        return self.add_image(image_id, image_filename, image_info)
+
+    def _add_entry(self, image_id: str, file: Path, image_info: Mapping[str, Any]) -> None:
+        """Add an image that lies in the folder to the index, which is held."""
+        info = {**image_info, "ts": int(time.time()), "name": file.name}
+        image = DataModel(info=info, ext=self._to_id(file.name)[1])
+        self._datastore.objects[image_id] = ImageLabelModel(image=image)
+        self._update_datastore_file()
 
     def remove_image(self, image_id: str) -> None:
         """Remove an image from the studies, with the labels shown for it; the history keeps all submissions.
@@ -570,8 +606,16 @@ def _remove_if_possible(files: Iterable[Path]) -> None:
             logger.warning("A replaced label might be shown again: %s", error)
 
 
-def label_volume_path(store: LocalDatastore, image_id: str, tag: str) -> Path | None:
-    """Return the file of an image's label under a tag, or None."""
-    uri = store.get_label_uri(image_id, tag)
-    path = Path(uri)
-    return path if uri and path.is_file() and uri.lower().endswith(OFFERED_ENDINGS) else None
+@contextmanager
+def _copied(source: Path, folder: Path) -> Iterator[Path]:
+    """Copy a file into a folder, under a name that is no image's, and remove what is left of it in the end.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    copy = folder / f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
+    copy_file(source, copy)
+    try:
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)

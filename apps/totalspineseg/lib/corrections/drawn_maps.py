@@ -1,6 +1,7 @@
 """Keep recent output of the networks, so that levels can be named again without running the networks."""
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lib.volume_io import read_labels, write_volume
 
 KEPT_PER_IMAGE: Final = 4
 """Predictions per image whose maps are kept: they can be made again, and take half a megabyte each."""
+KEPT_DAYS: Final = 365
+"""Days after which the maps of an image go that nothing was predicted for meanwhile; their records stay."""
 KEPT_IMAGES: Final = 1000
 """Images whose maps are kept, some gigabytes at most: most images sent with a request are never sent again."""
 RAW_FILE: Final = "raw.nii.gz"
@@ -110,7 +113,9 @@ class DrawnMaps:
                 }
             write_json(entry / RECORD_FILE, record)
         images = sorted(history.entries(self._root), key=_changed)
-        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES]):
+        expiry = time.time() - KEPT_DAYS * 24 * 3600
+        expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
+        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:

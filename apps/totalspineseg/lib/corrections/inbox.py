@@ -81,7 +81,7 @@ class Studies:
     """
 
     image_file: Callable[[str], Path | None]
-    publish: Callable[[str, Path, str, dict[str, Any]], None]
+    publish: Callable[[str, str, str, dict[str, Any]], object]
     sources: Callable[[str], Path | None] = lambda image_id: None
     offered: Callable[[str, Sender], Mapping[str, Any] | None] = lambda image_id, sender: None
 
@@ -430,7 +430,7 @@ class Inbox:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "label.nii.gz"
                 write_volume(file, to_wire(without_regions(label.mapped.codes)), label.grid)
-                self._studies.publish(correction.image, file, _shown_as(correction.tag, label.mapped.step), info)
+                self._studies.publish(correction.image, str(file), _shown_as(correction.tag, label.mapped.step), info)
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:

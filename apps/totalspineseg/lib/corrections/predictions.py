@@ -1,6 +1,7 @@
 """Record each prediction with its image and weights, so that a correction can be compared with it."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +15,11 @@ from lib.files import read_json, staged_folder, write_json
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Form of an id: clients name predictions, and an id is the name of a folder."""
 UNLISTED = "unlisted"
-"""Folder for predictions for images that are not among the studies, such as those of a session."""
+"""Folder for predictions for images that are not among the studies, such as those of a session: one for each image,
+with its hash behind this word, so that no request has to look through all of them. Older records lie in one folder."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,20 @@ class PredictionStore:
         Raises:
             StorageError: It could not be written.
         """
-        with staged_folder(self._folder(record.image) / record.id) as entry:
+        with staged_folder(self._folder(record.image, record.image_sha256) / record.id) as entry:
             write_json(entry / RECORD_FILE, asdict(record))
 
-    def ids(self, image_id: str) -> tuple[str, ...]:
-        """Return the ids of all predictions for an image, oldest first."""
-        return history.names(self._folder(image_id))
+    def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
+        """Return the ids of all predictions for an image, oldest first; outside the studies its hash is needed."""
+        return history.names(self._folder(image_id, image_sha256))
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """Return all predictions for an image, oldest first."""
         return tuple(self.newest_first(image_id))[::-1]
 
-    def newest_first(self, image_id: str) -> Iterator[PredictionRecord]:
-        """Yield all predictions for an image, newest first; each is read when it is asked for."""
-        return _readable(reversed(self._entries(image_id)))
+    def newest_first(self, image_id: str, image_sha256: str = "") -> Iterator[PredictionRecord]:
+        """Yield all predictions for an image, newest first; each is read when it is asked for. See ``ids``."""
+        return _readable(reversed(history.entries(self._folder(image_id, image_sha256))))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """Return the newest prediction for an image, preferably one for ``clients``; None if there is none."""
@@ -90,21 +94,26 @@ class PredictionStore:
             newest = newest or record
         return newest
 
-    def find(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
-        """Return the prediction of an image with this id, or None; the image is "" outside the studies."""
-        return next(_readable(entry for entry in self._entries(image_id) if entry.name == prediction_id), None)
+    def find(self, image_id: str, prediction_id: str, image_sha256: str = "") -> PredictionRecord | None:
+        """Return the prediction of an image with this id, or None. See ``ids``."""
+        folders = dict.fromkeys((self._folder(image_id, image_sha256), self._folder(image_id)))
+        return self._in_one_of(folders, prediction_id)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever its image is called, or None."""
-        every = (entry for folder in history.entries(self._root) for entry in history.entries(folder))
-        return next(_readable(entry for entry in every if entry.name == prediction_id), None)
+        return self._in_one_of(history.entries(self._root), prediction_id)
 
-    def _entries(self, image_id: str) -> tuple[Path, ...]:
-        return history.entries(self._folder(image_id))
+    def _in_one_of(self, folders: Iterable[Path], prediction_id: str) -> PredictionRecord | None:
+        if not ID.fullmatch(prediction_id):
+            return None
+        entries = (folder / prediction_id for folder in folders)
+        return next(_readable(entry for entry in entries if entry.is_dir()), None)
 
-    def _folder(self, image_id: str) -> Path:
+    def _folder(self, image_id: str, image_sha256: str = "") -> Path:
         # Image folders have a prefix of their own, so that no image id equals the name of another folder.
-        return self._root / (f"image-{history.folder_name(image_id)}" if image_id else UNLISTED)
+        if image_id:
+            return self._root / f"image-{history.folder_name(image_id)}"
+        return self._root / (f"{UNLISTED}-{image_sha256}" if image_sha256 else UNLISTED)
 
 
 def _readable(entries: Iterable[Path]) -> Iterator[PredictionRecord]:

@@ -16,7 +16,6 @@ from pydicom.errors import InvalidDicomError
 
 from lib.dicom.deflated import require_bounded
 from lib.dicom.headers import SEG_CLASSES, sop_class
-from lib.dicom.moments import made_utc
 from lib.errors import ImageError, LabelError
 from lib.geometry import LabelArray
 
@@ -48,12 +47,8 @@ class SegReference:
         study: UID of its study.
         frame_of_reference: "" when it names none.
         referenced_series: Image series it was drawn on; empty when it names none.
-        referenced_instances: Image objects it was drawn on; empty when it names none.
-        created: When it was made, UTC, as YYYYMMDDHHMMSS.ffffff, for sorting; "" when not stated.
         manufacturer: Maker of the program that wrote it; "" when not stated.
         labels: Segment labels in the order of the file.
-        algorithms: Algorithm names of the segments, without repetition.
-        made: Algorithm types of the segments, without repetition: AUTOMATIC, SEMIAUTOMATIC, MANUAL.
     """
 
     instance: str
@@ -61,12 +56,8 @@ class SegReference:
     study: str
     frame_of_reference: str
     referenced_series: tuple[str, ...]
-    referenced_instances: tuple[str, ...]
-    created: str
     manufacturer: str
     labels: tuple[str, ...]
-    algorithms: tuple[str, ...]
-    made: tuple[str, ...] = ()
 
 
 def is_seg(source: SegSource) -> bool:
@@ -99,21 +90,15 @@ def seg_reference(source: SegSource) -> SegReference:
     """
     seg = open_seg(source, pixels=False)
     series = list(seg.get("ReferencedSeriesSequence") or [])
-    items = [item for group in series for item in group.get("ReferencedInstanceSequence") or []]
     segments = list(seg.get("SegmentSequence") or [])
-    algorithms = [_text(item, "SegmentAlgorithmName") for item in segments]
     return SegReference(
         instance=_text(seg, "SOPInstanceUID"),
         series=_text(seg, "SeriesInstanceUID"),
         study=_text(seg, "StudyInstanceUID"),
         frame_of_reference=_text(seg, "FrameOfReferenceUID"),
         referenced_series=tuple(_text(item, "SeriesInstanceUID") for item in series),
-        referenced_instances=tuple(_text(item, "ReferencedSOPInstanceUID") for item in items),
-        created=made_utc(seg),
         manufacturer=_text(seg, "Manufacturer"),
         labels=tuple(_text(item, "SegmentLabel") for item in segments),
-        algorithms=tuple(dict.fromkeys(filter(None, algorithms))),
-        made=tuple(dict.fromkeys(_text(item, "SegmentAlgorithmType") for item in segments)),
     )
 
 

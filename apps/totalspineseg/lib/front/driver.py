@@ -8,8 +8,7 @@ from fastapi import APIRouter, Depends, HTTPException, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
-from lib.front.statuses import UPSTREAM
-from lib.infers.http import NOT_FOUND
+from lib.infers.http import NOT_FOUND, UPSTREAM
 
 PROGRAM: Final = "nvidia-smi"
 SECONDS: Final = 20.0

@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from lib.errors import TotalSpineSegError
 from lib.front.places import without_folders
-from lib.front.statuses import UPSTREAM
-from lib.infers.http import NO_ROOM, NOT_FOUND, OURS, UNUSABLE, status_of
+from lib.infers.http import NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from lib.corrections.datastore import is_safe_tag
 from lib.corrections.image_ids import is_usable_id
 from lib.front.names import is_own
 from lib.front.policy import with_policy
-from lib.front.statuses import BAD_REQUEST, FORBIDDEN, TOO_LARGE
-from lib.infers.http import NOT_FOUND
+from lib.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
 
 SESSION_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 """Allowed session ids; the server's own are UUIDs."""

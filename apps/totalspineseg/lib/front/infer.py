@@ -17,9 +17,8 @@ from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
 from lib.front.saved import report_as_sent, write_as_listed
-from lib.front.statuses import BUSY, FORBIDDEN
 from lib.front.uploads import read_params, save_image, save_label
-from lib.infers.http import NOT_FOUND, UNUSABLE, http_errors
+from lib.infers.http import BUSY, FORBIDDEN, NOT_FOUND, UNUSABLE
 from lib.infers.listed import without_listed
 from lib.infers.result_tag import saves_label
 from lib.infers.trusted import TrustedPath
@@ -140,8 +139,7 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
     file, report = Path(result["file"]), without_listed(result["params"])
     try:
         if output in (None, "all"):
-            with http_errors():
-                write_as_listed(file, file, result["params"])
+            write_as_listed(file, file, result["params"])
             report = report_as_sent(result["params"])
         content = file.read_bytes()
     finally:

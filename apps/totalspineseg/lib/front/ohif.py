@@ -20,8 +20,7 @@ from lib.corrections.wire import VERTEBRAE_NAME
 from lib.front.bundle import Bundle, read_bundle
 from lib.front.places import without_folders
 from lib.front.policy import POLICY
-from lib.front.statuses import NOT_MODIFIED
-from lib.infers.http import NOT_FOUND
+from lib.infers.http import NOT_FOUND, NOT_MODIFIED
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
 SCRIPT: Final = "totalspineseg.js"

@@ -15,9 +15,8 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
-from lib.front.statuses import NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
 from lib.front.stow import Upload, received_body, take_submissions
-from lib.infers.http import NOT_FOUND
+from lib.infers.http import NOT_FOUND, NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
 from lib.pacs.address import PARALLEL_CALLS, Address, Service, is_uid
 from lib.pacs.configured import configured_address, configured_session
 

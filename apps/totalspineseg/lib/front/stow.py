@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+from anyio import to_thread
 from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
 
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 DICOM_TYPE: Final = "application/dicom"
 BOUNDARY: Final = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
+PIECE_BYTES: Final = 1 << 20
+"""Size of what is written at once; bodies arrive in far smaller pieces."""
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
 FAILED: Final = "Not counted: an internal server error happened with this segmentation. Details are in the "
@@ -49,11 +52,16 @@ class Upload:
 
 @asynccontextmanager
 async def received_body(request: Request) -> AsyncIterator[Upload]:
-    """Receive the body of a request into a temporary file."""
+    """Receive the body of a request into a temporary file, which is written in threads: the disk may be slow."""
     with tempfile.TemporaryFile(prefix="totalspineseg-stow-") as file:
+        pieces = bytearray()
         async for piece in request.stream():
-            file.write(piece)
-        file.flush()
+            pieces += piece
+            if len(pieces) >= PIECE_BYTES:
+                await to_thread.run_sync(file.write, bytes(pieces))
+                pieces.clear()
+        await to_thread.run_sync(file.write, bytes(pieces))
+        await to_thread.run_sync(file.flush)
         yield Upload(file, request.headers.get("content-type", ""))
 
 

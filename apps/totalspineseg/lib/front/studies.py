@@ -22,13 +22,11 @@ from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Receipt, Sender
 from lib.corrections.store import Correction
-from lib.errors import StorageError
+from lib.errors import SettingError, StorageError
 from lib.front.archives import unpack_series
 from lib.front.places import without_folders
-from lib.front.statuses import CONFLICT, SESSIONS_OFF
 from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
-from lib.infers.http import NOT_FOUND, UNUSABLE
-from lib.infers.settings import SettingError
+from lib.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
 from lib.pacs.datastore import COUNTED, UNSENT
 from lib.volume_io import read_image, stem
 
@@ -39,7 +37,7 @@ ARCHIVES = (".zip",)
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
-OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "created", "instance", UNSENT, RENUMBERED))
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "instance", UNSENT, RENUMBERED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "

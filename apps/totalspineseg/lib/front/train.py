@@ -13,7 +13,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.utils import tasks
 
-from lib.front.statuses import BUSY
+from lib.infers.http import BUSY
 
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
 """The host's statuses of a task that has not ended."""

@@ -9,9 +9,9 @@ from typing import Any, Final
 from fastapi import UploadFile
 
 from lib.corrections.receipts import label_suffix
+from lib.errors import SettingError
 from lib.files import CHUNK_BYTES
 from lib.infers.sessions import META_FILE
-from lib.infers.settings import SettingError
 from lib.volume_io import IMAGE_SUFFIXES
 
 MAX_FILE_NAME: Final = 200

@@ -1,21 +1,29 @@
-"""Turn errors into answers for clients: a status and one sentence."""
+"""HTTP statuses, and which one answers each kind of error."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
-
-from fastapi import HTTPException
 
 from lib.errors import (
     BusyError,
     MemoryShortageError,
     StorageError,
     SubmissionError,
+    TooLargeError,
     TotalSpineSegError,
     UnknownImageError,
     WeightsError,
 )
 
+OK: Final = 200
+NOT_MODIFIED: Final = 304
+BAD_REQUEST: Final = 400
+FORBIDDEN: Final = 403
+READ_ONLY: Final = 405
+SESSIONS_OFF: Final = 406
+CONFLICT: Final = 409
+BUSY: Final = 429
+"""The requested work is already running; the host answers a second training the same way."""
+UPSTREAM: Final = 502
+"""A server behind this one did not answer, or answered wrongly."""
 UNUSABLE: Final = 422
 """The image, label or setting that was sent cannot be used."""
 NOT_READY: Final = 409
@@ -24,6 +32,7 @@ NO_ROOM: Final = 507
 HELD: Final = 503
 """The same request may succeed a little later."""
 NOT_FOUND: Final = 404
+TOO_LARGE: Final = 413
 OURS: Final = 500
 """The server itself failed."""
 
@@ -45,17 +54,6 @@ def status_of(error: TotalSpineSegError) -> int:
         return HELD
     if isinstance(error, SubmissionError):
         return OURS
+    if isinstance(error, TooLargeError):
+        return TOO_LARGE
     return NO_ROOM if isinstance(error, (StorageError, MemoryShortageError)) else UNUSABLE
-
-
-@contextmanager
-def http_errors() -> Iterator[None]:
-    """Turn the project's errors into ``HTTPException``, which reaches the client unchanged.
-
-    Raises:
-        HTTPException: In place of any ``TotalSpineSegError``.
-    """
-    try:
-        yield
-    except TotalSpineSegError as error:
-        raise HTTPException(status_of(error), str(error)) from error

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lib import pipeline
+from lib.clock import Stopwatch
 from lib.corrections.inbox import READER_TAGS, STEP1_TAG
 from lib.corrections.names import map_names
 from lib.corrections.submission import read_submission
@@ -13,7 +14,6 @@ from lib.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from lib.errors import LabelError
 from lib.geometry import LabelArray, Volume, labels_to_iso, on_grid
 from lib.infers.disagreement import disagreement_of
-from lib.infers.latencies import Latencies
 from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
@@ -44,7 +44,7 @@ class FullTask(SpineTask):
             "Not validated for cord cross-sectional area.",
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run both steps."""
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
@@ -79,7 +79,7 @@ class Step1Task(SpineTask):
             STEP1_WIRE_LABELS,
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run step 1."""
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
@@ -107,7 +107,7 @@ class Step2Task(SpineTask):
             "for the image. Names follow the corrected discs.",
         )
 
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Segment around the discs of the label.
 
         Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
@@ -138,7 +138,8 @@ class Step2Task(SpineTask):
         image_id = str(request.get("image_id") or "")
         asked = str(request.get("label_from") or "")
         tags = (asked,) if asked else (*self._latest_first(image_id), PREDICTED_TAG)
-        found = next(((tag, f) for tag in tags if image_id and (f := self.services.label_file(image_id, tag))), None)
+        files = ((tag, self.services.studies.label_file(image_id, tag)) for tag in tags if image_id)
+        found = next(((tag, file) for tag, file in files if file), None)
         if found is None:
             raise LabelError(
                 "This image has no step-1 label. Run totalspineseg_step1, correct its result and submit it, or send a "
@@ -152,7 +153,7 @@ class Step2Task(SpineTask):
         """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
 
         def submitted(tag: str) -> str:
-            return str(self.services.label_info(image_id, tag).get("correction", ""))
+            return str(self.services.studies.get_label_info(image_id, tag).get("correction", ""))
 
         return sorted(READER_TAGS, key=submitted, reverse=True)
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 from lib.anatomy import STRUCTURES
 from lib.corrections.datastore import is_safe_tag
 from lib.corrections.inbox import READER_TAGS
-from lib.infers.settings import SettingError, read_settings
+from lib.errors import SettingError
+from lib.infers.settings import read_settings
 
 SOME_STRUCTURES: Final = "part"
 ISO_GRID: Final = "iso"

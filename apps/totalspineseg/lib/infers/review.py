@@ -92,8 +92,9 @@ class ReviewTask(FullTask):
 
     def _result_under_review(self, request: Mapping[str, Any]) -> PredictionRecord | None:
         """Return the newest complete result for the image as it is now."""
-        for record in self.services.predictions.newest_first(str(request.get("image_id") or "")):
-            same = record.image_sha256 == request["image_sha256"]
+        image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
+        for record in self.services.predictions.newest_first(image_id, sha256):
+            same = record.image_sha256 == sha256
             if same and record.model != request.get("model") and "step2" in record.versions:
                 return record
         return None

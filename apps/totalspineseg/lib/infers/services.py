@@ -1,11 +1,11 @@
 """Services that inference tasks share: the networks, the labels, the records."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionStore
 from lib.prediction import Predictor
@@ -47,25 +47,16 @@ class Services:
         networks: The loaded predictors.
         predictions: Records of predictions.
         maps: Maps of the networks, stored for a while.
-        siblings: ``siblings(image_id)`` returns other images of the same patient that share its coordinates.
-        label_file: ``label_file(image_id, tag)`` returns the label map (wire ids) of an image under a tag, or None.
-        label_info: ``label_info(image_id, tag)`` returns the information about that label; a prediction's has
-        ``params``.
-        image_file: ``image_file(image_id)`` returns the file or folder of an image of the studies, or None.
+        studies: Images, and the labels that are shown.
         weights_text: Returns one sentence on the weights in use, without loading them.
-        same_space: ``same_space(image_id, other)`` returns whether the coordinates of two images can be compared.
         lock: Held while the networks work: one inference at a time.
     """
 
     networks: Networks
     predictions: PredictionStore
     maps: DrawnMaps
-    siblings: Callable[[str], Sequence[str]]
-    label_file: Callable[[str, str], Path | None]
-    label_info: Callable[[str, str], Mapping[str, Any]]
-    image_file: Callable[[str], Path | None]
+    studies: StudiesDatastore
     weights_text: Callable[[], str]
-    same_space: Callable[[str, str], bool] = lambda one, other: True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -1,15 +1,15 @@
 """Read the settings a client can change; each has a default, because some clients send only changed values."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from lib.anatomy import BY_CODE, STRUCTURES, WIRE_ID, Kind
-from lib.errors import LabelError, TotalSpineSegError
+from lib.anatomy import STRUCTURES, WIRE_ID, Kind
+from lib.errors import SettingError
 from lib.numbering.chain import Pin
-from lib.spellings import code_of_name
+from lib.requested import choice, text
+from lib.spellings import level_at
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,6 @@ DEFAULT_EXTENSION: Final = ".nrrd"
 """File ending that 3D Slicer asks for."""
 MAX_PINS: Final = 60
 """Maximum number of pins, more than there are structures."""
-PIN_KINDS: Final = (Kind.VERTEBRA, Kind.SACRUM, Kind.DISC)
-
-
-class SettingError(TotalSpineSegError):
-    """A setting has an invalid value."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +81,8 @@ def read_settings(request: Mapping[str, Any]) -> Settings:
     Raises:
         SettingError: A setting has an invalid value.
     """
-    chosen = {name: _choice(request, name) for name in CHOICES}
-    localizer, pin = (_text(request, name) for name in TEXTS)
+    chosen = {name: choice(request, name, choices) for name, choices in CHOICES.items()}
+    localizer, pin = (text(request, name) for name in TEXTS)
     return Settings(
         localizer=localizer,
         output_grid="iso" if chosen["output_grid"] == "iso" else "input",
@@ -97,24 +92,6 @@ def read_settings(request: Mapping[str, Any]) -> Settings:
         pins=read_pins(pin),
         extension=_extension(request.get("result_extension")),
     )
-
-
-def _choice(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name)
-    # A client that never touched the setting may send back the whole list of choices.
-    value = value[0] if isinstance(value, list) and value else value
-    if value in (None, "", []):
-        return CHOICES[name][0]
-    if value not in CHOICES[name]:
-        raise SettingError(f"the setting {name!r} must be one of {', '.join(CHOICES[name])}, got {value!r}")
-    return str(value)
-
-
-def _text(request: Mapping[str, Any], name: str) -> str:
-    value = request.get(name) or ""
-    if not isinstance(value, str):
-        raise SettingError(f"the setting {name!r} must be a text (empty for none), got {value!r}")
-    return value.strip()
 
 
 def _codes(structures: str, prompt: object) -> frozenset[int]:
@@ -135,7 +112,7 @@ def _extension(value: object) -> str:
     return str(value)
 
 
-def read_pins(text: str) -> tuple[Pin, ...]:
+def read_pins(pins: str) -> tuple[Pin, ...]:
     """Read the pins of a reader: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
 
     Returns:
@@ -144,10 +121,10 @@ def read_pins(text: str) -> tuple[Pin, ...]:
     Raises:
         SettingError: The text cannot be read.
     """
-    parts = [part.split() for part in text.replace(",", " ").split(";") if part.strip()]
+    parts = [part for part in pins.split(";") if part.strip()]
     if len(parts) > MAX_PINS:
         raise SettingError(f"Too many pins: {len(parts)} (limit {MAX_PINS}). One pin is usually enough.")
-    return tuple(_pin(words) for words in parts)
+    return tuple(map(_pin, parts))
 
 
 def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
@@ -163,15 +140,9 @@ def _point(x: float, y: float, z: float) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
 
-def _pin(words: list[str]) -> Pin:
-    try:
-        name, x, y, z = words
-        point = (float(x), float(y), float(z))
-        code = code_of_name(name)
-        if code is None or BY_CODE[code].kind not in PIN_KINDS or not all(map(math.isfinite, point)):
-            raise LabelError(name)
-    except ValueError as error:
+def _pin(pin: str) -> Pin:
+    if (found := level_at(pin)) is None:
         raise SettingError(
-            f"a pin must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(words)!r}"
-        ) from error
-    return Pin(code, point)
+            f"a pin must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(pin.split())!r}"
+        )
+    return Pin(*found)

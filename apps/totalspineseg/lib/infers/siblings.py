@@ -52,18 +52,18 @@ def siblings_of(services: Services, image_id: str, localizer: str, versions: Map
     """
     if not image_id:
         return ()
-    others = [other for other in services.siblings(image_id) if other not in (image_id, localizer)]
+    others = [other for other in services.studies.siblings(image_id) if other not in (image_id, localizer)]
     found = [_sibling(services, other, versions) for other in others]
     return tuple(sibling for sibling in found if sibling is not None)
 
 
 def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> Sibling | None:
-    if file := services.label_file(image_id, FINAL_TAG):
+    if file := services.studies.label_file(image_id, FINAL_TAG):
         wire = read_labels(file)
         return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
     if services.predictions.latest(image_id) is None:
         return None  # Check before its file is requested, which may have to be fetched.
-    image = services.image_file(image_id)
+    image = services.studies.image_file(image_id)
     maps = None if image is None else services.maps.latest(sha256_of(image), 2)
     if maps is None or maps.series_used or not maps.levels:
         return None

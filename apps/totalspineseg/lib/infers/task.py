@@ -15,19 +15,18 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from lib import pipeline
 from lib.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
 from lib.certainty import proves_nothing
+from lib.clock import Stopwatch
 from lib.corrections import history
 from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import from_wire, to_wire
-from lib.errors import StorageError, UnknownImageError
+from lib.errors import SettingError, StorageError, UnknownImageError
 from lib.files import sha256_of, storage_errors
 from lib.geometry import LabelArray, Volume, same_grid
-from lib.infers.http import http_errors
-from lib.infers.latencies import Latencies
 from lib.infers.listed import LISTED, listed_names
 from lib.infers.services import Services
-from lib.infers.settings import SettingError, Settings, client_config, read_settings
+from lib.infers.settings import Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
@@ -103,7 +102,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return
 
     @abstractmethod
-    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Latencies) -> Outcome:
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
         """Run the model's own stages."""
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
@@ -124,13 +123,9 @@ class SpineTask(InferTask):  # type: ignore[misc]
             A temporary file with the label map in wire ids, which the host deletes after its reply; the report.
 
         Raises:
-            HTTPException: The request cannot be served; the detail is one sentence for the user.
+            TotalSpineSegError: The request cannot be served.
         """
-        with http_errors():
-            return self._serve(request)
-
-    def _serve(self, request: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        clock = Latencies()
+        clock = Stopwatch()
         settings = read_settings(request)
         with clock("hash image"):
             sha256 = sha256_of(Path(request["image"]))
@@ -151,11 +146,11 @@ class SpineTask(InferTask):  # type: ignore[misc]
         file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id((*self.services.predictions.ids(image_id), *self.services.maps.ids(sha256))),
+            id=history.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
             image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),
-            seconds=clock.as_json(),
+            seconds={**clock.as_json(), "total": round(clock.elapsed, 3)},
             settings=settings.as_json(),
             numbering=report(outcome.numbering, outcome.findings, affine=scan.iso.affine),
             client=str(request.get("client_id") or ""),
@@ -206,7 +201,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
         self.services.maps.keep(sha256, maps)
 
-    def _write(self, outcome: Outcome, settings: Settings, clock: Latencies) -> tuple[Path, frozenset[int]]:
+    def _write(self, outcome: Outcome, settings: Settings, clock: Stopwatch) -> tuple[Path, frozenset[int]]:
         """Write the map of the reply; return its file and the ids in it."""
         with clock("write result"):
             wire = self.wire(outcome, settings)
@@ -256,16 +251,16 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
     def _localizer(self, image_id: str, wanted_for: str) -> Volume:
-        if self.services.image_file(image_id) is None:
+        if self.services.studies.image_file(image_id) is None:
             raise UnknownImageError(image_id)
-        if not self.services.same_space(wanted_for, image_id):
+        if not self.services.studies.same_space(wanted_for, image_id):
             raise SettingError(
                 f"Localizer {image_id!r} has a different frame of reference (the patient was moved between the "
                 "two). Choose another localizer, or pin a level."
             )
         for tag in LABEL_TAGS:
-            if file := self.services.label_file(image_id, tag):
-                _require_certain(image_id, self.services.label_info(image_id, tag))
+            if file := self.services.studies.label_file(image_id, tag):
+                _require_certain(image_id, self.services.studies.get_label_info(image_id, tag))
                 wire = read_labels(file)
                 return Volume(from_wire(wire.data), wire.affine)
         raise SettingError(f"The localizer {image_id!r} has no label. Submit its label first.")

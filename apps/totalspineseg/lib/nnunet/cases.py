@@ -16,7 +16,7 @@ from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_gri
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessing import nonzero_box, normalize
-from lib.nnunet.resampling import resample, resampled_shape
+from lib.nnunet.resampling import nearest, resample, resampled_shape
 from lib.nnunet.targets import Step, present_codes, region_shares, step_target
 from lib.plausible import require_plausible
 from lib.prediction import Predictor
@@ -166,10 +166,10 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         name=scan.name,
         origin=scan.origin,
         image=resampled,
-        codes=_nearest(codes, shape),
+        codes=nearest(codes, shape),
         unreviewed=scan.unreviewed,
         shares=_shares(codes, shape, folder, scan.unreviewed),
-        found=None if found is None else _nearest(found.transpose(axes)[inner], shape),
+        found=None if found is None else nearest(found.transpose(axes)[inner], shape),
         untouched=scan.left.untouched,
     )
 
@@ -181,19 +181,10 @@ def _shares(
     if max(a, b, c) == 1:
         return None
     step = cast(Step, folder.step)
-    finely = _nearest(codes, [n * f for n, f in zip(shape, (a, b, c), strict=True)])
+    finely = nearest(codes, [n * f for n, f in zip(shape, (a, b, c), strict=True)])
     classes = torch.from_numpy(step_target(finely, step, unreviewed=unreviewed))
     shares: LabelArray = (region_shares(classes, step, (a, b, c)) * 255).round().to(torch.uint8).numpy()
     return shares
-
-
-def _nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
-    """Resample codes to another number of voxels over the same box."""
-    values = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
-    nearest: LabelArray = (
-        torch.nn.functional.interpolate(values, size=list(shape), mode="nearest-exact")[0, 0].to(torch.uint8).numpy()
-    )
-    return nearest
 
 
 def check_codes(codes: LabelArray, *, step: int) -> None:

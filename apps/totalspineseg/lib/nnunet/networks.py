@@ -8,7 +8,7 @@ from threading import RLock
 
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor
+from lib.nnunet.predictor import TILE_STEP, WarmPredictor
 from lib.nnunet.runtimes import Runtime, with_runtime
 from lib.nnunet.trust_file import TRUST_FILE
 from lib.registry.releases import require_one_release
@@ -40,7 +40,7 @@ class Networks:
     """
 
     def __init__(
-        self, store: ModelStore, *, device: str = "auto", tile_step: float = 0.5, runtime: Runtime = "torch"
+        self, store: ModelStore, *, device: str = "auto", tile_step: float = TILE_STEP, runtime: Runtime = "torch"
     ) -> None:
         self.store = store
         self._runtime = runtime
@@ -120,7 +120,7 @@ class Networks:
             dropped = [predictor for _, predictor in self._warm.values()]
             self._warm.clear()
         for predictor in dropped:
-            predictor.free()
+            predictor.retire()
 
     def _known(self, step: int) -> tuple[_Opened, WarmPredictor | None]:
         """Return the model in use, and its predictor if that is loaded."""

@@ -7,11 +7,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from lib.anatomy import DISCS
-from lib.geometry import LabelArray
+from lib.geometry import FloatArray, LabelArray
 from lib.nnunet.targets import has_unreviewed, mark, present_codes
 from lib.transforms.discs import column_showing
-
-FloatArray = npt.NDArray[np.float32]
 
 EXACT_CHANNEL_SHARE: Final = 0.25
 """Share of second channels that are exact; the others have errors of step 1, real or simulated. A network that mostly

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
 """Spacing of the pipeline's images, mm."""
+TILE_STEP: Final = 0.5
+"""Distance of neighboring tiles in tiles: half of each tile overlaps the next one."""
 CPU: Final = torch.device("cpu")
 LEFT_RIGHT: Final = 1
 """Axis of (C, X, Y, Z) that mirroring reverses."""
@@ -58,7 +60,7 @@ class WarmPredictor:
         folder: ModelFolder,
         *,
         device: str = "auto",
-        tile_step: float = 0.5,
+        tile_step: float = TILE_STEP,
         runtime: Runtime = "torch",
         trust: Trust | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class WarmPredictor:
         self.trust = folder.trust if trust is None else trust
         self._network = _load(folder, runtime)
         self._lock = RLock()
+        self._is_retired = False
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image.
@@ -96,7 +99,11 @@ class WarmPredictor:
         if box is not None:
             parts = {n: m[box] for n, m in maps.items()}
             with self._lock, _memory_errors(shape):
-                difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                try:
+                    difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                finally:
+                    if self._is_retired:
+                        self.free()
         return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
 
     def warm_up(self) -> None:
@@ -114,6 +121,11 @@ class WarmPredictor:
         with self._lock:
             self._network.to(CPU)
             _empty_cache()
+
+    def retire(self) -> None:
+        """Give GPU memory back for good: whoever still uses the predictor holds it for one image only."""
+        self._is_retired = True
+        self.free()
 
     def _check(self, channels: FloatArray, soft: Collection[str]) -> None:
         expected = STEP_CHANNELS[self.folder.step]

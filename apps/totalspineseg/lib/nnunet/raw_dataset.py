@@ -12,14 +12,13 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, UNREVIEWED
 from lib.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
-from lib.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso
+from lib.geometry import FloatArray, Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from lib.locks import locked
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
 from lib.nnunet.found_discs import found_discs
 from lib.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
     FOUND_CHANNEL_SHARE,
-    FloatArray,
     disturbed_channel,
     marked_discs,
     training_variant,

@@ -6,7 +6,10 @@ two weights in each column, which is mostly zeros but still four times faster th
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+from lib.geometry import LabelArray
 
 Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
@@ -37,6 +40,19 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     if tuple(image.shape[-3:]) == shape:
         return image
     return _resample_box(image, shape, _whole(shape))
+
+
+def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
+    """Return a label map with another number of voxels over the same box, each the nearest one.
+
+    Args:
+        codes: uint8 (A, B, C). Not modified.
+        shape: Voxels wanted.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
+    found = torch.nn.functional.interpolate(values, size=list(shape), mode="nearest-exact")[0, 0]
+    result: LabelArray = found.to(torch.uint8).numpy()
+    return result
 
 
 def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:

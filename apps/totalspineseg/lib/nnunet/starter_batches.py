@@ -15,7 +15,7 @@ from lib.nnunet.found_discs import NEAR_MM
 from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, disturbed_channel
 from lib.nnunet.real_spines import RealSpine, draw_size, vary_scan
 from lib.nnunet.starter_plans import GRIDS, Grid, regions_of
-from lib.nnunet.targets import mark
+from lib.nnunet.targets import is_uneven, mark, step_table
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.transforms.crop import CROP_MARGIN_MM
 
@@ -45,11 +45,6 @@ class Sample:
     near_marked: torch.Tensor
 
 
-def position_parity(spine: Spine) -> dict[int, bool]:
-    """Return vertebra code -> whether its position in the column (C1 = 1) is odd; neighbors always differ."""
-    return {code: position % 2 == 1 for position, code in enumerate(spine.vertebrae, start=1)}
-
-
 def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], bool]:
     """Return every other disc in view, from the first or the second, and whether odd and even are exchanged for it.
 
@@ -62,18 +57,15 @@ def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], 
     if not marked:
         return (), False
     above = dict(zip(spine.discs, spine.vertebrae[1:], strict=True))[marked[0]]
-    return marked, position_parity(spine)[above]
+    return marked, spine.vertebrae.index(above) % 2 == 0
 
 
 def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np.uint8]:
     """Return a table of 256 from output code to class of a step for this column."""
     table = np.zeros(256, np.uint8)
-    source = anatomy.STEP1_FROM_CODE if step == 1 else anatomy.STEP2_FROM_CODE
-    for code, value in source.items():
+    uneven = is_uneven(spine.vertebrae)
+    for code, value in step_table(step, swapped=swapped, uneven_thoracic=uneven).items():
         table[code] = value
-    if step == 2:
-        for code, odd in position_parity(spine).items():
-            table[code] = (anatomy.Step2.VERTEBRA_ODD if odd != swapped else anatomy.Step2.VERTEBRA_EVEN).value
     return table
 
 

@@ -55,14 +55,19 @@ def step_target(
         The training maps of TotalSpineSeg. Different here: in a column with 11 or 13 thoracic vertebrae the lumbar
         classes are exchanged, because neighbors must always differ.
     """
+    uneven = uneven_thoracic if uneven_thoracic is not None or step == 1 else thoracic_is_uneven(codes)
+    table = step_table(step, swapped=swapped, uneven_thoracic=bool(uneven))
+    return look_up(codes, {**table, **dict.fromkeys((*unreviewed, UNREVIEWED), IGNORE_CLASS[step])})
+
+
+def step_table(step: int, *, swapped: bool = False, uneven_thoracic: bool = False) -> Mapping[int, int]:
+    """Return the class of a step for each output code; see ``step_target``."""
     table = dict(STEP1_FROM_CODE if step == 1 else STEP2_FROM_CODE)
     if step == 2:
-        uneven = thoracic_is_uneven(codes) if uneven_thoracic is None else uneven_thoracic
-        lumbar = swapped != uneven
+        lumbar = swapped != uneven_thoracic
         exchange = {code for code in table if (lumbar if code in LUMBAR else swapped)}
         table |= {code: _other_parity(table[code]) for code in exchange}
-    table |= dict.fromkeys((*unreviewed, UNREVIEWED), IGNORE_CLASS[step])
-    return look_up(codes, table)
+    return table
 
 
 def thoracic_is_uneven(codes: LabelArray) -> bool:
@@ -70,7 +75,11 @@ def thoracic_is_uneven(codes: LabelArray) -> bool:
 
     A vertebra that may be missing because nobody checked does not count.
     """
-    vertebrae = column_showing(present_codes(codes), whole=not has_unreviewed(codes)).vertebrae
+    return is_uneven(column_showing(present_codes(codes), whole=not has_unreviewed(codes)).vertebrae)
+
+
+def is_uneven(vertebrae: Collection[int]) -> bool:
+    """Return whether a column has 11 or 13 thoracic vertebrae."""
     return T13 in vertebrae or T12 not in vertebrae
 
 

@@ -91,12 +91,7 @@ class Ruler:
         Returns:
             (n,) bools; all False without a canal.
         """
-        if self.extent.z.size == 0:
-            return np.zeros(len(xyz), dtype=np.bool_)
-        row = np.searchsorted(self.extent.z, xyz[:, 2]).clip(max=self.extent.z.size - 1)
-        x = xyz[:, 0]
-        front = xyz[:, 1] > self.extent.y_last[row]
-        return np.asarray(front & (x >= self.extent.x_first[row]) & (x <= self.extent.x_last[row]))
+        return self.extent.has_in_front(*xyz.T)
 
 
 def ruler_along(points_vox: npt.ArrayLike, spacing_mm: npt.ArrayLike) -> Ruler:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,8 +16,6 @@ from dicomweb_client import DICOMwebClient
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.dicom.headers import read_header
-from lib.dicom.moments import now_utc
-from lib.dicom.seg_object import SegReference
 from lib.dicom.series import read_series
 from lib.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from lib.files import move_folder
@@ -25,7 +24,7 @@ from lib.pacs.address import is_uid
 from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from lib.pacs.download import downloaded
 from lib.pacs.listing import Listing
-from lib.pacs.series import Segmentations, Series, patient_of
+from lib.pacs.series import Series, patient_of
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,6 @@ class PacsDatastore(StudiesDatastore):
         read_only: Whether labels are refused.
 
     Attributes:
-        segmentations: Segmentations of the PACS.
         submitting: Locks for segmentations that become submissions, by instance.
     """
 
@@ -84,7 +82,7 @@ class PacsDatastore(StudiesDatastore):
         self._publisher = publisher
         self._fetching = NamedLocks()
         self.submitting = NamedLocks()
-        self.segmentations = Segmentations(client)
+        self._sending = threading.Lock()
         super().__init__(str(folder), auto_reload=False, read_only=read_only)
 
     def name(self) -> str:
@@ -189,6 +187,29 @@ class PacsDatastore(StudiesDatastore):
             finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
         return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
 
+    def send_waiting(self) -> None:
+        """Begin to store the labels that wait in the PACS, in the background, unless that is under way."""
+        if self._sending.acquire(blocking=False):
+            threading.Thread(target=self._send_in_background, name="pacs-send", daemon=True).start()
+
+    def _send_in_background(self) -> None:
+        try:
+            self.send_all()
+        finally:
+            self._sending.release()
+
+    def send_all(self) -> None:
+        """Store the labels that wait in the PACS, until it does not answer."""
+        for series in self.waiting():
+            try:
+                if not self.put_back(series):
+                    return
+            except TotalSpineSegError as error:
+                logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
+            except Exception:
+                # One label that makes the server fail must not keep the others from the PACS.
+                logger.exception("the label of series %s could not be stored in the PACS", series)
+
     def fingerprint(self, image_id: str) -> str:
         """Return what changes whenever a series may have, without fetching it: the PACS counts its instances.
 
@@ -267,8 +288,7 @@ class PacsDatastore(StudiesDatastore):
         tag = str(getattr(label_tag, "value", label_tag))
         # The PACS stores a label with the names as they were sent: readers there must see the names that count.
         own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
-        # The time of creation is compared with segmentations of the PACS.
-        info = {"created": now_utc(), UNSENT: own, **label_info}
+        info = {UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
         if own:
             try:
@@ -283,11 +303,6 @@ class PacsDatastore(StudiesDatastore):
         for uid, found in self.series().items():
             content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})
         return content
-
-    def fetch_instance(self, reference: SegReference, file: Path) -> None:
-        """Write an instance of the PACS to a file."""
-        found = self._client.retrieve_instance(reference.study, reference.series, reference.instance)
-        found.save_as(file, write_like_original=False)
 
     def _local_file(self, image_id: str) -> str:
         """Return the file of a series that is here completely; empty for none."""

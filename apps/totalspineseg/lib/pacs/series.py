@@ -1,20 +1,17 @@
-"""List the series of a PACS, and find the newest segmentation of a series."""
+"""List the series of a PACS."""
 
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import requests
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from lib.dicom.seg_object import SegReference, seg_reference
+from lib.dicom.seg_object import SegReference
 from lib.dicom.seg_writer import MANUFACTURER
-from lib.errors import LabelError
-from lib.spellings import code_of_name
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +24,6 @@ LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
 )
 """Descriptions of series that only show where the others lie."""
-SEG_MODALITY: Final = "SEG"
-AUTOMATIC: Final = "AUTOMATIC"
-"""Algorithm type of a segment (PS3.3 C.8.20.4) that was calculated without a user's part."""
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
 """Fields that OHIF shows of the next sample."""
 
@@ -75,6 +69,12 @@ def find_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> tuple[Ser
                 found.setdefault(series.uid, series)
         if len(page) < PAGE or len(found) == before:
             break
+    else:
+        logger.warning(
+            "Only the first %d series of the PACS are listed. Narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER to the series "
+            "that you need.",
+            len(found),
+        )
     return tuple(found.values())
 
 
@@ -100,70 +100,9 @@ def patient_of(series: str, info: Mapping[str, Any]) -> str:
     return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
 
 
-class Segmentations:
-    """The segmentations of a PACS; each header is read once."""
-
-    def __init__(self, client: DICOMwebClient) -> None:
-        self._client = client
-        self._known: dict[str, tuple[SegReference, ...]] = {}
-
-    def newest(self, series: Iterable[str], study: str = "") -> dict[str, SegReference]:
-        """Return the newest reader's segmentation of each series that has one.
-
-        Args:
-            series: Series instance UIDs.
-            study: The one study to search, which is quick; empty for the whole PACS.
-
-        Returns:
-            References by series; the newest by content date, then by date of creation. Segmentations of other things
-            than
-            the spine, and those that a model stored, ours or another, are skipped.
-        """
-        wanted = frozenset(series)
-        where = {"StudyInstanceUID": study} if study else {}
-        found: dict[str, SegReference] = {}
-        for entry in find_series(self._client, {"Modality": SEG_MODALITY, **where}):
-            for reference in self._references(entry):
-                image = image_series(reference)
-                if image not in wanted or not is_reading(reference):
-                    continue
-                if image not in found or reference.created > found[image].created:
-                    found[image] = reference
-        return found
-
-    def _references(self, series: Series) -> tuple[SegReference, ...]:
-        """Return the headers of a series' segmentations."""
-        key = f"{series.uid} {series.instances}"
-        if key not in self._known:
-            try:
-                headers = self._client.retrieve_series_metadata(series.study, series.uid)
-            except requests.HTTPError as error:
-                # One that the PACS cannot return must not hide all others; it is requested again.
-                logger.warning("Segmentations of series %s could not be read: %s", series.uid, type(error).__name__)
-                return ()
-            try:
-                self._known[key] = tuple(
-                    seg_reference(Dataset.from_json(header, bulk_data_uri_handler=_no_pixels)) for header in headers
-                )
-            except LabelError as error:
-                logger.warning("Segmentations of series %s are skipped: %s", series.uid, error)
-                self._known[key] = ()
-        return self._known[key]
-
-
-def _no_pixels(*_: object) -> None:
-    """Skip pixels that a header refers to."""
-
-
 def image_series(reference: SegReference) -> str:
     """Return the series a segmentation was drawn on; empty where it names none, or several."""
     return reference.referenced_series[0] if len(reference.referenced_series) == 1 else ""
-
-
-def is_reading(reference: SegReference) -> bool:
-    """Return whether a segmentation names a structure of the spine and was not made by a model alone."""
-    by_program = reference.made == (AUTOMATIC,) or is_own(reference)
-    return any(code_of_name(name) is not None for name in reference.labels) and not by_program
 
 
 def is_own(reference: SegReference) -> bool:

@@ -1,4 +1,4 @@
-"""Take segmentations in the PACS as submissions, and send labels that still have to reach the PACS."""
+"""Take segmentations that a viewer stored in the PACS as submissions."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -29,9 +29,6 @@ class Corrections(Protocol):
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all submissions for an image."""
 
-    def in_force(self, image_id: str) -> tuple[Correction, ...]:
-        """Return those that were accepted and not withdrawn."""
-
     def path(self, correction: Correction) -> Path:
         """Return the folder of a submission."""
 
@@ -46,7 +43,7 @@ def submit_segmentation(
 ) -> Outcome:
     """Count a segmentation in the PACS as an annotator's submission, once.
 
-    It may arrive twice at the same time: from the viewer, and found in the PACS before it is recorded.
+    A viewer that got no answer stores it again, perhaps while the first is still read.
 
     Args:
         datastore: The PACS.
@@ -71,9 +68,7 @@ def submit_segmentation(
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:
-            correction = submit(
-                series, file, FINAL_TAG, params, sender, {"instance": instance, "created": reference.created}
-            )
+            correction = submit(series, file, FINAL_TAG, params, sender, {"instance": instance})
         except LabelError as error:
             return Outcome(instance, "parked", f"Not counted: {error}", series)
         except TotalSpineSegError as error:
@@ -102,16 +97,3 @@ def _outcome_of(instance: str, known: Correction) -> Outcome:
     if known.status == "accepted":
         return accepted(instance, known)
     return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)
-
-
-def send_waiting(datastore: PacsDatastore) -> None:
-    """Store the finished labels that the PACS did not take at once, until it does not answer."""
-    for series in datastore.waiting():
-        try:
-            if not datastore.put_back(series):
-                return
-        except TotalSpineSegError as error:
-            logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
-        except Exception:
-            # One label that makes the server fail must not keep the others from the PACS.
-            logger.exception("the label of series %s could not be stored in the PACS", series)

@@ -1,12 +1,12 @@
 """Read the settings of a training as clients send them: texts and choices, with defaults for those left out."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from lib.errors import TrainingError
 from lib.nnunet.finetune_settings import MAX_REPLAY_SHARE, OPTIMIZERS, FinetuneSettings
+from lib.requested import choice, number
 from lib.trainers.settings import RetrainSettings
 
 DEVICES: Final = ("auto", "cuda", "cpu")
@@ -50,18 +50,23 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
         steps: The networks to train.
 
     Raises:
-        TrainingError: A setting has a value that it cannot have.
+        SettingError: A value that a setting cannot have.
+        TrainingError: Values that do not fit together.
     """
-    untouched = {name: (None, "", AUTO) if name == "learning_rate" else (None, "") for name in NUMBERS}
-    numbers = {name: _number(name, request[name]) for name in NUMBERS if request.get(name) not in untouched[name]}
+    auto = {"learning_rate": (AUTO,)}
+    every = {
+        name: number(request, name, *limits, is_whole=name in WHOLE, none=auto.get(name, ()))
+        for name, limits in NUMBERS.items()
+    }
+    numbers = {name: value for name, value in every.items() if value is not None}
     replay_cases = numbers.pop("replay_cases", RetrainSettings().replay_cases)
     values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in numbers.items()}
     try:
         finetune = replace(
             FinetuneSettings(),
             **values,
-            optimizer=str(_chosen(request.get("optimizer"), OPTIMIZERS)),
-            device=_device(request.get("device")),
+            optimizer=choice(request, "optimizer", OPTIMIZERS),
+            device=_device(request),
         )
     except ValueError as error:
         raise TrainingError(str(error)) from error
@@ -71,26 +76,8 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     return RetrainSettings(steps, finetune, int(replay_cases), resume=resume)
 
 
-def _number(name: str, value: object) -> float:
-    low, high = NUMBERS[name]
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high or (name in WHOLE and number != int(number)):
-        kind = "a whole number" if name in WHOLE else "a number"
-        raise TrainingError(f"The setting {name!r} must be {kind} from {low:g} to {high:g}, got {value!r}. Correct it.")
-    return number
-
-
-def _chosen(value: object, choices: Sequence[str]) -> object:
-    """Return a choice; a client that never changed the setting sends nothing, or the whole list."""
-    value = value[0] if isinstance(value, list) and value else value
-    return choices[0] if value in (None, "") else value
-
-
-def _device(value: object) -> str:
-    value = _chosen(value, DEVICES)
-    if value not in DEVICES and not (isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit()):
-        raise TrainingError(f"The setting 'device' must be one of {', '.join(DEVICES)}, got {value!r}. Choose one.")
-    return str(value)
+def _device(request: Mapping[str, Any]) -> str:
+    value = request.get("device")
+    if isinstance(value, str) and value.startswith("cuda:") and value[5:].isdigit():
+        return value
+    return choice(request, "device", DEVICES)

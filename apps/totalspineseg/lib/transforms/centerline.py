@@ -38,6 +38,26 @@ class CanalExtent:
     y_last: npt.NDArray[np.intp]
     points: npt.NDArray[np.intp]
 
+    def has_in_front(
+        self, x: npt.NDArray[np.intp], y: npt.NDArray[np.intp], z: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.bool_]:
+        """Return which voxels lie anterior to the canal and within its width, at the nearest height with canal.
+
+        Args:
+            x, y, z: (n,) voxel indices. Not modified.
+
+        Returns:
+            (n,); all False without canal. Of two heights that are equally near the upper one counts.
+        """
+        if self.z.size == 0 or z.size == 0:
+            return np.zeros(z.size, dtype=np.bool_)
+        heights = np.arange(z.max() + 1)
+        upper = np.searchsorted(self.z, heights).clip(max=self.z.size - 1)
+        lower = (upper - 1).clip(min=0)
+        row = np.where(np.abs(self.z[upper] - heights) <= np.abs(self.z[lower] - heights), upper, lower)
+        front, left, right = self.y_last[row], self.x_first[row], self.x_last[row]
+        return np.asarray((y > front[z]) & (x >= left[z]) & (x <= right[z]))
+
 
 def canal_extent(canal: Mask) -> CanalExtent:
     """Measure canal and cord slice by slice.

@@ -23,7 +23,7 @@ from lib.anatomy import (
 from lib.transforms.components import Labels, foreground_box, look_up
 from lib.transforms.landmarks import find_landmarks
 from lib.transforms.ordering import Place, interleave
-from lib.transforms.pieces import Piece, Pieces, Step, find_pieces
+from lib.transforms.pieces import Piece, Pieces, Step
 
 UNNAMED: Final = BACKGROUND
 """Code of a piece without a name."""
@@ -180,18 +180,3 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
             painted[own] = np.array([UNNAMED, *codes], dtype=np.uint8)[crop[own]]
     labels[box] = painted
     return labels
-
-
-def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Labels:
-    """Find the pieces of a map, name them, and write the names into a new map.
-
-    Args:
-        raw: uint8 (X, Y, Z) RAS 1 mm, classes of the step's network. Not modified.
-        step: 1 or 2.
-        localizer: As in ``name_iteratively``.
-
-    Returns:
-        A new uint8 map of output codes.
-    """
-    pieces = find_pieces(raw, step)
-    return paint(pieces, raw, name_iteratively(pieces, localizer=localizer), step)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.transforms.centerline import CanalExtent
-from lib.transforms.components import Box, Labels, Mask
+from lib.transforms.components import Box, Labels
 from lib.transforms.piece_voxels import PieceVoxels
 
 CLASSES: Final = 16
@@ -70,19 +70,6 @@ def mean_of(profiles: Profiles, piece: int) -> Point:
     return x, y, z
 
 
-def _in_front(xyz: tuple[Ints, Ints, Ints], shape: tuple[int, ...], canal: CanalExtent) -> Mask:
-    """Return which voxels are anterior to the canal and within its width, at their height or the nearest with canal."""
-    x, y, z = xyz
-    if canal.z.size == 0:
-        return np.zeros(z.size, dtype=np.bool_)
-    heights = np.arange(shape[2])
-    upper = np.searchsorted(canal.z, heights).clip(max=canal.z.size - 1)
-    lower = (upper - 1).clip(min=0)
-    row = np.where(np.abs(canal.z[upper] - heights) <= np.abs(canal.z[lower] - heights), upper, lower)
-    front, left, right = canal.y_last[row], canal.x_first[row], canal.x_last[row]
-    return np.asarray((y > front[z]) & (x >= left[z]) & (x <= right[z]))
-
-
 def tally_pieces(raw: Labels, voxels: PieceVoxels, canal: CanalExtent) -> Tally:
     """Count the voxels of every piece.
 
@@ -100,7 +87,7 @@ def tally_pieces(raw: Labels, voxels: PieceVoxels, canal: CanalExtent) -> Tally:
         return counts.reshape(voxels.count, size)
 
     x, y, z = np.unravel_index(voxels.flat, raw.shape)
-    in_front = _in_front((x, y, z), raw.shape, canal)
+    in_front = canal.has_in_front(x, y, z)
     body = voxels.owner[in_front]
     sizes = raw.shape
     return Tally(

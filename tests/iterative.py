@@ -1,0 +1,16 @@
+"""The reference's rule from a network's map to named labels, for tests."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lib.transforms.components import Labels
+from lib.transforms.labeling import name_iteratively, paint
+from lib.transforms.pieces import Step, find_pieces
+
+
+def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Labels:
+    """Find the pieces of a map, name them, and write the names into a new map."""
+    pieces = find_pieces(raw, step)
+    return paint(pieces, raw, name_iteratively(pieces, localizer=localizer), step)

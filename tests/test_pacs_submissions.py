@@ -1,0 +1,115 @@
+"""Segmentations of a viewer as submissions, and series of a PACS as scored images."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import ImplicitVRLittleEndian, generate_uid
+
+from lib.anatomy import CODE_OF
+from lib.corrections.outcomes import Outcome
+from lib.corrections.receipts import Sender
+from lib.corrections.store import CorrectionStore
+from lib.dicom.seg_object import seg_reference
+from lib.dicom.seg_writer import seg_bytes, write_seg
+from lib.geometry import Volume
+from pacs_stand_in import CODES, FIRST, SECOND, Pacs, pacs_app, two_studies
+from phantom import PIR, CodeReader
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_studies(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def drawn(files: Path) -> bytes:
+    """A segmentation of FIRST as another program's reader stores it."""
+    seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
+    seg.Manufacturer = "A viewer"
+    return seg_bytes(seg)
+
+
+def read(drawn: bytes) -> Dataset:
+    seg = dcmread(BytesIO(drawn))
+    seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
+    return seg
+
+
+@pytest.fixture
+def app(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return pacs_app(Pacs(files), tmp_path, monkeypatch)
+
+
+def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
+    app: Any, tmp_path: Path, drawn: bytes
+) -> None:
+    seg, history = read(drawn), CorrectionStore(tmp_path / "work")
+    first = export(app, seg, tmp_path)
+    seg.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    seg.is_implicit_VR = True
+    assert export(app, seg, tmp_path) == first
+    assert len(history.of_image(FIRST)) == 1
+    seg.SegmentSequence[0].SegmentLabel = "mystery"
+    parked = export(app, seg, tmp_path)
+    assert (first.status, parked.status) == ("accepted", "parked")
+    assert export(app, seg, tmp_path).status == "parked"
+    assert [kept.status for kept in history.of_image(FIRST)] == ["accepted", "parked"]
+
+
+def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent(
+    app: Any, tmp_path: Path, drawn: bytes
+) -> None:
+    """What the server finds in the PACS by itself does not count: nobody knows whether a reader finished it."""
+    file, seg = tmp_path / "label.dcm", read(drawn)
+    app.datastore()._client.add(seg)
+    assert app.next_sample({"strategy": "first"})["id"] == FIRST
+    assert CorrectionStore(tmp_path / "work").of_image(FIRST) == ()
+    seg.save_as(file, write_like_original=False)
+    app.submit_label(FIRST, file, "final", {}, Sender("ada", "curl", "seg.dcm"))
+    (correction,) = CorrectionStore(tmp_path / "work").in_force(FIRST)
+    assert CODE_OF["L4"] in correction.present
+    assert app.next_sample({"strategy": "first"})["id"] == SECOND
+
+
+def export(app: Any, seg: Dataset, folder: Path) -> Outcome:
+    """As the viewer stores it."""
+    file = folder / "exported.dcm"
+    seg.save_as(file, write_like_original=False)
+    outcome: Outcome = app.submit_segmentation(
+        file, seg_reference(file), Sender("ada", "ohif", f"{seg.SOPInstanceUID}.dcm")
+    )
+    app.outcomes.keep(outcome)
+    return outcome
+
+
+class Readers:
+    """Networks that read the phantom's codes."""
+
+    def get(self, step: int) -> CodeReader:
+        return CodeReader(step)
+
+    def version(self, step: int) -> str:
+        return CodeReader(step).version
+
+
+def test_series_are_scored_and_offered_by_their_scores(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = Pacs(files)
+    app = pacs_app(pacs, tmp_path, monkeypatch)
+    vars(app._services)["networks"] = Readers()
+    scored = app.scoring({"method": "doubt"})
+    assert {FIRST, SECOND} == set(scored)
+    assert all(0 < entry["doubt"] < 1 for entry in scored.values()), scored
+    fetched = list(pacs.fetched)
+    assert app.scoring({"method": "doubt"}) == {series: {"skipped": True} for series in scored}
+    assert pacs.fetched == fetched
+    assert app.scoring_progress() == {"total": 2, "scored": 2, "failed": 0}
+    offered = [app.next_sample({"strategy": "doubtful_first", "client_id": client}) for client in ("ada", "bob")]
+    assert {sample["id"] for sample in offered} == {FIRST, SECOND}
+    assert offered[0]["score"]["doubt"] >= offered[1]["score"]["doubt"] > 0
