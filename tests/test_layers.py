@@ -45,6 +45,7 @@ LAYER = {
     "infers": 5,
     "trainers": 5,
     "activelearning": 5.5,  # scores what the inference tasks record
+    "worklist": 5.7,  # shows scores, offers and corrections
     "configs": 6,
     "front": 7,
     "server": 8,

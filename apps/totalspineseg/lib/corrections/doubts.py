@@ -36,7 +36,7 @@ def beside_prediction(
     if corrected is None or corrected.compared is None:
         return ()
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared
-    if is_doubtful(numbering) and _is_unchanged(compared, mapped):
+    if is_doubtful(numbering) and is_unchanged(compared, mapped):
         message = (
             f"You changed nothing, although the names of this prediction are doubtful{_chance(numbering)}. Check them. "
             "If they are right, there is nothing else to do."
@@ -65,8 +65,8 @@ def _gaps(findings: object) -> set[Any]:
     return {finding.get("code") for finding in known if finding.get("kind") == GAP}
 
 
-def _is_unchanged(compared: Compared, mapped: Mapped) -> bool:
-    """Whether each submitted structure lies just where the prediction has it."""
+def is_unchanged(compared: Compared, mapped: Mapped) -> bool:
+    """Return whether each submitted structure lies just where the prediction has it."""
     drawn = np.where(np.isin(compared.drawn, mapped.present), compared.drawn, BACKGROUND)
     return bool((drawn == mapped.codes).all())
 

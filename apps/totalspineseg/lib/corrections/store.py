@@ -58,6 +58,8 @@ class Correction:
         renamed: Codes whose outline was left as predicted under another name.
         offered: How its author had been offered the image: ``strategy``, time (``ts``) and ``score``, as noted with the
             image then; None where it was opened otherwise.
+        unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
+            trains with a small share of its own.
     """
 
     id: str
@@ -83,6 +85,7 @@ class Correction:
     untouched: tuple[int, ...] = ()
     renamed: tuple[int, ...] = ()
     offered: Mapping[str, Any] | None = None
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
+        record |= {"unchanged": mapped.unchanged}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

@@ -8,6 +8,7 @@ from fastapi import HTTPException
 
 from lib.errors import (
     BusyError,
+    ConflictError,
     MemoryShortageError,
     StorageError,
     SubmissionError,
@@ -39,7 +40,7 @@ def status_of(error: TotalSpineSegError) -> int:
     """Return the HTTP status that fits an error."""
     if isinstance(error, (UnknownImageError, UnknownLabelError)):
         return NOT_FOUND
-    if isinstance(error, WeightsError):
+    if isinstance(error, (WeightsError, ConflictError)):
         return NOT_READY
     if isinstance(error, BusyError):
         return HELD

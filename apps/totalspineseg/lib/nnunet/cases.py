@@ -31,9 +31,10 @@ MIN_LABELED_VOXELS: Final = 100
 
 
 class Origin(Enum):
-    """Where a case comes from; the replay share counts everything but fresh corrections."""
+    """Where a case comes from; ``EARLIER`` and ``SYNTHETIC`` are replay, and ``ACCEPTED`` has a share of its own."""
 
     CORRECTION = "correction"
+    ACCEPTED = "accepted"
     EARLIER = "earlier"
     SYNTHETIC = "synthetic"
 

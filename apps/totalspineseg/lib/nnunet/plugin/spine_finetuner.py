@@ -187,6 +187,7 @@ class SpineFinetuner(SpineTrainer):
             # The patch is that of the plans this training was given.
             replace(self.job.parent, configuration=self.configuration_manager.configuration),
             replay_share=settings.replay_share,
+            accepted_share=settings.accepted_share,
             strength=settings.strength,
             seed=settings.seed,
         )
