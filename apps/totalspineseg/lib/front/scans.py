@@ -33,7 +33,7 @@ MAX_PINNED: Final = 60
 
 
 class Act(BaseModel):
-    """What every act of a reader comes with."""
+    """The fields of every act of a reader."""
 
     client_id: str = Field("", max_length=MAX_NAME, description="The reader's name; with sign-in it is known already.")
 
@@ -133,6 +133,7 @@ def router() -> APIRouter:
         if row.status == "finished":
             raise ConflictError("This scan is finished already. Undo that first, then pin.")
         correction = acts.submit_pinned(row, view, body.names, pinned, _reader(user, body))
+        _lab().worklist.update(image)
         return {**answer, "correction": correction.id, "message": submitted_text(correction)}
 
     @routes.post("/scans/{image:path}/accept")
@@ -140,19 +141,23 @@ def router() -> APIRouter:
         """Finish a scan with its result as it is; refused where names are doubtful."""
         row, view = _lab().view(image)
         correction = _lab().acts.accept(row, view, body.prediction, body.views, _reader(user, body))
+        _lab().worklist.update(image)
         return {"correction": correction.id, "message": submitted_text(correction)}
 
     @routes.post("/scans/{image:path}/reject")
     def reject(image: str, body: Reject, user: Annotated[User, annotator]) -> dict[str, Any]:
         """Say why a result is of no use: the scan needs drawing."""
         _lab().acts.reject(_lab().row(image), body.reason, _reader(user, body))
+        _lab().worklist.update(image)
         return {"message": "Rejected. The scan needs drawing in 3D Slicer or OHIF."}
 
     @routes.post("/scans/{image:path}/undo")
     def undo(image: str, body: Act, user: Annotated[User, annotator]) -> dict[str, Any]:
         """Take back the last accept, pin or rejection."""
         is_admin = settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles
-        return {"message": _lab().acts.undo(_lab().row(image), _reader(user, body), is_admin=is_admin)}
+        message = _lab().acts.undo(_lab().row(image), _reader(user, body), is_admin=is_admin)
+        _lab().worklist.update(image)
+        return {"message": message}
 
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a reader does with a result while looking at it: pin a level, accept, reject, undo."""
+"""Pin a level, accept a result, reject it, undo that: the acts of a reader who looks at a scan."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -36,7 +36,7 @@ half as wide as the sac in the other alone."""
 
 @dataclass(frozen=True)
 class Pinned:
-    """What follows from the names that a reader pinned.
+    """The names that follow from those that a reader pinned.
 
     Attributes:
         names: Name in the prediction -> name now, of every level that changes.
@@ -64,7 +64,7 @@ class Undo(Protocol):
 
 
 class Acts:
-    """What readers do on the page; each act is kept in the history with who did it.
+    """The acts of readers on the page; each is kept in the history with who did it.
 
     Args:
         submit: Takes a label as a client's.
@@ -226,7 +226,7 @@ def _code(name: str, present: Collection[int] | None) -> int:
 
 
 def _pin_message(changed: Mapping[str, str], numbering: Numbering) -> str:
-    said = sentence(report(numbering, (), affine=np.eye(4)))
+    text = sentence(report(numbering, (), affine=np.eye(4)))
     if not changed:
-        return f"Every level keeps its name; {said}."
-    return f"{len(changed)} {'level changes its name' if len(changed) == 1 else 'levels change their names'}; {said}."
+        return f"Every level keeps its name; {text}."
+    return f"{len(changed)} {'level changes its name' if len(changed) == 1 else 'levels change their names'}; {text}."

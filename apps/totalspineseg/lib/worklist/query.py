@@ -29,7 +29,7 @@ _KEYS: Final[Mapping[Sort, Callable[[Row], Any]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of the worklist.
+    """A question to the worklist.
 
     Attributes:
         search: Part of an id, a level, a user or a reason, in upper or lower case; several words must all be found.

@@ -79,9 +79,9 @@ def row_of(
         now: Time stamp.
     """
     row: dict[str, Any] = {} if score is None else _predicted(score, numbering)
-    standing = [one for one in corrections if one.id not in withdrawn]
-    last = standing[-1] if standing else None
-    accepted = next((one for one in reversed(standing) if one.status == "accepted"), None)
+    counting = [one for one in corrections if one.id not in withdrawn]
+    last = counting[-1] if counting else None
+    accepted = next((one for one in reversed(counting) if one.status == "accepted"), None)
     if is_finished and accepted is not None:
         row |= {"status": "finished", "unchanged": accepted.unchanged, **_by(accepted)}
         if accepted.present:
@@ -92,7 +92,7 @@ def row_of(
         row |= {"status": "parked", "reason": last.reason, **_by(last)}
     elif last is not None:
         row |= {"status": "submitted", **_by(last)}
-    elif 0 <= now - offer.time < RESERVED_SECONDS:
+    elif offer.time and now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
     return Row(image_id, **row)
 
@@ -116,12 +116,12 @@ def _predicted(score: Score, numbering: Mapping[str, Any] | None) -> dict[str, A
     row: dict[str, Any] = {"date": score.created, "version": version_text(score.versions), "doubt": score.doubt}
     if score.refused:
         return {**row, "status": "failed", "reason": score.message}
-    said = sentence(numbering) if numbering else ""
+    text = sentence(numbering) if numbering else ""
     return {
         **row,
         "status": "predicted",
         "certainty": certainty_of(numbering) or "",
-        "reason": f"{said[:1].upper()}{said[1:]}." if said else "",
+        "reason": f"{text[:1].upper()}{text[1:]}." if text else "",
         "levels": levels_text(score.codes),
         "prediction": score.prediction,
     }

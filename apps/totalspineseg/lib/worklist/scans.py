@@ -26,7 +26,7 @@ from lib.volume_io import read_image, write_volume
 from lib.worklist.rows import Row
 
 KEPT_SCANS: Final = 3
-"""So many scans stay in memory, some hundred megabytes: a page asks for the image, the label and the levels of one."""
+"""Scans that stay in memory, some hundred megabytes: a page asks for the image, the label and the levels of one."""
 GRAY_LEVELS: Final = 32_000
 """Brightest voxel of an image that is sent: 16 bits are enough to look at it, and half as long on the way."""
 BRIGHT_PERCENTILE: Final = 99.9
@@ -89,7 +89,7 @@ class Scans:
     ) -> None:
         self._image_file, self._fingerprint = image_file, fingerprint
         self._predictions, self._maps, self._corrections = predictions, maps, corrections
-        self._kept = OrderedDict[tuple[str, ...], View]()
+        self._memory = OrderedDict[tuple[str, ...], View]()
         self._guard = threading.Lock()
 
     def view(self, row: Row) -> View:
@@ -106,16 +106,16 @@ class Scans:
         key = (row.id, self._fingerprint(row.id), row.prediction, "" if finished is None else finished.id)
         # One at a time: two requests for the same scan read it once.
         with self._guard:
-            view = self._kept.get(key)
+            view = self._memory.get(key)
             if view is None:
                 view = self._read(row, finished)
                 # Without a fingerprint nobody knows whether the image is still the same.
                 if key[1]:
-                    self._kept[key] = view
+                    self._memory[key] = view
             else:
-                self._kept.move_to_end(key)
-            while len(self._kept) > KEPT_SCANS:
-                self._kept.popitem(last=False)
+                self._memory.move_to_end(key)
+            while len(self._memory) > KEPT_SCANS:
+                self._memory.popitem(last=False)
         return view
 
     def glance(self, row: Row) -> View:
@@ -136,7 +136,7 @@ class Scans:
         if file is None:
             raise UnknownImageError(row.id)
         image = read_image(file)
-        shown = to_ras(image)
+        ras = to_ras(image)
         record = self.record(row)
         sha256 = record.image_sha256 if record is not None else ""
         sha256 = sha256 or (finished.image_sha256 if finished is not None else sha256_of(file))
@@ -147,7 +147,7 @@ class Scans:
         elif maps is not None:
             codes, of = labels_from_iso(maps.labels, maps.iso, image.grid), PREDICTION
         on_image = np.ascontiguousarray(to_ras(Volume(codes, image.affine)).data)
-        gray = Volume(_gray(shown.data), shown.affine)
+        gray = Volume(_gray(ras.data), ras.affine)
         return View(gray, image.grid, sha256, Label(of, on_image, record, maps))
 
 

@@ -26,8 +26,8 @@ HEIGHT_PX: Final = 420
 """Height of a picture: half of a preview, in which the names can still be read."""
 COLORS: Final = 64
 """Colors of a picture: a third of the bytes of a full one, and names and levels look the same."""
-KEPT: Final = 20_000
-"""So many pictures are kept, a gigabyte at most; the oldest go."""
+MAX_PICTURES: Final = 20_000
+"""Maximum number of pictures, a gigabyte at most; the oldest go."""
 SWEEP_EVERY: Final = 500
 """After so many new pictures the oldest are looked for."""
 
@@ -80,7 +80,7 @@ class Thumbnails:
         if self._made % SWEEP_EVERY:
             return
         files = sorted(self._folder.glob("*.png"), key=lambda file: file.stat().st_mtime)
-        for old in files[:-KEPT]:
+        for old in files[:-MAX_PICTURES]:
             old.unlink(missing_ok=True)
 
 

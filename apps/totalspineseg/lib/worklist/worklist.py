@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 1.0
 """For so long the lines are not looked at again: a page asks several times within a second."""
+REST: Final = 5
+"""Ratio of the time between two looks to the time of one, so that many scans leave the processor to readers."""
 WAIT_SECONDS: Final = 1.0
 """Maximum time a request waits for newer lines: a PACS that does not answer must not hold up the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
@@ -28,11 +30,11 @@ FIRST_WAIT_SECONDS: Final = 10.0
 FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
 """Folders of the history in which an entry that changes tells that its scan's line may have."""
 
-Stamp = tuple[object, ...]
+Change = tuple[object, ...]
 
 
 class Studies(Protocol):
-    """What the worklist asks the datastore."""
+    """The questions of the worklist to the datastore."""
 
     def list_images(self) -> list[str]:
         """Return the ids of all images."""
@@ -46,7 +48,7 @@ class Studies(Protocol):
 
 @dataclass(frozen=True)
 class Records:
-    """What is kept about the scans.
+    """Records about the scans.
 
     Attributes:
         root: The history folder.
@@ -65,14 +67,15 @@ class Records:
     fingerprint: Callable[[str], str]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Lines:
     """All lines as they were made last."""
 
-    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    changes: Mapping[str, Change] = field(default_factory=dict)
     rows: Mapping[str, Row] = field(default_factory=dict)
     sorted: tuple[Row, ...] = ()
     made: float = -float("inf")
+    seconds: float = 0.0
 
 
 class Worklist:
@@ -98,7 +101,7 @@ class Worklist:
     def rows(self) -> tuple[Row, ...]:
         """Return all lines by id, as they were a moment ago."""
         with self._guard:
-            is_old = self._clock() - self._lines.made > FRESH_SECONDS
+            is_old = self._clock() - self._lines.made > max(FRESH_SECONDS, REST * self._lines.seconds)
             if is_old and (self._work is None or not self._work.is_alive()):
                 self._work = threading.Thread(target=self._renew, name="worklist", daemon=True)
                 self._work.start()
@@ -114,6 +117,13 @@ class Worklist:
             return None
         return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
 
+    def update(self, image_id: str) -> None:
+        """Make the line of a scan anew, after somebody did something with it."""
+        row, before = self.row(image_id), self._lines
+        if row is not None and before.rows:
+            rows = {**before.rows, image_id: row}
+            self._lines = replace(before, rows=rows, sorted=_by_id(rows))
+
     @property
     def is_complete(self) -> bool:
         """Whether every scan has its line; not while the studies are read for the first time."""
@@ -124,32 +134,34 @@ class Worklist:
         try:
             store = self._studies()
             finished = frozenset(store.get_labeled_images())
-            stamps = self._stamps(store, finished)
+            changes = self._changes(store, finished)
             before, rows = self._lines, dict[str, Row]()
-            for image_id, stamp in stamps.items():
+            for image_id, change in changes.items():
                 known = before.rows.get(image_id)
-                if known is None or before.stamps.get(image_id) != stamp:
+                if known is None or before.changes.get(image_id) != change:
                     known = self._row(image_id, store, is_finished=image_id in finished)
                 rows[image_id] = known
         except Exception:
             # The next request tries again; the lines are those from before.
             logger.exception("The worklist could not be renewed")
             return
-        self._lines = _Lines(stamps, rows, tuple(rows[image_id] for image_id in sorted(rows)), begun)
+        # The first time every record is read, which says nothing of the next time.
+        seconds = self._clock() - begun if before.rows else 0.0
+        self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
-    def _stamps(self, store: Studies, finished: frozenset[str]) -> dict[str, Stamp]:
+    def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
         """Return what changes whenever a scan's line may have: times of files, without reading any."""
         times = [_times(self._records.root / name) for name in FOLDERS]
         now = time.time()
-        stamps: dict[str, Stamp] = {}
+        changes: dict[str, Change] = {}
         for image_id in store.list_images():
             name = folder_name(image_id)
-            changed = tuple(known.get(name, known.get(f"image-{name}.json", 0)) for known in times)
+            times_of = tuple(known.get(name, known.get(f"image-{name}.json", 0)) for known in times)
             offer = last_noted(store.get_image_info(image_id))
             # An offer ends by itself.
             offered = (offer.time, offer.client, 0 <= now - offer.time < RESERVED_SECONDS)
-            stamps[image_id] = (self._records.fingerprint(image_id), image_id in finished, *changed, offered)
-        return stamps
+            changes[image_id] = (self._records.fingerprint(image_id), image_id in finished, *times_of, offered)
+        return changes
 
     def _row(self, image_id: str, store: Studies, *, is_finished: bool) -> Row:
         records = self._records
@@ -171,6 +183,10 @@ class Worklist:
             offer=last_noted(store.get_image_info(image_id)),
             now=time.time(),
         )
+
+
+def _by_id(rows: Mapping[str, Row]) -> tuple[Row, ...]:
+    return tuple(rows[image_id] for image_id in sorted(rows))
 
 
 def _times(folder: Path) -> dict[str, int]:
