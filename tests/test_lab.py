@@ -177,3 +177,28 @@ def test_the_versions_name_the_starter_weights_in_use(server: Server) -> None:
     assert post(server, "/versions/rollback", None, 409)["detail"]
     assert "no-such" in post(server, "/versions/no-such/activate", None, 409)["detail"]
     assert get(server, "/training")["curves"] == {}
+
+
+def test_a_browser_gets_the_page_and_a_program_what_it_got_before(server: Server) -> None:
+    for path, headers in (("/", {}), ("/", {"accept": "application/json"}), ("/docs", {"accept": "text/html"})):
+        assert "Weights in use: starter" in requests.get(f"{server.url}{path}", headers=headers, timeout=60).text
+    answer = requests.get(server.url, headers={"accept": "text/html,*/*;q=0.8"}, timeout=60)
+    assert 'src="/lab/main.js"' in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self';" in policy
+    assert "unsafe-eval" not in policy
+    assert "<script>" not in answer.text
+    again = requests.get(server.url, headers={"accept": "text/html", "if-none-match": answer.headers["etag"]}, timeout=60)
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..%2Fstart.html", "%2e%2e%2f%2e%2e%2fmain.py", "lab.css%00", "index"])
+def test_the_page_has_no_files_but_its_own(server: Server, name: str) -> None:
+    assert requests.get(f"{server.url}/lab/{name}", timeout=60).status_code in (400, 404)
+
+
+def test_every_file_of_the_page_is_served_with_its_kind(server: Server) -> None:
+    kinds = {"main.js": "text/javascript", "worklist.js": "text/javascript", "lab.css": "text/css"}
+    for name, kind in kinds.items():
+        answer = requests.get(f"{server.url}/lab/{name}", timeout=60)
+        assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, kind)

@@ -20,34 +20,27 @@ from lib.processes import unwind_on_signals
 from lib.synthesis import demo_studies
 
 SIZE: Final = {"width": 1366, "height": 768}
-SCANS: Final = 5
+SCANS: Final = 4
 SEED: Final = 11
 COLORS: Final = 96
 """Colors of a picture: it stays below 150 kB, and letters stay sharp."""
 WAIT_MS: Final = 120_000
+SCORES: Final = {"levels": (0.95, 0.867), "vertebrae": (0.85, 0.871), "discs": (0.78, 0.802), "canal": (0.84, 0.846)}
+MARGINS: Final = {"levels": 0.05}
+
+
+def _line(measure: str, before: float, after: float) -> dict[str, float | bool]:
+    lower, margin = round(after - before - 0.012, 3), MARGINS.get(measure, 0.02)
+    numbers: dict[str, float | bool] = {"active": before, "candidate": after, "change": round(after - before, 3)}
+    return {**numbers, "lower": lower, "margin": margin, "subjects": 4, "allowed": lower >= -margin}
+
+
 VERDICT: Final = {
     "active": "starter",
     "candidate": "trained-20260601T101500Z-3f9c21",
     "publish": False,
-    "reason": "not served: on the hold-out set these fell: levels -0.083 (worst -0.140, allowed -0.05)",
-    "sets": [
-        {
-            "name": "hold-out",
-            "verdict": "fail",
-            "subjects": 4,
-            "reason": "",
-            "measures": {
-                "levels": _row
-                for _row in [
-                    {"active": 0.95, "candidate": 0.867, "change": -0.083, "lower": -0.14, "margin": 0.05, "subjects": 4, "allowed": False}
-                ]
-            }
-            | {
-                name: {"active": before, "candidate": after, "change": round(after - before, 3), "lower": round(after - before - 0.012, 3), "margin": 0.02, "subjects": 4, "allowed": True}
-                for name, before, after in (("vertebrae", 0.85, 0.871), ("discs", 0.78, 0.802), ("canal", 0.84, 0.846))
-            },
-        }
-    ],
+    "reason": "not served: on the hold-out set these fell: levels -0.083 (worst -0.095, allowed -0.05)",
+    "sets": [{"name": "hold-out", "measures": {name: _line(name, *pair) for name, pair in SCORES.items()}}],
 }
 """A verdict to show; no training was run for it."""
 
@@ -62,8 +55,19 @@ def served(folder: Path) -> Iterator[str]:
     version = app / "model" / "versions" / str(VERDICT["candidate"])
     shutil.copytree(APP / "model" / "starter", version)
     parents = {step: {"name": "starter", "version": "starter"} for step in ("1", "2")}
-    training = [{"correction": f"{k}", "image": f"scan {k}", "client": reader} for k, reader in enumerate(("ada", "ben", "ada", "cai"))]
-    record = {"name": version.name, "created": "2026-06-01T10:15:00+00:00", "steps": [1, 2], "parents": parents, "models": {}, "training": training, "gate": VERDICT}
+    training = [
+        {"correction": f"{k}", "image": f"scan {k}", "client": reader}
+        for k, reader in enumerate(("ada", "ben", "ada", "cai"))
+    ]
+    record = {
+        "name": version.name,
+        "created": "2026-06-01T10:15:00+00:00",
+        "steps": [1, 2],
+        "parents": parents,
+        "models": {},
+        "training": training,
+        "gate": VERDICT,
+    }
     (version / "version.json").write_text(json.dumps(record), encoding="utf-8")
     demo_studies(folder / "studies", SCANS, SEED)
     with server_process(folder / "studies", app, folder / "server.log") as (url, _):
@@ -94,7 +98,13 @@ def save(page: Page, file: Path) -> None:
 def take(url: str, folder: Path, *, dark: bool) -> None:
     """Take the pictures of the three views."""
     program = shutil.which("chromium") or "chromium"
-    flags = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    flags = [
+        "--no-sandbox",
+        "--use-gl=angle",
+        "--use-angle=swiftshader",
+        "--enable-unsafe-swiftshader",
+        "--ignore-gpu-blocklist",
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         page = browser.new_page(viewport=SIZE, color_scheme="dark" if dark else "light")
@@ -108,7 +118,9 @@ def take(url: str, folder: Path, *, dark: bool) -> None:
         page.click("tbody tr:nth-child(2) td:nth-child(3)")
         page.wait_for_timeout(500)
         save(page, folder / "lab_worklist.png")
-        scan = page.evaluate("[...document.querySelectorAll('tr[data-scan]')].find(row => row.querySelector('.predicted')).dataset.scan")
+        scan = page.evaluate(
+            "[...document.querySelectorAll('tr[data-scan]')].find(row => row.querySelector('.predicted')).dataset.scan"
+        )
         page.goto(f"{url}/#/review/{scan}")
         page.wait_for_selector("canvas[data-ready=true]")
         page.wait_for_timeout(1500)

@@ -79,6 +79,10 @@ export async function act(id, name, body = {}) {
   return send(scanPath(id, `/${name}`), { client_id: readerName(), ...body });
 }
 
+export async function predictOne(id) {
+  await fetched(`/infer/totalspineseg?image=${encodeURIComponent(id)}&output=json`, { method: 'POST' });
+}
+
 export async function blobUrl(path) {
   return URL.createObjectURL(await (await fetched(path)).blob());
 }

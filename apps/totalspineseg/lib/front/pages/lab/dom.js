@@ -34,7 +34,7 @@ export function day(text) {
 }
 
 export function percent(share) {
-  return share === null || share === undefined ? '' : `${(100 * share).toFixed(share > 0.995 ? 1 : 0)} %`;
+  return share === null || share === undefined ? '' : `${Math.round(100 * share)} %`;
 }
 
 // Whether a key is meant for a field or a dialog, not for the view.

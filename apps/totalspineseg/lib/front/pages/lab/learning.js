@@ -196,7 +196,6 @@ export async function show(view) {
   }
 
   await Promise.all([look(), loadVersions()]);
-  view.focus();
   return () => {
     isLeft = true;
     clearTimeout(timer);

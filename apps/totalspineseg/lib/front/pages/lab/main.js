@@ -26,14 +26,17 @@ async function show() {
   }
   document.title = `${TITLES[name]} - TotalSpineSeg`;
   say('');
-  const view = document.getElementById('view');
-  view.replaceChildren();
+  // Of this view alone: what another one still adds is not seen.
+  const view = element('div', { class: 'view' });
+  document.getElementById('view').replaceChildren(view);
   const running = { leave: null };
   shown = running;
   try {
     running.leave = await VIEWS[name].show(view, argument);
     if (shown !== running) {
       running.leave?.();
+    } else {
+      document.getElementById('view').focus();
     }
   } catch (error) {
     await failed(error);

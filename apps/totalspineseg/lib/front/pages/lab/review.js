@@ -1,12 +1,15 @@
 // One scan: three planes, its levels from top to bottom, and what a reader decides.
 
-import { Refused, act, blobUrl, get, scanPath } from '/lab/api.js';
+import { Refused, act, blobUrl, get, predictOne, scanPath } from '/lab/api.js';
 import { ask, day, element, isTyping, percent, say, tag } from '/lab/dom.js';
 import { openNext } from '/lab/worklist.js';
 
 const VIEWER = '/lab/niivue.js';
 const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
 const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
+// The viewer's own numbers, which its smallest file does not name.
+const NEVER_RENDERED = 0;
+const IN_A_ROW = 3;
 const FULL = 255;
 const DIMMED = 90;
 const STEP = 0.1;
@@ -40,7 +43,7 @@ export async function show(view, id) {
   const pins = {};
   let renamed = {};
 
-  const canvas = element('canvas', { 'aria-label': 'The scan in three planes. Use the list of levels to move.', tabindex: 0 });
+  const canvas = element('canvas', { role: 'application', 'aria-label': 'The scan in three planes. Use the list of levels to move.', tabindex: 0 });
   const under = element('p', { class: 'soft', id: 'under' }, '');
   const list = element('ol', { 'aria-label': 'Levels from top to bottom' });
   const about = element('section', { class: 'card', 'aria-label': 'About this scan' });
@@ -192,7 +195,8 @@ export async function show(view, id) {
     if (!viewer) {
       return;
     }
-    const types = viewer.totalspinesegTypes;
+    const { sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal } = viewer;
+    const types = [sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal];
     viewer.setSliceType(types[PLANES.indexOf(name)]);
     SEEN[name].forEach(plane => seen.add(plane));
     canvas.dataset.seen = [...seen].sort().join(' ');
@@ -226,11 +230,10 @@ export async function show(view, id) {
     if (isLeft) {
       return;
     }
-    const { Niivue, SHOW_RENDER, MULTIPLANAR_TYPE, SLICE_TYPE } = library;
-    viewer = new Niivue({
+    viewer = new library.Niivue({
       show3Dcrosshair: false,
-      multiplanarShowRender: SHOW_RENDER.NEVER,
-      multiplanarLayout: MULTIPLANAR_TYPE.ROW,
+      multiplanarShowRender: NEVER_RENDERED,
+      multiplanarLayout: IN_A_ROW,
       sagittalNoseLeft: true,
       isRadiologicalConvention: true,
       isColorbar: false,
@@ -238,7 +241,6 @@ export async function show(view, id) {
       crosshairWidth: 0.6,
       loadingText: 'Loading ...',
     });
-    viewer.totalspinesegTypes = [SLICE_TYPE.MULTIPLANAR, SLICE_TYPE.SAGITTAL, SLICE_TYPE.AXIAL, SLICE_TYPE.CORONAL];
     viewer.onLocationChange = at => {
       const code = Math.round(at.values?.[1]?.value || 0);
       const level = scan.levels.find(one => one.code === code);
@@ -257,12 +259,18 @@ export async function show(view, id) {
     canvas.dataset.ready = 'true';
   }
 
-  async function again(text) {
+  async function again(text, isNewLabel = false) {
     for (const name of Object.keys(pins)) {
       delete pins[name];
     }
     renamed = {};
     scan = await get(scanPath(id));
+    if (isNewLabel && viewer?.volumes.length > 1) {
+      const url = await blobUrl(scanPath(id, '/label'));
+      urls.push(url);
+      viewer.removeVolume(viewer.volumes[1]);
+      await viewer.addVolumesFromUrl([{ url, name: 'label.nii.gz', opacity }]);
+    }
     drawAbout();
     drawList();
     paint();
@@ -270,14 +278,10 @@ export async function show(view, id) {
   }
 
   async function predict() {
+    document.getElementById('predict').disabled = true;
     say('The scan is predicted. This takes from seconds to minutes.');
-    await fetchPrediction();
-    location.reload();
-  }
-
-  async function fetchPrediction() {
-    const { send } = await import('/lab/api.js');
-    await send(`/infer/totalspineseg?image=${encodeURIComponent(id)}&output=json`);
+    await predictOne(id);
+    window.dispatchEvent(new Event('hashchange'));
   }
 
   async function accept() {
@@ -322,7 +326,7 @@ export async function show(view, id) {
       return;
     }
     const answer = await act(id, 'pin', { prediction: scan.prediction, names: pins, submit: true });
-    await again(`${answer.message} Press n for the next scan.`);
+    await again(`${answer.message} Press n for the next scan.`, true);
   }
 
   async function reject() {
@@ -347,7 +351,7 @@ export async function show(view, id) {
       return;
     }
     const answer = await act(id, 'undo');
-    await again(answer.message);
+    await again(answer.message, true);
   }
 
   function onKey(event) {
@@ -383,6 +387,8 @@ export async function show(view, id) {
     };
     if (event.key in commands && !(event.target === slider && event.key.startsWith('Arrow'))) {
       event.preventDefault();
+      event.stopPropagation();
+      // Not awaited: a refusal is shown by the page.
       commands[event.key]();
     }
   }
@@ -399,7 +405,6 @@ export async function show(view, id) {
   // Before the viewer, which has keys of its own.
   window.addEventListener('keydown', onKey, true);
   open().catch(error => say(error.message, true));
-  view.focus();
 
   return () => {
     isLeft = true;

@@ -172,7 +172,7 @@ export async function show(view) {
   }
 
   function mark() {
-    [...body.children].forEach((one, place) => one.setAttribute('aria-selected', String(place === chosen && rows.length > 0)));
+    [...body.children].forEach((one, place) => one.setAttribute('aria-current', String(place === chosen && rows.length > 0)));
     drawSide();
   }
 
@@ -278,7 +278,8 @@ export async function show(view) {
 
   function onKey(event) {
     if (isTyping(event)) {
-      if (event.key === 'Escape' && event.target === search) {
+      if (event.target === search && ['Enter', 'Escape'].includes(event.key)) {
+        event.preventDefault();
         search.blur();
       }
       return;
@@ -313,7 +314,6 @@ export async function show(view) {
   strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
   strategy.value = 'doubtful_first' in info.strategies ? 'doubtful_first' : Object.keys(info.strategies)[0];
   await look();
-  view.focus();
 
   return () => {
     isLeft = true;
