@@ -20,7 +20,7 @@ LAB: Final = "lab"
 INDEX: Final = "index.html"
 PLACE: Final = "<!-- weights -->"
 """Mark in the page, replaced by the text about the weights in use."""
-VIEWER: Final = Path(__file__).parents[2] / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.min.js"
+VIEWER: Final = Path(__file__).parents[2] / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
 """The viewer of the review, which ``make setup`` installs."""
 TYPES: Final = {".html": HTML, ".css": "text/css", ".js": "text/javascript"}
 LAB_POLICY: Final = (

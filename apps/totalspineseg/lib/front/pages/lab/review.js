@@ -7,9 +7,6 @@ import { openNext } from '/lab/worklist.js';
 const VIEWER = '/lab/niivue.js';
 const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
 const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
-// The viewer's own numbers, which its smallest file does not name.
-const NEVER_RENDERED = 0;
-const IN_A_ROW = 3;
 const FULL = 255;
 const DIMMED = 90;
 const STEP = 0.1;
@@ -232,8 +229,8 @@ export async function show(view, id) {
     }
     viewer = new library.Niivue({
       show3Dcrosshair: false,
-      multiplanarShowRender: NEVER_RENDERED,
-      multiplanarLayout: IN_A_ROW,
+      multiplanarShowRender: library.SHOW_RENDER.NEVER,
+      multiplanarLayout: library.MULTIPLANAR_TYPE.ROW,
       sagittalNoseLeft: true,
       isRadiologicalConvention: true,
       isColorbar: false,
