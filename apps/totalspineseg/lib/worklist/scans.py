@@ -223,8 +223,11 @@ def _points(codes: LabelArray) -> dict[int, tuple[int, int, int]]:
             continue
         inside = np.pad(codes[box] == code, 1)
         depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1]
-        x, y, z = np.unravel_index(int(depth.argmax()), depth.shape)
-        points[code] = (int(x) + box[0].start, int(y) + box[1].start, int(z) + box[2].start)
+        # Of a flat top the middle.
+        deepest = np.argwhere(depth >= depth.max() - 0.5)
+        away = ((deepest - deepest.mean(axis=0)) ** 2).sum(axis=1)
+        x, y, z = (deepest[int(away.argmin())] + [part.start for part in box]).tolist()
+        points[code] = (x, y, z)
     return points
 
 

@@ -7,6 +7,7 @@ import { openNext } from '/lab/worklist.js';
 const VIEWER = '/lab/niivue.js';
 const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
 const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
+const CODES = 256;
 const FULL = 255;
 const DIMMED = 90;
 const STEP = 0.1;
@@ -150,15 +151,13 @@ export async function show(view, id) {
     if (!viewer || viewer.volumes.length < 2) {
       return;
     }
-    const map = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: [''] };
+    // All values, so that none shines through from its neighbor in the viewer's table.
+    const table = () => Array(CODES).fill(0);
+    const map = { R: table(), G: table(), B: table(), A: table(), I: [...table().keys()], labels: Array(CODES).fill('') };
     for (const level of scan.levels) {
-      const [r, g, b] = colorOf(level);
-      map.R.push(r);
-      map.G.push(g);
-      map.B.push(b);
-      map.A.push(lit && chosen && level !== chosen ? DIMMED : FULL);
-      map.I.push(level.code);
-      map.labels.push(nameOf(level));
+      [map.R[level.code], map.G[level.code], map.B[level.code]] = colorOf(level);
+      map.A[level.code] = lit && chosen && level !== chosen ? DIMMED : FULL;
+      map.labels[level.code] = nameOf(level);
     }
     viewer.volumes[1].setColormapLabel(map);
     viewer.setAtlasOutline(isOutlined ? 1 : 0);
@@ -194,6 +193,15 @@ export async function show(view, id) {
     }
     const { sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal } = viewer;
     const types = [sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal];
+    if (name === PLANES[0]) {
+      viewer.setCustomLayout([
+        { sliceType: sliceTypeSagittal, position: [0, 0, 0.46, 1] },
+        { sliceType: sliceTypeCoronal, position: [0.46, 0, 0.28, 1] },
+        { sliceType: sliceTypeAxial, position: [0.74, 0, 0.26, 1] },
+      ]);
+    } else {
+      viewer.clearCustomLayout();
+    }
     viewer.setSliceType(types[PLANES.indexOf(name)]);
     SEEN[name].forEach(plane => seen.add(plane));
     canvas.dataset.seen = [...seen].sort().join(' ');
@@ -230,12 +238,12 @@ export async function show(view, id) {
     viewer = new library.Niivue({
       show3Dcrosshair: false,
       multiplanarShowRender: library.SHOW_RENDER.NEVER,
-      multiplanarLayout: library.MULTIPLANAR_TYPE.ROW,
       sagittalNoseLeft: true,
       isRadiologicalConvention: true,
       isColorbar: false,
       dragAndDropEnabled: false,
-      crosshairWidth: 0.6,
+      crosshairWidth: 0.5,
+      crosshairColor: [0.2, 0.9, 1, 0.8],
       loadingText: 'Loading ...',
     });
     viewer.onLocationChange = at => {
