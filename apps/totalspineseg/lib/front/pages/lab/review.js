@@ -8,6 +8,9 @@ const VIEWER = '/lab/niivue.js';
 const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
 const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
 const CODES = 256;
+// The viewer colors the smallest values of a table alike, so the first ones stay free and clear.
+const FREE = 8;
+const COLORS = 'levels';
 const FULL = 255;
 const DIMMED = 90;
 const STEP = 0.1;
@@ -40,6 +43,9 @@ export async function show(view, id) {
   const urls = [];
   const pins = {};
   let renamed = {};
+  let codes = null;
+  let areas = null;
+  let outlines = null;
 
   const canvas = element('canvas', { role: 'application', 'aria-label': 'The scan in three planes. Use the list of levels to move.', tabindex: 0 });
   const under = element('p', { class: 'soft', id: 'under' }, '');
@@ -151,16 +157,20 @@ export async function show(view, id) {
     if (!viewer || viewer.volumes.length < 2) {
       return;
     }
-    // All values, so that none shines through from its neighbor in the viewer's table.
     const table = () => Array(CODES).fill(0);
-    const map = { R: table(), G: table(), B: table(), A: table(), I: [...table().keys()], labels: Array(CODES).fill('') };
+    const map = { R: table(), G: table(), B: table(), A: table(), I: [...table().keys()] };
     for (const level of scan.levels) {
-      [map.R[level.code], map.G[level.code], map.B[level.code]] = colorOf(level);
-      map.A[level.code] = lit && chosen && level !== chosen ? DIMMED : FULL;
-      map.labels[level.code] = nameOf(level);
+      const place = level.code + FREE;
+      [map.R[place], map.G[place], map.B[place]] = colorOf(level);
+      map.A[place] = lit && chosen && level !== chosen ? DIMMED : FULL;
     }
-    viewer.volumes[1].setColormapLabel(map);
-    viewer.setAtlasOutline(isOutlined ? 1 : 0);
+    const label = viewer.volumes[1];
+    viewer.addColormap(COLORS, map);
+    label.colormap = COLORS;
+    // The middle of each entry of the table: no code shines with the color of its neighbor.
+    label.cal_min = -0.5;
+    label.cal_max = CODES - 0.5;
+    label.img = isOutlined ? outlines : areas;
     viewer.setOpacity(1, areLabelsOn ? opacity : 0);
     viewer.updateGLVolume();
   }
@@ -220,6 +230,13 @@ export async function show(view, id) {
     paint();
   }
 
+  function keepLabel() {
+    const label = viewer.volumes[1];
+    codes = label ? label.img : null;
+    areas = label ? codes.map(code => (code ? code + FREE : 0)) : null;
+    outlines = label ? outlinesOf(areas, label.hdr.dims.slice(1, 4)) : null;
+  }
+
   async function open() {
     drawAbout();
     drawList();
@@ -246,8 +263,12 @@ export async function show(view, id) {
       crosshairColor: [0.2, 0.9, 1, 0.8],
       loadingText: 'Loading ...',
     });
-    viewer.onLocationChange = at => {
-      const code = Math.round(at.values?.[1]?.value || 0);
+    viewer.onLocationChange = ({ vox }) => {
+      if (!codes) {
+        return;
+      }
+      const [width, depth] = viewer.volumes[1].hdr.dims.slice(1, 3);
+      const code = codes[vox[0] + width * (vox[1] + depth * vox[2])];
       const level = scan.levels.find(one => one.code === code);
       if (level && level !== chosen) {
         choose(level, false);
@@ -258,6 +279,7 @@ export async function show(view, id) {
     if (isLeft) {
       return;
     }
+    keepLabel();
     paint();
     showPlanes('All planes');
     choose(scan.levels.find(level => level.doubtful) || scan.levels[Math.floor(scan.levels.length / 2)] || null);
@@ -275,6 +297,7 @@ export async function show(view, id) {
       urls.push(url);
       viewer.removeVolume(viewer.volumes[1]);
       await viewer.addVolumesFromUrl([{ url, name: 'label.nii.gz', opacity }]);
+      keepLabel();
     }
     drawAbout();
     drawList();
@@ -417,4 +440,21 @@ export async function show(view, id) {
     urls.forEach(url => URL.revokeObjectURL(url));
     viewer?.gl?.getExtension('WEBGL_lose_context')?.loseContext();
   };
+}
+
+// The label without what lies inside its structures.
+function outlinesOf(codes, [width, depth, height]) {
+  const found = codes.slice();
+  const steps = [1, width, width * depth];
+  for (let z = 1; z < height - 1; z += 1) {
+    for (let y = 1; y < depth - 1; y += 1) {
+      for (let x = 1; x < width - 1; x += 1) {
+        const k = x + width * (y + depth * z);
+        if (codes[k] && steps.every(step => codes[k - step] === codes[k] && codes[k + step] === codes[k])) {
+          found[k] = 0;
+        }
+      }
+    }
+  }
+  return found;
 }
