@@ -12,7 +12,6 @@ const CODES = 256;
 const FREE = 8;
 const COLORS = 'levels';
 const FULL = 255;
-const DIMMED = 90;
 const STEP = 0.1;
 const REASONS = ['Needs drawing in 3D Slicer', 'Not a spine', 'The image is too poor', 'Wrong series'];
 const KEYS = [
@@ -162,7 +161,7 @@ export async function show(view, id) {
     for (const level of scan.levels) {
       const place = level.code + FREE;
       [map.R[place], map.G[place], map.B[place]] = colorOf(level);
-      map.A[place] = lit && chosen && level !== chosen ? DIMMED : FULL;
+      map.A[place] = lit && chosen && level !== chosen ? 0 : FULL;
     }
     const label = viewer.volumes[1];
     viewer.addColormap(COLORS, map);
