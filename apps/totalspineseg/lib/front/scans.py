@@ -174,7 +174,7 @@ def router() -> APIRouter:
             "probability": numbering.get("probability"),
             "findings": [str(one.get("message", "")) for one in numbering.get("findings", ())],
             "would_settle": list(numbering.get("would_settle", ())),
-            "history": app_instance().history_of(image),
+            "history": [{**one, "reason": without_folders(one["reason"])} for one in app_instance().history_of(image)],
         }
 
     return routes

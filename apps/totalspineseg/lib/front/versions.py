@@ -8,6 +8,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.errors import ConflictError, WeightsError
+from lib.front.places import without_folders
 from lib.registry.overview import overview
 from lib.registry.store import DATASET_OF_STEP, STARTER, ModelStore
 
@@ -23,7 +24,7 @@ def router() -> APIRouter:
         """Return all versions with what the gate said, those in use, and what going back would put into use."""
         store: ModelStore = app_instance().models
         return {
-            "versions": overview(store),
+            "versions": [{**one, "verdict": without_folders(one["verdict"])} for one in overview(store)],
             "in_use": _in_use(store),
             "back": _back(store),
             "fixed": store.weights,
