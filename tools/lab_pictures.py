@@ -20,7 +20,7 @@ from lib.processes import unwind_on_signals
 from lib.synthesis import demo_studies
 
 SIZE: Final = {"width": 1366, "height": 768}
-SCANS: Final = 4
+SCANS: Final = 3
 SEED: Final = 11
 COLORS: Final = 96
 """Colors of a picture: it stays below 150 kB, and letters stay sharp."""
