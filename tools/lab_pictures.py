@@ -22,7 +22,7 @@ from lib.synthesis import demo_studies
 SIZE: Final = {"width": 1366, "height": 768}
 SCANS: Final = 2
 SEED: Final = 11
-COLORS: Final = 96
+COLORS: Final = 64
 """Colors of a picture: it stays below 150 kB, and letters stay sharp."""
 WAIT_MS: Final = 120_000
 SCORES: Final = {"levels": (0.95, 0.867), "vertebrae": (0.85, 0.871), "discs": (0.78, 0.802), "canal": (0.84, 0.846)}
