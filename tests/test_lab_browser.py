@@ -142,7 +142,7 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
     (accepted,) = store.of_image("a-whole")
     assert (accepted.unchanged, accepted.client) == (True, "ada")
     page.keyboard.press("n")
-    page.wait_for_function("!location.hash.endsWith('a-whole')")
+    page.wait_for_url(lambda url: "review" in url and not url.endswith("a-whole"))
 
     page.goto(f"{server.url}/#/review/b-doubtful")
     page.locator("canvas[data-ready=true]").wait_for()
