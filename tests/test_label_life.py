@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import CODE_OF
-from lib.corrections.store import CorrectionStore
+from lib.corrections.store import Correction, CorrectionStore
+from lib.errors import StorageError
 from lib.registry.store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
@@ -57,9 +59,20 @@ def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final
     return reply
 
 
+class CorrectionsOf(CorrectionStore):
+    """The corrections of one image: which images are held out depends on all there are."""
+
+    def __init__(self, root: Path, image: str) -> None:
+        super().__init__(root)
+        self.image = image
+
+    def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
+        return (correction for correction in super().readable(on_damaged) if correction.image == self.image)
+
+
 def training(server: Server, folder: Path, image: str) -> list[str]:
     """Ids of the corrections of an image that would train."""
-    store = CorrectionStore(server.studies / ".totalspineseg")
+    store = CorrectionsOf(server.studies / ".totalspineseg", image)
     material = site_material(Site(folder, ModelStore(folder), store, lambda image: None))
     sources = (source.provenance for source in (*material.training, *material.holdout))
     return [source["correction"] for source in sources if source["image"] == image]
