@@ -164,6 +164,9 @@ def test_weights_that_may_know_a_predicted_patient_are_named(
     monkeypatch.setattr(bench, "APP", tmp_path)
     assert words in bench.learned(STARTER, ("007", "018"))
     assert "MAY HAVE" not in bench.learned(STARTER, ("007", "034"))
+    # Older starter weights, given by their path, were taken for those of this checkout.
+    write_models(tmp_path / "older" / STARTER)
+    assert "no training on people" in bench.learned(str(tmp_path / "older" / STARTER), ("007", "018"))
 
 
 def test_a_bench_serves_what_is_known_of_the_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

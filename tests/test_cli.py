@@ -248,6 +248,20 @@ def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.golden
+def test_lint_takes_a_folder_and_goes_on_after_a_bad_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of maps was called one without DICOM images; a map that cannot be read ended the command."""
+    shutil.copy(GOLDEN / "cervicothoracic_clean" / "step2_output.nii.gz", tmp_path / "b.nii.gz")
+    assert main(["lint", str(tmp_path)]) == 0
+    (tmp_path / "a.nii.gz").write_bytes(b"text")
+    (tmp_path / "c.mgz").touch()
+    write_volume(tmp_path / "d.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
+    assert main(["lint", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "d.nii.gz: not_checked" in said.out
+    assert "a.nii.gz: " in said.err and "'c.mgz'" in said.err
+
+
+@pytest.mark.golden
 @pytest.mark.parametrize(("file", "code"), [("step2_output", 0), ("step2_raw", 1)])
 def test_lint_exits_with_1_if_it_finds_something(file: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lint", str(GOLDEN / "cervicothoracic_clean" / f"{file}.nii.gz")]) == code

@@ -16,9 +16,11 @@ from lib.cohort.inputs import (
     Case,
     find_cases,
     pair_localizers,
+    skipped_sentences,
     unvisited_folders,
-    unvisited_sentence,
 )
+from lib.cohort.options import RunOptions
+from lib.cohort.work import Work
 from lib.errors import ImageError
 from lib.volume_io import read_image
 
@@ -85,8 +87,27 @@ def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) 
 def test_of_many_folders_that_are_not_looked_into_a_few_are_named(tmp_path: Path) -> None:
     """The command printed all of them, hundreds in an archive."""
     cases = find_cases(make(tmp_path, "a.nii.gz", *(f"scan-{number}/b.nii.gz" for number in range(9))))
-    sentence = unvisited_sentence(tmp_path, cases)
+    sentence = skipped_sentences(tmp_path, cases)
     assert (sentence.count("scan-"), "4 more" in sentence) == (5, True)
+
+
+def test_files_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """Scans of other formats, and packed ones, were passed over without a word."""
+    cases = find_cases(make(tmp_path, "a.nii.gz", "b.img", "sub-1/anat/C.MGZ", "d/e.zip", "notes.txt", "out/f.mgz"))
+    sentence = skipped_sentences(tmp_path, cases, exclude=tmp_path / "out")
+    assert all(name in sentence for name in ("'b.img'", "'sub-1/anat/C.MGZ'", "'d/e.zip'", "Convert", ".nii.gz"))
+    assert not any(name in sentence for name in ("a.nii", "notes", "f.mgz"))
+    with pytest.raises(ImageError, match=r"no images.*'C.MGZ'.*Convert"):
+        find_cases(tmp_path / "sub-1" / "anat")
+
+
+def test_a_link_to_itself_fails_as_one_scan(tmp_path: Path) -> None:
+    """The whole run ended with a traceback."""
+    (tmp_path / "a.nii.gz").symlink_to("a.nii.gz")
+    cases = find_cases(tmp_path)
+    Work(tmp_path / "out", RunOptions(), {}).require_apart(cases)
+    with pytest.raises(ImageError, match="correct the link"):
+        read_image(cases[0].path)
 
 
 def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:

@@ -305,7 +305,41 @@ def frames_without_groups(folder: Path) -> Path:
     return save(folder, [image])
 
 
+def with_frames(count: int, described: int) -> Callable[[Path], Path]:
+    """A multi-frame object that states another number of frames than it describes."""
+
+    def make(folder: Path) -> Path:
+        image = enhanced(slices())
+        image.NumberOfFrames = count
+        image.PerFrameFunctionalGroupsSequence = image.PerFrameFunctionalGroupsSequence[:described]
+        return save(folder, [image])
+
+    return make
+
+
+def turned_to(*orientation: float) -> Callable[[Dataset, int], None]:
+    def change(item: Dataset, _: int) -> None:
+        item.ImageOrientationPatient = list(orientation)
+
+    return change
+
+
+def taller(item: Dataset, _: int) -> None:
+    item.Rows = 999
+
+
+def cut_and_flat(folder: Path) -> Path:
+    """Slices of no distance, the pixels of which end early."""
+    return save(folder, slices(), lambda item, k: (flat(item, k), setattr(item, "PixelData", item.PixelData[:-10])))
+
+
 REFUSED = {
+    "fewer frames than places": (with_frames(3, 5), "3 frames, but describes 5"),
+    "more frames than places": (with_frames(5, 3), "5 frames, but describes 3"),
+    "no orientation": (lambda f: save(f, slices(), turned_to(0, 0, 0, 0, 0, 0)), "perpendicular"),
+    "skewed orientation": (lambda f: save(f, slices(), turned_to(0, 1, 0, 0, 0.7, -0.7)), "perpendicular"),
+    "more rows than pixels": (lambda f: save(f, slices(), taller), "damaged"),
+    "pixels that end early": (cut_and_flat, "damaged"),
     "localizer in three planes": (
         three_planes,
         r"3 orientations \(3 \w+, 3 \w+, 3 \w+; perhaps a three-plane localizer\)",
@@ -339,6 +373,15 @@ REFUSED = {
     "two series": (lambda f: save(save(f, slices()), slices(SeriesInstanceUID=uid_from("x"))), "2 DICOM series"),
     "no image": (lambda f: save(f, slices(), reported), "no DICOM image"),
 }
+
+
+def flat(item: Dataset, _: int) -> None:
+    item.SliceThickness = item.SpacingBetweenSlices = 0
+
+
+def test_slices_that_state_no_distance_are_read(tmp_path: Path) -> None:
+    """They were called unreadable: the decoder refuses a distance of 0."""
+    np.testing.assert_array_equal(read_image(save(tmp_path / "flat", slices(), flat)).data, picture())
 
 
 def between(item: Dataset, k: int) -> None:

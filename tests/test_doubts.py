@@ -1,6 +1,7 @@
 """Tests that a submission with doubtful levels, or with an odd rename of certain ones, is answered with a finding."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,7 +103,7 @@ def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
 
 def test_what_a_rename_did_is_the_first_sentence() -> None:
     """It came behind the number of structures, in a notice that shows a few lines."""
-    fields: dict[str, Any] = dict.fromkeys(("reason", "tag", "user", "client", "file_name", "raw", "raw_sha256"), "")
+    fields: dict[str, Any] = dict.fromkeys(("reason", "user", "client", "file_name", "raw", "raw_sha256"), "")
     correction = Correction(
         id="c",
         image="a",
@@ -115,11 +116,15 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
         present=(1, 2),
         findings=({"message": "L3 is missing."},),
         renumbered={"message": "You renamed L5 to L6; the other levels follow."},
+        tag="final",
         **fields,
     )
     message = message_of(correction)
     assert message.startswith("You renamed L5 to L6; the other levels follow. Submitted")
     assert message.endswith("Please check: L3 is missing.")
+    assert "finished label" in message
+    unfinished = message_of(replace(correction, tag="original"))
+    assert "not count" in unfinished and "finished label" not in unfinished
 
 
 def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:

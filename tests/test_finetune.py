@@ -809,24 +809,26 @@ def test_too_little_memory_for_one_patch_is_a_clear_stop(
         run_with_memory(folders[1], cases[1], tmp_path, 0)
 
 
-def test_nnunets_command_trains_it_as_we_do(
+def test_nnunets_command_continues_a_training_and_we_go_on(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     """By its ``-num_gpus`` nnU-Net trains on several GPUs what it can train on one."""
     settings = replace(TINY, iterations=2, epoch=1)
     ours = tune(folders[1], [cases[1]], tmp_path / "ours", settings)
     work = tmp_path / "nnunet"
-    job = Job(folders[1], store_cases([cases[1]], folders[1], work), work, settings)
-    job.write()
-    place, app = job.folder.parent, Path(spine_finetuner.__file__).parents[3]
-    environment = os.environ | NnunetFolders(place, place, place).environment()
+    with pytest.raises(Stopped):
+        tune(folders[1], [cases[1]], work, settings, should_stop=lambda: True)
+    place, app = dataset_folder(folders[1], work), Path(spine_finetuner.__file__).parents[3]
+    environment = os.environ | NnunetFolders(place.parent, place.parent, place.parent).environment()
     environment |= {"nnUNet_extTrainer": str(app / "lib/nnunet/plugin"), "PYTHONPATH": str(app)}
-    words = [job.folder.name, CONFIGURATION, "all", "-p", PLANS, "-tr", "SpineFinetuner", "-device", "cpu"]
+    words = [place.name, CONFIGURATION, "all", "-p", PLANS, "-tr", "SpineFinetuner", "-device", "cpu", "--c"]
     command = [sys.executable, "-m", "nnunetv2.run.run_training", *words]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
-    theirs = load_checkpoint(work / "checkpoint_final.pth")["network_weights"]
+    assert "resumed at iteration 1" in (work / "log.txt").read_text(encoding="utf-8")
+    theirs = tune(folders[1], [cases[1]], work, settings)
+    assert theirs.resumed_at == 2
     for name, value in ours.weights.items():
-        assert torch.allclose(theirs[name], value, atol=1e-2), name
+        assert torch.allclose(theirs.weights[name], value, atol=1e-2), name
 
 
 def test_several_processes_share_each_batch(

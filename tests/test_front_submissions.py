@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from monailabel.config import settings
+from monailabel.endpoints import datastore as host_endpoint
 from monailabel.utils.others import class_utils
 from starlette.testclient import TestClient
 
@@ -17,7 +18,8 @@ from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
 from lib.corrections.wire import to_wire
-from lib.front import errors, studies
+from lib.front import errors, saved, studies
+from lib.infers.listed import LISTED
 from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
@@ -145,3 +147,35 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     (kept,) = store.of_image("a")
     np.testing.assert_array_equal(store.codes(kept) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
     assert (folder / "labels" / "final" / "a.nii.gz").is_file()
+
+
+def test_a_saved_result_that_is_replaced_between_its_names_and_its_map_is_refused(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3D Slicer gave the names of the first result to the voxels of the second."""
+    monkeypatch.setattr(saved, "app_instance", lambda: app)
+    monkeypatch.setattr(host_endpoint, "app_instance", lambda: app)
+    front = FastAPI()
+    errors.install(front)
+    front.include_router(saved.router())
+    reader = TestClient(front, raise_server_exceptions=False)
+    query = {"label": "a", "tag": "original"}
+
+    def save(*names: str) -> None:
+        map_of = np.isin(CODES, [CODE_OF[name] for name in names]) * CODES
+        write_volume(tmp_path / "saved.nii.gz", to_wire(map_of), RAS)
+        report = {"label_names": dict(WIRE_LABELS), LISTED: list(names)}
+        app.datastore().save_label("a", str(tmp_path / "saved.nii.gz"), "original", {"params": report})
+
+    def names() -> list[str]:
+        listed = reader.get("/datastore/", params={"output": "all"}).json()["objects"]["a"]["labels"]["original"]
+        return list(listed["info"]["params"]["label_names"])
+
+    save("L4", "L5")
+    assert names() == ["L4", "L5"]
+    assert reader.get("/datastore/label", params=query).status_code == 200
+    save("L5", "L4")
+    answer = reader.get("/datastore/label", params=query)
+    assert (answer.status_code, "replaced" in answer.json()["detail"]) == (409, True)
+    assert names() == ["L5", "L4"]
+    assert reader.get("/datastore/label", params=query).status_code == 200

@@ -234,6 +234,21 @@ def test_a_map_without_levels_says_that_nothing_was_checked(value: int) -> None:
     assert ("not_checked", 0) in found(labels)
 
 
+@pytest.mark.parametrize("code", [43, 93])
+def test_a_level_of_a_few_voxels_is_found(code: int) -> None:
+    """A single voxel of L3 was a sound map."""
+    labels = np.zeros((30, 30, 60), dtype=np.uint8)
+    labels[15, 15, 30:32] = code
+    (finding,) = lint(labels, SPACING)
+    assert (finding.kind, finding.code, finding.voxels) == ("fragment", code, 2)
+
+
+def test_an_image_is_no_map(lumbar: Labels) -> None:
+    """Of a scan in place of its map a line was printed for every gray value."""
+    (finding,) = lint((np.random.default_rng(0).random(lumbar.shape) * 300).astype(np.int32), SPACING)
+    assert finding.kind == "not_checked" and "values" in finding.message
+
+
 def counted_upward(labels: Labels) -> None:
     """As TotalSegmentator numbers: L5 is 27, L4 is 28 and so on, the sacrum 25."""
     table = np.zeros(256, dtype=np.uint8)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -50,6 +51,11 @@ LEFT = {
     "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
     "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
     "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "Convert it"),
+    "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "Convert"),
+    "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "Convert"),
+    "archive": (lambda f: written(f / "patient" / "x.zip", b"PK"), "patient/", "Link or copy"),
+    "pipe": (lambda f: os.mkfifo(f / "x.nii.gz"), "x.nii.gz", "remove it"),
+    "link to itself": (lambda f: linked(f / "x.nii.gz", "x.nii.gz"), "x.nii.gz", "correct the link"),
     "broken link": (lambda f: linked(f / "x.nii.gz", "nowhere.nii.gz"), "x.nii.gz", "restore the file"),
     "annex link": (lambda f: linked(f / "x.nii.gz", ".git/annex/objects/ab/x"), "x.nii.gz", "datalad get"),
     "LFS pointer": (lambda f: written(f / "x.nii.gz", LFS), "x.nii.gz", "git lfs pull"),
@@ -171,7 +177,8 @@ def test_label_maps_that_lie_there_already_are_not_finished(
         studies = studies_in(tmp_path)
     assert (studies.get_labeled_images(), studies.get_unlabeled_images()) == ([], ["one"])
     assert (studies.get_label_uri("one", "final"), studies.status()["label_tags"]) == ("", {})
-    assert "submit it" in studies.status()["not_offered"]["labels/final/one.nii.gz"]
+    advice = studies.status()["not_offered"]["labels/final/one.nii.gz"]
+    assert all(word in advice for word in ("name its segments", "submit it", "totalspineseg prepare"))
     assert "labels/final/one.nii.gz" in caplog.text
     assert studies.json()["objects"]["one"]["labels"] == {}
     own = volume(tmp_path / ".new" / "one.nii.gz")

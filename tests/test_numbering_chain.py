@@ -1,5 +1,7 @@
 """Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -40,6 +42,16 @@ GOLDEN = Path(__file__).parent / "golden"
 SPACING = 2.0
 
 
+@cache
+def _built(
+    fov: str, thoracic: int, lumbar: int, seed: int, spacing: float, curvature: float
+) -> tuple[columns.Case, np.random.Generator]:
+    """A clean column, and the random numbers that come after it."""
+    rng = np.random.default_rng(seed)
+    case = columns.build(rng, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
+    return case, rng
+
+
 def draw(
     fov: str,
     step: int,
@@ -50,9 +62,7 @@ def draw(
     spacing: float = SPACING,
     curvature: float = 1.0,
 ) -> columns.Case:
-    rng = np.random.default_rng(seed)
-    thoracic, lumbar = columns.VARIANTS[variant]
-    base = columns.build(rng, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
+    base, rng = deepcopy(_built(fov, *columns.VARIANTS[variant], seed, spacing, curvature))
     case = columns.classes(base, step, swapped=swapped)
     for name in mistakes:
         assert columns.MISTAKES[name](case, rng), f"{name} must apply"

@@ -343,14 +343,16 @@ def bids(folder: Path, *scans: LabeledScan) -> None:
             write_volume(path, volume.data, volume.grid)
 
 
-def test_scans_are_found_whatever_the_case_of_their_endings(tmp_path: Path) -> None:
+def test_scans_are_found_whatever_the_case_of_their_endings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only ``.nii.gz`` in lower case was found."""
     folder, raw = tmp_path / "bids", tmp_path / "raw"
     bids(folder, *(block_scan(k) for k in (1, 2)))
     for path in sorted(folder.rglob("sub-2*.nii.gz")):
         path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.gz")))
+    (folder / "sub-1" / "anat" / "sub-1_T1w.mgz").touch()
     assert main(["prepare", str(folder), str(raw), "--step", "1"]) == 0
     assert files(raw, 1).keys() == names("sub-1_T2w", "sub-2_T2w", channels=1)
+    assert re.search("'sub-1/anat/sub-1_T1w.mgz'.*Convert", capsys.readouterr().err)
 
 
 def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

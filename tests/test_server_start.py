@@ -88,6 +88,7 @@ def test_a_host_that_is_not_this_machine_is_refused(
         (["--studies", "FILE"], "cannot be read"),
         (["--studies", "FILE/studies"], "cannot be read"),
         (["--studies", "LOOP"], "--studies"),
+        (["--studies", ""], "Name a folder"),
         (["--studies", "nowhere", "--work", "WORK"], "--studies"),
     ],
     ids=" ".join,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from dicom_series import itk_slices
+from dicom_series import itk_slices, save, slices
 from lib.errors import ImageError, StorageError
 from lib.files import write_file
 from lib.geometry import Grid, same_grid
@@ -45,6 +45,25 @@ def with_forms(
         image.header["pixdim"][1:4] = np.linalg.norm(sform[:3, :3], axis=0) if sform is not None else 1
     image.header.set_xyzt_units(unit)
     path.write_bytes(image.to_bytes())
+    return path
+
+
+def with_size(path: Path, factor: float) -> Path:
+    """A NIfTI file whose header has the size of the second axis times a factor."""
+    image = nib.Nifti1Image(picture(), STRAIGHT)
+    image.set_qform(STRAIGHT, 1)
+    content = bytearray(image.to_bytes())
+    content[84:88] = np.float32(0.6 * factor).tobytes()
+    return Path(written(path, bytes(content)))
+
+
+def pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def linked(path: Path, target: str) -> Path:
+    path.symlink_to(target)
     return path
 
 
@@ -357,7 +376,11 @@ BAD = {
     "nrrd of no space": (lambda p: nrrd(p / "a.nrrd", "space dimension: 3", *DIRECTIONS), "needs a space such as"),
     "nrrd of the scanner's space": (lambda p: nrrd(p / "a.nrrd", "space: scanner-xyz", *DIRECTIONS), "such as 'left-p"),
     "meta image without directions": (lambda p: meta(p / "a.mha", "ElementSpacing = 1 1 3"), "needs a TransformMatrix"),
+    "nrrd with a space alone": (lambda p: nrrd(p / "a.nrrd", "space: LPS"), "and space directions"),
+    "negative voxel size": (lambda p: with_size(p / "a.nii", -1), "negative voxel size.*Export"),
     "empty folder": (lambda p: folder(p / "d"), "no DICOM image"),
+    "pipe": (lambda p: pipe(p / "a.nii.gz"), "neither a file nor a folder"),
+    "link to itself": (lambda p: linked(p / "a.nii.gz", "a.nii.gz"), "correct the link"),
 }
 
 
@@ -367,6 +390,32 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
         read_image(make(tmp_path))
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", "/IM0"])
+def test_a_name_in_another_encoding_ends_no_program(tmp_path: Path, ending: str) -> None:
+    """SimpleITK ended the whole program, a run over a folder or a server, at a name that is not UTF-8."""
+    plain = tmp_path / f"a{ending}"
+    if ending == "/IM0":
+        save(plain.parent, slices())
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(picture()), str(plain))
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfc" + os.fsencode(ending if ending != "/IM0" else "")))
+    try:
+        (plain.parent if ending == "/IM0" else plain).rename(named)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(ImageError, match="Rename"):
+        read_image(named)
+
+
+def test_corrections_of_a_header_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What nibabel mends in a header came on the screen between the lines of a run."""
+    path = with_forms(tmp_path / "a.nii", STRAIGHT, STRAIGHT)
+    content = bytearray(path.read_bytes())
+    content[254:256] = (99).to_bytes(2, "little")
+    read_image(written(path, bytes(content)))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ from lib.geometry import LabelArray, Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.registry.records import lineage  # noqa: E402
-from lib.registry.store import ModelStore  # noqa: E402
+from lib.registry.store import STARTER, ModelStore  # noqa: E402
 from lib.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
@@ -272,8 +272,9 @@ def trained_on_people(weights: str) -> bool:
     for step in (1, 2):
         choice = store.resolve(step)
         for name in lineage(store, choice.name, step):
-            root = choice.root if name == choice.name else store.versions_dir / name
-            root = store.model_dir / name if name == "starter" else root
+            root = (store.model_dir if name == STARTER else store.versions_dir) / name
+            # A folder that is given by its path may have the name of other weights.
+            root = choice.root if name == choice.name else root
             if not root.is_dir():
                 continue
             file = ModelFolder.open(root, step=step).path / "training.json"

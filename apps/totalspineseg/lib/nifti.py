@@ -1,5 +1,6 @@
 """Read NIfTI files: the voxels that the header describes, and their position."""
 
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,12 @@ ROTATION_ROUNDING: Final = 1e-4
 GZIP_MAGIC: Final = b"\x1f\x8b"
 NIFTI2_MAGICS: Final = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 """First bytes of a NIfTI-2 header: its size, 540, in either byte order."""
+EXPORT_AGAIN: Final = (
+    "Export the image again as it was scanned. If 3D Slicer shows it in the right place, save it there under another "
+    "name and use that file."
+)
+SILENT: Final = logging.Logger("nifti", level=logging.CRITICAL + 1)
+"""Takes what nibabel says of headers that it corrects."""
 
 
 def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
@@ -54,7 +61,7 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
         ImageError: The file holds less than its header says, too much, or does not state the position of its voxels.
     """
     with _opened(path) as file:
-        header = _header(file)
+        header = _header(file, path.name)
         shape, offset = header.get_data_shape(), header.get_data_offset()
         if min(shape, default=0) < 1:
             raise ImageError(f"{path.name!r} has no voxels (shape {shape}). Export it again.")
@@ -87,11 +94,22 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _header(file: IO[bytes]) -> nib.Nifti1Header:
-    """Return the header without its extensions: they may be of any size, and are not used here."""
+def _header(file: IO[bytes], name: str) -> nib.Nifti1Header:
+    """Return the header without its extensions: they may be of any size, and are not used here.
+
+    Raises:
+        ImageError: A voxel size is negative: nibabel ignores the sign, and ITK, which 3D Slicer uses, turns the axis.
+    """
     kind = nib.Nifti2Header if file.read(4) in NIFTI2_MAGICS else nib.Nifti1Header
     file.seek(0)
-    return kind.from_fileobj(BytesIO(file.read(kind.template_dtype.itemsize)))
+    header = kind.from_fileobj(BytesIO(file.read(kind.template_dtype.itemsize)), check=False)
+    negative = (header["pixdim"][1:4] < 0).any()
+    header.check_fix(SILENT)
+    if negative:
+        raise ImageError(
+            f"The header of {name!r} has a negative voxel size, which programs read in two ways. {EXPORT_AGAIN}"
+        )
+    return header
 
 
 def _affine(header: nib.Nifti1Header, name: str) -> Affine:
@@ -139,8 +157,7 @@ def _require_one_place(one: Grid, other: Grid, name: str) -> None:
     ways = "" if first == second else f": {first} or {second}"
     raise ImageError(
         f"The header of {name!r} places the image in two ways (its qform, sform and voxel size disagree{ways}), "
-        f"which put a corner of it {apart_mm:.1f} mm apart. Export the image again as it was scanned. If 3D Slicer "
-        "shows it in the right place, save it there under another name and use that file."
+        f"which put a corner of it {apart_mm:.1f} mm apart. {EXPORT_AGAIN}"
     )
 
 

@@ -319,8 +319,12 @@ def _folder(text: str, option: str) -> Path:
     """Return the folder that an option names, without links.
 
     Raises:
-        StorageError: The text cannot be a folder, for example the home of an unknown user, or links in a circle.
+        StorageError: The text cannot be a folder, for example the home of an unknown user, or links in a circle; or it
+            is empty.
     """
+    if not text.strip():
+        # An empty name means the folder where the command was started.
+        raise StorageError(f"{option} is empty. Name a folder.")
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError) as error:

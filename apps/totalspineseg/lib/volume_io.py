@@ -3,7 +3,7 @@
 No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from lib.geometry import AnyArray, Grid, Volume, to_ras
 from lib.image import Image
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
-from lib.pointers import missing_content
+from lib.pointers import itk_name, missing_content
 from lib.unpacking import require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -31,15 +31,24 @@ IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 """File name endings that are tried as images, longest first."""
 WRITTEN_SUFFIXES: Final = (*NIFTI_SUFFIXES, ".nrrd")
 """File name endings that label maps are written with, longest first."""
+OTHER_SUFFIXES: Final = (
+    *(".img", ".img.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".par", ".rec", ".vti", ".gipl", ".gipl.gz"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz"),
+)
+"""File name endings of images, and of archives of them, that are not read."""
+NAMED_FILES: Final = 5
+"""Maximum number of files named in a sentence."""
 NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Endings of headers whose voxels are in another file."""
 NRRD_SPACE: Final = "NRRD_space"
 """ITK's name for the field that states the space of a NRRD file's directions."""
+NRRD_DIRECTIONS: Final = (b"space directions",)
+"""Name of the field of a NRRD header that states the direction of its axes."""
 META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
 """Names of the field of a MetaImage header that states the direction of its axes."""
-META_HEADER_BYTES: Final = 8192
-"""Maximum size of a MetaImage header, which has some twenty short lines."""
+HEADER_BYTES: Final = 8192
+"""Bytes at the start of a NRRD or MetaImage file that contain the fields of its geometry, which are short lines."""
 MIN_SLICES: Final = 3
 """Minimum number of slices: with two sagittal slices half may miss the canal, and levels are confidently named wrong.
 """
@@ -69,6 +78,30 @@ def stem(path: Path) -> str:
 def is_image_name(path: Path) -> bool:
     """Return whether the file name ends like an image this project reads."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_other_name(path: Path) -> bool:
+    """Return whether the file name ends like an image, or an archive of images, that this project does not read."""
+    return path.name.lower().endswith(OTHER_SUFFIXES)
+
+
+def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
+    """Return a sentence on files that are not read because of their kind.
+
+    Args:
+        names: How to name them.
+        endings: Endings of the kinds that are read.
+
+    Returns:
+        What to do with them; "" for none.
+    """
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return (
+        f"Not read because of their kind: {', '.join(map(repr, sorted(names)[:NAMED_FILES]))}{more}. Convert images to "
+        f"{', '.join(endings[:-1])} or {endings[-1]}, and unpack archives."
+    )
 
 
 def images_in(folder: Path, pattern: str, endings: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[Path, ...]:
@@ -247,7 +280,7 @@ def open_itk(path: Path) -> sitk.Image:
     reader = sitk.ImageFileReader()
     # On its own ITK finds no reader for a MetaImage whose ending is in capitals.
     reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     reader.ReadImageInformation()
     one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
     if not path.name.lower().endswith(HEADER_SUFFIXES):
@@ -295,16 +328,20 @@ def _require_oriented(image: sitk.Image, path: Path) -> None:
         known = image.GetDimension() != 3 or (
             image.HasMetaDataKey(NRRD_SPACE) and image.GetMetaData(NRRD_SPACE) == "left-posterior-superior"
         )
-        field = "a space such as 'left-posterior-superior'"
+        known = known and _has_field(path, b":", NRRD_DIRECTIONS)
+        field = "a space such as 'left-posterior-superior' and space directions"
     else:
-        with path.open("rb") as file:
-            head = file.read(META_HEADER_BYTES)
-        known = any(line.split(b"=")[0].strip() in META_DIRECTIONS for line in head.splitlines())
-        field = "a TransformMatrix"
+        known, field = _has_field(path, b"=", META_DIRECTIONS), "a TransformMatrix"
     if not known:
         raise ImageError(
             f"{path.name!r} does not say how it lies in the patient: its header needs {field}. Export it again."
         )
+
+
+def _has_field(path: Path, separator: bytes, names: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    return any(line.split(separator)[0].strip() in names for line in head.splitlines())
 
 
 def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
@@ -362,4 +399,4 @@ def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str])
     image.SetDirection((lps[:3, :3] / np.array(grid.spacing)).ravel().tolist())
     for key, value in meta.items():
         image.SetMetaData(key, value)
-    sitk.WriteImage(image, str(path), useCompression=True)
+    sitk.WriteImage(image, itk_name(path), useCompression=True)

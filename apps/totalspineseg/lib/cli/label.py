@@ -69,9 +69,13 @@ def _require_name(output: Path) -> None:
 
 def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
     """Number every map of a folder; a bad one does not stop the rest."""
-    from lib.volume_io import WRITTEN_SUFFIXES, images_in, stem
+    from lib.volume_io import WRITTEN_SUFFIXES, images_in, is_image_name, is_other_name, not_read_sentence, stem
 
     files = images_in(source, "*", WRITTEN_SUFFIXES)
+    kinds = [path for path in source.iterdir() if is_image_name(path) or is_other_name(path)]
+    others = {path.name for path in kinds if not path.name.startswith(".") and not path.is_dir()}
+    if skipped := not_read_sentence(others - {path.name for path in files}, WRITTEN_SUFFIXES):
+        print(skipped, file=sys.stderr)
     if not files:
         endings = ", ".join(WRITTEN_SUFFIXES)
         raise TotalSpineSegError(f"There is no label map ({endings}) in {str(source)!r}. Name the folder of the maps.")
@@ -92,9 +96,10 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
     from lib.numbering.label import label_map
     from lib.numbering.report import sentence
+    from lib.pointers import real_path
     from lib.volume_io import read_codes, read_labels, write_volume
 
-    if output.resolve() == source.resolve():
+    if real_path(output) == real_path(source):
         raise TotalSpineSegError(f"OUT is the same file as IN: {str(output)!r}. Choose another OUT.")
     volume = read_labels(source)
     iso = labels_to_iso(volume)

@@ -4,20 +4,48 @@ Prints one line for each finding, and what could not be checked; the exit code i
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from lib.cli.common import existing_path
+from lib.errors import TotalSpineSegError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("files", type=existing_path, nargs="+", metavar="FILE", help="label map of TotalSpineSeg codes")
+    parser.add_argument(
+        "files",
+        type=existing_path,
+        nargs="+",
+        metavar="FILE",
+        help="label map of TotalSpineSeg codes, or a folder of them",
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
-    found = sum([_lint_file(path, several=len(arguments.files) > 1) for path in arguments.files])
+    """Run the command; return the exit code: 1 also when one of several maps cannot be read."""
+    files = [file for path in arguments.files for file in _maps_in(path)]
+    if len(files) == 1:
+        return 1 if _lint_file(files[0], several=False) else 0
+    found = 0
+    for path in files:
+        try:
+            found += _lint_file(path, several=True)
+        except TotalSpineSegError as error:
+            found += 1
+            print(f"{path.name}: {error}", file=sys.stderr)
     return 1 if found else 0
+
+
+def _maps_in(path: Path) -> tuple[Path, ...]:
+    """Return the label maps of a folder, after naming what is not read; another path, or a DICOM series, as it is."""
+    from lib.volume_io import images_in, is_other_name, not_read_sentence
+
+    if not path.is_dir():
+        return (path,)
+    if skipped := not_read_sentence({file.name for file in path.iterdir() if is_other_name(file)}):
+        print(skipped, file=sys.stderr)
+    return images_in(path, "*") or (path,)
 
 
 def _lint_file(path: Path, *, several: bool) -> int:

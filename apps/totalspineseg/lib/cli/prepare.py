@@ -104,13 +104,21 @@ def execute(arguments: argparse.Namespace) -> int:
 def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
 
+    Files of a BIDS folder that are of kinds that are not read are named on stderr.
+
     Args:
         folder: The folder.
         suffix: Ending of the names of a BIDS folder's labels.
     """
     from lib.cli.site import has_corrections
+    from lib.volume_io import is_other_name, not_read_sentence
 
-    return _corrections(folder) if has_corrections(folder) else (tuple(_bids(folder, suffix)), ())
+    if has_corrections(folder):
+        return _corrections(folder)
+    places = (path for pattern in ("sub-*/**/*", f"{DERIVATIVES}/**/*") for path in folder.glob(pattern))
+    if skipped := not_read_sentence({path.relative_to(folder).as_posix() for path in places if is_other_name(path)}):
+        print(skipped, file=sys.stderr)
+    return tuple(_bids(folder, suffix)), ()
 
 
 def _finder(name: str, device: str) -> "Predictor":

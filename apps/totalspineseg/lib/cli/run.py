@@ -56,14 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from lib.cohort.inputs import find_cases, pair_localizers, unvisited_sentence
+    from lib.cohort.inputs import find_cases, pair_localizers, skipped_sentences
 
     output: Path = arguments.output
     if output.exists() and not output.is_dir():
         raise TotalSpineSegError(f"OUTPUT is a file: {str(output)!r}. Give a folder.")
     cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
-    if not arguments.quiet and (unvisited := unvisited_sentence(arguments.input, cases, exclude=output)):
-        print(unvisited, file=sys.stderr)
+    if not arguments.quiet and (skipped := skipped_sentences(arguments.input, cases, exclude=output)):
+        print(skipped, file=sys.stderr)
     earlier = [output / folder for folder in EARLIER_LABELS]
     cases = pair_localizers(
         cases, arguments.loc, suffixes=arguments.suffix, localizer_suffix=arguments.loc_suffix, earlier=earlier

@@ -11,7 +11,7 @@ from lib.certainty import proves_nothing
 from lib.cohort.record import read_record
 from lib.errors import ImageError
 from lib.gate.holdout import subject_of
-from lib.volume_io import IMAGE_SUFFIXES, image_named, is_image_name, stem
+from lib.volume_io import IMAGE_SUFFIXES, image_named, is_image_name, is_other_name, not_read_sentence, stem
 
 DICOM_INDEX: Final = "DICOMDIR"
 """Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
@@ -97,7 +97,7 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
         raise ImageError(
             f"There are no images{wanted} in {str(source)!r}. Images ({', '.join(IMAGE_SUFFIXES)} or DICOM) are "
             "searched directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
-            + (f". {unvisited}" if (unvisited := unvisited_sentence(source, (), exclude=exclude)) else "")
+            + (f". {skipped}" if (skipped := skipped_sentences(source, (), exclude=exclude)) else "")
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
 
@@ -139,26 +139,40 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
     """
     known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
     known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
-    found = []
+    return tuple(
+        here.relative_to(source).as_posix()
+        for here, files in _walk(source, exclude)
+        if here.resolve() not in known and any(map(is_image_name, files))
+    )
+
+
+def skipped_sentences(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> str:
+    """Return sentences on the folders of ``unvisited_folders``, and on files of kinds that are not read; "" for none.
+
+    Args:
+        source: INPUT.
+        cases: The scans that were found in it.
+        exclude: The output, which is skipped.
+    """
+    sentences = []
+    if folders := unvisited_folders(source, cases, exclude=exclude):
+        more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
+        listed = ", ".join(map(repr, folders[:NAMED_FOLDERS]))
+        sentences.append(f"Skipped folders with images: {listed}{more}. Name one of them as INPUT.")
+    others = [
+        f.relative_to(source).as_posix() for _, files in _walk(source, exclude) for f in files if is_other_name(f)
+    ]
+    return " ".join((*sentences, *filter(None, [not_read_sentence(others)])))
+
+
+def _walk(source: Path, exclude: Path | None) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield the folders below INPUT that may hold scans, each with its files."""
     for place, folders, files in os.walk(source):
         here = Path(place)
         folders[:] = sorted(
             f for f in folders if not f.startswith(".") and f not in NO_SCANS and not _is_same(here / f, exclude)
         )
-        if here.resolve() not in known and any(is_image_name(Path(f)) and not f.startswith(".") for f in files):
-            found.append(here.relative_to(source).as_posix())
-    return tuple(found)
-
-
-def unvisited_sentence(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> str:
-    """Return a sentence on the folders of ``unvisited_folders``; "" for none."""
-    folders = unvisited_folders(source, cases, exclude=exclude)
-    if not folders:
-        return ""
-    more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
-    return (
-        f"Skipped folders with images: {', '.join(map(repr, folders[:NAMED_FOLDERS]))}{more}; name one of them as INPUT"
-    )
+        yield here, [here / file for file in files if not file.startswith(".")]
 
 
 def _is_same(folder: Path, other: Path | None) -> bool:

@@ -23,6 +23,7 @@ from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.lint import lint
 from lib.numbering.report import report
 from lib.pipeline import Options
+from lib.pointers import real_path
 from lib.prediction import Predictor
 from lib.volume_io import read_codes, read_image
 
@@ -105,15 +106,15 @@ class Work:
         Raises:
             StorageError: One of them is; nothing was touched.
         """
-        folders = {(self.output / folder).resolve() for folder in (*FOLDERS, REPORTS)}
-        results = {(self.output / file).resolve() for case in cases for file in _every_file(case)}
+        folders = {real_path(self.output / folder) for folder in (*FOLDERS, REPORTS)}
+        results = {real_path(self.output / file) for case in cases for file in _every_file(case)}
         for case in cases:
-            if case.path.parent.resolve() in folders or case.path.resolve().parent in folders:
+            if real_path(case.path.parent) in folders or real_path(case.path).parent in folders:
                 raise StorageError(
                     f"The scan {str(case.path)!r} is in a folder that OUTPUT uses, and would be replaced. "
                     "Choose another OUTPUT."
                 )
-            if case.localizer is not None and case.localizer.resolve() in results:
+            if case.localizer is not None and real_path(case.localizer) in results:
                 raise StorageError(
                     f"The localizer {str(case.localizer)!r} is a result of a scan to be processed, and would "
                     "be replaced. Copy it to another folder, or choose another OUTPUT."

@@ -13,9 +13,11 @@ FOLLOWERS_LISTED: Final = 3
 # The label is accepted.
 
 
-def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str]) -> str:
+def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str], is_finished: bool) -> str:
     """Confirm a label: what a rename did first, what to check last."""
     kind = "corrected step-1 label" if step == 1 else "finished label"
+    if not is_finished:
+        kind = "label that does not count as finished (tag another than 'final')"
     plural = "" if structures == 1 else "s"
     more = f" And {len(findings) - FINDINGS_LISTED} more." if len(findings) > FINDINGS_LISTED else ""
     check = f" Please check: {' '.join(findings[:FINDINGS_LISTED])}{more}" if findings else ""

@@ -31,7 +31,8 @@ IMAGE_PATTERNS: Final = tuple(f"*{ending}" for ending in OFFERED_ENDINGS)
 since labels are drawn on it, else the one whose ending is first here."""
 FOREIGN: Final = (
     "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
-    "3D Slicer as a segmentation with its names, and submit it"
+    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
+    "many such maps, see 'totalspineseg prepare --help'"
 )
 WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
 ASIDE: Final = ".not-submitted"

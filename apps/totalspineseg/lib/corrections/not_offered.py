@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from lib.corrections.image_ids import is_plain_stem
-from lib.pointers import missing_content
-from lib.volume_io import WRITTEN_SUFFIXES, is_image_name, stem
+from lib.pointers import missing_content, real_path
+from lib.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
 
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
@@ -40,7 +40,7 @@ def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:
     """
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() == labels.resolve():
+        if path.name.startswith(".") or real_path(path) == real_path(labels):
             continue
         is_folder = path.is_dir()
         try:
@@ -63,8 +63,8 @@ def _reason_of_file(path: Path) -> str:
         # Opening it raises the reason why it cannot be read.
         path.open("rb").close()
         return ""
-    if is_image_name(path):
-        return f"is an image in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}"
+    if is_image_name(path) or is_other_name(path):
+        return f"is in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}, or unpack it"
     return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
 
 
@@ -74,8 +74,8 @@ def _reason_of_folder(folder: Path) -> str:
         pass  # Raise what ``os.walk`` would ignore.
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
-        if is_image_name(path):
-            return f"holds images ({way!r}); {LOOSE_IMAGES}"
+        if is_image_name(path) or is_other_name(path):
+            return f"holds files of images ({way!r}); {LOOSE_IMAGES}"
         if _is_dicom(path):
             return f"holds DICOM files ({way!r}); {DICOM}"
     return ""

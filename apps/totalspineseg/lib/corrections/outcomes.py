@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from lib.corrections import answers
+from lib.corrections.inbox import READER_TAGS
 from lib.corrections.store import Correction
 
 MAX_KEPT: Final = 1000
@@ -41,7 +42,10 @@ def message_of(correction: Correction) -> str:
     """Return what the author of an accepted label reads: what a rename did first, findings last."""
     found = [str(finding.get("message", "")) for finding in correction.findings]
     renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
-    return answers.submitted(correction.step, len(correction.present), renumbered=renumbered, findings=found)
+    is_finished = correction.tag in READER_TAGS
+    return answers.submitted(
+        correction.step, len(correction.present), renumbered=renumbered, findings=found, is_finished=is_finished
+    )
 
 
 def accepted(instance: str, correction: Correction) -> Outcome:

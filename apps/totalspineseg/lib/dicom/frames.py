@@ -20,6 +20,9 @@ _GROUPS: Final = (
 """Functional groups of a multi-frame object that state where a frame lies and what its values mean."""
 
 
+_AXES_TOLERANCE: Final = 0.01
+"""Maximum rounding of the products of direction cosines."""
+
 Scaling: TypeAlias = tuple[float, float] | None
 """Slope and intercept from stored to real values."""
 
@@ -76,9 +79,13 @@ def frames_of(header: Dataset) -> tuple[Frame, ...]:
             f"The image has {header.SamplesPerPixel} values per voxel (colors) instead of one gray value. Send "
             "the original series."
         )
-    if header.get("PerFrameFunctionalGroupsSequence"):
-        return tuple(_enhanced(header))
     count = int(header.get("NumberOfFrames") or 1)
+    if groups := header.get("PerFrameFunctionalGroupsSequence"):
+        if len(groups) != count:
+            raise ImageError(
+                f"A multi-frame DICOM object has {count} frames, but describes {len(groups)}. Export the series again."
+            )
+        return tuple(_enhanced(header))
     if count > 1:
         raise ImageError(f"The {count} frames have no positions in the patient. Send the original series.")
     return (_frame(header, [header], None),)
@@ -98,6 +105,12 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
     spacing = _numbers(places, "PixelSpacing", 2)
     if position is None or orientation is None:
         raise ImageError("Some DICOM slices have no position or orientation. Export the series again.")
+    axes = np.array(orientation).reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > _AXES_TOLERANCE:
+        raise ImageError(
+            f"The orientation of some DICOM slices ({', '.join(f'{value:g}' for value in orientation)}) is not that of "
+            "two perpendicular directions. Export the series again."
+        )
     if spacing is None or min(spacing) <= 0:
         raise ImageError("Some DICOM slices have no pixel spacing. Export the series again.")
     thickness, gap = (_numbers(places, keyword, 1) for keyword in ("SliceThickness", "SpacingBetweenSlices"))

@@ -2,11 +2,13 @@
 
 import zlib
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import pydicom
 from pydicom import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from lib.dicom.deflated import require_bounded
 from lib.errors import ImageError
@@ -31,13 +33,15 @@ _ONE_OWNER: Final = {"PatientID": "patients", "PatientBirthDate": "dates of birt
 UID
 to several series.
 """
+_PLAIN_SYNTAXES: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
+"""Transfer syntaxes of pixels that are not compressed."""
 _PREAMBLE: Final = 128
 _MAGIC: Final = b"DICM"
 _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
 """Possible first bytes of an object without preamble: its first element is of group 2 or 8, little endian."""
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
 """Endings of DICOM files; a file with one of them that is not DICOM is truncated."""
-_UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)
+UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)
 """Errors of reading a damaged file."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
@@ -85,9 +89,9 @@ def read_header(path: Path) -> Dataset | None:
         header = _parsed(path)
     except ImageError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise damaged from error
-    cut = path.suffix.lower() in _SUFFIXES if header is None else _is_cut(header)
+    cut = path.suffix.lower() in _SUFFIXES if header is None else _is_cut(header, path.stat().st_size)
     if cut:
         raise damaged
     return header
@@ -97,7 +101,7 @@ def is_dicom(path: Path) -> bool:
     """Return whether a file is a DICOM object, damaged or not, by its content; False where that cannot be read."""
     try:
         return _is_marked(path) or _parsed(path) is not None
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
 
 
@@ -123,8 +127,18 @@ def _start(path: Path) -> bytes:
         return file.read(_PREAMBLE + len(_MAGIC))
 
 
-def _is_cut(header: Dataset) -> bool:
-    return sop_class(header) in _IMAGE_CLASSES and not header.get("Rows")
+def _is_cut(header: Dataset, size_bytes: int) -> bool:
+    """Return whether an image has no rows, or states more uncompressed pixels than its file can hold."""
+    return sop_class(header) in _IMAGE_CLASSES and (not header.get("Rows") or pixel_bytes(header) > size_bytes)
+
+
+def pixel_bytes(header: Dataset) -> int:
+    """Return how many bytes the pixels of an image have by its header; 0 where they are compressed."""
+    meta: Any = getattr(header, "file_meta", None) or {}
+    if meta.get("TransferSyntaxUID") not in _PLAIN_SYNTAXES:
+        return 0
+    counts = [int(header.get(k) or 1) for k in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+    return prod(counts) * int(header.get("BitsAllocated") or 0) // 8
 
 
 def sop_class(header: Dataset) -> str:

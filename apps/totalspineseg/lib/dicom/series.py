@@ -14,12 +14,13 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from lib.dicom.deflated import is_deflated
-from lib.dicom.headers import read_headers
+from lib.dicom.headers import pixel_bytes, read_headers
 from lib.dicom.stack import Stack, stack_of
 from lib.errors import ImageError
 from lib.files import storage_errors
 from lib.geometry import AnyArray
 from lib.image import Image
+from lib.pointers import itk_name
 
 SCALING_KEYWORDS: Final = (
     "PixelValueTransformationSequence",
@@ -27,6 +28,7 @@ SCALING_KEYWORDS: Final = (
     "RescaleSlope",
     "RescaleIntercept",
 )
+DISTANCE_KEYWORDS: Final = ("SliceThickness", "SpacingBetweenSlices")
 
 
 def read_series(path: Path) -> Image:
@@ -69,7 +71,7 @@ def _read_object(path: Path, unscaled: bool) -> AnyArray:
     """
     try:
         with _for_decoder(path, unscaled) as file:
-            image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
+            image = sitk.ReadImage(itk_name(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
         raise ImageError(f"The pixels of the DICOM file {path.name!r} cannot be read. Export it again.") from error
     data: AnyArray = sitk.GetArrayFromImage(image)
@@ -80,17 +82,21 @@ def _read_object(path: Path, unscaled: bool) -> AnyArray:
 def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
     """Yield a file that the decoder reads correctly.
 
-    The decoder does not support deflated files, and scales all frames of an object like its first one.
+    The decoder does not support deflated files, and scales all frames of an object like its first one. It refuses
+    slice distances of 0, which some programs write, and which are not used here.
     """
     deflated = is_deflated(path)
-    if not deflated and not unscaled:
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    flat = any(header.get(keyword) == 0 for keyword in DISTANCE_KEYWORDS)
+    if not deflated and not unscaled and not flat:
         yield path
         return
     dataset = pydicom.dcmread(path, force=True)
+    if len(dataset.get("PixelData") or b"") < pixel_bytes(dataset):
+        raise ImageError(f"The DICOM file {path.name!r} is damaged. Copy it again.")
     if deflated:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if unscaled:
-        _remove_scaling(dataset)
+    _remove(dataset, (*(SCALING_KEYWORDS if unscaled else ()), *(DISTANCE_KEYWORDS if flat else ())))
     with (
         storage_errors(Path(tempfile.gettempdir())),
         tempfile.TemporaryDirectory(prefix="totalspineseg-dicom-") as folder,
@@ -100,9 +106,9 @@ def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
         yield copy
 
 
-def _remove_scaling(dataset: Dataset) -> None:
+def _remove(dataset: Dataset, keywords: tuple[str, ...]) -> None:
     groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
     for item in (dataset, *(item for keyword in groups for item in dataset.get(keyword) or [])):
-        for keyword in SCALING_KEYWORDS:
+        for keyword in keywords:
             if keyword in item:
                 delattr(item, keyword)

@@ -5,38 +5,87 @@
 
 import mimetypes
 import tempfile
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from monailabel.config import settings
 from monailabel.endpoints.datastore import ResultType
 from monailabel.endpoints.datastore import datastore as host_content
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
-from lib.infers.http import NOT_FOUND, UNUSABLE
+from lib.infers.http import NOT_FOUND, NOT_READY, UNUSABLE
 from lib.infers.listed import LISTED, as_listed, without_listed
 from lib.volume_io import read_labels, write_volume
 
 PARAMS: Final = "params"
 """Field of a label's info: the report of the result that was saved."""
 BYTES: Final = "application/octet-stream"
+LISTED_SECONDS: Final = 60.0
+"""How long a client may take from the list of labels to the map of one; 3D Slicer asks for it at once."""
+MAX_CLIENTS: Final = 64
+
+
+class Listings:
+    """The names of saved results that clients got a moment ago.
+
+    3D Slicer gives the k-th of them to voxel value k of the map that it asks for next.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sent: OrderedDict[str, tuple[float, dict[tuple[str, str], tuple[str, ...]]]] = OrderedDict()
+
+    def note(self, client: str, content: Mapping[str, Any]) -> None:
+        """Remember what a list of labels says.
+
+        Args:
+            client: The client's address.
+            content: Image id -> entry of the datastore.
+        """
+        names = {
+            (image, tag): _listed(label["info"])
+            for image, entry in content.items()
+            for tag, label in entry["labels"].items()
+        }
+        with self._lock:
+            self._sent[client] = (time.monotonic(), names)
+            self._sent.move_to_end(client)
+            if len(self._sent) > MAX_CLIENTS:
+                self._sent.popitem(last=False)
+
+    def differs(self, client: str, image: str, tag: str, info: Mapping[str, Any]) -> bool:
+        """Return whether a client just got other names of a label than it has now."""
+        with self._lock:
+            sent_at, names = self._sent.get(client, (0.0, {}))
+        if time.monotonic() - sent_at > LISTED_SECONDS:
+            return False
+        return names.get((image, tag), _listed(info)) != _listed(info)
+
+
+def _listed(info: Mapping[str, Any]) -> tuple[str, ...]:
+    report = _listing(info)
+    return () if report is None else tuple(report[LISTED])
 
 
 def router() -> APIRouter:
     """Return the routes."""
-    routes = APIRouter()
+    routes, listings = APIRouter(), Listings()
     user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 
     @routes.get("/datastore/")
-    def get_datastore(user: Annotated[User, user_role], output: ResultType | None = None) -> Any:
+    def get_datastore(request: Request, user: Annotated[User, user_role], output: ResultType | None = None) -> Any:
         """Return the images and labels, or how many there are."""
         content = host_content(output)
         if output is not ResultType.all:
             return content
+        listings.note(_address(request), content["objects"])
         return {**content, "objects": {key: _entry_as_sent(entry) for key, entry in content["objects"].items()}}
 
     @routes.get("/datastore/label/info")
@@ -45,7 +94,7 @@ def router() -> APIRouter:
         return info_as_sent(app_instance().datastore().get_label_info(label, tag))
 
     @routes.get("/datastore/label", response_model=None)
-    def get_label(label: str, tag: str, user: Annotated[User, user_role]) -> Response:
+    def get_label(request: Request, label: str, tag: str, user: Annotated[User, user_role]) -> Response:
         """Download a label."""
         store = app_instance().datastore()
         while True:
@@ -59,6 +108,12 @@ def router() -> APIRouter:
             if store.get_label_info(label, tag) == info:
                 break
             # It was replaced meanwhile: names of one result must not go with the map of another.
+        if listings.differs(_address(request), label, tag, info):
+            raise HTTPException(
+                NOT_READY,
+                f"The result for {label!r} was replaced a moment ago by one with other structures. Ask for the next "
+                "sample, or for the list of labels, again.",
+            )
         if content is None:
             raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
         media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
@@ -67,6 +122,10 @@ def router() -> APIRouter:
         return Response(content, media_type=media_type, headers=disposition)
 
     return routes
+
+
+def _address(request: Request) -> str:
+    return "" if request.client is None else request.client.host
 
 
 def _content(file: Path, info: Mapping[str, Any]) -> bytes:

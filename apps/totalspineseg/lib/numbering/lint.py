@@ -15,6 +15,8 @@ from lib.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
 """Values up to this one that are not codes are classes of a network's raw map."""
+MOST_STRANGE: Final = 10
+"""Maximum number of values without a structure that are named; with more it is no map of this table."""
 CORD_OUTSIDE_SHARE: Final = 0.2
 """Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
 CORD_SLICES: Final = 5
@@ -45,6 +47,13 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
     strange = _strange_codes(crop, origin)
+    if len(strange) > MOST_STRANGE:
+        values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
+        message = (
+            f"The map has {len(strange)} values that are no structure's code, such as {values}. It is an image or a "
+            "map in another table: nothing was checked."
+        )
+        return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
         # In a step-1 result the sacrum's code stands for every vertebra, so only discs have a place.

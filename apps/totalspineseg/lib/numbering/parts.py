@@ -229,7 +229,7 @@ def _is_arch(part: Part, body: Part) -> bool:
 
 
 def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Find codes in several parts: duplicates of a level, and loose fragments.
+    """Find codes in several parts or of a few voxels: duplicates of a level, and loose fragments.
 
     Args:
         parts: From ``levels_in``.
@@ -241,6 +241,10 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
     found = []
     for code, (largest, *rest) in parts.items():
         name = BY_CODE[code].name
+        if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
+            x, y, z = (np.round(largest.center_vox).astype(int) + origin).tolist()
+            text = f"{name} has only {largest.voxels} voxels, too few for a level."
+            found.append(Finding("fragment", code, text, largest.voxels, (x, y, z)))
         for part in rest:
             if _is_arch(part, largest):
                 continue
