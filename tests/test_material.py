@@ -1,5 +1,6 @@
 """Tests of choosing the labels that train: finished ones, by the tag of their author."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 
 from lib.corrections.checks import INCOMPLETE
 from lib.corrections.store import Correction, CorrectionStore
+from lib.nnunet.cases import Origin
+from lib.trainers import material
 from lib.trainers.material import site_material
 from training_site import correct, make_site
 
@@ -71,3 +74,17 @@ def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypa
     odd = tuple({"kind": kind, "message": kind} for kind in (INCOMPLETE, "gap"))
     found = corrections(tmp_path, monkeypatch, (*FINAL, {"findings": odd}))
     assert [source.provenance["findings"] for source in found.training] == [["gap"]]
+
+
+def test_a_result_accepted_unchanged_never_judges_and_does_not_say_who_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader who nods at everything would have made the model its own judge."""
+    found = corrections(tmp_path, monkeypatch, (*FINAL, {"unchanged": True}))
+    assert [source.origin for source in found.training] == [Origin.ACCEPTED]
+    assert [source.origin for source in replace(found, known={1: frozenset({"00"})}).lessons(1)] == [Origin.ACCEPTED]
+    assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text(encoding="utf-8")
+    monkeypatch.setattr(material, "drawn_out", lambda subject: True)
+    held = corrections(tmp_path / "other", monkeypatch, (*FINAL, {"unchanged": True}))
+    assert (held.training, held.holdout) == ((), ())
+    assert "never judges" in held.skipped[0].reason

@@ -178,7 +178,14 @@ class Viewer:
 
 @contextmanager
 def browser(url: str) -> Iterator[Viewer]:
-    """Open a window of the system's Chromium.
+    """Open a window of the system's Chromium; see ``window``."""
+    with window(SIZE) as page:
+        yield Viewer(page, url)
+
+
+@contextmanager
+def window(size: Mapping[str, int]) -> Iterator[Page]:
+    """Open a page in the system's Chromium.
 
     Raises:
         RuntimeError: There is none.
@@ -187,11 +194,11 @@ def browser(url: str) -> Iterator[Viewer]:
     if program is None:
         raise RuntimeError("Chromium is missing. Install Debian's package chromium.")
     with sync_playwright() as playwright:
-        window = playwright.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
+        program_window = playwright.chromium.launch(executable_path=program, headless=True, args=list(FLAGS))
         try:
-            yield Viewer(window.new_page(viewport=SIZE), url)
+            yield program_window.new_page(viewport={"width": size["width"], "height": size["height"]})
         finally:
-            window.close()
+            program_window.close()
 
 
 def state(page: Page) -> Any:

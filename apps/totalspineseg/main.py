@@ -32,6 +32,7 @@ from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import Receipts, Sender, Waiting
+from lib.corrections.rejections import Rejections
 from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
@@ -52,6 +53,11 @@ from lib.trainers.runs import is_running
 from lib.trainers.site import Site
 from lib.trainers.task import SpineTrainTask
 from lib.version import VERSION
+from lib.worklist.acts import Acts
+from lib.worklist.lab import Lab
+from lib.worklist.scans import Scans
+from lib.worklist.thumbnails import Thumbnails
+from lib.worklist.worklist import Records, Worklist
 
 if TYPE_CHECKING:
     from lib.dicom.seg_object import SegReference
@@ -97,6 +103,7 @@ class App(MONAILabelApp):
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
+        self.lab = self._lab(root, scores)
         super().__init__(
             app_dir,
             studies,
@@ -119,6 +126,48 @@ class App(MONAILabelApp):
         return WarmNetworks(
             store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
         )
+
+    def _lab(self, root: Path, scores: Scores) -> Lab:
+        """Return what the lab's page asks about scans; nothing is read yet."""
+        store, rejections = self._datastore, Rejections(root)
+        records = Records(root, scores, self._predictions, self._corrections, rejections, store.fingerprint)
+        scans = Scans(store.image_file, store.fingerprint, self._predictions, self._maps, self._corrections)
+        return Lab(
+            Worklist(self.datastore, records),
+            scans,
+            Thumbnails(root, scans.glance, store.fingerprint),
+            Acts(self.submit_label, self._undo_label, self._corrections, rejections),
+        )
+
+    def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
+        return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
+
+    def history_of(self, image_id: str) -> list[dict[str, Any]]:
+        """Return what readers sent for an image, newest first: when, who, and what became of it."""
+        withdrawn = self._corrections.withdrawals.of_image(image_id)
+        return [
+            {
+                "correction": one.id,
+                "date": one.received,
+                "user": one.client or one.user,
+                "status": "taken back" if one.id in withdrawn else one.status,
+                "unchanged": one.unchanged,
+                "structures": len(one.present),
+                "reason": one.reason,
+                "findings": [str(finding.get("message", "")) for finding in one.findings],
+            }
+            for one in reversed(self._corrections.of_image(image_id))
+        ]
+
+    @property
+    def models(self) -> ModelStore:
+        """The versions of the weights."""
+        return self._site.models
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder of the trainings on these studies; may not exist yet."""
+        return self._site.training_dir
 
     def warm_up(self) -> None:
         """Load the networks before a request needs them; without usable weights the request itself says so."""

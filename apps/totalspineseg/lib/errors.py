@@ -57,6 +57,10 @@ class SubmissionError(TotalSpineSegError):
     """A submission is stored, but the server failed to read it through a fault of its own."""
 
 
+class ConflictError(TotalSpineSegError):
+    """Something is not in the state that a person saw, or not in one that allows what was asked."""
+
+
 class WeightsError(TotalSpineSegError):
     """Model weights are missing, damaged or unsafe to load."""
 

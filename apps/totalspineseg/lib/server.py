@@ -72,10 +72,12 @@ def create_app(
         rounds,
         samples,
         saved,
+        scans,
         start,
         studies,
         threads,
         train,
+        versions,
     )
     from lib.front.guard import Guard
 
@@ -104,6 +106,8 @@ def create_app(
         train.router(),
         rounds.router(),
         samples.router(),
+        scans.router(),
+        versions.router(),
         ohif.router(),
         proxy.router(),
         driver.router(),

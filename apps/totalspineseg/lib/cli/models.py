@@ -124,15 +124,10 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
 
 
 def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
-    from lib.nnunet.model_folder import models_of
-    from lib.registry.manage import require_served, was_judged
-    from lib.registry.releases import require_one_release
+    from lib.nnunet.activation import activate
+    from lib.registry.manage import was_judged
 
-    if not arguments.force:
-        require_served(store, arguments.name)
-    steps = tuple(models_of(store, arguments.name))
-    require_one_release(store, {**store.active(), **dict.fromkeys(steps, arguments.name)})
-    store.activate(arguments.name, steps=steps)
+    steps = activate(store, arguments.name, force=arguments.force)
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
     if not was_judged(store, arguments.name):
         print(

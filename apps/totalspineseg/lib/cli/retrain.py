@@ -15,6 +15,7 @@ SETTINGS: Final = (
     "batch_size",
     "learning_rate",
     "replay_share",
+    "accepted_share",
     "replay_cases",
     "seed",
     "optimizer",
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, metavar="N")
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
     parser.add_argument("--replay-share", type=float, metavar="0..0.95")
+    parser.add_argument(
+        "--accepted-share", type=float, metavar="0..0.5", help="share of results accepted unchanged (default: 0.1)"
+    )
     parser.add_argument("--replay-cases", type=int, metavar="N", help="number of synthetic scans to replay")
     parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
     parser.add_argument("--optimizer", choices=OPTIMIZERS, help="sgd: nnU-Net's own (default: adamw)")

@@ -37,7 +37,7 @@ def beside_prediction(
     if corrected is None or corrected.compared is None:
         return ()
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared
-    if is_doubtful(numbering) and _is_unchanged(compared, mapped):
+    if is_doubtful(numbering) and is_unchanged(compared, mapped):
         return (Finding(UNCHANGED, BACKGROUND, answers.unchanged(_chance(numbering))).as_dict(np.eye(4)),)
     if compared.renamed and certainty_of(numbering) == "certain":
         before = {int(code) for code in np.unique(compared.maps.output.labels)}
@@ -58,7 +58,7 @@ def _gaps(findings: object) -> set[Any]:
     return {finding.get("code") for finding in known if finding.get("kind") == GAP}
 
 
-def _is_unchanged(compared: Compared, mapped: Mapped) -> bool:
+def is_unchanged(compared: Compared, mapped: Mapped) -> bool:
     """Return whether each submitted structure is exactly as predicted."""
     predicted = np.where(np.isin(compared.predicted, mapped.present), compared.predicted, BACKGROUND)
     return bool((predicted == mapped.codes).all())

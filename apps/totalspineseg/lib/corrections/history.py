@@ -52,6 +52,11 @@ def now_text() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
+def text_of_time(seconds: float) -> str:
+    """Return a time stamp in UTC, ISO 8601, as ``now_text``."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
 def folder_name(image_id: str) -> str:
     """Return a single, safe, unique folder name for an image id, whatever characters it has.
 

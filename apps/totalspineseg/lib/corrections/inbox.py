@@ -16,7 +16,7 @@ from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import answers
 from lib.corrections.attribution import Attribution
 from lib.corrections.datastore import is_safe_tag
-from lib.corrections.doubts import beside_prediction
+from lib.corrections.doubts import beside_prediction, is_unchanged
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.meanwhile import finished_meanwhile
@@ -58,6 +58,8 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
+UNCHANGED_PARAMETER: Final = "unchanged"
+"""Parameter of a submission: true if its author looked at the prediction and finished it as it was."""
 RENUMBERED: Final = "renumbered"
 """Field of a shown label's information: whether it was renumbered after it was sent."""
 
@@ -298,7 +300,7 @@ class Inbox:
                 later = self._later(received.image_id, shown_as, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
             if not later:
-                self._publish(correction, judged, receipt.info)
+                self._publish(correction, judged.mapped.codes, judged.grid, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
                 # It had waited, and somebody withdrew the labels that followed it. None of them should be shown.
                 logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
@@ -376,6 +378,9 @@ class Inbox:
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
         mapped = with_untouched(mapped, None if corrected is None else corrected.compared, accepted)
+        if params.get(UNCHANGED_PARAMETER) is True:
+            compared = None if corrected is None else corrected.compared
+            mapped = replace(mapped, unchanged=compared is not None and is_unchanged(compared, mapped))
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(received))
         return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
@@ -404,6 +409,35 @@ class Inbox:
             hide(image_id, tag)
         return withdrawn
 
+    def undo(self, image_id: str, correction_id: str, *, user: str, hide: Hide) -> str:
+        """Withdraw only the newest label of an image; the finished label before it is shown again.
+
+        Args:
+            image_id: Image that it belongs to.
+            correction_id: The newest correction that counts and was shown under ``FINAL_TAG``.
+            user: Who withdraws it.
+            hide: See ``withdraw``.
+
+        Returns:
+            Id of the correction that is shown again; empty if there is none.
+
+        Raises:
+            LabelError: It is not the newest one anymore.
+            StorageError: It could not be stored, or the labels could not be changed.
+        """
+        with self._locks.of(image_id):
+            *earlier, newest = self._shown_under(image_id, FINAL_TAG) or (None,)
+            if newest is None or newest.id != correction_id:
+                raise LabelError("Somebody has changed the label since. Open the scan again.")
+            self._corrections.withdrawals.add(image_id, correction_id, user)
+            before = earlier[-1] if earlier else None
+            image = self._studies.image_file(image_id)
+            if before is None or image is None:
+                hide(image_id, FINAL_TAG)
+                return ""
+            self._publish(before, self._corrections.codes(before), read_image(image).grid, {})
+            return before.id
+
     def _shown_under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
         """Return the corrections of an image that count and are shown under a tag of the datastore, oldest first."""
         in_force = self._corrections.in_force(image_id)
@@ -414,8 +448,9 @@ class Inbox:
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
         return frozenset(c.id for c in known if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
-    def _publish(self, correction: Correction, label: _Label, more: Mapping[str, Any]) -> None:
-        labels = STEP1_WIRE_LABELS if label.mapped.step == 1 else WIRE_LABELS
+    def _publish(self, correction: Correction, codes: LabelArray, grid: Grid, more: Mapping[str, Any]) -> None:
+        step = correction.step or 2
+        labels = STEP1_WIRE_LABELS if step == 1 else WIRE_LABELS
         info = {
             "correction": correction.id,
             "user": correction.user,
@@ -429,8 +464,8 @@ class Inbox:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / "label.nii.gz"
-                write_volume(file, to_wire(without_regions(label.mapped.codes)), label.grid)
-                self._studies.publish(correction.image, str(file), _shown_as(correction.tag, label.mapped.step), info)
+                write_volume(file, to_wire(without_regions(codes)), grid)
+                self._studies.publish(correction.image, str(file), _shown_as(correction.tag, step), info)
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:

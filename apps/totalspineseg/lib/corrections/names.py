@@ -40,6 +40,7 @@ class Mapped:
         unreviewed: Codes whose voxels nobody checked.
         untouched: Codes left as predicted, outline and name, and not accepted by name.
         renamed: Codes whose outline was left as predicted under another name.
+        unchanged: See ``Correction``.
     """
 
     codes: LabelArray
@@ -49,6 +50,7 @@ class Mapped:
     unreviewed: tuple[int, ...] = ()
     untouched: tuple[int, ...] = ()
     renamed: tuple[int, ...] = ()
+    unchanged: bool = False
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:

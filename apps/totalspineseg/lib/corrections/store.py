@@ -59,6 +59,8 @@ class Correction:
         renamed: Codes that were renamed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
+        unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
+            trains with a small share of its own.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Correction:
     untouched: tuple[int, ...] = ()
     renamed: tuple[int, ...] = ()
     offered: Mapping[str, Any] | None = None
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
+        record |= {"unchanged": mapped.unchanged}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

@@ -12,13 +12,13 @@ HTML: Final = "text/html"
 
 
 def with_policy(send: Send) -> Send:
-    """Add the policy to every page, whichever application answers with it."""
+    """Add the policy to every page without a stricter one, whichever application answers with it."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             if headers.get("content-type", "").startswith(HTML):
-                headers.update(POLICY)
+                headers.setdefault(HEADER, POLICY[HEADER])
         await send(message)
 
     return sending

@@ -4,6 +4,7 @@ from typing import Final
 
 from lib.errors import (
     BusyError,
+    ConflictError,
     MemoryShortageError,
     StorageError,
     SubmissionError,
@@ -48,7 +49,7 @@ def status_of(error: TotalSpineSegError) -> int:
     """Return the HTTP status that fits an error."""
     if isinstance(error, (UnknownImageError, UnknownLabelError)):
         return NOT_FOUND
-    if isinstance(error, WeightsError):
+    if isinstance(error, (WeightsError, ConflictError)):
         return NOT_READY
     if isinstance(error, BusyError):
         return HELD

@@ -31,15 +31,17 @@ MIN_LABELED_VOXELS: Final = 100
 
 
 class Origin(Enum):
-    """Origin of a case; the replay share counts everything except new corrections.
+    """Origin of a case; the replay share counts everything except new corrections and accepted results.
 
     Attributes:
         CORRECTION: A correction that the weights have not learned from.
         EARLIER: A correction that the weights or an ancestor learned from.
         UNCORRECTED: A synthetic spine, or the weights' own output on a scan that nobody corrected.
+        ACCEPTED: A result that a reader finished unchanged; such cases have a share of their own.
     """
 
     CORRECTION = "correction"
+    ACCEPTED = "accepted"
     EARLIER = "earlier"
     UNCORRECTED = "uncorrected"
 

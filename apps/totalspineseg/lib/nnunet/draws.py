@@ -31,11 +31,13 @@ class Draws:
 
     Attributes:
         origins: Origins that have cases.
-        replay_share: Share of patches from cases that are no new corrections; 1 if there are none.
+        replay_share: Share of replay among the patches that are not from accepted results; 1 without new corrections.
+        accepted_share: Share of patches from results that readers accepted unchanged; 1 if there is nothing else.
     """
 
     origins: frozenset[Origin]
     replay_share: float
+    accepted_share: float = 0.0
 
     def turn(self, number: int) -> tuple[Origin, int]:
         """Return the origin of a patch, and the number of patches of that origin before it.
@@ -43,6 +45,12 @@ class Draws:
         Args:
             number: Number of the patch, from 0.
         """
+        if Origin.ACCEPTED in self.origins:
+            share = self.accepted_share if len(self.origins) > 1 else 1.0
+            before = math.floor(number * share)
+            if math.floor((number + 1) * share) > before:
+                return Origin.ACCEPTED, before
+            number -= before
         replayed = [origin for origin in REPLAYED if origin in self.origins]
         fresh = Origin.CORRECTION in self.origins
         share = (self.replay_share if fresh else 1.0) if replayed else 0.0
@@ -58,9 +66,9 @@ class Draws:
         return {origin: origins.count(origin) for origin in self.origins}
 
 
-def draws_of(cases: Collection[FromSomewhere], replay_share: float) -> Draws:
+def draws_of(cases: Collection[FromSomewhere], replay_share: float, accepted_share: float = 0.0) -> Draws:
     """Return the draws from these cases."""
-    return Draws(frozenset(case.origin for case in cases), replay_share)
+    return Draws(frozenset(case.origin for case in cases), replay_share, accepted_share)
 
 
 def place(turn: int, length: int, seed: Sequence[int]) -> int:

@@ -29,6 +29,8 @@ class Strength:
 
 MAX_REPLAY_SHARE: Final = 0.95
 """With more replay, hardly anything would be learned from corrections."""
+MAX_ACCEPTED_SHARE: Final = 0.5
+"""Results that readers only looked at must not outweigh what they corrected."""
 OPTIMIZERS: Final = ("adamw", "sgd")
 """AdamW with a warm-up and half a cosine; nnU-Net's own, SGD with momentum and a polynomial."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
@@ -47,6 +49,8 @@ class FinetuneSettings:
             optimizer 0.01.
         warmup: Iterations from 0 to the peak; nnU-Net's optimizer has none.
         replay_share: Share of patches from earlier and uncorrected cases, against forgetting.
+        accepted_share: Share of patches from results that readers accepted unchanged: they teach nothing that the
+            weights did not answer, and many of them must not outweigh corrections.
         teacher_share: Share of the previous weights' output in the targets of uncorrected cases; the rest is their
             label.
         epoch: Iterations between two reports and stored states; the last epoch may be shorter.
@@ -62,6 +66,7 @@ class FinetuneSettings:
     learning_rate: float | None = None
     warmup: int = 25
     replay_share: float = 0.5
+    accepted_share: float = 0.1
     teacher_share: float = 0.9
     epoch: int = 25
     validation_patches: int = 8
@@ -80,7 +85,8 @@ class FinetuneSettings:
                 raise ValueError(f"expected {name} of at least 1, got {getattr(self, name)!r}")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"expected optimizer {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}")
-        for name, most in (("replay_share", MAX_REPLAY_SHARE), ("teacher_share", 1)):
+        shares = {"replay_share": MAX_REPLAY_SHARE, "accepted_share": MAX_ACCEPTED_SHARE, "teacher_share": 1}
+        for name, most in shares.items():
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"expected {name} from 0 to {most}, got {getattr(self, name)!r}")
         if self.learning_rate is not None and not 0 < self.learning_rate <= 1:

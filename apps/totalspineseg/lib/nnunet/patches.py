@@ -67,7 +67,8 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         cases: Corrections and replay together.
         folder: Where their files are.
         model: The parent, whose plans give patch and axes.
-        replay_share: Share of patches from cases that are no new corrections.
+        replay_share: See ``Draws``.
+        accepted_share: See ``Draws``.
         strength: Strength of the augmentation.
         seed: First part of each patch's seed, so that a resumed training gets the same patches as an uninterrupted one.
         exact_share: See ``EXACT_CHANNEL_SHARE``.
@@ -83,6 +84,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         model: ModelFolder,
         *,
         replay_share: float,
+        accepted_share: float = 0.0,
         strength: Strength,
         seed: int = 0,
         exact_share: float = EXACT_CHANNEL_SHARE,
@@ -92,7 +94,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         self._folder = folder
         known = [_know(case, folder) for case in cases]
         self._pools = {origin: [entry for entry in known if entry.case.origin is origin] for origin in Origin}
-        self._draws = draws_of(cases, replay_share)
+        self._draws = draws_of(cases, replay_share, accepted_share)
         self._patch = model.patch
         self._step = cast(Step, model.step)
         self._rim = rim_of(model.spacing_mm)

@@ -15,7 +15,7 @@ from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
 from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
 from lib.files import sha256_of
-from lib.gate.holdout import Split, update_split
+from lib.gate.holdout import Split, drawn_out, update_split
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume, to_ras
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
@@ -30,6 +30,10 @@ FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 """Step of a correction -> tags under which its author submits it as finished; any other tag is work in progress."""
 
 
+NEVER_JUDGES: Final = (
+    "The result was accepted unchanged, which never judges, and the subject judges or would judge, so it does not "
+    "train either. Correct the scan to use it."
+)
 TRAINS_TOO: Final = (
     "this image also trains under another name, so it cannot judge. Give the images of one person the same subject "
     "(sub-..)"
@@ -56,7 +60,9 @@ class Material:
         """Return the training scans of a step; those that its network was trained on before count as replay."""
         known = self.known.get(step, frozenset())
         return tuple(
-            _as_earlier(source) if source.provenance["correction"] in known else source
+            _as_earlier(source)
+            if source.provenance["correction"] in known and source.origin is Origin.CORRECTION
+            else source
             for source in self.training
             if step in source.steps
         )
@@ -104,7 +110,8 @@ def site_material(
         if correction.id in site.corrections.withdrawals.of_image(correction.image):
             continue
         if correction.tag in FINISHED_TAGS[correction.step]:
-            subjects.append(site.subject(correction.image))
+            if not correction.unchanged:
+                subjects.append(site.subject(correction.image))
             newest[correction.image, correction.step] = correction
             drafts.pop((correction.image, correction.step), None)
         else:
@@ -116,7 +123,12 @@ def site_material(
     training, holdout = [], []
     for correction in used:
         source = _source(site, correction, _steps(newest, correction), line)
-        if not split.holds_out(site.subject(correction.image)):
+        if correction.unchanged:
+            if _may_judge(split, site.subject(correction.image)):
+                skipped.append(Skipped(source.name, NEVER_JUDGES))
+            else:
+                training.append(source)
+        elif not split.holds_out(site.subject(correction.image)):
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
@@ -125,6 +137,11 @@ def site_material(
     skipped += [Skipped(source.name, TRAINS_TOO) for source in twice]
     holdout = [source for source in holdout if source not in twice]
     return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
+
+
+def _may_judge(split: Split, subject: str) -> bool:
+    """Return whether a subject judges, or would by the rule once somebody corrects a scan of it."""
+    return split.holds_out(subject) if subject in split.role else drawn_out(subject)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
@@ -169,7 +186,12 @@ def _source(site: Site, correction: Correction, steps: tuple[int, ...], line: fr
     if is_of_line(correction.prediction, line):
         left = Left(frozenset(correction.untouched), frozenset(correction.renamed))
     provenance = _provenance(correction)
-    return ScanSource(name, Origin.CORRECTION, lambda: _read(site, correction, name, left), provenance, steps)
+    origin = _origin(correction)
+    return ScanSource(name, origin, lambda: _read(site, correction, name, left), provenance, steps)
+
+
+def _origin(correction: Correction) -> Origin:
+    return Origin.ACCEPTED if correction.unchanged else Origin.CORRECTION
 
 
 def _as_earlier(source: ScanSource) -> ScanSource:
@@ -188,7 +210,7 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
     unreviewed = frozenset(correction.unreviewed)
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, site.subject(correction.image), Origin.CORRECTION, image, volume, unreviewed, left)
+    return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
@@ -216,6 +238,7 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "received": correction.received,
         "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "unchanged": correction.unchanged,
         "untouched": [NAME_OF[code] for code in correction.untouched],
         # An incomplete label does not train. The reason is reported where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from lib.errors import TrainingError
-from lib.nnunet.finetune_settings import MAX_REPLAY_SHARE, OPTIMIZERS, FinetuneSettings
+from lib.nnunet.finetune_settings import MAX_ACCEPTED_SHARE, MAX_REPLAY_SHARE, OPTIMIZERS, FinetuneSettings
 from lib.requested import choice, number
 from lib.trainers.settings import RetrainSettings
 
@@ -17,6 +17,7 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "batch_size": (1, 64),
     "learning_rate": (1e-7, 1),
     "replay_share": (0, MAX_REPLAY_SHARE),
+    "accepted_share": (0, MAX_ACCEPTED_SHARE),
     "replay_cases": (0, 200),
     "seed": (0, 2**31 - 1),
 }
@@ -35,6 +36,7 @@ def client_config() -> dict[str, Any]:
         "batch_size": finetune.batch_size,
         "learning_rate": finetune.learning_rate,
         "replay_share": finetune.replay_share,
+        "accepted_share": finetune.accepted_share,
         "replay_cases": settings.replay_cases,
         "seed": finetune.seed,
     }

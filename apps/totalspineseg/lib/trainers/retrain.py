@@ -175,7 +175,10 @@ class _Retraining:
         for step in self.settings.steps:
             lessons = self.material.lessons(step)
             fresh = sum(source.origin is Origin.CORRECTION for source in lessons)
-            counts.append(f"step {step} from {fresh} new and {len(lessons) - fresh} earlier corrections")
+            accepted = sum(source.origin is Origin.ACCEPTED for source in lessons)
+            earlier = len(lessons) - fresh - accepted
+            unchanged = f" and {accepted} results accepted unchanged" if accepted else ""
+            counts.append(f"step {step} from {fresh} new and {earlier} earlier corrections{unchanged}")
         held = f"{len(self.material.holdout)} hold-out scans"
         self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {held}{self.untrained}")
         for source in self.material.training:
@@ -222,7 +225,8 @@ class _Retraining:
         sources = in_order_of_choice(
             [source for source in (*lessons, *(self.replay or ())) if step in source.steps], settings.seed
         )
-        wanted = draws_of(sources, settings.replay_share).count(settings.iterations * settings.batch_size)
+        draws = draws_of(sources, settings.replay_share, settings.accepted_share)
+        wanted = draws.count(settings.iterations * settings.batch_size)
         counted = itertools.count(1)
 
         def tell(_: str) -> None:

@@ -218,6 +218,7 @@ class SpineFinetuner(SpineTrainer):
             # The patch is that of this training's plans.
             replace(self.job.parent, configuration=self.configuration_manager.configuration),
             replay_share=settings.replay_share,
+            accepted_share=settings.accepted_share,
             strength=settings.strength,
             seed=settings.seed,
         )

@@ -1,0 +1,228 @@
+// Trainings, the gate's verdicts, and which version answers.
+
+import { get, getOrNull, send } from '/lab/api.js';
+import { ask, day, element, say, tag } from '/lab/dom.js';
+
+const LOOK_MS = 5000;
+const MODEL = 'totalspineseg';
+const COLORS = ['#3b82c4', '#c2571a', '#2f8f4e', '#a23bb0', '#b58900', '#d1495b', '#5a6acf', '#4a9c9c', '#8a6d3b', '#7a7a7a', '#c04a8a'];
+const WIDTH = 600;
+const HEIGHT = 180;
+const SVG = 'http://www.w3.org/2000/svg';
+
+export async function show(view) {
+  let isLeft = false;
+  let timer = 0;
+  const training = element('section', { class: 'card', 'aria-labelledby': 'training-title' });
+  const versions = element('section', { class: 'card', 'aria-labelledby': 'versions-title' });
+  const verdict = element('section', { class: 'card', 'aria-labelledby': 'verdict-title', hidden: true });
+  view.append(training, versions, verdict);
+
+  async function look() {
+    clearTimeout(timer);
+    const [state, task] = await Promise.all([get('/training'), getOrNull('/train/?check_if_running=true')]);
+    if (isLeft) {
+      return;
+    }
+    drawTraining(state, task !== null);
+    timer = setTimeout(() => look().catch(error => say(error.message, true)), LOOK_MS);
+  }
+
+  function drawTraining({ state, seconds_left: left, curves }, isRunning) {
+    const running = isRunning || state?.status === 'running';
+    training.replaceChildren(
+      element('h2', { id: 'training-title' }, 'Training'),
+      state
+        ? element('p', {}, tag(state.status, { published: 'passed', failed: 'failed', refused: 'refused' }[state.status] || 'predicted'), ` ${state.message || (state.step ? `Step ${state.step} learns.` : '')}`)
+        : element('p', {}, 'No training was run on these scans yet.'),
+      running && state
+        ? element(
+            'p',
+            {},
+            element('progress', { max: state.total_epochs || 1, value: state.epoch, 'aria-label': 'Training' }),
+            ` ${state.epoch} of ${state.total_epochs} reports${left === null ? '' : `, about ${Math.max(1, Math.round(left / 60))} min left`}`,
+          )
+        : '',
+      element(
+        'div',
+        { class: 'bar' },
+        running
+          ? element('button', { type: 'button', id: 'stop-training', onclick: stop }, 'Stop')
+          : element('button', { type: 'button', id: 'start-training', onclick: start }, 'Train on the finished labels'),
+      ),
+      Object.entries(curves).map(([step, curve]) => chart(step, curve)),
+    );
+  }
+
+  async function start() {
+    const given = await ask(
+      'Train on the finished labels?',
+      element('p', {}, 'The networks are trained further. The new version answers only if the gate finds that nothing became worse. Until then everything goes on with the version in use.'),
+      { yes: 'Train' },
+    );
+    if (given) {
+      await send(`/train/${MODEL}`);
+      say('The training has started.');
+      await look();
+    }
+  }
+
+  async function stop() {
+    const given = await ask('Stop the training?', element('p', {}, 'It can go on later from where it is.'), { yes: 'Stop' });
+    if (given) {
+      await send('/train/', {}, 'DELETE');
+      say('The training was stopped.');
+      await look();
+    }
+  }
+
+  async function loadVersions() {
+    const answer = await get('/versions');
+    if (isLeft) {
+      return;
+    }
+    const used = answer.in_use;
+    versions.replaceChildren(
+      element('h2', { id: 'versions-title' }, 'Versions'),
+      element('p', {}, `In use: ${Object.entries(used).map(([step, name]) => `step ${step} ${name}`).join(', ')}.`, answer.fixed ? ` The server was started with the weights ${answer.fixed}; activating another version has no effect until it is started without.` : ''),
+      element(
+        'div',
+        { class: 'bar' },
+        element('button', { type: 'button', id: 'go-back', disabled: !answer.back || Boolean(answer.fixed), onclick: () => change('Go back?', answer.back, used, '/versions/rollback') }, 'Go back'),
+        answer.back ? '' : element('span', { class: 'soft' }, 'There is nothing to go back to.'),
+      ),
+      tree(answer, used),
+    );
+  }
+
+  function tree(answer, used) {
+    const names = new Set(answer.versions.map(version => version.name));
+    const parentOf = version => Object.values(version.parents).find(name => names.has(name) && name !== version.name) || '';
+    const branch = parent => {
+      const children = answer.versions.filter(version => parentOf(version) === parent);
+      return children.length ? element('ul', parent ? {} : { class: 'tree' }, children.map(version => element('li', { 'data-version': version.name }, line(version, answer, used), branch(version.name)))) : '';
+    };
+    return branch('');
+  }
+
+  function line(version, answer, used) {
+    const isUsed = version.in_use.length > 0;
+    const facts = [
+      version.corrections ? `${version.corrections} corrections of ${version.annotators.join(', ') || 'unknown readers'}` : '',
+      version.created ? day(version.created) : '',
+      ...Object.entries(version.holdout).filter(([, score]) => score !== null).map(([measure, score]) => `${measure} ${score.toFixed(2)}`),
+    ].filter(Boolean);
+    const judged = version.passed === null ? '' : version.passed ? tag('passed', 'passed') : tag('refused', 'refused');
+    const wanted = Object.fromEntries(Object.keys(used).map(step => [step, version.name]));
+    return [
+      element('strong', {}, version.name),
+      ' ',
+      isUsed ? tag(`in use for step ${version.in_use.join(' and ')}`, 'finished') : '',
+      ' ',
+      judged,
+      version.removed ? element('span', { class: 'soft' }, ` removed ${day(version.removed)}`) : '',
+      facts.length ? element('div', { class: 'soft' }, facts.join('; ')) : '',
+      version.verdict ? element('div', {}, version.verdict) : '',
+      element(
+        'div',
+        { class: 'bar' },
+        version.table.length ? element('button', { type: 'button', onclick: () => drawVerdict(version), 'aria-label': `Verdict on ${version.name}` }, 'Verdict') : '',
+        version.removed
+          ? ''
+          : element(
+              'button',
+              {
+                type: 'button',
+                disabled: version.passed === false || version.in_use.length === Object.keys(used).length || Boolean(answer.fixed),
+                'aria-label': `Activate ${version.name}`,
+                onclick: () => change(`Activate ${version.name}?`, wanted, used, `/versions/${encodeURIComponent(version.name)}/activate`),
+              },
+              'Activate',
+            ),
+      ),
+    ];
+  }
+
+  async function change(title, wanted, used, path) {
+    const lines = Object.keys(used).map(step => element('li', {}, used[step] === wanted[step] ? `Step ${step} stays ${used[step]}.` : `Step ${step}: ${used[step]} answers no more, ${wanted[step]} answers.`));
+    const given = await ask(
+      title,
+      [element('ul', {}, lines), element('p', {}, 'New results come from then on. Results and labels that are stored stay as they are.')],
+      { yes: 'Change' },
+    );
+    if (given) {
+      const answer = await send(path);
+      say(`In use now: ${Object.entries(answer.in_use).map(([step, name]) => `step ${step} ${name}`).join(', ')}.`);
+      await loadVersions();
+    }
+  }
+
+  function drawVerdict(version) {
+    const number = value => element('td', { class: 'number' }, value === null || value === undefined ? '-' : value.toFixed(3));
+    verdict.hidden = false;
+    verdict.replaceChildren(
+      element('h2', { id: 'verdict-title' }, `Verdict on ${version.name}`),
+      element('p', {}, version.verdict),
+      element(
+        'div',
+        { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Comparison' },
+        element(
+          'table',
+          { id: 'verdict' },
+          element('thead', {}, element('tr', {}, ['Set', 'Measure', 'In use then', 'New', 'Change', 'At worst', 'May fall by', 'Subjects', ''].map((text, k) => element('th', { scope: 'col', class: k > 1 && k < 8 ? 'number' : '' }, text || element('span', {}, 'Result'))))),
+          element(
+            'tbody',
+            {},
+            version.table.map(row =>
+              element(
+                'tr',
+                {},
+                element('td', {}, row.set),
+                element('th', { scope: 'row' }, row.measure),
+                number(row.active),
+                number(row.candidate),
+                number(row.change),
+                number(row.lower),
+                number(row.margin),
+                element('td', { class: 'number' }, String(row.subjects)),
+                element('td', {}, row.allowed ? tag('held', 'passed') : tag('fell', 'refused')),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
+    verdict.scrollIntoView({ block: 'nearest' });
+  }
+
+  await Promise.all([look(), loadVersions()]);
+  return () => {
+    isLeft = true;
+    clearTimeout(timer);
+  };
+}
+
+function chart(step, curve) {
+  const at = curve.iterations;
+  const span = Math.max(1, at[at.length - 1] - at[0]);
+  const picture = document.createElementNS(SVG, 'svg');
+  picture.setAttribute('viewBox', `0 0 ${WIDTH} ${HEIGHT}`);
+  picture.setAttribute('preserveAspectRatio', 'none');
+  picture.setAttribute('class', 'curve');
+  picture.setAttribute('role', 'img');
+  picture.setAttribute('aria-label', `Agreement (Dice) of each structure over the training of step ${step}, from 0 below to 1 above`);
+  const legend = element('div', { class: 'legend' });
+  Object.entries(curve.dice).forEach(([name, values], k) => {
+    const color = COLORS[k % COLORS.length];
+    const points = values.map((value, j) => (value === null ? null : `${((at[j] - at[0]) / span) * WIDTH},${HEIGHT - value * HEIGHT}`)).filter(Boolean);
+    const path = document.createElementNS(SVG, 'polyline');
+    path.setAttribute('points', points.join(' '));
+    path.setAttribute('stroke', color);
+    picture.append(path);
+    const swatch = element('span', { class: 'swatch' });
+    swatch.style.cssText = `display: inline-block; background-color: ${color}`;
+    const last = [...values].reverse().find(value => value !== null);
+    legend.append(element('span', {}, swatch, ` ${name} ${last === undefined ? '-' : last.toFixed(2)}`));
+  });
+  return element('div', {}, element('h3', {}, `Step ${step}: agreement (Dice) on unvaried patches, iteration ${at[0] ?? 0} to ${at[at.length - 1] ?? 0}`), picture, legend);
+}

@@ -1,0 +1,459 @@
+// One scan: three planes, its levels from top to bottom, and what a reader decides.
+
+import { Refused, act, blobUrl, get, predictOne, scanPath } from '/lab/api.js';
+import { ask, day, element, isTyping, percent, say, tag } from '/lab/dom.js';
+import { openNext } from '/lab/worklist.js';
+
+const VIEWER = '/lab/niivue.js';
+const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
+const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
+const CODES = 256;
+// The viewer colors the smallest values of a table alike, so the first ones stay free and clear.
+const FREE = 8;
+const COLORS = 'levels';
+const FULL = 255;
+const STEP = 0.1;
+const REASONS = ['Needs drawing in 3D Slicer', 'Not a spine', 'The image is too poor', 'Wrong series'];
+const KEYS = [
+  ['j k', 'level'],
+  ['a', 'accept'],
+  ['p', 'pin'],
+  ['r', 'reject'],
+  ['u', 'undo'],
+  ['n', 'next'],
+  ['1-4', 'planes'],
+  ['o l', 'outline, labels'],
+];
+
+export async function show(view, id) {
+  if (!id) {
+    await openNext('doubtful_first');
+    return null;
+  }
+  let scan = await get(scanPath(id));
+  let viewer = null;
+  let chosen = null;
+  let isLeft = false;
+  let isOutlined = false;
+  let areLabelsOn = true;
+  let opacity = 0.5;
+  let lit = false;
+  const seen = new Set();
+  const urls = [];
+  const pins = {};
+  let renamed = {};
+  let codes = null;
+  let areas = null;
+  let outlines = null;
+
+  const canvas = element('canvas', { role: 'application', 'aria-label': 'The scan in three planes. Use the list of levels to move.', tabindex: 0 });
+  const under = element('p', { class: 'soft', id: 'under' }, '');
+  const list = element('ol', { 'aria-label': 'Levels from top to bottom' });
+  const about = element('section', { class: 'card', 'aria-label': 'About this scan' });
+  const planes = element('select', { 'aria-label': 'Planes' }, PLANES.map(name => element('option', {}, name)));
+  const slider = element('input', { type: 'range', min: 0, max: 1, step: 0.05, value: opacity, 'aria-label': 'Opacity of the labels' });
+  const buttons = {
+    accept: element('button', { type: 'button', class: 'main', id: 'accept', onclick: accept }, 'Accept'),
+    pin: element('button', { type: 'button', id: 'pin', onclick: pin }, 'Pin'),
+    submit: element('button', { type: 'button', id: 'submit', hidden: true, onclick: submit }, 'Submit names'),
+    reject: element('button', { type: 'button', id: 'reject', onclick: reject }, 'Reject'),
+    undo: element('button', { type: 'button', id: 'undo', onclick: undo }, 'Undo'),
+    next: element('button', { type: 'button', id: 'next', onclick: () => openNext('doubtful_first') }, 'Next'),
+  };
+  const keys = element('p', { class: 'soft' }, KEYS.flatMap(([key, what]) => [element('kbd', {}, key), ` ${what}  `]));
+  view.append(
+    element(
+      'div',
+      { class: 'review' },
+      element(
+        'div',
+        { class: 'picture' },
+        element(
+          'div',
+          { class: 'bar' },
+          planes,
+          element('label', {}, 'Labels ', slider),
+          element('button', { type: 'button', id: 'outline', 'aria-pressed': 'false', onclick: outline }, 'Outline'),
+          element('button', { type: 'button', id: 'light', 'aria-pressed': 'false', onclick: light }, 'Highlight'),
+          under,
+        ),
+        element('div', { class: 'canvas' }, canvas),
+        keys,
+      ),
+      element(
+        'div',
+        { class: 'side' },
+        about,
+        element('div', { class: 'bar' }, Object.values(buttons)),
+        element('div', { class: 'levels' }, list),
+      ),
+    ),
+  );
+
+  function nameOf(level) {
+    return renamed[level.name] || level.name;
+  }
+
+  function colorOf(level) {
+    const same = scan.levels.find(one => one.name === nameOf(level));
+    return same ? same.color : level.color;
+  }
+
+  function drawAbout() {
+    about.replaceChildren(
+      element('h2', { class: 'scan' }, scan.id),
+      element('p', {}, tag(scan.status), ' ', scan.certainty ? tag(scan.certainty) : '', scan.unchanged ? ' accepted unchanged' : ''),
+      scan.reason ? element('p', {}, scan.reason) : '',
+      scan.status === 'finished' ? element('p', {}, `Finished by ${scan.user}, ${day(scan.date)}.`) : '',
+      scan.would_settle.length && scan.certainty === 'doubtful'
+        ? element('p', { class: 'soft' }, `What would settle it: ${scan.would_settle.join(', or ')}.`)
+        : '',
+      scan.history.length
+        ? element(
+            'details',
+            {},
+            element('summary', {}, `History (${scan.history.length})`),
+            element('ul', {}, scan.history.map(one => element('li', {}, `${day(one.date)}, ${one.user}: ${one.status}${one.unchanged ? ', unchanged' : ''} ${one.reason}`))),
+          )
+        : '',
+      scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, 'Predict')),
+    );
+    const isOpen = scan.status !== 'finished';
+    buttons.accept.disabled = !(isOpen && scan.label === 'prediction' && ['certain', 'counted'].includes(scan.certainty) && seen.has('sagittal') && seen.has('axial'));
+    buttons.accept.title = scan.certainty === 'doubtful' ? 'The names are doubtful: pin a level instead.' : 'Right as it is (a)';
+    buttons.pin.disabled = !scan.can_pin;
+    buttons.submit.hidden = !Object.keys(pins).length;
+    buttons.reject.disabled = !isOpen;
+    buttons.undo.disabled = !(scan.status === 'finished' || scan.status === 'rejected');
+  }
+
+  function drawList() {
+    list.replaceChildren(
+      ...scan.levels.map(level => {
+        const swatch = element('span', { class: 'swatch' });
+        swatch.style.backgroundColor = `rgb(${colorOf(level).join(',')})`;
+        const runnerUp = level.runner_up && level.runner_up.probability >= 0.005 ? `else ${level.runner_up.name} ${percent(level.runner_up.probability)}` : '';
+        const now = nameOf(level);
+        const text = now === level.name ? now : `${now} (was ${level.name})`;
+        return element(
+          'li',
+          {},
+          element(
+            'button',
+            { type: 'button', 'data-level': level.name, 'aria-pressed': String(level === chosen), onclick: () => choose(level) },
+            swatch,
+            element('span', {}, `${text}${level.doubtful && now === level.name ? ' ?' : ''}`),
+            element('span', {}, percent(level.probability)),
+            element('span', { class: 'soft' }, runnerUp),
+            level.findings.map(text => element('span', { class: 'note' }, text)),
+          ),
+        );
+      }),
+    );
+  }
+
+  function paint() {
+    if (!viewer || viewer.volumes.length < 2) {
+      return;
+    }
+    const table = () => Array(CODES).fill(0);
+    const map = { R: table(), G: table(), B: table(), A: table(), I: [...table().keys()] };
+    for (const level of scan.levels) {
+      const place = level.code + FREE;
+      [map.R[place], map.G[place], map.B[place]] = colorOf(level);
+      map.A[place] = lit && chosen && level !== chosen ? 0 : FULL;
+    }
+    const label = viewer.volumes[1];
+    viewer.addColormap(COLORS, map);
+    label.colormap = COLORS;
+    // The middle of each entry of the table: no code shines with the color of its neighbor.
+    label.cal_min = -0.5;
+    label.cal_max = CODES - 0.5;
+    label.img = isOutlined ? outlines : areas;
+    viewer.setOpacity(1, areLabelsOn ? opacity : 0);
+    viewer.updateGLVolume();
+  }
+
+  function choose(level, isJump = true) {
+    chosen = level;
+    under.textContent = level ? `Chosen: ${nameOf(level)}` : '';
+    for (const button of list.querySelectorAll('button')) {
+      button.setAttribute('aria-pressed', String(level !== null && button.dataset.level === level.name));
+    }
+    list.querySelector('[aria-pressed="true"]')?.scrollIntoView({ block: 'nearest' });
+    if (level && isJump && viewer) {
+      viewer.scene.crosshairPos = [...level.at];
+      viewer.drawScene();
+    }
+    if (lit) {
+      paint();
+    }
+  }
+
+  function step(by) {
+    const place = scan.levels.indexOf(chosen);
+    choose(scan.levels[Math.max(0, Math.min(place + by, scan.levels.length - 1))] || null);
+  }
+
+  function showPlanes(name) {
+    planes.value = name;
+    if (!viewer) {
+      return;
+    }
+    const { sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal } = viewer;
+    const types = [sliceTypeMultiplanar, sliceTypeSagittal, sliceTypeAxial, sliceTypeCoronal];
+    if (name === PLANES[0]) {
+      viewer.setCustomLayout([
+        { sliceType: sliceTypeSagittal, position: [0, 0, 0.46, 1] },
+        { sliceType: sliceTypeCoronal, position: [0.46, 0, 0.28, 1] },
+        { sliceType: sliceTypeAxial, position: [0.74, 0, 0.26, 1] },
+      ]);
+    } else {
+      viewer.clearCustomLayout();
+    }
+    viewer.setSliceType(types[PLANES.indexOf(name)]);
+    SEEN[name].forEach(plane => seen.add(plane));
+    canvas.dataset.seen = [...seen].sort().join(' ');
+    drawAbout();
+  }
+
+  function outline() {
+    isOutlined = !isOutlined;
+    document.getElementById('outline').setAttribute('aria-pressed', String(isOutlined));
+    paint();
+  }
+
+  function light() {
+    lit = !lit;
+    document.getElementById('light').setAttribute('aria-pressed', String(lit));
+    paint();
+  }
+
+  function keepLabel() {
+    const label = viewer.volumes[1];
+    codes = label ? label.img : null;
+    areas = label ? codes.map(code => (code ? code + FREE : 0)) : null;
+    outlines = label ? outlinesOf(areas, label.hdr.dims.slice(1, 4)) : null;
+  }
+
+  async function open() {
+    drawAbout();
+    drawList();
+    let library;
+    try {
+      library = await import(VIEWER);
+    } catch (error) {
+      throw new Refused(0, 'The viewer is not installed on the server. Run "make setup" there with access to npm.');
+    }
+    const names = scan.label ? ['volume', 'label'] : ['volume'];
+    const found = await Promise.all(names.map(name => blobUrl(scanPath(id, `/${name}`))));
+    urls.push(...found);
+    if (isLeft) {
+      return;
+    }
+    viewer = new library.Niivue({
+      show3Dcrosshair: false,
+      multiplanarShowRender: library.SHOW_RENDER.NEVER,
+      sagittalNoseLeft: true,
+      isRadiologicalConvention: true,
+      isColorbar: false,
+      dragAndDropEnabled: false,
+      crosshairWidth: 0.5,
+      crosshairColor: [0.2, 0.9, 1, 0.8],
+      loadingText: 'Loading ...',
+    });
+    viewer.onLocationChange = ({ vox }) => {
+      if (!codes) {
+        return;
+      }
+      const [width, depth] = viewer.volumes[1].hdr.dims.slice(1, 3);
+      const code = codes[vox[0] + width * (vox[1] + depth * vox[2])];
+      const level = scan.levels.find(one => one.code === code);
+      if (level && level !== chosen) {
+        choose(level, false);
+      }
+    };
+    await viewer.attachToCanvas(canvas);
+    await viewer.loadVolumes(found.map((url, k) => ({ url, name: `${names[k]}.nii.gz`, opacity: k ? opacity : 1 })));
+    if (isLeft) {
+      return;
+    }
+    keepLabel();
+    paint();
+    showPlanes('All planes');
+    choose(scan.levels.find(level => level.doubtful) || scan.levels[Math.floor(scan.levels.length / 2)] || null);
+    canvas.dataset.ready = 'true';
+  }
+
+  async function again(text, isNewLabel = false) {
+    for (const name of Object.keys(pins)) {
+      delete pins[name];
+    }
+    renamed = {};
+    scan = await get(scanPath(id));
+    if (isNewLabel && viewer?.volumes.length > 1) {
+      const url = await blobUrl(scanPath(id, '/label'));
+      urls.push(url);
+      viewer.removeVolume(viewer.volumes[1]);
+      await viewer.addVolumesFromUrl([{ url, name: 'label.nii.gz', opacity }]);
+      keepLabel();
+    }
+    drawAbout();
+    drawList();
+    paint();
+    say(text);
+  }
+
+  async function predict() {
+    document.getElementById('predict').disabled = true;
+    say('The scan is predicted. This takes from seconds to minutes.');
+    await predictOne(id);
+    window.dispatchEvent(new Event('hashchange'));
+  }
+
+  async function accept() {
+    if (buttons.accept.disabled) {
+      say(scan.certainty === 'doubtful' ? 'The names are doubtful. Pin a level, or correct the scan in 3D Slicer.' : 'This scan cannot be accepted now.', true);
+      return;
+    }
+    const answer = await act(id, 'accept', { prediction: scan.prediction, views: [...seen] });
+    await again(`${answer.message} Press n for the next scan.`);
+  }
+
+  async function pin() {
+    if (buttons.pin.disabled || !chosen || !(chosen.kind in scan.names)) {
+      say('Choose a vertebra or a disc of a result first, then pin its name.', true);
+      return;
+    }
+    const level = chosen;
+    const select = element('select', { id: 'pin-name' }, scan.names[level.kind].map(name => element('option', {}, name)));
+    select.value = nameOf(level);
+    const given = await ask(
+      `What is the level that the result calls ${level.name}?`,
+      element('label', {}, 'Right name ', select),
+      { yes: 'Rename', read: () => select.value, ready: () => select.focus() },
+    );
+    if (given === null) {
+      return;
+    }
+    const wanted = { ...pins, [level.name]: given };
+    const answer = await act(id, 'pin', { prediction: scan.prediction, names: wanted });
+    Object.assign(pins, wanted);
+    renamed = answer.names;
+    drawAbout();
+    drawList();
+    paint();
+    choose(level, false);
+    const changes = Object.entries(renamed).map(([before, now]) => `${before} is now ${now}`);
+    say(`${answer.message} ${changes.slice(0, 3).join(', ')}${changes.length > 3 ? ` and ${changes.length - 3} more` : ''}. Press s to submit, u to undo.`);
+  }
+
+  async function submit() {
+    if (!Object.keys(pins).length) {
+      return;
+    }
+    const answer = await act(id, 'pin', { prediction: scan.prediction, names: pins, submit: true });
+    await again(`${answer.message} Press n for the next scan.`, true);
+  }
+
+  async function reject() {
+    if (buttons.reject.disabled) {
+      return;
+    }
+    const reason = element('input', { id: 'reason', list: 'reasons', maxlength: 500, required: true });
+    const given = await ask(
+      'Why is this result of no use?',
+      [element('label', {}, 'Reason ', reason), element('datalist', { id: 'reasons' }, REASONS.map(text => element('option', { value: text })))],
+      { yes: 'Reject', read: () => reason.value, ready: () => reason.focus() },
+    );
+    if (given) {
+      const answer = await act(id, 'reject', { reason: given });
+      await again(`${answer.message} Press n for the next scan.`);
+    }
+  }
+
+  async function undo() {
+    if (Object.keys(pins).length) {
+      await again('The names are those of the result again.');
+      return;
+    }
+    const answer = await act(id, 'undo');
+    await again(answer.message, true);
+  }
+
+  function onKey(event) {
+    if (isTyping(event) && !(event.target === slider || event.target === planes)) {
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey) {
+      return;
+    }
+    const commands = {
+      j: () => step(1),
+      ArrowDown: () => step(1),
+      k: () => step(-1),
+      ArrowUp: () => step(-1),
+      a: accept,
+      p: pin,
+      s: submit,
+      r: reject,
+      u: undo,
+      n: () => openNext('doubtful_first'),
+      o: outline,
+      h: light,
+      l: () => {
+        areLabelsOn = !areLabelsOn;
+        paint();
+      },
+      '+': () => setOpacity(opacity + STEP),
+      '-': () => setOpacity(opacity - STEP),
+      1: () => showPlanes(PLANES[0]),
+      2: () => showPlanes(PLANES[1]),
+      3: () => showPlanes(PLANES[2]),
+      4: () => showPlanes(PLANES[3]),
+    };
+    if (event.key in commands && !(event.target === slider && event.key.startsWith('Arrow'))) {
+      event.preventDefault();
+      event.stopPropagation();
+      // Not awaited: a refusal is shown by the page.
+      commands[event.key]();
+    }
+  }
+
+  function setOpacity(value) {
+    opacity = Math.max(0, Math.min(1, value));
+    slider.value = opacity;
+    areLabelsOn = true;
+    paint();
+  }
+
+  slider.addEventListener('input', () => setOpacity(Number(slider.value)));
+  planes.addEventListener('change', () => showPlanes(planes.value));
+  // Before the viewer, which has keys of its own.
+  window.addEventListener('keydown', onKey, true);
+  open().catch(error => say(error.message, true));
+
+  return () => {
+    isLeft = true;
+    window.removeEventListener('keydown', onKey, true);
+    urls.forEach(url => URL.revokeObjectURL(url));
+    viewer?.gl?.getExtension('WEBGL_lose_context')?.loseContext();
+  };
+}
+
+// The label without what lies inside its structures.
+function outlinesOf(codes, [width, depth, height]) {
+  const found = codes.slice();
+  const steps = [1, width, width * depth];
+  for (let z = 1; z < height - 1; z += 1) {
+    for (let y = 1; y < depth - 1; y += 1) {
+      for (let x = 1; x < width - 1; x += 1) {
+        const k = x + width * (y + depth * z);
+        if (codes[k] && steps.every(step => codes[k - step] === codes[k] && codes[k + step] === codes[k])) {
+          found[k] = 0;
+        }
+      }
+    }
+  }
+  return found;
+}

@@ -1,0 +1,196 @@
+"""Tests of the lab's page in a real browser, as a reader and the person who runs the lab use it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from playwright.sync_api import Page
+from server_process import APP
+
+from lib.anatomy import CODE_OF, NAME_OF
+from lib.corrections.store import CorrectionStore
+from lib.volume_io import write_volume
+from phantom import RAS, image_of, lumbar_codes
+from serving import Server, running_server
+from tiny_models import write_models
+from viewer import window
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+AXE = APP / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+SIZE = {"width": 1366, "height": 768}
+"""A common small screen."""
+CODES = lumbar_codes()
+ENDS = [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]
+REFUSED = "trained-refused"
+FALL = {
+    "active": 0.95,
+    "candidate": 0.8,
+    "change": -0.15,
+    "lower": -0.2,
+    "margin": 0.05,
+    "subjects": 4,
+    "allowed": False,
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serve a certain and a doubtful scan, a third without a result, and a version that the gate refused."""
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "studies").mkdir()
+    doubtful = np.where(np.isin(CODES, ENDS), 0, CODES).astype(np.uint8)
+    for name, codes in (("a-whole", CODES), ("b-doubtful", doubtful), ("c-next", CODES)):
+        write_volume(folder / "studies" / f"{name}.nii.gz", image_of(codes), RAS)
+    models = folder / "app" / "model"
+    write_models(models / "starter")
+    for name in (REFUSED, "trained-good"):
+        write_models(models / "versions" / name)
+    gate = {
+        "active": "starter",
+        "candidate": REFUSED,
+        "publish": False,
+        "reason": "not served: levels fell",
+        "sets": [{"name": "hold-out", "verdict": "fail", "subjects": 4, "reason": "", "measures": {"levels": FALL}}],
+    }
+    record(models, REFUSED, gate)
+    record(
+        models, "trained-good", {**gate, "candidate": "trained-good", "publish": True, "reason": "served", "sets": []}
+    )
+    with running_server(folder) as running:
+        yield running
+
+
+def record(models: Path, name: str, gate: dict[str, Any]) -> None:
+    parents = {step: {"name": "starter", "version": "starter"} for step in ("1", "2")}
+    training = [{"correction": "1", "image": "x", "client": "ada"}]
+    content = {
+        "name": name,
+        "created": "2026-06-01",
+        "steps": [1, 2],
+        "parents": parents,
+        "training": training,
+        "gate": gate,
+    }
+    (models / "versions" / name / "version.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(server: Server) -> Iterator[Page]:
+    with window(SIZE) as opened:
+        errors: list[str] = []
+        opened.set_default_timeout(120_000)
+        opened.on("pageerror", lambda error: errors.append(str(error)))
+        opened.on(
+            "console", lambda message: errors.append(message.text) if "Content Security" in message.text else None
+        )
+        opened.goto(server.url)
+        yield opened
+        assert errors == []
+
+
+def faults(page: Page) -> list[str]:
+    """Return what axe finds that keeps somebody from using the page."""
+    # A script in the page would be against its policy.
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    return [
+        f"{one['id']}: {node['html'][:200]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+def status_of(page: Page, scan: str) -> str:
+    return page.locator(f"tr[data-scan='{scan}'] .tag").last.inner_text()
+
+
+def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> None:
+    """Look, predict, review, pin, accept, next."""
+    page.locator("tr[data-scan='a-whole']").wait_for()
+    page.fill("#name", "ada")
+    page.locator("#name").press("Enter")
+    assert faults(page) == []
+    for scan in ("a-whole", "b-doubtful"):
+        requests.post(f"{server.url}/infer/totalspineseg?image={scan}&output=json", timeout=120).raise_for_status()
+
+    page.fill("#search", "whole")
+    page.locator("tr[data-scan='b-doubtful']").wait_for(state="detached")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.locator("canvas[data-ready=true]").wait_for()
+    assert page.locator("canvas").get_attribute("data-seen") == "axial coronal sagittal"
+    assert page.locator(".levels [data-level]").first.get_attribute("data-level") == "T12"
+    before = page.screenshot()
+    page.click("[data-level='L4']")
+    assert page.locator("#under").inner_text() == "Chosen: L4"
+    page.wait_for_timeout(300)
+    assert page.screenshot() != before
+    assert faults(page) == []
+
+    page.keyboard.press("a")
+    page.get_by_text("Accepted as it is").wait_for()
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    (accepted,) = store.of_image("a-whole")
+    assert (accepted.unchanged, accepted.client) == (True, "ada")
+    page.keyboard.press("n")
+    page.wait_for_url(lambda url: "review" in url and not url.endswith("a-whole"))
+
+    page.goto(f"{server.url}/#/review/b-doubtful")
+    page.locator("canvas[data-ready=true]").wait_for()
+    assert page.locator("#accept").is_disabled()
+    level = page.locator(".levels [data-level^='L']:not([data-level*='-'])").first.get_attribute("data-level") or ""
+    page.click(f"[data-level='{level}']")
+    page.keyboard.press("p")
+    page.locator("#pin-name").select_option(NAME_OF[CODE_OF[level] + 1])
+    page.locator("#dialog-yes").click()
+    page.get_by_text("levels change their names").wait_for()
+    assert f"was {level}" in page.locator(".levels").inner_text()
+    page.keyboard.press("s")
+    page.get_by_text("Submitted as finished label").wait_for()
+    (pinned,) = store.of_image("b-doubtful")
+    assert pinned.renumbered is not None
+
+    page.goto(f"{server.url}/#/worklist")
+    page.fill("#search", "")
+    page.locator("tr[data-scan='c-next']").wait_for()
+    assert status_of(page, "a-whole") == "finished"
+    assert status_of(page, "b-doubtful") == "finished"
+
+
+def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) -> None:
+    """Refused by the gate: look why. Another version is put into use after its question, and taken back."""
+    page.goto(f"{server.url}/#/learning")
+    refused = page.locator(f"li[data-version='{REFUSED}']")
+    refused.wait_for()
+    assert page.get_by_label(f"Activate {REFUSED}").is_disabled()
+    page.get_by_label(f"Verdict on {REFUSED}").click()
+    table = page.locator("#verdict").inner_text()
+    assert "levels" in table
+    assert "fell" in table
+    assert faults(page) == []
+
+    page.get_by_label("Activate trained-good").click()
+    assert "starter answers no more, trained-good answers" in page.locator("#dialog").inner_text()
+    page.locator("#dialog-yes").click()
+    page.get_by_text("In use now: step 1 trained-good").wait_for()
+    page.locator("#go-back:enabled").click()
+    assert "trained-good answers no more, starter answers" in page.locator("#dialog").inner_text()
+    page.locator("#dialog-yes").click()
+    page.get_by_text("In use now: step 1 starter").wait_for()
+    assert requests.get(f"{server.url}/versions", timeout=60).json()["in_use"] == {"1": "starter", "2": "starter"}
+
+
+def test_the_page_is_readable_in_dark_colors(server: Server, page: Page) -> None:
+    page.emulate_media(color_scheme="dark")
+    page.goto(f"{server.url}/#/worklist")
+    page.locator("tr[data-scan='c-next']").wait_for()
+    assert faults(page) == []

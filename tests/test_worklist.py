@@ -1,0 +1,180 @@
+"""Tests of the worklist: which status a scan has, what is found in it, and that nothing is read twice."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib.activelearning.doubt import Parts
+from lib.activelearning.offers import Offer
+from lib.activelearning.scores import Score, Scores
+from lib.anatomy import CODE_OF
+from lib.corrections.drawn_maps import DrawnMaps
+from lib.corrections.predictions import PredictionStore
+from lib.corrections.receipts import Sender
+from lib.corrections.rejections import Rejection, Rejections
+from lib.corrections.store import Correction, CorrectionStore
+from lib.worklist.query import Query, select
+from lib.worklist.rows import Row, levels_text, row_of
+from lib.worklist.worklist import Records, Worklist
+
+SCORE = Score("a", "1", "s", {"step1": "v1", "step2": "v1"}, "p", Parts(0.2), (CODE_OF["L1"], CODE_OF["L5"]))
+REFUSED = Score("a", "1", "s", {"step1": "v1"}, refused="no spine", message="No spine was found.")
+DOUBTFUL = {"certainty": "doubtful", "probability": 0.6, "alternatives": [], "findings": []}
+OFFER = Offer(1000.0, "ben")
+OLD_OFFER = Offer(1000.0 - 8000, "ben")
+SENDER = Sender("admin", "ada", "label.nii.gz")
+
+
+def correction(number: int, **fields: Any) -> Correction:
+    known: dict[str, Any] = {
+        "id": f"20260101T00000{number}.000000Z-00000000",
+        "image": "a",
+        "status": "accepted",
+        "reason": "",
+        "step": 2,
+        "tag": "final",
+        "user": "admin",
+        "client": "ada",
+        "file_name": "",
+        "raw": "",
+        "raw_sha256": "",
+        "image_sha256": "s",
+        "received": f"2026-01-0{number}",
+        "prediction": None,
+        "label_info": None,
+    }
+    return Correction(**{**known, **fields})
+
+
+PARKED = correction(2, status="parked", reason="The server does not know the segment name 'Q'.")
+REJECTED = Rejection(correction(3).id, "a", "drawn into the ribs", "admin", "cai", "p", "2026-01-03")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "fact"),
+    [
+        ({}, "new", ""),
+        ({"score": SCORE, "numbering": DOUBTFUL}, "predicted", "The names are doubtful"),
+        ({"score": REFUSED}, "failed", "No spine was found."),
+        ({"score": SCORE, "offer": OFFER}, "in work", "ben"),
+        ({"score": SCORE, "offer": OLD_OFFER}, "predicted", "L1 to L5"),
+        ({"corrections": [correction(1, tag="draft")]}, "submitted", "ada"),
+        ({"corrections": [correction(1), PARKED]}, "parked", "'Q'"),
+        ({"corrections": [correction(1), PARKED], "is_finished": True}, "finished", "ada"),
+        ({"corrections": [correction(1)], "rejection": REJECTED}, "rejected", "ribs"),
+        ({"corrections": [correction(4, tag="draft")], "rejection": REJECTED}, "submitted", "2026-01-04"),
+        ({"corrections": [correction(1)], "withdrawn": frozenset({correction(1).id})}, "new", ""),
+        ({"corrections": [correction(1)], "is_finished": True, "rejection": REJECTED}, "finished", "ada"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_scan_has_the_status_of_what_was_done_last(changes: dict[str, Any], status: str, fact: str) -> None:
+    unknown: dict[str, Any] = {"is_finished": False, "score": None, "numbering": None, "corrections": []}
+    more: dict[str, Any] = {"withdrawn": frozenset(), "rejection": None, "offer": Offer(), "now": 1001.0}
+    row = row_of("a", **{**unknown, **more, **changes})
+    assert row.status == status
+    assert fact in " ".join((row.reason, row.user, row.levels, row.date))
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (("L1", "sacrum", "T12", "L1-L2"), "T12 to sacrum"),
+        (("L3",), "L3"),
+        (("L1-L2", "T12-L1"), "T12-L1 to L1-L2"),
+        (("cord", "canal"), ""),
+    ],
+)
+def test_the_levels_in_view_go_from_top_to_bottom(names: tuple[str, ...], text: str) -> None:
+    assert levels_text([CODE_OF[name] for name in names]) == text
+
+
+ROWS = tuple(
+    Row(
+        f"scan {k}",
+        status="predicted" if k % 2 else "new",
+        doubt=None if k == 4 else k / 10,
+        user="Ada" if k < 3 else "",
+    )
+    for k in range(10)
+)
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        (Query(), range(10)),
+        (Query(page=1, size=4), (4, 5, 6, 7)),
+        (Query(page=9), ()),
+        (Query(search="ADA scan"), (0, 1, 2)),
+        (Query(status=("predicted",)), (1, 3, 5, 7, 9)),
+        (Query(sort="doubt", descending=True, size=2), (9, 8)),
+        (Query(sort="doubt", size=2), (4, 0)),
+        (Query(user="Ada", descending=True), (2, 1, 0)),
+        (Query(certainty="certain"), ()),
+    ],
+    ids=str,
+)
+def test_a_page_has_what_was_asked_for(query: Query, numbers: Any) -> None:
+    page = select(ROWS, query)
+    assert [row.id for row in page.rows] == [f"scan {k}" for k in numbers]
+    assert page.counts == {"new": 5, "predicted": 5}
+
+
+class Folder:
+    """A datastore of scans by name."""
+
+    def __init__(self, count: int) -> None:
+        self.images = [f"scan-{number:05d}" for number in range(count)]
+
+    def list_images(self) -> list[str]:
+        return self.images
+
+    def get_labeled_images(self) -> list[str]:
+        return []
+
+    def get_image_info(self, image_id: str) -> Mapping[str, Any]:
+        return {}
+
+
+class CountingScores(Scores):
+    """Counts how many scores are read."""
+
+    reads = 0
+
+    def of(self, image_id: str, fingerprint: str) -> Score | None:
+        self.reads += 1
+        return super().of(image_id, fingerprint)
+
+
+def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
+    """With 5000 scans every look at the page would have read 10 000 files."""
+    predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
+    scores, rejections = CountingScores(tmp_path, predictions, DrawnMaps(tmp_path)), Rejections(tmp_path)
+    records = Records(tmp_path, scores, predictions, CorrectionStore(tmp_path), rejections, lambda image: "1")
+    worklist = Worklist(lambda: studies, records, lambda: seconds[0])
+
+    def later() -> tuple[Row, ...]:
+        seconds[0] += 60
+        found = worklist.rows()
+        assert worklist._work is not None
+        worklist._work.join()
+        return worklist.rows() or found
+
+    assert len(later()) == 5000
+    assert scores.reads == 5000
+    later()
+    assert scores.reads == 5000
+    scores.keep(Score("scan-00007", "1", "s", {"step1": "v1"}, refused="image", message="It has no voxels."))
+    rejections.add("scan-00009", "upside down", SENDER)
+    rows = later()
+    assert scores.reads == 5002
+    assert {row.id: row.reason for row in rows if row.status != "new"} == {
+        "scan-00007": "It has no voxels.",
+        "scan-00009": "upside down",
+    }
+    rejections.add("scan-00009", "", SENDER)
+    worklist.update("scan-00009")
+    assert next(row for row in worklist.rows() if row.id == "scan-00009").status == "new"
