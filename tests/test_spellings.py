@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.anatomy import CANAL, CORD, DISC_L4_L5, DISC_L5_S, DISC_T12_L1, L1, L4, STRUCTURES, T12, Structure
-from lib.spellings import code_of_name, meant_by
+from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L4_L5, DISC_L5_S, DISC_T12_L1, L1, L4, STRUCTURES, T12, Structure
+from lib.spellings import code_of_name, level_at, meant_by
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
@@ -72,3 +72,16 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
 def test_what_is_in_doubt_stays_unknown(spelling: str, meant: str | None) -> None:
     """A part that 3D Slicer split off (L4_1), one of the sacrum, a level of another kind: not what it resembles."""
     assert (code_of_name(spelling), meant_by(spelling)) == (None, meant)
+
+
+@pytest.mark.parametrize(
+    "text", ["L4 1 -2.5 3", "L4@1,-2.5,3", " L4  1, -2.5, 3 ", "vertebrae L4 1 -2.5 3"], ids=lambda text: text.strip()
+)
+def test_a_level_and_a_point_are_read_in_every_spelling(text: str) -> None:
+    """The command line took one spelling, and the server another one."""
+    assert level_at(text) == (CODE_OF["L4"], (1, -2.5, 3))
+
+
+@pytest.mark.parametrize("text", ["", "L4", "L4 1 2", "1 2 3", "L9 1 2 3", "canal 1 2 3", "L4 1 nan 3", "L4@1,2,3,4"])
+def test_what_is_no_level_and_point_is_none(text: str) -> None:
+    assert level_at(text) is None

@@ -63,13 +63,9 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     numbers = {name: value for name, value in every.items() if value is not None}
     replay_cases = numbers.pop("replay_cases", RetrainSettings().replay_cases)
     values: dict[str, Any] = {name: int(value) if name in WHOLE else value for name, value in numbers.items()}
+    values |= {"optimizer": choice(request, "optimizer", OPTIMIZERS), "device": _device(request)}
     try:
-        finetune = replace(
-            FinetuneSettings(),
-            **values,
-            optimizer=choice(request, "optimizer", OPTIMIZERS),
-            device=_device(request),
-        )
+        finetune = replace(FinetuneSettings(), **values)
     except ValueError as error:
         raise TrainingError(str(error)) from error
     if finetune.iterations < finetune.warmup * 2:
