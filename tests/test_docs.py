@@ -27,7 +27,10 @@ from phantom import CodeReader, image_of, lumbar_codes
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ("first-scan", "cohort", "localizer", "server", "ohif", "retraining", "cluster", "offline-install", "speed")
+PAGES = (
+    *("first-scan", "cohort", "localizer", "server", "ohif", "training", "versions", "cluster", "offline-install"),
+    "speed",
+)
 RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -35,7 +38,7 @@ EXITS = {"": (0,), "finds": (0, 1)}
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Kind, rest of the opening line, text."""
+    """Return the kind, the rest of the opening line and the text of each block of a page."""
     return [(kind, rest, text) for kind, rest, text in BLOCK.findall((DOCS / f"{page}.md").read_text(encoding="utf-8"))]
 
 
@@ -171,7 +174,7 @@ EVERYWHERE = {"--help", "--version"}
 """Options of every command, which docs/cli.md has."""
 
 
-@pytest.mark.parametrize(("command", "page"), [("serve", "server"), ("retrain", "retraining")])
+@pytest.mark.parametrize(("command", "page"), [("serve", "server"), ("retrain", "training")])
 def test_a_page_names_every_option_of_its_command(command: str, page: str) -> None:
     text = _parser(command, import_module(f"lib.cli.{command}")).format_help()
     named = (DOCS / f"{page}.md").read_text(encoding="utf-8")
@@ -200,10 +203,19 @@ def test_commands_of_the_readme(line: str, folder: Path) -> None:
     parsed(words)
 
 
-def test_links_lead_somewhere() -> None:
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A page was renamed or divided, and links to it or to its headings lead nowhere."""
     lost = []
-    for path in (ROOT / "README.md", *DOCS.glob("*.md")):
-        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
-            if not (path.parent / target).exists():
-                lost.append(f"{path.name}: {target}")
+    for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = target.partition("#")
+        other = page.parent / name if name else page
+        if not other.exists() or (anchor and anchor not in anchors(other)):
+            lost.append(target)
     assert lost == []
