@@ -306,7 +306,7 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
         if data.shape[-1] == 1:
             return data[..., 0]
         if not average:
-            raise ImageError(f"The file holds {data.shape[-1]} maps instead of one 3D label map. Send one.")
+            raise ImageError(f"The file holds {data.shape[-1]} maps instead of one 3D label map. Send one of them.")
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:

@@ -10,7 +10,7 @@ from lib.activelearning.scores import Score
 SCORED, UNSCORED, UNREADABLE = range(3)
 """Ranks: images without a score come after those with one, and those that cannot be read come last."""
 NOTHING: Final = frozenset({0})
-"""Stands for the structures of a scan without a spine, so that such a scan is rare only once."""
+"""The structures of a scan without a spine: with this entry, only the first of such scans counts as rare."""
 
 Value = Callable[[Score], float | None]
 """Value of a score: the larger, the earlier the image comes; None where the score does not decide."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lib.registry.store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
-"""Default maximum of threads; reading and writing rarely keep more busy beside one network."""
+"""Most threads by default: beside one network, reading and writing rarely keep more of them busy."""
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,17 +14,19 @@ FOLLOWERS_LISTED: Final = 3
 
 
 def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str], is_finished: bool) -> str:
-    """Confirm a label: what a rename did first, what to check last."""
+    """Confirm a label: first what a rename did, last what to check."""
     kind = "corrected step-1 label" if step == 1 else "finished label"
+    unfinished = ""
     if not is_finished:
-        kind = "label that does not count as finished (tag another than 'final')"
+        kind = "label in progress"
+        unfinished = " It does not count as finished, because its tag is not 'final'."
     plural = "" if structures == 1 else "s"
     more = f" And {len(findings) - FINDINGS_LISTED} more." if len(findings) > FINDINGS_LISTED else ""
     check = f" Please check: {' '.join(findings[:FINDINGS_LISTED])}{more}" if findings else ""
-    return f"{renumbered} Submitted as a {kind} with {structures} structure{plural}.{check}".strip()
+    return f"{renumbered} Submitted as a {kind} with {structures} structure{plural}.{unfinished}{check}".strip()
 
 
-# One level was renamed, and the others follow it.
+# One level was renamed, and the others follow.
 
 
 def followed(was: str, now: str, names: dict[str, str]) -> str:
@@ -33,7 +35,7 @@ def followed(was: str, now: str, names: dict[str, str]) -> str:
     more = f" and {len(names) - FOLLOWERS_LISTED} more" if len(names) > FOLLOWERS_LISTED else ""
     return (
         f"You renamed {was} to {now}; the other levels follow: {some}{more}. No outline changed, and your file is "
-        "kept as you sent it. If a name is wrong now, rename those levels too and submit again."
+        "kept as you sent it. If one of these names is wrong now, rename that level, too, and submit again."
     )
 
 
@@ -141,8 +143,8 @@ def review_marks(names: Sequence[str]) -> str:
 def painted_acceptance(segment: str) -> str:
     """Say that the segment by which a reader accepts the rest must be empty."""
     return (
-        f"The segment {segment!r} has voxels, which hide the structures below. Leave it empty: its name says that you "
-        "checked what you left as predicted."
+        f"The segment {segment!r} has voxels, which hide the structures below. Leave it empty: its name alone says "
+        "that you checked what you left as predicted."
     )
 
 
@@ -159,7 +161,7 @@ ONE_VALUE_TWICE: Final = "The file has one value for two segments. Save the segm
 
 def no_such_layer(layers: int) -> str:
     """Say that a segment is in a layer that the file does not have."""
-    return f"A segment lies in none of the {layers} layers of the file. Save the segmentation again."
+    return f"A segment refers to a layer that the file, with {layers}, does not have. Save the segmentation again."
 
 
 def no_names(label_info: object) -> str:
@@ -194,7 +196,7 @@ UNREADABLE_NRRD: Final = "The NRRD file of the label cannot be read. Save the se
 
 
 def not_3d(dimensions: int) -> str:
-    """Say that a label is no volume."""
+    """Say that a label is not a volume."""
     return f"The label has {dimensions} dimensions instead of 3. Save the segmentation of the whole volume."
 
 
@@ -234,7 +236,7 @@ def no_list_of_names(parameter: str, names: object) -> str:
 
 def not_in_label(parameter: str, name: str, or_else: str) -> str:
     """Say that a parameter of a submission names a structure that the label does not have."""
-    return f"{parameter!r} names {name!r}, which is no structure in the label. Name structures that are{or_else}."
+    return f"{parameter!r} names {name!r}, which is not in the label. Name only structures of the label{or_else}."
 
 
 def or_mark_region(segment: str) -> str:

@@ -90,7 +90,7 @@ def read_split(path: Path) -> Split:
     except (StorageError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training, "
-            "so that no subject that judges is trained on."
+            "or subjects that are kept for comparing models would be trained on."
         ) from error
     if not whole:
         raise StorageError(f"The hold-out list {path.name!r} was made by another rule. Restore the original file.")

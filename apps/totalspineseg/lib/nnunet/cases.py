@@ -206,8 +206,8 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
     voxels = int(np.count_nonzero((codes != BACKGROUND) & (codes != UNREVIEWED)))
     if voxels < MIN_LABELED_VOXELS:
         raise LabelError(
-            f"The label has only {voxels} cubic millimeters (at least {MIN_LABELED_VOXELS} are needed). Finish it "
-            "first."
+            f"The label covers only {voxels} cubic millimeters. A training needs at least {MIN_LABELED_VOXELS}: finish "
+            "the label first."
         )
     if step == 2 and not present & set(DISCS):
         raise LabelError("The label has no disc, which step 2 needs. Draw or name a disc.")

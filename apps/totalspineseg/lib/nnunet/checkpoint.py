@@ -26,7 +26,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         The checkpoint's dictionary, with tensors on the CPU and, if the format allows it, mapped from the file.
 
     Raises:
-        WeightsError: The file is missing, damaged, has anything but plain data, or is no nnU-Net checkpoint.
+        WeightsError: The file is missing, damaged, has anything but plain data, or is not an nnU-Net checkpoint.
     """
     try:
         # nnU-Net's log has scores as numbers and numpy arrays.
@@ -44,7 +44,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         ) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("network_weights"), Mapping):
         raise WeightsError(
-            f"{path.name!r} is no nnU-Net checkpoint: it has no 'network_weights'. Install the weights again."
+            f"{path.name!r} is not an nnU-Net checkpoint: it has no 'network_weights'. Install the weights again."
         )
     return content
 

@@ -40,8 +40,8 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
-            f"There is no model folder of {wanted} in {str(root)!r} (plans.json, and dataset.json with the regions of "
-            "TotalSpineSeg in order). Run 'totalspineseg weights install'."
+            f"{str(root)!r} has no network for {wanted}: no folder with a plans.json and a dataset.json of "
+            "TotalSpineSeg. Run 'totalspineseg weights install'."
         )
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)

@@ -90,7 +90,8 @@ class ModelFolder:
         _check_configuration(configuration, axes, found_step, folder)
         if classes != STEP_CLASSES[found_step]:
             raise WeightsError(
-                f"{folder.name!r} has regions_class_order {classes!r} instead of {STEP_CLASSES[found_step]!r}."
+                f"{folder.name!r} has regions_class_order {classes!r} instead of {STEP_CLASSES[found_step]!r}. It is "
+                "another network: install the weights of TotalSpineSeg."
             )
         return cls(
             path=folder,

@@ -128,7 +128,7 @@ def read_cases(folder: Path) -> tuple[RealSpine, ...]:
 
 
 def draw_size(rng: np.random.Generator, case: RealSpine, spacing_mm: Spacing) -> RealSpine:
-    """Return a case on a grid, as if the person were smaller or larger."""
+    """Return a case resampled to a grid as if the person were smaller or larger."""
     size = float(rng.uniform(*_ZOOM))
     x, y, z = (step * size for step in spacing_mm)
     return case.resampled((x, y, z))

@@ -67,7 +67,7 @@ class Ruler:
     spacing_mm: Floats
 
     def place(self, point_mm: npt.ArrayLike) -> float:
-        """Return the distance of one point along the canal, mm, rising to inferior; without a canal its depth."""
+        """Return how far down the canal a point lies, mm; without a canal, how far below the origin."""
         return float(self.places(point_mm)[0])
 
     def places(self, points_mm: npt.ArrayLike) -> Floats:

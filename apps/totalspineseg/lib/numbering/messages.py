@@ -11,7 +11,9 @@ LEFT_OUT: Final = "A piece segmented as {kind} ({voxels} voxels) fits no level a
 LANDMARK_DIFFERS: Final = (
     "The network segmented this disc as {landmark}, but everything else in view indicates that it is {name}."
 )
-STEPS_DIFFER: Final = "Step 1 named this disc {step1} and its other discs to match, but step 2 named it {step2}."
+STEPS_DIFFER: Final = (
+    "The two networks disagree: step 1 named this disc {step1} and the others to match, but step 2 named it {step2}."
+)
 PIN_UNMET: Final = "The pin {name} was not used: no structure of its kind is near it. Place it inside the structure."
 ELSEWHERE: Final = (
     "{series} was not used: {why}. It is from another patient, or the patient moved between the two scans."
@@ -30,7 +32,7 @@ DUPLICATE: Final = "{name} appears twice, {mm:.0f} mm apart along the canal (the
 FRAGMENT: Final = "A fragment of {name} ({voxels} voxels) is separate from the rest of it."
 GAP: Final = "{name} is missing between {above} and {below}."
 ORDER: Final = "{name} is out of order: it comes after {above}."
-ORDER_FIRST: Final = "{name} is out of order: it is the topmost level."
+ORDER_FIRST: Final = "{name} is out of order: it is the topmost level, but others should be above it."
 DISC_BETWEEN: Final = "{name} lies next to {neighbors}: these names do not fit together."
 REACH_DOWN: Final = "{name} reaches down to {other}: their outlines are mixed up."
 REACH_UP: Final = "{name} reaches up to {other}: their outlines are mixed up."

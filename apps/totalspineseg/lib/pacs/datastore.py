@@ -298,7 +298,7 @@ class PacsDatastore(StudiesDatastore):
         return saved
 
     def json(self) -> dict[str, Any]:
-        """Return the index, including the series that were not needed yet."""
+        """Return the index, with the series that nobody has opened yet."""
         content: dict[str, Any] = super().json()
         for uid, found in self.series().items():
             content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})

@@ -16,7 +16,7 @@ Measured = Mapping[str, Mapping[str, float | None]]
 
 
 def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Callable[[], Measured]) -> Measured:
-    """Return what is recorded of a pair of networks; where nothing is, measure and record it.
+    """Return the record of a pair of networks; if there is none, measure and write it first.
 
     Args:
         store: Where the record is.
@@ -24,7 +24,7 @@ def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Calla
         measure: Runs the networks.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: The record cannot be written.
     """
     name = "+".join(versions[step] for step in sorted(versions))
     known: Measured | None = recorded(store).get(name)

@@ -221,7 +221,7 @@ def _require_own(user: str, client: str, sender: Sender, *, is_admin: bool) -> N
 def _code(name: str, present: Collection[int] | None) -> int:
     code = code_of_name(name)
     if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or (present is not None and code not in present):
-        raise LabelError(f"{name[:80]!r} is no level{'' if present is None else ' of this result'}. Choose one.")
+        raise LabelError(f"{name[:80]!r} is not a level{'' if present is None else ' of this result'}. Choose one.")
     return code
 
 
