@@ -40,7 +40,7 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
-            f"{str(root)!r} has no network for {wanted}: no folder with a plans.json and a dataset.json of "
+            f"There is no model folder of {wanted} in {str(root)!r}: none has a plans.json and a dataset.json of "
             "TotalSpineSeg. Run 'totalspineseg weights install'."
         )
     if len(matches) > 1:
