@@ -77,7 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if blind := [step for step, trust in found.items() if not trust.scans]:
         raise LabelError(
             f"Nothing could be measured for step {' and '.join(map(str, blind))}, so nothing was changed: no labeled "
-            "disc was found in any scan. The lines above say which scans were left out, if any. Give other scans."
+            "disc was found in any scan. The lines above say which scans were left out, if any. Use other scans."
         )
     for step, trust in found.items():
         known = joined(models[step].trust, trust) if arguments.add else trust

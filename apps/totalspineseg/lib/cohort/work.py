@@ -79,7 +79,7 @@ class Found:
 
 
 class Work:
-    """Work of a run on each of its scans; the same on every machine.
+    """The work of a run on one scan; the same on every machine.
 
     Args:
         output: OUTPUT.

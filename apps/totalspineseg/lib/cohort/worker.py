@@ -66,7 +66,7 @@ class ScanWorker:
                 return {FAILURE: sentence(error)}
 
     def stop(self) -> None:
-        """Let scans end at their next stage; started writes finish."""
+        """Stop the scans at their next stage; writes that have begun are finished."""
         self._stopped.set()
 
     def _segment(self, case: Case, networks: Networks) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def float32_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     for name, value in checkpoint["network_weights"].items():
         if not isinstance(value, torch.Tensor):
             raise WeightsError(
-                f"The network weights {name!r} are no tensor but {type(value).__name__}. Install the weights again."
+                f"The network weights {name!r} are not a tensor but {type(value).__name__}. Install the weights again."
             )
         weights[name] = value.float() if value.is_floating_point() else value
         if not bool(torch.isfinite(weights[name]).all()):

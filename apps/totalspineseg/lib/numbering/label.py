@@ -115,8 +115,8 @@ def require_met(numbering: Numbering | None) -> None:
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
         raise LabelError(
-            f"No structure of its kind is within {PIN_REACH_MM:.0f} mm of the pin, at its height: {names}. Place "
-            "the pin inside the structure; for a vertebra, inside its body (patient coordinates, RAS mm)."
+            f"The pin was not used, because no structure of its kind is at its height within {PIN_REACH_MM:.0f} mm: "
+            f"{names}. Place it inside the structure; for a vertebra, inside its body (patient coordinates, RAS mm)."
         )
 
 

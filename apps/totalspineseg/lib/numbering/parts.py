@@ -139,7 +139,7 @@ def _in_front_of(code: int, xyz: Indices, ruler: Ruler) -> Indices | None:
 def _cores(
     voxels: Mapping[int, Sequence[Indices]], shape: tuple[int, ...], spacing_mm: Floats
 ) -> dict[int, list[Indices | None]]:
-    """Return the same without a canal: the core of a vertebra, which is thickest in its body."""
+    """Return the core of each vertebra without the help of a canal: the body is its thickest part."""
     found = {code: [_core(code, xyz, shape, spacing_mm) for xyz in parts] for code, parts in voxels.items()}
     thickest = [max(core[1] for core in cores) for code, cores in found.items() if BY_CODE[code].kind is Kind.VERTEBRA]
     least = BODY_SHARE * float(np.median(thickest)) if thickest else 0.0

@@ -118,7 +118,7 @@ def _wait(orthanc: Orthanc, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise StorageError(f"Orthanc ended at its start. See {orthanc.log}.")
+            raise StorageError(f"Orthanc stopped while it was starting. See {orthanc.log}.")
         try:
             requests.get(f"{orthanc.dicomweb}/studies", params={"limit": 1}, timeout=PROBE_SECONDS).raise_for_status()
         except requests.RequestException:

@@ -109,7 +109,7 @@ class ModelStore:
         return Choice(folder.resolve().name, folder)
 
     def activate(self, name: str, *, steps: Collection[int] = (1, 2)) -> None:
-        """Let the pointer name a version for some steps; running servers use it from their next request.
+        """Put a version into use for some steps; running servers use it from their next request.
 
         The caller has checked that the version holds a model of each of the steps.
 
@@ -124,7 +124,7 @@ class ModelStore:
         self.activate_each(dict.fromkeys(steps, name))
 
     def activate_each(self, names: Mapping[int, str]) -> None:
-        """Activate a version of its own for each step, all at once.
+        """Put one version for each step into use, all at once.
 
         Args:
             names: Step -> "starter" or a version's name; missing steps stay as they are.

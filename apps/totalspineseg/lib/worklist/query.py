@@ -68,7 +68,7 @@ class Page:
 
 
 def select(rows: Sequence[Row], query: Query) -> Page:
-    """Return a page of some lines.
+    """Return one page of the lines.
 
     Args:
         rows: All, ordered by id. Not modified.

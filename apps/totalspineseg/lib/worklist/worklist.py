@@ -118,7 +118,7 @@ class Worklist:
         return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
 
     def update(self, image_id: str) -> None:
-        """Make the line of a scan anew, after somebody did something with it."""
+        """Build the line of a scan again, after somebody worked on it."""
         row, before = self.row(image_id), self._lines
         if row is not None and before.rows:
             rows = {**before.rows, image_id: row}
