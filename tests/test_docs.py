@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = (
     *("first-scan", "cohort", "localizer", "server", "ohif", "training", "versions", "cluster", "offline-install"),
-    "speed",
+    *("speed", "calibration"),
 )
-RUN_ELSEWHERE = ("cli", "from-scratch", "measurements", "measured", "design", "model-card")
+RUN_ELSEWHERE = ("cli", "from-scratch", "training-sets", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 EXITS = {"": (0,), "finds": (0, 1)}

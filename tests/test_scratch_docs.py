@@ -26,6 +26,7 @@ from training_site import SPACING_MM, tiny_scan
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "from-scratch.md").read_text(encoding="utf-8")
+SETS = (ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")
 # Fences alternate; a block that names a language ("sh") needs the network.
 BLOCKS = [block.removeprefix("\n") for block in PAGE.split("```")[1::2] if block.startswith("\n")]
 LINES = [line for block in BLOCKS for line in block.splitlines() if line]
@@ -117,7 +118,7 @@ def test_spider_becomes_labels_that_say_what_nobody_looked_at(tmp_path: Path) ->
     write_mha(tmp_path / "images" / "7_t2_SPACE.mha", (mask * 3).astype(np.int16))
     write_mha(tmp_path / "masks" / "7_t2_SPACE.mha", mask)
     write_mha(tmp_path / "images" / "overview.mha", mask)
-    (line,) = [line for line in LINES if "spider_to_bids" in line]
+    (line,) = [line for line in SETS.splitlines() if "spider_to_bids" in line]
     words = shlex.split(line)
     words[:2] = [sys.executable, str(ROOT / words[1])]
     result = subprocess.run(words, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False)
