@@ -1,5 +1,6 @@
 """Tests that the program accepts every command on the page about the command line; offline ones are run."""
 
+import argparse
 import re
 import shutil
 from importlib import import_module
@@ -54,3 +55,20 @@ def test_the_page_names_every_option_and_folder() -> None:
     assert {option for option in options if f"`{option}" not in PAGE} == set()
     assert {folder for folder in FOLDERS if f"`{folder}" not in PAGE} == set()
     assert {command for command in COMMANDS if f"totalspineseg {command}" not in PAGE} == set()
+
+
+def unexplained(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the options and arguments without help, also those of a command's own commands."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found += [name for each in action.choices.values() for name in unexplained(each)]
+        elif not action.help:
+            found.append(action.option_strings[-1] if action.option_strings else action.dest)
+    return found
+
+
+@pytest.mark.parametrize("command", ["run", *COMMANDS])
+def test_the_help_of_a_command_explains_every_option(command: str) -> None:
+    """``retrain --help`` listed eight options by their names alone."""
+    assert unexplained(_parser(command, import_module(f"lib.cli.{command.replace('-', '_')}"))) == []

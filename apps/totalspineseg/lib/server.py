@@ -370,38 +370,65 @@ def _positive(text: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``serve``."""
     parser.add_argument(
-        "--studies", default=DEFAULT_STUDIES, help="folder of images, or a DICOMweb address (default: %(default)s)"
+        "--studies",
+        default=DEFAULT_STUDIES,
+        metavar="FOLDER",
+        help="folder of images, or a DICOMweb address (default: %(default)s)",
     )
-    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument(
+        "--host", default=DEFAULT_HOST, metavar="ADDRESS", help="address to listen on (default: this machine only)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, metavar="N", help="port to listen on (default: %(default)s)"
+    )
     parser.add_argument(
         "--name",
         dest="names",
         action="append",
         default=[],
+        metavar="NAME",
         help="name that readers use for the server besides this machine's name and address; may be repeated",
     )
     parser.add_argument(
-        "--weights", default="", help="weights to use: 'starter', 'official', an installed version, or a folder"
+        "--weights",
+        default="",
+        metavar="NAME",
+        help="weights to use: starter, official, an installed version, or a folder (default: those in use)",
     )
     parser.add_argument(
         "--device",
         default="",
-        help="device of the networks: 'cpu', 'cuda' or 'cuda:1' (default: a GPU if there is one)",
+        metavar="cuda|cpu",
+        help="device of the networks: cpu, cuda or cuda:1 (default: a GPU if there is one)",
     )
     parser.add_argument(
         "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
     )
     parser.add_argument(
-        "--work", default="", help="folder for everything that the server writes (default: the studies' own)"
+        "--work",
+        default="",
+        metavar="FOLDER",
+        help="folder for everything that the server writes (default: the studies' own)",
     )
     parser.add_argument(
-        "--cache-gb", type=_positive, help="for a DICOMweb address: disk space for fetched series (default: 50)"
+        "--cache-gb",
+        type=_positive,
+        metavar="N",
+        help="for a DICOMweb address: disk space for fetched series (default: 50)",
     )
     parser.add_argument(
-        "--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest request, MiB (default: %(default)s)"
+        "--max-upload-mb",
+        type=_positive,
+        default=MAX_UPLOAD_MB,
+        metavar="N",
+        help="largest request, MiB (default: %(default)s)",
     )
-    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument(
+        "--log-level",
+        default="INFO",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        help="detail of the log (default: INFO)",
+    )
     parser.add_argument(
         "--no-demo", dest="demo", action="store_false", help="serve an empty folder without demo studies"
     )

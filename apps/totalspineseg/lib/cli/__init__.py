@@ -28,7 +28,7 @@ COMMANDS: Final = MappingProxyType(
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
-        "train-starter": "train the small starter networks on synthetic spines",
+        "train-starter": "train the small starter networks on synthetic spines and labeled scans",
     }
 )
 """Command -> what it does; each is a module of this package."""

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judging.add_argument(
         "--device", default="auto", metavar="cuda|cpu", help="device to run on (default: a GPU if there is one)"
     )
-    export.add_argument("zip", type=Path, metavar="FILE")
+    export.add_argument("zip", type=Path, metavar="FILE", help="zip to write")
     importing = actions.add_parser("import", help="add the models of a zip or folder, without using them")
     importing.add_argument("zip", type=Path, metavar="FILE", help="a zip, or a folder such as nnU-Net's results")
     importing.add_argument("--name", default="", help="name of the new version (default: the exported version's name)")

@@ -33,18 +33,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the images that a server serves, or its work folder",
     )
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="network to train (default: both)")
-    parser.add_argument("--iterations", type=positive, metavar="N")
-    parser.add_argument("--batch-size", type=positive, metavar="N")
-    parser.add_argument("--learning-rate", type=float, metavar="RATE")
-    parser.add_argument("--replay-share", type=float, metavar="0..0.95")
+    parser.add_argument("--iterations", type=positive, metavar="N", help="iterations of each network (default: 500)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="patches in a pass (default: 2)")
     parser.add_argument(
-        "--accepted-share", type=float, metavar="0..0.5", help="share of results accepted unchanged (default: 0.1)"
+        "--learning-rate",
+        type=float,
+        metavar="RATE",
+        help="peak of the learning rate (default: one that fits the size of the network's weights)",
     )
-    parser.add_argument("--replay-cases", type=int, metavar="N", help="number of synthetic scans to replay")
-    parser.add_argument("--seed", type=int, metavar="N", help="of all random draws (default: 0)")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="sgd: nnU-Net's own (default: adamw)")
-    parser.add_argument("--device", default="auto", metavar="cuda|cpu")
-    parser.add_argument("--restart", action="store_true", help="forget an unfinished run")
+    parser.add_argument(
+        "--replay-share",
+        type=float,
+        metavar="0..0.95",
+        help="share of the patches from earlier and synthetic scans, against forgetting (default: 0.5)",
+    )
+    parser.add_argument(
+        "--accepted-share",
+        type=float,
+        metavar="0..0.5",
+        help="share of the patches from results that readers accepted unchanged (default: 0.1)",
+    )
+    parser.add_argument(
+        "--replay-cases", type=int, metavar="N", help="number of synthetic scans to mix in (default: 48)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of all random choices (default: 0)")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, help="optimizer; sgd is nnU-Net's own (default: adamw)")
+    parser.add_argument(
+        "--device", default="auto", metavar="cuda|cpu", help="device to train on (default: a GPU if there is one)"
+    )
+    parser.add_argument("--restart", action="store_true", help="delete an unfinished run instead of continuing it")
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 

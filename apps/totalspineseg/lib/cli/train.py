@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", type=positive, default=1, metavar="N", help="number of GPUs that share the batch (default: 1)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: a GPU if there is one"
+    )
     parser.add_argument(
         "--workers",
         type=int,

@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="network to train (default: both)")
     parser.add_argument("--out", type=Path, default=MODEL_DIR / "starter", metavar="FOLDER", help="starter folder")
-    parser.add_argument("--iterations", type=positive, default=3000, metavar="N")
+    parser.add_argument(
+        "--iterations", type=positive, default=3000, metavar="N", help="iterations of each network (default: 3000)"
+    )
     parser.add_argument("--minutes", type=float, metavar="M", help="end after this much training time for each network")
     parser.add_argument(
         "--piece-minutes",
@@ -25,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="pause each network after this time; call again to continue (both steps: twice as long)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", metavar="cuda|cpu")
-    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
+    parser.add_argument("--device", default="cpu", metavar="cuda|cpu", help="device to train on (default: cpu)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="number of CPU threads (default: 1)")
     parser.add_argument(
         "--workers", type=int, default=0, metavar="N", help="number of processes that draw spines; a GPU needs many"
     )
-    parser.add_argument("--batch-size", type=positive, default=1, metavar="N")
-    parser.add_argument("--learning-rate", type=float, metavar="R")
+    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="patches in a pass (default: 1)")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="learning rate at the start")
     parser.add_argument("--early-phase", type=float, metavar="SHARE", help="share of the training on small patches")
     parser.add_argument(
         "--start-from", type=Path, metavar="FOLDER", help="starter folder with the weights to begin with"
