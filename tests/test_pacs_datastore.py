@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import requests
 
-from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.correction_store import CorrectionStore
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.corrections.receipts import Sender
-from lib.corrections.store import CorrectionStore
 from lib.dicom.seg_object import SegReference
 from lib.errors import ImageError, StorageError
-from lib.pacs import series as pacs_series
-from lib.pacs.datastore import PacsDatastore
-from lib.pacs.series import PAGE, find_series
+from lib.pacs import found_series as pacs_series
+from lib.pacs.found_series import PAGE, find_series
+from lib.pacs.pacs_datastore import PacsDatastore
 from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import patient_slices

@@ -156,7 +156,7 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
 def _trained(folder: Path, recorder: Recorder) -> Walk:
     """Train once, in this process, as the host does in one of its own."""
-    from lib.trainers.retrain import retrain
+    from lib.trainers.retraining import retrain
     from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
 
     site = make_site(folder)
