@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from rooms import APP, LIB, layers, room_of  # noqa: E402
 
+from lib.processes import unwind_on_signals  # noqa: E402
+
 MAIN: Final = APP / "main.py"
 Function = tuple[str, str, int]
 """File, name and first line."""
@@ -202,4 +204,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     main()
