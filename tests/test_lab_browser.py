@@ -12,7 +12,7 @@ from playwright.sync_api import Page
 from server_process import APP
 
 from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
