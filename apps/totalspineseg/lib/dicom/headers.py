@@ -31,9 +31,8 @@ _IMAGE_CLASSES: Final = (
 )
 """MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT; such a file without rows is truncated."""
 _ONE_OWNER: Final = {"PatientID": "patients", "PatientBirthDate": "dates of birth", "StudyInstanceUID": "studies"}
-"""Attributes that all files of a series share, and what to call them where they differ: some programs give one series
-UID
-to several series.
+"""Attributes that all files of a series share, and what to call them if they differ: some programs give several series
+the same UID. Their values identify a patient, so no message has them.
 """
 _PLAIN_SYNTAXES: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 """Transfer syntaxes of pixels that are not compressed."""
@@ -74,8 +73,8 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
     for keyword, owner in _ONE_OWNER.items():
         if len(owners := {str(header.get(keyword) or "").strip() for header in headers} - {""}) > 1:
             raise ImageError(
-                f"The files of {name!r} have one series UID, but belong to {len(owners)} {owner} "
-                f"({' and '.join(map(repr, sorted(owners)[:3]))}). Put the files of each into a folder of their own."
+                f"The files of {name!r} share a series UID, but have {len(owners)} {owner}. Put the files of each "
+                "into a separate folder."
             )
     return tuple(headers)
 
