@@ -35,7 +35,7 @@ help: ## Print this list
 setup: $(READY) $(BIN)/totalspineseg $(NPM_READY) ## Install everything into .venv
 
 $(READY): requirements.lock Makefile
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is required, got {v[0]}.{v[1]}; run make with PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"This software needs Python 3.11 or 3.12, and $(PYTHON) is {v[0]}.{v[1]}. Run make with PYTHON=python3.11.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM_WHEELS) uv==$(UV_VERSION)
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(FROM_WHEELS) requirements.lock

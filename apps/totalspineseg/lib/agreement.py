@@ -131,7 +131,7 @@ def dice_by_group(
 def levels_apart(
     one: LabelArray, other: LabelArray, codes: tuple[int, ...] = DISCS, *, voxel_mm3: float = 1.0
 ) -> float | None:
-    """Return the share of levels that two maps of one scan do not show alike: in one alone, elsewhere, or as another.
+    """Return the share of levels that differ between two maps of a scan: in one alone, elsewhere, or with another name.
 
     Args:
         one: (X, Y, Z) uint8 codes. Not modified.

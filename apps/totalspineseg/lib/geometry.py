@@ -167,7 +167,7 @@ def _corners(shape: tuple[int, int, int]) -> Positions:
 
 
 def _corner_distance_mm(first: Grid, second: Grid) -> float:
-    """Return how far a corner of one grid is at most from the nearest corner of the other, mm."""
+    """Return the largest distance from a corner of one grid to the nearest corner of the other, mm."""
     one, other = (apply_affine(grid.affine, _corners(grid.shape)) for grid in (first, second))
     distances_mm = np.linalg.norm(one[:, np.newaxis] - other, axis=-1)
     return float(max(distances_mm.min(axis=0).max(), distances_mm.min(axis=1).max()))

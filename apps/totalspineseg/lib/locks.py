@@ -1,4 +1,4 @@
-"""Let one at a time do something: files that processes and threads lock, and locks by name within a process."""
+"""Locks, so that only one at a time does something: files between processes, and names within a process."""
 
 import asyncio
 import fcntl

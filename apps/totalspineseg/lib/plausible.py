@@ -81,6 +81,6 @@ def require_plausible(labels: LabelArray) -> None:
         )
     if missing := missing_kinds(labels):
         raise LabelError(
-            f"There is no {' and no '.join(missing)} in the label. Draw it, or mark as 'unreviewed' ({UNREVIEWED}) "
-            "where nobody labeled it."
+            f"There is no {' and no '.join(missing)} in the label. Draw it, or mark what nobody labeled as "
+            f"'unreviewed' ({UNREVIEWED})."
         )

@@ -112,7 +112,7 @@ EMPTY: Final = "The label is empty. Draw something, or load a result, and submit
 
 
 def same_structure(one: str, other: str) -> str:
-    """Say that two segments have names of one structure."""
+    """Say that two segments have names of the same structure."""
     return f"The segments {one!r} and {other!r} stand for the same structure. Merge them, or rename one."
 
 

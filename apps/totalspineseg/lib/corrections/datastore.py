@@ -608,7 +608,7 @@ def _remove_if_possible(files: Iterable[Path]) -> None:
 
 @contextmanager
 def _copied(source: Path, folder: Path) -> Iterator[Path]:
-    """Copy a file into a folder, under a name that is no image's, and remove what is left of it in the end.
+    """Copy a file into a folder under a name that no image has; at the end, remove the copy if it is still there.
 
     Raises:
         StorageError: It could not be written.

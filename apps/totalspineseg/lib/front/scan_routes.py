@@ -116,7 +116,7 @@ def router() -> APIRouter:
 
     @routes.post("/scans/{image:path}/pin")
     def pin(image: str, body: Pin, user: Annotated[User, annotator]) -> dict[str, Any]:
-        """Name all levels anew around those that a reader names, and submit that when asked to. No network runs."""
+        """Rename all levels to match those that a reader names, and submit that when asked to. No network runs."""
         row, view = _lab().view(image)
         acts = _lab().acts
         pinned = acts.pin(view, body.prediction, body.names)

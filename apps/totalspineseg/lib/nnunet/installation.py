@@ -136,8 +136,8 @@ def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
     if releases and len(releases) < len(hashes):
         others = sorted(set(map(repr, hashes)) - set(names.values()))
         raise WeightsError(
-            f"{', '.join(names.values())} is of release {next(iter(releases.values()))}, but nothing tells the release "
-            f"of {', '.join(others)}. Give both zips of one release under their own names."
+            f"{', '.join(names.values())} is of release {next(iter(releases.values()))}, but the release of "
+            f"{', '.join(others)} is not known. Give both zips of one release under their original names."
         )
     if releases and (missing := set(DATASET_OF_STEP) - set(releases)):
         raise WeightsError(
@@ -200,7 +200,7 @@ def _known(store: ModelStore) -> dict[str, str]:
     """Return official zip name -> SHA-256 recorded at its first installation."""
     path = _known_file(store)
     try:
-        content = read_json(path, "Delete it, to record the hashes anew.") if path.exists() else {}
+        content = read_json(path, "Delete it to record the hashes again.") if path.exists() else {}
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return {str(name): str(digest) for name, digest in content.items()}

@@ -249,5 +249,5 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
         problem = "a cascade"
     if problem:
         raise WeightsError(
-            f"{folder.name!r} is no 3D nnU-Net model of step {step} with a stock network: it has {problem}."
+            f"{folder.name!r} is not a 3D nnU-Net model of step {step} with a stock network: it has {problem}."
         )

@@ -120,7 +120,7 @@ ODD_SPACING_MM: Final = 80.0
 WIDTH_SPREAD: Final = 0.16
 """Standard deviation of the logarithm of a lateral width around ``States.width_mm``, patients and maps together."""
 WIDTH_ITEMS: Final = 2.0
-"""Widths of one patient err together: all of them count as this many independent ones."""
+"""The errors of widths within a patient are correlated: all of them count as this many independent ones."""
 SMALL: Final = 0.45
 """A component whose lateral width is below this share of its neighbors' is more likely false."""
 FALSE_IF_SMALL: Final = 12.0

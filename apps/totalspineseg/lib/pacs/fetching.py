@@ -49,6 +49,6 @@ def _write(instance: Dataset, path: Path) -> None:
         raise
     except Exception as error:
         raise ImageError(
-            f"The PACS sent an image of the series that is no complete DICOM file ({type(error).__name__}). "
+            f"The PACS sent an image of the series that is not a complete DICOM file ({type(error).__name__}). "
             "Send the series to the PACS again."
         ) from error

@@ -78,7 +78,7 @@ class Acts:
         self._corrections, self._rejections = corrections, rejections
 
     def pin(self, view: View, prediction: str, names: Mapping[str, str]) -> Pinned:
-        """Name all levels anew around those that a reader named; no network runs, and nothing is kept.
+        """Rename all levels to match those that a reader named; no network runs, and nothing is kept.
 
         Args:
             view: The scan. Not modified.

@@ -126,7 +126,7 @@ class Scans:
         return self._corrections.latest_accepted(row.id) if row.status == "finished" else None
 
     def record(self, row: Row) -> PredictionRecord | None:
-        """Return the record of the result that a line tells of; None where there is none."""
+        """Return the record of the result that a line describes; None where there is none."""
         if not row.prediction:
             return None
         return self._predictions.find(row.id, row.prediction) or self._predictions.anywhere(row.prediction)

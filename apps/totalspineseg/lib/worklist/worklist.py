@@ -20,15 +20,15 @@ from lib.worklist.rows import Row, row_of
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 1.0
-"""For so long the lines are not looked at again: a page asks several times within a second."""
+"""Time for which the lines count as fresh: a page asks several times within a second."""
 REST: Final = 5
-"""Ratio of the time between two looks to the time of one, so that many scans leave the processor to readers."""
+"""Ratio of the pause between two updates to the time of one, so that many scans leave the processor to readers."""
 WAIT_SECONDS: Final = 1.0
 """Maximum time a request waits for newer lines: a PACS that does not answer must not hold up the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
 """The same while there are none yet."""
 FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
-"""Folders of the history in which an entry that changes tells that its scan's line may have."""
+"""Folders of the history in which a changed entry means that its scan's line may have changed."""
 
 Change = tuple[object, ...]
 
