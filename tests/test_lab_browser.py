@@ -155,7 +155,7 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
     page.get_by_text("levels change their names").wait_for()
     assert f"was {level}" in page.locator(".levels").inner_text()
     page.keyboard.press("s")
-    page.get_by_text("Submitted as finished label").wait_for()
+    page.get_by_text("Submitted as a finished label").wait_for()
     (pinned,) = store.of_image("b-doubtful")
     assert pinned.renumbered is not None
 
