@@ -8,10 +8,10 @@ import numpy.typing as npt
 
 from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, NAME_OF, Kind, Step2
 from lib.numbering import messages
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part, fragments, levels_in
-from lib.numbering.rows import row_findings
-from lib.numbering.weights import ORDER
+from lib.numbering.row_checks import row_findings
 from lib.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
