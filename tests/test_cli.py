@@ -247,6 +247,38 @@ def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFi
     ]
 
 
+@pytest.mark.parametrize(
+    ("codes", "levels"),
+    [
+        ((21, 22, 23, 24), "T1 to T4"),
+        ((71, 63, 2), "C2-C3 to C7-T1"),
+        ((50, 45, 100), "L5 to sacrum"),
+        ((43,), ": L3."),
+    ],
+    ids=str,
+)
+def test_lint_names_the_levels_that_it_read(
+    tmp_path: Path, codes: tuple[int, ...], levels: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """VerSe numbers L2 to L5 as 21 to 24: a sound map of T1 to T4, and nobody saw that."""
+    data = np.zeros((30, 30, 90), np.uint8)
+    for k, code in enumerate(codes):
+        data[10:20, 10:20, 70 - 20 * k : 80 - 20 * k] = code
+    write_volume(tmp_path / "a.nii.gz", data, Grid(data.shape, np.eye(4)))
+    main(["lint", str(tmp_path / "a.nii.gz")])
+    assert levels in capsys.readouterr().err
+
+
+def test_label_names_the_values_of_a_finished_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message said what is required, not what is wrong with the map."""
+    data = np.zeros((9, 9, 9), np.uint8)
+    data[4, 4, 4], data[4, 4, 6] = 43, 50
+    write_volume(tmp_path / "a.nii.gz", data, Grid(data.shape, np.eye(4)))
+    assert main(["label", str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")]) == 2
+    error = capsys.readouterr().err
+    assert "[43, 50]" in error and "is required" not in error
+
+
 @pytest.mark.golden
 def test_lint_takes_a_folder_and_goes_on_after_a_bad_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder of maps was called one without DICOM images; a map that cannot be read ended the command."""

@@ -58,6 +58,24 @@ def test_answers(error: Exception, status: int, word: str) -> None:
     assert "secret" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "fact"),
+    [("/batch/infer/m", "A batch inference is already running"), ("/scoring/doubt", "A scoring is already running")],
+)
+def test_what_runs_already_is_named_in_a_sentence(path: str, fact: str) -> None:
+    """The answer was a line of the host's log that begins with ten plus signs."""
+    app = FastAPI()
+    errors.install(app)
+
+    @app.post(path)
+    def run() -> None:
+        raise HTTPException(429, "++++++++++ Task is Already Running")
+
+    answer = TestClient(app).post(path)
+    assert answer.status_code == 429
+    assert answer.json()["detail"].startswith(fact) and "stop it" in answer.json()["detail"]
+
+
 def test_a_disk_that_fills_while_a_body_comes_is_507() -> None:
     """The framework hid it behind "There was an error parsing the body"."""
     error = HTTPException(400, "There was an error parsing the body")

@@ -96,6 +96,34 @@ def test_a_damaged_end_of_a_compressed_file_is_noticed(tmp_path: Path) -> None:
         read_image(tmp_path / "a.nii.gz")
 
 
+@pytest.mark.parametrize(
+    "junk", [b"junk", b"junk" * 1000, bytes(5) + b"junk", b"\x1f"], ids=["4", "4000", "after 0", "1"]
+)
+def test_what_lies_behind_a_compressed_file_is_ignored(tmp_path: Path, junk: bytes) -> None:
+    """The file was called damaged; gzip unpacks it."""
+    halves = nifti()[:500], nifti()[500:]
+    for content in (gzip.compress(nifti()), b"".join(map(gzip.compress, halves))):
+        (tmp_path / "a.nii.gz").write_bytes(content + junk)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").data, picture())
+
+
+def test_a_damaged_file_with_something_behind_it_is_refused(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(nifti()) + b"junk")
+    content[-12] ^= 1
+    for damaged in (content, gzip.compress(nifti())[:-9], gzip.compress(nifti())[:-1]):
+        (tmp_path / "a.nii.gz").write_bytes(damaged)
+        with pytest.raises(ImageError, match="is damaged or incomplete"):
+            read_image(tmp_path / "a.nii.gz")
+
+
+def test_what_is_ignored_behind_a_file_fills_no_memory(tmp_path: Path) -> None:
+    """A member behind the voxels, before the junk, unpacks to a hundred times what is read of any file here."""
+    content = gzip.compress(nifti()) + gzip.compress(bytes(200 * MIB)) + b"junk"
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with little_memory():
+        np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz").data, picture())
+
+
 def test_extensions_of_a_header_are_passed_over(tmp_path: Path) -> None:
     """One that told of less than nothing, or of 2 GiB, was unpacked to its end."""
     image = nib.Nifti1Image(picture(), np.eye(4))

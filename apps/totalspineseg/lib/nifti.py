@@ -2,8 +2,6 @@
 
 import logging
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import product
 from math import prod
@@ -12,14 +10,14 @@ from typing import IO, Final
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
 
 from lib.errors import ImageError
 from lib.files import CHUNK_BYTES
 from lib.geometry import Affine, AnyArray, Grid, Volume
-from lib.unpacking import require_bounded
+from lib.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
 """Distance between the two positions of a corner, by the two forms of a header, from which one form is wrong; rounding
@@ -38,6 +36,9 @@ MAX_TRAILING_CHUNKS: Final = 64
 ROTATION_ROUNDING: Final = 1e-4
 """Rounding by which the square of a qform's quaternion may exceed 1: some programs write four digits."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
+GZIP_WINDOW: Final = 31
+"""Argument of zlib for members of gzip, with their check sums."""
+COMPRESSION_ERRORS: Final = (igzip.BadGzipFile, EOFError, zlib.error, igzip.isal_zlib.error)
 NIFTI2_MAGICS: Final = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 """First bytes of a NIfTI-2 header: its size, 540, in either byte order."""
 EXPORT_AGAIN: Final = (
@@ -60,38 +61,61 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
     Raises:
         ImageError: The file holds less than its header says, too much, or does not state the position of its voxels.
     """
-    with _opened(path) as file:
-        header = _header(file, path.name)
-        shape, offset = header.get_data_shape(), header.get_data_offset()
-        if min(shape, default=0) < 1:
-            raise ImageError(f"{path.name!r} has no voxels (shape {shape}). Export it again.")
-        require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
-        affine = _affine(header, path.name)
-        data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
-        # Read on: some programs pad their files, and a compressed file shows only at its end whether the voxels are
-        # sound.
-        for _ in range(MAX_TRAILING_CHUNKS):
-            if not file.read(CHUNK_BYTES):
-                break
-    return data, affine
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Yield the content of a file, unpacked as far as it is read."""
-    with path.open("rb") as start:
-        compressed = start.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    if not compressed:
-        with path.open("rb") as file:
-            yield file
-        return
+    with path.open("rb") as file:
+        if file.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
+            file.seek(0)
+            return _read(file, path)
     try:
-        with igzip.open(path, "rb") as file:
-            yield file
-    except (igzip.BadGzipFile, EOFError, zlib.error, igzip.isal_zlib.error) as error:
+        with igzip.open(path, "rb") as unpacked:
+            return _read(unpacked, path)
+    except COMPRESSION_ERRORS:
+        pass
+    try:
+        with igzip.open(BytesIO(_members(path.read_bytes())), "rb") as unpacked:
+            return _read(unpacked, path)
+    except COMPRESSION_ERRORS as error:
         raise ImageError(
             f"The compression of {path.name!r} is damaged or incomplete. Copy the NIfTI file again."
         ) from error
+
+
+def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
+    """Return the voxels and the affine of a file from its content, which is unpacked as far as it is read."""
+    header = _header(file, path.name)
+    shape, offset = header.get_data_shape(), header.get_data_offset()
+    if min(shape, default=0) < 1:
+        raise ImageError(f"{path.name!r} has no voxels (shape {shape}). Export it again.")
+    require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
+    affine = _affine(header, path.name)
+    data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
+    # Read on: some programs pad their files, and a compressed file shows only at its end whether the voxels are sound.
+    for _ in range(MAX_TRAILING_CHUNKS):
+        if not file.read(CHUNK_BYTES):
+            break
+    return data, affine
+
+
+def _members(content: bytes) -> bytes:
+    """Return a gzip file without what is behind its last member, which gzip ignores, too.
+
+    Raises:
+        EOFError: A member is incomplete, or unpacks to more than is read of any file.
+        isal_zlib.error: A member is damaged.
+    """
+    end, unpacked = 0, 0
+    while content.startswith(GZIP_MAGIC, end):
+        member = isal_zlib.decompressobj(GZIP_WINDOW)
+        rest = b""
+        while not member.eof:
+            if not rest:
+                rest = content[end : end + CHUNK_BYTES]
+                end += len(rest)
+            unpacked += len(member.decompress(rest, CHUNK_BYTES))
+            rest = member.unconsumed_tail
+            if (end == len(content) and not rest and not member.eof) or unpacked > max(len(content), MAX_BYTES):
+                raise EOFError
+        end -= len(member.unused_data)
+    return content[:end]
 
 
 def _header(file: IO[bytes], name: str) -> nib.Nifti1Header:

@@ -1,6 +1,7 @@
 """Check label maps for what cannot be right: gaps, duplicates, wrong order, fragments, strange values.
 
-Prints one line for each finding, and what could not be checked; the exit code is 1 if there is any.
+Prints which levels the numbers mean, and one line for each finding and for what could not be checked; the exit code
+is 1 if there is any finding.
 """
 
 import argparse
@@ -53,11 +54,13 @@ def _lint_file(path: Path, *, several: bool) -> int:
     from nibabel.affines import apply_affine
 
     from lib.geometry import to_ras
-    from lib.numbering.linter import lint
+    from lib.numbering.linter import levels_read, lint
     from lib.volume_io import read_integers
 
     prefix = f"{path.name}: " if several else ""
     volume = to_ras(read_integers(path))
+    # Not among the findings: other programs read those.
+    print(f"{prefix}{levels_read(volume.data)}", file=sys.stderr)
     findings = lint(volume.data, volume.spacing)
     for finding in findings:
         where = ""

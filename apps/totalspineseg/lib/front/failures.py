@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
 from lib.errors import TotalSpineSegError
-from lib.infers.http import NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
+from lib.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
 
 OWN: Final = Path(__file__).resolve().parents[2]
 
@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 UNAUTHORIZED: Final = (400, 401, 403)
 """Answers of an identity server that concern the user, not the server."""
+RUNNING: Final = {
+    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
+    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
+}
+"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -74,13 +79,17 @@ def _invalid(_: Request, error: Exception) -> Response:
     return _answer(UNUSABLE, f"{place}: {first.get('msg', 'not valid')}. Correct the request.")
 
 
-def _http(_: Request, error: Exception) -> Response:
+def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     cause = error.__cause__
     if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
         return _no_room(cause)
     headers = dict(error.headers) if error.headers else None
-    return _answer(error.status_code, str(error.detail), headers)
+    sentence = str(error.detail)
+    if error.status_code == BUSY:
+        path = request.url.path
+        sentence = next((text for start, text in RUNNING.items() if path.startswith(start)), sentence)
+    return _answer(error.status_code, sentence, headers)
 
 
 def _host(_: Request, error: Exception) -> Response:

@@ -1,13 +1,14 @@
 """Checks of a label map for what cannot be right: gaps, duplicates, order, fragments, unknown codes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
+from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, NAME_OF, Kind, Step2
 from lib.numbering import messages
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part, fragments, levels_in
 from lib.numbering.row_checks import row_findings
@@ -55,12 +56,32 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         )
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
-    if not any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in parts):
-        # In a step-1 result the sacrum's code stands for every vertebra, so only discs have a place.
-        parts = {code: found for code, found in parts.items() if BY_CODE[code].kind is Kind.DISC}
+    parts = {code: parts[code] for code in _with_a_place(parts)}
     column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
     return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
+
+
+def levels_read(labels: npt.NDArray[np.integer[Any]]) -> str:
+    """Return a sentence on the first and the last level that the numbers of a map mean.
+
+    Another tool may use the same numbers for other levels, and its map is then as sound as one of this project.
+
+    Args:
+        labels: Integer codes of any shape. Not modified.
+    """
+    codes = sorted((int(code) for code in np.unique(labels) if code in ORDER), key=ORDER.__getitem__)
+    names = [NAME_OF[code] for code in _with_a_place(codes)]
+    pair = messages.LEVELS.format(first=names[0], last=names[-1]) if names else messages.NO_LEVEL
+    return messages.READ_AS.format(levels=names[0] if len(names) == 1 else pair)
+
+
+def _with_a_place(codes: Iterable[int]) -> list[int]:
+    """Return the codes of levels; in a step-1 result, where the sacrum's code stands for every vertebra, the discs."""
+    levels = list(codes)
+    if any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in levels):
+        return levels
+    return [code for code in levels if BY_CODE[code].kind is Kind.DISC]
 
 
 def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:

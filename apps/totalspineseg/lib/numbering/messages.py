@@ -24,6 +24,9 @@ CANAL_BESIDE: Final = "its canal lies {mm:.0f} mm beside the canal of this scan"
 DISCS_BETWEEN: Final = "its discs lie at the height of this scan's vertebrae"
 
 # Findings of the linter
+READ_AS: Final = "The numbers were read as TotalSpineSeg's codes: {levels}."
+LEVELS: Final = "{first} to {last}"
+NO_LEVEL: Final = "no level"
 EMPTY: Final = "The map is empty, so nothing was checked."
 NO_LEVELS: Final = "The map has no vertebra and no disc in TotalSpineSeg's codes, so order and gaps were not checked."
 STEP_CODE: Final = "Value {value} ({voxels} voxels) is a class of the networks, not the code of a structure."
