@@ -71,10 +71,15 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
     if len(series) > 1:
         raise ImageError(f"There are {len(series)} DICOM series in {name!r}. Put each series in its own folder.")
     for keyword, owner in _ONE_OWNER.items():
-        if len(owners := {str(header.get(keyword) or "").strip() for header in headers} - {""}) > 1:
+        files: dict[str, str] = {}
+        for header in headers:
+            if value := str(header.get(keyword) or "").strip():
+                files.setdefault(value, Path(str(header.filename)).name)
+        if len(files) > 1:
+            shown = " and ".join(map(repr, list(files.values())[:3]))
             raise ImageError(
-                f"The files of {name!r} share a series UID, but have {len(owners)} {owner}. Put the files of each "
-                "into a separate folder."
+                f"The files of {name!r} share a series UID, but have {len(files)} {owner}, for instance in {shown}. "
+                "Put the files of each into a separate folder."
             )
     return tuple(headers)
 
