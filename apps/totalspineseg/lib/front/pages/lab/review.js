@@ -128,7 +128,7 @@ export async function show(view, id) {
           )
         : '',
       scan.study ? element('p', {}, element('a', { href: ohifPath(scan), target: '_blank', rel: 'noopener' }, 'Open in OHIF')) : '',
-      scan.agreements.map(agreement),
+      ...scan.agreements.map(agreement),
       scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : scan.status === 'failed' ? '' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, scan.status === 'failed' ? 'Predict again' : 'Predict')),
     );
     const isOpen = scan.status !== 'finished';
