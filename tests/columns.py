@@ -27,7 +27,7 @@ from lib.anatomy import (
     Step2,
     column,
 )
-from lib.transforms.spine import one_spine
+from lib.transforms.one_spine import one_spine
 
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

@@ -11,8 +11,8 @@ from monailabel.config import settings
 from monailabel.utils.others import class_utils
 from pydicom import Dataset, dcmread
 
-from lib.pacs import store
-from lib.pacs.datastore import PacsDatastore
+from lib.pacs import configured_store as store
+from lib.pacs.pacs_datastore import PacsDatastore
 from pacs_serving import write_study
 from phantom import lumbar_codes
 

@@ -26,7 +26,7 @@ from lib.errors import (
 )
 from lib.geometry import Volume
 from lib.infers import http
-from lib.infers.models import FullTask
+from lib.infers.published import FullTask
 from lib.infers.result_tag import result_tag
 from lib.infers.services import Services
 from lib.infers.settings import read_pins, read_settings

@@ -11,10 +11,10 @@ from block_spines import block_spine, classes_of
 from lib.anatomy import CODE_OF, NAME_OF
 from lib.corrections import history
 from lib.corrections.attribution import Attribution
+from lib.corrections.correction_store import Received
 from lib.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipt
-from lib.corrections.store import Received
 from lib.errors import LabelError
 from lib.geometry import Grid, LabelArray, Volume
 from lib.numbering.renumber import NamedMap

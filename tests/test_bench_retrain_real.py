@@ -22,7 +22,7 @@ from lib.corrections.submission import read_submission
 from lib.corrections.unreviewed import with_unreviewed
 from lib.geometry import LabelArray
 from lib.nnunet.model_folder import ModelFolder
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.model_store import STARTER, ModelStore
 from test_spider_cases import slab
 from tiny_models import write_models
 

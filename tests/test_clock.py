@@ -14,7 +14,7 @@ from lib.corrections import history
 from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
 from lib.corrections.predictions import PredictionStore
 from lib.files import sha256_of
-from lib.infers.models import FullTask
+from lib.infers.published import FullTask
 from lib.trainers import runs
 from lib.volume_io import write_volume
 from phantom import RAS, CodeReader, image_of, lumbar_codes

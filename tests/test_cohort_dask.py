@@ -26,22 +26,22 @@ from lib.anatomy import CODE_OF
 from lib.cli import main
 from lib.cohort import cluster
 from lib.cohort.cluster import started
+from lib.cohort.cluster_profile import Profile, parse_profile
 from lib.cohort.dask_executor import DaskExecutor
 from lib.cohort.dask_payload import make_task
 from lib.cohort.inputs import Case, find_cases
 from lib.cohort.local import LocalExecutor
-from lib.cohort.options import RunOptions
-from lib.cohort.profile import Profile, parse_profile
 from lib.cohort.record import read_record
-from lib.cohort.run import Stream, run
+from lib.cohort.run_options import RunOptions
+from lib.cohort.running import Stream, run
 from lib.cohort.work import Work
 from lib.cohort.worker import REFUSAL, ScanWorker, job_json
 from lib.errors import ClusterError
 from lib.geometry import Grid
+from lib.nnunet.content_version import version_in_use
 from lib.nnunet.networks import Networks
-from lib.nnunet.version import version_in_use
 from lib.numbering.evidence import Pin
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.volume_io import write_volume
 
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"

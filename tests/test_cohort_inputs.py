@@ -19,7 +19,7 @@ from lib.cohort.inputs import (
     skipped_sentences,
     unvisited_folders,
 )
-from lib.cohort.options import RunOptions
+from lib.cohort.run_options import RunOptions
 from lib.cohort.work import Work
 from lib.errors import ImageError
 from lib.volume_io import read_image

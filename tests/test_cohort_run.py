@@ -19,18 +19,18 @@ from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from lib.cohort.documents import write_documents
 from lib.cohort.inputs import Case, find_cases, pair_localizers
 from lib.cohort.local import LocalExecutor
-from lib.cohort.options import RunOptions
 from lib.cohort.outputs import FOLDERS, _stored_image
 from lib.cohort.overlap import overlapped, sentence
 from lib.cohort.progress import Progress
-from lib.cohort.run import Summary
-from lib.cohort.run import run as run_cases
+from lib.cohort.run_options import RunOptions
+from lib.cohort.running import Summary
+from lib.cohort.running import run as run_cases
 from lib.cohort.work import Work
 from lib.errors import ImageError, StorageError
 from lib.geometry import Grid
 from lib.numbering.alignment import ELSEWHERE
-from lib.numbering.doubtful import doubtful_codes
 from lib.numbering.evidence import Pin
+from lib.numbering.report import doubtful_codes
 from lib.prediction import Prediction
 from lib.volume_io import read_image, read_labels, write_volume
 from phantom import CodeReader, image_of, lumbar_codes

@@ -14,7 +14,7 @@ from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.wire import to_wire
 from lib.errors import SettingError
 from lib.geometry import Grid, Volume
-from lib.infers.models import Step2Task
+from lib.infers.published import Step2Task
 from lib.infers.settings import read_settings
 from lib.infers.task import Outcome
 from lib.pipeline import prepare

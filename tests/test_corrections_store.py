@@ -17,12 +17,12 @@ import pytest
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
 from lib.corrections import datastore, history
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.inbox import STEP1_TAG, Inbox, Lint, Studies
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.store import CorrectionStore
 from lib.errors import BusyError, LabelError, StorageError
 from lib.files import PARTIAL_PREFIX, sha256_of
 from lib.geometry import Grid

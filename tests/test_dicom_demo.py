@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from lib.anatomy import NAME_OF
 from lib.corrections.names import map_names
-from lib.dicom.demo import DemoStudy, demo_pacs
+from lib.dicom.demo_series import DemoStudy, demo_pacs
 from lib.dicom.headers import read_headers
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg

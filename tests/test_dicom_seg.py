@@ -21,13 +21,11 @@ from dicom_series import OBLIQUE, SIZE, STACKS, at, enhanced, picture, save, sli
 from lib.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, WIRE_LABELS, column
 from lib.corrections.names import map_names
 from lib.corrections.wire import to_wire
-from lib.dicom.colors import cielab_of, dicom_cielab_of
-from lib.dicom.headers import read_headers
+from lib.dicom.headers import read_headers, uid_from
 from lib.dicom.seg_object import is_seg, seg_reference
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg
-from lib.dicom.terms import term_of
-from lib.dicom.uids import uid_from
+from lib.dicom.terms import cielab_of, dicom_cielab_of, term_of
 from lib.errors import EmptySegmentationError, GridError, ImageError, LabelError
 from lib.geometry import Grid, Volume, to_ras
 from lib.pacs.results import result_segmentation

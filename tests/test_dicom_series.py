@@ -23,9 +23,8 @@ from dicom_series import (
     save,
     slices,
 )
-from lib.dicom.headers import read_headers
+from lib.dicom.headers import read_headers, uid_from
 from lib.dicom.stack import stack_of
-from lib.dicom.uids import uid_from
 from lib.errors import ImageError, StorageError
 from lib.geometry import same_grid
 from lib.volume_io import read_image

@@ -20,7 +20,7 @@ import tiny_models
 from dicom_series import itk_slices
 from lib.cli import COMMANDS, _parser, common, main
 from lib.cohort import warm
-from lib.cohort.profile import read_profile
+from lib.cohort.cluster_profile import read_profile
 from lib.geometry import Grid
 from lib.volume_io import write_volume
 from phantom import CodeReader, image_of, lumbar_codes

@@ -13,8 +13,8 @@ from block_spines import block_spine, classes_of
 from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from lib.certainty import Certainty
 from lib.corrections.attribution import Corrected
-from lib.corrections.checks import check
-from lib.corrections.doubts import beside_prediction
+from lib.corrections.checks import beside_prediction, check
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import map_names
@@ -22,9 +22,8 @@ from lib.corrections.outcomes import message_of
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.renames import compare
-from lib.corrections.store import Correction, CorrectionStore
 from lib.geometry import Grid, LabelArray, Volume
-from lib.infers.models import FullTask
+from lib.infers.published import FullTask
 from lib.numbering.renumber import NamedMap
 from lib.segments import Segment, Submission
 from lib.volume_io import read_labels, write_volume

@@ -1,6 +1,7 @@
 """Tests that output of the networks is kept for a while, and that its size is limited."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,10 @@ def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytes
     """Every image that was ever sent left its maps on the disk for good."""
     monkeypatch.setattr(drawn_maps, "KEPT_IMAGES", 2)
     maps, times = DrawnMaps(tmp_path), {"a": 30, "b": 10, "c": 20}
+    began = time.time() - 100
     for image in "abc":
         maps.keep(image, kept("1"))
-        os.utime(tmp_path / "maps" / image, (0, times[image]))
+        os.utime(tmp_path / "maps" / image, (0, began + times[image]))
     maps.keep("d", kept("2"))
     assert [image for image in "abcd" if maps.latest(image, 1)] == ["a", "d"]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.corrections.store import Correction
+from lib.corrections.correction_store import Correction
 from lib.errors import StorageError, TrainingError
 from lib.gate.compare import SubjectScores
 from lib.nnunet import predictor, preprocessed
@@ -24,12 +24,11 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.patches import Sample
 from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
 from lib.nnunet.training_log import TrainingLog
-from lib.registry import store as registry_store
-from lib.registry.store import STARTER
-from lib.trainers import candidates, judging, publication
-from lib.trainers import retrain as retraining
+from lib.registry import model_store as registry_store
+from lib.registry.model_store import STARTER
+from lib.trainers import candidates, judging, publication, retraining
 from lib.trainers.reporter import Reporter
-from lib.trainers.retrain import Retrained, retrain
+from lib.trainers.retraining import Retrained, retrain
 from lib.trainers.runs import is_running, only_one, state_of
 from lib.trainers.site import Site
 from test_trainers import scores_of

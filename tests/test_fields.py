@@ -14,7 +14,7 @@ from lib.errors import StorageError
 from lib.fields import from_fields
 from lib.infers.settings import pins_from_json
 from lib.registry.judgments import Judgment, judgments, keep_judgment
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers.runs import PROGRESS_FILE, RUN_FILE, state_of
 
 RECORD = PredictionRecord("p1", "img", "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, "ada", "ab")

@@ -44,9 +44,14 @@ from lib.nnunet.finetune import Finetuned, Stopped, fine_tune, trainer_of
 from lib.nnunet.finetune_job import Job, Progress
 from lib.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
 from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE, disturbed_channel, marked_discs
+from lib.nnunet.odd_channel import (
+    EXACT_CHANNEL_SHARE,
+    FOUND_CHANNEL_SHARE,
+    disturbed_channel,
+    found_discs,
+    marked_discs,
+)
 from lib.nnunet.patches import Patches, Sample
 from lib.nnunet.plugin import spine_finetuner
 from lib.nnunet.plugin.spine_finetuner import SpineFinetuner

@@ -14,11 +14,12 @@ from monailabel.utils.others import class_utils
 from starlette.testclient import TestClient
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
 from lib.corrections.wire import to_wire
-from lib.front import errors, saved, studies
+from lib.front import failures as errors
+from lib.front import saved, studies
 from lib.infers.listed import LISTED
 from lib.volume_io import write_volume
 from pacs_serving import wait_for

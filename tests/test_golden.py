@@ -12,7 +12,7 @@ from lib.transforms.canal import fill_canal
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import odd_discs
 from lib.transforms.levels import level_points
-from lib.transforms.spine import one_spine
+from lib.transforms.one_spine import one_spine
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

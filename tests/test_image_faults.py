@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from lib.anatomy import C1, DISC_L4_L5, DISC_L5_S, L4, SACRUM, Step1
-from lib.cohort.levels import levels_in_view, structures_json
+from lib.cohort.level_reports import levels_in_view, structures_json
 from lib.errors import NoSpineError
 from lib.geometry import Volume
-from lib.image_faults import image_faults
+from lib.image import image_faults
 from lib.pipeline import Scan, image_findings, locate, prepare
 from lib.prediction import Prediction
 from phantom import CodeReader, image_of, lumbar_codes

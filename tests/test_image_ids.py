@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lib.corrections.datastore import StudiesDatastore
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON
 from lib.files import sha256_of
 from lib.geometry import Grid
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers.site import folder_site
 from lib.volume_io import write_volume
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import lib.corrections.imprints as module
+import lib.corrections.image_fingerprints as module
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
+from lib.corrections.image_fingerprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 from lib.files import sha256_of
 
 

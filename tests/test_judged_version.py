@@ -11,8 +11,8 @@ from lib.cli import main
 from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
 from lib.gate.scoring import JudgedCase, score_models
+from lib.registry.model_store import ModelStore
 from lib.registry.records import VersionRecord, images_trained_on, read_record, write_record
-from lib.registry.store import ModelStore
 from lib.trainers import judged_version, judging
 from lib.trainers.material import site_material
 from lib.trainers.site import Site

@@ -15,8 +15,8 @@ import pytest
 
 from lib.corrections import inbox, receipts
 from lib.corrections.answers import NOT_TRIED
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.receipts import Waiting
-from lib.corrections.store import CorrectionStore
 from lib.corrections.uploads import Claims
 from lib.errors import ImageError, LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
 from test_corrections_store import L4_L5, SENDER, Desk

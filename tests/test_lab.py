@@ -11,7 +11,7 @@ import requests
 from PIL import Image
 
 from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.volume_io import read_labels
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server

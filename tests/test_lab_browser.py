@@ -15,7 +15,7 @@ from playwright.sync_api import Page
 from server_process import APP
 
 from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
@@ -159,7 +159,7 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
     page.get_by_text("levels change their names").wait_for()
     assert f"was {level}" in page.locator(".levels").inner_text()
     page.keyboard.press("s")
-    page.get_by_text("Submitted as finished label").wait_for()
+    page.get_by_text("Submitted as a finished label").wait_for()
     (pinned,) = store.of_image("b-doubtful")
     assert pinned.renumbered is not None
 

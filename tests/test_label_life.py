@@ -12,9 +12,9 @@ import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import CODE_OF
-from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.errors import StorageError
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import read_labels, write_volume

@@ -69,3 +69,9 @@ def test_the_glossary_is_short() -> None:
     """Twenty words can be learned; the first version of this house had more than that for its clients alone."""
     words = DESIGN.read_text(encoding="utf-8").split("## Words", 1)[1].split("\n## ", 1)[0]
     assert 10 <= words.count("\n| ") - 1 <= 20
+
+
+def test_no_two_files_have_one_name() -> None:
+    """A newcomer who had found store.py, spine.py or weights.py had found one of three."""
+    names = [path.name for path in FILES if path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))

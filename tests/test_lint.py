@@ -9,7 +9,7 @@ import pytest
 
 import columns
 from lib.anatomy import CANAL, CORD, DISCS, SACRUM, STEP1_FROM_CODE, VERTEBRAE
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACING = (2.0, 2.0, 2.0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lib.corrections.checks import INCOMPLETE
-from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.nnunet.cases import Origin
 from lib.trainers import material
 from lib.trainers.material import site_material

@@ -24,12 +24,11 @@ from lib.nnunet.model_folder import ModelFolder, models_in
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.handled import measured_once
+from lib.registry.model_store import ModelStore
 from lib.registry.records import VersionRecord, read_record, trained_on, write_record
 from lib.registry.removal import remove_versions
-from lib.registry.store import ModelStore
-from lib.trainers import judging
-from lib.trainers import retrain as retraining
-from lib.trainers.request import client_config
+from lib.trainers import judging, retraining
+from lib.trainers.retrain_settings import client_config
 from lib.volume_io import read_labels, write_volume
 from test_nnunet_predictor import image as network_input
 from test_trainers import scores_of

@@ -13,7 +13,7 @@ import lib.nnunet.networks as networks_module
 from lib.errors import WeightsError
 from lib.nnunet import predictor
 from lib.nnunet.networks import Networks
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from tiny_models import write_models
 
 

@@ -14,7 +14,7 @@ import pytest
 from dicom_series import save, slices
 from lib.cohort.inputs import find_cases, pair_localizers
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.errors import ImageError
 from lib.files import sha256_of
 from lib.geometry import Grid

@@ -32,8 +32,8 @@ from lib.geometry import Volume
 from lib.numbering import chain
 from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from lib.numbering.label import label_map, name_map, require_met
 from lib.numbering.left_out import contradicts
+from lib.numbering.naming import label_map, name_map, require_met
 from lib.numbering.step1_names import names_by_reader, step1_names
 from lib.transforms.labeling import paint
 from lib.transforms.pieces import find_pieces

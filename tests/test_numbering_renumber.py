@@ -6,7 +6,7 @@ import pytest
 import columns
 from lib.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
 from lib.geometry import LabelArray, Volume
-from lib.numbering.label import name_map
+from lib.numbering.naming import name_map
 from lib.numbering.renumber import NamedMap, Recognized, recognize, renumber
 
 SPACING = 2.0

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from lib.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.dicom.stack import LPS_TO_RAS
 from lib.pacs.orthanc import fill
 from lib.registry.releases import STARTER_WARNING

@@ -15,14 +15,14 @@ import requests
 from pydicom.uid import generate_uid
 
 from lib.anatomy import CODE_OF, WIRE_LABELS
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.names import map_names
-from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes, write_seg
 from lib.geometry import Volume, to_ras
 from lib.pacs.orthanc import fill
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers.material import site_material
 from lib.trainers.site import Site
 from lib.volume_io import read_labels

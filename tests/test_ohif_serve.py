@@ -17,7 +17,7 @@ import requests
 from server_process import ROOT
 
 from lib.anatomy import NAME_OF, VERTEBRAE
-from lib.dicom.demo import demo_pacs
+from lib.dicom.demo_series import demo_pacs
 from lib.processes import free_port, stop
 from lib.volume_io import read_labels
 from viewer import browser

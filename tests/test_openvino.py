@@ -22,7 +22,7 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.networks import Networks
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.runtimes import resolve_device, runtime_of
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.synthesis import demo_studies
 from lib.volume_io import read_image, write_volume
 from tiny_models import write_model_folder, write_models

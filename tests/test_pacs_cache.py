@@ -15,8 +15,8 @@ from lib.gate.holdout import update_split
 from lib.geometry import LabelArray
 from lib.pacs import listing
 from lib.pacs.cache import IN_USE_SECONDS, CachedSeries, excess
-from lib.pacs.datastore import PacsDatastore
 from lib.pacs.listing import Listing
+from lib.pacs.pacs_datastore import PacsDatastore
 from lib.volume_io import read_image, write_volume
 from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import requests
 
-from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.correction_store import CorrectionStore
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.corrections.receipts import Sender
-from lib.corrections.store import CorrectionStore
 from lib.dicom.seg_object import SegReference
 from lib.errors import ImageError, StorageError
-from lib.pacs import series as pacs_series
-from lib.pacs.datastore import PacsDatastore
-from lib.pacs.series import PAGE, find_series
+from lib.pacs import found_series as pacs_series
+from lib.pacs.found_series import PAGE, find_series
+from lib.pacs.pacs_datastore import PacsDatastore
 from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
 from lib.volume_io import read_image
 from pacs_serving import patient_slices
@@ -366,7 +366,13 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
     store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), "Reader", ("L4",))
     kept = SimpleNamespace(
-        id="c1", image="2.25.70001.1", step=2, present=(44,), findings=(), renumbered={"message": "The others follow."}
+        id="c1",
+        image="2.25.70001.1",
+        tag="final",
+        step=2,
+        present=(44,),
+        findings=(),
+        renumbered={"message": "The others follow."},
     )
     history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.dcm"
     file.write_bytes(b"label")

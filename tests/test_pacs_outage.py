@@ -16,19 +16,20 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lib.anatomy import WIRE_LABELS
-from lib.cli.site import has_corrections, site_of
+from lib.cli.site_folder import has_corrections, site_of
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.names import map_names
-from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import to_wire
 from lib.dicom.seg_reader import read_seg
 from lib.dicom.seg_writer import seg_bytes
 from lib.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
-from lib.front import errors, studies
+from lib.front import failures as errors
+from lib.front import studies
 from lib.geometry import Grid
 from lib.pacs import address
-from lib.pacs.datastore import PacsDatastore
+from lib.pacs.found_series import find_series
 from lib.pacs.listing import Listing
-from lib.pacs.series import find_series
+from lib.pacs.pacs_datastore import PacsDatastore
 from lib.pacs.stored_series import StoredSeries
 from lib.trainers.material import site_material
 from lib.volume_io import read_image, write_volume

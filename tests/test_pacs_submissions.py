@@ -9,9 +9,9 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 
 from lib.anatomy import CODE_OF
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.outcomes import Outcome
 from lib.corrections.receipts import Sender
-from lib.corrections.store import CorrectionStore
 from lib.dicom.seg_object import seg_reference
 from lib.dicom.seg_writer import seg_bytes, write_seg
 from lib.geometry import Volume

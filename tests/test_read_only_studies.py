@@ -13,14 +13,14 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
 from lib import cli
-from lib.cli.site import has_corrections, site_of
+from lib.cli.site_folder import has_corrections, site_of
 from lib.corrections import datastore
 from lib.corrections.datastore import StudiesDatastore
 from lib.corrections.receipts import Sender
 from lib.errors import StorageError
 from lib.geometry import Grid
 from lib.processes import free_port
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.server import DEFAULT_STUDIES, studies_folder
 from lib.volume_io import write_volume
 from pacs_serving import wait_for

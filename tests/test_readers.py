@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.worklist.readers import agreements, corrected
 from test_untouched import EVERY, TRUTH, edited, submitted
 

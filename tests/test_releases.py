@@ -9,6 +9,7 @@ import pytest
 from lib.cli import main
 from lib.errors import WeightsError
 from lib.nnunet.networks import Networks
+from lib.registry.model_store import ModelStore
 from lib.registry.records import VersionRecord, write_record
 from lib.registry.releases import (
     NEWEST,
@@ -19,7 +20,6 @@ from lib.registry.releases import (
     warning_of,
     weights_text,
 )
-from lib.registry.store import ModelStore
 from tiny_models import write_model_folder, write_models
 
 OLDER, NEWER = RELEASES

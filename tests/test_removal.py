@@ -15,9 +15,9 @@ from lib.cli import main
 from lib.errors import WeightsError
 from lib.registry import removal
 from lib.registry.manage import show_version
+from lib.registry.model_store import ModelStore
 from lib.registry.records import VersionRecord, lineage, removed_versions, trained_on, write_record
 from lib.registry.removal import remove_versions
-from lib.registry.store import ModelStore
 
 MODEL = "step1/fold_0/checkpoint_final.pth"
 

@@ -12,7 +12,7 @@ import pytest
 
 import training_site
 from lib.anatomy import DISCS, UNREVIEWED
-from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.errors import ImageError
 from lib.gate import holdout, reference
 from lib.gate.compare import SubjectScores
@@ -25,15 +25,15 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.judgments import Judgment, keep_judgment
 from lib.registry.manage import list_versions, require_served, show_version
+from lib.registry.model_store import STARTER, ModelStore
 from lib.registry.records import VersionRecord, removed_versions, write_record
 from lib.registry.removal import remove_versions
-from lib.registry.store import STARTER, ModelStore
 from lib.trainers import judging, remembered
 from lib.trainers.material import site_material
-from lib.trainers.retrain import Retrained, retrain
+from lib.trainers.retraining import Retrained, retrain
 from lib.trainers.runs import RunState, state_of
 from lib.trainers.site import Site
-from lib.trainers.task import SpineTrainTask
+from lib.trainers.train_task import SpineTrainTask
 from test_nnunet_predictor import ROUNDING, nnunet_answer
 from test_nnunet_predictor import image as network_input
 from test_trainers import scores_of

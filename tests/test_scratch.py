@@ -30,7 +30,7 @@ from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
 from lib.nnunet.splits import split_by_subject, subjects_of
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, step_target
 from lib.nnunet.training_log import TrainingLog
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers import scratch
 from lib.trainers.runs import only_one
 from lib.trainers.scratch import ScratchSettings, train_from_scratch

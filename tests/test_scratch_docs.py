@@ -18,7 +18,7 @@ from lib.nnunet.folders import NnunetFolders
 from lib.nnunet.raw_dataset import FOUND_BY, dataset_name
 from lib.nnunet.raw_folder import read_cases
 from lib.nnunet.targets import IGNORE_CLASS
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers import scratch
 from lib.volume_io import read_labels, write_volume
 from tiny_models import write_model_folder

@@ -13,7 +13,7 @@ from lib.activelearning.offers import Offers, noted_for
 from lib.activelearning.scores import Score
 from lib.activelearning.selection import counts_of, rarity
 from lib.activelearning.strategies import DoubtfulFirst, MostToLearn, SurestFirst
-from lib.corrections import store
+from lib.corrections import correction_store as store
 from lib.errors import LabelError
 from test_corrections_store import Desk
 

@@ -14,7 +14,7 @@ import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.wire import STEP1_WIRE_LABELS, from_names, from_wire, to_wire
 from lib.geometry import Grid, Volume, to_ras
 from lib.volume_io import read_labels, write_volume

@@ -11,8 +11,8 @@ import pytest
 import requests
 
 from lib.anatomy import WIRE_LABELS
-from lib.corrections.ongoing import Ongoing
 from lib.corrections.wire import to_wire
+from lib.locks import Ongoing
 from lib.processes import STOP_SECONDS
 from lib.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
 from lib.volume_io import write_volume

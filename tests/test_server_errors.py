@@ -12,7 +12,8 @@ from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelEr
 from starlette.testclient import TestClient
 
 from lib.errors import StorageError
-from lib.front import errors, studies
+from lib.front import failures as errors
+from lib.front import studies
 from lib.front.guard import Guard, Known
 from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes

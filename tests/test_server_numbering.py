@@ -8,8 +8,8 @@ import pytest
 from monailabel.client.client import MONAILabelClient
 
 from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.predictions import PredictionStore
-from lib.corrections.store import CorrectionStore
 from lib.corrections.wire import from_names, to_wire
 from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes

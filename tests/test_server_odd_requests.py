@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import requests
 
-from lib.front.uploads import MAX_FILE_NAME, plain_name
+from lib.front.received_files import MAX_FILE_NAME, plain_name
 from lib.version import VERSION
 from serving import Server
 

@@ -11,11 +11,11 @@ from local_server import own_app
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from lib.anatomy import WIRE_LABELS
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.wire import to_wire
 from lib.geometry import Volume
 from lib.nnunet.networks import Networks
-from lib.registry.store import STARTER
+from lib.registry.model_store import STARTER
 from lib.trainers.runs import is_running, newest_run, only_one, state_of
 from lib.volume_io import write_volume
 from pacs_serving import wait_for

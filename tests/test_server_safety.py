@@ -8,9 +8,9 @@ import pytest
 import requests
 from monailabel.config import settings
 
+from lib.front.failures import without_folders
 from lib.front.guard import foreign_host
-from lib.front.names import own_names
-from lib.front.places import without_folders
+from lib.front.host_names import own_names
 from serving import Server
 
 

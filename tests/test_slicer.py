@@ -20,9 +20,9 @@ import requests
 from nibabel import orientations
 
 from lib.anatomy import CANAL, CODE_OF, NAME_OF
-from lib.corrections.store import CODES_FILE, CorrectionStore
+from lib.corrections.correction_store import CODES_FILE, CorrectionStore
+from lib.dicom.headers import uid_from
 from lib.dicom.mr_object import mr_slices
-from lib.dicom.uids import uid_from
 from lib.geometry import Grid, Volume
 from lib.volume_io import read_image, read_labels, write_volume
 from pacs_serving import wait_for

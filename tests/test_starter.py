@@ -14,8 +14,7 @@ from lib import anatomy
 from lib.cli import main
 from lib.errors import WeightsError
 from lib.nnunet import starter_batches
-from lib.nnunet.found_discs import NEAR_MM
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
 from lib.nnunet.starter import _batches, train_starter
 from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
 from lib.nnunet.starter_finder import StarterFinder

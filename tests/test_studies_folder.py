@@ -16,7 +16,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.corrections import datastore, watch
 from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.imprints import DRAWN_ON
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.errors import StorageError
 from lib.files import sha256_of
 from lib.geometry import Grid

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lib import anatomy
 from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 from lib.synthesis import morphometry as mm
-from lib.synthesis.canal import trace_canal
+from lib.synthesis.canal_shape import trace_canal
 from lib.synthesis.column import bend_column
 from lib.synthesis.raster import Raster
 from lib.synthesis.shapes import Local, arch

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lib.agreement import GROUPS, CaseScore
-from lib.corrections.store import Correction, CorrectionStore
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.errors import SettingError, TrainingError, WeightsError
 from lib.gate import holdout
 from lib.gate import reference as gate_reference
@@ -23,17 +23,15 @@ from lib.nnunet.finetune import Stopped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.training_log import TrainingLog
 from lib.registry.manage import list_versions, require_served, show_version
+from lib.registry.model_store import STARTER, ModelStore
 from lib.registry.records import holder, trained_on
-from lib.registry.store import STARTER, ModelStore
-from lib.trainers import judging, material
-from lib.trainers import retrain as retraining
+from lib.trainers import judging, material, retraining
 from lib.trainers.material import site_material
-from lib.trainers.request import client_config, read_settings
-from lib.trainers.retrain import Retrained, retrain
+from lib.trainers.retrain_settings import RetrainSettings, client_config, read_settings
+from lib.trainers.retraining import Retrained, retrain
 from lib.trainers.runs import state_of
-from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
-from lib.trainers.task import SpineTrainTask
+from lib.trainers.train_task import SpineTrainTask
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from lib.agreement import LEVELS, MEASURES
 from lib.anatomy import WIRE_LABELS
 from lib.corrections.wire import to_wire
 from lib.geometry import Volume
-from lib.trainers.request import read_settings
+from lib.trainers.retrain_settings import read_settings
 from lib.volume_io import write_volume
 from phantom import RAS, lumbar_codes
 

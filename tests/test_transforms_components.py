@@ -8,12 +8,11 @@ from block_spines import block_spine, classes_of
 from lib.anatomy import CANAL, CODE_OF, CORD, SACRUM, VERTEBRAE
 from lib.errors import NoSpineError
 from lib.transforms import components as c
-from lib.transforms.canal import fill_canal
+from lib.transforms.canal import fill_canal, soft_structure
 from lib.transforms.centerline import canal_extent, smooth_centerline
 from lib.transforms.crop import crop_box
 from lib.transforms.discs import missing_discs, odd_discs
-from lib.transforms.soft import soft_structure
-from lib.transforms.spine import one_spine
+from lib.transforms.one_spine import one_spine
 
 FULL = np.ones((3, 3, 3), dtype=bool)
 SEEDS = range(6)

@@ -23,10 +23,10 @@ from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
 from lib.numbering.chain import Numbering
 from lib.numbering.evidence import tilt_deg
-from lib.numbering.label import name_map
+from lib.numbering.evidence_weights import CAREFUL
+from lib.numbering.naming import name_map
 from lib.numbering.report import report, sentence
-from lib.numbering.weights import CAREFUL
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.model_store import STARTER, ModelStore
 from lib.trust import UNMEASURED, Seen, Tilts, Trust, trust_from_json
 
 STARTER_FOLDER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"

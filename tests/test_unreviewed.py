@@ -24,8 +24,8 @@ from lib.anatomy import (
     WIRE_LABELS,
     column,
 )
+from lib.corrections.correction_store import RECORD_FILE
 from lib.corrections.names import Mapped, map_names
-from lib.corrections.store import RECORD_FILE
 from lib.corrections.unreviewed import with_unreviewed, without_regions
 from lib.errors import LabelError
 from lib.geometry import Grid

@@ -11,13 +11,13 @@ import torch
 from block_spines import block_spine, classes_of
 from lib.agreement import GROUPS, CaseScore, Left, score_case
 from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.inbox import Inbox, Studies
 from lib.corrections.names import Mapped, map_names
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.receipts import Receipts, Sender
 from lib.corrections.renames import compare
-from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.untouched import with_untouched
 from lib.errors import LabelError
 from lib.files import sha256_of
@@ -25,6 +25,7 @@ from lib.gate.compare import SubjectScores
 from lib.gate.verdict import GateReport, judge
 from lib.geometry import Grid, LabelArray, Volume
 from lib.nnunet.cases import prepare_case
+from lib.nnunet.content_version import parts_of
 from lib.nnunet.finetune_job import Job
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder
@@ -33,10 +34,9 @@ from lib.nnunet.preprocessed import IDENTIFIER, store_cases
 from lib.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
 from lib.nnunet.targets import REGIONS, region_shares
 from lib.nnunet.training import deep_loss, region_loss
-from lib.nnunet.version import parts_of
 from lib.numbering.renumber import NamedMap
+from lib.registry.model_store import STARTER
 from lib.registry.records import VersionRecord, write_record
-from lib.registry.store import STARTER
 from lib.segments import Segment, Submission
 from lib.trainers.line import is_of_line, line_of
 from lib.trainers.material import judged_cases, site_material

@@ -18,13 +18,13 @@ from lib.cli import main
 from lib.cli import weights as weights_command
 from lib.errors import StorageError, WeightsError
 from lib.files import sha256_of
-from lib.nnunet import weights as weights_module
+from lib.nnunet import installation as weights_module
 from lib.nnunet.download import download
+from lib.nnunet.installation import assets, install
 from lib.nnunet.networks import Networks
 from lib.nnunet.unpack import unpack_model
-from lib.nnunet.weights import assets, install
+from lib.registry.model_store import ModelStore
 from lib.registry.releases import NEWEST, RELEASES
-from lib.registry.store import ModelStore
 from tiny_models import write_model_folder
 
 

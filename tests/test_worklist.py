@@ -10,11 +10,11 @@ from lib.activelearning.doubt import Parts
 from lib.activelearning.offers import Offer
 from lib.activelearning.scores import Score, Scores
 from lib.anatomy import CODE_OF
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import Sender
 from lib.corrections.rejections import Rejection, Rejections
-from lib.corrections.store import Correction, CorrectionStore
 from lib.worklist.query import Query, select
 from lib.worklist.rows import Row, levels_text, row_of
 from lib.worklist.worklist import Records, Worklist

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
+from lib.corrections.correction_store import Correction, Received
 from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.store import Correction, Received
 from lib.corrections.uploads import Claims
 from lib.files import sha256_of
 from lib.gate.scoring import JudgedCase
 from lib.geometry import Volume
 from lib.nnunet.cases import LabeledScan, Origin, ScanSource
 from lib.nnunet.finetune_settings import FinetuneSettings
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from lib.trainers.settings import RetrainSettings
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.trainers.site import Site, folder_site
 from lib.volume_io import write_volume
 from tiny_models import TRAINER, write_models

@@ -29,7 +29,7 @@ from lib.preview import mid_sagittal, save_picture  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
 from lib.synthesis.classes import step1_classes, step2_classes  # noqa: E402
 from lib.synthesis.options import Field, SpineOptions  # noqa: E402
-from lib.synthesis.spine import random_spine  # noqa: E402
+from lib.synthesis.synthetic_spine import random_spine  # noqa: E402
 from lib.volume_io import read_image, write_volume  # noqa: E402
 
 MIB = 2**20

@@ -26,7 +26,7 @@ from lib.files import read_json, write_json
 from lib.nnunet.networks import Networks
 from lib.nnunet.runtimes import RUNTIMES, Runtime
 from lib.processes import unwind_on_signals
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.synthesis import demo_studies
 
 LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"

@@ -32,6 +32,7 @@ from lib.nnunet.checkpoint import load_checkpoint  # noqa: E402
 from lib.nnunet.finetune import Stopped, fine_tune  # noqa: E402
 from lib.nnunet.finetune_job import LATEST, Progress  # noqa: E402
 from lib.nnunet.finetune_settings import NONE, FinetuneSettings  # noqa: E402
+from lib.nnunet.installation import STEP1_PATCH  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.nnunet.patches import Patches  # noqa: E402
 from lib.nnunet.preprocessed import IDENTIFIER, StoredCase, dataset_folder, store_cases  # noqa: E402
@@ -39,9 +40,8 @@ from lib.nnunet.runtimes import resolve_device  # noqa: E402
 from lib.nnunet.targets import REGIONS  # noqa: E402
 from lib.nnunet.training import region_hits  # noqa: E402
 from lib.nnunet.training_log import dice_text  # noqa: E402
-from lib.nnunet.weights import STEP1_PATCH  # noqa: E402
 from lib.synthesis import Field  # noqa: E402
-from lib.trainers.replay import replay_sources  # noqa: E402
+from lib.trainers.remembered import replay_sources  # noqa: E402
 
 RESERVE_S: Final = 60.0
 """Seconds of the budget that are kept for measuring once more and writing."""

@@ -29,7 +29,7 @@ from lib.files import write_json  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
 from lib.numbering.evidence import Step1Names  # noqa: E402
-from lib.numbering.label import name_map  # noqa: E402
+from lib.numbering.naming import name_map  # noqa: E402
 from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR  # noqa: E402
 from lib.numbering.step1_names import step1_names  # noqa: E402
 

@@ -42,13 +42,13 @@ from lib.nnunet.cases import LabeledScan, Origin, prepare_case
 from lib.nnunet.discovery import STEP_CHANNELS
 from lib.nnunet.finetune import fine_tune
 from lib.nnunet.finetune_settings import FinetuneSettings
+from lib.nnunet.installation import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.preprocessed import store_cases
-from lib.nnunet.weights import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
 from lib.processes import unwind_on_signals
+from lib.registry.model_store import ModelStore
 from lib.registry.records import VersionRecord
 from lib.registry.releases import NEWEST
-from lib.registry.store import ModelStore
 from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from lib.trainers.candidates import Candidates, Lesson
 from lib.trainers.publication import publish

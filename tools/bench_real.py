@@ -40,13 +40,13 @@ from lib.nnunet.model_folder import models_in  # noqa: E402
 from lib.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
 from lib.nnunet.trust_file import write_trust  # noqa: E402
 from lib.numbering.chain import Numbering  # noqa: E402
-from lib.numbering.lint import lint  # noqa: E402
+from lib.numbering.linter import lint  # noqa: E402
 from lib.numbering.report import report  # noqa: E402
 from lib.numbering.step1_names import step1_names  # noqa: E402
 from lib.prediction import Prediction  # noqa: E402
 from lib.transforms.components import Box  # noqa: E402
+from lib.transforms.one_spine import one_spine  # noqa: E402
 from lib.transforms.pieces import find_pieces  # noqa: E402
-from lib.transforms.spine import one_spine  # noqa: E402
 from lib.trust import Trust  # noqa: E402
 from lib.volume_io import read_image, read_labels  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 from lib import pipeline
 from lib.corrections.wire import to_wire
 from lib.nnunet.networks import Networks
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 from lib.prediction import Predictor
 from lib.volume_io import read_image, write_volume
 

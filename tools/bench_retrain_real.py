@@ -65,8 +65,8 @@ from lib.files import read_json, write_json  # noqa: E402
 from lib.geometry import LabelArray, Volume  # noqa: E402
 from lib.nnunet.model_folder import ModelFolder  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402
+from lib.registry.model_store import STARTER, ModelStore  # noqa: E402
 from lib.registry.records import lineage  # noqa: E402
-from lib.registry.store import STARTER, ModelStore  # noqa: E402
 from lib.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")

@@ -37,8 +37,8 @@ from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
 from lib.activelearning.doubt import Parts  # noqa: E402
 from lib.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
+from lib.corrections.correction_store import CorrectionStore  # noqa: E402
 from lib.corrections.history import HISTORY_DIR  # noqa: E402
-from lib.corrections.store import CorrectionStore  # noqa: E402
 from lib.files import move_folder, partial_folder  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.processes import unwind_on_signals  # noqa: E402

@@ -25,7 +25,7 @@ from local_server import TrainingFailedError, own_app, serving, train  # noqa: E
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
 from lib.certainty import is_doubtful  # noqa: E402
-from lib.corrections.store import CorrectionStore  # noqa: E402
+from lib.corrections.correction_store import CorrectionStore  # noqa: E402
 from lib.corrections.wire import from_names, from_wire  # noqa: E402
 from lib.geometry import Volume  # noqa: E402
 from lib.preview import mid_sagittal, save_picture  # noqa: E402

@@ -13,7 +13,7 @@ from server_process import APP, ROOT, StartError, server_process
 
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.trust_file import TRUST_FILE
-from lib.registry.store import NAME, STARTER, ModelStore
+from lib.registry.model_store import NAME, STARTER, ModelStore
 
 __all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "serving", "train"]
 

@@ -18,8 +18,8 @@ from lib.corrections.unreviewed import without_regions
 from lib.corrections.wire import from_names, to_wire
 from lib.files import read_json, write_json
 from lib.geometry import LabelArray, Volume
-from lib.registry.store import ModelStore
-from lib.trainers.settings import RetrainSettings
+from lib.registry.model_store import ModelStore
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5

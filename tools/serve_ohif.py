@@ -64,7 +64,7 @@ def main() -> int:
 
 def prepare(orthanc: Orthanc) -> None:
     """Store demo studies in a PACS that has none."""
-    from lib.dicom.demo import demo_pacs
+    from lib.dicom.demo_series import demo_pacs
 
     if requests.get(f"{orthanc.rest}/studies", timeout=60).json():
         return

@@ -24,6 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from rooms import APP, LIB, layers, room_of  # noqa: E402
 
+from lib.processes import unwind_on_signals  # noqa: E402
+
 MAIN: Final = APP / "main.py"
 Function = tuple[str, str, int]
 """File, name and first line."""
@@ -156,7 +158,7 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
 def _trained(folder: Path, recorder: Recorder) -> Walk:
     """Train once, in this process, as the host does in one of its own."""
-    from lib.trainers.retrain import retrain
+    from lib.trainers.retraining import retrain
     from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
 
     site = make_site(folder)
@@ -202,4 +204,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     main()

@@ -14,44 +14,43 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from lib.activelearning.batch import SpineBatch, is_result_of
 from lib.activelearning.finished import FinishedLevels
-from lib.activelearning.methods import ImageScoring
 from lib.activelearning.offers import Offers, noted_for
+from lib.activelearning.rounds import ImageScoring
 from lib.activelearning.scorer import Scorer
 from lib.activelearning.scores import WHOLE_MODEL, Scores
 from lib.activelearning.selection import counts_of, rarity
 from lib.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from lib.anatomy import NAME_OF
 from lib.corrections.checks import check
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.datastore import StudiesDatastore, is_safe_tag
 from lib.corrections.drawn_maps import DrawnMaps
 from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.corrections.image_ids import is_usable_id
-from lib.corrections.imprints import DRAWN_ON
 from lib.corrections.inbox import Inbox, Studies
-from lib.corrections.ongoing import Ongoing
 from lib.corrections.outcomes import Outcome, Outcomes
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import Receipts, Sender, Waiting
 from lib.corrections.rejections import Rejections
-from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.uploads import Uploads
 from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
 from lib.files import sha256_of
 from lib.gate.holdout import read_split, subject_of
 from lib.infers.http import NOT_FOUND, UnknownLabelError
 from lib.infers.listed import ALWAYS_LISTED
-from lib.infers.models import FullTask, Step1Task, Step2Task
+from lib.infers.published import FullTask, Step1Task, Step2Task
 from lib.infers.result_tag import result_tag
 from lib.infers.review import ReviewTask
 from lib.infers.services import Networks, Services
-from lib.infers.sessions import remove_expired
-from lib.infers.trusted import TrustedPath
+from lib.infers.sessions import TrustedPath, remove_expired
+from lib.locks import Ongoing
 from lib.processes import end_with_parent
+from lib.registry.model_store import ModelStore
 from lib.registry.releases import warning_of, weights_text
-from lib.registry.store import ModelStore
 from lib.trainers.runs import is_running
 from lib.trainers.site import Site
-from lib.trainers.task import SpineTrainTask
+from lib.trainers.train_task import SpineTrainTask
 from lib.version import VERSION
 from lib.worklist.acts import Acts
 from lib.worklist.lab import Lab
@@ -233,7 +232,7 @@ class App(MONAILabelApp):
         """
         if is_address(studies):
             from lib.pacs.cache import MAX_GB
-            from lib.pacs.store import pacs_datastore
+            from lib.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
             return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)

@@ -22,8 +22,9 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
     def train(self, request: dict[str, Any]) -> Any:
         from lib.nnunet.training_log import TrainingLog
-        from lib.registry import store
-        from lib.trainers import judging, publication, retrain
+        from lib.registry import model_store as store
+        from lib.trainers import judging, publication
+        from lib.trainers import retraining as retrain
 
         judging.score_models = unjudged
         retrain.reference_cases = range

@@ -9,7 +9,7 @@ from lib.geometry import FloatArray
 from lib.nnunet.networks import Networks
 from lib.nnunet.predictor import WarmPredictor
 from lib.prediction import Prediction
-from lib.registry.store import STARTER, ModelStore
+from lib.registry.model_store import STARTER, ModelStore
 
 _APP = Path(__file__).resolve().parents[2] / "apps" / "totalspineseg"
 _spec = importlib.util.spec_from_file_location("totalspineseg_app", _APP / "main.py")

@@ -25,19 +25,19 @@ from lib.geometry import (
     points_from_iso,
     soft_from_iso,
 )
-from lib.image_faults import image_faults
+from lib.image import image_faults
 from lib.numbering.chain import Numbering, Pin
 from lib.numbering.evidence import Localizer, Step1Names
 from lib.numbering.findings import IMAGE, Finding
-from lib.numbering.label import Method, name_map
+from lib.numbering.naming import Method, name_map
 from lib.numbering.step1_names import step1_names
 from lib.prediction import Predictor
+from lib.transforms.canal import soft_structure
 from lib.transforms.components import Box
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 from lib.transforms.discs import discs_named_as, odd_discs
 from lib.transforms.labeling import UNNAMED
 from lib.transforms.levels import level_points
-from lib.transforms.soft import soft_structure
 from lib.trust import UNMEASURED, Trust
 
 

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lib.corrections.history import HISTORY_DIR
 from lib.errors import AddressError, StorageError
-from lib.front.names import LOOPBACK, own_names
+from lib.front.host_names import LOOPBACK, own_names
 from lib.front.sockets import listening
 from lib.nnunet.runtimes import RUNTIMES
 from lib.processes import become_parent, end_within
@@ -63,22 +63,22 @@ def create_app(
         auth,
         description,
         driver,
-        errors,
         host,
         infer,
         logs,
         ohif,
         proxy,
-        rounds,
         samples,
         saved,
-        scans,
-        start,
         studies,
         threads,
-        train,
         versions,
     )
+    from lib.front import failures as errors
+    from lib.front import progress_routes as rounds
+    from lib.front import scan_routes as scans
+    from lib.front import start_page as start
+    from lib.front import training_routes as train
     from lib.front.guard import Guard
 
     behind = host.host_application()
@@ -143,7 +143,7 @@ def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_d
     from monailabel.config import settings
     from monailabel.main import Main
 
-    from lib.pacs.configured import set_default_filter
+    from lib.pacs.address import set_default_filter
 
     set_default_filter()
     if not settings.MONAI_LABEL_SESSION_PATH and not studies.startswith(ADDRESS):
@@ -345,7 +345,7 @@ def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
         return
     from lib.nnunet.networks import Networks
     from lib.nnunet.trust_file import read_trust
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))
     for step in (1, 2):

@@ -23,8 +23,7 @@ from lib.geometry import AnyArray, Grid, Volume, to_ras
 from lib.image import Image
 from lib.nifti import MAX_SKEW_DEG, read_nifti
 from lib.plausible import is_upside_down
-from lib.pointers import itk_name, missing_content
-from lib.unpacking import require_bounded
+from lib.unpacking import itk_name, missing_content, require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")

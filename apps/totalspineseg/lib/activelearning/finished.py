@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from lib.corrections.store import CorrectionStore
+from lib.corrections.correction_store import CorrectionStore
 from lib.errors import StorageError
 
 FINISHED_STEP: Final = 2

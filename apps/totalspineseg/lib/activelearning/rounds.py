@@ -1,11 +1,13 @@
 """A round over the images of the studies in the background, one after the other; a failure does not stop it."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 
 from lib.errors import SettingError, TotalSpineSegError
 
@@ -64,3 +66,32 @@ def _one(image: str, work: Callable[[str], Outcome], name: str) -> Outcome:
         # Such as a PACS that stopped answering, or an image that was removed: the other images still get their turn.
         logger.exception("%s: image %s failed", name, image)
         return {"error": f"Unexpected {type(error).__name__}. Details are in the server's log."}
+
+
+NAME = "scoring"
+
+
+class ImageScoring(ScoringMethod):  # type: ignore[misc]
+    """A scoring method that scores the images without a score.
+
+    Args:
+        description: What the images are scored by.
+        fill: ``fill(image_id)`` scores one image; an image that has a score keeps it.
+    """
+
+    def __init__(self, description: str, fill: Callable[[str], dict[str, Any]]) -> None:
+        super().__init__(description)
+        self._fill = fill
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, dict[str, Any]]:
+        """Score the images of a request.
+
+        Args:
+            request: ``images`` ("all", "labeled", "unlabeled", or a list of ids), as in batch inference.
+            datastore: The studies.
+
+        Returns:
+            ``doubt`` per image id; ``{"skipped": True}`` where it had a score, ``{"error": sentence}`` where it failed.
+        """
+        images = unfinished_first(BatchInferTask().get_images(request, datastore), datastore)
+        return round_over(images, self._fill, name=NAME)

@@ -10,7 +10,7 @@ from lib.spellings import level_at
 
 if TYPE_CHECKING:
     from lib.numbering.evidence import Pin
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
 MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
 """Folder of the app's models."""
@@ -112,7 +112,7 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
         WeightsError: The folder does not exist.
     """
     from lib.errors import WeightsError
-    from lib.registry.store import STARTER, ModelStore
+    from lib.registry.model_store import STARTER, ModelStore
 
     if data_dir is None:
         return ModelStore(MODEL_DIR, weights=weights)

@@ -12,11 +12,11 @@ from lib.nnunet.runtimes import RUNTIMES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lib.cohort.cluster_profile import Profile
     from lib.cohort.inputs import Case
-    from lib.cohort.profile import Profile
-    from lib.cohort.run import Executor, Stream
+    from lib.cohort.running import Executor, Stream
     from lib.cohort.work import Networks, Work
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
 """Default maximum of threads; reading and writing rarely keep more busy beside one network."""
@@ -90,7 +90,7 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> 
 
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
-    from lib.cohort.profile import read_profile
+    from lib.cohort.cluster_profile import read_profile
     from lib.cohort.worker import job_json
 
     profile = read_profile(arguments.profile) if arguments.profile else None
@@ -115,7 +115,7 @@ def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "
 
 
 def _one_process_a_gpu(device: str) -> "Profile":
-    from lib.cohort.profile import Profile
+    from lib.cohort.cluster_profile import Profile
 
     if device == "cpu":
         return Profile()

@@ -94,9 +94,9 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from lib.geometry import labels_from_iso, labels_on_grid, labels_to_iso
-    from lib.numbering.label import label_map
+    from lib.numbering.naming import label_map
     from lib.numbering.report import sentence
-    from lib.pointers import real_path
+    from lib.unpacking import real_path
     from lib.volume_io import read_codes, read_labels, write_volume
 
     if real_path(output) == real_path(source):

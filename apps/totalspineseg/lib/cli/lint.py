@@ -53,7 +53,7 @@ def _lint_file(path: Path, *, several: bool) -> int:
     from nibabel.affines import apply_affine
 
     from lib.geometry import to_ras
-    from lib.numbering.lint import lint
+    from lib.numbering.linter import lint
     from lib.volume_io import read_integers
 
     prefix = f"{path.name}: " if several else ""

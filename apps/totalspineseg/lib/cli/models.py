@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from lib.cli.common import MIB, MODEL_DIR, existing_path
 
 if TYPE_CHECKING:
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
 
 _TABLE: Final = "{:<12}{:>8}{:>11}{:>8}{:>8}{:>8}{:>10}{:>9}"
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 for a version that does not pass."""
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
     actions: dict[str, Callable[[ModelStore, argparse.Namespace], int | None]] = {
         "list": _list,
@@ -94,7 +94,7 @@ def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 
 def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
-    from lib.cli.site import site_of
+    from lib.cli.site_folder import site_of
     from lib.gate.verdict import NUMBERS, GateReport
     from lib.nnunet.runtimes import require
     from lib.trainers.judged_version import judge_version

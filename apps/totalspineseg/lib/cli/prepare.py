@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 when a case had to be left out."""
-    from lib.cli.site import has_corrections
+    from lib.cli.site_folder import has_corrections
     from lib.errors import LabelError
     from lib.nnunet.cases import Skipped
     from lib.nnunet.folders import NnunetFolders
@@ -110,7 +110,7 @@ def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], t
         folder: The folder.
         suffix: Ending of the names of a BIDS folder's labels.
     """
-    from lib.cli.site import has_corrections
+    from lib.cli.site_folder import has_corrections
     from lib.volume_io import is_other_name, not_read_sentence
 
     if has_corrections(folder):
@@ -143,8 +143,8 @@ def _share(text: str) -> float:
 
 def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     from lib.cli.common import MODEL_DIR
-    from lib.cli.site import site_of
-    from lib.registry.store import ModelStore
+    from lib.cli.site_folder import site_of
+    from lib.registry.model_store import ModelStore
     from lib.trainers.material import site_material
 
     material = site_material(site_of(studies, ModelStore(MODEL_DIR)))

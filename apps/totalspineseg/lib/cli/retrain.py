@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 when the new model is not put into use."""
-    from lib.cli.site import site_of
-    from lib.registry.store import ModelStore
-    from lib.trainers.request import read_settings
-    from lib.trainers.retrain import retrain
+    from lib.cli.site_folder import site_of
+    from lib.registry.model_store import ModelStore
+    from lib.trainers.retrain_settings import read_settings
+    from lib.trainers.retraining import retrain
 
     request = {name: getattr(arguments, name) for name in SETTINGS} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))

@@ -16,8 +16,8 @@ from lib.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
     from lib.cohort.inputs import Case
-    from lib.cohort.options import RunOptions
-    from lib.cohort.run import Summary
+    from lib.cohort.run_options import RunOptions
+    from lib.cohort.running import Summary
 
 EARLIER_LABELS: Final = ("step2_output", "step1_output")
 """Folders of OUTPUT whose label maps serve as localizers when no ``--loc`` is given."""
@@ -85,8 +85,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
-    from lib.cohort.options import RunOptions
     from lib.cohort.outputs import FOLDERS
+    from lib.cohort.run_options import RunOptions
 
     if arguments.pin and count > 1:
         raise TotalSpineSegError(
@@ -111,10 +111,10 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     """Run, and return the summary and a sentence that warns of the weights; "" for none."""
     from lib.cohort.documents import weights_warning, write_documents
     from lib.cohort.progress import Progress
-    from lib.cohort.run import run
+    from lib.cohort.running import run
     from lib.cohort.work import Work
+    from lib.nnunet.content_version import version_in_use
     from lib.nnunet.runtimes import with_runtime
-    from lib.nnunet.version import version_in_use
     from lib.registry.releases import weights_text
 
     store = model_store(arguments.data_dir, arguments.weights)

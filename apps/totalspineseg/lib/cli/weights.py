@@ -48,9 +48,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> None:
-    from lib.nnunet.weights import INSTALL_BYTES, LICENSE_NOTE, install
+    from lib.nnunet.installation import INSTALL_BYTES, LICENSE_NOTE, install
+    from lib.registry.model_store import ModelStore
     from lib.registry.releases import release_text
-    from lib.registry.store import ModelStore
 
     print(LICENSE_NOTE)
     if not arguments.zip:
@@ -90,8 +90,8 @@ class _Bar:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from lib.registry.model_store import STARTER, ModelStore
     from lib.registry.releases import release_text
-    from lib.registry.store import STARTER, ModelStore
 
     store = ModelStore(arguments.data_dir)
     chosen: dict[str, list[int]] = {}

@@ -11,7 +11,7 @@ from typing import Any, Final
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
-from lib.cohort.profile import Profile
+from lib.cohort.cluster_profile import Profile
 from lib.errors import ClusterError
 
 THREADS: Final = 3

@@ -11,7 +11,7 @@ from distributed.comm import CommClosedError
 from lib.cohort.dask_payload import make_plugin, make_task
 from lib.cohort.inputs import Case
 from lib.cohort.overlap import Done
-from lib.cohort.run import Stream
+from lib.cohort.running import Stream
 from lib.cohort.work import Record
 from lib.cohort.worker import FAILURE, RECORD, REFUSAL
 from lib.errors import ClusterError

@@ -12,13 +12,13 @@ from urllib.parse import quote
 from lib.certainty import certainty_of, is_doubtful
 from lib.cohort.inputs import Case
 from lib.cohort.outputs import PREVIEW, REPORTS
-from lib.cohort.run import Summary
-from lib.cohort.versions import software_versions
+from lib.cohort.record import software_versions
+from lib.cohort.running import Summary
 from lib.files import write_json, write_text
 from lib.measurements import COLUMNS, CORD_NOTE
 from lib.numbering.report import sentence
+from lib.registry.model_store import ModelStore
 from lib.registry.releases import warning_of
-from lib.registry.store import ModelStore
 from lib.run_report import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"

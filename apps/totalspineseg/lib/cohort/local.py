@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from lib.cohort.inputs import Case
 from lib.cohort.overlap import overlapped
-from lib.cohort.run import Stream
+from lib.cohort.running import Stream
 from lib.cohort.work import Networks, Work
 
 

@@ -1,7 +1,9 @@
 """Find, read and remove the record of a finished scan: its levels, and how it was made."""
 
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lib.cohort.outputs import REPORTS
 from lib.files import read_json_or, storage_errors
@@ -25,3 +27,17 @@ def remove_record(output: Path, name: str) -> None:
     """
     with storage_errors(record_path(output, name)):
         record_path(output, name).unlink(missing_ok=True)
+
+
+PACKAGES: Final = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "connected-components-3d", "nnunetv2")
+
+
+def software_versions() -> dict[str, str]:
+    """Return name -> version of the software that affects results, without packages that are not installed."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

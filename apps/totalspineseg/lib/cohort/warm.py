@@ -8,7 +8,7 @@ from lib.errors import ClusterError, TotalSpineSegError
 if TYPE_CHECKING:
     from lib.nnunet.networks import Networks
     from lib.nnunet.runtimes import Runtime
-    from lib.registry.store import ModelStore
+    from lib.registry.model_store import ModelStore
 
 
 def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: str, runtime: "Runtime") -> "Networks":

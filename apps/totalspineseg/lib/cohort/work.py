@@ -9,22 +9,21 @@ from lib import pipeline
 from lib.clock import Stopwatch
 from lib.cohort.fingerprints import fingerprint, same_content
 from lib.cohort.inputs import Case
-from lib.cohort.levels import levels_in_view, structures_json
-from lib.cohort.options import RunOptions
+from lib.cohort.level_reports import levels_in_view, structures_json
 from lib.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from lib.cohort.record import read_record, record_path, remove_record
+from lib.cohort.run_options import RunOptions
 from lib.errors import ImageError, StorageError, TotalSpineSegError
 from lib.files import remove_leftovers, storage_errors, write_json
 from lib.geometry import Volume, labels_on_grid
 from lib.image import Image
 from lib.measurements import measure
 from lib.numbering.chain import Numbering
-from lib.numbering.doubtful import doubtful_codes
-from lib.numbering.lint import lint
-from lib.numbering.report import report
+from lib.numbering.linter import lint
+from lib.numbering.report import doubtful_codes, report
 from lib.pipeline import Options
-from lib.pointers import real_path
 from lib.prediction import Predictor
+from lib.unpacking import real_path
 from lib.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600

@@ -7,14 +7,14 @@ from threading import BoundedSemaphore, Event, Lock
 from typing import Any, Final
 
 from lib.cohort.inputs import Case
-from lib.cohort.options import RunOptions
 from lib.cohort.outputs import REPORTS
 from lib.cohort.overlap import sentence
-from lib.cohort.versions import software_versions
+from lib.cohort.record import software_versions
+from lib.cohort.run_options import RunOptions
 from lib.cohort.warm import warm_networks
 from lib.cohort.work import Networks, Work
 from lib.errors import ClusterError
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 
 logger = logging.getLogger(__name__)
 

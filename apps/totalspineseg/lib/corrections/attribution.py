@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lib.corrections import answers
+from lib.corrections.correction_store import Received
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
 from lib.corrections.renames import Compared, compare
-from lib.corrections.store import Received
 from lib.errors import LabelError
 from lib.geometry import Grid
 from lib.segments import Submission

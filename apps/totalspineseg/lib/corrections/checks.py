@@ -1,16 +1,21 @@
 """Check a submitted label. Findings are shown to its author and stored with it; they are no reason to refuse it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from lib.anatomy import BACKGROUND, UNREVIEWED_NAME
+from lib.anatomy import BACKGROUND, NAME_OF, T13, UNREVIEWED_NAME
+from lib.certainty import certainty_of, is_doubtful
 from lib.corrections import answers
+from lib.corrections.attribution import Corrected
+from lib.corrections.correction_store import Correction, Received
+from lib.corrections.names import Mapped
+from lib.corrections.renames import Compared
 from lib.corrections.unreviewed import without_regions
 from lib.geometry import Grid, LabelArray, Volume, to_ras
 from lib.numbering.findings import Finding
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 from lib.plausible import missing_kinds
 
 INCOMPLETE: Final = "incomplete"
@@ -38,3 +43,83 @@ def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
     if not missing:
         return ()
     return (Finding(INCOMPLETE, BACKGROUND, answers.incomplete(missing, UNREVIEWED_NAME)),)
+
+
+def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
+    """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
+
+    Most clients use the name that their program was installed with. Therefore a sender of the same name counts as
+    somebody else, too, unless both labels correct the same prediction, as when a reader submits again.
+
+    Args:
+        in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.
+        received: The submission. Not modified.
+
+    Returns:
+        One finding or none; none if the corrected prediction is not known.
+    """
+    predicted, sender = received.prediction, received.sender
+    if predicted is None:
+        return ()
+    for other in reversed(in_force):
+        same_name = (other.user, other.client) == (sender.user, sender.client)
+        if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
+            message = answers.somebody_else(other.client or other.user, other.received)
+            return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
+    return ()
+
+
+UNCHANGED: Final = "unchanged"
+"""Kind of the finding on a doubtful prediction that was submitted unchanged."""
+RENAMED: Final = "renamed"
+"""Kind of the finding on a rename that leaves a gap or adds a T13 although the levels were certain."""
+GAP: Final = "gap"
+"""Kind of the linter's finding on a missing level."""
+
+
+def beside_prediction(
+    corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return what a reader should look at again, judged by the prediction.
+
+    Args:
+        corrected: The prediction; None if it is not known.
+        mapped: The submission in codes, after a rename was applied to the other levels. Not modified.
+        lint: The linter's findings in the submission.
+
+    Returns:
+        One finding, or none.
+    """
+    if corrected is None or corrected.compared is None:
+        return ()
+    numbering, compared = corrected.prediction.numbering or {}, corrected.compared
+    if is_doubtful(numbering) and is_unchanged(compared, mapped):
+        return (Finding(UNCHANGED, BACKGROUND, answers.unchanged(_chance(numbering))).as_dict(np.eye(4)),)
+    if compared.renamed and certainty_of(numbering) == "certain":
+        before = {int(code) for code in np.unique(compared.maps.output.labels)}
+        gaps = _gaps(lint) - _gaps(numbering.get("findings"))
+        odd = [answers.is_missing(name) for code, name in NAME_OF.items() if code in gaps]
+        odd += [answers.THERE_IS_A_T13] if T13 in mapped.present and T13 not in before else []
+        if odd:
+            (_, change) = compared.renamed[0]
+            message = answers.odd_rename(NAME_OF[change.old], NAME_OF[change.new], _chance(numbering), odd)
+            return (Finding(RENAMED, change.new, message).as_dict(np.eye(4)),)
+    return ()
+
+
+def _gaps(findings: object) -> set[Any]:
+    """Return the codes of missing levels. Findings in a record may be of any form, as another version wrote them."""
+    listed = findings if isinstance(findings, Sequence) else ()
+    known = [finding for finding in listed if isinstance(finding, Mapping)]
+    return {finding.get("code") for finding in known if finding.get("kind") == GAP}
+
+
+def is_unchanged(compared: Compared, mapped: Mapped) -> bool:
+    """Return whether each submitted structure is exactly as predicted."""
+    predicted = np.where(np.isin(compared.predicted, mapped.present), compared.predicted, BACKGROUND)
+    return bool((predicted == mapped.codes).all())
+
+
+def _chance(numbering: Mapping[str, Any]) -> str:
+    probability = numbering.get("probability")
+    return f" (probability {probability:.2f})" if isinstance(probability, float) else ""

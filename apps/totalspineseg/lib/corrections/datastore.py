@@ -15,8 +15,8 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from lib.corrections.image_fingerprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 from lib.corrections.image_ids import file_stem, id_of_stem, is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
 from lib.corrections.label_notes import note_of, read_note, write_note
 from lib.corrections.not_offered import OFFERED_ENDINGS, is_offered, not_offered
 from lib.corrections.watch import FolderWatch

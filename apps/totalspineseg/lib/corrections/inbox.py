@@ -15,16 +15,15 @@ import numpy as np
 from lib.anatomy import BACKGROUND, WIRE_LABELS
 from lib.corrections import answers
 from lib.corrections.attribution import Attribution
+from lib.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
+from lib.corrections.correction_store import Correction, CorrectionStore, Received
 from lib.corrections.datastore import is_safe_tag
-from lib.corrections.doubts import beside_prediction, is_unchanged
 from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.imprints import DRAWN_ON
-from lib.corrections.meanwhile import finished_meanwhile
+from lib.corrections.image_fingerprints import DRAWN_ON
 from lib.corrections.names import Mapped, is_marked_accepted, map_names
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from lib.corrections.renames import follow_rename
-from lib.corrections.store import Correction, CorrectionStore, Received
 from lib.corrections.submission import read_submission, submitted_grid
 from lib.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
 from lib.corrections.unreviewed import with_unreviewed, without_regions

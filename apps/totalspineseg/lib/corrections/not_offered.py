@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from lib.corrections.image_ids import is_plain_stem
-from lib.pointers import missing_content, real_path
+from lib.unpacking import missing_content, real_path
 from lib.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
 
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from lib.corrections import answers
+from lib.corrections.correction_store import Correction
 from lib.corrections.inbox import READER_TAGS
-from lib.corrections.store import Correction
 
 MAX_KEPT: Final = 1000
 """A viewer asks at once; older outcomes are in the history of corrections."""

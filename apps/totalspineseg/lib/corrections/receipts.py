@@ -1,8 +1,8 @@
 """Keep submissions as they were sent, before anything is read from them.
 
 ``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` if reading it failed.
-Once it is read, the folder moves to the corrections of its image (``lib.corrections.store``). A submission that belongs
-to no image moves to ``<history>/unfiled/``.
+Once it is read, the folder moves to the corrections of its image (``lib.corrections.correction_store``). A submission
+that belongs to no image moves to ``<history>/unfiled/``.
 """
 
 import logging

@@ -1,5 +1,7 @@
 """Read the headers of one image series, from a folder, from files or from a PACS."""
 
+import hashlib
+import uuid
 import zlib
 from collections.abc import Sequence
 from math import prod
@@ -180,3 +182,9 @@ def _is_image(header: Dataset) -> bool:
 def _uid(header: Dataset, keyword: str, meta_keyword: str) -> str:
     meta: Any = getattr(header, "file_meta", None) or {}
     return str(header.get(keyword) or meta.get(meta_keyword, ""))
+
+
+def uid_from(*parts: str) -> str:
+    """Return a DICOM UID under 2.25, the root for UUIDs, that depends only on ``parts``."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"

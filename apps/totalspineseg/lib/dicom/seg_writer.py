@@ -14,12 +14,10 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from lib.anatomy import BACKGROUND, BY_CODE, NAME_OF
-from lib.dicom.colors import dicom_cielab_of
-from lib.dicom.headers import Sources, read_headers
-from lib.dicom.reference import point_to_originals, reference_images
+from lib.dicom.headers import Sources, read_headers, uid_from
+from lib.dicom.source_images import point_to_originals, reference_images
 from lib.dicom.stack import stack_of
-from lib.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, term_of
-from lib.dicom.uids import uid_from
+from lib.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, dicom_cielab_of, term_of
 from lib.errors import EmptySegmentationError
 from lib.geometry import LabelArray, Volume, on_grid
 

@@ -20,7 +20,7 @@ from lib.errors import ImageError
 from lib.files import storage_errors
 from lib.geometry import AnyArray
 from lib.image import Image
-from lib.pointers import itk_name
+from lib.unpacking import itk_name
 
 SCALING_KEYWORDS: Final = (
     "PixelValueTransformationSequence",

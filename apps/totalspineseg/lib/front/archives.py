@@ -3,7 +3,7 @@
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
-from lib.front.uploads import plain_name
+from lib.front.received_files import plain_name
 from lib.zips import open_archive
 
 

@@ -7,15 +7,33 @@ from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import HTTPException
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.corrections.datastore import is_safe_tag
 from lib.corrections.image_ids import is_usable_id
-from lib.front.names import is_own
-from lib.front.policy import with_policy
+from lib.front.host_names import is_own
 from lib.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
+
+HEADER: Final = "content-security-policy"
+POLICY: Final = {HEADER: "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
+"""Content security policy: no other server learns that or where a study is read, and no foreign script can read it."""
+HTML: Final = "text/html"
+
+
+def with_policy(send: Send) -> Send:
+    """Add the policy to every page without a stricter one, whichever application answers with it."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            if headers.get("content-type", "").startswith(HTML):
+                headers.setdefault(HEADER, POLICY[HEADER])
+        await send(message)
+
+    return sending
+
 
 SESSION_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,63}")
 """Allowed session ids; the server's own are UUIDs."""

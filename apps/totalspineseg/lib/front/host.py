@@ -14,7 +14,7 @@ from monailabel.utils.async_tasks.utils import background_executors, processes, 
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.front import errors
+from lib.front import failures as errors
 from lib.front.guard import Known
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
+from lib.front.received_files import read_params, save_image, save_label
 from lib.front.saved import report_as_sent, write_as_listed
-from lib.front.uploads import read_params, save_image, save_label
 from lib.infers.http import BUSY, FORBIDDEN, NOT_FOUND, UNUSABLE
 from lib.infers.listed import without_listed
 from lib.infers.result_tag import saves_label
-from lib.infers.trusted import TrustedPath
+from lib.infers.sessions import TrustedPath
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
-from lib.front.places import without_folders
+from lib.front.failures import without_folders
 from lib.infers.http import NOT_FOUND
 
 LINES: Final = 300

@@ -18,8 +18,8 @@ from starlette.staticfiles import StaticFiles
 from lib.anatomy import BY_CODE, SACRUM, STRUCTURES
 from lib.corrections.wire import VERTEBRAE_NAME
 from lib.front.bundle import Bundle, read_bundle
-from lib.front.places import without_folders
-from lib.front.policy import POLICY
+from lib.front.failures import without_folders
+from lib.front.guard import POLICY
 from lib.infers.http import NOT_FOUND, NOT_MODIFIED
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"

@@ -17,8 +17,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 
 from lib.front.stow import Upload, received_body, take_submissions
 from lib.infers.http import NOT_FOUND, NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
-from lib.pacs.address import PARALLEL_CALLS, Address, Service, is_uid
-from lib.pacs.configured import configured_address, configured_session
+from lib.pacs.address import PARALLEL_CALLS, Address, Service, configured_address, configured_session, is_uid
 
 logger = logging.getLogger(__name__)
 

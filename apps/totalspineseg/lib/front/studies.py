@@ -16,18 +16,18 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse
 
 from lib.activelearning.offers import NOTED
+from lib.corrections.correction_store import Correction
+from lib.corrections.image_fingerprints import DRAWN_ON, IMPRINT
 from lib.corrections.image_ids import is_usable_id
-from lib.corrections.imprints import DRAWN_ON, IMPRINT
 from lib.corrections.inbox import FINAL_TAG, RENUMBERED
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Receipt, Sender
-from lib.corrections.store import Correction
 from lib.errors import SettingError, StorageError
 from lib.front.archives import unpack_series
-from lib.front.places import without_folders
-from lib.front.uploads import client_name, read_params, save_all, save_image, save_label
+from lib.front.failures import without_folders
+from lib.front.received_files import client_name, read_params, save_all, save_image, save_label
 from lib.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
-from lib.pacs.datastore import COUNTED, UNSENT
+from lib.pacs.pacs_datastore import COUNTED, UNSENT
 from lib.volume_io import read_image, stem
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.errors import ConflictError, WeightsError
+from lib.front.failures import without_folders
 from lib.front.host import running_task
-from lib.front.places import without_folders
+from lib.registry.model_store import DATASET_OF_STEP, STARTER, ModelStore
 from lib.registry.overview import overview
-from lib.registry.store import DATASET_OF_STEP, STARTER, ModelStore
 
 
 def router() -> APIRouter:

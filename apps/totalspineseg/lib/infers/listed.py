@@ -12,7 +12,7 @@ import numpy as np
 
 from lib.anatomy import BACKGROUND, CANAL, CORD, SACRUM, WIRE_ID
 from lib.geometry import LabelArray
-from lib.numbering.weights import ORDER
+from lib.numbering.evidence_weights import ORDER
 
 LISTED: Final = "listed"
 """Field of a result's report: the names that its reply lists."""

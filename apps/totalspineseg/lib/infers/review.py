@@ -12,13 +12,13 @@ from lib.corrections.drawn_maps import KeptMaps
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.wire import REVIEW_PREFIX
 from lib.geometry import LabelArray, same_grid
-from lib.infers.models import FullTask
+from lib.infers.published import FullTask
 from lib.infers.services import Services
 from lib.infers.settings import Settings, pins_from_json
 from lib.infers.task import Outcome
-from lib.numbering.doubtful import NAMED, doubtful_codes
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.findings import Finding
-from lib.numbering.weights import ORDER
+from lib.numbering.report import NAMED, doubtful_codes
 from lib.pipeline import Scan
 from lib.transforms.components import Mask, labels_present
 

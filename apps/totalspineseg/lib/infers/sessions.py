@@ -42,3 +42,9 @@ def _end(folder: Path, expiry: int) -> float:
         return float(known["last_access_ts"]) + float(known["expiry"])
     except (ValueError, KeyError, TypeError):
         return folder.stat().st_mtime + expiry
+
+
+class TrustedPath(str):
+    """Path of a file that the front received or that belongs to a session; requests as JSON cannot hold one."""
+
+    __slots__ = ()

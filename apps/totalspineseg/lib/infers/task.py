@@ -30,7 +30,7 @@ from lib.infers.settings import Settings, client_config, read_settings
 from lib.infers.siblings import level_chances, siblings_of
 from lib.numbering.chain import Numbering
 from lib.numbering.findings import Finding
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 from lib.numbering.renumber import NamedMap
 from lib.numbering.report import report
 from lib.pipeline import Options, Scan, Sibling

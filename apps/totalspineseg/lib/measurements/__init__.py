@@ -5,6 +5,6 @@ counting voxels (a mean thickness is a volume divided by an area): unlike the di
 voxels this has no error of half a voxel and needs no interpolation. Definitions and sources: docs/measurements.md.
 """
 
-from lib.measurements.rows import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
+from lib.measurements.measured_rows import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
 
 __all__ = ["COLUMNS", "COLUMN_ROW", "CORD_NOTE", "measure"]

@@ -4,8 +4,8 @@ from typing import Final
 
 import numpy as np
 
+from lib.measurements.measured_spine import Spine, share
 from lib.measurements.profile import MIN_VOLUME_MM3
-from lib.measurements.spine import Spine, share
 
 SLAB_MM: Final = 2.5
 """Half thickness of the slab across the canal."""

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import C1, DISCS, VERTEBRAE, column
-from lib.measurements.spine import BAND_MM, Points, Spine, share
+from lib.measurements.measured_spine import BAND_MM, Points, Spine, share
 from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR
 
 DEPTH_PERCENTILES: Final = (1.0, 99.0)

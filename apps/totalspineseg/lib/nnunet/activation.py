@@ -2,8 +2,8 @@
 
 from lib.nnunet.model_folder import models_of
 from lib.registry.manage import require_served
+from lib.registry.model_store import ModelStore
 from lib.registry.releases import require_one_release
-from lib.registry.store import ModelStore
 
 
 def activate(store: ModelStore, name: str, *, force: bool = False) -> tuple[int, ...]:

@@ -17,8 +17,8 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import CORD_REGION, WarmPredictor
 from lib.numbering.evidence import landmark_shares, odd_share, tilt_deg
 from lib.prediction import Prediction
+from lib.transforms.one_spine import one_spine
 from lib.transforms.pieces import Piece, Pieces, find_pieces
-from lib.transforms.spine import one_spine
 from lib.trust import TILTED, Seen, Tilts, Trust
 
 Step = Literal[1, 2]

@@ -13,8 +13,8 @@ from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from lib.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
 from lib.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_grid
-from lib.nnunet.found_discs import found_discs
 from lib.nnunet.model_folder import ModelFolder
+from lib.nnunet.odd_channel import found_discs
 from lib.nnunet.preprocessing import nonzero_box, normalize
 from lib.nnunet.resampling import nearest, resample, resampled_shape
 from lib.nnunet.targets import Step, present_codes, region_shares, step_target

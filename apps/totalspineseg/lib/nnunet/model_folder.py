@@ -15,6 +15,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from lib.errors import WeightsError
 from lib.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
+from lib.nnunet.content_version import answer_digest, model_digest, version_name
 from lib.nnunet.discovery import (
     STEP_CHANNELS,
     STEP_CLASSES,
@@ -25,9 +26,8 @@ from lib.nnunet.discovery import (
     step_folders,
 )
 from lib.nnunet.trust_file import read_trust
-from lib.nnunet.version import answer_digest, model_digest, version_name
 from lib.registry.manage import require_known
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"

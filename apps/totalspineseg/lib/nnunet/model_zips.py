@@ -15,13 +15,13 @@ from lib.errors import WeightsError
 from lib.files import sha256_of, write_file, write_json
 from lib.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
 from lib.nnunet.checkpoint import load_checkpoint
+from lib.nnunet.content_version import version_name
 from lib.nnunet.model_folder import ModelFolder, models_in, models_of
 from lib.nnunet.trust_file import TRUST_FILE
 from lib.nnunet.unpack import unpack_model
-from lib.nnunet.version import version_name
+from lib.registry.model_store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.registry.records import RECORD_FILE, VersionRecord, holder, read_record, removed_versions, write_record
 from lib.registry.releases import OFFICIAL_NAME, RELEASE_NAME
-from lib.registry.store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 
 DATASET_NAMES: Final[Mapping[int, str]] = {
     step: f"Dataset{number}_TotalSpineSeg_step{step}" for step, number in DATASET_OF_STEP.items()

@@ -11,8 +11,8 @@ from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import TILE_STEP, WarmPredictor
 from lib.nnunet.runtimes import Runtime, with_runtime
 from lib.nnunet.trust_file import TRUST_FILE
+from lib.registry.model_store import ModelStore
 from lib.registry.releases import require_one_release
-from lib.registry.store import ModelStore
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from lib.anatomy import DISCS
+from lib.anatomy import BACKGROUND, DISCS, STEP1_REGIONS
 from lib.geometry import FloatArray, LabelArray
 from lib.nnunet.targets import has_unreviewed, mark, present_codes
+from lib.prediction import Predictor
 from lib.transforms.discs import column_showing
 
 EXACT_CHANNEL_SHARE: Final = 0.25
@@ -106,3 +107,28 @@ def _take_bite(channel: npt.NDArray[np.bool_], disc: npt.NDArray[np.bool_], rng:
         start = axis.start + int(rng.integers(0, max(1, length - edge + 1)))
         bite.append(slice(start, start + edge))
     channel[tuple(bite)] = False
+
+
+NEAR_MM: Final = 5
+"""A voxel farther than this from every true disc is not a part of its outline."""
+_DISC_CLASSES: Final = STEP1_REGIONS["disc"]
+
+
+def found_discs(image: FloatArray, codes: LabelArray, predictor: Predictor) -> LabelArray:
+    """Give each found voxel the code of the nearest true disc, so that either set of discs can be marked.
+
+    Args:
+        image: (X, Y, Z) float32 at 1 mm, nearest RAS. Not modified.
+        codes: uint8 output codes, the same shape. Not modified.
+        predictor: The warm step-1 network.
+
+    Returns:
+        uint8 codes of discs, the same shape, 0 elsewhere; all 0 if there is no disc or none was found.
+    """
+    truth = np.isin(codes, DISCS)
+    found = np.isin(predictor.predict(image[np.newaxis]).labels, _DISC_CLASSES)
+    if not truth.any() or not found.any():
+        return np.zeros_like(codes)
+    distance, nearest = ndimage.distance_transform_edt(~truth, return_indices=True)
+    named: LabelArray = np.where(found & (distance <= NEAR_MM), codes[tuple(nearest)], BACKGROUND).astype(np.uint8)
+    return named

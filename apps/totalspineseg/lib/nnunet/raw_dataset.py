@@ -15,18 +15,18 @@ from lib.errors import LabelError, MemoryShortageError, StorageError, TotalSpine
 from lib.geometry import FloatArray, Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from lib.locks import locked
 from lib.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
-from lib.nnunet.found_discs import found_discs
 from lib.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
     FOUND_CHANNEL_SHARE,
     disturbed_channel,
+    found_discs,
     marked_discs,
     training_variant,
 )
 from lib.nnunet.raw_folder import ENDING, RawFolder, Written
 from lib.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 from lib.prediction import Predictor
-from lib.registry.store import DATASET_OF_STEP
+from lib.registry.model_store import DATASET_OF_STEP
 from lib.transforms.crop import CROP_MARGIN_MM, crop_box
 
 logger = logging.getLogger(__name__)

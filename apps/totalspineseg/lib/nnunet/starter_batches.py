@@ -11,8 +11,7 @@ from scipy.ndimage import distance_transform_edt
 from torch.nn.functional import avg_pool3d
 
 from lib import anatomy
-from lib.nnunet.found_discs import NEAR_MM
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, disturbed_channel
+from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM, disturbed_channel
 from lib.nnunet.real_spines import RealSpine, draw_size, vary_scan
 from lib.nnunet.starter_plans import GRIDS, Grid, regions_of
 from lib.nnunet.targets import is_uneven, mark, step_table

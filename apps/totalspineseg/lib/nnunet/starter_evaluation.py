@@ -22,7 +22,7 @@ from lib.geometry import Volume
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.starter_plans import STARTER_FOLDERS
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 from lib.prediction import Predictor
 from lib.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render, step1_classes
 

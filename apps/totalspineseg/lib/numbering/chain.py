@@ -25,6 +25,7 @@ from lib.numbering.evidence import (
     gather,
     landmark_shares,
 )
+from lib.numbering.evidence_weights import CAREFUL, MOSTLY
 from lib.numbering.findings import Finding, found_at
 from lib.numbering.left_out import contradicts, left_out
 from lib.numbering.loose import name_loose
@@ -32,7 +33,6 @@ from lib.numbering.moved import moved_landmarks
 from lib.numbering.pins import unmet_finding, with_pins
 from lib.numbering.plain import with_plain_vertebrae
 from lib.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
-from lib.numbering.weights import CAREFUL, MOSTLY
 from lib.transforms.labeling import UNNAMED, Naming
 from lib.transforms.pieces import Pieces, Step, canal_mask
 from lib.trust import UNMEASURED, Trust

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import Kind
-from lib.numbering.course import Course, Floats, Ruler
-from lib.numbering.describe import describe
+from lib.numbering.course import Course, Floats, Ruler, describe
 from lib.transforms.components import Labels, connected_components
 from lib.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
 

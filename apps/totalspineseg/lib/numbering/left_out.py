@@ -7,8 +7,8 @@ import numpy as np
 
 from lib.anatomy import BY_CODE, SACRUM, Kind
 from lib.numbering.evidence import Evidence
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.solver import FALSE, Path
-from lib.numbering.weights import ORDER
 from lib.transforms.labeling import UNNAMED, Naming
 
 UNEXPLAINED_SHARE: Final = 0.5

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from lib.anatomy import SACRUM, Kind
-from lib.numbering import weights as w
+from lib.numbering import evidence_weights as w
 from lib.numbering.evidence import Item
 from lib.numbering.states import SACRUM_CENTER_MM, Floats, Ints, Step, observable, states
 from lib.trust import Trust

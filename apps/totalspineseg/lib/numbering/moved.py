@@ -6,8 +6,8 @@ from typing import Final
 from lib.anatomy import NAME_OF
 from lib.numbering import messages
 from lib.numbering.evidence import landmark_shares
+from lib.numbering.evidence_weights import MOSTLY, ORDER
 from lib.numbering.findings import Finding, found_at
-from lib.numbering.weights import MOSTLY, ORDER
 from lib.transforms.labeling import UNNAMED
 from lib.transforms.pieces import Pieces
 

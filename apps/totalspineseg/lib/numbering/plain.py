@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import Kind, Step2
-from lib.numbering.course import Ruler
-from lib.numbering.describe import describe
+from lib.numbering.course import Ruler, describe
 from lib.transforms.components import Labels
 from lib.transforms.piece_voxels import find_voxels
 from lib.transforms.pieces import Piece, Pieces

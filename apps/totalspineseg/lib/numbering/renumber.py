@@ -13,8 +13,8 @@ from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
 from lib.geometry import LabelArray, Volume
 from lib.numbering.chain import Numbering
 from lib.numbering.evidence import Pin, Step1Names
-from lib.numbering.label import name_map
-from lib.numbering.weights import ORDER
+from lib.numbering.evidence_weights import ORDER
+from lib.numbering.naming import name_map
 from lib.transforms.pieces import Step
 from lib.trust import UNMEASURED, Trust
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lib.anatomy import DISC_L5_S, SACRUM
-from lib.numbering import weights as w
+from lib.numbering import evidence_weights as w
 from lib.numbering.evidence import Evidence
 from lib.numbering.links import Links, between, weigh
 from lib.numbering.states import Floats, States, observable, states

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import requests
 from dicomweb_client import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
+from monailabel.config import settings
 from requests.adapters import HTTPAdapter
 
 from lib.errors import TotalSpineSegError
@@ -117,3 +118,38 @@ def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
     # Retries would try five times, and then raise an error that nobody takes for the server's.
     client.set_http_retry_params(retry=False)
     return client
+
+
+DEFAULT_FILTER: Final = {"Modality": "MR"}
+"""Filter for the series that are images; the host's own default is CT."""
+FILTER_SETTING: Final = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
+
+
+def configured_address() -> Address:
+    """Return the address of the PACS."""
+    prefixes = (settings.MONAI_LABEL_QIDO_PREFIX, settings.MONAI_LABEL_WADO_PREFIX, settings.MONAI_LABEL_STOW_PREFIX)
+    base = str(settings.MONAI_LABEL_STUDIES).strip().rstrip("/")
+    return Address(base, *((prefix or "").strip("/") for prefix in prefixes))
+
+
+def configured_session() -> requests.Session:
+    """Return a session with the configured credentials."""
+    user = settings.MONAI_LABEL_DICOMWEB_USERNAME or settings.MONAI_LABEL_DATASTORE_USERNAME
+    password = settings.MONAI_LABEL_DICOMWEB_PASSWORD or settings.MONAI_LABEL_DATASTORE_PASSWORD
+    return make_session(configured_address().base, user, password)
+
+
+def configured_client() -> DICOMwebClient:
+    """Return the library client of the PACS."""
+    return make_client(configured_address(), configured_session())
+
+
+def configured_filter() -> dict[str, Any]:
+    """Return the filter for series that are images: the owner's, else MR."""
+    return dict(getattr(settings, FILTER_SETTING))
+
+
+def set_default_filter() -> None:
+    """List MR unless the owner configured a filter; set it before other processes get the settings."""
+    if FILTER_SETTING not in settings.model_fields_set:
+        setattr(settings, FILTER_SETTING, dict(DEFAULT_FILTER))

@@ -9,7 +9,7 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from lib.pacs.series import Series, find_series
+from lib.pacs.found_series import Series, find_series
 
 logger = logging.getLogger(__name__)
 

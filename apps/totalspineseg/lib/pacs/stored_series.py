@@ -8,7 +8,7 @@ from monailabel.datastore.local import LocalDatastoreModel
 
 from lib.corrections.history import INDEX_FILE, PACS_DIR
 from lib.corrections.image_ids import is_plain_stem
-from lib.pacs.series import patient_of
+from lib.pacs.found_series import patient_of
 
 
 class StoredSeries:

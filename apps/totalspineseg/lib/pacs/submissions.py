@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from lib.corrections.correction_store import Correction
 from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.outcomes import Outcome, accepted
 from lib.corrections.receipts import Sender
-from lib.corrections.store import Correction
 from lib.dicom.seg_object import SegReference, seg_content
 from lib.errors import LabelError, StorageError, TotalSpineSegError
-from lib.pacs.datastore import UNSENT, PacsDatastore
-from lib.pacs.series import image_series, is_own
+from lib.pacs.found_series import image_series, is_own
+from lib.pacs.pacs_datastore import UNSENT, PacsDatastore
 
 logger = logging.getLogger(__name__)
 

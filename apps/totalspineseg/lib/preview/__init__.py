@@ -5,10 +5,10 @@ The sagittal picture follows the canal (its x at every height), the coronal one 
 sagittal picture and the patient's right on the left of the coronal one, as radiologists hang them.
 """
 
-from lib.preview.course import Course, course_of
 from lib.preview.palette import CODE_PALETTE, LEVEL_CODES, POINT_PALETTE, STEP1_TAGS, STEP_PALETTE, Palette
 from lib.preview.pictures import JPEG_QUALITY, mid_sagittal, save_picture
 from lib.preview.plane import OPACITY, Picture, Plane
+from lib.preview.planes import Course, course_of
 
 __all__ = [
     "CODE_PALETTE",

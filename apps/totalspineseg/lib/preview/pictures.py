@@ -8,8 +8,8 @@ from PIL import Image
 
 from lib.files import write_file
 from lib.geometry import LabelArray, Volume
-from lib.preview.course import course_of
 from lib.preview.plane import Picture, Plane
+from lib.preview.planes import course_of
 
 JPEG_QUALITY: Final = 88
 """Quality at which small letters stay sharp."""

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lib.anatomy import BY_CODE, DISCS
 from lib.geometry import AnyArray, LabelArray, Volume, to_ras
-from lib.preview.course import Course
 from lib.preview.palette import CODE_PALETTE, LEVEL_CODES, POINT_PALETTE, Palette
+from lib.preview.planes import Course
 from lib.tags import Tag, add_tags
 
 Picture = npt.NDArray[np.uint8]

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from lib.files import read_json_or, write_json
 from lib.locks import locked
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 
 HANDLED_FILE: Final = "synthetic.json"
 """In the model folder, since versions stay as they are: what both networks are called, with digits of their weights, ->

@@ -9,7 +9,7 @@ from lib.errors import StorageError
 from lib.fields import from_fields
 from lib.files import load_json, storage_errors, write_json
 from lib.locks import locked
-from lib.registry.store import NAME, ModelStore
+from lib.registry.model_store import NAME, ModelStore
 
 JUDGMENTS_DIR: Final = "judgments"
 """Folder inside the model folder, because versions and the supplied starter weights are never changed."""

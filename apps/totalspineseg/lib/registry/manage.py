@@ -7,8 +7,8 @@ from typing import Any
 from lib.errors import WeightsError
 from lib.registry.handled import handled_by
 from lib.registry.judgments import Judgment, judged_names, judgments
+from lib.registry.model_store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 from lib.registry.records import lineage, read_record, removed_versions
-from lib.registry.store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from lib.errors import StorageError
 from lib.registry.manage import list_versions, show_version
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 
 HOLDOUT: Final = "hold-out"
 """Name of the set of the site's own scans in a report of the gate."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lib.files import read_json_or, write_json
-from lib.registry.store import NAME, STARTER, ModelStore
+from lib.registry.model_store import NAME, STARTER, ModelStore
 
 RECORD_FILE: Final = "version.json"
 REMOVED_DIR: Final = "removed"

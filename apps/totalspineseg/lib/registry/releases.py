@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from lib.errors import WeightsError
+from lib.registry.model_store import OFFICIAL_PREFIX, STARTER, ModelStore
 from lib.registry.records import lineage, read_record
-from lib.registry.store import OFFICIAL_PREFIX, STARTER, ModelStore
 
 RELEASES: Final = ("r20251124", "r20260730")
 """The supported releases, oldest first."""

@@ -11,8 +11,8 @@ from lib.errors import WeightsError
 from lib.files import move_folder, storage_errors, write_json
 from lib.locks import locked
 from lib.registry.manage import require_known
+from lib.registry.model_store import STARTER, ModelStore
 from lib.registry.records import lineage, read_record, removed_file, removed_versions
-from lib.registry.store import STARTER, ModelStore
 
 LEAVING: Final = ".removed-"
 """Prefix of a version that is being removed; readers skip names with a leading dot."""

@@ -4,7 +4,7 @@ from lib.synthesis.classes import disc_order, mark_discs, step1_classes, step2_c
 from lib.synthesis.demo import demo_studies
 from lib.synthesis.options import Field, SpineOptions
 from lib.synthesis.render import RenderOptions, render, thick_slices
-from lib.synthesis.spine import SyntheticSpine, random_spine
+from lib.synthesis.synthetic_spine import SyntheticSpine, random_spine
 
 __all__ = [
     "Field",

@@ -7,7 +7,7 @@ import numpy as np
 
 from lib.synthesis.options import Field, SpineOptions
 from lib.synthesis.render import RenderOptions, render
-from lib.synthesis.spine import SyntheticSpine, random_spine
+from lib.synthesis.synthetic_spine import SyntheticSpine, random_spine
 
 DEMO_FIELDS = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.WHOLE, Field.THORACOLUMBAR, Field.CERVICAL)
 DEMO_WIDTH_MM = 72.0

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from lib.synthesis.artifacts import add_artifacts
-from lib.synthesis.spine import SyntheticSpine
 from lib.synthesis.surroundings import smooth_noise
+from lib.synthesis.synthetic_spine import SyntheticSpine
 from lib.synthesis.tissues import PRIORS, Tissue
 
 Image = NDArray[np.float32]

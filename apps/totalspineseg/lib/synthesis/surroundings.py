@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.synthesis.belly import BellySpace, draw_belly
-from lib.synthesis.canal import CanalCurve
+from lib.synthesis.canal_shape import CanalCurve
 from lib.synthesis.column import BentColumn, Frame
 from lib.synthesis.head import LOWEST_MM, HeadSpace, draw_head
 from lib.synthesis.ligaments import draw_ligaments

@@ -12,13 +12,13 @@ from lib.gate.scoring import JudgedCase, Model
 from lib.nnunet.finetune_settings import FinetuneSettings
 from lib.nnunet.model_folder import ModelFolder, models_of
 from lib.registry.judgments import Judgment, keep_judgment
+from lib.registry.model_store import Choice, ModelStore
 from lib.registry.records import images_trained_on
-from lib.registry.store import Choice, ModelStore
 from lib.trainers.judging import Judging, never_seen
 from lib.trainers.line import line_of
 from lib.trainers.material import judged_cases, site_material
 from lib.trainers.remembered import own_answers
-from lib.trainers.settings import RetrainSettings
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.trainers.site import Site
 
 

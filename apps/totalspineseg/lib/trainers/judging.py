@@ -13,11 +13,11 @@ from lib.gate.verdict import Beginning, judge
 from lib.nnunet.cases import ScanSource, Skipped
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
+from lib.registry.model_store import ModelStore
 from lib.registry.records import images_trained_on, lineage
-from lib.registry.store import ModelStore
 from lib.trainers.publication import Judged
 from lib.trainers.remembered import as_in_truth
-from lib.trainers.settings import RetrainSettings
+from lib.trainers.retrain_settings import RetrainSettings
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
 """Scores by case: of the reference set, and of the hold-out."""

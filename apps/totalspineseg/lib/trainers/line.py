@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 
-from lib.nnunet.version import parts_of
+from lib.nnunet.content_version import parts_of
+from lib.registry.model_store import ModelStore
 from lib.registry.records import lineage, read_record
-from lib.registry.store import ModelStore
 
 
 def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:

@@ -11,8 +11,8 @@ import numpy as np
 from lib.agreement import NOTHING_LEFT, Left
 from lib.anatomy import NAME_OF, UNREVIEWED
 from lib.corrections.checks import INCOMPLETE
+from lib.corrections.correction_store import CODES_FILE, Correction
 from lib.corrections.inbox import FINAL_TAG, STEP1_TAG
-from lib.corrections.store import CODES_FILE, Correction
 from lib.errors import ImageError, StorageError
 from lib.files import sha256_of
 from lib.gate.holdout import Split, drawn_out, update_split

@@ -10,8 +10,8 @@ from lib.files import storage_errors
 from lib.gate.verdict import GateReport
 from lib.nnunet.model_folder import ModelFolder
 from lib.registry.manage import require_served
+from lib.registry.model_store import Choice, ModelStore
 from lib.registry.records import VersionRecord, read_record, write_record
-from lib.registry.store import Choice, ModelStore
 from lib.trainers.candidates import DONE_FILE, Candidates
 
 PREFIX: Final = "trained-"

@@ -7,8 +7,8 @@ from typing import Any
 
 from lib.nnunet.finetune_job import Progress
 from lib.nnunet.training_log import TrainingLog
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.trainers.runs import ProgressFile, RunState, Status
-from lib.trainers.settings import RetrainSettings
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from lib.nnunet.raw_folder import DATASET_FILE
 from lib.nnunet.runtimes import resolve_device
 from lib.nnunet.splits import require_fold, subjects_of, write_splits
 from lib.nnunet.training_log import TEXT_FILE
-from lib.registry.store import DATASET_OF_STEP
+from lib.registry.model_store import DATASET_OF_STEP
 from lib.trainers.runs import is_running, only_one
 
 APP_DIR: Final = Path(__file__).resolve().parents[2]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.history import HISTORY_DIR
 from lib.corrections.image_ids import file_stem
-from lib.corrections.store import CorrectionStore
 from lib.gate.holdout import subject_of
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.volume_io import image_named
 
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from lib.errors import TrainingError
 from lib.nnunet.runtimes import resolve_device
+from lib.registry.model_store import Choice
 from lib.registry.records import trained_on
-from lib.registry.store import Choice
 from lib.trainers.line import line_of
 from lib.trainers.material import Material, site_material
-from lib.trainers.settings import RetrainSettings
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.trainers.site import Site
 
 

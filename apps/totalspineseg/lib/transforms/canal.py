@@ -3,9 +3,10 @@
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from lib.anatomy import BACKGROUND, CANAL, CORD
-from lib.transforms.components import Labels, between_extremes, foreground_box, row_mask
+from lib.transforms.components import Labels, Mask, between_extremes, dilate_faces, foreground_box, row_mask
 
 CANAL_PART_VOX: Final = 1000
 """Smallest piece of canal at 1 mm, mm3, that continues behind a stenosis or metal: three to five millimeters of it."""
@@ -49,3 +50,25 @@ def fill_canal(labels: Labels) -> Labels:
     crop[inside & (crop != CORD)] = CANAL
     filled[box] = crop
     return filled
+
+
+def soft_structure(probability: npt.NDArray[np.float32], mask: Mask) -> npt.NDArray[np.float32]:
+    """Return a region's probability inside its hard label grown by one voxel.
+
+    Args:
+        probability: float32 (X, Y, Z), 0 to 1. Not modified.
+        mask: bool (X, Y, Z), the hard label on the same grid. Not modified.
+
+    Returns:
+        A new float32 array, 0 elsewhere; all 0 for an empty mask.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if probability.shape != mask.shape:
+        raise ValueError(f"expected probability and mask on one grid, got {probability.shape} and {mask.shape}")
+    soft = np.zeros(mask.shape, dtype=np.float32)
+    box = foreground_box(mask, margin_vox=1)
+    if box is not None:
+        soft[box] = probability[box] * dilate_faces(np.ascontiguousarray(mask[box]))
+    return soft

@@ -10,11 +10,11 @@ import numpy as np
 
 from lib.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from lib.certainty import certainty_of, is_doubtful
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.inbox import FINAL_TAG, UNCHANGED_PARAMETER
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Sender
 from lib.corrections.rejections import Rejections
-from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.untouched import ALL
 from lib.corrections.untouched import PARAMETER as ACCEPTED_NAMES
 from lib.corrections.wire import to_wire

@@ -10,12 +10,12 @@ import numpy as np
 
 from lib.agreement import dice_by_group, named_apart
 from lib.anatomy import NAME_OF, UNREVIEWED
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.inbox import FINAL_TAG
-from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.unreviewed import without_regions
 from lib.corrections.untouched import UNTOUCHED_DICE
 from lib.geometry import LabelArray
-from lib.numbering.weights import ORDER
+from lib.numbering.messages import ORDER
 from lib.transforms.components import labels_present
 
 DIGITS: Final = 3

@@ -8,11 +8,11 @@ from lib.activelearning.offers import RESERVED_SECONDS, Offer
 from lib.activelearning.scores import Score
 from lib.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
 from lib.certainty import certainty_of
+from lib.corrections.correction_store import Correction
 from lib.corrections.history import text_of_time
 from lib.corrections.rejections import Rejection
-from lib.corrections.store import Correction
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.report import sentence
-from lib.numbering.weights import ORDER
 
 Status = Literal["new", "predicted", "failed", "in work", "submitted", "parked", "rejected", "finished"]
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)

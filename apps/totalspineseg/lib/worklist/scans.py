@@ -13,15 +13,15 @@ from scipy import ndimage
 
 from lib.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
 from lib.certainty import is_doubtful
+from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
 from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.store import Correction, CorrectionStore
 from lib.corrections.unreviewed import without_regions
 from lib.errors import UnknownImageError
 from lib.files import sha256_of
 from lib.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
-from lib.numbering.doubtful import DOUBTFUL_PROBABILITY
-from lib.numbering.weights import ORDER
+from lib.numbering.evidence_weights import ORDER
+from lib.numbering.report import DOUBTFUL_PROBABILITY
 from lib.volume_io import read_image, write_volume
 from lib.worklist.rows import Row
 

@@ -11,10 +11,10 @@ from typing import Any, Final, Protocol
 
 from lib.activelearning.offers import RESERVED_SECONDS, last_noted
 from lib.activelearning.scores import Scores
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.history import folder_name
 from lib.corrections.predictions import PredictionStore
 from lib.corrections.rejections import Rejections
-from lib.corrections.store import CorrectionStore
 from lib.worklist.rows import Row, row_of
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from lib.corrections.history import PACS_DIR
 from lib.corrections.wire import from_wire
 from lib.dicom.seg_writer import write_seg
 from lib.geometry import Volume
+from lib.pacs.address import configured_client, configured_filter
 from lib.pacs.cache import MAX_GB
-from lib.pacs.configured import configured_client, configured_filter
-from lib.pacs.datastore import PacsDatastore
+from lib.pacs.pacs_datastore import PacsDatastore
 from lib.volume_io import read_labels
 
 NO_MODEL: Final = "none"

@@ -11,8 +11,8 @@ from lib.nnunet.download import Progress, download
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.raw_dataset import dataset_name
 from lib.nnunet.unpack import unpack_model
+from lib.registry.model_store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 from lib.registry.releases import NEWEST, OFFICIAL_NAME, RELEASES, require_same, require_supported
-from lib.registry.store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 from lib.zips import require_space
 
 RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib import anatomy
-from lib.synthesis.canal import draw_canal, trace_canal
+from lib.synthesis.canal_shape import draw_canal, trace_canal
 from lib.synthesis.column import BentColumn, bend_column
 from lib.synthesis.implants import draw_implants
 from lib.synthesis.options import Field, SpineOptions

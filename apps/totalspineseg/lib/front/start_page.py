@@ -10,8 +10,8 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from monailabel.interfaces.utils.app import app_instance
 from starlette.responses import FileResponse
 
+from lib.front.guard import HEADER, HTML
 from lib.front.ohif import PAGES
-from lib.front.policy import HEADER, HTML
 from lib.infers.http import NOT_FOUND, NOT_MODIFIED
 
 ABOUT: Final = "start.html"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lib.cohort.outputs import FOLDERS
 from lib.numbering.evidence import Pin
-from lib.numbering.label import Method
+from lib.numbering.naming import Method
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from lib.files import move_folder
 from lib.locks import NamedLocks
 from lib.pacs.address import is_uid
 from lib.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
-from lib.pacs.download import downloaded
+from lib.pacs.fetching import downloaded
+from lib.pacs.found_series import Series, patient_of
 from lib.pacs.listing import Listing
-from lib.pacs.series import Series, patient_of
 from lib.volume_io import write_volume
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from monailabel.interfaces.tasks.train import TrainTask
 
 from lib.processes import parent_is_gone
-from lib.trainers.request import client_config, read_settings
+from lib.trainers.retrain_settings import client_config, read_settings
 from lib.trainers.runs import state_of
 from lib.trainers.site import Site
 
@@ -86,7 +86,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             StorageError: The disk is full, or permission is missing.
             Stopped: The server has ended; the state is stored.
         """
-        from lib.trainers.retrain import retrain  # PyTorch and nnU-Net: not for a server that only lists its tasks
+        from lib.trainers.retraining import retrain  # PyTorch and nnU-Net: not for a server that only lists its tasks
 
         # Log at once: clients cannot show or stop a task that has written nothing.
         logger.info("Training of step %s starts", " and ".join(map(str, self._steps)))

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field
 from lib.corrections.receipts import Sender
 from lib.corrections.rejections import MAX_REASON
 from lib.errors import ConflictError, ImageError
+from lib.front.failures import without_folders
 from lib.front.host import running_task
-from lib.front.places import without_folders
 from lib.infers.http import NO_CONTENT, NOT_MODIFIED
 from lib.worklist.acts import reader, submitted_text
 from lib.worklist.lab import Lab

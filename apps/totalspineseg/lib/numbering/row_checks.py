@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from lib.anatomy import BY_CODE, C1, C2, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
 from lib.numbering import messages
+from lib.numbering.evidence_weights import ORDER
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part
 from lib.numbering.states import HEIGHT_MM
-from lib.numbering.weights import ORDER
 
 MIN_STRUCTURE_MM3: Final = 30.0
 """A smaller volume of a code is a speck, not a level (a disc has over 1000 mm3)."""

@@ -8,8 +8,8 @@ import numpy as np
 from lib.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, VERTEBRAE
 from lib.geometry import LabelArray
 from lib.measurements.across import across
+from lib.measurements.measured_spine import Spine
 from lib.measurements.profile import Profile, profiles_of
-from lib.measurements.spine import Spine
 
 ZONES: Final[Mapping[str, tuple[float, float]]] = {
     "anterior": (0.1, 0.3),

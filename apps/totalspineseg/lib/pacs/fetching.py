@@ -9,7 +9,7 @@ from pydicom import Dataset
 
 from lib.errors import ImageError
 from lib.files import partial_folder, storage_errors
-from lib.pacs.series import Series
+from lib.pacs.found_series import Series
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lib.infers.disagreement import disagreement_of
 from lib.infers.services import Services, pair_in_use
 from lib.infers.settings import Settings
 from lib.infers.task import Outcome, SpineTask
-from lib.numbering.label import require_met
+from lib.numbering.naming import require_met
 from lib.numbering.renumber import NamedMap
 from lib.numbering.step1_names import names_by_reader
 from lib.pipeline import Scan

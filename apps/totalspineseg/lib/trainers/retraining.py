@@ -19,17 +19,17 @@ from lib.nnunet.finetune import Stopped, fine_tune
 from lib.nnunet.model_folder import ModelFolder
 from lib.nnunet.predictor import WarmPredictor
 from lib.nnunet.preprocessed import store_cases
+from lib.registry.model_store import Choice
 from lib.registry.records import VersionRecord, images_trained_on, removed_versions
 from lib.registry.releases import release_of
-from lib.registry.store import Choice
 from lib.trainers.candidates import Candidates, Lesson, clear
 from lib.trainers.judging import Judging, never_seen
 from lib.trainers.material import Material, judged_cases
 from lib.trainers.publication import PREFIX, Judged, not_served, publish, published, refused_since, taken_back
 from lib.trainers.remembered import own_answers, replay_of
 from lib.trainers.reporter import Reporter
+from lib.trainers.retrain_settings import RetrainSettings
 from lib.trainers.runs import begin, only_one
-from lib.trainers.settings import RetrainSettings
 from lib.trainers.site import Site
 from lib.trainers.start import start_of
 from lib.trust import Trust

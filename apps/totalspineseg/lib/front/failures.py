@@ -2,18 +2,40 @@
 
 import errno
 import logging
+import re
+import sys
+import tempfile
+from pathlib import Path
 from typing import Final
 
 import requests
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from monailabel.config import settings
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
 from lib.errors import TotalSpineSegError
-from lib.front.places import without_folders
 from lib.infers.http import NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
+
+OWN: Final = Path(__file__).resolve().parents[2]
+
+
+def without_folders(text: str) -> str:
+    """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
+
+    Args:
+        text: For example a sentence about /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
+    """
+    conf = settings.MONAI_LABEL_APP_CONF or {}
+    named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
+    others = (str(OWN), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
+    # Replace the longest first: one folder may lie in another.
+    roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
+    pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
+    return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)
+
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from lib.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, Kind, Step2
 from lib.numbering import messages
 from lib.numbering.findings import Finding
 from lib.numbering.parts import Part, fragments, levels_in
-from lib.numbering.rows import row_findings
+from lib.numbering.row_checks import row_findings
 from lib.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from lib.corrections.correction_store import CorrectionStore
 from lib.corrections.history import HISTORY_DIR, INDEX_FILE, PACS_DIR, STUDIES_DIR
-from lib.corrections.store import CorrectionStore
 from lib.files import read_json
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 from lib.trainers.site import Site, folder_site
 
 

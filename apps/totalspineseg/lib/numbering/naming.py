@@ -12,14 +12,14 @@ from lib.errors import GridError, LabelError
 from lib.geometry import AnyArray, Volume
 from lib.numbering.chain import Numbering, Pin, number_chain
 from lib.numbering.evidence import Localizer, Step1Names
-from lib.numbering.lint import lint
+from lib.numbering.linter import lint
 from lib.numbering.pins import PIN_REACH_MM
 from lib.numbering.report import report
 from lib.transforms.canal import fill_canal
 from lib.transforms.components import Labels
 from lib.transforms.labeling import Naming, name_iteratively, paint
+from lib.transforms.one_spine import one_spine
 from lib.transforms.pieces import Step, find_pieces, require_spine
-from lib.transforms.spine import one_spine
 from lib.trust import UNMEASURED, Trust
 
 Method = Literal["chain", "iterative"]

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from lib.dicom.headers import uid_from
 from lib.dicom.mr_object import mr_slices
-from lib.dicom.uids import uid_from
 from lib.geometry import Affine, AnyArray, Volume
 from lib.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from lib.synthesis.demo import DEMO_FIELDS, DEMO_WIDTH_MM

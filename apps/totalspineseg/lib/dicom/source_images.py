@@ -14,8 +14,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from lib.dicom.frames import Frame
+from lib.dicom.headers import uid_from
 from lib.dicom.stack import Stack
-from lib.dicom.uids import uid_from
 from lib.errors import ImageError
 
 _MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"

@@ -15,12 +15,41 @@ from lib.corrections import history
 from lib.corrections.names import Mapped
 from lib.corrections.predictions import PredictionRecord
 from lib.corrections.receipts import Receipt, Sender
-from lib.corrections.withdrawals import Withdrawals
 from lib.errors import StorageError, TotalSpineSegError
 from lib.fields import from_fields
-from lib.files import move_folder, read_json, write_json
+from lib.files import move_folder, read_json, staged_folder, write_json
 from lib.geometry import Grid, LabelArray
 from lib.volume_io import read_labels, write_volume
+
+
+class Withdrawals:
+    """Withdrawals below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "withdrawals"
+
+    def add(self, image_id: str, correction_id: str, user: str) -> None:
+        """Withdraw a correction.
+
+        Args:
+            image_id: Image it belongs to.
+            correction_id: A correction that was not withdrawn before.
+            user: Who withdraws it; "admin" if the server runs without authentication.
+
+        Raises:
+            StorageError: It could not be written; the correction counts as before.
+        """
+        record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
+        with staged_folder(self._folder(image_id) / correction_id) as entry:
+            write_json(entry / RECORD_FILE, record)
+
+    def of_image(self, image_id: str) -> frozenset[str]:
+        """Return the ids of the corrections of an image that were withdrawn."""
+        return frozenset(history.names(self._folder(image_id)))
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root / history.folder_name(image_id)
+
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +82,7 @@ class Correction:
         present: Codes that have voxels.
         unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Voxels more than one segment claimed.
-        findings: Findings on the label (see ``lib.numbering.lint``); empty if parked.
+        findings: Findings on the label (see ``lib.numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``lib.corrections.renames``), or None.
         untouched: Codes left as predicted (see ``lib.corrections.untouched``); empty in older records.
         renamed: Codes that were renamed while their outline was left as predicted.

@@ -7,7 +7,7 @@ from typing import Final
 from lib.files import sha256_of
 from lib.nnunet.discovery import find_checkpoint, find_model
 from lib.nnunet.trust_file import TRUST_FILE
-from lib.registry.store import ModelStore
+from lib.registry.model_store import ModelStore
 
 DIGITS: Final = 8
 """Digits of the digest in a version's name, enough to tell any two models of a site apart."""
