@@ -15,7 +15,7 @@ from lib.corrections.inbox import FINAL_TAG
 from lib.corrections.unreviewed import without_regions
 from lib.corrections.untouched import UNTOUCHED_DICE
 from lib.geometry import LabelArray
-from lib.numbering.messages import ORDER
+from lib.numbering.evidence_weights import ORDER
 from lib.transforms.components import labels_present
 
 DIGITS: Final = 3
