@@ -1,6 +1,7 @@
 """Tests of the lab's page behind its interface: the worklist, and what readers do with a scan."""
 
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,43 @@ def test_a_picture_is_made_once_and_asked_for_by_its_tag(server: Server) -> None
 def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
     for path in ("/scans/nobody", "/scans/nobody/volume", "/scans/nobody/thumbnail"):
         assert requests.get(f"{server.url}{path}", timeout=60).status_code == 404, path
-    assert requests.get(f"{server.url}/scans/..%2Fsecret/volume", timeout=60).status_code in (400, 404)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret",
+        "..%2Fsecret",
+        "%2e%2e%2fsecret",
+        "..%5csecret",
+        "%2Fetc%2Fpasswd",
+        "Wirbels\u00e4ule\u0000",
+        "a" * 300,
+    ],
+    ids=lambda name: ascii(name[:20]),
+)
+def test_an_id_that_is_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
+    """A file ``secret.nii.gz`` lies beside the studies."""
+    address = f"{server.url}/scans/{name}"
+    for part in ("", "/thumbnail", "/volume", "/label"):
+        assert requests.get(address + part, timeout=60).status_code in (400, 404), part
+    for act in ("pin", "accept", "reject", "undo"):
+        body = {"prediction": "x", "names": {"L4": "L5"}, "views": BOTH_VIEWS, "reason": "x"}
+        assert requests.post(f"{address}/{act}", json=body, timeout=60).status_code in (400, 404, 405), act
+    assert not list(server.studies.parent.rglob("*secret*/record.json"))
+
+
+def test_an_image_that_cannot_be_read_has_no_picture_and_says_why(server: Server) -> None:
+    (server.studies / "lab-broken.nii.gz").write_bytes(b"broken")
+    deadline = time.monotonic() + 60
+    while "lab-broken" not in known(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert requests.get(f"{server.url}/scans/lab-broken/thumbnail", timeout=60).status_code == 204
+    answer = requests.get(f"{server.url}/scans/lab-broken", timeout=60)
+    assert answer.status_code == 422
+    assert "lab-broken" in answer.json()["detail"]
+    (server.studies / "lab-broken.nii.gz").unlink()
 
 
 def test_the_versions_name_the_starter_weights_in_use(server: Server) -> None:

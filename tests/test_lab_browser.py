@@ -60,15 +60,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "reason": "not served: levels fell",
         "sets": [{"name": "hold-out", "verdict": "fail", "subjects": 4, "reason": "", "measures": {"levels": FALL}}],
     }
-    record(models, REFUSED, gate)
-    record(
+    record_version(models, REFUSED, gate)
+    record_version(
         models, "trained-good", {**gate, "candidate": "trained-good", "publish": True, "reason": "served", "sets": []}
     )
     with running_server(folder) as running:
         yield running
 
 
-def record(models: Path, name: str, gate: dict[str, Any]) -> None:
+def record_version(models: Path, name: str, gate: dict[str, Any]) -> None:
     parents = {step: {"name": "starter", "version": "starter"} for step in ("1", "2")}
     training = [{"correction": "1", "image": "x", "client": "ada"}]
     content = {
@@ -187,6 +187,47 @@ def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) ->
     page.locator("#dialog-yes").click()
     page.get_by_text("In use now: step 1 starter").wait_for()
     assert requests.get(f"{server.url}/versions", timeout=60).json()["in_use"] == {"1": "starter", "2": "starter"}
+
+
+def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Page) -> None:
+    slow = server.signals / "slow"
+    slow.write_text("600", encoding="utf-8")
+    page.goto(f"{server.url}/#/worklist")
+    page.locator("tr[data-scan='c-next']").wait_for()
+    page.fill("#search", "next")
+    page.locator("tr[data-scan='a-whole']").wait_for(state="detached")
+    page.get_by_role("button", name="Predict these (1)").click()
+    page.get_by_text("0 of 1 scans").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("was stopped").wait_for()
+    assert requests.get(f"{server.url}/worklist", timeout=60).json()["batch"] is None
+    assert status_of(page, "c-next") in ("new", "in work")
+    slow.unlink()
+    page.get_by_role("button", name="Predict these (1)").click()
+    # It was offered to a reader before, so its status says that.
+    page.locator("tr[data-scan='c-next'] .tag.certain, tr[data-scan='c-next'] .tag.counted").wait_for()
+    page.get_by_role("button", name="Stop").wait_for(state="hidden")
+    page.fill("#search", "")
+
+
+def test_the_next_scan_comes_in_the_order_chosen_in_the_worklist(server: Server, page: Page) -> None:
+    """The review offered the doubtful ones first whatever was chosen."""
+    page.goto(f"{server.url}/#/worklist")
+    page.get_by_label("Order of the next scan").select_option("last")
+    page.goto(f"{server.url}/#/review/a-whole")
+    page.locator("canvas[data-ready=true]").wait_for()
+    with page.expect_request(lambda request: "/activelearning/" in request.url) as asked:
+        page.keyboard.press("n")
+    assert asked.value.url.endswith("/activelearning/last")
+
+
+def test_two_readers_and_their_corrections_are_shown(server: Server, page: Page) -> None:
+    page.goto(f"{server.url}/#/learning")
+    table = page.get_by_role("region", name="Corrections by reader")
+    table.wait_for()
+    assert "ada" in table.inner_text()
+    assert "L4" in page.get_by_role("region", name="Corrections by structure").inner_text()
+    assert faults(page) == []
 
 
 def test_the_page_is_readable_in_dark_colors(server: Server, page: Page) -> None:

@@ -113,15 +113,22 @@ def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
 
 
 def submitted(
-    root: Path, labels: LabelArray, names: dict[str, str] | None = None, *, empty: tuple[str, ...] = (), **params: Any
+    root: Path,
+    labels: LabelArray,
+    names: dict[str, str] | None = None,
+    *,
+    reader: str = "slicer",
+    empty: tuple[str, ...] = (),
+    **params: Any,
 ) -> Correction:
     """What the record says of a label whose prediction is kept; 3D Slicer names empty segments, too."""
     store, predictions, maps = CorrectionStore(root), PredictionStore(root), DrawnMaps(root)
     image, label = root / "img.nii.gz", root / "label.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
     write_volume(label, labels, GRID)
-    predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
-    maps.keep(sha256_of(image), replace(KEPT, image="img"))
+    if predictions.find("img", "p") is None:
+        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
+        maps.keep(sha256_of(image), replace(KEPT, image="img"))
     studies = Studies(lambda _: image, lambda *_: None)
     inbox = Inbox(Receipts(root), store, predictions, lambda *_: (), maps, studies)
     segments = [{"name": segment.name, "idx": segment.value} for segment in sent(labels, names).segments]
@@ -129,7 +136,7 @@ def submitted(
     values = np.zeros(256, np.uint8)
     values[[segment["idx"] for segment in segments]] = np.arange(1, len(segments) + 1)
     write_volume(label, values[labels], GRID)
-    sender = Sender("ada", "slicer", "label.nii.gz")
+    sender = Sender("ada", reader, "label.nii.gz")
     segments += [{"name": name, "idx": len(segments) + 1 + k} for k, name in enumerate(empty)]
     return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
 

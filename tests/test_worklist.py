@@ -138,6 +138,9 @@ class Folder:
     def get_image_info(self, image_id: str) -> Mapping[str, Any]:
         return {}
 
+    def study_of(self, image_id: str) -> str:
+        return "1.2.3"
+
 
 class CountingScores(Scores):
     """Counts how many scores are read."""
@@ -165,6 +168,7 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
 
     assert len(later()) == 5000
     assert scores.reads == 5000
+    assert {row.study for row in worklist.rows()} == {"1.2.3"}
     later()
     assert scores.reads == 5000
     scores.keep(Score("scan-00007", "1", "s", {"step1": "v1"}, refused="image", message="It has no voxels."))

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +54,7 @@ from lib.trainers.train_task import SpineTrainTask
 from lib.version import VERSION
 from lib.worklist.acts import Acts
 from lib.worklist.lab import Lab
+from lib.worklist.readers import agreements, corrected
 from lib.worklist.scans import Scans
 from lib.worklist.thumbnails import Thumbnails
 from lib.worklist.worklist import Records, Worklist
@@ -140,6 +141,14 @@ class App(MONAILabelApp):
 
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
         return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
+
+    def agreements_of(self, image_id: str) -> list[dict[str, Any]]:
+        """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
+        return agreements(self._corrections, image_id)
+
+    def corrected(self) -> dict[str, Any]:
+        """Return how much readers corrected; see ``readers.corrected``."""
+        return corrected(self._corrections)
 
     def history_of(self, image_id: str) -> list[dict[str, Any]]:
         """Return what readers sent for an image, newest first: when, who, and what became of it."""
@@ -300,9 +309,10 @@ class App(MONAILabelApp):
         """Return a batch inference that works without a GPU and leaves out what is done."""
         return SpineBatch(self._done_before)
 
-    def scoring_progress(self) -> dict[str, int]:
-        """Return the number of images and of those scored by the weights in use; see ``Scorer.progress``."""
-        return self._scorer.progress(self._datastore.list_images())
+    def scoring_progress(self, images: Sequence[str] = ()) -> dict[str, int]:
+        """Return the number of images (of all when none are named) and of those scored by the weights in use; see
+        ``Scorer.progress``."""
+        return self._scorer.progress(images or self._datastore.list_images())
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.

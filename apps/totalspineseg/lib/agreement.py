@@ -1,6 +1,6 @@
 """Measure how well a named segmentation agrees with its truth: Dice by group of structures, and level names."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -153,6 +153,32 @@ def levels_apart(
         in_view += sum(size >= least for size in sizes)
         alike += min(sizes) >= least and int(counts[code, code]) >= LEVEL_OVERLAP * min(sizes)
     return 1 - 2 * alike / in_view if in_view else None
+
+
+def named_apart(
+    one: LabelArray, other: LabelArray, kinds: Collection[tuple[int, ...]] = (VERTEBRAE, DISCS)
+) -> dict[int, int]:
+    """Return the levels of one map that another map of the same scan calls otherwise.
+
+    Args:
+        one: (X, Y, Z) uint8 codes. Not modified.
+        other: The same shape. Not modified.
+        kinds: Levels among which names can be confused.
+
+    Returns:
+        Code in the first map -> code in the other of what lies there (see ``LEVEL_OVERLAP``).
+
+    Raises:
+        GridError: The shapes differ.
+    """
+    counts, apart = _joint_counts(one, other), dict[int, int]()
+    for kind in kinds:
+        for code in kind:
+            names = counts[code, list(kind)]
+            if counts[code].any() and names.sum() >= LEVEL_OVERLAP * counts[code].sum():
+                found = kind[int(names.argmax())]
+                apart |= {} if found == code else {code: found}
+    return apart
 
 
 def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:

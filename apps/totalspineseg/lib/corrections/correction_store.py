@@ -7,7 +7,7 @@ all, and none is ever changed.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,6 +90,8 @@ class Correction:
             opened otherwise.
         unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
             trains with a small share of its own.
+        dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
+            where the prediction was not at hand, and in older records.
     """
 
     id: str
@@ -116,6 +118,7 @@ class Correction:
     renamed: tuple[int, ...] = ()
     offered: Mapping[str, Any] | None = None
     unchanged: bool = False
+    dice: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

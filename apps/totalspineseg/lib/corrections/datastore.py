@@ -109,6 +109,10 @@ class StudiesDatastore(LocalDatastore):  # type: ignore[misc]
         """Return the folder of an image's DICOM files; None for a folder of images, which has none."""
         return None
 
+    def study_of(self, image_id: str) -> str:
+        """Return the UID of an image's study in the PACS; "" for a folder of images."""
+        return ""
+
     def label_file(self, image_id: str, tag: str) -> Path | None:
         """Return the file of an image's label under a tag, or None."""
         uri = self.get_label_uri(image_id, tag)

@@ -1,6 +1,7 @@
 """Turn segment names into codes, the only way in which a label of a client is read."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -41,6 +42,7 @@ class Mapped:
         untouched: Codes left as predicted, outline and name, and not accepted by name.
         renamed: Codes whose outline was left as predicted under another name.
         unchanged: See ``Correction``.
+        dice: See ``Correction``.
     """
 
     codes: LabelArray
@@ -51,6 +53,7 @@ class Mapped:
     untouched: tuple[int, ...] = ()
     renamed: tuple[int, ...] = ()
     unchanged: bool = False
+    dice: Mapping[str, float] = field(default_factory=dict)
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:

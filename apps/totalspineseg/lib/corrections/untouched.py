@@ -5,12 +5,17 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from lib.anatomy import BY_CODE, UNREVIEWED
+from lib.anatomy import BY_CODE, NAME_OF, UNREVIEWED
 from lib.corrections.names import Mapped
 from lib.corrections.renames import Compared
 from lib.corrections.unreviewed import named_codes
 from lib.geometry import LabelArray
+from lib.transforms.components import labels_present
+
+Dice = npt.NDArray[np.float64]
+"""Dice of each (submitted, predicted) pair of codes."""
 
 PARAMETER: Final = "accepted"
 """Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``. The
@@ -19,10 +24,12 @@ ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure with a higher Dice to its prediction was not drawn again. Corrections of its neighbors and resampling
 from 1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
+DIGITS: Final = 4
 
 
 def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) -> Mapped:
-    """Return a submission with the structures that its reader left as predicted.
+    """Return a submission with the structures that its reader left as predicted, and with the Dice of each to its
+    prediction.
 
     Args:
         mapped: In codes, with what nobody checked. Not modified.
@@ -41,17 +48,24 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
     if compared is None:
         return mapped
     left = set(mapped.present) - checked - set(mapped.unreviewed)
-    untouched, renamed = _as_predicted(mapped.codes, compared.predicted, left)
-    return replace(mapped, untouched=untouched, renamed=renamed)
+    dice = _dice(mapped.codes, compared.predicted)
+    untouched, renamed = _as_predicted(dice, left)
+    compared_codes = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(
+        mapped.unreviewed
+    )
+    own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(compared_codes & NAME_OF.keys())}
+    return replace(mapped, untouched=untouched, renamed=renamed, dice=own)
 
 
-def _as_predicted(
-    codes: LabelArray, predicted: LabelArray, left: Collection[int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the codes left as predicted under the same name, and those under another name of their kind."""
+def _dice(codes: LabelArray, predicted: LabelArray) -> Dice:
     counts = np.bincount(codes.ravel().astype(np.intp) << 8 | predicted.ravel(), minlength=1 << 16).reshape(256, 256)
     counts[UNREVIEWED] = 0
-    dice = 2 * counts / np.maximum(counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True), 1)
+    sizes = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True)
+    return np.asarray(2 * counts / np.maximum(sizes, 1), dtype=np.float64)
+
+
+def _as_predicted(dice: Dice, left: Collection[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the codes left as predicted under the same name, and those under another name of their kind."""
     untouched, renamed = [], []
     for code in sorted(left):
         other = int(dice[code].argmax())

@@ -76,9 +76,9 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
             if value := str(header.get(keyword) or "").strip():
                 files.setdefault(value, Path(str(header.filename)).name)
         if len(files) > 1:
-            shown = " and ".join(map(repr, list(files.values())[:3]))
+            examples = " and ".join(map(repr, list(files.values())[:3]))
             raise ImageError(
-                f"The files of {name!r} share a series UID, but have {len(files)} {owner}, for instance in {shown}. "
+                f"The files of {name!r} share a series UID, but have {len(files)} {owner}, for instance in {examples}. "
                 "Put the files of each into a separate folder."
             )
     return tuple(headers)

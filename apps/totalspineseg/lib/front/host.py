@@ -1,16 +1,16 @@
 """Prepare MONAI Label's application to run behind the front."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from threading import Thread
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.async_tasks.task import AsyncTask
-from monailabel.utils.async_tasks.utils import background_executors, processes
+from monailabel.utils.async_tasks.utils import background_executors, processes, tasks
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,6 +20,8 @@ from lib.front.guard import Known
 logger = logging.getLogger(__name__)
 
 BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
+UNFINISHED: Final = ("SUBMITTED", "RUNNING")
+"""The host's statuses of a task that has not ended."""
 
 
 def host_application() -> FastAPI:
@@ -43,6 +45,11 @@ def known() -> Known:
         strategies=tuple(app._strategies),
         on_server=str(settings.MONAI_LABEL_STUDIES).startswith(("http://", "https://")),
     )
+
+
+def running_task(method: str) -> Mapping[str, Any] | None:
+    """Return the task of a background method that has not ended, or None."""
+    return next((task for task in tasks(method) if task["status"] in UNFINISHED), None)
 
 
 def warm_up() -> None:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, Field
 
 from lib.corrections.receipts import Sender
 from lib.corrections.rejections import MAX_REASON
-from lib.errors import ConflictError
+from lib.errors import ConflictError, ImageError
 from lib.front.failures import without_folders
-from lib.infers.http import NOT_MODIFIED
+from lib.front.host import running_task
+from lib.infers.http import NO_CONTENT, NOT_MODIFIED
 from lib.worklist.acts import reader, submitted_text
 from lib.worklist.lab import Lab
 from lib.worklist.query import MAX_PAGE_SIZE, PAGE_SIZE, Sort, select
@@ -90,17 +91,23 @@ def router() -> APIRouter:
             "total": found.total,
             "counts": dict(found.counts),
             "complete": worklist.is_complete,
+            "batch": _batch(),
         }
 
     # The longer paths first: an id may hold a slash.
     @routes.get("/scans/{image:path}/thumbnail", response_class=Response)
     def get_thumbnail(image: str, user: Annotated[User, user_role], call: Request) -> Response:
-        """Return a small picture with the names of the levels, PNG."""
+        """Return a small picture with the names of the levels, PNG; nothing (204) where the image cannot be read."""
         row = _lab().row(image)
         tag = _tag(row)
         if call.headers.get("if-none-match") == tag:
             return Response(status_code=NOT_MODIFIED, headers={**KEEP, "etag": tag})
-        return Response(_lab().thumbnails.png(row), media_type=PNG, headers={**KEEP, "etag": tag})
+        try:
+            content = _lab().thumbnails.png(row)
+        except ImageError:
+            # The scan itself says why; a page of pictures has a gap.
+            return Response(status_code=NO_CONTENT)
+        return Response(content, media_type=PNG, headers={**KEEP, "etag": tag})
 
     @routes.get("/scans/{image:path}/volume", response_class=Response)
     def get_volume(image: str, user: Annotated[User, user_role]) -> Response:
@@ -174,6 +181,7 @@ def router() -> APIRouter:
             "probability": numbering.get("probability"),
             "findings": [str(one.get("message", "")) for one in numbering.get("findings", ())],
             "would_settle": list(numbering.get("would_settle", ())),
+            "agreements": app_instance().agreements_of(image),
             "history": [{**one, "reason": without_folders(one["reason"])} for one in app_instance().history_of(image)],
         }
 
@@ -183,6 +191,16 @@ def router() -> APIRouter:
 def _lab() -> Lab:
     lab: Lab = app_instance().lab
     return lab
+
+
+def _batch() -> dict[str, int] | None:
+    """Return how many scans the batch that runs has to predict, and has predicted; None while none runs."""
+    task = running_task("batch_infer")
+    if task is None:
+        return None
+    images = task["request"].get("images")
+    progress: dict[str, int] = app_instance().scoring_progress(images if isinstance(images, list) else ())
+    return progress
 
 
 def _reader(user: User, body: Act) -> Sender:

@@ -11,12 +11,10 @@ from monailabel.config import settings
 from monailabel.endpoints.train import run, run_model
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.async_tasks.utils import tasks
 
+from lib.front.host import running_task
 from lib.infers.http import BUSY
 
-UNFINISHED: Final = ("SUBMITTED", "RUNNING")
-"""The host's statuses of a task that has not ended."""
 KILLED_SECONDS: Final = 2.0
 """Maximum time for a training that was just stopped to end."""
 LOOK_SECONDS: Final = 0.1
@@ -76,7 +74,7 @@ def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
 
 def _trains() -> bool:
     """Return whether a training of this server has not ended, or another program trains on these studies."""
-    if any(task["status"] in UNFINISHED for task in tasks("train")):
+    if running_task("train") is not None:
         return True
     deadline = time.monotonic() + KILLED_SECONDS
     while app_instance().is_training():

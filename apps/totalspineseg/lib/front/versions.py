@@ -1,4 +1,5 @@
-"""``/versions`` and ``/training``: what was learned, what the gate said, and which version answers."""
+"""``/versions``, ``/training`` and ``/corrections``: what was learned, what the gate said, which version answers, and
+how much readers corrected."""
 
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from lib.errors import ConflictError, WeightsError
 from lib.front.failures import without_folders
+from lib.front.host import running_task
 from lib.registry.model_store import DATASET_OF_STEP, STARTER, ModelStore
 from lib.registry.overview import overview
 
@@ -57,10 +59,18 @@ def router() -> APIRouter:
         from lib.trainers.runs import state_of
 
         folder = app_instance().training_dir
+        running = running_task("train") is not None
         state = state_of(folder)
         if state is None:
-            return {"state": None, "seconds_left": None, "curves": {}}
-        return {"state": asdict(state), "seconds_left": seconds_left(state), "curves": curves_of(folder)}
+            return {"running": running, "state": None, "seconds_left": None, "curves": {}}
+        known = {"state": asdict(state), "seconds_left": seconds_left(state), "curves": curves_of(folder)}
+        return {"running": running, **known}
+
+    @routes.get("/corrections")
+    def get_corrections(user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return how much readers corrected, by structure and month, and by reader; from what was recorded then."""
+        known: dict[str, Any] = app_instance().corrected()
+        return known
 
     return routes
 

@@ -15,6 +15,7 @@ from lib.errors import (
 )
 
 OK: Final = 200
+NO_CONTENT: Final = 204
 NOT_MODIFIED: Final = 304
 BAD_REQUEST: Final = 400
 FORBIDDEN: Final = 403

@@ -99,6 +99,11 @@ class PacsDatastore(StudiesDatastore):
         found = self._listing.find(image_id) if is_uid(image_id) else None
         return found is not None and self._listing.is_offered(found)
 
+    def study_of(self, image_id: str) -> str:
+        """Return the UID of the study of a series that is listed; "" for another."""
+        found = self._listing.all().get(image_id)
+        return "" if found is None else found.study
+
     def list_images(self) -> list[str]:
         """Return the ids of the images."""
         return list(self.series())

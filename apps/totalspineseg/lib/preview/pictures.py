@@ -15,18 +15,22 @@ JPEG_QUALITY: Final = 88
 """Quality at which small letters stay sharp."""
 
 
-def mid_sagittal(volume: Volume, labels: LabelArray | None = None, *, doubtful: Collection[int] = ()) -> Picture:
+def mid_sagittal(
+    volume: Volume, labels: LabelArray | None = None, *, doubtful: Collection[int] = (), height_px: int | None = None
+) -> Picture:
     """Return the sagittal picture along the canal, with labels and names; ``Plane`` makes all others.
 
     Args:
         volume: Image, any orientation and spacing. Not modified.
         labels: Codes on the same grid; when None, the plain image in the middle. Not modified.
         doubtful: Codes whose level is doubtful.
+        height_px: See ``Plane``.
 
     Returns:
         (rows, columns, 3) uint8; see ``Plane.picture``.
     """
-    return Plane(volume, course_of(labels, volume.grid), sagittal=True).picture(labels, doubtful=doubtful)
+    plane = Plane(volume, course_of(labels, volume.grid), sagittal=True, height_px=height_px)
+    return plane.picture(labels, doubtful=doubtful)
 
 
 def save_picture(path: Path, rgb: Picture) -> None:

@@ -39,9 +39,10 @@ class Plane:
         volume: Image, any orientation and spacing. Not modified.
         course: From ``course_of``.
         sagittal: Whether to cut along the canal; else the coronal plane through the discs.
+        height_px: Height of the image, pixels; as fits its field of view when None.
     """
 
-    def __init__(self, volume: Volume, course: Course, *, sagittal: bool) -> None:
+    def __init__(self, volume: Volume, course: Course, *, sagittal: bool, height_px: int | None = None) -> None:
         self._affine = volume.affine
         self._sagittal = sagittal
         self._first, self._last = course.y_range if sagittal else course.x_range
@@ -52,7 +53,8 @@ class Plane:
         across, height = ras.spacing[1 if sagittal else 0], ras.spacing[2]
         depth, rows = data.shape[1 if sagittal else 0], data.shape[2]
         size_mm = (rows * height, depth * across)
-        self._pixel_mm = float(np.clip(size_mm[0] / WANTED_HEIGHT_PX, *PIXEL_MM))
+        fitting = float(np.clip(size_mm[0] / WANTED_HEIGHT_PX, *PIXEL_MM))
+        self._pixel_mm = fitting if height_px is None else size_mm[0] / height_px
         self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
         self._gray = self._windowed(self._cut_linear(data))

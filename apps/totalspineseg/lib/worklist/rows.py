@@ -34,6 +34,7 @@ class Row:
         version: Weights by step that made the result; empty where there is none.
         prediction: Id of the result; empty where there is none.
         unchanged: Whether it was finished by accepting the result as it was.
+        study: UID of its study in the PACS; empty in a folder.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Row:
     version: str = ""
     prediction: str = ""
     unchanged: bool = False
+    study: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for clients."""
@@ -64,6 +66,7 @@ def row_of(
     rejection: Rejection | None,
     offer: Offer,
     now: float,
+    study: str = "",
 ) -> Row:
     """Return the line of a scan.
 
@@ -77,6 +80,7 @@ def row_of(
         rejection: The rejection that stands.
         offer: When and to whom it was offered last.
         now: Time stamp.
+        study: See ``Row``.
     """
     row: dict[str, Any] = {} if score is None else _predicted(score, numbering)
     counting = [one for one in corrections if one.id not in withdrawn]
@@ -94,7 +98,7 @@ def row_of(
         row |= {"status": "submitted", **_by(last)}
     elif offer.time and now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
-    return Row(image_id, **row)
+    return Row(image_id, study=study, **row)
 
 
 def levels_text(codes: Sequence[int]) -> str:

@@ -22,8 +22,8 @@ from lib.worklist.scans import View, doubtful_of
 logger = logging.getLogger(__name__)
 
 HEIGHT_PX: Final = 420
-"""Height of a picture: half of a preview, in which the names can still be read."""
-COLORS: Final = 64
+"""Height of a picture, the one at which the page shows it: letters that are not made smaller can be read."""
+COLORS: Final = 128
 """Colors of a picture: a third of the bytes of a full one, and names and levels look the same."""
 MAX_PICTURES: Final = 20_000
 """Maximum number of pictures, a gigabyte at most; the oldest go."""
@@ -84,18 +84,17 @@ class Thumbnails:
 
 
 def picture_of(view: View) -> Picture:
-    """Return the mid-sagittal picture of a scan with the names of its label."""
+    """Return the mid-sagittal picture of a scan with the names of its label, as large as it is shown."""
     label = view.label
     numbering = (label.record.numbering if label.record else None) or {}
     volume = Volume(view.image.data, view.image.affine)
-    return mid_sagittal(volume, label.codes if label.of else None, doubtful=doubtful_of(numbering))
+    codes = label.codes if label.of else None
+    return mid_sagittal(volume, codes, doubtful=doubtful_of(numbering), height_px=HEIGHT_PX)
 
 
 def picture_png(picture: Picture) -> bytes:
     """Return a picture as a small PNG."""
     image = Image.fromarray(np.ascontiguousarray(picture))
-    if image.height > HEIGHT_PX:
-        image = image.resize((round(image.width * HEIGHT_PX / image.height), HEIGHT_PX), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    image.quantize(COLORS, method=Image.Quantize.MEDIANCUT).save(stream, "PNG", optimize=True)
+    image.quantize(COLORS, method=Image.Quantize.FASTOCTREE).save(stream, "PNG", optimize=True)
     return stream.getvalue()

@@ -45,6 +45,9 @@ class Studies(Protocol):
     def get_image_info(self, image_id: str) -> Mapping[str, Any]:
         """Return what is known about an image, with when it was offered."""
 
+    def study_of(self, image_id: str) -> str:
+        """Return the UID of an image's study in the PACS; "" in a folder."""
+
 
 @dataclass(frozen=True)
 class Records:
@@ -182,6 +185,7 @@ class Worklist:
             rejection=records.rejections.latest(image_id),
             offer=last_noted(store.get_image_info(image_id)),
             now=time.time(),
+            study=store.study_of(image_id),
         )
 
 

@@ -2,6 +2,7 @@
 
 const TOKEN = 'totalspineseg-token';
 const NAME = 'totalspineseg-name';
+const STRATEGY = 'totalspineseg-strategy';
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -14,12 +15,25 @@ export function scanPath(id, more = '') {
   return `/scans/${encodeURIComponent(id)}${more}`;
 }
 
+export function ohifPath(row) {
+  return `/ohif/monai-label?StudyInstanceUIDs=${encodeURIComponent(row.study)}`;
+}
+
 export function readerName() {
   return localStorage.getItem(NAME) || '';
 }
 
 export function setReaderName(name) {
   localStorage.setItem(NAME, name.trim());
+}
+
+// The order in which the next scan is chosen.
+export function strategy() {
+  return localStorage.getItem(STRATEGY) || 'doubtful_first';
+}
+
+export function setStrategy(name) {
+  localStorage.setItem(STRATEGY, name);
 }
 
 export function isSignedIn() {
@@ -58,18 +72,6 @@ export async function get(path) {
   return (await fetched(path)).json();
 }
 
-// The answer, or null where there is nothing yet (404).
-export async function getOrNull(path) {
-  try {
-    return await get(path);
-  } catch (error) {
-    if (error.status === 404) {
-      return null;
-    }
-    throw error;
-  }
-}
-
 export async function send(path, body = {}, method = 'POST') {
   const headers = { 'content-type': 'application/json' };
   return (await fetched(path, { method, headers, body: JSON.stringify(body) })).json();
@@ -83,8 +85,10 @@ export async function predictOne(id) {
   await fetched(`/infer/totalspineseg?image=${encodeURIComponent(id)}&output=json`, { method: 'POST' });
 }
 
+// The address of what was fetched; empty where there is nothing (204).
 export async function blobUrl(path) {
-  return URL.createObjectURL(await (await fetched(path)).blob());
+  const blob = await (await fetched(path)).blob();
+  return blob.size ? URL.createObjectURL(blob) : '';
 }
 
 export async function signIn(username, password) {

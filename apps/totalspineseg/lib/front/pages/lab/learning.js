@@ -1,11 +1,12 @@
 // Trainings, the gate's verdicts, and which version answers.
 
-import { get, getOrNull, send } from '/lab/api.js';
+import { get, send } from '/lab/api.js';
 import { ask, day, element, say, tag } from '/lab/dom.js';
 
 const LOOK_MS = 5000;
 const MODEL = 'totalspineseg';
 const COLORS = ['#3b82c4', '#c2571a', '#2f8f4e', '#a23bb0', '#b58900', '#d1495b', '#5a6acf', '#4a9c9c', '#8a6d3b', '#7a7a7a', '#c04a8a'];
+const MONTHS = 6;
 const WIDTH = 600;
 const HEIGHT = 180;
 const SVG = 'http://www.w3.org/2000/svg';
@@ -16,19 +17,20 @@ export async function show(view) {
   const training = element('section', { class: 'card', 'aria-labelledby': 'training-title' });
   const versions = element('section', { class: 'card', 'aria-labelledby': 'versions-title' });
   const verdict = element('section', { class: 'card', 'aria-labelledby': 'verdict-title', hidden: true });
-  view.append(training, versions, verdict);
+  const corrections = element('section', { class: 'card', 'aria-labelledby': 'corrections-title' });
+  view.append(training, versions, verdict, corrections);
 
   async function look() {
     clearTimeout(timer);
-    const [state, task] = await Promise.all([get('/training'), getOrNull('/train/?check_if_running=true')]);
+    const state = await get('/training');
     if (isLeft) {
       return;
     }
-    drawTraining(state, task !== null);
+    drawTraining(state);
     timer = setTimeout(() => look().catch(error => say(error.message, true)), LOOK_MS);
   }
 
-  function drawTraining({ state, seconds_left: left, curves }, isRunning) {
+  function drawTraining({ running: isRunning, state, seconds_left: left, curves }) {
     const running = isRunning || state?.status === 'running';
     training.replaceChildren(
       element('h2', { id: 'training-title' }, 'Training'),
@@ -74,6 +76,31 @@ export async function show(view) {
       say('The training was stopped.');
       await look();
     }
+  }
+
+  async function loadCorrections() {
+    const { months, structures, readers } = await get('/corrections');
+    if (isLeft) {
+      return;
+    }
+    const shown = months.slice(-MONTHS);
+    const head = texts => element('thead', {}, element('tr', {}, texts.map((text, k) => element('th', { scope: 'col', class: k ? 'number' : '' }, text))));
+    const line = (name, cells) => element('tr', {}, element('th', { scope: 'row' }, name), cells.map(text => element('td', { class: 'number' }, text)));
+    const table = (label, texts, lines) =>
+      element('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': label }, element('table', {}, head(texts), element('tbody', {}, lines)));
+    const cell = month => (month ? `${month.dice.toFixed(2)} (${month.corrected} of ${month.structures})` : '-');
+    corrections.replaceChildren(
+      element('h2', { id: 'corrections-title' }, 'Corrections'),
+      readers.length ? '' : element('p', {}, 'Nobody has sent a label yet.'),
+      readers.length ? element('p', { class: 'soft' }, 'Mean Dice between the result and the label a reader made of it, and how many structures the reader changed. A wrong name counts as 0.') : '',
+      readers.length
+        ? table('Corrections by reader', ['Reader', 'Labels', 'Accepted unchanged', 'Structures changed', 'Mean Dice', 'Parked', 'Taken back', 'Last'],
+          readers.map(one => line(one.reader, [one.labels, one.unchanged, `${one.corrected} of ${one.structures}`, one.dice === null ? '-' : one.dice.toFixed(2), one.parked, one.withdrawn, day(one.last)].map(String))))
+        : '',
+      structures.length
+        ? [element('h3', {}, 'By structure'), table('Corrections by structure', ['Structure', ...shown], structures.map(one => line(one.name, shown.map(month => cell(one.months[month])))))]
+        : '',
+    );
   }
 
   async function loadVersions() {
@@ -195,7 +222,7 @@ export async function show(view) {
     verdict.scrollIntoView({ block: 'nearest' });
   }
 
-  await Promise.all([look(), loadVersions()]);
+  await Promise.all([look(), loadVersions(), loadCorrections()]);
   return () => {
     isLeft = true;
     clearTimeout(timer);

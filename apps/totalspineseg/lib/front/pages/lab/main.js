@@ -1,6 +1,6 @@
 // Shows the view that the address names, and signs in where the server wants that.
 
-import { get, isSignedIn, readerName, setReaderName, signIn, signOut } from '/lab/api.js';
+import { Refused, get, isSignedIn, readerName, setReaderName, signIn, signOut } from '/lab/api.js';
 import { ask, element, say } from '/lab/dom.js';
 import * as learning from '/lab/learning.js';
 import * as review from '/lab/review.js';
@@ -60,10 +60,12 @@ async function failed(error) {
     if (given) {
       try {
         await signIn(...given);
-        await start();
       } catch (refusal) {
-        say(refusal.message, true);
+        // An identity server may refuse with another status.
+        await failed(refusal.status >= 400 && refusal.status < 500 ? new Refused(401, refusal.message) : refusal);
+        return;
       }
+      await start();
     }
   }
 }

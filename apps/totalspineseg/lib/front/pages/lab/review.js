@@ -1,12 +1,13 @@
 // One scan: three planes, its levels from top to bottom, and what a reader decides.
 
-import { Refused, act, blobUrl, get, predictOne, scanPath } from '/lab/api.js';
+import { Refused, act, blobUrl, get, ohifPath, predictOne, scanPath } from '/lab/api.js';
 import { ask, day, element, isTyping, percent, say, tag } from '/lab/dom.js';
 import { openNext } from '/lab/worklist.js';
 
 const VIEWER = '/lab/niivue.js';
 const PLANES = ['All planes', 'Sagittal', 'Axial', 'Coronal'];
 const SEEN = { 'All planes': ['sagittal', 'axial', 'coronal'], Sagittal: ['sagittal'], Axial: ['axial'], Coronal: ['coronal'] };
+const UNREADABLE = 422;
 const CODES = 256;
 // The viewer colors the smallest values of a table alike, so the first ones stay free and clear.
 const FREE = 8;
@@ -27,10 +28,20 @@ const KEYS = [
 
 export async function show(view, id) {
   if (!id) {
-    await openNext('doubtful_first');
+    await openNext();
     return null;
   }
-  let scan = await get(scanPath(id));
+  let scan;
+  try {
+    scan = await get(scanPath(id));
+  } catch (error) {
+    if (error.status !== UNREADABLE) {
+      throw error;
+    }
+    // An image that nobody can look at must not end a reader's round.
+    view.append(element('section', { class: 'card' }, element('h2', { class: 'scan' }, id), element('p', {}, error.message), element('button', { type: 'button', class: 'main', onclick: openNext }, 'Next')));
+    return null;
+  }
   let viewer = null;
   let chosen = null;
   let isLeft = false;
@@ -49,7 +60,7 @@ export async function show(view, id) {
   const canvas = element('canvas', { role: 'application', 'aria-label': 'The scan in three planes. Use the list of levels to move.', tabindex: 0 });
   const under = element('p', { class: 'soft', id: 'under' }, '');
   const list = element('ol', { 'aria-label': 'Levels from top to bottom' });
-  const about = element('section', { class: 'card', 'aria-label': 'About this scan' });
+  const about = element('section', { class: 'card about', 'aria-label': 'About this scan' });
   const planes = element('select', { 'aria-label': 'Planes' }, PLANES.map(name => element('option', {}, name)));
   const slider = element('input', { type: 'range', min: 0, max: 1, step: 0.05, value: opacity, 'aria-label': 'Opacity of the labels' });
   const buttons = {
@@ -58,7 +69,7 @@ export async function show(view, id) {
     submit: element('button', { type: 'button', id: 'submit', hidden: true, onclick: submit }, 'Submit names'),
     reject: element('button', { type: 'button', id: 'reject', onclick: reject }, 'Reject'),
     undo: element('button', { type: 'button', id: 'undo', onclick: undo }, 'Undo'),
-    next: element('button', { type: 'button', id: 'next', onclick: () => openNext('doubtful_first') }, 'Next'),
+    next: element('button', { type: 'button', id: 'next', onclick: openNext }, 'Next'),
   };
   const keys = element('p', { class: 'soft' }, KEYS.flatMap(([key, what]) => [element('kbd', {}, key), ` ${what}  `]));
   view.append(
@@ -116,7 +127,9 @@ export async function show(view, id) {
             element('ul', {}, scan.history.map(one => element('li', {}, `${day(one.date)}, ${one.user}: ${one.status}${one.unchanged ? ', unchanged' : ''} ${one.reason}`))),
           )
         : '',
-      scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, 'Predict')),
+      scan.study ? element('p', {}, element('a', { href: ohifPath(scan), target: '_blank', rel: 'noopener' }, 'Open in OHIF')) : '',
+      ...scan.agreements.map(agreement),
+      scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : scan.status === 'failed' ? '' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, scan.status === 'failed' ? 'Predict again' : 'Predict')),
     );
     const isOpen = scan.status !== 'finished';
     buttons.accept.disabled = !(isOpen && scan.label === 'prediction' && ['certain', 'counted'].includes(scan.certainty) && seen.has('sagittal') && seen.has('axial'));
@@ -125,6 +138,18 @@ export async function show(view, id) {
     buttons.submit.hidden = !Object.keys(pins).length;
     buttons.reject.disabled = !isOpen;
     buttons.undo.disabled = !(scan.status === 'finished' || scan.status === 'rejected');
+  }
+
+  function agreement(other) {
+    const named = Object.entries(other.named).map(([here, there]) => `${here} here is ${there} there`);
+    const dice = Object.entries(other.dice).map(([name, value]) => element('li', {}, `${name} ${value.toFixed(2)}`));
+    return element(
+      'details',
+      { class: 'agreement' },
+      element('summary', {}, `Beside the label of ${other.reader}, ${day(other.date)}: mean Dice ${other.mean === null ? '-' : other.mean.toFixed(2)}, ${named.length ? `${named.length} named otherwise` : 'the same names'}`),
+      named.length ? element('p', {}, `${named.join(', ')}.`) : '',
+      element('ul', {}, dice),
+    );
   }
 
   function drawList() {
@@ -258,7 +283,9 @@ export async function show(view, id) {
       isRadiologicalConvention: true,
       isColorbar: false,
       dragAndDropEnabled: false,
-      crosshairWidth: 0.5,
+      crosshairWidth: 0.25,
+      crosshairWidthUnit: 'percent',
+      logLevel: 'error',
       crosshairColor: [0.2, 0.9, 1, 0.8],
       loadingText: 'Loading ...',
     });
@@ -398,7 +425,7 @@ export async function show(view, id) {
       s: submit,
       r: reject,
       u: undo,
-      n: () => openNext('doubtful_first'),
+      n: openNext,
       o: outline,
       h: light,
       l: () => {

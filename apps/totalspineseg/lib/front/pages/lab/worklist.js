@@ -1,6 +1,6 @@
 // All scans: find, predict, open.
 
-import { blobUrl, get, getOrNull, readerName, scanPath, send } from '/lab/api.js';
+import { blobUrl, get, ohifPath, readerName, scanPath, send, setStrategy, strategy as chosenStrategy } from '/lab/api.js';
 import { ask, day, element, isTyping, percent, say, tag } from '/lab/dom.js';
 
 const STATUSES = ['new', 'predicted', 'failed', 'in work', 'submitted', 'parked', 'rejected', 'finished'];
@@ -15,6 +15,8 @@ const COLUMNS = [
   ['version', 'Version'],
 ];
 const SIZE = 25;
+// One clear point: an address without a picture shows as a broken one.
+const NO_PICTURE = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==';
 const MODEL = 'totalspineseg';
 const PICTURES_AT_ONCE = 3;
 const LOOK_MS = 5000;
@@ -22,8 +24,8 @@ const SEARCH_MS = 250;
 
 const asked = { search: '', status: '', certainty: '', sort: 'id', descending: false, page: 0 };
 
-export async function openNext(strategy) {
-  const offered = await send(`/activelearning/${strategy}`, { client_id: readerName() });
+export async function openNext() {
+  const offered = await send(`/activelearning/${chosenStrategy()}`, { client_id: readerName() });
   if (!offered.id) {
     say('Every scan is finished.');
     return;
@@ -47,7 +49,7 @@ export async function show(view) {
   const stop = element('button', { type: 'button', hidden: true, onclick: stopPrediction }, 'Stop');
   const bar = element('progress', { max: 1, value: 0, hidden: true, 'aria-label': 'Scans with a result' });
   const progress = element('span', { class: 'soft', id: 'progress' });
-  const next = element('button', { type: 'button', class: 'main', onclick: () => openNext(strategy.value) }, 'Next for me');
+  const next = element('button', { type: 'button', class: 'main', onclick: openNext }, 'Next for me');
   const counts = element('span', { class: 'soft', id: 'counts' });
   const head = element('tr', {});
   const body = element('tbody', {});
@@ -81,7 +83,7 @@ export async function show(view) {
     }
     const answer = await get(`/worklist?${query}`);
     if (isLeft) {
-      return;
+      return null;
     }
     rows = answer.rows;
     chosen = Math.max(0, Math.min(chosen, rows.length - 1));
@@ -93,6 +95,7 @@ export async function show(view) {
     predict.textContent = `Predict these (${answer.total})`;
     predict.disabled = answer.total === 0;
     fetchPictures();
+    return answer.batch;
   }
 
   function drawHead() {
@@ -123,17 +126,17 @@ export async function show(view) {
 
   function line(row, place) {
     const open = element('a', { class: 'scan', href: `#/review/${encodeURIComponent(row.id)}` }, row.id);
-    const names = [row.certainty ? tag(row.certainty) : '', row.reason ? element('div', {}, row.reason) : ''];
+    const names = [row.certainty ? tag(row.certainty) : '', row.reason ? element('div', { class: 'short', title: row.reason }, row.reason) : ''];
     return element(
       'tr',
       { 'data-scan': row.id, onclick: () => choose(place), ondblclick: () => open.click() },
-      element('td', {}, element('img', { alt: '', src: pictures.get(pictureKey(row)) || 'data:,' })),
+      element('td', {}, element('img', { alt: '', src: pictures.get(pictureKey(row)) || NO_PICTURE })),
       element('td', {}, open, element('div', { class: 'soft' }, row.levels)),
       element('td', {}, names),
       element('td', {}, tag(row.status), row.unchanged ? element('div', { class: 'soft' }, 'unchanged') : ''),
       element('td', {}, row.user),
-      element('td', {}, day(row.date)),
-      element('td', { class: 'soft' }, row.version),
+      element('td', { class: 'soft' }, day(row.date)),
+      element('td', { class: 'soft' }, element('div', { class: 'clipped', title: row.version }, row.version)),
     );
   }
 
@@ -193,6 +196,7 @@ export async function show(view) {
         'div',
         { class: 'bar' },
         element('a', { href: `#/review/${encodeURIComponent(row.id)}` }, 'Open'),
+        row.study ? element('a', { href: ohifPath(row), target: '_blank', rel: 'noopener' }, 'In OHIF') : '',
         element('button', { type: 'button', onclick: inSlicer }, 'In 3D Slicer'),
       ),
     );
@@ -260,17 +264,14 @@ export async function show(view) {
     if (isLeft) {
       return;
     }
-    const task = await getOrNull('/batch/infer');
-    const isRunning = task !== null && ['RUNNING', 'SUBMITTED', 'QUEUED'].includes(task.status);
+    const batch = await load();
+    const isRunning = Boolean(batch);
     stop.hidden = !isRunning;
     bar.hidden = !isRunning;
     predict.hidden = isRunning;
-    if (task?.progress) {
-      bar.max = task.progress.total || 1;
-      bar.value = task.progress.scored;
-      progress.textContent = isRunning ? `${task.progress.scored} of ${task.progress.total} scans have a result` : '';
-    }
-    await load();
+    bar.max = batch?.total || 1;
+    bar.value = batch?.scored || 0;
+    progress.textContent = isRunning ? `${batch.scored} of ${batch.total} scans have a result` : '';
     if (!isLeft) {
       timer = setTimeout(() => look().catch(error => say(error.message, true)), isRunning ? LOOK_MS / 2 : 2 * LOOK_MS);
     }
@@ -308,11 +309,13 @@ export async function show(view) {
   });
   status.addEventListener('change', () => renew({ status: status.value }));
   certainty.addEventListener('change', () => renew({ certainty: certainty.value }));
+  strategy.addEventListener('change', () => setStrategy(strategy.value));
   document.addEventListener('keydown', onKey);
 
   const info = await get('/info/');
   strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
-  strategy.value = 'doubtful_first' in info.strategies ? 'doubtful_first' : Object.keys(info.strategies)[0];
+  strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
+  setStrategy(strategy.value);
   await look();
 
   return () => {
