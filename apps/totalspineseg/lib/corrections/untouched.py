@@ -50,10 +50,8 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
     left = set(mapped.present) - checked - set(mapped.unreviewed)
     dice = _dice(mapped.codes, compared.predicted)
     untouched, renamed = _as_predicted(dice, left)
-    measured = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(
-        mapped.unreviewed
-    )
-    own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(compared_codes & NAME_OF.keys())}
+    measured = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(mapped.unreviewed)
+    own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(measured & NAME_OF.keys())}
     return replace(mapped, untouched=untouched, renamed=renamed, dice=own)
 
 
