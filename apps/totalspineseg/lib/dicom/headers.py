@@ -74,7 +74,7 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
         files: dict[str, str] = {}
         for header in headers:
             if value := str(header.get(keyword) or "").strip():
-                files.setdefault(value, Path(str(header.filename)).name)
+                files.setdefault(value, Path(str(getattr(header, "filename", None) or "a file")).name)
         if len(files) > 1:
             examples = " and ".join(map(repr, list(files.values())[:3]))
             raise ImageError(

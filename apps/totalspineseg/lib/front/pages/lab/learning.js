@@ -97,9 +97,9 @@ export async function show(view) {
         ? table('Corrections by reader', ['Reader', 'Labels', 'Accepted unchanged', 'Structures changed', 'Mean Dice', 'Parked', 'Taken back', 'Last'],
           readers.map(one => line(one.reader, [one.labels, one.unchanged, `${one.corrected} of ${one.structures}`, one.dice === null ? '-' : one.dice.toFixed(2), one.parked, one.withdrawn, day(one.last)].map(String))))
         : '',
-      structures.length
+      ...(structures.length
         ? [element('h3', {}, 'By structure'), table('Corrections by structure', ['Structure', ...shown], structures.map(one => line(one.name, shown.map(month => cell(one.months[month])))))]
-        : '',
+        : []),
     );
   }
 
