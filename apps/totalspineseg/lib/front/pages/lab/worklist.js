@@ -25,12 +25,16 @@ const SEARCH_MS = 250;
 const asked = { search: '', status: '', certainty: '', sort: 'id', descending: false, page: 0 };
 
 export async function openNext() {
+  const place = location.hash;
   const offered = await send(`/activelearning/${chosenStrategy()}`, { client_id: readerName() });
   if (!offered.id) {
     say('Every scan is finished.');
     return;
   }
-  location.hash = `#/review/${encodeURIComponent(offered.id)}`;
+  // Who went elsewhere meanwhile is not pulled back.
+  if (location.hash === place) {
+    location.hash = `#/review/${encodeURIComponent(offered.id)}`;
+  }
 }
 
 export async function show(view) {
