@@ -44,7 +44,7 @@ def router() -> APIRouter:
     def start(call: Request) -> Response:
         """Show the lab's page to a browser; other programs get what they got before there was one."""
         if HTML in call.headers.get("accept", ""):
-            return _sent(INDEX, files[INDEX], call)
+            return _sent(INDEX, *files[INDEX], call)
         return described()
 
     @routes.get("/docs", include_in_schema=False)
@@ -64,18 +64,18 @@ def router() -> APIRouter:
         """Return a file of the lab's page."""
         if name not in files:
             raise HTTPException(NOT_FOUND, f"The page has no file {name[:80]!r}.")
-        return _sent(name, files[name], call)
+        return _sent(name, *files[name], call)
 
     return routes
 
 
-def _files() -> Mapping[str, bytes]:
-    """Read the files of the page once: no name in a request reaches the disk."""
-    return {path.name: path.read_bytes() for path in (PAGES / LAB).iterdir() if path.suffix in TYPES}
+def _files() -> Mapping[str, tuple[bytes, str]]:
+    """Read the files of the page once, with their tags: no name in a request reaches the disk."""
+    files = {path.name: path.read_bytes() for path in (PAGES / LAB).iterdir() if path.suffix in TYPES}
+    return {name: (content, f'"{hashlib.sha256(content).hexdigest()[:16]}"') for name, content in files.items()}
 
 
-def _sent(name: str, content: bytes, call: Request) -> Response:
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+def _sent(name: str, content: bytes, tag: str, call: Request) -> Response:
     headers = {"etag": tag, "cache-control": "private, no-cache"}
     if name == INDEX:
         # Another answer than to a program of the same address.
