@@ -129,7 +129,7 @@ class Scans:
         """Return the record of the result that a line describes; None where there is none."""
         if not row.prediction:
             return None
-        return self._predictions.find(row.id, row.prediction) or self._predictions.anywhere(row.prediction)
+        return self._predictions.of_content(row.id, row.prediction)
 
     def _read(self, row: Row, finished: Correction | None) -> View:
         file = self._image_file(row.id)

@@ -171,9 +171,7 @@ class Worklist:
         score = records.scores.of(image_id, records.fingerprint(image_id))
         record = None
         if score is not None and score.prediction:
-            record = records.predictions.find(image_id, score.prediction) or records.predictions.anywhere(
-                score.prediction
-            )
+            record = records.predictions.of_content(image_id, score.prediction)
         corrections: Sequence[Any] = records.corrections.of_image(image_id)
         return row_of(
             image_id,
