@@ -157,7 +157,7 @@ class App(MONAILabelApp):
             {
                 "correction": one.id,
                 "date": one.received,
-                "user": one.client or one.user,
+                "user": one.reader,
                 "status": "taken back" if one.id in withdrawn else one.status,
                 "unchanged": one.unchanged,
                 "structures": len(one.present),

@@ -64,7 +64,7 @@ def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tu
     for other in reversed(in_force):
         same_name = (other.user, other.client) == (sender.user, sender.client)
         if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
-            message = answers.somebody_else(other.client or other.user, other.received)
+            message = answers.somebody_else(other.reader, other.received)
             return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
     return ()
 

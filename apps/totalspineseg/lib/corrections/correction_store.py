@@ -120,6 +120,11 @@ class Correction:
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def reader(self) -> str:
+        """Who made the label, by the name that other readers see."""
+        return self.client or self.user
+
 
 @dataclass(frozen=True)
 class Received:

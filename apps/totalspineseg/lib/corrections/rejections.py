@@ -43,6 +43,11 @@ class Rejection:
     prediction: str
     received: str
 
+    @property
+    def reader(self) -> str:
+        """Who rejected it, by the name that other readers see."""
+        return self.client or self.user
+
 
 class Rejections:
     """Rejections below a history folder; append-only."""

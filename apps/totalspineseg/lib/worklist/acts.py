@@ -14,7 +14,7 @@ from lib.corrections.correction_store import Correction, CorrectionStore
 from lib.corrections.inbox import FINAL_TAG, UNCHANGED_PARAMETER
 from lib.corrections.outcomes import message_of
 from lib.corrections.receipts import Sender
-from lib.corrections.rejections import Rejections
+from lib.corrections.rejections import Rejection, Rejections
 from lib.corrections.untouched import ALL
 from lib.corrections.untouched import PARAMETER as ACCEPTED_NAMES
 from lib.corrections.wire import to_wire
@@ -173,11 +173,11 @@ class Acts:
         if rejection is None and (label is None or label.tag != FINAL_TAG):
             raise ConflictError("There is nothing to undo on this scan.")
         if rejection is not None and (label is None or rejection.id > label.id):
-            _require_own(rejection.user, rejection.client, sender, is_admin=is_admin)
+            _require_own(rejection, sender, is_admin=is_admin)
             self._rejections.add(row.id, "", sender, rejection.prediction)
             return "The rejection was taken back."
         assert label is not None
-        _require_own(label.user, label.client, sender, is_admin=is_admin)
+        _require_own(label, sender, is_admin=is_admin)
         again = self._undo(row.id, label.id, user=sender.user)
         return "The label was taken back." + (" The one before it is shown again." if again else "")
 
@@ -213,9 +213,9 @@ def _require_shown(view: View, prediction: str) -> None:
         raise ConflictError("Another result is shown for this scan now. Open the scan again.")
 
 
-def _require_own(user: str, client: str, sender: Sender, *, is_admin: bool) -> None:
-    if not is_admin and user != sender.user:
-        raise ConflictError(f"{client or user} did this. Only {client or user} or an administrator can undo it.")
+def _require_own(act: Correction | Rejection, sender: Sender, *, is_admin: bool) -> None:
+    if not is_admin and act.user != sender.user:
+        raise ConflictError(f"{act.reader} did this. Only {act.reader} or an administrator can undo it.")
 
 
 def _code(name: str, present: Collection[int] | None) -> int:

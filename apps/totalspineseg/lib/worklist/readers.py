@@ -22,11 +22,6 @@ DIGITS: Final = 3
 MONTH: Final = len("2026-01")
 
 
-def reader_of(correction: Correction) -> str:
-    """Return who made a label, by the name that the page shows."""
-    return correction.client or correction.user
-
-
 def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, Any]]:
     """Compare the finished label of a scan with the last one of each other reader.
 
@@ -39,7 +34,7 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
     last: dict[str, Correction] = {}
     finished = [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
     for one in reversed(finished):
-        last.setdefault(reader_of(one), one)
+        last.setdefault(one.reader, one)
     if len(last) < 2:
         return []
     current, *others = last.values()
@@ -59,7 +54,7 @@ def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewe
     dice = dice_by_group(codes, other, {NAME_OF[code]: (code,) for code in visible})
     known = {name: round(value, DIGITS) for name, value in dice.items() if not np.isnan(value)}
     return {
-        "reader": reader_of(of),
+        "reader": of.reader,
         "date": of.received,
         "correction": of.id,
         "dice": known,
@@ -110,7 +105,7 @@ def corrected(corrections: CorrectionStore) -> dict[str, Any]:
     for one in corrections.all():
         if one.image not in withdrawn:
             withdrawn[one.image] = frozenset(corrections.withdrawals.of_image(one.image))
-        reader = readers[reader_of(one)]
+        reader = readers[one.reader]
         reader.last = max(reader.last, one.received)
         if one.id in withdrawn[one.image]:
             reader.withdrawn += 1

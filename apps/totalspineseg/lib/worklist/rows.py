@@ -132,4 +132,4 @@ def _predicted(score: Score, numbering: Mapping[str, Any] | None) -> dict[str, A
 
 
 def _by(act: Correction | Rejection) -> dict[str, str]:
-    return {"user": act.client or act.user, "date": act.received}
+    return {"user": act.reader, "date": act.received}
