@@ -49,9 +49,9 @@ $(NPM_READY): $(NPM)/package-lock.json | $(READY)
 	@cd $(NPM) && PATH="$(abspath $(BIN)):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 \
 	  $(if $(WHEELS),--offline --cache "$(abspath $(WHEELS))/npm") || echo "The viewer of the lab's page could not be installed (npm). Run make setup again with a network."
 
-# The command's code is the app's lib: a launcher, no second copy and no package "lib" in site-packages.
+# The command's code is the app's package: a launcher, no second copy.
 $(BIN)/totalspineseg: $(READY)
-	@printf '#!%s\nimport sys\n\nsys.path.insert(0, %s)\nfrom lib.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' \
+	@printf '#!%s\nimport sys\n\nsys.path.insert(0, %s)\nfrom totalspineseg_server.cli import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n' \
 	  "$(abspath $(BIN))/python" "'$(abspath $(APP))'" > $@
 	@chmod +x $@
 
@@ -93,7 +93,7 @@ $(SLICER)/.ready: requirements-slicer.lock Makefile | $(READY)
 release-check: setup ## Run what is long or downloads packages
 	$(BIN)/python tools/release_check.py
 
-# Figures of lib's lines and branches, the server's processes among them.
+# Figures of the package's lines and branches, the server's processes among them.
 coverage: setup ## Print the share of lines and branches that the tests run
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json

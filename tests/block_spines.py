@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lib.anatomy import CANAL, CODE_OF, CORD, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE, column
+from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE, column
 
 BODY_MM, DISC_MM = 10, 4
 SHAPE_XY = (24, 48)

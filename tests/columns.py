@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import (
+from totalspineseg_server.anatomy import (
     C1,
     CANAL,
     CORD,
@@ -27,7 +27,7 @@ from lib.anatomy import (
     Step2,
     column,
 )
-from lib.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.one_spine import one_spine
 
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

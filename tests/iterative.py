@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lib.transforms.components import Labels
-from lib.transforms.labeling import name_iteratively, paint
-from lib.transforms.pieces import Step, find_pieces
+from totalspineseg_server.transforms.components import Labels
+from totalspineseg_server.transforms.labeling import name_iteratively, paint
+from totalspineseg_server.transforms.pieces import Step, find_pieces
 
 
 def label_iteratively(raw: Labels, step: Step, *, localizer: npt.NDArray[np.integer[Any]] | None = None) -> Labels:

@@ -12,12 +12,12 @@ import requests
 from pydicom import dcmread
 
 from dicom_series import enhanced
-from lib.dicom.mr_object import mr_slices
-from lib.geometry import Grid
-from lib.pacs.orthanc import Orthanc, fill, running_orthanc
-from lib.processes import free_port
 from phantom import PIR, image_of, lumbar_codes
 from serving import phantom_server
+from totalspineseg_server.dicom.mr_object import mr_slices
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.pacs.orthanc import Orthanc, fill, running_orthanc
+from totalspineseg_server.processes import free_port
 
 MAX_UPLOAD_MB = 64
 WAIT_SECONDS = 600

@@ -11,10 +11,10 @@ from monailabel.config import settings
 from monailabel.utils.others import class_utils
 from pydicom import Dataset, dcmread
 
-from lib.pacs import configured_store as store
-from lib.pacs.pacs_datastore import PacsDatastore
 from pacs_serving import write_study
 from phantom import lumbar_codes
+from totalspineseg_server.pacs import configured_store as store
+from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 
 CODES = np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1, ::-1])
 """The truth in the order of the series of ``pacs_serving.write_study``."""

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from lib.anatomy import CANAL, CORD, DISC_L5_S, DISC_T12_L1, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE
-from lib.geometry import Grid
-from lib.prediction import Prediction
+from totalspineseg_server.anatomy import CANAL, CORD, DISC_L5_S, DISC_T12_L1, SACRUM, STEP1_FROM_CODE, STEP2_FROM_CODE
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.prediction import Prediction
 
 GRAY_PER_CODE = 10.0
 SHAPE = (48, 80, 252)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from server_process import ROOT, server_process
 
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes, sagittal_image
+from totalspineseg_server.volume_io import write_volume
 
 MAX_UPLOAD_MB = 8
 """A limit so small that a test can exceed it."""
@@ -58,7 +58,7 @@ def phantom_server(
     **more: object,
 ) -> Iterator[Server]:
     """Run the real app with predictors that read the phantom's codes (or another app of these tests), below an existing
-    folder; ``more`` are options of ``lib.server.serve``."""
+    folder; ``more`` are options of ``server.serve``."""
     signals, app, log = folder / "signals", folder / "app", folder / "server.log"
     signals.mkdir(exist_ok=True)
     app.mkdir(exist_ok=True)

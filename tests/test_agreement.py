@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from lib.agreement import LEVELS, MEASURES, dice_by_group, levels_apart, score_case
-from lib.anatomy import CANAL, CORD, DISC_L4_L5, DISC_L5_S, L1, L4, L5, SACRUM
-from lib.errors import GridError
+from totalspineseg_server.agreement import LEVELS, MEASURES, dice_by_group, levels_apart, score_case
+from totalspineseg_server.anatomy import CANAL, CORD, DISC_L4_L5, DISC_L5_S, L1, L4, L5, SACRUM
+from totalspineseg_server.errors import GridError
 
 CUBE = 8
 """Edge of a test structure, voxels: well above the least size of a level."""

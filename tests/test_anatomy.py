@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from lib import anatomy
+from totalspineseg_server import anatomy
 
 
 def test_codes_are_the_published_ones() -> None:

@@ -8,11 +8,12 @@ import torch
 from fastapi import HTTPException
 from monailabel.utils.others import class_utils
 
-from lib.activelearning.batch import SpineBatch
-from lib.anatomy import WIRE_LABELS
-from lib.clock import Stopwatch
-from lib.corrections.datastore import is_safe_tag
-from lib.errors import (
+from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.activelearning.batch import SpineBatch
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.errors import (
     BusyError,
     ImageError,
     MemoryShortageError,
@@ -24,14 +25,13 @@ from lib.errors import (
     UnknownImageError,
     WeightsError,
 )
-from lib.geometry import Volume
-from lib.infers import http
-from lib.infers.published import FullTask
-from lib.infers.result_tag import result_tag
-from lib.infers.services import Services
-from lib.infers.settings import read_pins, read_settings
-from lib.pipeline import prepare
-from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.infers import http
+from totalspineseg_server.infers.published import FullTask
+from totalspineseg_server.infers.result_tag import result_tag
+from totalspineseg_server.infers.services import Services
+from totalspineseg_server.infers.settings import read_pins, read_settings
+from totalspineseg_server.pipeline import prepare
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
 MODELS = {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2", "totalspineseg_review"}
@@ -39,7 +39,7 @@ MODELS = {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2", "totals
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The app, loaded the host's way; ``lib`` stays the one this test imported."""
+    """The app, loaded the host's way; ``totalspineseg_server`` stays the one this test imported."""
     monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
     from monailabel.config import settings
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
-from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections import history
-from lib.corrections.attribution import Attribution
-from lib.corrections.correction_store import Received
-from lib.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.receipts import Receipt
-from lib.errors import LabelError
-from lib.geometry import Grid, LabelArray, Volume
-from lib.numbering.renumber import NamedMap
-from lib.segments import Segment, Submission
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.attribution import Attribution
+from totalspineseg_server.corrections.correction_store import Received
+from totalspineseg_server.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.receipts import Receipt
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

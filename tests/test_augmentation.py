@@ -7,9 +7,9 @@ import pytest
 import torch
 from monai.transforms import KSpaceSpikeNoise
 
-from lib.anatomy import LUMBAR, UNREVIEWED
-from lib.nnunet import augmentation
-from lib.nnunet.augmentation import (
+from totalspineseg_server.anatomy import LUMBAR, UNREVIEWED
+from totalspineseg_server.nnunet import augmentation
+from totalspineseg_server.nnunet.augmentation import (
     SHEAR,
     SHIFT,
     SPIKE,
@@ -20,7 +20,7 @@ from lib.nnunet.augmentation import (
     SpikeTransform,
     build_augmentation,
 )
-from lib.nnunet.finetune_settings import NONE
+from totalspineseg_server.nnunet.finetune_settings import NONE
 
 L3 = LUMBAR[2]
 

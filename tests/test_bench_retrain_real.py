@@ -15,16 +15,16 @@ import local_server
 from retraining_bench import Answer, Case, Progress, ServerError, submit
 from spider_cases import read_patients
 
-from lib.agreement import GROUPS
-from lib.anatomy import CANAL, CORD, DISC_L5_S, LUMBAR, SACRUM, UNREVIEWED
-from lib.corrections.names import map_names
-from lib.corrections.submission import read_submission
-from lib.corrections.unreviewed import with_unreviewed
-from lib.geometry import LabelArray
-from lib.nnunet.model_folder import ModelFolder
-from lib.registry.model_store import STARTER, ModelStore
 from test_spider_cases import slab
 from tiny_models import write_models
+from totalspineseg_server.agreement import GROUPS
+from totalspineseg_server.anatomy import CANAL, CORD, DISC_L5_S, LUMBAR, SACRUM, UNREVIEWED
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.corrections.unreviewed import with_unreviewed
+from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
 
 __all__ = ["slab"]
 

@@ -1,4 +1,4 @@
-"""Places of lib that are broken on purpose: what is changed, and which tests are asked."""
+"""Places of the package that are broken on purpose: what is changed, and which tests are asked."""
 
 import ast
 from pathlib import Path
@@ -32,22 +32,22 @@ def test_every_place_of_a_file_can_be_broken() -> None:
 def test_tests_are_found_through_what_imports_a_module(tmp_path: Path) -> None:
     """A module that tests use through another one would be broken without a test that runs."""
     files = {
-        "apps/totalspineseg/lib/a.py": "",
-        "apps/totalspineseg/lib/b.py": "from lib import a",
-        "tests/helper.py": "import lib.b",
+        "apps/totalspineseg/totalspineseg_server/a.py": "",
+        "apps/totalspineseg/totalspineseg_server/b.py": "from totalspineseg_server import a",
+        "tests/helper.py": "import totalspineseg_server.b",
         "tests/test_one.py": "from helper import x",
-        "tests/test_two.py": "import lib.c",
+        "tests/test_two.py": "import totalspineseg_server.c",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    assert break_places.tests_of("lib.a", tmp_path) == [tmp_path / "tests" / "test_one.py"]
+    assert break_places.tests_of("totalspineseg_server.a", tmp_path) == [tmp_path / "tests" / "test_one.py"]
 
 
 def test_what_no_test_notices_is_told_and_the_project_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module, seen = Path("apps/totalspineseg/lib/a.py"), []
+    module, seen = Path("apps/totalspineseg/totalspineseg_server/a.py"), []
 
     def copy(folder: Path) -> None:
         (folder / module).parent.mkdir(parents=True)
@@ -69,5 +69,5 @@ def test_what_no_test_notices_is_told_and_the_project_stays_as_it_is(
     assert "(b >= c): honest (" in capsys.readouterr().out
     outcomes.pop("honest")
     assert break_places.main(["--seed", "1"]) == 1
-    assert "lib/a.py:1: b < c -> (b >= c): SURVIVED" in capsys.readouterr().out
+    assert "totalspineseg_server/a.py:1: b < c -> (b >= c): SURVIVED" in capsys.readouterr().out
     assert (set(seen), list(tmp_path.iterdir())) == ({"a = (b >= c)", "a = b < c"}, [])

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 import tiny_models
-from lib.cli import main, prepare
-from lib.geometry import Volume
-from lib.nnunet import calibration
-from lib.nnunet.calibration import STEPS, calibrate
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.nnunet.model_folder import models_in
-from lib.nnunet.trust_file import write_trust
-from lib.prediction import Prediction
-from lib.trust import Trust
 from phantom import CodeReader, image_of, lumbar_codes
+from totalspineseg_server.cli import main, prepare
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet import calibration
+from totalspineseg_server.nnunet.calibration import STEPS, calibrate
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.nnunet.model_folder import models_in
+from totalspineseg_server.nnunet.trust_file import write_trust
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.trust import Trust
 
 MODELS: Any = {step: SimpleNamespace(step=step, trust=Trust(mirror=False)) for step in STEPS}
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 import tiny_models
-from lib.anatomy import CODE_OF
-from lib.cli import COMMANDS, main
-from lib.cohort.outputs import FOLDERS
-from lib.geometry import Grid, Volume, labels_to_iso, to_ras
-from lib.registry.releases import STARTER_WARNING
-from lib.volume_io import read_image, read_labels, write_volume
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.cli import COMMANDS, main
+from totalspineseg_server.cohort.outputs import FOLDERS
+from totalspineseg_server.geometry import Grid, Volume, labels_to_iso, to_ras
+from totalspineseg_server.registry.releases import STARTER_WARNING
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 GOLDEN = Path(__file__).parent / "golden"
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
-LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"
+LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from totalspineseg_server.cli import main; sys.exit(main())"
 SHAPE = (24, 32, 40)
 
 
@@ -61,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
     """`--help` took ten seconds because torch was imported first."""
     program = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
-        "from lib.cli import main\n"
+        "from totalspineseg_server.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'monailabel', 'numpy', 'nibabel', 'SimpleITK'} & set(sys.modules)\n"
@@ -78,7 +78,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
     words = [command, source, *([str(tmp_path / "out.nii.gz")] if command == "label" else [])]
     program = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
-        "from lib.cli import main\n"
+        "from totalspineseg_server.cli import main\n"
         f"assert main({words!r}) == 0\n"
         "heavy = {'torch', 'monailabel', 'monai', 'nnunetv2'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -347,7 +347,7 @@ def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) 
     assert main(words) == 0
     program = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
-        "from lib.cli import main\n"
+        "from totalspineseg_server.cli import main\n"
         f"assert main({words!r}) == 0\n"
         "heavy = {'torch', 'monailabel', 'monai', 'nnunetv2', 'dask', 'distributed'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -362,7 +362,7 @@ def test_a_local_run_imports_no_dask(tmp_path: Path, models: Path) -> None:
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--step1", "--data-dir", str(models), "--device", "cpu"]
     program = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
-        "from lib.cli import main\n"
+        "from totalspineseg_server.cli import main\n"
         f"assert main({words!r}) == 0\n"
         "heavy = {'monailabel', 'dask', 'distributed', 'dask_jobqueue'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import COMMANDS, _parser, main
-from lib.cohort.outputs import FOLDERS
+from totalspineseg_server.cli import COMMANDS, _parser, main
+from totalspineseg_server.cohort.outputs import FOLDERS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -47,11 +47,13 @@ def test_commands_of_the_page(line: str) -> None:
         # The pinned point lies anywhere: the command still answers, and says that it was not used.
         assert main([command, *words]) == 0
     else:
-        _parser(command, import_module(f"lib.cli.{command}")).parse_args(words)
+        _parser(command, import_module(f"totalspineseg_server.cli.{command}")).parse_args(words)
 
 
 def test_the_page_names_every_option_and_folder() -> None:
-    options = set(re.findall(r"--[a-z0-9-]+", _parser("run", import_module("lib.cli.run")).format_help())) - {"--help"}
+    options = set(
+        re.findall(r"--[a-z0-9-]+", _parser("run", import_module("totalspineseg_server.cli.run")).format_help())
+    ) - {"--help"}
     assert {option for option in options if f"`{option}" not in PAGE} == set()
     assert {folder for folder in FOLDERS if f"`{folder}" not in PAGE} == set()
     assert {command for command in COMMANDS if f"totalspineseg {command}" not in PAGE} == set()
@@ -71,4 +73,4 @@ def unexplained(parser: argparse.ArgumentParser) -> list[str]:
 @pytest.mark.parametrize("command", ["run", *COMMANDS])
 def test_the_help_of_a_command_explains_every_option(command: str) -> None:
     """``retrain --help`` listed eight options by their names alone."""
-    assert unexplained(_parser(command, import_module(f"lib.cli.{command.replace('-', '_')}"))) == []
+    assert unexplained(_parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}"))) == []

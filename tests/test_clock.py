@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from lib.corrections import history
-from lib.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
-from lib.corrections.predictions import PredictionStore
-from lib.files import sha256_of
-from lib.infers.published import FullTask
-from lib.trainers import runs
-from lib.volume_io import write_volume
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Desk
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.infers.published import FullTask
+from totalspineseg_server.trainers import runs
+from totalspineseg_server.volume_io import write_volume
 
 
 @contextmanager

@@ -22,30 +22,30 @@ import pytest
 from distributed import Client
 
 import tiny_models
-from lib.anatomy import CODE_OF
-from lib.cli import main
-from lib.cohort import cluster
-from lib.cohort.cluster import started
-from lib.cohort.cluster_profile import Profile, parse_profile
-from lib.cohort.dask_executor import DaskExecutor
-from lib.cohort.dask_payload import make_task
-from lib.cohort.inputs import Case, find_cases
-from lib.cohort.local import LocalExecutor
-from lib.cohort.record import read_record
-from lib.cohort.run_options import RunOptions
-from lib.cohort.running import Stream, run
-from lib.cohort.work import Work
-from lib.cohort.worker import REFUSAL, ScanWorker, job_json
-from lib.errors import ClusterError
-from lib.geometry import Grid
-from lib.nnunet.content_version import version_in_use
-from lib.nnunet.networks import Networks
-from lib.numbering.evidence import Pin
-from lib.registry.model_store import ModelStore
-from lib.volume_io import write_volume
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.cli import main
+from totalspineseg_server.cohort import cluster
+from totalspineseg_server.cohort.cluster import started
+from totalspineseg_server.cohort.cluster_profile import Profile, parse_profile
+from totalspineseg_server.cohort.dask_executor import DaskExecutor
+from totalspineseg_server.cohort.dask_payload import make_task
+from totalspineseg_server.cohort.inputs import Case, find_cases
+from totalspineseg_server.cohort.local import LocalExecutor
+from totalspineseg_server.cohort.record import read_record
+from totalspineseg_server.cohort.run_options import RunOptions
+from totalspineseg_server.cohort.running import Stream, run
+from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.worker import REFUSAL, ScanWorker, job_json
+from totalspineseg_server.errors import ClusterError
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.nnunet.content_version import version_in_use
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.numbering.evidence import Pin
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.volume_io import write_volume
 
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
-LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"
+LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from totalspineseg_server.cli import main; sys.exit(main())"
 SHAPE = (24, 32, 40)
 SCANS = 6
 

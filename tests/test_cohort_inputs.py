@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.fingerprints import fingerprint, same_content
-from lib.cohort.inputs import (
+from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
+from totalspineseg_server.cohort.inputs import (
     MISSING,
     NO_PROOF,
     Case,
@@ -19,10 +19,10 @@ from lib.cohort.inputs import (
     skipped_sentences,
     unvisited_folders,
 )
-from lib.cohort.run_options import RunOptions
-from lib.cohort.work import Work
-from lib.errors import ImageError
-from lib.volume_io import read_image
+from totalspineseg_server.cohort.run_options import RunOptions
+from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.volume_io import read_image
 
 DICOM = b"\0" * 128 + b"DICM rest"
 

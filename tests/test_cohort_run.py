@@ -15,25 +15,25 @@ import pytest
 from nibabel.affines import apply_affine
 
 from dicom_series import SAGITTAL, itk_slices, placed, save, slices
-from lib.anatomy import CODE_OF, DISC_L5_S, SACRUM
-from lib.cohort.documents import write_documents
-from lib.cohort.inputs import Case, find_cases, pair_localizers
-from lib.cohort.local import LocalExecutor
-from lib.cohort.outputs import FOLDERS, _stored_image
-from lib.cohort.overlap import overlapped, sentence
-from lib.cohort.progress import Progress
-from lib.cohort.run_options import RunOptions
-from lib.cohort.running import Summary
-from lib.cohort.running import run as run_cases
-from lib.cohort.work import Work
-from lib.errors import ImageError, StorageError
-from lib.geometry import Grid
-from lib.numbering.alignment import ELSEWHERE
-from lib.numbering.evidence import Pin
-from lib.numbering.report import doubtful_codes
-from lib.prediction import Prediction
-from lib.volume_io import read_image, read_labels, write_volume
 from phantom import CodeReader, image_of, lumbar_codes
+from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, SACRUM
+from totalspineseg_server.cohort.documents import write_documents
+from totalspineseg_server.cohort.inputs import Case, find_cases, pair_localizers
+from totalspineseg_server.cohort.local import LocalExecutor
+from totalspineseg_server.cohort.outputs import FOLDERS, _stored_image
+from totalspineseg_server.cohort.overlap import overlapped, sentence
+from totalspineseg_server.cohort.progress import Progress
+from totalspineseg_server.cohort.run_options import RunOptions
+from totalspineseg_server.cohort.running import Summary
+from totalspineseg_server.cohort.running import run as run_cases
+from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.numbering.alignment import ELSEWHERE
+from totalspineseg_server.numbering.evidence import Pin
+from totalspineseg_server.numbering.report import doubtful_codes
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slow
 

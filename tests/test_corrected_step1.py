@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.anatomy import CODE_OF, DISCS
-from lib.clock import Stopwatch
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.wire import to_wire
-from lib.errors import SettingError
-from lib.geometry import Grid, Volume
-from lib.infers.published import Step2Task
-from lib.infers.settings import read_settings
-from lib.infers.task import Outcome
-from lib.pipeline import prepare
-from lib.volume_io import write_volume
 from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.anatomy import CODE_OF, DISCS
+from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.errors import SettingError
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.infers.published import Step2Task
+from totalspineseg_server.infers.settings import read_settings
+from totalspineseg_server.infers.task import Outcome
+from totalspineseg_server.pipeline import prepare
+from totalspineseg_server.volume_io import write_volume
 
 TRUTH = lumbar_codes()
 ONE_MORE = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}

@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.anatomy import CODE_OF, WIRE_LABELS
-from lib.corrections import datastore, history
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.datastore import StudiesDatastore, is_safe_tag
-from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.inbox import STEP1_TAG, Inbox, Lint, Studies
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.receipts import Receipts, Sender
-from lib.errors import BusyError, LabelError, StorageError
-from lib.files import PARTIAL_PREFIX, sha256_of
-from lib.geometry import Grid
-from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
+from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
+from totalspineseg_server.corrections import datastore, history
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.inbox import STEP1_TAG, Inbox, Lint, Studies
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.errors import BusyError, LabelError, StorageError
+from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 pytestmark = pytest.mark.slow
 

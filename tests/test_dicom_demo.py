@@ -7,15 +7,15 @@ import pydicom
 import pytest
 from scipy import ndimage
 
-from lib.anatomy import NAME_OF
-from lib.corrections.names import map_names
-from lib.dicom.demo_series import DemoStudy, demo_pacs
-from lib.dicom.headers import read_headers
-from lib.dicom.seg_reader import read_seg
-from lib.dicom.seg_writer import seg_bytes, write_seg
-from lib.errors import ImageError
-from lib.geometry import same_grid
-from lib.volume_io import read_image, read_labels
+from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.dicom.demo_series import DemoStudy, demo_pacs
+from totalspineseg_server.dicom.headers import read_headers
+from totalspineseg_server.dicom.seg_reader import read_seg
+from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.geometry import same_grid
+from totalspineseg_server.volume_io import read_image, read_labels
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ import SimpleITK as sitk
 
 import tiny_models
 from dicom_series import itk_slices
-from lib.cli import COMMANDS, _parser, common, main
-from lib.cohort import warm
-from lib.cohort.cluster_profile import read_profile
-from lib.geometry import Grid
-from lib.volume_io import write_volume
 from phantom import CodeReader, image_of, lumbar_codes
+from totalspineseg_server.cli import COMMANDS, _parser, common, main
+from totalspineseg_server.cohort import warm
+from totalspineseg_server.cohort.cluster_profile import read_profile
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.volume_io import write_volume
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -62,7 +62,7 @@ def parsed(words: list[str]) -> None:
     elif words[0].endswith("totalspineseg"):
         rest = words[1:]
         command = rest.pop(0) if rest[0] in COMMANDS else "run"
-        _parser(command, import_module(f"lib.cli.{command.replace('-', '_')}")).parse_args(rest)
+        _parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")).parse_args(rest)
     else:
         assert words[0] in ("export", "dask", "apt-get", "curl"), f"a command that nothing checks: {words}"
 
@@ -121,7 +121,9 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     shutil.copytree(models, tmp_path / "model" / "starter")
     monkeypatch.setattr(common, "MODEL_DIR", tmp_path / "model")
     for module in ("weights", "models"):
-        monkeypatch.setattr(import_module(f"lib.cli.{module}"), "MODEL_DIR", tmp_path / "model", raising=False)
+        monkeypatch.setattr(
+            import_module(f"totalspineseg_server.cli.{module}"), "MODEL_DIR", tmp_path / "model", raising=False
+        )
     monkeypatch.setattr(warm, "warm_networks", lambda *_, runtime, **__: Readers())
     monkeypatch.chdir(place)
     yield place
@@ -176,7 +178,7 @@ EVERYWHERE = {"--help", "--version"}
 
 @pytest.mark.parametrize(("command", "page"), [("serve", "server"), ("retrain", "training")])
 def test_a_page_names_every_option_of_its_command(command: str, page: str) -> None:
-    text = _parser(command, import_module(f"lib.cli.{command}")).format_help()
+    text = _parser(command, import_module(f"totalspineseg_server.cli.{command}")).format_help()
     named = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     assert {option for option in re.findall(r"--[a-z0-9-]+", text) if f"`{option}" not in named} <= EVERYWHERE
 

@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
-from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from lib.certainty import Certainty
-from lib.corrections.attribution import Corrected
-from lib.corrections.checks import beside_prediction, check
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.inbox import Inbox, Studies
-from lib.corrections.names import map_names
-from lib.corrections.outcomes import message_of
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.renames import compare
-from lib.geometry import Grid, LabelArray, Volume
-from lib.infers.published import FullTask
-from lib.numbering.renumber import NamedMap
-from lib.segments import Segment, Submission
-from lib.volume_io import read_labels, write_volume
 from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
+from totalspineseg_server.certainty import Certainty
+from totalspineseg_server.corrections.attribution import Corrected
+from totalspineseg_server.corrections.checks import beside_prediction, check
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.outcomes import message_of
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.renames import compare
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.infers.published import FullTask
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.corrections import drawn_maps
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.geometry import Grid, Volume
-from lib.numbering.renumber import NamedMap
+from totalspineseg_server.corrections import drawn_maps
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.numbering.renumber import NamedMap
 
 GRID = Grid((4, 4, 4), np.eye(4))
 MAP = np.zeros((4, 4, 4), dtype=np.uint8)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from lib.nnunet.cases import Origin
-from lib.nnunet.draws import draws_of, in_order_of_choice, place
+from totalspineseg_server.nnunet.cases import Origin
+from totalspineseg_server.nnunet.draws import draws_of, in_order_of_choice, place
 
 
 @dataclass(frozen=True)

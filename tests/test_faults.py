@@ -16,22 +16,22 @@ import numpy as np
 import pytest
 import torch
 
-from lib.corrections.correction_store import Correction
-from lib.errors import StorageError, TrainingError
-from lib.gate.compare import SubjectScores
-from lib.nnunet import predictor, preprocessed
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.patches import Sample
-from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
-from lib.nnunet.training_log import TrainingLog
-from lib.registry import model_store as registry_store
-from lib.registry.model_store import STARTER
-from lib.trainers import candidates, judging, publication, retraining
-from lib.trainers.reporter import Reporter
-from lib.trainers.retraining import Retrained, retrain
-from lib.trainers.runs import is_running, only_one, state_of
-from lib.trainers.site import Site
 from test_trainers import scores_of
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.errors import StorageError, TrainingError
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.nnunet import predictor, preprocessed
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.patches import Sample
+from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
+from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.registry import model_store as registry_store
+from totalspineseg_server.registry.model_store import STARTER
+from totalspineseg_server.trainers import candidates, judging, publication, retraining
+from totalspineseg_server.trainers.reporter import Reporter
+from totalspineseg_server.trainers.retraining import Retrained, retrain
+from totalspineseg_server.trainers.runs import is_running, only_one, state_of
+from totalspineseg_server.trainers.site import Site
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 pytestmark = pytest.mark.slow

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.errors import StorageError
-from lib.fields import from_fields
-from lib.infers.settings import pins_from_json
-from lib.registry.judgments import Judgment, judgments, keep_judgment
-from lib.registry.model_store import ModelStore
-from lib.trainers.runs import PROGRESS_FILE, RUN_FILE, state_of
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.infers.settings import pins_from_json
+from totalspineseg_server.registry.judgments import Judgment, judgments, keep_judgment
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers.runs import PROGRESS_FILE, RUN_FILE, state_of
 
 RECORD = PredictionRecord("p1", "img", "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, "ada", "ab")
 CONTENT = asdict(RECORD)

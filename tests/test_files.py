@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from lib import files
-from lib.errors import StorageError
-from lib.files import (
+from totalspineseg_server import files
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import (
     PARTIAL_PREFIX,
     append_line,
     load_json,
@@ -31,7 +31,7 @@ from lib.files import (
     write_json,
     write_text,
 )
-from lib.locks import NamedLocks, file_lock, is_locked
+from totalspineseg_server.locks import NamedLocks, file_lock, is_locked
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "apps" / "totalspineseg"
@@ -39,7 +39,7 @@ KILLED_BEFORE = ("fsync", "replace", "chmod")
 IN_C = """
 import locale, sys
 from pathlib import Path
-from lib.files import append_line, read_json, read_json_lines, write_json
+from totalspineseg_server.files import append_line, read_json, read_json_lines, write_json
 locale.setlocale(locale.LC_ALL, "C")
 file = Path(sys.argv[1])
 content = read_json(file)
@@ -55,7 +55,7 @@ def test_a_process_killed_before_the_renaming_leaves_the_old_content(tmp_path: P
     file = tmp_path / "a.json"
     write_json(file, {"old": 1})
     code = (
-        "import os, pathlib, signal, sys\nfrom lib import files\n"
+        "import os, pathlib, signal, sys\nfrom totalspineseg_server import files\n"
         "die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"setattr(files.os if {moment!r} == 'fsync' else pathlib.Path, {moment!r}, die)\n"
         "files.write_json(pathlib.Path(sys.argv[1]), {'new': 1})\n"
@@ -245,8 +245,8 @@ def test_no_text_depends_on_the_locale(folder: str) -> None:
 @pytest.mark.parametrize(("name", "home"), [("fsync", "files"), ("mkdtemp", "files"), ("flock", "locks")])
 def test_there_is_one_way_to_write_and_one_to_lock(name: str, home: str) -> None:
     users = {
-        str(path.relative_to(APP / "lib"))
-        for path in (APP / "lib").rglob("*.py")
+        str(path.relative_to(APP / "totalspineseg_server"))
+        for path in (APP / "totalspineseg_server").rglob("*.py")
         for call in calls_of(path)
         if isinstance(call.func, ast.Attribute) and call.func.attr == name
     }

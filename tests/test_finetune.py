@@ -21,7 +21,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from lib.anatomy import (
+from tiny_models import write_model_folder
+from totalspineseg_server.anatomy import (
     DISCS,
     LUMBAR,
     PARITY,
@@ -33,29 +34,37 @@ from lib.anatomy import (
     Step2,
     column,
 )
-from lib.errors import GridError, LabelError, StorageError, TrainingError
-from lib.geometry import Volume, image_to_iso, labels_to_iso
-from lib.nnunet import training_log
-from lib.nnunet.augmentation import build_augmentation
-from lib.nnunet.candidate import write_candidate
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped, TrainingCase, prepare_case, prepare_cases
-from lib.nnunet.checkpoint import load_checkpoint
-from lib.nnunet.finetune import Finetuned, Stopped, fine_tune, trainer_of
-from lib.nnunet.finetune_job import Job, Progress
-from lib.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
-from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.model_folder import CONFIGURATION, ModelFolder
-from lib.nnunet.odd_channel import (
+from totalspineseg_server.errors import GridError, LabelError, StorageError, TrainingError
+from totalspineseg_server.geometry import Volume, image_to_iso, labels_to_iso
+from totalspineseg_server.nnunet import training_log
+from totalspineseg_server.nnunet.augmentation import build_augmentation
+from totalspineseg_server.nnunet.candidate import write_candidate
+from totalspineseg_server.nnunet.cases import (
+    LabeledScan,
+    Origin,
+    ScanSource,
+    Skipped,
+    TrainingCase,
+    prepare_case,
+    prepare_cases,
+)
+from totalspineseg_server.nnunet.checkpoint import load_checkpoint
+from totalspineseg_server.nnunet.finetune import Finetuned, Stopped, fine_tune, trainer_of
+from totalspineseg_server.nnunet.finetune_job import Job, Progress
+from totalspineseg_server.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
+from totalspineseg_server.nnunet.folders import NnunetFolders
+from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
+from totalspineseg_server.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
     FOUND_CHANNEL_SHARE,
     disturbed_channel,
     found_discs,
     marked_discs,
 )
-from lib.nnunet.patches import Patches, Sample
-from lib.nnunet.plugin import spine_finetuner
-from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
-from lib.nnunet.preprocessed import (
+from totalspineseg_server.nnunet.patches import Patches, Sample
+from totalspineseg_server.nnunet.plugin import spine_finetuner
+from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
+from totalspineseg_server.nnunet.preprocessed import (
     IDENTIFIER,
     PLANS,
     dataset_folder,
@@ -63,7 +72,7 @@ from lib.nnunet.preprocessed import (
     training_dataset,
     training_plans,
 )
-from lib.nnunet.targets import (
+from totalspineseg_server.nnunet.targets import (
     IGNORE_CLASS,
     REGIONS,
     exchanged,
@@ -73,13 +82,12 @@ from lib.nnunet.targets import (
     region_shares,
     step_target,
 )
-from lib.nnunet.teacher import Teacher
-from lib.nnunet.training import deep_loss, learning_rate, region_hits, region_loss, usual_rate
-from lib.nnunet.training_log import TrainingLog, dice_text
-from lib.prediction import Prediction
-from lib.trainers.candidates import Candidates, Lesson
-from lib.trust import UNMEASURED, Trust
-from tiny_models import write_model_folder
+from totalspineseg_server.nnunet.teacher import Teacher
+from totalspineseg_server.nnunet.training import deep_loss, learning_rate, region_hits, region_loss, usual_rate
+from totalspineseg_server.nnunet.training_log import TrainingLog, dice_text
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.trainers.candidates import Candidates, Lesson
+from totalspineseg_server.trust import UNMEASURED, Trust
 from training_site import SPACING_MM, tiny_scan
 
 pytestmark = pytest.mark.slow
@@ -825,7 +833,7 @@ def test_nnunets_command_continues_a_training_and_we_go_on(
         tune(folders[1], [cases[1]], work, settings, should_stop=lambda: True)
     place, app = dataset_folder(folders[1], work), Path(spine_finetuner.__file__).parents[3]
     environment = os.environ | NnunetFolders(place.parent, place.parent, place.parent).environment()
-    environment |= {"nnUNet_extTrainer": str(app / "lib/nnunet/plugin"), "PYTHONPATH": str(app)}
+    environment |= {"nnUNet_extTrainer": str(app / "totalspineseg_server/nnunet/plugin"), "PYTHONPATH": str(app)}
     words = [place.name, CONFIGURATION, "all", "-p", PLANS, "-tr", "SpineFinetuner", "-device", "cpu", "--c"]
     command = [sys.executable, "-m", "nnunetv2.run.run_training", *words]
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)

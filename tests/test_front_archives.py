@@ -13,15 +13,15 @@ import requests
 from monailabel.utils.sessions import Sessions
 
 from dicom_series import save, slices
-from lib import zips
-from lib.corrections.wire import from_wire
-from lib.errors import ArchiveError, StorageError, TooLargeError
-from lib.front.archives import unpack_series
-from lib.front.studies import _add_session
-from lib.infers.http import status_of
-from lib.volume_io import read_image, read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
+from totalspineseg_server import zips
+from totalspineseg_server.corrections.wire import from_wire
+from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError
+from totalspineseg_server.front.archives import unpack_series
+from totalspineseg_server.front.studies import _add_session
+from totalspineseg_server.infers.http import status_of
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 LIMIT = 1 << 20
 LINK = 0o120777 << 16

@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lib.front import infer
-from lib.infers.http import BUSY
+from totalspineseg_server.front import infer
+from totalspineseg_server.infers.http import BUSY
 
 SECONDS = 30.0
 PATH = "/infer/totalspineseg"

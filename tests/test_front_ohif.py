@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import requests
 
-from lib.anatomy import STRUCTURES
-from lib.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
-from lib.dicom.seg_writer import seg_bytes, write_seg
-from lib.front import ohif, stow
-from lib.front.bundle import CHANGES, read_bundle
-from lib.front.stow import Upload, instances
-from lib.geometry import Volume
-from lib.pacs.address import Address, PathError, is_uid, resource
 from pacs_serving import write_study
 from phantom import PIR
 from serving import Server
+from totalspineseg_server.anatomy import STRUCTURES
+from totalspineseg_server.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
+from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
+from totalspineseg_server.front import ohif, stow
+from totalspineseg_server.front.bundle import CHANGES, read_bundle
+from totalspineseg_server.front.stow import Upload, instances
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.pacs.address import Address, PathError, is_uid, resource
 
 
 def small_bundle(folder: Path, **texts: str) -> Path:

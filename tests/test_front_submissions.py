@@ -13,17 +13,17 @@ from monailabel.endpoints import datastore as host_endpoint
 from monailabel.utils.others import class_utils
 from starlette.testclient import TestClient
 
-from lib.anatomy import CODE_OF, WIRE_LABELS
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.uploads import Claims
-from lib.corrections.wire import to_wire
-from lib.front import failures as errors
-from lib.front import saved, studies
-from lib.infers.listed import LISTED
-from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
+from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.front import failures as errors
+from totalspineseg_server.front import saved, studies
+from totalspineseg_server.infers.listed import LISTED
+from totalspineseg_server.volume_io import write_volume
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
 CODES = lumbar_codes()

@@ -15,8 +15,8 @@ from monailabel.endpoints import batch_infer, datastore, info, scoring
 from monailabel.utils.async_tasks.utils import background_executors
 from starlette.testclient import TestClient
 
-from lib.front import driver, host, proxy, threads
 from test_pacs_outage import http_server
+from totalspineseg_server.front import driver, host, proxy, threads
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.agreement import GROUPS, CaseScore
-from lib.errors import StorageError
-from lib.gate import holdout
-from lib.gate.compare import (
+from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.agreement import GROUPS, CaseScore
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.gate import holdout
+from totalspineseg_server.gate.compare import (
     CONFIDENCE,
     DICE_MARGIN,
     MARGINS,
@@ -23,12 +24,11 @@ from lib.gate.compare import (
     compare,
     lower_bound,
 )
-from lib.gate.reference import reference_cases
-from lib.gate.scoring import JudgedCase, Model, predict_codes, score_models
-from lib.gate.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
-from lib.geometry import Volume
-from lib.prediction import Prediction
-from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.gate.reference import reference_cases
+from totalspineseg_server.gate.scoring import JudgedCase, Model, predict_codes, score_models
+from totalspineseg_server.gate.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.prediction import Prediction
 
 
 def scores(value: float, levels: int = 10) -> CaseScore:

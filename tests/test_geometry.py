@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lib.errors import GridError, ImageError
-from lib.geometry import (
+from totalspineseg_server.errors import GridError, ImageError
+from totalspineseg_server.geometry import (
     Grid,
     Volume,
     image_to_iso,

@@ -9,10 +9,10 @@ import psutil
 import pytest
 import requests
 
-from lib.geometry import Grid
-from lib.volume_io import write_volume
 from phantom import image_of, lumbar_codes
 from serving import Server, running_server
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.volume_io import write_volume
 
 REQUESTS, ROUND = 1000, 100
 IMAGES = 4

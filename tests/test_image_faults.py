@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection
 import numpy as np
 import pytest
 
-from lib.anatomy import C1, DISC_L4_L5, DISC_L5_S, L4, SACRUM, Step1
-from lib.cohort.level_reports import levels_in_view, structures_json
-from lib.errors import NoSpineError
-from lib.geometry import Volume
-from lib.image import image_faults
-from lib.pipeline import Scan, image_findings, locate, prepare
-from lib.prediction import Prediction
 from phantom import CodeReader, image_of, lumbar_codes
+from totalspineseg_server.anatomy import C1, DISC_L4_L5, DISC_L5_S, L4, SACRUM, Step1
+from totalspineseg_server.cohort.level_reports import levels_in_view, structures_json
+from totalspineseg_server.errors import NoSpineError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.image import image_faults
+from totalspineseg_server.pipeline import Scan, image_findings, locate, prepare
+from totalspineseg_server.prediction import Prediction
 
 
 def tissue(shape: tuple[int, int, int] = (60, 90, 160)) -> np.ndarray:

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.image_fingerprints import DRAWN_ON
-from lib.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
-from lib.files import sha256_of
-from lib.geometry import Grid
-from lib.registry.model_store import ModelStore
-from lib.trainers.site import folder_site
-from lib.volume_io import write_volume
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers.site import folder_site
+from totalspineseg_server.volume_io import write_volume
 
 GRID = Grid((4, 4, 4), np.eye(4))
 OF_3D_SLICER = ("5: t2_tse_sag", "T2/STIR", "t2 <sag>", "5 t2?", 'a "b"', "a|b", "a*", "c:\\x")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import lib.corrections.image_fingerprints as module
-from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.image_fingerprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
-from lib.files import sha256_of
+import totalspineseg_server.corrections.image_fingerprints as module
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
+from totalspineseg_server.files import sha256_of
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from lib.cli import main
-from lib.gate import holdout, reference
-from lib.gate.compare import SubjectScores
-from lib.gate.scoring import JudgedCase, score_models
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord, images_trained_on, read_record, write_record
-from lib.trainers import judged_version, judging
-from lib.trainers.material import site_material
-from lib.trainers.site import Site
 from test_trainers import scores_of
 from tiny_models import write_model_folder
+from totalspineseg_server.cli import main
+from totalspineseg_server.gate import holdout, reference
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.gate.scoring import JudgedCase, score_models
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord, images_trained_on, read_record, write_record
+from totalspineseg_server.trainers import judged_version, judging
+from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.trainers.site import Site
 from training_site import SPACING_MM, make_site, tiny_reference
 
 pytestmark = pytest.mark.slow

@@ -13,13 +13,20 @@ from typing import Any
 
 import pytest
 
-from lib.corrections import inbox, receipts
-from lib.corrections.answers import NOT_TRIED
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.receipts import Waiting
-from lib.corrections.uploads import Claims
-from lib.errors import ImageError, LabelError, MemoryShortageError, StorageError, SubmissionError, UnknownImageError
 from test_corrections_store import L4_L5, SENDER, Desk
+from totalspineseg_server.corrections import inbox, receipts
+from totalspineseg_server.corrections.answers import NOT_TRIED
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.receipts import Waiting
+from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.errors import (
+    ImageError,
+    LabelError,
+    MemoryShortageError,
+    StorageError,
+    SubmissionError,
+    UnknownImageError,
+)
 
 
 @pytest.fixture

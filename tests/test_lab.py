@@ -11,12 +11,12 @@ import pytest
 import requests
 from PIL import Image
 
-from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections.correction_store import CorrectionStore
-from lib.volume_io import read_labels
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
 from test_server import add_image
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.volume_io import read_labels
 
 CODES = lumbar_codes()
 DOUBTFUL = np.where(np.isin(CODES, [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]), 0, CODES)

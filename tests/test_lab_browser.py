@@ -11,12 +11,12 @@ import requests
 from playwright.sync_api import Page
 from server_process import APP
 
-from lib.anatomy import CODE_OF, NAME_OF
-from lib.corrections.correction_store import CorrectionStore
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
 from tiny_models import write_models
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.volume_io import write_volume
 from viewer import window
 
 pytestmark = [

@@ -10,12 +10,12 @@ from urllib.parse import parse_qs
 import pytest
 from playwright.sync_api import Page
 
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import running_server
 from test_lab_browser import SIZE, record_version
 from test_server_auth import KEY, published, signed
 from tiny_models import write_models
+from totalspineseg_server.volume_io import write_volume
 from viewer import window
 
 pytestmark = [

@@ -11,17 +11,17 @@ import pytest
 import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
-from lib.anatomy import CODE_OF
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.errors import StorageError
-from lib.registry.model_store import ModelStore
-from lib.trainers.material import site_material
-from lib.trainers.site import Site
-from lib.volume_io import read_labels, write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import add_image
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()
 # The client leaves its sockets to the garbage collector.

@@ -17,11 +17,11 @@ FILES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py"
 def imported_rooms(tree: ast.AST) -> set[str]:
     rooms = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "totalspineseg_server":
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("lib.")}
+            rooms |= {a.name.split(".")[1] for a in node.names if a.name.startswith("totalspineseg_server.")}
     return rooms
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import CANAL, CORD, DISCS, SACRUM, STEP1_FROM_CODE, VERTEBRAE
-from lib.numbering.linter import lint
+from totalspineseg_server.anatomy import CANAL, CORD, DISCS, SACRUM, STEP1_FROM_CODE, VERTEBRAE
+from totalspineseg_server.numbering.linter import lint
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACING = (2.0, 2.0, 2.0)

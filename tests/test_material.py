@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from lib.corrections.checks import INCOMPLETE
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.nnunet.cases import Origin
-from lib.trainers import material
-from lib.trainers.material import site_material
+from totalspineseg_server.corrections.checks import INCOMPLETE
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.nnunet.cases import Origin
+from totalspineseg_server.trainers import material
+from totalspineseg_server.trainers.material import site_material
 from training_site import correct, make_site
 
 FINAL, STEP1 = (2, "final"), (1, "step1")

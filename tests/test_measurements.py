@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lib.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
-from lib.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
+from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
+from totalspineseg_server.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0

@@ -15,24 +15,24 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from lib.cli import main
-from lib.cli.retrain import SETTINGS
-from lib.errors import WeightsError
-from lib.geometry import Grid
-from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.model_folder import ModelFolder, models_in
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.training_log import TrainingLog
-from lib.registry.handled import measured_once
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord, read_record, trained_on, write_record
-from lib.registry.removal import remove_versions
-from lib.trainers import judging, retraining
-from lib.trainers.retrain_settings import client_config
-from lib.volume_io import read_labels, write_volume
 from test_nnunet_predictor import image as network_input
 from test_trainers import scores_of
 from tiny_models import write_models
+from totalspineseg_server.cli import main
+from totalspineseg_server.cli.retrain import SETTINGS
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.nnunet.folders import NnunetFolders
+from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.registry.handled import measured_once
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord, read_record, trained_on, write_record
+from totalspineseg_server.registry.removal import remove_versions
+from totalspineseg_server.trainers import judging, retraining
+from totalspineseg_server.trainers.retrain_settings import client_config
+from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import make_site, tiny_reference, tiny_replay, tiny_scan
 
 

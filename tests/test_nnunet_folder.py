@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.errors import WeightsError
-from lib.nnunet.checkpoint import load_checkpoint
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor
 from tiny_models import TRAINER, checkpoint_dict, plans_json, write_model_folder, write_models
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet.checkpoint import load_checkpoint
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
 
 
 class Payload:

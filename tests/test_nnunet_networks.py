@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import lib.nnunet.model_folder as model_folder_module
-import lib.nnunet.networks as networks_module
-from lib.errors import WeightsError
-from lib.nnunet import predictor
-from lib.nnunet.networks import Networks
-from lib.registry.model_store import ModelStore
+import totalspineseg_server.nnunet.model_folder as model_folder_module
+import totalspineseg_server.nnunet.networks as networks_module
 from tiny_models import write_models
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet import predictor
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.registry.model_store import ModelStore
 
 
 @pytest.fixture

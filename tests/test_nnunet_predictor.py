@@ -9,14 +9,14 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
-import lib.nnunet.predictor as predictor_module
-from lib.errors import MemoryShortageError, WeightsError
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.preprocessing import normalize
-from lib.nnunet.resampling import resample, resample_above
-from lib.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
+import totalspineseg_server.nnunet.predictor as predictor_module
 from tiny_models import checkpoint_dict, write_model_folder
+from totalspineseg_server.errors import MemoryShortageError, WeightsError
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.preprocessing import normalize
+from totalspineseg_server.nnunet.resampling import resample, resample_above
+from totalspineseg_server.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
 
 ROUNDING = 1e-5
 """Probabilities closer to one half than this may fall to either side."""

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from dicom_series import save, slices
-from lib.cohort.inputs import find_cases, pair_localizers
-from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.image_fingerprints import DRAWN_ON
-from lib.errors import ImageError
-from lib.files import sha256_of
-from lib.geometry import Grid
-from lib.trainers.site import folder_site
-from lib.volume_io import read_image, write_volume
+from totalspineseg_server.cohort.inputs import find_cases, pair_localizers
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.trainers.site import folder_site
+from totalspineseg_server.volume_io import read_image, write_volume
 
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -89,7 +89,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     def refuse(_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lib.corrections.not_offered.os.scandir", refuse)
+    monkeypatch.setattr("totalspineseg_server.corrections.not_offered.os.scandir", refuse)
     assert "Grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
 
 
@@ -112,7 +112,7 @@ def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch:
             thread.join(10)
         return {}
 
-    monkeypatch.setattr("lib.corrections.datastore.not_offered", looked)
+    monkeypatch.setattr("totalspineseg_server.corrections.datastore.not_offered", looked)
     studies.refresh()
     assert len(answers) == 2
 

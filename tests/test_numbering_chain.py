@@ -11,7 +11,7 @@ from scipy import ndimage
 
 import columns
 from block_spines import block_spine, classes_of, step1_answer
-from lib.anatomy import (
+from totalspineseg_server.anatomy import (
     C1,
     DISC_C2_C3,
     DISC_CLASSES,
@@ -27,16 +27,16 @@ from lib.anatomy import (
     Step2,
     column,
 )
-from lib.errors import LabelError
-from lib.geometry import Volume
-from lib.numbering import chain
-from lib.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
-from lib.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from lib.numbering.left_out import contradicts
-from lib.numbering.naming import label_map, name_map, require_met
-from lib.numbering.step1_names import names_by_reader, step1_names
-from lib.transforms.labeling import paint
-from lib.transforms.pieces import find_pieces
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.numbering import chain
+from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
+from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
+from totalspineseg_server.numbering.left_out import contradicts
+from totalspineseg_server.numbering.naming import label_map, name_map, require_met
+from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
+from totalspineseg_server.transforms.labeling import paint
+from totalspineseg_server.transforms.pieces import find_pieces
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACING = 2.0
@@ -556,7 +556,7 @@ def test_levels_are_sound() -> None:
 
 
 def test_an_empty_map_has_no_levels() -> None:
-    from lib.numbering.chain import number_chain
+    from totalspineseg_server.numbering.chain import number_chain
 
     raw = np.zeros((4, 4, 4), dtype=np.uint8)
     numbering = number_chain(find_pieces(raw, 1), raw, 1, affine=np.eye(4))

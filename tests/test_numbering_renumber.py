@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
-from lib.geometry import LabelArray, Volume
-from lib.numbering.naming import name_map
-from lib.numbering.renumber import NamedMap, Recognized, recognize, renumber
+from totalspineseg_server.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
+from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.numbering.naming import name_map
+from totalspineseg_server.numbering.renumber import NamedMap, Recognized, recognize, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}

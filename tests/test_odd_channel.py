@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine
-from lib.anatomy import CODE_OF, DISCS, SACRUM, Step2, column
-from lib.nnunet.odd_channel import marked_discs, training_variant
-from lib.nnunet.targets import step_target
+from totalspineseg_server.anatomy import CODE_OF, DISCS, SACRUM, Step2, column
+from totalspineseg_server.nnunet.odd_channel import marked_discs, training_variant
+from totalspineseg_server.nnunet.targets import step_target
 
 VARIANTS = {"usual": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L6": (12, 6), "T11+L4": (11, 4)}
 FUSED = {"none": (), "neck": ("C5-C6",), "chest": ("T9-T10",), "loin": ("L3-L4",), "two": ("C5-C6", "C6-C7", "L2-L3")}

@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lib.activelearning import offers
-from lib.activelearning.offers import Offers, last_noted, noted
-from lib.activelearning.strategies import First, Last, Random
-from lib.front import samples
+from totalspineseg_server.activelearning import offers
+from totalspineseg_server.activelearning.offers import Offers, last_noted, noted
+from totalspineseg_server.activelearning.strategies import First, Last, Random
+from totalspineseg_server.front import samples
 
 
 class Studies:

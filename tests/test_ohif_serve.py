@@ -16,10 +16,10 @@ import pytest
 import requests
 from server_process import ROOT
 
-from lib.anatomy import NAME_OF, VERTEBRAE
-from lib.dicom.demo_series import demo_pacs
-from lib.processes import free_port, stop
-from lib.volume_io import read_labels
+from totalspineseg_server.anatomy import NAME_OF, VERTEBRAE
+from totalspineseg_server.dicom.demo_series import demo_pacs
+from totalspineseg_server.processes import free_port, stop
+from totalspineseg_server.volume_io import read_labels
 from viewer import browser
 
 pytestmark = [

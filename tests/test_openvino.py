@@ -11,21 +11,21 @@ import openvino_telemetry
 import pytest
 import torch
 
-import lib.nnunet.openvino_network as openvino_network
-from lib import pipeline
-from lib.cli import main
-from lib.cli.common import MODEL_DIR
-from lib.errors import WeightsError
-from lib.files import sha256_of
-from lib.geometry import Grid
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.networks import Networks
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.runtimes import resolve_device, runtime_of
-from lib.registry.model_store import ModelStore
-from lib.synthesis import demo_studies
-from lib.volume_io import read_image, write_volume
+import totalspineseg_server.nnunet.openvino_network as openvino_network
 from tiny_models import write_model_folder, write_models
+from totalspineseg_server import pipeline
+from totalspineseg_server.cli import main
+from totalspineseg_server.cli.common import MODEL_DIR
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.runtimes import resolve_device, runtime_of
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.synthesis import demo_studies
+from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +75,7 @@ def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
     (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)
     scan = pipeline.prepare(read_image(scan_file))
     # Kept out of the repository's own folder of weights.
-    monkeypatch.setattr("lib.nnunet.openvino_cache.FOLDER", str(tmp_path / "kept"))
+    monkeypatch.setattr("totalspineseg_server.nnunet.openvino_cache.FOLDER", str(tmp_path / "kept"))
     found = {}
     for runtime in ("torch", "openvino"):
         networks = Networks(ModelStore(MODEL_DIR, weights="starter"), device="cpu", runtime=runtime)

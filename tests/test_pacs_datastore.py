@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import requests
 
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.image_fingerprints import DRAWN_ON
-from lib.corrections.receipts import Sender
-from lib.dicom.seg_object import SegReference
-from lib.errors import ImageError, StorageError
-from lib.pacs import found_series as pacs_series
-from lib.pacs.found_series import PAGE, find_series
-from lib.pacs.pacs_datastore import PacsDatastore
-from lib.pacs.submissions import NOT_PUT_BACK, submit_segmentation
-from lib.volume_io import read_image
 from pacs_serving import patient_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.dicom.seg_object import SegReference
+from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.pacs import found_series as pacs_series
+from totalspineseg_server.pacs.found_series import PAGE, find_series
+from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
+from totalspineseg_server.pacs.submissions import NOT_PUT_BACK, submit_segmentation
+from totalspineseg_server.volume_io import read_image
 
 pytestmark = pytest.mark.slow
 

@@ -15,27 +15,27 @@ import requests
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lib.anatomy import WIRE_LABELS
-from lib.cli.site_folder import has_corrections, site_of
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.names import map_names
-from lib.corrections.wire import to_wire
-from lib.dicom.seg_reader import read_seg
-from lib.dicom.seg_writer import seg_bytes
-from lib.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
-from lib.front import failures as errors
-from lib.front import studies
-from lib.geometry import Grid
-from lib.pacs import address
-from lib.pacs.found_series import find_series
-from lib.pacs.listing import Listing
-from lib.pacs.pacs_datastore import PacsDatastore
-from lib.pacs.stored_series import StoredSeries
-from lib.trainers.material import site_material
-from lib.volume_io import read_image, write_volume
 from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, pacs_app, two_studies
 from phantom import PIR
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.cli.site_folder import has_corrections, site_of
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.dicom.seg_reader import read_seg
+from totalspineseg_server.dicom.seg_writer import seg_bytes
+from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
+from totalspineseg_server.front import failures as errors
+from totalspineseg_server.front import studies
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.pacs import address
+from totalspineseg_server.pacs.found_series import find_series
+from totalspineseg_server.pacs.listing import Listing
+from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
+from totalspineseg_server.pacs.stored_series import StoredSeries
+from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow
 

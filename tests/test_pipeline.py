@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import CODE_OF, DISCS, LUMBAR, Step1
-from lib.errors import GridError, NoSpineError
-from lib.geometry import Grid, Volume, labels_on_grid
-from lib.numbering.chain import Pin
-from lib.pipeline import Options, Sibling, finish, locate, named_levels, prepare, segment, step2_input
-from lib.prediction import Prediction
-from lib.transforms.crop import crop_box
 from phantom import CodeReader, image_of, lumbar_codes
+from totalspineseg_server.anatomy import CODE_OF, DISCS, LUMBAR, Step1
+from totalspineseg_server.errors import GridError, NoSpineError
+from totalspineseg_server.geometry import Grid, Volume, labels_on_grid
+from totalspineseg_server.numbering.chain import Pin
+from totalspineseg_server.pipeline import Options, Sibling, finish, locate, named_levels, prepare, segment, step2_input
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.transforms.crop import crop_box
 
 GOLDEN = Path(__file__).parent / "golden"
 CLEAN = ["cervicothoracic_clean", "lower_lumbar_clean", "thoracolumbar_clean", "whole_clean"]

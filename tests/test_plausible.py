@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine
-from lib.anatomy import CANAL, CODE_OF, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
-from lib.corrections.checks import check
-from lib.errors import ImageError, LabelError
-from lib.geometry import Grid, Volume
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource, check_codes
-from lib.plausible import is_upside_down, missing_kinds
-from lib.trainers.material import judged_cases
-from lib.volume_io import read_codes, write_volume
+from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
+from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.errors import ImageError, LabelError
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, check_codes
+from totalspineseg_server.plausible import is_upside_down, missing_kinds
+from totalspineseg_server.trainers.material import judged_cases
+from totalspineseg_server.volume_io import read_codes, write_volume
 
 LUMBAR = block_spine("T11")
 CERVICAL = block_spine("C1", "T2")

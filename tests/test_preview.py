@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.anatomy import BY_CODE, CANAL, CODE_OF, CORD
-from lib.errors import StorageError
-from lib.geometry import Volume
-from lib.preview import (
+from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.preview import (
     JPEG_QUALITY,
     OPACITY,
     STEP_PALETTE,
@@ -20,7 +20,7 @@ from lib.preview import (
     mid_sagittal,
     save_picture,
 )
-from lib.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
+from totalspineseg_server.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
 
 SHAPE = (40, 60, 120)
 L4, L5, DISC = CODE_OF["L4"], CODE_OF["L5"], CODE_OF["L4-L5"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib import processes
-from lib.processes import PARENT, end_with_parent, free_port, parent_is_gone, stop
+from totalspineseg_server import processes
+from totalspineseg_server.processes import PARENT, end_with_parent, free_port, parent_is_gone, stop
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def test_a_free_port_can_be_taken() -> None:
 
 CHILD = """
 import sys, time
-from lib.processes import end_with_parent, parent_is_gone
+from totalspineseg_server.processes import end_with_parent, parent_is_gone
 end_with_parent(grace_seconds=float(sys.argv[1]))
 print("alive", flush=True)
 while not parent_is_gone():
@@ -54,7 +54,7 @@ time.sleep(1000)
 """
 MOTHER = """
 import subprocess, sys, time
-from lib.processes import become_parent, end_with_parent, parent_is_gone
+from totalspineseg_server.processes import become_parent, end_with_parent, parent_is_gone
 become_parent()
 end_with_parent(grace_seconds=0)
 assert not parent_is_gone()
@@ -85,7 +85,7 @@ def test_a_process_ends_soon_after_a_parent_that_was_killed(tmp_path: Path, need
 
 TYING = """
 import subprocess, sys, time
-from lib.processes import tied
+from totalspineseg_server.processes import tied
 child = subprocess.Popen(tied(sys.argv[1:]), stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)

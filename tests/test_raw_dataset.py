@@ -12,21 +12,29 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from lib.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
-from lib.cli import main
-from lib.errors import MemoryShortageError, StorageError
-from lib.geometry import Volume
-from lib.nnunet import raw_folder
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
-from lib.nnunet.raw_dataset import FOUND_BY, SIMULATED, TRUE, RawOptions, case_id, dataset_name, write_raw_datasets
-from lib.nnunet.raw_folder import read_cases
-from lib.nnunet.splits import subjects_of
-from lib.nnunet.targets import IGNORE_CLASS, REGIONS
-from lib.prediction import Prediction
-from lib.volume_io import read_labels, write_volume
 from tiny_models import write_model_folder
+from totalspineseg_server.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import MemoryShortageError, StorageError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet import raw_folder
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
+from totalspineseg_server.nnunet.raw_dataset import (
+    FOUND_BY,
+    SIMULATED,
+    TRUE,
+    RawOptions,
+    case_id,
+    dataset_name,
+    write_raw_datasets,
+)
+from totalspineseg_server.nnunet.raw_folder import read_cases
+from totalspineseg_server.nnunet.splits import subjects_of
+from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import correct, make_site
 
 pytestmark = pytest.mark.slow

@@ -12,20 +12,20 @@ import pytest
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
-from lib import cli
-from lib.cli.site_folder import has_corrections, site_of
-from lib.corrections import datastore
-from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.receipts import Sender
-from lib.errors import StorageError
-from lib.geometry import Grid
-from lib.processes import free_port
-from lib.registry.model_store import ModelStore
-from lib.server import DEFAULT_STUDIES, studies_folder
-from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from real_app import RealApp
 from serving import Server
+from totalspineseg_server import cli
+from totalspineseg_server.cli.site_folder import has_corrections, site_of
+from totalspineseg_server.corrections import datastore
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.processes import free_port
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.server import DEFAULT_STUDIES, studies_folder
+from totalspineseg_server.volume_io import write_volume
 
 # The client leaves its sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -124,7 +124,9 @@ def test_a_folder_that_is_not_mounted_is_not_filled(
 
 def test_only_the_default_folder_is_filled_with_demo_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lib.synthesis.demo_studies", lambda folder, *_: (folder / "demo.nii.gz").touch())
+    monkeypatch.setattr(
+        "totalspineseg_server.synthesis.demo_studies", lambda folder, *_: (folder / "demo.nii.gz").touch()
+    )
     folder = studies_folder(Path(DEFAULT_STUDIES).resolve(), demo=True, read_only=False)
     assert [file.name for file in folder.iterdir()] == ["demo.nii.gz"]
     (tmp_path / "empty").mkdir()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.corrections.correction_store import CorrectionStore
-from lib.worklist.readers import agreements, corrected
 from test_untouched import EVERY, TRUTH, edited, submitted
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.worklist.readers import agreements, corrected
 
 
 def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import numpy.typing as npt
 import pytest
 from scipy.ndimage import shift
 
-from lib import pipeline
-from lib.anatomy import CODE_OF, CORD, DISCS, NAME_OF, VERTEBRAE
-from lib.cli import main
-from lib.geometry import LabelArray, Volume, to_ras
-from lib.nnunet.model_folder import models_in
-from lib.nnunet.predictor import WarmPredictor
-from lib.volume_io import read_image, read_labels
+from totalspineseg_server import pipeline
+from totalspineseg_server.anatomy import CODE_OF, CORD, DISCS, NAME_OF, VERTEBRAE
+from totalspineseg_server.cli import main
+from totalspineseg_server.geometry import LabelArray, Volume, to_ras
+from totalspineseg_server.nnunet.model_folder import models_in
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.volume_io import read_image, read_labels
 
 pytestmark = pytest.mark.slow
 

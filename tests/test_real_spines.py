@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from lib import anatomy
-from lib.cli import main
-from lib.errors import TrainingError
-from lib.nnunet.real_spines import RealSpine, draw_size, read_cases, save_case, vary_scan
-from lib.nnunet.starter import train_starter
-from lib.nnunet.starter_batches import draw_sample, samples
-from lib.nnunet.starter_plans import STARTER_FOLDERS, regions_of
-from lib.nnunet.starter_settings import StarterSettings
-from lib.nnunet.training import region_loss
-from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from totalspineseg_server import anatomy
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import TrainingError
+from totalspineseg_server.nnunet.real_spines import RealSpine, draw_size, read_cases, save_case, vary_scan
+from totalspineseg_server.nnunet.starter import train_starter
+from totalspineseg_server.nnunet.starter_batches import draw_sample, samples
+from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS, regions_of
+from totalspineseg_server.nnunet.starter_settings import StarterSettings
+from totalspineseg_server.nnunet.training import region_loss
+from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def test_the_command_hands_cases_and_share_on(case: RealSpine, tmp_path: Path, m
     save_case(tmp_path / "a.npz", case.image, case.labels, case.second, SPACING)
     seen = []
     monkeypatch.setattr(
-        "lib.nnunet.starter.train_starter",
+        "totalspineseg_server.nnunet.starter.train_starter",
         lambda step, out, settings, *, real, **_: seen.append((step, settings.real_share, len(real))) or out,
     )
     words = ["train-starter", "--step", "1", "--out", str(tmp_path / STARTER_FOLDERS[1])]

@@ -13,13 +13,13 @@ from unittest.mock import Mock
 
 import pytest
 
-from lib import files, locks
-from lib.errors import BusyError, StorageError, WeightsError
-from lib.files import write_json
-from lib.locks import locked
-from lib.registry.activations import before_last, changes
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord, lineage, trained_on, write_record
+from totalspineseg_server import files, locks
+from totalspineseg_server.errors import BusyError, StorageError, WeightsError
+from totalspineseg_server.files import write_json
+from totalspineseg_server.locks import locked
+from totalspineseg_server.registry.activations import before_last, changes
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord, lineage, trained_on, write_record
 
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
 
@@ -139,8 +139,8 @@ def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
     store = ModelStore(model_dir)
     store.activate("site-2")
     code = (
-        "import sys, os, signal, lib.files as f\n"
-        "from lib.registry.model_store import ModelStore\n"
+        "import sys, os, signal, totalspineseg_server.files as f\n"
+        "from totalspineseg_server.registry.model_store import ModelStore\n"
         "f.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "ModelStore(sys.argv[1]).activate('starter')\n"
     )
@@ -187,7 +187,7 @@ def test_going_back_forgets_no_change_when_a_crash_prevents_it(model_dir, monkey
     store.activate("site-2")
     store.activate("official-r20251124")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("lib.registry.model_store.write_json", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("totalspineseg_server.registry.model_store.write_json", Mock(side_effect=KeyboardInterrupt))
         store.go_back()
     assert [store.go_back()[1] for _ in range(2)] == ["site-2", "starter"]
 
@@ -251,7 +251,7 @@ def test_going_back_loses_no_publication_that_comes_meanwhile(model_dir, monkeyp
         publication.join(0.2)
         return before_last(*found)
 
-    monkeypatch.setattr("lib.registry.model_store.before_last", looked)
+    monkeypatch.setattr("totalspineseg_server.registry.model_store.before_last", looked)
     assert store.go_back()[1] == "starter"
     publication.join()
     assert store.active()[1] == "official-r20251124"

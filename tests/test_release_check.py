@@ -51,7 +51,7 @@ def test_coverage_is_told_by_folder() -> None:
     def summary(*counts: int) -> dict[str, dict[str, int]]:
         return {"summary": dict(zip(coverage_table.COUNTS, counts, strict=True))}
 
-    lib = "apps/totalspineseg/lib"
+    lib = "apps/totalspineseg/totalspineseg_server"
     files = {f"{lib}/gate/a.py": summary(8, 6, 2, 1), f"{lib}/gate/b.py": summary(2, 2, 0, 0)}
     _, clock, gate, whole = coverage_table.table({**files, f"{lib}/clock.py": summary(10, 0, 2, 0)})
     assert clock.split() == ["clock", "10", "0.0%", "2", "0.0%"]

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import main
-from lib.errors import WeightsError
-from lib.nnunet.networks import Networks
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord, write_record
-from lib.registry.releases import (
+from tiny_models import write_model_folder, write_models
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord, write_record
+from totalspineseg_server.registry.releases import (
     NEWEST,
     RELEASES,
     STARTER_WARNING,
@@ -20,7 +21,6 @@ from lib.registry.releases import (
     warning_of,
     weights_text,
 )
-from tiny_models import write_model_folder, write_models
 
 OLDER, NEWER = RELEASES
 

@@ -10,28 +10,28 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine
-from lib.agreement import CaseScore
-from lib.anatomy import DISCS
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.files import sha256_of
-from lib.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
-from lib.gate.scoring import Model
-from lib.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
-from lib.geometry import Grid, LabelArray, Volume
-from lib.nnunet.cases import Origin, ScanSource
-from lib.nnunet.model_folder import ModelFolder
-from lib.numbering.renumber import NamedMap
-from lib.prediction import Prediction
-from lib.registry.handled import HANDLED_FILE, recorded
-from lib.trainers import judged_version, judging, remembered
-from lib.trainers.judged_version import judge_version
-from lib.trainers.remembered import as_in_truth, handled_share, own_answers, replay_of
-from lib.trainers.site import Site
-from lib.volume_io import write_volume
 from phantom import CodeReader, image_of, lumbar_codes
 from test_gate import many, scores
 from tiny_models import write_model_folder
+from totalspineseg_server.agreement import CaseScore
+from totalspineseg_server.anatomy import DISCS
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
+from totalspineseg_server.gate.scoring import Model
+from totalspineseg_server.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.nnunet.cases import Origin, ScanSource
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.registry.handled import HANDLED_FILE, recorded
+from totalspineseg_server.trainers import judged_version, judging, remembered
+from totalspineseg_server.trainers.judged_version import judge_version
+from totalspineseg_server.trainers.remembered import as_in_truth, handled_share, own_answers, replay_of
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay
 
 pytestmark = pytest.mark.slow

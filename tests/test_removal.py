@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from lib.cli import main
-from lib.errors import WeightsError
-from lib.registry import removal
-from lib.registry.manage import show_version
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord, lineage, removed_versions, trained_on, write_record
-from lib.registry.removal import remove_versions
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.registry import removal
+from totalspineseg_server.registry.manage import show_version
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord, lineage, removed_versions, trained_on, write_record
+from totalspineseg_server.registry.removal import remove_versions
 
 MODEL = "step1/fold_0/checkpoint_final.pth"
 

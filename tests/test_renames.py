@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
-from lib.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
-from lib.certainty import certainty_of
-from lib.corrections import renames
-from lib.corrections.drawn_maps import KeptMaps
-from lib.corrections.names import map_names
-from lib.corrections.renames import Followed, compare, follow_rename
-from lib.corrections.wire import VERTEBRAE_NAME, to_wire
-from lib.geometry import Grid, Volume
-from lib.numbering.renumber import NamedMap, renumber
-from lib.segments import Segment, Submission
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
+from totalspineseg_server.certainty import certainty_of
+from totalspineseg_server.corrections import renames
+from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.renames import Followed, compare, follow_rename
+from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, to_wire
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.numbering.renumber import NamedMap, renumber
+from totalspineseg_server.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

@@ -11,33 +11,33 @@ import numpy as np
 import pytest
 
 import training_site
-from lib.anatomy import DISCS, UNREVIEWED
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.errors import ImageError
-from lib.gate import holdout, reference
-from lib.gate.compare import SubjectScores
-from lib.geometry import Volume
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource
-from lib.nnunet.finetune import Stopped
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.plugin.spine_finetuner import SpineFinetuner
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.training_log import TrainingLog
-from lib.registry.judgments import Judgment, keep_judgment
-from lib.registry.manage import list_versions, require_served, show_version
-from lib.registry.model_store import STARTER, ModelStore
-from lib.registry.records import VersionRecord, removed_versions, write_record
-from lib.registry.removal import remove_versions
-from lib.trainers import judging, remembered
-from lib.trainers.material import site_material
-from lib.trainers.retraining import Retrained, retrain
-from lib.trainers.runs import RunState, state_of
-from lib.trainers.site import Site
-from lib.trainers.train_task import SpineTrainTask
 from test_nnunet_predictor import ROUNDING, nnunet_answer
 from test_nnunet_predictor import image as network_input
 from test_trainers import scores_of
 from tiny_models import write_model_folder
+from totalspineseg_server.anatomy import DISCS, UNREVIEWED
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.gate import holdout, reference
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
+from totalspineseg_server.nnunet.finetune import Stopped
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.registry.judgments import Judgment, keep_judgment
+from totalspineseg_server.registry.manage import list_versions, require_served, show_version
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.registry.records import VersionRecord, removed_versions, write_record
+from totalspineseg_server.registry.removal import remove_versions
+from totalspineseg_server.trainers import judging, remembered
+from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.trainers.retraining import Retrained, retrain
+from totalspineseg_server.trainers.runs import RunState, state_of
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.trainers.train_task import SpineTrainTask
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
 
 pytestmark = pytest.mark.slow

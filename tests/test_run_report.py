@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lib.run_report import HEADINGS, ScanRow, report_html
+from totalspineseg_server.run_report import HEADINGS, ScanRow, report_html
 
 VOID = {"meta", "img"}
 ROWS = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lib.run_report import HEADINGS, ScanRow, report_html
+from totalspineseg_server.run_report import HEADINGS, ScanRow, report_html
 
 ROWS = [
     ScanRow("scan 10", "L1 - L5", "certain", 0.999, tuple("abcde"), "starter-1", 9.5, "QUJD", "preview/none.jpg"),

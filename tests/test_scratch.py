@@ -18,23 +18,23 @@ from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from lib.anatomy import LUMBAR, UNREVIEWED
-from lib.cli import main
-from lib.errors import TrainingError
-from lib.nnunet.augmentation import FirstChannelTransform
-from lib.nnunet.cases import Origin, ScanSource
-from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.plugin.spine_trainer import with_scanners
-from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
-from lib.nnunet.splits import split_by_subject, subjects_of
-from lib.nnunet.targets import IGNORE_CLASS, REGIONS, step_target
-from lib.nnunet.training_log import TrainingLog
-from lib.registry.model_store import ModelStore
-from lib.trainers import scratch
-from lib.trainers.runs import only_one
-from lib.trainers.scratch import ScratchSettings, train_from_scratch
 from test_raw_dataset import block_scan
+from totalspineseg_server.anatomy import LUMBAR, UNREVIEWED
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import TrainingError
+from totalspineseg_server.nnunet.augmentation import FirstChannelTransform
+from totalspineseg_server.nnunet.cases import Origin, ScanSource
+from totalspineseg_server.nnunet.folders import NnunetFolders
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.plugin.spine_trainer import with_scanners
+from totalspineseg_server.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
+from totalspineseg_server.nnunet.splits import split_by_subject, subjects_of
+from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, step_target
+from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers import scratch
+from totalspineseg_server.trainers.runs import only_one
+from totalspineseg_server.trainers.scratch import ScratchSettings, train_from_scratch
 
 TINY = ScratchSettings(epochs=2, iterations=1, device="cpu", workers=0)
 

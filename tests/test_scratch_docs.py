@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from lib.anatomy import CANAL, CODE_OF, LUMBAR, UNREVIEWED
-from lib.cli import COMMANDS, _parser, main
-from lib.nnunet.folders import NnunetFolders
-from lib.nnunet.raw_dataset import FOUND_BY, dataset_name
-from lib.nnunet.raw_folder import read_cases
-from lib.nnunet.targets import IGNORE_CLASS
-from lib.registry.model_store import ModelStore
-from lib.trainers import scratch
-from lib.volume_io import read_labels, write_volume
 from tiny_models import write_model_folder
+from totalspineseg_server.anatomy import CANAL, CODE_OF, LUMBAR, UNREVIEWED
+from totalspineseg_server.cli import COMMANDS, _parser, main
+from totalspineseg_server.nnunet.folders import NnunetFolders
+from totalspineseg_server.nnunet.raw_dataset import FOUND_BY, dataset_name
+from totalspineseg_server.nnunet.raw_folder import read_cases
+from totalspineseg_server.nnunet.targets import IGNORE_CLASS
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers import scratch
+from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import SPACING_MM, tiny_scan
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_page_has_commands_and_names_every_option() -> None:
     assert len(LINES) >= 8
     for command in ("train", "prepare"):
-        text = _parser(command, import_module(f"lib.cli.{command}")).format_help()
+        text = _parser(command, import_module(f"totalspineseg_server.cli.{command}")).format_help()
         options = set(re.findall(r"--[a-z0-9-]+", text)) - {"--help", "--version"}
         assert {option for option in options if option not in PAGE} == set()
 

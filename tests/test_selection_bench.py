@@ -13,8 +13,8 @@ import pytest
 from local_server import own_app
 from server_process import server_process
 
-from lib.activelearning.doubt import Parts
 from tiny_models import write_models
+from totalspineseg_server.activelearning.doubt import Parts
 
 TESTS = Path(__file__).parent
 

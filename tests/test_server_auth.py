@@ -21,7 +21,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user import auth as host_auth
 from starlette.testclient import TestClient
 
-from lib.front import auth
+from totalspineseg_server.front import auth
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import requests
 
-from lib.anatomy import WIRE_LABELS
-from lib.corrections.wire import to_wire
-from lib.locks import Ongoing
-from lib.processes import STOP_SECONDS
-from lib.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.locks import Ongoing
+from totalspineseg_server.processes import STOP_SECONDS
+from totalspineseg_server.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
+from totalspineseg_server.volume_io import write_volume
 
 HANGS, LABEL_SECONDS, REQUESTS_SECONDS = 10_000, 6.0, 1
 """A request that never ends, a submission that takes longer than the server waits for requests."""

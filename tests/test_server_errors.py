@@ -11,12 +11,12 @@ from fastapi import FastAPI, Form, HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, MONAILabelError, MONAILabelException
 from starlette.testclient import TestClient
 
-from lib.errors import StorageError
-from lib.front import failures as errors
-from lib.front import studies
-from lib.front.guard import Guard, Known
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.front import failures as errors
+from totalspineseg_server.front import studies
+from totalspineseg_server.front.guard import Guard, Known
+from totalspineseg_server.volume_io import write_volume
 
 
 def failing(error: Exception) -> TestClient:

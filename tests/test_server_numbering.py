@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from monailabel.client.client import MONAILabelClient
 
-from lib.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.predictions import PredictionStore
-from lib.corrections.wire import from_names, to_wire
-from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server
 from test_server import add_image, infer
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.wire import from_names, to_wire
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()
 ENDS = [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import requests
 
-from lib.front.received_files import MAX_FILE_NAME, plain_name
-from lib.version import VERSION
 from serving import Server
+from totalspineseg_server.front.received_files import MAX_FILE_NAME, plain_name
+from totalspineseg_server.version import VERSION
 
 FILES = [("files", ("a.dcm", b"one")), ("files", ("b.dcm", b"two"))]
 

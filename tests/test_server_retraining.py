@@ -10,18 +10,18 @@ import requests
 from local_server import own_app
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
-from lib.anatomy import WIRE_LABELS
-from lib.corrections.correction_store import CorrectionStore
-from lib.corrections.wire import to_wire
-from lib.geometry import Volume
-from lib.nnunet.networks import Networks
-from lib.registry.model_store import STARTER
-from lib.trainers.runs import is_running, newest_run, only_one, state_of
-from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from serving import MAX_UPLOAD_MB, Server, phantom_server, running_server
 from tiny_models import write_models
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.registry.model_store import STARTER
+from totalspineseg_server.trainers.runs import is_running, newest_run, only_one, state_of
+from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, tiny_scan
 
 IMAGE = "sub-1"

@@ -8,10 +8,10 @@ import pytest
 import requests
 from monailabel.config import settings
 
-from lib.front.failures import without_folders
-from lib.front.guard import foreign_host
-from lib.front.host_names import own_names
 from serving import Server
+from totalspineseg_server.front.failures import without_folders
+from totalspineseg_server.front.guard import foreign_host
+from totalspineseg_server.front.host_names import own_names
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_an_oversized_request_is_refused(server: Server) -> None:
 
 
 def test_the_server_listens_on_loopback_by_default() -> None:
-    from lib import server as module
+    from totalspineseg_server import server as module
 
     assert module.DEFAULT_HOST == "127.0.0.1"
 

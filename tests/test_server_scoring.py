@@ -11,11 +11,11 @@ import pytest
 import requests
 from monailabel.client.client import MONAILabelClient
 
-from lib.anatomy import WIRE_LABELS
-from lib.corrections.wire import to_wire
-from lib.volume_io import write_volume
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.volume_io import write_volume
 
 NAMES = ("scored-a", "scored-b", "scored-nothing")
 WAIT_S = 500

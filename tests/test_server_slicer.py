@@ -8,13 +8,13 @@ import pytest
 import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
-from lib.anatomy import CODE_OF, WIRE_LABELS
-from lib.corrections.wire import from_names, from_wire
-from lib.geometry import Grid
-from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import accepted
+from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
+from totalspineseg_server.corrections.wire import from_names, from_wire
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()
 DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lib import cli
-from lib.front.sockets import listening
-from lib.nnunet.trust_file import TRUST_FILE
-from lib.processes import free_port
-from lib.version import VERSION
 from tiny_models import DATASETS, write_models
+from totalspineseg_server import cli
+from totalspineseg_server.front.sockets import listening
+from totalspineseg_server.nnunet.trust_file import TRUST_FILE
+from totalspineseg_server.processes import free_port
+from totalspineseg_server.version import VERSION
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from monailabel.utils.sessions import Sessions
 
-from lib.infers.sessions import META_FILE, remove_expired
 from pacs_stand_in import Pacs, pacs_app
+from totalspineseg_server.infers.sessions import META_FILE, remove_expired
 
 EXPIRY = 600
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
-from lib.anatomy import CODE_OF
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.files import sha256_of
-from lib.geometry import Grid, Volume
-from lib.infers.siblings import siblings_of
-from lib.numbering.renumber import NamedMap
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.infers.siblings import siblings_of
+from totalspineseg_server.numbering.renumber import NamedMap
 
 LABELS = block_spine("T11")
 GRID = Grid((24, 48, LABELS.shape[2]), np.eye(4))

@@ -19,15 +19,15 @@ import pytest
 import requests
 from nibabel import orientations
 
-from lib.anatomy import CANAL, CODE_OF, NAME_OF
-from lib.corrections.correction_store import CODES_FILE, CorrectionStore
-from lib.dicom.headers import uid_from
-from lib.dicom.mr_object import mr_slices
-from lib.geometry import Grid, Volume
-from lib.volume_io import read_image, read_labels, write_volume
 from pacs_serving import wait_for
 from phantom import image_of, lumbar_codes
 from serving import Server, running_server
+from totalspineseg_server.anatomy import CANAL, CODE_OF, NAME_OF
+from totalspineseg_server.corrections.correction_store import CODES_FILE, CorrectionStore
+from totalspineseg_server.dicom.headers import uid_from
+from totalspineseg_server.dicom.mr_object import mr_slices
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slicer
 

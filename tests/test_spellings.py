@@ -2,8 +2,20 @@
 
 import pytest
 
-from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L4_L5, DISC_L5_S, DISC_T12_L1, L1, L4, STRUCTURES, T12, Structure
-from lib.spellings import code_of_name, level_at, meant_by
+from totalspineseg_server.anatomy import (
+    CANAL,
+    CODE_OF,
+    CORD,
+    DISC_L4_L5,
+    DISC_L5_S,
+    DISC_T12_L1,
+    L1,
+    L4,
+    STRUCTURES,
+    T12,
+    Structure,
+)
+from totalspineseg_server.spellings import code_of_name, level_at, meant_by
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)

@@ -7,14 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from lib import anatomy
-from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from totalspineseg_server import anatomy
+from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import spider_cases
 
-from lib.nnunet.real_spines import RealSpine
+from totalspineseg_server.nnunet.real_spines import RealSpine
 
 SPACING = (2.0, 1.5, 1.5)
 

@@ -10,21 +10,21 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from lib import anatomy
-from lib.cli import main
-from lib.errors import WeightsError
-from lib.nnunet import starter_batches
-from lib.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
-from lib.nnunet.starter import _batches, train_starter
-from lib.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
-from lib.nnunet.starter_finder import StarterFinder
-from lib.nnunet.starter_model import build_network, export_model, warm_start
-from lib.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
-from lib.nnunet.starter_settings import StarterSettings
-from lib.nnunet.training import deep_loss
-from lib.nnunet.trust_file import read_trust, write_trust
-from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
-from lib.trust import UNMEASURED, Trust
+from totalspineseg_server import anatomy
+from totalspineseg_server.cli import main
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet import starter_batches
+from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
+from totalspineseg_server.nnunet.starter import _batches, train_starter
+from totalspineseg_server.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
+from totalspineseg_server.nnunet.starter_finder import StarterFinder
+from totalspineseg_server.nnunet.starter_model import build_network, export_model, warm_start
+from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
+from totalspineseg_server.nnunet.starter_settings import StarterSettings
+from totalspineseg_server.nnunet.training import deep_loss
+from totalspineseg_server.nnunet.trust_file import read_trust, write_trust
+from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
+from totalspineseg_server.trust import UNMEASURED, Trust
 
 pytestmark = pytest.mark.slow
 
@@ -371,7 +371,9 @@ def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
 ) -> None:
     """Step 2 alone, begun from other weights into a new folder, simulated all marks without a word."""
     asked = []
-    monkeypatch.setattr("lib.nnunet.starter.train_starter", lambda *_, discs_by, **__: asked.append(discs_by))
+    monkeypatch.setattr(
+        "totalspineseg_server.nnunet.starter.train_starter", lambda *_, discs_by, **__: asked.append(discs_by)
+    )
     one = {name: tmp_path / name / STARTER_FOLDERS[1] for name in ("new", "source")}
     for model in one.values():
         model.mkdir(parents=True)

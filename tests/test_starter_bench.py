@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import columns
-from lib.anatomy import CORD, DISC_L5_S, DISC_T12_L1
-from lib.geometry import Volume
-from lib.preview import Plane, course_of
-from lib.preview.plane import Picture
-from lib.volume_io import write_volume
 from phantom import RAS, lumbar_codes
+from totalspineseg_server.anatomy import CORD, DISC_L5_S, DISC_T12_L1
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.preview import Plane, course_of
+from totalspineseg_server.preview.plane import Picture
+from totalspineseg_server.volume_io import write_volume
 
 SPACING = 2.0
 

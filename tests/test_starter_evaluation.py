@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import columns
-from lib.agreement import GROUPS, CaseScore
-from lib.anatomy import L4, STEP1_REGIONS
-from lib.nnunet.starter_evaluation import Report, SpineScore, is_flagged, score
-from lib.synthesis import Field, SyntheticSpine
 from phantom import RAS, CodeReader, image_of, lumbar_codes
+from totalspineseg_server.agreement import GROUPS, CaseScore
+from totalspineseg_server.anatomy import L4, STEP1_REGIONS
+from totalspineseg_server.nnunet.starter_evaluation import Report, SpineScore, is_flagged, score
+from totalspineseg_server.synthesis import Field, SyntheticSpine
 
 NO_DICE = dict.fromkeys(STEP1_REGIONS, math.nan)
 

@@ -14,16 +14,16 @@ import pytest
 import requests
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.corrections import datastore, watch
-from lib.corrections.datastore import StudiesDatastore
-from lib.corrections.image_fingerprints import DRAWN_ON
-from lib.errors import StorageError
-from lib.files import sha256_of
-from lib.geometry import Grid
-from lib.volume_io import write_volume
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
+from totalspineseg_server.corrections import datastore, watch
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.volume_io import write_volume
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, label
 
-from lib import anatomy
-from lib.synthesis import (
+from totalspineseg_server import anatomy
+from totalspineseg_server.synthesis import (
     Field,
     RenderOptions,
     SpineOptions,
@@ -25,13 +25,13 @@ from lib.synthesis import (
     step1_classes,
     step2_classes,
 )
-from lib.synthesis.column import Vertebra, bend_column
-from lib.synthesis.implants import IMPLANT_ODDS, draw_implants
-from lib.synthesis.ligaments import draw_ligaments
-from lib.synthesis.morphometry import level_sizes
-from lib.synthesis.raster import Raster
-from lib.synthesis.render import _coil, _flow, _saturate
-from lib.synthesis.shapes import (
+from totalspineseg_server.synthesis.column import Vertebra, bend_column
+from totalspineseg_server.synthesis.implants import IMPLANT_ODDS, draw_implants
+from totalspineseg_server.synthesis.ligaments import draw_ligaments
+from totalspineseg_server.synthesis.morphometry import level_sizes
+from totalspineseg_server.synthesis.raster import Raster
+from totalspineseg_server.synthesis.render import _coil, _flow, _saturate
+from totalspineseg_server.synthesis.shapes import (
     Local,
     Mask,
     Reach,
@@ -44,7 +44,7 @@ from lib.synthesis.shapes import (
     spinous_ends,
     spinous_reach,
 )
-from lib.synthesis.tissues import PRIORS, Tissue
+from totalspineseg_server.synthesis.tissues import PRIORS, Tissue
 
 pytestmark = pytest.mark.slow
 
@@ -473,7 +473,9 @@ def test_marrow_is_dark_in_some_people_and_mottled_in_others(
     for seed in range(8):
         means = []
         for odds in (0.0, 1.0):
-            monkeypatch.setattr(importlib.import_module("lib.synthesis.render"), "_DARK_MARROW_ODDS", odds)
+            monkeypatch.setattr(
+                importlib.import_module("totalspineseg_server.synthesis.render"), "_DARK_MARROW_ODDS", odds
+            )
             image = render(np.random.default_rng(seed), whole, RenderOptions(contrast="T1", slice_mm=1.0))
             means.append(float(image[marrow].mean()))
         assert 0.25 < means[1] / means[0] < 0.95

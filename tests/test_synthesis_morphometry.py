@@ -1,6 +1,6 @@
 """Tests of synthetic spines against the literature: curves, cord, conus, tail bone, discs, bodies, canal, pedicles.
 
-Numbers without a source here are those of ``lib/synthesis/morphometry.py``, which names theirs.
+Numbers without a source here are those of ``totalspineseg_server/synthesis/morphometry.py``, which names theirs.
 """
 
 import itertools
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lib import anatomy
-from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
-from lib.synthesis import morphometry as mm
-from lib.synthesis.canal_shape import trace_canal
-from lib.synthesis.column import bend_column
-from lib.synthesis.raster import Raster
-from lib.synthesis.shapes import Local, arch
-from lib.synthesis.tissues import Tissue
+from totalspineseg_server import anatomy
+from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
+from totalspineseg_server.synthesis import morphometry as mm
+from totalspineseg_server.synthesis.canal_shape import trace_canal
+from totalspineseg_server.synthesis.column import bend_column
+from totalspineseg_server.synthesis.raster import Raster
+from totalspineseg_server.synthesis.shapes import Local, arch
+from totalspineseg_server.synthesis.tissues import Tissue
 
 pytestmark = pytest.mark.slow
 

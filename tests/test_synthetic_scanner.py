@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic_scanner import BRIGHTEST, NOISE, FloatImage, new_scanner, old_scanner
 
-from lib.anatomy import CANAL, CORD, DISCS
-from lib.synthesis import SpineOptions, SyntheticSpine, random_spine, thick_slices
-from lib.synthesis.tissues import Tissue
+from totalspineseg_server.anatomy import CANAL, CORD, DISCS
+from totalspineseg_server.synthesis import SpineOptions, SyntheticSpine, random_spine, thick_slices
+from totalspineseg_server.synthesis.tissues import Tissue
 
 Scan = tuple[SyntheticSpine, FloatImage]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from server_process import APP, ROOT
 
-from lib.processes import ENDING, SIGNALED
 from test_processes import is_alive
+from totalspineseg_server.processes import ENDING, SIGNALED
 
 TOOLS = ROOT / "tools"
 TOOL = """
 import signal, sys, tempfile
 from pathlib import Path
 import server_process
-from lib.processes import ENDING, unwind_on_signals
+from totalspineseg_server.processes import ENDING, unwind_on_signals
 
 for number in ENDING:  # A shell without job control ignores one, nohup another.
     signal.signal(number, signal.SIG_DFL)

@@ -13,13 +13,13 @@ import retraining_bench
 from local_server import TrainingFailedError
 from monailabel.client.client import MONAILabelClientException
 
-from lib.agreement import LEVELS, MEASURES
-from lib.anatomy import WIRE_LABELS
-from lib.corrections.wire import to_wire
-from lib.geometry import Volume
-from lib.trainers.retrain_settings import read_settings
-from lib.volume_io import write_volume
 from phantom import RAS, lumbar_codes
+from totalspineseg_server.agreement import LEVELS, MEASURES
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.trainers.retrain_settings import read_settings
+from totalspineseg_server.volume_io import write_volume
 
 BEFORE = {"step1": "old-1", "step2": "old-2"}
 AFTER = {"step1": "new-1", "step2": "new-2"}

@@ -5,14 +5,14 @@ import pytest
 from scipy import ndimage
 
 from block_spines import block_spine, classes_of
-from lib.anatomy import CANAL, CODE_OF, CORD, SACRUM, VERTEBRAE
-from lib.errors import NoSpineError
-from lib.transforms import components as c
-from lib.transforms.canal import fill_canal, soft_structure
-from lib.transforms.centerline import canal_extent, smooth_centerline
-from lib.transforms.crop import crop_box
-from lib.transforms.discs import missing_discs, odd_discs
-from lib.transforms.one_spine import one_spine
+from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, SACRUM, VERTEBRAE
+from totalspineseg_server.errors import NoSpineError
+from totalspineseg_server.transforms import components as c
+from totalspineseg_server.transforms.canal import fill_canal, soft_structure
+from totalspineseg_server.transforms.centerline import canal_extent, smooth_centerline
+from totalspineseg_server.transforms.crop import crop_box
+from totalspineseg_server.transforms.discs import missing_discs, odd_discs
+from totalspineseg_server.transforms.one_spine import one_spine
 
 FULL = np.ones((3, 3, 3), dtype=bool)
 SEEDS = range(6)

@@ -5,10 +5,10 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from iterative import label_iteratively
-from lib.anatomy import NAME_OF, Kind
-from lib.errors import NoSpineError
-from lib.numbering.course import ruler_of
-from lib.transforms.pieces import Pieces, find_pieces, require_spine
+from totalspineseg_server.anatomy import NAME_OF, Kind
+from totalspineseg_server.errors import NoSpineError
+from totalspineseg_server.numbering.course import ruler_of
+from totalspineseg_server.transforms.pieces import Pieces, find_pieces, require_spine
 
 
 def codes_of(pieces: Pieces, spine: np.ndarray) -> list[str]:

@@ -12,22 +12,22 @@ import torch
 
 import columns
 import tiny_models
-from lib.anatomy import CODE_OF, DISC_L5_S, DISC_T12_L1, DISCS, LANDMARK_DISCS, NAME_OF
-from lib.errors import WeightsError
-from lib.geometry import Volume
-from lib.nnunet import predictor
-from lib.nnunet.calibration import observe
-from lib.nnunet.model_folder import ModelFolder, models_in
-from lib.nnunet.model_zips import export_version, import_version
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
-from lib.numbering.chain import Numbering
-from lib.numbering.evidence import tilt_deg
-from lib.numbering.evidence_weights import CAREFUL
-from lib.numbering.naming import name_map
-from lib.numbering.report import report, sentence
-from lib.registry.model_store import STARTER, ModelStore
-from lib.trust import UNMEASURED, Seen, Tilts, Trust, trust_from_json
+from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, DISC_T12_L1, DISCS, LANDMARK_DISCS, NAME_OF
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet import predictor
+from totalspineseg_server.nnunet.calibration import observe
+from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
+from totalspineseg_server.nnunet.model_zips import export_version, import_version
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
+from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.evidence import tilt_deg
+from totalspineseg_server.numbering.evidence_weights import CAREFUL
+from totalspineseg_server.numbering.naming import name_map
+from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.trust import UNMEASURED, Seen, Tilts, Trust, trust_from_json
 
 STARTER_FOLDER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"
 BAD_T12 = Trust((Seen(), Seen(), Seen(40, 4, 4, 24, 40, 40), Seen(40, 36, 2, 0, 40, 0)), scans=40)

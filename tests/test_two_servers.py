@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from lib.anatomy import WIRE_LABELS
-from lib.corrections.wire import to_wire
-from lib.volume_io import read_labels, write_volume
 from phantom import RAS, image_of, lumbar_codes
 from serving import MAX_UPLOAD_MB, Server, phantom_server
+from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 IMAGES = tuple(f"scan-{number}" for number in range(6))
 NAMES = json.dumps({"label_info": [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]})

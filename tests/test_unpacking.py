@@ -14,13 +14,13 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage
 
-from lib import unpacking, volume_io
-from lib.corrections.submission import read_submission
-from lib.dicom import deflated as deflated_module
-from lib.dicom.headers import read_header
-from lib.dicom.seg_object import is_seg, open_seg
-from lib.errors import ImageError, LabelError, MemoryShortageError
-from lib.volume_io import read_image, read_labels
+from totalspineseg_server import unpacking, volume_io
+from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.dicom import deflated as deflated_module
+from totalspineseg_server.dicom.headers import read_header
+from totalspineseg_server.dicom.seg_object import is_seg, open_seg
+from totalspineseg_server.errors import ImageError, LabelError, MemoryShortageError
+from totalspineseg_server.volume_io import read_image, read_labels
 
 SHAPE = (12, 14, 6)
 HUGE = (30000, 30000, 30000)

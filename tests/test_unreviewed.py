@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib.agreement import score_case
-from lib.anatomy import (
+from test_corrections_store import L4_L5, Desk
+from tiny_models import write_model_folder
+from totalspineseg_server.agreement import score_case
+from totalspineseg_server.anatomy import (
     CANAL,
     CODE_OF,
     DISC_T11_T12,
@@ -24,25 +26,23 @@ from lib.anatomy import (
     WIRE_LABELS,
     column,
 )
-from lib.corrections.correction_store import RECORD_FILE
-from lib.corrections.names import Mapped, map_names
-from lib.corrections.unreviewed import with_unreviewed, without_regions
-from lib.errors import LabelError
-from lib.geometry import Grid
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
-from lib.nnunet.finetune_settings import NONE
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.odd_channel import marked_discs
-from lib.nnunet.patches import Patches
-from lib.nnunet.preprocessed import IDENTIFIER, dataset_folder, store_cases
-from lib.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
-from lib.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
-from lib.nnunet.training import region_loss
-from lib.segments import Segment, Submission
-from lib.trainers.material import judged_cases, site_material
-from lib.volume_io import read_labels
-from test_corrections_store import L4_L5, Desk
-from tiny_models import write_model_folder
+from totalspineseg_server.corrections.correction_store import RECORD_FILE
+from totalspineseg_server.corrections.names import Mapped, map_names
+from totalspineseg_server.corrections.unreviewed import with_unreviewed, without_regions
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import Grid
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
+from totalspineseg_server.nnunet.finetune_settings import NONE
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.odd_channel import marked_discs
+from totalspineseg_server.nnunet.patches import Patches
+from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, dataset_folder, store_cases
+from totalspineseg_server.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
+from totalspineseg_server.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
+from totalspineseg_server.nnunet.training import region_loss
+from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.trainers.material import judged_cases, site_material
+from totalspineseg_server.volume_io import read_labels
 from training_site import SPACING_MM, correct, make_site, tiny_scan
 
 L4, L5 = CODE_OF["L4"], CODE_OF["L5"]

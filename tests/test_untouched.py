@@ -9,41 +9,41 @@ import pytest
 import torch
 
 from block_spines import block_spine, classes_of
-from lib.agreement import GROUPS, CaseScore, Left, score_case
-from lib.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.corrections.drawn_maps import DrawnMaps, KeptMaps
-from lib.corrections.inbox import Inbox, Studies
-from lib.corrections.names import Mapped, map_names
-from lib.corrections.predictions import PredictionRecord, PredictionStore
-from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.renames import compare
-from lib.corrections.untouched import with_untouched
-from lib.errors import LabelError
-from lib.files import sha256_of
-from lib.gate.compare import SubjectScores
-from lib.gate.verdict import GateReport, judge
-from lib.geometry import Grid, LabelArray, Volume
-from lib.nnunet.cases import prepare_case
-from lib.nnunet.content_version import parts_of
-from lib.nnunet.finetune_job import Job
-from lib.nnunet.finetune_settings import NONE, FinetuneSettings
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.patches import Patches, Sample
-from lib.nnunet.preprocessed import IDENTIFIER, store_cases
-from lib.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
-from lib.nnunet.targets import REGIONS, region_shares
-from lib.nnunet.training import deep_loss, region_loss
-from lib.numbering.renumber import NamedMap
-from lib.registry.model_store import STARTER
-from lib.registry.records import VersionRecord, write_record
-from lib.segments import Segment, Submission
-from lib.trainers.line import is_of_line, line_of
-from lib.trainers.material import judged_cases, site_material
-from lib.trainers.start import start_of
-from lib.volume_io import write_volume
 from phantom import DISC_MM, LUMBAR_TOP_DOWN, SHAPE, VERTEBRA_MM
 from tiny_models import write_model_folder
+from totalspineseg_server.agreement import GROUPS, CaseScore, Left, score_case
+from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.names import Mapped, map_names
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.renames import compare
+from totalspineseg_server.corrections.untouched import with_untouched
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.gate.verdict import GateReport, judge
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.nnunet.cases import prepare_case
+from totalspineseg_server.nnunet.content_version import parts_of
+from totalspineseg_server.nnunet.finetune_job import Job
+from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.patches import Patches, Sample
+from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, store_cases
+from totalspineseg_server.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
+from totalspineseg_server.nnunet.targets import REGIONS, region_shares
+from totalspineseg_server.nnunet.training import deep_loss, region_loss
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.registry.model_store import STARTER
+from totalspineseg_server.registry.records import VersionRecord, write_record
+from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.trainers.line import is_of_line, line_of
+from totalspineseg_server.trainers.material import judged_cases, site_material
+from totalspineseg_server.trainers.start import start_of
+from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_settings
 
 TRUTH = block_spine("T11")

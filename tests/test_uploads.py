@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from lib.corrections import uploads as module
-from lib.corrections.uploads import Claims, Uploads, resolve_image
-from lib.errors import LabelError, UnknownImageError
+from totalspineseg_server.corrections import uploads as module
+from totalspineseg_server.corrections.uploads import Claims, Uploads, resolve_image
+from totalspineseg_server.errors import LabelError, UnknownImageError
 
 READER, OTHER = "user-xyz", "script"
 BOTH = ("5: t2", "of Ada")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from server_process import START_SECONDS
 
-import lib.nnunet.predictor as predictor_module
-from lib.errors import TotalSpineSegError, WeightsError
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.predictor import WarmPredictor
-from lib.nnunet.runtimes import require
+import totalspineseg_server.nnunet.predictor as predictor_module
 from serving import Server
 from tiny_models import write_model_folder
+from totalspineseg_server.errors import TotalSpineSegError, WeightsError
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.runtimes import require
 
 APP_MAIN = Path(__file__).parents[1] / "apps" / "totalspineseg" / "main.py"
 

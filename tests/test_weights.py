@@ -12,20 +12,20 @@ from pathlib import Path
 
 import pytest
 
-import lib.nnunet.unpack as unpack_module
-import lib.zips as zips_module
-from lib.cli import main
-from lib.cli import weights as weights_command
-from lib.errors import StorageError, WeightsError
-from lib.files import sha256_of
-from lib.nnunet import installation as weights_module
-from lib.nnunet.download import download
-from lib.nnunet.installation import assets, install
-from lib.nnunet.networks import Networks
-from lib.nnunet.unpack import unpack_model
-from lib.registry.model_store import ModelStore
-from lib.registry.releases import NEWEST, RELEASES
+import totalspineseg_server.nnunet.unpack as unpack_module
+import totalspineseg_server.zips as zips_module
 from tiny_models import write_model_folder
+from totalspineseg_server.cli import main
+from totalspineseg_server.cli import weights as weights_command
+from totalspineseg_server.errors import StorageError, WeightsError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.nnunet import installation as weights_module
+from totalspineseg_server.nnunet.download import download
+from totalspineseg_server.nnunet.installation import assets, install
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.nnunet.unpack import unpack_model
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.releases import NEWEST, RELEASES
 
 
 def zip_folder(folder: Path, target: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "lib"
+LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "totalspineseg_server"
 NOT_CLEANED: tuple[str, ...] = ()
 """Rooms that still have old patterns. Remove a room from the list once it has none; never add one."""
 STILL_USED = {}

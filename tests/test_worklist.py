@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from lib.activelearning.doubt import Parts
-from lib.activelearning.offers import Offer
-from lib.activelearning.scores import Score, Scores
-from lib.anatomy import CODE_OF
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.predictions import PredictionStore
-from lib.corrections.receipts import Sender
-from lib.corrections.rejections import Rejection, Rejections
-from lib.worklist.query import Query, select
-from lib.worklist.rows import Row, levels_text, row_of
-from lib.worklist.worklist import Records, Worklist
+from totalspineseg_server.activelearning.doubt import Parts
+from totalspineseg_server.activelearning.offers import Offer
+from totalspineseg_server.activelearning.scores import Score, Scores
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.rejections import Rejection, Rejections
+from totalspineseg_server.worklist.query import Query, select
+from totalspineseg_server.worklist.rows import Row, levels_text, row_of
+from totalspineseg_server.worklist.worklist import Records, Worklist
 
 SCORE = Score("a", "1", "s", {"step1": "v1", "step2": "v1"}, "p", Parts(0.2), (CODE_OF["L1"], CODE_OF["L5"]))
 REFUSED = Score("a", "1", "s", {"step1": "v1"}, refused="no spine", message="No spine was found.")

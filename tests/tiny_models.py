@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from lib.anatomy import STEP1_REGIONS, STEP2_REGIONS
+from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS
 
 DATASETS = {1: "Dataset101_TotalSpineSeg_step1", 2: "Dataset102_TotalSpineSeg_step2"}
 TRAINER = "nnUNetTrainerDAExtGPU"

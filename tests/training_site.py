@@ -6,22 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from lib.corrections.correction_store import Correction, Received
-from lib.corrections.names import Mapped
-from lib.corrections.predictions import PredictionRecord
-from lib.corrections.receipts import Receipts, Sender
-from lib.corrections.uploads import Claims
-from lib.files import sha256_of
-from lib.gate.scoring import JudgedCase
-from lib.geometry import Volume
-from lib.nnunet.cases import LabeledScan, Origin, ScanSource
-from lib.nnunet.finetune_settings import FinetuneSettings
-from lib.registry.model_store import ModelStore
-from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from lib.trainers.retrain_settings import RetrainSettings
-from lib.trainers.site import Site, folder_site
-from lib.volume_io import write_volume
 from tiny_models import TRAINER, write_models
+from totalspineseg_server.corrections.correction_store import Correction, Received
+from totalspineseg_server.corrections.names import Mapped
+from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.scoring import JudgedCase
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
+from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from totalspineseg_server.trainers.retrain_settings import RetrainSettings
+from totalspineseg_server.trainers.site import Site, folder_site
+from totalspineseg_server.volume_io import write_volume
 
 SPACING_MM = (6.0, 6.0, 6.0)
 """Patch of the tiny networks; a lower lumbar scan is then a few patches."""

@@ -22,14 +22,14 @@ from bench_request import warm_request
 from local_server import APP, ROOT, own_app, serving
 from monailabel.client.client import MONAILabelClient
 
-from lib.files import read_json, write_json
-from lib.nnunet.networks import Networks
-from lib.nnunet.runtimes import RUNTIMES, Runtime
-from lib.processes import unwind_on_signals
-from lib.registry.model_store import ModelStore
-from lib.synthesis import demo_studies
+from totalspineseg_server.files import read_json, write_json
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.nnunet.runtimes import RUNTIMES, Runtime
+from totalspineseg_server.processes import unwind_on_signals
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.synthesis import demo_studies
 
-LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from lib.cli import main; sys.exit(main())"
+LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from totalspineseg_server.cli import main; sys.exit(main())"
 SEED = 11
 SAME_STAGE = {"read image": "read", "write result": "write"}
 """Names of stages in the server that the command has, too."""

@@ -27,21 +27,21 @@ from bench_official import official_shape, synthetic_scan  # noqa: E402
 from bench_retrain_real import CORRECTED, PREDICTED, truth_of  # noqa: E402
 from local_server import APP  # noqa: E402
 
-from lib.nnunet.cases import LabeledScan, Origin, TrainingCase, prepare_case  # noqa: E402
-from lib.nnunet.checkpoint import load_checkpoint  # noqa: E402
-from lib.nnunet.finetune import Stopped, fine_tune  # noqa: E402
-from lib.nnunet.finetune_job import LATEST, Progress  # noqa: E402
-from lib.nnunet.finetune_settings import NONE, FinetuneSettings  # noqa: E402
-from lib.nnunet.installation import STEP1_PATCH  # noqa: E402
-from lib.nnunet.model_folder import ModelFolder  # noqa: E402
-from lib.nnunet.patches import Patches  # noqa: E402
-from lib.nnunet.preprocessed import IDENTIFIER, StoredCase, dataset_folder, store_cases  # noqa: E402
-from lib.nnunet.runtimes import resolve_device  # noqa: E402
-from lib.nnunet.targets import REGIONS  # noqa: E402
-from lib.nnunet.training import region_hits  # noqa: E402
-from lib.nnunet.training_log import dice_text  # noqa: E402
-from lib.synthesis import Field  # noqa: E402
-from lib.trainers.remembered import replay_sources  # noqa: E402
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, TrainingCase, prepare_case  # noqa: E402
+from totalspineseg_server.nnunet.checkpoint import load_checkpoint  # noqa: E402
+from totalspineseg_server.nnunet.finetune import Stopped, fine_tune  # noqa: E402
+from totalspineseg_server.nnunet.finetune_job import LATEST, Progress  # noqa: E402
+from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings  # noqa: E402
+from totalspineseg_server.nnunet.installation import STEP1_PATCH  # noqa: E402
+from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
+from totalspineseg_server.nnunet.patches import Patches  # noqa: E402
+from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, StoredCase, dataset_folder, store_cases  # noqa: E402
+from totalspineseg_server.nnunet.runtimes import resolve_device  # noqa: E402
+from totalspineseg_server.nnunet.targets import REGIONS  # noqa: E402
+from totalspineseg_server.nnunet.training import region_hits  # noqa: E402
+from totalspineseg_server.nnunet.training_log import dice_text  # noqa: E402
+from totalspineseg_server.synthesis import Field  # noqa: E402
+from totalspineseg_server.trainers.remembered import replay_sources  # noqa: E402
 
 RESERVE_S: Final = 60.0
 """Seconds of the budget that are kept for measuring once more and writing."""

@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
 
 import columns  # noqa: E402
-from lib.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
-from lib.files import write_json  # noqa: E402
-from lib.geometry import Volume  # noqa: E402
-from lib.numbering.chain import Numbering  # noqa: E402
-from lib.numbering.evidence import Step1Names  # noqa: E402
-from lib.numbering.naming import name_map  # noqa: E402
-from lib.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR  # noqa: E402
-from lib.numbering.step1_names import step1_names  # noqa: E402
+from totalspineseg_server.anatomy import DISC_CLASSES, DISCS, LANDMARK_CLASS, LANDMARK_DISCS, VERTEBRAE, Kind  # noqa: E402
+from totalspineseg_server.files import write_json  # noqa: E402
+from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
+from totalspineseg_server.numbering.evidence import Step1Names  # noqa: E402
+from totalspineseg_server.numbering.naming import name_map  # noqa: E402
+from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR  # noqa: E402
+from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 
 BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.001)
 

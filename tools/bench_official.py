@@ -34,25 +34,25 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from server_process import server_process
 
-from lib.cli import main as totalspineseg
-from lib.corrections.history import new_id
-from lib.files import read_json, write_json
-from lib.geometry import Volume
-from lib.nnunet.cases import LabeledScan, Origin, prepare_case
-from lib.nnunet.discovery import STEP_CHANNELS
-from lib.nnunet.finetune import fine_tune
-from lib.nnunet.finetune_settings import FinetuneSettings
-from lib.nnunet.installation import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.preprocessed import store_cases
-from lib.processes import unwind_on_signals
-from lib.registry.model_store import ModelStore
-from lib.registry.records import VersionRecord
-from lib.registry.releases import NEWEST
-from lib.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from lib.trainers.candidates import Candidates, Lesson
-from lib.trainers.publication import publish
-from lib.volume_io import write_volume
+from totalspineseg_server.cli import main as totalspineseg
+from totalspineseg_server.corrections.history import new_id
+from totalspineseg_server.files import read_json, write_json
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, prepare_case
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.finetune import fine_tune
+from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
+from totalspineseg_server.nnunet.installation import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.preprocessed import store_cases
+from totalspineseg_server.processes import unwind_on_signals
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import VersionRecord
+from totalspineseg_server.registry.releases import NEWEST
+from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from totalspineseg_server.trainers.candidates import Candidates, Lesson
+from totalspineseg_server.trainers.publication import publish
+from totalspineseg_server.volume_io import write_volume
 
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]
 BLOCKS: Final = [1, 3, 4, 6, 6, 6, 6]

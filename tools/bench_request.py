@@ -3,15 +3,15 @@
 import time
 from pathlib import Path
 
-import local_server  # noqa: F401  (puts lib on the path)
+import local_server  # noqa: F401  (puts the package on the path)
 import torch
 
-from lib import pipeline
-from lib.corrections.wire import to_wire
-from lib.nnunet.networks import Networks
-from lib.numbering.linter import lint
-from lib.prediction import Predictor
-from lib.volume_io import read_image, write_volume
+from totalspineseg_server import pipeline
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.volume_io import read_image, write_volume
 
 
 def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, float]:

@@ -57,17 +57,17 @@ from retraining_bench import (  # noqa: E402
 from spider_cases import read_patients, read_slab  # noqa: E402
 from synthetic_scanner import old_scanner  # noqa: E402
 
-from lib.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
-from lib.anatomy import CANAL, CORD, NAME_OF, UNREVIEWED  # noqa: E402
-from lib.certainty import is_doubtful  # noqa: E402
-from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.files import read_json, write_json  # noqa: E402
-from lib.geometry import LabelArray, Volume  # noqa: E402
-from lib.nnunet.model_folder import ModelFolder  # noqa: E402
-from lib.processes import unwind_on_signals  # noqa: E402
-from lib.registry.model_store import STARTER, ModelStore  # noqa: E402
-from lib.registry.records import lineage  # noqa: E402
-from lib.volume_io import write_volume  # noqa: E402
+from totalspineseg_server.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
+from totalspineseg_server.anatomy import CANAL, CORD, NAME_OF, UNREVIEWED  # noqa: E402
+from totalspineseg_server.certainty import is_doubtful  # noqa: E402
+from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
+from totalspineseg_server.files import read_json, write_json  # noqa: E402
+from totalspineseg_server.geometry import LabelArray, Volume  # noqa: E402
+from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.registry.model_store import STARTER, ModelStore  # noqa: E402
+from totalspineseg_server.registry.records import lineage  # noqa: E402
+from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections train, the usual five first."""

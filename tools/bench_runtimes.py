@@ -20,11 +20,11 @@ import local_server
 import torch
 from bench_official import official_shape
 
-from lib.files import copy_file
-from lib.nnunet.discovery import STEP_CHANNELS
-from lib.nnunet.model_folder import ModelFolder
-from lib.nnunet.openvino_network import load_openvino
-from lib.processes import unwind_on_signals
+from totalspineseg_server.files import copy_file
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.openvino_network import load_openvino
+from totalspineseg_server.processes import unwind_on_signals
 
 SIDE = 128
 """Side of the tile, voxels at 1 mm."""

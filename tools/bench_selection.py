@@ -35,15 +35,15 @@ from monailabel.client.client import MONAILabelClient  # noqa: E402
 from retraining_bench import Case, Progress, ServerError, submit  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
-from lib.activelearning.doubt import Parts  # noqa: E402
-from lib.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
-from lib.corrections.correction_store import CorrectionStore  # noqa: E402
-from lib.corrections.history import HISTORY_DIR  # noqa: E402
-from lib.files import move_folder, partial_folder  # noqa: E402
-from lib.geometry import Volume  # noqa: E402
-from lib.processes import unwind_on_signals  # noqa: E402
-from lib.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
-from lib.volume_io import write_volume  # noqa: E402
+from totalspineseg_server.activelearning.doubt import Parts  # noqa: E402
+from totalspineseg_server.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
+from totalspineseg_server.corrections.correction_store import CorrectionStore  # noqa: E402
+from totalspineseg_server.corrections.history import HISTORY_DIR  # noqa: E402
+from totalspineseg_server.files import move_folder, partial_folder  # noqa: E402
+from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
+from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 FIFTH: Final = 5
 ORDERS: Final[Mapping[str, Callable[[Parts], float | None]]] = {

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "apps" / "totalspin
 
 import numpy as np
 
-from lib.synthesis import Field, SpineOptions, random_spine, render
+from totalspineseg_server.synthesis import Field, SpineOptions, random_spine, render
 
 SEED = 515
 WIDTH_MM, DEPTH_MM = 80.0, 200.0

@@ -1,4 +1,4 @@
-"""Breaks random places of `lib`, one at a time, and says which of them no test notices.
+"""Breaks random places of the package, one at a time, and says which of them no test notices.
 
     .venv/bin/python tools/break_places.py --seed 7 [--count 10] [--fast] [--only numbering/chain.py]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 APP = Path("apps/totalspineseg")
 sys.path.insert(0, str(ROOT / APP))
 
-from lib.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 
 FAST = "not slow and not release and not browser and not ohif and not slicer"
 OTHERS = "slow and not release and not browser and not ohif and not slicer"
@@ -99,7 +99,7 @@ def tests_of(module: str, root: Path) -> list[Path]:
     """Return the test files that import a module; where none does, those of the modules that import it, and so on.
 
     Args:
-        module: Such as ``lib.numbering.chain``.
+        module: Such as ``numbering.chain``.
         root: The project.
     """
     files = {path: imported(path) for folder in (root / APP, root / "tests") for path in folder.rglob("*.py")}
@@ -170,15 +170,19 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, required=True, help="another seed breaks other places")
     parser.add_argument("--count", type=int, default=10, help="how many places to break (default: 10)")
     parser.add_argument("--fast", action="store_true", help="run the tests of make test-fast alone")
-    parser.add_argument("--only", default="", help="break files of lib whose path begins so")
+    parser.add_argument("--only", default="", help="break files of the package whose path begins so")
     arguments = parser.parse_args(words)
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         copy_project(copy)
         (copy / ".venv").symlink_to(ROOT / ".venv")
-        files = sorted(path for path in (copy / APP / "lib").rglob("*.py"))
-        files = [path for path in files if str(path.relative_to(copy / APP / "lib")).startswith(arguments.only)]
+        files = sorted(path for path in (copy / APP / "totalspineseg_server").rglob("*.py"))
+        files = [
+            path
+            for path in files
+            if str(path.relative_to(copy / APP / "totalspineseg_server")).startswith(arguments.only)
+        ]
         every = [(path, place) for path in files for place in places(path.read_text(encoding="utf-8"))]
         for path, place in random.Random(arguments.seed).sample(every, min(arguments.count, len(every))):
             start, tests = time.monotonic(), tests_of(_module(path, copy), copy)

@@ -1,4 +1,4 @@
-"""`make coverage`: the share of lines and branches of `lib` that the tests run, by folder. It is a figure, not a gate.
+"""`make coverage`: print the share of lines and branches that the tests run, by folder. It is a figure, not a gate.
 
 .venv/bin/python tools/coverage_table.py FILE      from `coverage json`
 """
@@ -9,12 +9,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LIB = "apps/totalspineseg/lib/"
+LIB = "apps/totalspineseg/totalspineseg_server/"
 COUNTS = ("num_statements", "covered_lines", "num_branches", "covered_branches")
 
 
 def table(files: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
-    """Return a line for each folder of lib and one for all.
+    """Return a line for each folder of the package and one for all.
 
     Args:
         files: Path -> entry of the file in ``coverage json``.

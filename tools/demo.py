@@ -24,14 +24,14 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from local_server import TrainingFailedError, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
-from lib.certainty import is_doubtful  # noqa: E402
-from lib.corrections.correction_store import CorrectionStore  # noqa: E402
-from lib.corrections.wire import from_names, from_wire  # noqa: E402
-from lib.geometry import Volume  # noqa: E402
-from lib.preview import mid_sagittal, save_picture  # noqa: E402
-from lib.processes import unwind_on_signals  # noqa: E402
-from lib.synthesis import demo_studies  # noqa: E402
-from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
+from totalspineseg_server.certainty import is_doubtful  # noqa: E402
+from totalspineseg_server.corrections.correction_store import CorrectionStore  # noqa: E402
+from totalspineseg_server.corrections.wire import from_names, from_wire  # noqa: E402
+from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.synthesis import demo_studies  # noqa: E402
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 SEED = 7
 PUBLISHED = "published"

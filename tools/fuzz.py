@@ -22,11 +22,11 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tests")]
 
 import requests  # noqa: E402
 
-from lib.anatomy import WIRE_LABELS  # noqa: E402
-from lib.files import write_json  # noqa: E402
-from lib.processes import unwind_on_signals  # noqa: E402
-from lib.volume_io import IMAGE_SUFFIXES, stem  # noqa: E402
 from serving import Server, studies_server  # noqa: E402
+from totalspineseg_server.anatomy import WIRE_LABELS  # noqa: E402
+from totalspineseg_server.files import write_json  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.volume_io import IMAGE_SUFFIXES, stem  # noqa: E402
 
 CALLS = 2000
 EXAMPLES = 80

@@ -16,8 +16,8 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from server_process import APP, ROOT, server_process
 
-from lib.processes import unwind_on_signals
-from lib.synthesis import demo_studies
+from totalspineseg_server.processes import unwind_on_signals
+from totalspineseg_server.synthesis import demo_studies
 
 SIZE: Final = {"width": 1366, "height": 768}
 SCANS: Final = 2

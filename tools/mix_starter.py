@@ -15,11 +15,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
-from lib.files import read_json, sha256_of, write_json  # noqa: E402
-from lib.nnunet.candidate import mixed_weights  # noqa: E402
-from lib.nnunet.model_folder import models_in  # noqa: E402
-from lib.nnunet.starter_model import export_model  # noqa: E402
-from lib.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
+from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
+from totalspineseg_server.nnunet.candidate import mixed_weights  # noqa: E402
+from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
+from totalspineseg_server.nnunet.starter_model import export_model  # noqa: E402
+from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
 
 
 def mix(before: Path, trained: Path, out: Path, share: float) -> None:

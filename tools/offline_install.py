@@ -13,7 +13,7 @@ from pathlib import Path
 
 from local_server import ROOT
 
-from lib.processes import unwind_on_signals
+from totalspineseg_server.processes import unwind_on_signals
 
 INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "http_proxy", "https_proxy")
 NOWHERE = "http://127.0.0.1:9"

@@ -12,15 +12,15 @@ import numpy as np
 from local_server import ROOT
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
-from lib.agreement import GROUPS, LEVELS, CaseScore
-from lib.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
-from lib.corrections.unreviewed import without_regions
-from lib.corrections.wire import from_names, to_wire
-from lib.files import read_json, write_json
-from lib.geometry import LabelArray, Volume
-from lib.registry.model_store import ModelStore
-from lib.trainers.retrain_settings import RetrainSettings
-from lib.volume_io import read_labels, write_volume
+from totalspineseg_server.agreement import GROUPS, LEVELS, CaseScore
+from totalspineseg_server.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
+from totalspineseg_server.corrections.unreviewed import without_regions
+from totalspineseg_server.corrections.wire import from_names, to_wire
+from totalspineseg_server.files import read_json, write_json
+from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trainers.retrain_settings import RetrainSettings
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5
 """Largest share of the error that may be left."""

@@ -6,7 +6,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "apps" / "totalspineseg"
-LIB: Final = APP / "lib"
+LIB: Final = APP / "totalspineseg_server"
 DESIGN: Final = ROOT / "docs" / "design.md"
 ROW: Final = re.compile(r"^\| (\d+) \| (`[^|]+`) \|")
 
@@ -31,7 +31,7 @@ def room_of(path: Path) -> str:
     """Return the room of a file of the app.
 
     Args:
-        path: A file of ``lib``, or ``main.py``.
+        path: A file of ``totalspineseg_server``, or ``main.py``.
     """
     relative = path.relative_to(APP)
-    return relative.parts[1 if relative.parts[0] == "lib" else 0].removesuffix(".py")
+    return relative.parts[1 if relative.parts[0] == "totalspineseg_server" else 0].removesuffix(".py")

@@ -16,12 +16,12 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
-from lib.cli import EXIT_USAGE  # noqa: E402
-from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.front.sockets import listening  # noqa: E402
-from lib.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
-from lib.processes import free_port, unwind_on_signals  # noqa: E402
-from lib.server import DEFAULT_HOST, DEFAULT_PORT, require_dicomweb, require_weights, serve  # noqa: E402
+from totalspineseg_server.cli import EXIT_USAGE  # noqa: E402
+from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
+from totalspineseg_server.front.sockets import listening  # noqa: E402
+from totalspineseg_server.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
+from totalspineseg_server.processes import free_port, unwind_on_signals  # noqa: E402
+from totalspineseg_server.server import DEFAULT_HOST, DEFAULT_PORT, require_dicomweb, require_weights, serve  # noqa: E402
 
 DEMO_STUDIES, DEMO_SEED = 3, 7
 ASK_SECONDS = 0.5
@@ -64,7 +64,7 @@ def main() -> int:
 
 def prepare(orthanc: Orthanc) -> None:
     """Store demo studies in a PACS that has none."""
-    from lib.dicom.demo_series import demo_pacs
+    from totalspineseg_server.dicom.demo_series import demo_pacs
 
     if requests.get(f"{orthanc.rest}/studies", timeout=60).json():
         return

@@ -14,11 +14,11 @@ import requests
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 APP: Final = ROOT / "apps" / "totalspineseg"
-# Modules that import this one need lib, too.
+# Modules that import this one need the package, too.
 if str(APP) not in sys.path:
     sys.path.insert(0, str(APP))
 
-from lib.processes import free_port, stop, tied  # noqa: E402
+from totalspineseg_server.processes import free_port, stop, tied  # noqa: E402
 
 START_SECONDS: Final = 300
 """The first start after an installation compiles every module; later ones take 4 s on a quiet machine."""
@@ -26,7 +26,7 @@ LOG_TAIL: Final = 3000
 RUN: Final = """
 import json, sys
 from pathlib import Path
-from lib.server import serve
+from totalspineseg_server.server import serve
 options = json.loads(sys.argv[1])
 serve(options.pop("studies"), app_dir=Path(options.pop("app")), demo=False, **options)
 """
@@ -49,7 +49,7 @@ def server_process(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run a server while this block runs, and stop it at the end with the processes that it started.
 
-    A program that uses this calls ``lib.processes.unwind_on_signals`` first; otherwise a signal would end it before the
+    A program that uses this calls ``processes.unwind_on_signals`` first; otherwise a signal would end it before the
     server is stopped.
 
     Args:
@@ -59,7 +59,7 @@ def server_process(
         modules: Folders of other modules that the app imports.
         environment: Variables to add to this process's.
         started: Called with the server's process id before it answers.
-        options: Other options of ``lib.server.serve``.
+        options: Other options of ``server.serve``.
 
     Returns:
         The server's address and its process.

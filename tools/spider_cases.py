@@ -25,11 +25,11 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
-from lib.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
-from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
-from lib.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
-from lib.volume_io import read_image, read_labels  # noqa: E402
+from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
+from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
+from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
+from totalspineseg_server.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
+from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
 """Patients who train, patients who are held out with the reason, and uncertain names."""

@@ -18,10 +18,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
-from lib.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED, column  # noqa: E402
-from lib.errors import TotalSpineSegError  # noqa: E402
-from lib.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
-from lib.volume_io import read_image, read_labels, write_volume  # noqa: E402
+from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED, column  # noqa: E402
+from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
+from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
+from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 CANAL_VALUE: Final = 100
 PARTIAL_FROM: Final = 100

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from lib.synthesis import RenderOptions, SyntheticSpine, render, thick_slices
-from lib.synthesis.tissues import PRIORS, Tissue
+from totalspineseg_server.synthesis import RenderOptions, SyntheticSpine, render, thick_slices
+from totalspineseg_server.synthesis.tissues import PRIORS, Tissue
 
 FloatImage = npt.NDArray[np.float32]
 

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from rooms import APP, LIB, layers, room_of  # noqa: E402
 
-from lib.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 
 MAIN: Final = APP / "main.py"
 Function = tuple[str, str, int]
@@ -117,10 +117,10 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
     from local_server import own_app
     from starlette.testclient import TestClient
 
-    from lib.anatomy import WIRE_LABELS
-    from lib.corrections.wire import to_wire
-    from lib.server import configure, create_app
-    from lib.volume_io import write_volume
+    from totalspineseg_server.anatomy import WIRE_LABELS
+    from totalspineseg_server.corrections.wire import to_wire
+    from totalspineseg_server.server import configure, create_app
+    from totalspineseg_server.volume_io import write_volume
     from training_site import tiny_scan
 
     studies, app_dir = folder / "studies", folder / "app"
@@ -158,7 +158,7 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
 def _trained(folder: Path, recorder: Recorder) -> Walk:
     """Train once, in this process, as the host does in one of its own."""
-    from lib.trainers.retraining import retrain
+    from totalspineseg_server.trainers.retraining import retrain
     from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
 
     site = make_site(folder)

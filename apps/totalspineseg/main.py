@@ -12,55 +12,62 @@ from fastapi import HTTPException
 from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
-from lib.activelearning.batch import SpineBatch, is_result_of
-from lib.activelearning.finished import FinishedLevels
-from lib.activelearning.offers import Offers, noted_for
-from lib.activelearning.rounds import ImageScoring
-from lib.activelearning.scorer import Scorer
-from lib.activelearning.scores import WHOLE_MODEL, Scores
-from lib.activelearning.selection import counts_of, rarity
-from lib.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
-from lib.anatomy import NAME_OF
-from lib.corrections.checks import check
-from lib.corrections.correction_store import Correction, CorrectionStore
-from lib.corrections.datastore import StudiesDatastore, is_safe_tag
-from lib.corrections.drawn_maps import DrawnMaps
-from lib.corrections.history import HISTORY_DIR, STUDIES_DIR
-from lib.corrections.image_fingerprints import DRAWN_ON
-from lib.corrections.image_ids import is_usable_id
-from lib.corrections.inbox import Inbox, Studies
-from lib.corrections.outcomes import Outcome, Outcomes
-from lib.corrections.predictions import PredictionStore
-from lib.corrections.receipts import Receipts, Sender, Waiting
-from lib.corrections.rejections import Rejections
-from lib.corrections.uploads import Uploads
-from lib.errors import ImageError, SettingError, StorageError, TotalSpineSegError, UnknownImageError, WeightsError
-from lib.files import sha256_of
-from lib.gate.holdout import read_split, subject_of
-from lib.infers.http import NOT_FOUND, UnknownLabelError
-from lib.infers.listed import ALWAYS_LISTED
-from lib.infers.published import FullTask, Step1Task, Step2Task
-from lib.infers.result_tag import result_tag
-from lib.infers.review import ReviewTask
-from lib.infers.services import Networks, Services
-from lib.infers.sessions import TrustedPath, remove_expired
-from lib.locks import Ongoing
-from lib.processes import end_with_parent
-from lib.registry.model_store import ModelStore
-from lib.registry.releases import warning_of, weights_text
-from lib.trainers.runs import is_running
-from lib.trainers.site import Site
-from lib.trainers.train_task import SpineTrainTask
-from lib.version import VERSION
-from lib.worklist.acts import Acts
-from lib.worklist.lab import Lab
-from lib.worklist.readers import agreements, corrected
-from lib.worklist.scans import Scans
-from lib.worklist.thumbnails import Thumbnails
-from lib.worklist.worklist import Records, Worklist
+from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
+from totalspineseg_server.activelearning.finished import FinishedLevels
+from totalspineseg_server.activelearning.offers import Offers, noted_for
+from totalspineseg_server.activelearning.rounds import ImageScoring
+from totalspineseg_server.activelearning.scorer import Scorer
+from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
+from totalspineseg_server.activelearning.selection import counts_of, rarity
+from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
+from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
+from totalspineseg_server.corrections.rejections import Rejections
+from totalspineseg_server.corrections.uploads import Uploads
+from totalspineseg_server.errors import (
+    ImageError,
+    SettingError,
+    StorageError,
+    TotalSpineSegError,
+    UnknownImageError,
+    WeightsError,
+)
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.holdout import read_split, subject_of
+from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
+from totalspineseg_server.infers.listed import ALWAYS_LISTED
+from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
+from totalspineseg_server.infers.result_tag import result_tag
+from totalspineseg_server.infers.review import ReviewTask
+from totalspineseg_server.infers.services import Networks, Services
+from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
+from totalspineseg_server.locks import Ongoing
+from totalspineseg_server.processes import end_with_parent
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.releases import warning_of, weights_text
+from totalspineseg_server.trainers.runs import is_running
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.version import VERSION
+from totalspineseg_server.worklist.acts import Acts
+from totalspineseg_server.worklist.lab import Lab
+from totalspineseg_server.worklist.readers import agreements, corrected
+from totalspineseg_server.worklist.scans import Scans
+from totalspineseg_server.worklist.thumbnails import Thumbnails
+from totalspineseg_server.worklist.worklist import Records, Worklist
 
 if TYPE_CHECKING:
-    from lib.dicom.seg_object import SegReference
+    from totalspineseg_server.dicom.seg_object import SegReference
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +126,8 @@ class App(MONAILabelApp):
 
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
         """Return the networks that serve requests; nothing is loaded yet."""
-        from lib.nnunet.networks import Networks as WarmNetworks
-        from lib.nnunet.runtimes import runtime_of
+        from totalspineseg_server.nnunet.networks import Networks as WarmNetworks
+        from totalspineseg_server.nnunet.runtimes import runtime_of
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(
@@ -231,8 +238,8 @@ class App(MONAILabelApp):
             root: Folder of the history.
         """
         if is_address(studies):
-            from lib.pacs.cache import MAX_GB
-            from lib.pacs.configured_store import pacs_datastore
+            from totalspineseg_server.pacs.cache import MAX_GB
+            from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
             return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
@@ -441,7 +448,7 @@ class App(MONAILabelApp):
         """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image that it was sent for; see ``lib.corrections.uploads``.
+            image_id: Image that it was sent for; see ``corrections.uploads``.
             file: The label.
             tag: Tag that it was sent for.
             params: Parameters that were sent with it.
@@ -488,8 +495,8 @@ class App(MONAILabelApp):
         return withdrawn
 
     def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
-        """Accept a DICOM segmentation that a viewer stored in the PACS; see ``lib.pacs.submissions``."""
-        from lib.pacs.submissions import submit_segmentation
+        """Accept a DICOM segmentation that a viewer stored in the PACS; see ``pacs.submissions``."""
+        from totalspineseg_server.pacs.submissions import submit_segmentation
 
         return submit_segmentation(self._datastore, self.submit_label, self._corrections, file, reference, sender)
 
@@ -507,7 +514,7 @@ class App(MONAILabelApp):
         folder = self._datastore.series_folder(image_id) if image_id else None
         if folder is None:
             raise SettingError("Only a series of a PACS can be sent as DICOM SEG. Request the result as an image.")
-        from lib.pacs.results import result_segmentation
+        from totalspineseg_server.pacs.results import result_segmentation
 
         return result_segmentation(file, folder, report)
 

@@ -19,11 +19,11 @@ sys.path[:0] = [str(ROOT / part) for part in ("apps/totalspineseg", "tests", "to
 import numpy as np  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
-from lib.anatomy import WIRE_LABELS  # noqa: E402
-from lib.corrections.wire import to_wire  # noqa: E402
-from lib.volume_io import write_volume  # noqa: E402
 from phantom import RAS, image_of, lumbar_codes  # noqa: E402
 from serving import running_server  # noqa: E402
+from totalspineseg_server.anatomy import WIRE_LABELS  # noqa: E402
+from totalspineseg_server.corrections.wire import to_wire  # noqa: E402
+from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 
 def main() -> None:

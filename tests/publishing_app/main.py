@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.agreement import GROUPS, CaseScore
-from lib.gate.compare import SubjectScores
-from lib.processes import parent_is_gone
 from real_app import RealApp
+from totalspineseg_server.agreement import GROUPS, CaseScore
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.processes import parent_is_gone
 
 
 def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
@@ -21,10 +21,10 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
     """Named so that the host, which looks for a direct child of this name, finds the class below."""
 
     def train(self, request: dict[str, Any]) -> Any:
-        from lib.nnunet.training_log import TrainingLog
-        from lib.registry import model_store as store
-        from lib.trainers import judging, publication
-        from lib.trainers import retraining as retrain
+        from totalspineseg_server.nnunet.training_log import TrainingLog
+        from totalspineseg_server.registry import model_store as store
+        from totalspineseg_server.trainers import judging, publication
+        from totalspineseg_server.trainers import retraining as retrain
 
         judging.score_models = unjudged
         retrain.reference_cases = range

@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lib.errors import WeightsError
 from phantom import CodeReader
 from real_app import RealApp
+from totalspineseg_server.errors import WeightsError
 
 
 class Readers:

@@ -5,11 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lib.geometry import FloatArray
-from lib.nnunet.networks import Networks
-from lib.nnunet.predictor import WarmPredictor
-from lib.prediction import Prediction
-from lib.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.geometry import FloatArray
+from totalspineseg_server.nnunet.networks import Networks
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
 
 _APP = Path(__file__).resolve().parents[2] / "apps" / "totalspineseg"
 _spec = importlib.util.spec_from_file_location("totalspineseg_app", _APP / "main.py")

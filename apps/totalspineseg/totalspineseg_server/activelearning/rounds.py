@@ -1,0 +1,97 @@
+"""A round over the images of the studies in the background, one after the other; a failure does not stop it."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from totalspineseg_server.errors import SettingError, TotalSpineSegError
+
+logger = logging.getLogger(__name__)
+
+Outcome = dict[str, Any]
+
+
+def unfinished_first(images: object, datastore: Datastore) -> list[str]:
+    """Return the images that the studies have, by name, those without a finished label first.
+
+    Args:
+        images: Ids, as a client sent them or the host found them.
+        datastore: The studies.
+
+    Raises:
+        SettingError: The images are not a list of texts.
+    """
+    if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
+        raise SettingError(
+            f"The images of the request are {images!r}. Send 'all', 'labeled', 'unlabeled' or a list of image ids."
+        )
+    known, unfinished = set(datastore.list_images()), set(datastore.get_unlabeled_images())
+    return sorted(known.intersection(images), key=lambda image: (image not in unfinished, image))
+
+
+def round_over(images: Iterable[str], work: Callable[[str], Outcome], *, name: str) -> dict[str, Outcome]:
+    """Work on images one after the other and log the progress, which the details of the host's task show.
+
+    Args:
+        images: Their ids.
+        work: Does the work on one image and returns its result.
+        name: Name of the task in the log.
+
+    Returns:
+        The result per image; ``{"error": sentence}`` where it failed.
+    """
+    results: dict[str, Outcome] = {}
+    ids, failed = list(images), 0
+    logger.info("%s: 0 of %d images done", name, len(ids))
+    for image in ids:
+        results[image] = _one(image, work, name)
+        failed += "error" in results[image]
+        logger.info("%s: %d of %d images done, %d of them failed", name, len(results), len(ids), failed)
+    return results
+
+
+def _one(image: str, work: Callable[[str], Outcome], name: str) -> Outcome:
+    try:
+        return work(image)
+    except (HTTPException, TotalSpineSegError) as error:
+        sentence = str(getattr(error, "detail", error))
+        logger.warning("%s: image %s failed: %s", name, image, sentence)
+        return {"error": sentence}
+    except Exception as error:
+        # Such as a PACS that stopped answering, or an image that was removed: the other images still get their turn.
+        logger.exception("%s: image %s failed", name, image)
+        return {"error": f"Unexpected {type(error).__name__}. Details are in the server's log."}
+
+
+NAME = "scoring"
+
+
+class ImageScoring(ScoringMethod):  # type: ignore[misc]
+    """A scoring method that scores the images without a score.
+
+    Args:
+        description: What the images are scored by.
+        fill: ``fill(image_id)`` scores one image; an image that has a score keeps it.
+    """
+
+    def __init__(self, description: str, fill: Callable[[str], dict[str, Any]]) -> None:
+        super().__init__(description)
+        self._fill = fill
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, dict[str, Any]]:
+        """Score the images of a request.
+
+        Args:
+            request: ``images`` ("all", "labeled", "unlabeled", or a list of ids), as in batch inference.
+            datastore: The studies.
+
+        Returns:
+            ``doubt`` per image id; ``{"skipped": True}`` where it had a score, ``{"error": sentence}`` where it failed.
+        """
+        images = unfinished_first(BatchInferTask().get_images(request, datastore), datastore)
+        return round_over(images, self._fill, name=NAME)

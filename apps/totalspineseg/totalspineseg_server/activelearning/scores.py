@@ -1,0 +1,158 @@
+"""Scores: how doubtful each image's result is, valid until the image or the weights change.
+
+``<history>/scores/<image>.json`` holds one score. It is derived from the record of a prediction, so it can be deleted
+and made again.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from totalspineseg_server.activelearning.doubt import NOTHING_NAMED, Parts, parts_of
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import read_json, storage_errors, write_json
+
+logger = logging.getLogger(__name__)
+
+WHOLE_MODEL: Final = "totalspineseg"
+"""The model whose predictions are scored: both steps, all structures."""
+
+Refused = Literal["", "no spine", "image"]
+"""Why there is no result: no spine was found, or the image cannot be read. Empty where there is a result."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How doubtful the result for an image is.
+
+    Attributes:
+        image: Image id.
+        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        image_sha256: Hash of the image's content.
+        versions: Weights by step.
+        prediction: Id of the prediction that it was derived from; empty where there was no result.
+        parts: The parts of the doubt.
+        codes: Levels in view.
+        refused: Why there is no result.
+        message: The reason in a sentence, where there is no result.
+        created: UTC, ISO 8601.
+    """
+
+    image: str
+    fingerprint: str
+    image_sha256: str
+    versions: Mapping[str, str]
+    prediction: str = ""
+    parts: Parts = field(default_factory=Parts)
+    codes: tuple[int, ...] = ()
+    refused: Refused = ""
+    message: str = ""
+    created: str = field(default_factory=history.now_text)
+
+    @property
+    def doubt(self) -> float | None:
+        """0 (none) to 1; None where it is not known, such as for an image that cannot be read."""
+        return NOTHING_NAMED if self.refused == "no spine" else self.parts.doubt
+
+    @property
+    def disagreement(self) -> float | None:
+        """The doubt that comes from differences between predictions alone, see ``Parts.disagreement``."""
+        return NOTHING_NAMED if self.refused == "no spine" else self.parts.disagreement
+
+    def as_note(self) -> dict[str, Any]:
+        """Return the note that is written when the image is offered, and that stays with its label."""
+        doubt = self.doubt
+        return {
+            "doubt": None if doubt is None else round(doubt, 4),
+            "parts": self.parts.as_json(),
+            "prediction": self.prediction,
+            "versions": dict(self.versions),
+            "refused": self.refused,
+        }
+
+
+class Scores:
+    """The scores in a history folder.
+
+    Args:
+        root: The history folder.
+        predictions: Records that scores are derived from.
+        maps: Maps of predictions, including those made under another name of the image.
+    """
+
+    def __init__(self, root: Path, predictions: PredictionStore, maps: DrawnMaps) -> None:
+        self._folder = root / "scores"
+        self._predictions = predictions
+        self._maps = maps
+
+    def of(self, image_id: str, fingerprint: str) -> Score | None:
+        """Return the score of an image as it is now, by any weights; None where there is none.
+
+        There is none without a fingerprint, and none where the record is damaged: it is made again.
+        """
+        file = self._file(image_id)
+        if not fingerprint or not file.is_file():
+            return None
+        try:
+            record = read_json(file)
+            parts = from_fields(Parts, record.pop("parts", None), f"of the score of {image_id!r}")
+            score = from_fields(Score, record, f"of the score of {image_id!r}")
+        except StorageError as error:
+            logger.warning("The score of image %s cannot be read and is made again: %s", image_id, error)
+            return None
+        return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
+
+    def keep(self, score: Score) -> None:
+        """Store a score in place of the one before.
+
+        Raises:
+            StorageError: It could not be written; the one before is still stored.
+        """
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(score.image), asdict(score))
+
+    def derive(self, image_id: str, fingerprint: str, image_sha256: str, versions: Mapping[str, str]) -> Score | None:
+        """Return the score from the newest prediction for an image's content; nothing is stored, no network runs.
+
+        Args:
+            image_id: The image.
+            fingerprint: The image's fingerprint, taken before it was hashed.
+            image_sha256: Hash of the image's content.
+            versions: Weights by step. Not modified.
+
+        Returns:
+            None where these weights did not predict the image, or only with a pin.
+        """
+        for record in self._records(image_id, image_sha256):
+            if record.model != WHOLE_MODEL or dict(record.versions) != dict(versions) or record.settings.get("pins"):
+                continue
+            try:
+                parts = parts_of(record.numbering, record.disagreement)
+                codes = tuple(sorted({int(level["code"]) for level in (record.numbering or {}).get("levels", ())}))
+            except (AttributeError, KeyError, TypeError, ValueError):
+                # Another version of this software wrote the report differently.
+                continue
+            # Names without a probability come from the iterative method, which has no doubts.
+            if parts.names is not None:
+                return Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+        return None
+
+    def _records(self, image_id: str, image_sha256: str) -> Iterator[PredictionRecord]:
+        """Yield the predictions for an image's content, newest first, those under its own name before others."""
+        yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
+        for maps in self._maps.newest_first(image_sha256):
+            if maps.image == image_id:
+                continue
+            record = self._predictions.find(maps.image, maps.prediction, image_sha256)
+            if record is not None:
+                yield record
+
+    def _file(self, image_id: str) -> Path:
+        return self._folder / f"image-{history.folder_name(image_id)}.json"

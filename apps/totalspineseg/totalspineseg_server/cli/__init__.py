@@ -1,0 +1,95 @@
+"""The command line: ``totalspineseg INPUT OUTPUT`` and the other commands.
+
+Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+"""
+
+import argparse
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import MappingProxyType, ModuleType
+from typing import Final, NoReturn
+
+from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.version import VERSION
+
+COMMANDS: Final = MappingProxyType(
+    {
+        "run": "segment and number scans (also without the word: totalspineseg INPUT OUTPUT)",
+        "label": "number the raw map of a network, without running a network",
+        "lint": "check a label map: gaps, duplicates, wrong order, fragments",
+        "weights": "install or list the networks' weights",
+        "models": "list, show, judge, activate, roll back, export, import or remove model versions",
+        "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
+        "calibrate": "measure on labeled scans how far the landmark classes of networks can be trusted",
+        "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
+        "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
+        "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
+        "train-starter": "train the small starter networks on synthetic spines and labeled scans",
+    }
+)
+"""Command -> what it does; each is a module of this package."""
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+"""Exit codes: a scan failed or lint found something; the request cannot be served; Ctrl-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; those of the process when None.
+
+    Returns:
+        The exit code: 0 when all went well, 1 when a scan failed or ``lint`` found something, 2 when the
+        request cannot be served, 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    # A first word that is not a command is INPUT, as the reference's users type it.
+    command = words.pop(0) if words and words[0] in COMMANDS else "run"
+    module = import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")
+    parser = _parser(command, module)
+    arguments = parser.parse_args(words)
+    logging.basicConfig(
+        level=os.environ.get("TOTALSPINESEG_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
+    )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of scans that the terminal's encoding does not support must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code: int = module.execute(arguments)
+    except (TotalSpineSegError, argparse.ArgumentTypeError) as error:
+        print(f"totalspineseg: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("totalspineseg: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as head, has stopped reading.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that reports a wrong argument in one sentence, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser(command: str, module: ModuleType) -> _Parser:
+    main_command = command == "run"
+    others = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items() if name != "run")
+    parser = _Parser(
+        prog="totalspineseg" if main_command else f"totalspineseg {command}",
+        description=module.__doc__,
+        epilog=f"other commands (totalspineseg COMMAND --help):\n{others}" if main_command else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"totalspineseg {VERSION}")
+    module.add_arguments(parser)
+    return parser

@@ -1,0 +1,71 @@
+"""Check label maps for what cannot be right: gaps, duplicates, wrong order, fragments, strange values.
+
+Prints which levels the numbers mean, and one line for each finding and for what could not be checked; the exit code
+is 1 if there is any finding.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from totalspineseg_server.cli.common import existing_path
+from totalspineseg_server.errors import TotalSpineSegError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "files",
+        type=existing_path,
+        nargs="+",
+        metavar="FILE",
+        help="label map of TotalSpineSeg codes, or a folder of them",
+    )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code: 1 also when one of several maps cannot be read."""
+    files = [file for path in arguments.files for file in _maps_in(path)]
+    if len(files) == 1:
+        return 1 if _lint_file(files[0], several=False) else 0
+    found = 0
+    for path in files:
+        try:
+            found += _lint_file(path, several=True)
+        except TotalSpineSegError as error:
+            found += 1
+            print(f"{path.name}: {error}", file=sys.stderr)
+    return 1 if found else 0
+
+
+def _maps_in(path: Path) -> tuple[Path, ...]:
+    """Return the label maps of a folder, after naming what is not read; another path, or a DICOM series, as it is."""
+    from totalspineseg_server.volume_io import images_in, is_other_name, not_read_sentence
+
+    if not path.is_dir():
+        return (path,)
+    if skipped := not_read_sentence({file.name for file in path.iterdir() if is_other_name(file)}):
+        print(skipped, file=sys.stderr)
+    return images_in(path, "*") or (path,)
+
+
+def _lint_file(path: Path, *, several: bool) -> int:
+    """Print the findings of one file; return how many."""
+    from nibabel.affines import apply_affine
+
+    from totalspineseg_server.geometry import to_ras
+    from totalspineseg_server.numbering.linter import levels_read, lint
+    from totalspineseg_server.volume_io import read_integers
+
+    prefix = f"{path.name}: " if several else ""
+    volume = to_ras(read_integers(path))
+    # Not among the findings: other programs read those.
+    print(f"{prefix}{levels_read(volume.data)}", file=sys.stderr)
+    findings = lint(volume.data, volume.spacing)
+    for finding in findings:
+        where = ""
+        if finding.point_vox is not None:
+            x, y, z = apply_affine(volume.affine, finding.point_vox)
+            where = f" Look at {x:.0f}, {y:.0f}, {z:.0f} mm (RAS)."
+        print(f"{prefix}{finding.kind}: {finding.message}{where}")
+    return len(findings)

@@ -1,0 +1,184 @@
+"""Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
+
+Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command continues.
+Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from totalspineseg_server.cli.common import existing_path, model_store
+
+if TYPE_CHECKING:
+    from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
+    from totalspineseg_server.prediction import Predictor
+
+SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
+DERIVATIVES: Final = "derivatives"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("source", type=existing_path, metavar="FOLDER", help="BIDS folder, or a folder of studies")
+    parser.add_argument(
+        "raw",
+        type=Path,
+        nargs="?",
+        metavar="RAW",
+        help="nnU-Net's raw folder to write into (default: the value of nnUNet_raw, else nnUNet/raw)",
+    )
+    parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="dataset to prepare (default: both)")
+    parser.add_argument(
+        "--label-suffix",
+        default="_label-spine_dseg",
+        metavar="S",
+        help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-o2e", action="store_true", help="make dataset 102 without the second (odd/even swapped) copies"
+    )
+    parser.add_argument(
+        "--disturbed-share", type=_share, metavar="0..1", help="share of the cases with imperfect discs"
+    )
+    parser.add_argument(
+        "--discs-by",
+        metavar="NAME",
+        help="step-1 network whose own discs are used in two thirds of the imperfect cases: starter, official, an "
+        "installed version, or a folder such as nnU-Net's results (default: all errors are simulated)",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="cuda|cpu", help="device of that network (default: a GPU if there is one)"
+    )
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code: 1 when a case had to be left out."""
+    from totalspineseg_server.cli.site_folder import has_corrections
+    from totalspineseg_server.errors import LabelError
+    from totalspineseg_server.nnunet.cases import Skipped
+    from totalspineseg_server.nnunet.folders import NnunetFolders
+    from totalspineseg_server.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, dataset_name, write_raw_datasets
+    from totalspineseg_server.nnunet.raw_folder import read_cases
+
+    steps = tuple(sorted(set(arguments.step or (1, 2))))
+    disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share
+    if arguments.discs_by is not None and (2 not in steps or not disturbed):
+        raise argparse.ArgumentTypeError(
+            "--discs-by needs step 2 and a --disturbed-share above 0, got step "
+            f"{' and '.join(map(str, steps))} and a share of {disturbed:g}"
+        )
+    finder = None if arguments.discs_by is None else _finder(arguments.discs_by, arguments.device)
+    options = RawOptions(steps, not arguments.no_o2e, disturbed, finder)
+    skipped: list[Skipped] = []
+
+    def skip(case: Skipped) -> None:
+        skipped.append(case)
+        print(f"left out {case.name}: {case.reason}", file=sys.stderr)
+
+    if has_corrections(arguments.source):
+        required, cure = "no finished corrections of subjects that are not held out", "Submit some first."
+    else:
+        required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
+        cure = "Check --label-suffix."
+    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
+    for case in unusable:
+        skip(case)
+    if not sources:
+        raise LabelError(f"There are {required} in {str(arguments.source)!r}. {cure}")
+    raw = arguments.raw or NnunetFolders.at().raw
+    for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
+        print(f"{raw / dataset_name(step)}: {written.cases} cases")
+        channels = Counter(case["discs"] for case in read_cases(raw / dataset_name(step)).values() if "discs" in case)
+        if channels:
+            print(f"discs of the second channel: {', '.join(f'{n} {discs}' for discs, n in channels.most_common())}")
+        if written.removed:
+            print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
+    return 1 if skipped else 0
+
+
+def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
+    """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
+
+    Files of a BIDS folder that are of kinds that are not read are named on stderr.
+
+    Args:
+        folder: The folder.
+        suffix: Ending of the names of a BIDS folder's labels.
+    """
+    from totalspineseg_server.cli.site_folder import has_corrections
+    from totalspineseg_server.volume_io import is_other_name, not_read_sentence
+
+    if has_corrections(folder):
+        return _corrections(folder)
+    places = (path for pattern in ("sub-*/**/*", f"{DERIVATIVES}/**/*") for path in folder.glob(pattern))
+    if skipped := not_read_sentence({path.relative_to(folder).as_posix() for path in places if is_other_name(path)}):
+        print(skipped, file=sys.stderr)
+    return tuple(_bids(folder, suffix)), ()
+
+
+def _finder(name: str, device: str) -> "Predictor":
+    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.predictor import WarmPredictor
+    from totalspineseg_server.nnunet.runtimes import require
+
+    require(device, "torch")
+    choice = model_store(None, name).resolve(1)
+    return WarmPredictor(ModelFolder.open(choice.root, step=1, name=choice.name), device=device)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
+    from totalspineseg_server.cli.common import MODEL_DIR
+    from totalspineseg_server.cli.site_folder import site_of
+    from totalspineseg_server.registry.model_store import ModelStore
+    from totalspineseg_server.trainers.material import site_material
+
+    material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
+    return material.training, material.skipped
+
+
+def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
+    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
+    from totalspineseg_server.nnunet.cases import Origin, ScanSource
+    from totalspineseg_server.volume_io import images_in, stem
+
+    images, labels = defaultdict(list), defaultdict(list)
+    for image in images_in(folder, "sub-*/**/*"):
+        images[stem(image)].append(image)
+    for label in images_in(folder / DERIVATIVES, "**/*"):
+        if stem(label).endswith(suffix):
+            labels[stem(label).removesuffix(suffix)].append(label)
+    if not images.keys() & labels.keys():
+        return
+    for name, found in sorted(labels.items()):
+        pair = images[name], found
+        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p))  # type: ignore[misc]
+
+
+def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
+    from totalspineseg_server.errors import LabelError
+    from totalspineseg_server.nnunet.cases import LabeledScan, Origin
+    from totalspineseg_server.volume_io import read_image, read_labels
+
+    if len(images) != 1 or len(labels) != 1:
+        raise LabelError(
+            f"There are {len(images)} images named {name!r} and {len(labels)} labels for it, instead of one each. "
+            "Rename or remove the extra files."
+        )
+    subject = SUBJECT.search(name)
+    image, label = read_image(images[0]), read_labels(labels[0])
+    return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, image, label)

@@ -1,0 +1,165 @@
+"""Segment and number spine MRI: cord, canal, every vertebra and disc by name.
+
+INPUT is an image (.nii, .nii.gz, .nrrd, a DICOM folder), a folder of images or of DICOM folders, or a BIDS
+data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was interrupted continues where it stopped.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from totalspineseg_server.certainty import is_doubtful
+from totalspineseg_server.cli.common import (
+    add_model_arguments,
+    add_numbering_arguments,
+    model_store,
+    pins_of,
+    print_unmet_pins,
+)
+from totalspineseg_server.cli.executor import add_executor_arguments, executor_of
+from totalspineseg_server.errors import TotalSpineSegError
+
+if TYPE_CHECKING:
+    from totalspineseg_server.cohort.inputs import Case
+    from totalspineseg_server.cohort.run_options import RunOptions
+    from totalspineseg_server.cohort.running import Summary
+
+EARLIER_LABELS: Final = ("step2_output", "step1_output")
+"""Folders of OUTPUT whose label maps serve as localizers when no ``--loc`` is given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder of images")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the results; made if missing")
+    parser.add_argument("--step1", action="store_true", help="stop after step 1 (discs, C1, canal, cord)")
+    parser.add_argument("--iso", action="store_true", help="keep the results at 1 mm instead of the input's grid")
+    parser.add_argument(
+        "--loc",
+        type=Path,
+        metavar="FOLDER|FILE",
+        help="label maps of localizers (other series of the same patients): a folder, or one file for all scans",
+    )
+    parser.add_argument(
+        "--suffix", nargs="+", default=[], metavar="S", help="only images whose name has this ending, such as _T2w"
+    )
+    parser.add_argument(
+        "--loc-suffix",
+        metavar="S",
+        help="name ending of the localizer in place of --suffix: --suffix _T2w --loc-suffix _T1w pairs "
+        "sub-01_T2w with sub-01_T1w (without --loc: among the results already in OUTPUT)",
+    )
+    parser.add_argument(
+        "--keep-only", nargs="+", metavar="FOLDER", help="write only these folders of OUTPUT, such as step2_output"
+    )
+    add_numbering_arguments(parser)
+    add_model_arguments(parser)
+    add_executor_arguments(parser)
+    parser.add_argument("--overwrite", action="store_true", help="process finished scans again")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    from totalspineseg_server.cohort.inputs import find_cases, pair_localizers, skipped_sentences
+
+    output: Path = arguments.output
+    if output.exists() and not output.is_dir():
+        raise TotalSpineSegError(f"OUTPUT is a file: {str(output)!r}. Give a folder.")
+    cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
+    if not arguments.quiet and (skipped := skipped_sentences(arguments.input, cases, exclude=output)):
+        print(skipped, file=sys.stderr)
+    earlier = [output / folder for folder in EARLIER_LABELS]
+    cases = pair_localizers(
+        cases, arguments.loc, suffixes=arguments.suffix, localizer_suffix=arguments.loc_suffix, earlier=earlier
+    )
+    options = _options(arguments, len(cases))
+    summary, warning = _run(arguments, cases, options)
+    if not arguments.quiet:
+        _print_summary(summary, output)
+    for name, record in summary.records.items():
+        print_unmet_pins(name, record)
+    for name, failure in summary.failures.items():
+        print(f"{name}: {failure}", file=sys.stderr)
+    if warning and not arguments.quiet:
+        print(warning)
+    if summary.interrupted:
+        print("totalspineseg: interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 1 if summary.failures else 0
+
+
+def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
+    from totalspineseg_server.cohort.outputs import FOLDERS
+    from totalspineseg_server.cohort.run_options import RunOptions
+
+    if arguments.pin and count > 1:
+        raise TotalSpineSegError(
+            f"--pin can be used for one scan only, but INPUT has {count} scans. Give one image as INPUT."
+        )
+    keep = FOLDERS if arguments.keep_only is None else tuple(arguments.keep_only)
+    if unknown := [folder for folder in keep if folder not in FOLDERS]:
+        raise TotalSpineSegError(f"--keep-only must name folders of {', '.join(FOLDERS)}, got {', '.join(unknown)}")
+    if arguments.step1:
+        keep = tuple(folder for folder in keep if not folder.startswith("step2"))
+        if not keep:
+            raise TotalSpineSegError(
+                "--step1 writes no step2 folder, but --keep-only names only those: "
+                f"{' '.join(arguments.keep_only)}. Leave one of the options out."
+            )
+    return RunOptions(
+        iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
+    )
+
+
+def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
+    """Run, and return the summary and a sentence that warns of the weights; "" for none."""
+    from totalspineseg_server.cohort.documents import weights_warning, write_documents
+    from totalspineseg_server.cohort.progress import Progress
+    from totalspineseg_server.cohort.running import run
+    from totalspineseg_server.cohort.work import Work
+    from totalspineseg_server.nnunet.content_version import version_in_use
+    from totalspineseg_server.nnunet.runtimes import with_runtime
+    from totalspineseg_server.registry.releases import weights_text
+
+    store = model_store(arguments.data_dir, arguments.weights)
+    steps = (1,) if options.step1 else (1, 2)
+    versions = {f"step{step}": with_runtime(version_in_use(store, step), arguments.runtime) for step in steps}
+    work = Work(arguments.output, options, versions)
+    progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
+    summary = run(work, cases, executor_of(arguments, work, store), overwrite=arguments.overwrite, progress=progress)
+    progress.close()
+    weights = weights_text(store, {step: store.resolve(step).name for step in steps})
+    warning = weights_warning(store, summary, versions)
+    asked = _asked(arguments)
+    write_documents(arguments.output, cases, summary, versions=versions, weights=weights, warning=warning, asked=asked)
+    return summary, warning
+
+
+def _asked(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options as typed, for ``run.json``."""
+    return {name: _plain(value) for name, value in vars(arguments).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _print_summary(summary: "Summary", output: Path) -> None:
+    from totalspineseg_server.numbering.findings import IMAGE
+
+    new = len(summary.records) - len(summary.skipped)
+    print(
+        f"{new} done, {len(summary.skipped)} finished before, {len(summary.failures)} failed, {summary.seconds:.1f} "
+        f"s; results in {output}"
+    )
+    for name, record in summary.records.items():
+        for finding in record["findings"] if name not in summary.skipped else ():
+            if finding["kind"] == IMAGE:
+                print(f"{name}: {finding['message']}")
+    doubtful = [name for name, record in summary.records.items() if is_doubtful(record)]
+    if doubtful:
+        print(f"names doubtful in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")

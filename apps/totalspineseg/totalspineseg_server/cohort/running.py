@@ -1,0 +1,97 @@
+"""Run over every scan of a folder that is not finished yet, here or on many machines, and summarize the results."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from totalspineseg_server.cohort.inputs import Case
+from totalspineseg_server.cohort.overlap import Done
+from totalspineseg_server.cohort.progress import Progress
+from totalspineseg_server.cohort.work import Record, Work
+
+Stream = Generator[Done[Case, Record], None, None]
+"""Scans as they finish, in any order; closing it lets started writes finish and drops the rest."""
+
+
+class Executor(Protocol):
+    """Processes scans somewhere."""
+
+    def __call__(self, cases: Sequence[Case]) -> Stream:
+        """Process the scans.
+
+        Raises:
+            TotalSpineSegError: No scan can be processed at all: no usable weights, no machines.
+        """
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Results of a run.
+
+    Attributes:
+        records: Name -> record of every finished scan of this run's inputs, skipped ones included.
+        skipped: Names that were finished before.
+        failures: Name -> sentence.
+        seconds: Wall time.
+        interrupted: Whether the user stopped the run.
+    """
+
+    records: dict[str, Record] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def run(
+    work: Work, cases: Sequence[Case], executor: Executor, *, overwrite: bool = False, progress: Progress | None = None
+) -> Summary:
+    """Process the scans that are not finished yet.
+
+    Args:
+        work: Work for each scan.
+        cases: From ``find_cases`` and ``pair_localizers``.
+        executor: Processes the scans; not called when everything is finished.
+        overwrite: Whether to process finished scans again.
+        progress: Counts every scan.
+
+    Returns:
+        The results; an interrupt (Ctrl-C) ends the run early with those that are done.
+
+    Raises:
+        StorageError: The output folder cannot be written, or a scan or localizer is a file that would be replaced.
+        TotalSpineSegError: From the executor.
+    """
+    start = time.monotonic()
+    progress = progress or Progress(len(cases), None)
+    known = {} if overwrite else {c.name: r for c in cases if (r := work.finished(c)) is not None}
+    records = dict(known)
+    failures = {} if overwrite else {c.name: s for c in cases if c.name not in known and (s := work.of_another(c))}
+    todo = [case for case in cases if case.name not in known and case.name not in failures]
+    work.require_apart(todo)
+    work.make_room()
+    for name in known:
+        progress.skip(name)
+    for name, failure in failures.items():
+        progress.advance(name, failure)
+    interrupted = bool(todo) and _collect(executor(todo), records, failures, progress)
+    if interrupted:
+        # Started writes have finished in the meantime.
+        records |= {c.name: r for c in todo if c.name not in records and (r := work.finished(c)) is not None}
+    return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted)
+
+
+def _collect(stream: Stream, records: dict[str, Record], failures: dict[str, str], progress: Progress) -> bool:
+    """Record every scan as it finishes; return whether the user interrupted the run."""
+    try:
+        for done in stream:
+            if done.written is None:
+                failures[done.item.name] = done.failure or "unknown"
+            else:
+                records[done.item.name] = done.written
+            progress.advance(done.item.name, done.failure)
+    except KeyboardInterrupt:
+        stream.close()
+        return True
+    return False

@@ -1,0 +1,40 @@
+"""Load the networks of a run before its first scan."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from totalspineseg_server.errors import ClusterError, TotalSpineSegError
+
+if TYPE_CHECKING:
+    from totalspineseg_server.nnunet.networks import Networks
+    from totalspineseg_server.nnunet.runtimes import Runtime
+    from totalspineseg_server.registry.model_store import ModelStore
+
+
+def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: str, runtime: "Runtime") -> "Networks":
+    """Load the networks; nothing before this imports torch in a run.
+
+    Args:
+        store: The weights in use.
+        versions: "step1", "step2" -> version that must be in use; a missing step is not loaded.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        runtime: Software that runs the networks.
+
+    Raises:
+        ClusterError: Other weights are in use here.
+        TotalSpineSegError: There is no such device.
+        WeightsError: There are no usable weights.
+    """
+    from totalspineseg_server.nnunet.networks import Networks
+    from totalspineseg_server.nnunet.runtimes import resolve_device
+
+    try:
+        resolve_device(device, runtime)
+    except ValueError as error:
+        raise TotalSpineSegError(str(error)) from error
+    networks = Networks(store, device=device, runtime=runtime)
+    for name, version in versions.items():
+        found = networks.get(1 if name == "step1" else 2).version
+        if found != version:
+            raise ClusterError(f"A machine uses the weights {found!r} instead of {version!r}. Copy the right ones.")
+    return networks

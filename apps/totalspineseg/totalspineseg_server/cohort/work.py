@@ -1,0 +1,289 @@
+"""Process one scan: read it, run the networks, write the results, and last the record that marks it as finished."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol
+
+from totalspineseg_server import pipeline
+from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
+from totalspineseg_server.cohort.inputs import Case
+from totalspineseg_server.cohort.level_reports import levels_in_view, structures_json
+from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
+from totalspineseg_server.cohort.record import read_record, record_path, remove_record
+from totalspineseg_server.cohort.run_options import RunOptions
+from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
+from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
+from totalspineseg_server.geometry import Volume, labels_on_grid
+from totalspineseg_server.image import Image
+from totalspineseg_server.measurements import measure
+from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.report import doubtful_codes, report
+from totalspineseg_server.pipeline import Options
+from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.unpacking import real_path
+from totalspineseg_server.volume_io import read_codes, read_image
+
+STALE_PARTIAL_S: Final = 3600
+"""Age from which a temporary file belongs to a run that was killed."""
+MAX_SKEW_DEG: Final = 1.0
+"""Skew above which angles cannot be measured precisely; rounded headers stay below a tenth of it."""
+WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
+"""Options that choose files and their grid, and do not change the results."""
+RECORD_FORMAT: Final = 4
+"""Version of the record format; it rises when older records become unusable, or their names and numbers wrong."""
+
+Record = dict[str, Any]
+
+
+class Networks(Protocol):
+    """Holds the loaded predictor of each step."""
+
+    def get(self, step: Literal[1, 2]) -> Predictor:
+        """Return the predictor.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A scan that was read."""
+
+    image: Image
+    localizer: Volume | None
+    watch: Stopwatch
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of the networks.
+
+    Attributes:
+        result: Arrays.
+        numbering: Levels and their certainty from the chain model; None with the iterative method.
+        watch: Seconds so far.
+        failure: Why there is no step 2 although it was asked for; None when all went well.
+        apart: Whether the localizer does not overlap the scan, so that it gives no information.
+    """
+
+    result: Result
+    numbering: Numbering | None
+    watch: Stopwatch
+    failure: TotalSpineSegError | None = None
+    apart: bool = False
+
+
+class Work:
+    """The work of a run on one scan; the same on every machine.
+
+    Args:
+        output: OUTPUT.
+        options: Options of the run.
+        versions: Step -> version of the weights in use, part of every record.
+    """
+
+    def __init__(self, output: Path, options: RunOptions, versions: dict[str, str]) -> None:
+        self.output, self.options, self.versions = output, options, versions
+
+    def make_room(self) -> None:
+        """Create the folders, and delete incomplete files of a killed run.
+
+        Raises:
+            StorageError: The output folder cannot be written.
+        """
+        make_folders(self.output, self.options.keep)
+        for folder in (*self.options.keep, REPORTS, "."):
+            remove_leftovers(self.output / folder, STALE_PARTIAL_S)
+
+    def require_apart(self, cases: Sequence[Case]) -> None:
+        """Check that no scan and no localizer is a file that the run would delete or write.
+
+        Raises:
+            StorageError: One of them is; nothing was touched.
+        """
+        folders = {real_path(self.output / folder) for folder in (*FOLDERS, REPORTS)}
+        results = {real_path(self.output / file) for case in cases for file in _every_file(case)}
+        for case in cases:
+            if real_path(case.path.parent) in folders or real_path(case.path).parent in folders:
+                raise StorageError(
+                    f"The scan {str(case.path)!r} is in a folder that OUTPUT uses, and would be replaced. "
+                    "Choose another OUTPUT."
+                )
+            if case.localizer is not None and real_path(case.localizer) in results:
+                raise StorageError(
+                    f"The localizer {str(case.localizer)!r} is a result of a scan to be processed, and would "
+                    "be replaced. Copy it to another folder, or choose another OUTPUT."
+                )
+
+    def of_another(self, case: Case) -> str:
+        """Return why the results under a scan's name are not its own: they belong to another file of that name.
+
+        Returns:
+            One sentence; empty when there are no results, or they are of this scan, moved or replaced in its place.
+        """
+        record = read_record(self.output, case.name) or {}
+        source = record.get("source", "")
+        try:
+            before = record["made_with"]["input"][1]
+        except (KeyError, IndexError, TypeError):
+            return ""
+        if source in ("", _source(case)) or same_content(before, fingerprint(case.path)):
+            return ""
+        return (
+            f"OUTPUT has results of another scan called {case.name!r}: {source!r}. Choose another OUTPUT, or "
+            "replace them with --overwrite."
+        )
+
+    def finished(self, case: Case) -> Record | None:
+        """Return the record of a finished scan; None if the scan must be processed (again)."""
+        record = read_record(self.output, case.name)
+        if record is None or record.get("made_with") != self._identity(case):
+            return None
+        files: list[str] = record.get("files", [])
+        return record if all((self.output / file).is_file() for file in files) else None
+
+    def read(self, case: Case) -> Loaded:
+        """Read a scan and its localizer, after deleting the scan's results of an earlier run.
+
+        This way, whatever fails from here on, an old result cannot be taken for one of this run. Files that this run
+        does not
+        write stay, if they were made from the same image in the same way.
+
+        Raises:
+            ImageError: One of them cannot be read.
+            StorageError: The old results cannot be removed.
+        """
+        if not case.path.exists():
+            # Keep the results of a scan that is not reachable at the moment.
+            raise ImageError(f"The scan {case.path.name!r} does not exist. Download or restore it.")
+        self._forget(case)
+        watch = Stopwatch()
+        with watch("read"):
+            image = read_image(case.path)
+            localizer = None if case.localizer is None else read_codes(case.localizer)
+        return Loaded(image, localizer, watch)
+
+    def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Found:
+        """Run the networks on a scan; if step 2 fails, the result of step 1 remains.
+
+        Args:
+            case: The scan.
+            loaded: From ``read``.
+            networks: The loaded networks.
+
+        Raises:
+            NoSpineError: Step 1 found no disc or no canal.
+        """
+        watch = loaded.watch
+        scan = pipeline.prepare(loaded.image, warnings=loaded.image.warnings, clock=watch)
+        localizer = None if loaded.localizer is None else labels_on_grid(loaded.localizer, scan.iso.grid)
+        named = None if localizer is None else Volume(localizer, scan.iso.affine)
+        options = Options(method=self.options.method, localizer=named, pins=self.options.pins)
+        located = pipeline.locate(scan, networks.get(1), options, clock=watch)
+        segmentation, numbering, failure = None, located.numbering, None
+        if not self.options.step1:
+            try:
+                segmentation = pipeline.finish(located, networks.get(2), options, clock=watch)
+                numbering = segmentation.numbering
+            except TotalSpineSegError as error:
+                failure = error
+        integers = loaded.image.data.dtype.kind in "iub"
+        labels = located.labels if segmentation is None else segmentation.labels
+        doubtful = doubtful_codes(numbering, labels)
+        apart = localizer is not None and not localizer.any()
+        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure, apart)
+
+    def write(self, case: Case, found: Found) -> Record:
+        """Write all files of a scan, its record last.
+
+        Args:
+            case: The scan.
+            found: From ``compute``. Not modified.
+
+        Raises:
+            StorageError: A file could not be written.
+            TotalSpineSegError: Step 2 failed; the result of step 1 is written, but the scan is not finished.
+        """
+        watch, options, result = found.watch, self.options, found.result
+        with watch("write"):
+            files = write_result(self.output, case.name, result, iso=options.iso, keep=options.keep)
+        if found.failure is not None:
+            raise found.failure
+        with watch("measure"):
+            iso = result.located.scan.iso
+            spacing = iso.spacing
+            step: Literal[1, 2] = 1 if result.segmentation is None else 2
+            structures = structures_json(result.labels, spacing, step=step)
+            measurable = result.segmentation is not None and iso.grid.skew_deg <= MAX_SKEW_DEG
+            rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
+        odd = pipeline.image_findings(result.located.scan, found.numbering)
+        record = {
+            "scan": case.name,
+            "source": _source(case),
+            **report(found.numbering, (*odd, *lint(result.labels, spacing)), affine=iso.affine),
+            "in_view": levels_in_view(structures, step=step),
+            "structures": structures,
+            "warnings": _warnings(case, found),
+            "measurements": rows,
+            "files": files,
+            "seconds": watch.as_json(),
+            "made_with": self._identity(case),
+        }
+        write_json(record_path(self.output, case.name), record, allow_nan=False)
+        return record
+
+    def _forget(self, case: Case) -> None:
+        before = (read_record(self.output, case.name) or {}).get("made_with")
+        remove_record(self.output, case.name)
+        keep, step1 = (self.options.keep, self.options.step1) if self._found_alike(case, before) else (FOLDERS, False)
+        files = result_files(case.name, keep=keep, step1=step1)
+        for file in files:
+            with storage_errors(self.output / file):
+                (self.output / file).unlink(missing_ok=True)
+
+    def _found_alike(self, case: Case, before: Record | None) -> bool:
+        """Return whether earlier files of a scan come from the same image, method and weights."""
+        now = self._identity(case)
+        if before is None or before.get("format") != RECORD_FORMAT:
+            return False
+        for made_with in (before, now):
+            made_with["options"] = {k: v for k, v in made_with["options"].items() if k not in WHAT_IS_WRITTEN}
+            made_with["models"] = {step: made_with["models"].get(step) for step in self.versions}
+        return before == now
+
+    def _identity(self, case: Case) -> dict[str, Any]:
+        """Return the values that a finished scan must match to be skipped."""
+        return {
+            "format": RECORD_FORMAT,
+            "input": [case.path.name, fingerprint(case.path)],
+            "localizer": None if case.localizer is None else [case.localizer.name, fingerprint(case.localizer)],
+            "options": self.options.as_json(),
+            "models": self.versions,
+        }
+
+
+def _source(case: Case) -> str:
+    return str(case.path.absolute())
+
+
+def _every_file(case: Case) -> tuple[str, ...]:
+    """Return all files that any run may write for a scan, relative to the output, except its record."""
+    return result_files(case.name, keep=FOLDERS, step1=False)
+
+
+def _warnings(case: Case, found: Found) -> list[str]:
+    warnings = list[str]()
+    if case.no_localizer:
+        warnings.append(case.no_localizer)
+    skew = found.result.located.scan.grid.skew_deg
+    if skew > MAX_SKEW_DEG:
+        warnings.append(
+            f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are not accurate"
+        )
+    if found.apart:
+        warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")
+    return warnings

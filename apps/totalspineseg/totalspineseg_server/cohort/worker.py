@@ -1,0 +1,140 @@
+"""Process scans in a worker process, with networks that stay loaded."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from threading import BoundedSemaphore, Event, Lock
+from typing import Any, Final
+
+from totalspineseg_server.cohort.inputs import Case
+from totalspineseg_server.cohort.outputs import REPORTS
+from totalspineseg_server.cohort.overlap import sentence
+from totalspineseg_server.cohort.record import software_versions
+from totalspineseg_server.cohort.run_options import RunOptions
+from totalspineseg_server.cohort.warm import warm_networks
+from totalspineseg_server.cohort.work import Networks, Work
+from totalspineseg_server.errors import ClusterError
+from totalspineseg_server.registry.model_store import ModelStore
+
+logger = logging.getLogger(__name__)
+
+SCANS_IN_HAND: Final = 3
+"""Maximum number of scans in progress: one being read, one in the network, one being written."""
+HERE_AND_THERE: Final = ("platform", "python")
+"""Software that may differ between machines; software that affects results may not."""
+
+RECORD, FAILURE, REFUSAL, STOPPED = "record", "failure", "refusal", "stopped"
+"""Keys of a scan's answer."""
+
+
+class ScanWorker:
+    """Processes scans in a worker process; making one costs nothing.
+
+    Args:
+        job: From ``job_json``: plain values, so that nothing of ``totalspineseg_server`` is needed to send them.
+    """
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self._job = job
+        self._work = Work(Path(job["output"]), RunOptions.from_json(job["options"]), dict(job["models"]))
+        self._network = Lock()
+        self._places = BoundedSemaphore(SCANS_IN_HAND)
+        self._stopped = Event()
+        self._networks: Networks | None = None
+
+    def segment(self, case: Mapping[str, Any]) -> dict[str, Any]:
+        """Process a scan; scans of several threads take turns in the network while others are read and written.
+
+        Args:
+            case: From ``Case.as_json``.
+
+        Returns:
+            One of ``{"record": ..}``, ``{"failure": sentence}``, ``{"refusal": sentence}`` (this worker cannot process
+            any
+            scan) and ``{"stopped": True}``.
+        """
+        scan = Case.from_json(case)
+        with self._places:
+            try:
+                with self._network:
+                    networks = self._warm()
+            except Exception as error:  # any error here would happen with every scan
+                return {REFUSAL: sentence(error)}
+            try:
+                return self._segment(scan, networks)
+            except Exception as error:  # one bad scan must not stop the rest
+                return {FAILURE: sentence(error)}
+
+    def stop(self) -> None:
+        """Stop the scans at their next stage; writes that have begun are finished."""
+        self._stopped.set()
+
+    def _segment(self, case: Case, networks: Networks) -> dict[str, Any]:
+        if self._stopped.is_set():
+            return {STOPPED: True}
+        loaded = self._work.read(case)
+        with self._network:
+            if self._stopped.is_set():
+                return {STOPPED: True}
+            found = self._work.compute(case, loaded, networks)
+        if self._stopped.is_set():
+            return {STOPPED: True}
+        return {RECORD: self._work.write(case, found)}
+
+    def _warm(self) -> Networks:
+        """Return the networks, loaded at the first scan.
+
+        Raises:
+            ClusterError: This worker would give other results than the machine that asks.
+            WeightsError: There are no usable weights.
+        """
+        if self._networks is None:
+            self._require_same_place()
+            self._networks = self._load()
+        return self._networks
+
+    def _load(self) -> Networks:
+        if self._job["threads"]:
+            import torch
+
+            torch.set_num_threads(self._job["threads"])
+        store = ModelStore(self._job["model_dir"], weights=self._job["weights"])
+        return warm_networks(store, self._work.versions, device=self._job["device"], runtime=self._job["runtime"])
+
+    def _require_same_place(self) -> None:
+        if not (self._work.output / REPORTS).is_dir():
+            raise ClusterError(
+                f"A worker does not see the output folder {str(self._work.output)!r}. Use input and output "
+                "folders that all machines see under the same path."
+            )
+        here, there = software_versions(), self._job["software"]
+        differ = {name for name in {*here, *there} if here.get(name) != there.get(name)} - set(HERE_AND_THERE)
+        if differ:
+            pairs = ", ".join(f"{name} {there.get(name)} and {here.get(name)}" for name in sorted(differ))
+            raise ClusterError(
+                f"The machines have different packages: {pairs}. Install the same versions on all of them."
+            )
+
+
+def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torch", threads: int) -> dict[str, Any]:
+    """Return the data that a ``ScanWorker`` needs, as plain values.
+
+    Args:
+        work: Work for each scan.
+        store: The weights in use.
+        device: Device of the networks.
+        runtime: Software that runs the networks.
+        threads: CPU threads of a network; 0 keeps the worker's own setting.
+    """
+    weights = Path(store.weights).expanduser()
+    return {
+        "output": str(work.output.resolve()),
+        "options": work.options.as_json(),
+        "models": dict(work.versions),
+        "model_dir": str(store.model_dir.resolve()),
+        "weights": str(weights.resolve()) if "/" in store.weights else store.weights,
+        "device": device,
+        "runtime": runtime,
+        "threads": threads,
+        "software": software_versions(),
+    }

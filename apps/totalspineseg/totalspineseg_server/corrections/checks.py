@@ -1,0 +1,125 @@
+"""Check a submitted label. Findings are shown to its author and stored with it; they are no reason to refuse it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, T13, UNREVIEWED_NAME
+from totalspineseg_server.certainty import certainty_of, is_doubtful
+from totalspineseg_server.corrections import answers
+from totalspineseg_server.corrections.attribution import Corrected
+from totalspineseg_server.corrections.correction_store import Correction, Received
+from totalspineseg_server.corrections.names import Mapped
+from totalspineseg_server.corrections.renames import Compared
+from totalspineseg_server.corrections.unreviewed import without_regions
+from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
+from totalspineseg_server.numbering.findings import Finding
+from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.plausible import missing_kinds
+
+INCOMPLETE: Final = "incomplete"
+"""Kind of the finding on a label that shows only a part of what is in view."""
+
+
+def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
+    """Check a label map of any orientation with the linter, and for structures that are missing altogether.
+
+    Args:
+        codes: (X, Y, Z) codes on ``grid``, ``UNREVIEWED`` where nobody checked. Not modified.
+        grid: Where the voxels lie.
+
+    Returns:
+        Kind, name, message, voxels and ``point_mm`` (RAS, or None) of each finding; empty for a sound map.
+    """
+    ras = to_ras(Volume(without_regions(codes), grid.affine))
+    findings = (*_incomplete(codes), *lint(np.ascontiguousarray(ras.data), ras.spacing))
+    return tuple(finding.as_dict(ras.affine) for finding in findings)
+
+
+def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
+    """Return a finding if a label lacks whole kinds of structures, as a client may have asked for some only."""
+    missing = missing_kinds(codes)
+    if not missing:
+        return ()
+    return (Finding(INCOMPLETE, BACKGROUND, answers.incomplete(missing, UNREVIEWED_NAME)),)
+
+
+def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
+    """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
+
+    Most clients use the name that their program was installed with. Therefore a sender of the same name counts as
+    somebody else, too, unless both labels correct the same prediction, as when a reader submits again.
+
+    Args:
+        in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.
+        received: The submission. Not modified.
+
+    Returns:
+        One finding or none; none if the corrected prediction is not known.
+    """
+    predicted, sender = received.prediction, received.sender
+    if predicted is None:
+        return ()
+    for other in reversed(in_force):
+        same_name = (other.user, other.client) == (sender.user, sender.client)
+        if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
+            message = answers.somebody_else(other.reader, other.received)
+            return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
+    return ()
+
+
+UNCHANGED: Final = "unchanged"
+"""Kind of the finding on a doubtful prediction that was submitted unchanged."""
+RENAMED: Final = "renamed"
+"""Kind of the finding on a rename that leaves a gap or adds a T13 although the levels were certain."""
+GAP: Final = "gap"
+"""Kind of the linter's finding on a missing level."""
+
+
+def beside_prediction(
+    corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Return what a reader should look at again, judged by the prediction.
+
+    Args:
+        corrected: The prediction; None if it is not known.
+        mapped: The submission in codes, after a rename was applied to the other levels. Not modified.
+        lint: The linter's findings in the submission.
+
+    Returns:
+        One finding, or none.
+    """
+    if corrected is None or corrected.compared is None:
+        return ()
+    numbering, compared = corrected.prediction.numbering or {}, corrected.compared
+    if is_doubtful(numbering) and is_unchanged(compared, mapped):
+        return (Finding(UNCHANGED, BACKGROUND, answers.unchanged(_chance(numbering))).as_dict(np.eye(4)),)
+    if compared.renamed and certainty_of(numbering) == "certain":
+        before = {int(code) for code in np.unique(compared.maps.output.labels)}
+        gaps = _gaps(lint) - _gaps(numbering.get("findings"))
+        odd = [answers.is_missing(name) for code, name in NAME_OF.items() if code in gaps]
+        odd += [answers.THERE_IS_A_T13] if T13 in mapped.present and T13 not in before else []
+        if odd:
+            (_, change) = compared.renamed[0]
+            message = answers.odd_rename(NAME_OF[change.old], NAME_OF[change.new], _chance(numbering), odd)
+            return (Finding(RENAMED, change.new, message).as_dict(np.eye(4)),)
+    return ()
+
+
+def _gaps(findings: object) -> set[Any]:
+    """Return the codes of missing levels. Findings in a record may be of any form, as another version wrote them."""
+    listed = findings if isinstance(findings, Sequence) else ()
+    known = [finding for finding in listed if isinstance(finding, Mapping)]
+    return {finding.get("code") for finding in known if finding.get("kind") == GAP}
+
+
+def is_unchanged(compared: Compared, mapped: Mapped) -> bool:
+    """Return whether each submitted structure is exactly as predicted."""
+    predicted = np.where(np.isin(compared.predicted, mapped.present), compared.predicted, BACKGROUND)
+    return bool((predicted == mapped.codes).all())
+
+
+def _chance(numbering: Mapping[str, Any]) -> str:
+    probability = numbering.get("probability")
+    return f" (probability {probability:.2f})" if isinstance(probability, float) else ""

@@ -1,0 +1,316 @@
+"""The store of all corrections, append-only: each with the file as it was sent, its codes, and a record.
+
+``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
+``corrections.receipts``), ``codes.nii.gz`` (accepted ones) and ``record.json``. An entry appears whole or not at
+all, and none is ever changed.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.names import Mapped
+from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.receipts import Receipt, Sender
+from totalspineseg_server.errors import StorageError, TotalSpineSegError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.volume_io import read_labels, write_volume
+
+
+class Withdrawals:
+    """Withdrawals below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "withdrawals"
+
+    def add(self, image_id: str, correction_id: str, user: str) -> None:
+        """Withdraw a correction.
+
+        Args:
+            image_id: Image it belongs to.
+            correction_id: A correction that was not withdrawn before.
+            user: Who withdraws it; "admin" if the server runs without authentication.
+
+        Raises:
+            StorageError: It could not be written; the correction counts as before.
+        """
+        record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
+        with staged_folder(self._folder(image_id) / correction_id) as entry:
+            write_json(entry / RECORD_FILE, record)
+
+    def of_image(self, image_id: str) -> frozenset[str]:
+        """Return the ids of the corrections of an image that were withdrawn."""
+        return frozenset(history.names(self._folder(image_id)))
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root / history.folder_name(image_id)
+
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "record.json"
+CODES_FILE = "codes.nii.gz"
+
+Status = Literal["accepted", "parked"]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The record of one submission.
+
+    Attributes:
+        id: Sorts by time.
+        image: Image id.
+        status: "accepted", or "parked": kept, but never shown as finished or trained on.
+        reason: Why it is parked; empty if accepted.
+        step: 1 for a corrected step-1 map, 2 for a finished label; None if parked.
+        tag: Tag under which it was submitted.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        file_name: See ``Sender``.
+        raw: Name of the submitted file inside the entry.
+        raw_sha256: Its hash.
+        image_sha256: Hash of the image it belongs to.
+        received: UTC, ISO 8601.
+        prediction: Id, model and weights of the prediction it corrects; None if there was none.
+        label_info: Segment names as they were sent.
+        present: Codes that have voxels.
+        unreviewed: Codes whose voxels the annotator did not check.
+        overlap_voxels: Voxels more than one segment claimed.
+        findings: Findings on the label (see ``numbering.linter``); empty if parked.
+        renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
+        untouched: Codes left as predicted (see ``corrections.untouched``); empty in older records.
+        renamed: Codes that were renamed while their outline was left as predicted.
+        offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
+            opened otherwise.
+        unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
+            trains with a small share of its own.
+        dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
+            where the prediction was not at hand, and in older records.
+    """
+
+    id: str
+    image: str
+    status: Status
+    reason: str
+    step: int | None
+    tag: str
+    user: str
+    client: str
+    file_name: str
+    raw: str
+    raw_sha256: str
+    image_sha256: str
+    received: str
+    prediction: Mapping[str, Any] | None
+    label_info: Any
+    present: tuple[int, ...] = ()
+    overlap_voxels: int = 0
+    findings: tuple[Mapping[str, Any], ...] = ()
+    unreviewed: tuple[int, ...] = ()
+    renumbered: Mapping[str, Any] | None = None
+    untouched: tuple[int, ...] = ()
+    renamed: tuple[int, ...] = ()
+    offered: Mapping[str, Any] | None = None
+    unchanged: bool = False
+    dice: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reader(self) -> str:
+        """Who made the label, by the name that other readers see."""
+        return self.client or self.user
+
+
+@dataclass(frozen=True)
+class Received:
+    """A submission while it is read.
+
+    Attributes:
+        receipt: The submission as it was sent.
+        folder: Its folder.
+        image_id: Image it belongs to.
+        image_sha256: Present hash of that image.
+        prediction: The prediction that it corrects.
+        offered: See ``Correction``.
+    """
+
+    receipt: Receipt
+    folder: Path
+    image_id: str
+    image_sha256: str
+    prediction: PredictionRecord | None = None
+    offered: Mapping[str, Any] | None = None
+
+    @property
+    def file(self) -> Path:
+        """The submitted file."""
+        return self.folder / self.receipt.raw
+
+    @property
+    def sender(self) -> Sender:
+        """Who sent it."""
+        return self.receipt.sender
+
+
+class CorrectionStore:
+    """Corrections below a history folder; append-only, safe under simultaneous writers.
+
+    Attributes:
+        withdrawals: The corrections that were withdrawn.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "corrections"
+        self.withdrawals = Withdrawals(root)
+
+    def accept(
+        self,
+        received: Received,
+        mapped: Mapped,
+        grid: Grid,
+        findings: tuple[Mapping[str, Any], ...] = (),
+        renumbered: Mapping[str, Any] | None = None,
+    ) -> Correction:
+        """File a submission whose segments could all be named.
+
+        Args:
+            received: The submission.
+            mapped: Its codes.
+            grid: Grid of the image.
+            findings: Findings on the label.
+            renumbered: How other levels followed a renamed one.
+
+        Raises:
+            StorageError: It could not be written; it stays waiting.
+        """
+        record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
+        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
+        record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
+        write_volume(received.folder / CODES_FILE, mapped.codes, grid)
+        return self._file(Correction(**record), received)
+
+    def park(self, received: Received, error: TotalSpineSegError) -> Correction:
+        """File a submission that cannot be used, with the reason.
+
+        Raises:
+            StorageError: It could not be written; it stays waiting.
+        """
+        return self._file(Correction(**self._record(received, "parked", str(error))), received)
+
+    def ids(self, image_id: str) -> tuple[str, ...]:
+        """Return the ids of all corrections of an image, oldest first."""
+        return history.names(self._folder(image_id))
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """Return all corrections of an image, oldest first, parked ones too; those that cannot be read are logged."""
+        return tuple(_readable(self._folder(image_id), _log))
+
+    def read(self, image_id: str, correction_id: str) -> Correction:
+        """Return the record of a correction.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        return _read(self._folder(image_id) / correction_id)
+
+    def any_of(self, image_id: str) -> bool:
+        """Return whether an image has a correction, even a parked or damaged one."""
+        return bool(history.entries(self._folder(image_id)))
+
+    def all(self) -> Iterator[Correction]:
+        """Yield all corrections of all images; those that cannot be read are logged."""
+        return self.readable(_log)
+
+    def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
+        """Yield all corrections; report a damaged record (image folder and reason) and skip it."""
+        for folder in history.entries(self._root):
+            yield from _readable(folder, on_damaged)
+
+    def in_force(self, image_id: str) -> tuple[Correction, ...]:
+        """Return the accepted corrections of an image that were not withdrawn, oldest first; skip damaged ones."""
+        withdrawn = self.withdrawals.of_image(image_id)
+        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
+
+    def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
+        """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
+        return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
+
+    def codes(self, correction: Correction) -> LabelArray:
+        """Return the codes of an accepted correction, on the grid of its image.
+
+        Raises:
+            ValueError: The correction is parked.
+        """
+        if correction.status != "accepted":
+            raise ValueError(f"expected an accepted correction, got {correction.status!r} ({correction.reason})")
+        labels: LabelArray = read_labels(self.path(correction) / CODES_FILE).data
+        return labels
+
+    def path(self, correction: Correction) -> Path:
+        """Return the folder of a correction."""
+        return self._folder(correction.image) / correction.id
+
+    def _folder(self, image_id: str) -> Path:
+        return self._root / history.folder_name(image_id)
+
+    def _record(
+        self,
+        received: Received,
+        status: Status,
+        reason: str,
+        *,
+        step: int | None = None,
+        findings: tuple[Mapping[str, Any], ...] = (),
+    ) -> dict[str, Any]:
+        prediction, receipt = received.prediction, received.receipt
+        return {
+            "id": receipt.id,
+            "image": received.image_id,
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "tag": receipt.tag,
+            **asdict(receipt.sender),
+            "raw": receipt.raw,
+            "raw_sha256": receipt.raw_sha256,
+            "image_sha256": received.image_sha256,
+            "received": receipt.received,
+            "prediction": None
+            if prediction is None
+            else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
+            "label_info": receipt.params.get("label_info"),
+            "findings": findings,
+            "offered": received.offered,
+        }
+
+    def _file(self, correction: Correction, received: Received) -> Correction:
+        # The entry appears whole: everything is written before its folder moves.
+        write_json(received.folder / RECORD_FILE, asdict(correction))
+        move_folder(received.folder, self._folder(correction.image) / received.folder.name)
+        return correction
+
+
+def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
+    """Yield the corrections in an image's folder; report a damaged record and skip it."""
+    for entry in history.entries(folder):
+        try:
+            correction = _read(entry)
+        except StorageError as error:
+            on_damaged(folder.name, error)
+        else:
+            yield correction
+
+
+def _read(entry: Path) -> Correction:
+    record = read_json(entry / RECORD_FILE)
+    return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _log(image: str, error: StorageError) -> None:
+    logger.warning("A correction of %s cannot be read and is skipped: %s", image, error)

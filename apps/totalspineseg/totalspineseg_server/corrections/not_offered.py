@@ -1,0 +1,97 @@
+"""Find what a folder of studies contains besides the images that are offered, and say how to offer it."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.corrections.image_ids import is_plain_stem
+from totalspineseg_server.unpacking import missing_content, real_path
+from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
+
+OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
+"""Endings, in any case, of files that are offered as images."""
+MAX_LOOKED_AT: Final = 2000
+"""Entries of a folder that are looked at, at most."""
+LOOSE_IMAGES: Final = "only files directly in the studies folder are offered. Link or copy the images there"
+DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
+
+
+def is_offered(path: Path) -> bool:
+    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
+    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
+        return False
+    try:
+        return path.is_file() and not missing_content(path)
+    except OSError:
+        return False
+
+
+def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:
+    """Return what a folder of studies contains that is not offered.
+
+    Args:
+        folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.
+        labels: The server's own folder of labels, which is skipped.
+
+    Returns:
+        Name (of a folder, with a "/" behind it) -> why it is not offered, and what to do.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or real_path(path) == real_path(labels):
+            continue
+        is_folder = path.is_dir()
+        try:
+            reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}). Grant the server access to it"
+        if reason:
+            found[f"{path.name}/" if is_folder else path.name] = reason
+    return found
+
+
+def _reason_of_file(path: Path) -> str:
+    if is_offered(path):
+        return ""
+    if reason := missing_content(path) if is_image_name(path) or path.is_symlink() else "":
+        return reason
+    if path.name.lower().endswith(OFFERED_ENDINGS):
+        if not is_plain_stem(stem(path)):
+            return "has a name that is too long or has characters that some systems do not allow. Rename it"
+        # Opening it raises the reason why it cannot be read.
+        path.open("rb").close()
+        return ""
+    if is_image_name(path) or is_other_name(path):
+        return f"is in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}, or unpack it"
+    return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
+
+
+def _reason_of_folder(folder: Path) -> str:
+    """Return why a folder is not offered, by the first image or DICOM file below it."""
+    with os.scandir(folder):
+        pass  # Raise what ``os.walk`` would ignore.
+    for path in islice(_below(folder), MAX_LOOKED_AT):
+        way = path.relative_to(folder.parent).as_posix()
+        if is_image_name(path) or is_other_name(path):
+            return f"holds files of images ({way!r}); {LOOSE_IMAGES}"
+        if _is_dicom(path):
+            return f"holds DICOM files ({way!r}); {DICOM}"
+    return ""
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, those of a folder before those of its subfolders."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place) / name
+
+
+def _is_dicom(path: Path) -> bool:
+    # Import here, because importing pydicom takes longer than listing a folder without DICOM.
+    from totalspineseg_server.dicom.headers import is_dicom
+
+    return path.is_file() and is_dicom(path)

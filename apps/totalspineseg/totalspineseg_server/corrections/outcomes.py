@@ -1,0 +1,75 @@
+"""Keep the outcome of each segmentation that a viewer stored in the PACS, so that the viewer can show it."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from totalspineseg_server.corrections import answers
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.inbox import READER_TAGS
+
+MAX_KEPT: Final = 1000
+"""A viewer asks at once; older outcomes are in the history of corrections."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one stored segmentation.
+
+    Attributes:
+        instance: Its SOP instance UID.
+        status: "accepted"; "parked" (kept but not used), "refused" (not counted) or "prediction" (a model's own).
+        message: One or more sentences for the user.
+        image: Series it belongs to; empty when unknown.
+        correction: Id of the record in the history; empty when there is none.
+        findings: Findings on an accepted label.
+    """
+
+    instance: str
+    status: Literal["accepted", "parked", "refused", "prediction"]
+    message: str
+    image: str = ""
+    correction: str = ""
+    findings: tuple[Any, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields, for the viewer."""
+        return asdict(self)
+
+
+def message_of(correction: Correction) -> str:
+    """Return what the author of an accepted label reads: what a rename did first, findings last."""
+    found = [str(finding.get("message", "")) for finding in correction.findings]
+    renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
+    is_finished = correction.tag in READER_TAGS
+    return answers.submitted(
+        correction.step, len(correction.present), renumbered=renumbered, findings=found, is_finished=is_finished
+    )
+
+
+def accepted(instance: str, correction: Correction) -> Outcome:
+    """Return the outcome of an accepted label."""
+    message, findings = message_of(correction), tuple(correction.findings)
+    return Outcome(instance, "accepted", message, correction.image, correction.id, findings)
+
+
+class Outcomes:
+    """The latest outcomes, by SOP instance UID."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._latest: OrderedDict[str, Outcome] = OrderedDict()
+
+    def keep(self, outcome: Outcome) -> None:
+        """Keep an outcome; the oldest is forgotten when there are too many."""
+        with self._lock:
+            self._latest[outcome.instance] = outcome
+            self._latest.move_to_end(outcome.instance)
+            while len(self._latest) > MAX_KEPT:
+                self._latest.popitem(last=False)
+
+    def of(self, instance: str) -> Outcome | None:
+        """Return the outcome of a stored segmentation; None if it is not known."""
+        with self._lock:
+            return self._latest.get(instance)

@@ -1,0 +1,215 @@
+"""Keep submissions as they were sent, before anything is read from them.
+
+``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` if reading it failed.
+Once it is read, the folder moves to the corrections of its image (``corrections.correction_store``). A submission
+that belongs to no image moves to ``<history>/unfiled/``.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.corrections import answers, history
+from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import copy_file, move_folder, read_json, staged_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+RECEIPT_FILE: Final = "received.json"
+FAILURE_FILE: Final = "failure.json"
+SEG_SUFFIX: Final = ".dcm"
+"""Ending of a DICOM segmentation."""
+LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
+"""Endings that the raw file keeps; any other becomes ".bin"."""
+MAX_UNFILED: Final = 100
+"""Submissions that belong to no image, of which the oldest are deleted beyond this number."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent a submission, and from which file.
+
+    Attributes:
+        user: Name of the authenticated user; "admin" if the server runs without authentication.
+        client: Id of the client program.
+        file_name: Name of the file on the client's side, without folders.
+    """
+
+    user: str
+    client: str
+    file_name: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which predictions that this sender asked for are recorded."""
+        return tuple(name for name in (self.client, self.user) if name)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A submission as it was sent.
+
+    Attributes:
+        id: Sorts by time; the correction made from it has the same id.
+        image: Image it was sent for.
+        tag: Tag it was sent for.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        file_name: See ``Sender``.
+        raw: Name of the file inside the entry.
+        raw_sha256: Its hash.
+        received: UTC, ISO 8601.
+        params: Parameters sent with it: ``label_info``, ``prediction``, ``unreviewed``.
+        info: Other information about the label, shown with it.
+        renamed: See ``Claims``.
+        uploaded: See ``Claims``.
+        fault: Why it cannot be used, if that was known before it was read; else empty.
+    """
+
+    id: str
+    image: str
+    tag: str
+    user: str
+    client: str
+    file_name: str
+    raw: str
+    raw_sha256: str
+    received: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    renamed: tuple[str, ...] = ()
+    uploaded: str = ""
+    fault: str = ""
+
+    @property
+    def sender(self) -> Sender:
+        """Who sent it."""
+        return Sender(self.user, self.client, self.file_name)
+
+    @property
+    def claims(self) -> Claims:
+        """Other images it may belong to."""
+        return Claims(self.renamed, self.uploaded)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A submission that did not become a correction.
+
+    Attributes:
+        receipt: The submission.
+        reason: The reason; ``answers.NOT_TRIED`` if reading it was not begun.
+    """
+
+    receipt: Receipt
+    reason: str
+
+
+def label_suffix(name: str) -> str:
+    """Return the known ending of a label file's name; ".bin" if there is none."""
+    return next((suffix for suffix in LABEL_SUFFIXES if name.lower().endswith(suffix)), ".bin")
+
+
+class Receipts:
+    """Submissions below a history folder that did not become corrections yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "received"
+        self._unfiled = root / "unfiled"
+
+    def new_id(self, earlier: Iterable[str]) -> str:
+        """Return an id that sorts after those of all waiting submissions and after ``earlier``."""
+        return history.new_id((*history.names(self._root), *earlier))
+
+    def keep(
+        self,
+        receipt_id: str,
+        image_id: str,
+        file: Path,
+        *,
+        raw_sha256: str,
+        tag: str,
+        sender: Sender,
+        params: Mapping[str, Any],
+        info: Mapping[str, Any],
+        claims: Claims,
+        fault: str = "",
+    ) -> Receipt:
+        """Keep a submission, whole or not at all; see ``Receipt``.
+
+        Raises:
+            StorageError: It could not be written; nothing is left half-written.
+        """
+        receipt = Receipt(
+            id=receipt_id,
+            image=image_id,
+            tag=tag,
+            **asdict(sender),
+            raw=f"raw{label_suffix(file.name)}",
+            raw_sha256=raw_sha256,
+            received=history.now_text(),
+            params=params,
+            info=info,
+            **asdict(claims),
+            fault=fault,
+        )
+
+        with staged_folder(self._root / receipt.id) as entry:
+            copy_file(file, entry / receipt.raw)
+            write_json(entry / RECEIPT_FILE, asdict(receipt))
+        return receipt
+
+    def folder(self, receipt: Receipt) -> Path:
+        """Return the folder of a submission until it is read."""
+        return self._root / receipt.id
+
+    def lock_file(self, receipt: Receipt) -> Path:
+        """Return the file that is locked while a submission is read."""
+        return self._root / f".{receipt.id}.lock"
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Return the submissions that are not read yet, oldest first; log those whose record is damaged."""
+        return tuple(_listed(self._root, answers.NOT_TRIED))
+
+    def unfiled(self) -> tuple[Waiting, ...]:
+        """Return the latest submissions that belong to no image, oldest first."""
+        return tuple(_listed(self._unfiled, ""))
+
+    def fail(self, receipt: Receipt, reason: str) -> None:
+        """Record why a submission could not be read; it stays waiting."""
+        try:
+            _write_reason(self.folder(receipt), reason)
+        except StorageError as error:
+            logger.warning("The reason why submission %s could not be read was not recorded: %s", receipt.id, error)
+
+    def set_aside(self, receipt: Receipt, reason: str) -> None:
+        """Move a submission that belongs to no image aside, with the reason; it is kept for a while.
+
+        Raises:
+            StorageError: It could not be written; it stays waiting.
+        """
+        _write_reason(self.folder(receipt), reason)
+        move_folder(self.folder(receipt), self._unfiled / receipt.id)
+        for old in history.entries(self._unfiled)[:-MAX_UNFILED]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_reason(folder: Path, reason: str) -> None:
+    write_json(folder / FAILURE_FILE, {"reason": reason, "time": history.now_text()})
+
+
+def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
+    for entry in history.entries(folder):
+        try:
+            receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
+            failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
+        except StorageError as error:
+            if entry.exists():
+                logger.warning("A submission cannot be listed and is skipped: %s", error)
+        else:
+            yield Waiting(receipt, str(failure.get("reason", reason)))

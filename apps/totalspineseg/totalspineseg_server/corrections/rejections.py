@@ -1,0 +1,82 @@
+"""Results that readers rejected with a reason: the scan needs drawing.
+
+``<history>/rejections/<image>/<id>/record.json`` is one rejection, or takes the one before it back; none is changed.
+"""
+
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import read_json, staged_folder, write_json
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE: Final = "record.json"
+MAX_REASON: Final = 500
+"""Maximum letters of a reason: a sentence or two."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One rejection.
+
+    Attributes:
+        id: Sorts by time, among corrections too.
+        image: Image id.
+        reason: Why, in the reader's words; empty for one that takes the rejection before it back.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        prediction: Id of the prediction that was rejected; empty where there was none.
+        received: UTC, ISO 8601.
+    """
+
+    id: str
+    image: str
+    reason: str
+    user: str
+    client: str
+    prediction: str
+    received: str
+
+    @property
+    def reader(self) -> str:
+        """Who rejected it, by the name that other readers see."""
+        return self.client or self.user
+
+
+class Rejections:
+    """Rejections below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "rejections"
+
+    def add(self, image_id: str, reason: str, sender: Sender, prediction: str = "") -> Rejection:
+        """Keep a rejection, or with no reason take the one before it back.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        folder = self._root / history.folder_name(image_id)
+        entry_id = history.new_id(history.names(folder))
+        record = Rejection(
+            entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, history.now_text()
+        )
+        with staged_folder(folder / entry_id) as entry:
+            write_json(entry / RECORD_FILE, asdict(record))
+        return record
+
+    def latest(self, image_id: str) -> Rejection | None:
+        """Return the rejection that stands; None where there is none, or where it was taken back."""
+        for entry in reversed(history.entries(self._root / history.folder_name(image_id))):
+            try:
+                found = from_fields(Rejection, read_json(entry / RECORD_FILE), f"of rejection {entry.name}")
+            except StorageError as error:
+                logger.warning("A rejection is passed over: %s", error)
+                continue
+            return found if found.reason else None
+        return None

@@ -1,0 +1,114 @@
+"""Read the voxels of a DICOM series."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from totalspineseg_server.dicom.deflated import is_deflated
+from totalspineseg_server.dicom.headers import pixel_bytes, read_headers
+from totalspineseg_server.dicom.stack import Stack, stack_of
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.files import storage_errors
+from totalspineseg_server.geometry import AnyArray
+from totalspineseg_server.image import Image
+from totalspineseg_server.unpacking import itk_name
+
+SCALING_KEYWORDS: Final = (
+    "PixelValueTransformationSequence",
+    "RealWorldValueMappingSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+)
+DISTANCE_KEYWORDS: Final = ("SliceThickness", "SpacingBetweenSlices")
+
+
+def read_series(path: Path) -> Image:
+    """Read the image of a DICOM series.
+
+    Args:
+        path: Folder of one series, or one file (an enhanced multi-frame image, or a single slice).
+
+    Returns:
+        (column, row, slice) on ``stack_of(read_headers(path)).grid``, values as stored or, where the header
+        scales them, scaled; with a warning where slices seem to be missing.
+
+    Raises:
+        ImageError: The series is not one stack of slices, or its pixels cannot be read.
+        StorageError: The disk is too full to unpack a file.
+    """
+    stack = stack_of(read_headers(path))
+    return Image(_pixels(stack), stack.affine, stack.warnings)
+
+
+def _pixels(stack: Stack) -> AnyArray:
+    read = cache(_read_object)  # one object may hold many frames
+    scaled = {frame.file for frame in stack.frames if frame.scaling}
+    planes = []
+    for frame in stack.frames:
+        if frame.file is None:
+            raise ImageError("The slices have no pixels. Send the complete DICOM files.")
+        plane = read(frame.file, frame.file in scaled)[(frame.number or 1) - 1]
+        if frame.scaling:
+            slope, intercept = frame.scaling
+            plane = plane * np.float32(slope) + np.float32(intercept)
+        planes.append(plane)
+    data: AnyArray = np.stack(planes).transpose()
+    return data
+
+
+def _read_object(path: Path, unscaled: bool) -> AnyArray:
+    """Read the pixels of one object, (frame, row, column); ``unscaled`` returns stored values, whatever its header
+    says.
+    """
+    try:
+        with _for_decoder(path, unscaled) as file:
+            image = sitk.ReadImage(itk_name(file), imageIO="GDCMImageIO")
+    except RuntimeError as error:
+        raise ImageError(f"The pixels of the DICOM file {path.name!r} cannot be read. Export it again.") from error
+    data: AnyArray = sitk.GetArrayFromImage(image)
+    return data if data.ndim == 3 else data[np.newaxis]
+
+
+@contextmanager
+def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
+    """Yield a file that the decoder reads correctly.
+
+    The decoder does not support deflated files, and scales all frames of an object like its first one. It refuses
+    slice distances of 0, which some programs write, and which are not used here.
+    """
+    deflated = is_deflated(path)
+    header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    flat = any(header.get(keyword) == 0 for keyword in DISTANCE_KEYWORDS)
+    if not deflated and not unscaled and not flat:
+        yield path
+        return
+    dataset = pydicom.dcmread(path, force=True)
+    if len(dataset.get("PixelData") or b"") < pixel_bytes(dataset):
+        raise ImageError(f"The DICOM file {path.name!r} is damaged. Copy it again.")
+    if deflated:
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    _remove(dataset, (*(SCALING_KEYWORDS if unscaled else ()), *(DISTANCE_KEYWORDS if flat else ())))
+    with (
+        storage_errors(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="totalspineseg-dicom-") as folder,
+    ):
+        copy = Path(folder) / "copy.dcm"
+        dataset.save_as(copy)
+        yield copy
+
+
+def _remove(dataset: Dataset, keywords: tuple[str, ...]) -> None:
+    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    for item in (dataset, *(item for keyword in groups for item in dataset.get(keyword) or [])):
+        for keyword in keywords:
+            if keyword in item:
+                delattr(item, keyword)

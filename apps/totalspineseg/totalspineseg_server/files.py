@@ -1,0 +1,344 @@
+"""Write files and folders so that a crash at any moment leaves the old state or the new one; read JSON; hash files.
+
+Text is UTF-8 whatever the locale says: a native library may set that to "C" at any time.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from totalspineseg_server.errors import StorageError
+
+T = TypeVar("T")
+
+PARTIAL_PREFIX: Final = ".partial-"
+"""Prefix of files and folders under construction; readers skip names with a leading dot."""
+EARLIER_PREFIX: Final = ".staging-"
+"""Prefix of folders under construction in earlier versions of this software."""
+DAY_S: Final = 24 * 3600.0
+"""Time without a change after which a file belongs to a killed process, seconds."""
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes read at a time, where a file is not read at once."""
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
+RESTORE: Final = "Restore it from a backup."
+CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of file systems that do not sync folders, such as some network shares."""
+
+
+@contextmanager
+def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turn the system's errors while writing into one sentence that names the file or folder.
+
+    Args:
+        path: What is written. Of a file in a folder under construction, that folder's place is named.
+        others: What the library that writes raises besides ``OSError``.
+
+    Raises:
+        StorageError: In place of these errors.
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *others)
+    try:
+        yield
+    except kinds as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: Exception) -> StorageError:
+    partial = _folder_under_construction(path)
+    place = repr(str(path if partial is None else partial.parent))
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return StorageError(f"The disk of {place} is full ({error.strerror}). Free disk space, and try again.")
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return StorageError(
+        f"Cannot write to {place} ({reason}). Free disk space, or check its permissions, and try again."
+    )
+
+
+def _folder_under_construction(path: Path) -> Path | None:
+    """Return the hidden folder that a file is written in, or None."""
+    return next((folder for folder in reversed(path.parents) if folder.name.startswith(PARTIAL_PREFIX)), None)
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a file in one step: readers see the old content or the new one, also after a power cut.
+
+    In a folder under construction nothing is synced to disk; ``staged_folder`` does that once, at the end.
+
+    Args:
+        path: The file; its folder must exist.
+        write: Fills the temporary file beside ``path`` that it is given; the name has the ending of ``path``.
+
+    Raises:
+        StorageError: The disk is full, permission is missing, or the file system failed; the old content is still
+            there.
+    """
+    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
+    temporary: Path | None = None
+    try:
+        # Native libraries raise RuntimeError.
+        with storage_errors(path, RuntimeError):
+            descriptor, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=suffix, dir=path.parent)
+            os.close(descriptor)
+            temporary = Path(name)
+            write(temporary)
+            is_final = _folder_under_construction(path) is None
+            if is_final:
+                _sync_file(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            if is_final:
+                sync_folder(path.parent)
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step.
+
+    Args:
+        path: The file; its folder must exist.
+        text: Its lines end as they are. Half a surrogate pair, as in file names that are no text, becomes its escape,
+            which JSON reads back as it was.
+
+    Raises:
+        StorageError: See ``write_file``.
+    """
+    write_file(path, lambda file: file.write_bytes(text.encode("utf-8", errors="backslashreplace")))
+
+
+def write_json(
+    path: Path, content: Any, *, default: Callable[[Any], Any] | None = None, allow_nan: bool = True
+) -> None:
+    """Replace a JSON file in one step; keys stay in their order.
+
+    Args:
+        path: The file; its folder must exist.
+        content: Anything ``json`` can write. Not modified.
+        default: See ``json.dumps``.
+        allow_nan: See ``json.dumps``.
+
+    Raises:
+        StorageError: See ``write_file``.
+        ValueError: There is a number that is not finite, where none is allowed.
+    """
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=default, allow_nan=allow_nan) + "\n")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file to another one, which is replaced in one step.
+
+    Raises:
+        StorageError: See ``write_file``; or ``source`` cannot be read.
+    """
+    write_file(target, lambda file: shutil.copyfile(source, file))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file, on a line of its own even if the last one was cut short, and sync it to disk.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            # A line that a power cut left incomplete must not damage this one.
+            stream.write(b"" if stream.read(1) == b"\n" else b"\n")
+        stream.write(line.encode("utf-8", errors="backslashreplace") + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the JSON values of a file with one in each line, without lines that a crash left incomplete.
+
+    Raises:
+        OSError: There is such a file, and it cannot be read.
+    """
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return found
+
+
+def load_json(path: Path, remedy: str = RESTORE) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: The file.
+        remedy: Sentence on what to do about a damaged one.
+
+    Raises:
+        StorageError: It is missing, damaged, or cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"The file {str(path)!r} is damaged or cannot be read ({reason}). {remedy}") from error
+
+
+def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: The file.
+        remedy: Sentence on what to do about a damaged one.
+
+    Raises:
+        StorageError: The file is missing, damaged, cannot be read, or holds something else.
+    """
+    content = load_json(path, remedy)
+    if not isinstance(content, dict):
+        raise StorageError(f"The file {str(path)!r} is damaged: it holds no fields. {remedy}")
+    return content
+
+
+def read_json_or(path: Path, otherwise: T) -> dict[str, Any] | T:
+    """Return the JSON object in a file; ``otherwise`` where there is none that can be read."""
+    try:
+        return read_json(path)
+    except StorageError:
+        return otherwise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all files of a folder (a DICOM series) in order of their names, as hex.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def content_key(content: Mapping[str, Any]) -> str:
+    """Return what identifies a run by its content (parent, settings, cases): only the same one is continued."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def partial_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new hidden folder; it is removed in the end unless it was moved, whatever happens.
+
+    What crashes left in ``parent`` is removed, too.
+
+    Args:
+        parent: Folder to make it in; made when missing.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(parent)
+        folder = Path(tempfile.mkdtemp(prefix=PARTIAL_PREFIX, dir=parent))
+        folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Build a folder that appears complete: yield a hidden sibling, which becomes ``target`` when the block succeeds.
+
+    Args:
+        target: Folder to create; must not exist. The folder it lies in is made when missing.
+
+    Raises:
+        StorageError: ``target`` exists, the disk is full, or the folder cannot be written.
+    """
+    with partial_folder(target.parent) as folder:
+        yield folder
+        with storage_errors(target):
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    _sync_file(path)
+                elif path.is_dir():
+                    sync_folder(path)
+        move_folder(folder, target)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder in one step; also after a power cut it is in one place.
+
+    Args:
+        source: A folder whose files are synced.
+        target: Its new place, which must not exist. The folder it lies in is made when missing.
+
+    Raises:
+        StorageError: ``target`` exists, or the folder cannot be moved and is where it was.
+    """
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(source)
+        try:
+            if target.exists():
+                raise FileExistsError
+            source.rename(target)
+        except OSError as error:
+            if not target.exists():
+                raise
+            raise StorageError(f"{target.name!r} exists already. Choose another name.") from error
+        sync_folder(target.parent)
+        if source.parent != target.parent:
+            sync_folder(source.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut, where the file system can do that.
+
+    Raises:
+        OSError: It cannot be synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def remove_leftovers(folder: Path, older_than_s: float = DAY_S) -> None:
+    """Remove incomplete files and folders that a crash left in a folder.
+
+    Other processes may finish or remove theirs at the same time; files that cannot be removed stay.
+
+    Args:
+        folder: Folder to clean, without those below it.
+        older_than_s: Files changed more recently may still be in use, and stay.
+    """
+    limit = time.time() - older_than_s
+    for path in folder.glob(".*"):
+        if path.name.startswith((PARTIAL_PREFIX, EARLIER_PREFIX)):
+            with suppress(OSError):
+                if path.stat().st_mtime >= limit:
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()

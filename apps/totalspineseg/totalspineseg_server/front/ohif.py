@@ -1,0 +1,103 @@
+"""``/ohif/``: serve the viewer that comes with MONAI Label, changed so that it can submit."""
+
+import hashlib
+import html
+import json
+import mimetypes
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Final
+
+import monailabel
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from starlette.staticfiles import StaticFiles
+
+from totalspineseg_server.anatomy import BY_CODE, SACRUM, STRUCTURES
+from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
+from totalspineseg_server.front.bundle import Bundle, read_bundle
+from totalspineseg_server.front.failures import without_folders
+from totalspineseg_server.front.guard import POLICY
+from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED
+
+OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
+SCRIPT: Final = "totalspineseg.js"
+PAGES: Final = Path(__file__).parent / "pages"
+COLORS_MARK: Final = "/*COLORS*/{}"
+HEAD_END: Final = "</head>"
+BODY: Final = "<body>"
+REVALIDATED: Final = {"cache-control": "no-cache"}
+"""The hash in the bundle's file names is that of the original file, not of the served one: the browser must ask each
+time.
+"""
+UNKNOWN_VIEWER: Final = (
+    "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
+    "and install the pinned requirements."
+)
+
+
+def router() -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter()
+    bundle = read_bundle(OHIF_FOLDER)
+    pages = {"index.html": _index(bundle), SCRIPT: _script(), **bundle.changed}
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in pages.items()}
+    files = StaticFiles(directory=OHIF_FOLDER)
+
+    @routes.get("/ohif/{path:path}", include_in_schema=False)
+    async def viewer(
+        path: str, request: Request, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+    ) -> Response:
+        """Return a file of the viewer; addresses of the viewer that are not files get its page."""
+        name = path if Path(path).suffix else "index.html"
+        if name in pages:
+            if request.headers.get("if-none-match") == tags[name]:
+                return Response(status_code=NOT_MODIFIED, headers={"etag": tags[name], **REVALIDATED})
+            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED, **POLICY})
+        response = await files.get_response(name, request.scope)
+        response.headers.update(REVALIDATED)
+        return response
+
+    @routes.get("/submissions/{instance}")
+    def submission(
+        instance: str, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+    ) -> Response:
+        """Return what happened to a segmentation that was stored in the PACS."""
+        outcome = app_instance().outcomes.of(instance)
+        if outcome is None:
+            raise HTTPException(NOT_FOUND, "No segmentation of this id came through this server. Store it again.")
+        return Response(without_folders(json.dumps(outcome.as_json())), media_type="application/json")
+
+    return routes
+
+
+def _index(bundle: Bundle) -> bytes:
+    """Return the page with our script, and with a warning where the bundle is another version."""
+    page = (bundle.folder / "index.html").read_text(encoding="utf-8")
+    warning = ""
+    if bundle.missing or page.count(HEAD_END) != 1 or page.count(BODY) != 1:
+        sentence = UNKNOWN_VIEWER.format(missing=", ".join(bundle.missing) or "be extended")
+        warning = (
+            '<div id="totalspineseg-missing" style="position:fixed;top:0;left:0;right:0;z-index:99999;'
+            f'background:#b00020;color:#fff;padding:8px;font:16px sans-serif">{html.escape(sentence)}</div>'
+        )
+        if page.count(BODY) != 1:
+            return f"<!doctype html><html><body>{warning}</body></html>".encode()
+    page = page.replace(HEAD_END, f'<script src="/ohif/{SCRIPT}"></script>{HEAD_END}')
+    return page.replace(BODY, BODY + warning).encode()
+
+
+@cache
+def _script() -> bytes:
+    """Return our script with the colors of the structures, by name in lower case."""
+    text = (PAGES / SCRIPT).read_text(encoding="utf-8")
+    return text.replace(COLORS_MARK, json.dumps(colors())).encode()
+
+
+def colors() -> dict[str, tuple[int, int, int]]:
+    """Return sRGB colors by name in lower case, from the label table."""
+    table = {structure.name.lower(): structure.color for structure in STRUCTURES}
+    return {**table, VERTEBRAE_NAME: BY_CODE[SACRUM].color}

@@ -1,0 +1,49 @@
+"""``POST /activelearning/{strategy}``: return the next image, off the event loop; the log names no patients."""
+
+import logging
+import time
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Depends
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from totalspineseg_server.activelearning.offers import NOTED, noted
+from totalspineseg_server.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+NOT_RECORDED: Final = (
+    "The server could not record that it offered you this image (its log says why). Somebody else may get it, too."
+)
+
+
+def router() -> APIRouter:
+    """Return the route."""
+    routes = APIRouter()
+
+    @routes.post("/activelearning/{strategy}")
+    def next_sample(
+        strategy: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        params: Annotated[dict[str, Any] | None, Body()] = None,
+    ) -> dict[str, Any]:
+        """Return the image to annotate next; empty when all are done."""
+        app, fields = app_instance(), dict(params or {})
+        if settings.MONAI_LABEL_AUTH_ENABLE or not fields.get("client_id"):
+            fields["client_id"] = user.username
+        sample: dict[str, Any] = app.next_sample({**fields, "strategy": strategy})
+        if not sample:
+            return {}
+        store, image = app.datastore(), sample["id"]
+        offer = {"ts": time.time(), "client_id": fields["client_id"], "score": sample.get("score")}
+        try:
+            store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
+        except StorageError as error:
+            logger.warning("An offered image is not recorded: %s", error)
+            sample["warning"] = NOT_RECORDED
+        # The sample comes last: its label is sent for that id, whatever is known about the image.
+        return {**store.get_image_info(image), **sample}
+
+    return routes

@@ -1,0 +1,223 @@
+"""``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for looking."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from pydantic import BaseModel, Field
+
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.rejections import MAX_REASON
+from totalspineseg_server.errors import ConflictError, ImageError
+from totalspineseg_server.front.failures import without_folders
+from totalspineseg_server.front.host import running_task
+from totalspineseg_server.infers.http import NO_CONTENT, NOT_MODIFIED
+from totalspineseg_server.worklist.acts import reader, submitted_text
+from totalspineseg_server.worklist.lab import Lab
+from totalspineseg_server.worklist.query import MAX_PAGE_SIZE, PAGE_SIZE, Sort, select
+from totalspineseg_server.worklist.query import Query as Asked
+from totalspineseg_server.worklist.rows import Row, Status
+from totalspineseg_server.worklist.scans import View, levels_of, pin_names, write_view
+
+NIFTI: Final = "application/gzip"
+PNG: Final = "image/png"
+KEEP: Final = {"cache-control": "private, no-cache"}
+"""A browser keeps a picture, and asks each time whether it is still right."""
+MAX_NAME: Final = 100
+"""Maximum letters of a reader's name."""
+MAX_PINNED: Final = 60
+"""Maximum number of pinned levels, more than there are structures."""
+
+
+class Act(BaseModel):
+    """The fields of every act of a reader."""
+
+    client_id: str = Field("", max_length=MAX_NAME, description="The reader's name; with sign-in it is known already.")
+
+
+class Pin(Act):
+    """Levels that a reader names."""
+
+    prediction: str = Field(max_length=MAX_NAME, description="Id of the result that the reader sees.")
+    names: dict[str, str] = Field(
+        max_length=MAX_PINNED, description="Name of a level in this result -> its right name, such as L4 -> L5."
+    )
+    submit: bool = Field(False, description="Whether the names are submitted as a finished label.")
+
+
+class Accept(Act):
+    """A result that is right as it is."""
+
+    prediction: str = Field(max_length=MAX_NAME, description="Id of the result that the reader saw.")
+    views: list[Literal["sagittal", "axial", "coronal"]] = Field(
+        max_length=3, description="Planes that were on the screen; sagittal and axial must be."
+    )
+
+
+class Reject(Act):
+    """A result that is of no use."""
+
+    reason: str = Field(min_length=1, max_length=MAX_REASON, description="Why, in the reader's words.")
+
+
+def router() -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter()
+    user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+    annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+
+    @routes.get("/worklist")
+    def get_worklist(
+        user: Annotated[User, user_role],
+        search: str = "",
+        status: Annotated[list[Status] | None, Query()] = None,
+        certainty: Literal["", "certain", "counted", "doubtful"] = "",
+        by: str = "",
+        sort: Sort = "id",
+        descending: bool = False,
+        page: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+        size: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
+    ) -> dict[str, Any]:
+        """Return a page of all scans, chosen and ordered."""
+        worklist = _lab().worklist
+        asked = Asked(search, tuple(status or ()), certainty, by, sort, descending, page, size)
+        found = select(worklist.rows(), asked)
+        return {
+            "rows": [_sent(row) for row in found.rows],
+            "total": found.total,
+            "counts": dict(found.counts),
+            "complete": worklist.is_complete,
+            "batch": _batch(),
+        }
+
+    # The longer paths first: an id may hold a slash.
+    @routes.get("/scans/{image:path}/thumbnail", response_class=Response)
+    def get_thumbnail(image: str, user: Annotated[User, user_role], call: Request) -> Response:
+        """Return a small picture with the names of the levels, PNG; nothing (204) where the image cannot be read."""
+        row = _lab().row(image)
+        tag = _tag(row)
+        if call.headers.get("if-none-match") == tag:
+            return Response(status_code=NOT_MODIFIED, headers={**KEEP, "etag": tag})
+        try:
+            content = _lab().thumbnails.png(row)
+        except ImageError:
+            # The scan itself says why; a page of pictures has a gap.
+            return Response(status_code=NO_CONTENT)
+        return Response(content, media_type=PNG, headers={**KEEP, "etag": tag})
+
+    @routes.get("/scans/{image:path}/volume", response_class=Response)
+    def get_volume(image: str, user: Annotated[User, user_role]) -> Response:
+        """Return the image for looking at it: NIfTI, axes to the right, anterior and superior, 16 bits."""
+        _, view = _lab().view(image)
+        return _nifti(view.image.data, view)
+
+    @routes.get("/scans/{image:path}/label", response_class=Response)
+    def get_label(image: str, user: Annotated[User, user_role]) -> Response:
+        """Return the label that is shown, in codes on the voxels of the volume: NIfTI."""
+        _, view = _lab().view(image)
+        return _nifti(view.label.codes, view)
+
+    @routes.post("/scans/{image:path}/pin")
+    def pin(image: str, body: Pin, user: Annotated[User, annotator]) -> dict[str, Any]:
+        """Rename all levels to match those that a reader names, and submit that when asked to. No network runs."""
+        row, view = _lab().view(image)
+        acts = _lab().acts
+        pinned = acts.pin(view, body.prediction, body.names)
+        answer = {
+            "names": dict(pinned.names),
+            "certainty": pinned.numbering["certainty"],
+            "probability": pinned.numbering["probability"],
+            "levels": pinned.numbering["levels"],
+            "message": pinned.message,
+            "correction": "",
+        }
+        if not body.submit:
+            return answer
+        if row.status == "finished":
+            raise ConflictError("This scan is finished already. Undo that first, then pin.")
+        correction = acts.submit_pinned(row, view, body.names, pinned, _reader(user, body))
+        _lab().worklist.update(image)
+        return {**answer, "correction": correction.id, "message": submitted_text(correction)}
+
+    @routes.post("/scans/{image:path}/accept")
+    def accept(image: str, body: Accept, user: Annotated[User, annotator]) -> dict[str, Any]:
+        """Finish a scan with its result as it is; refused where names are doubtful."""
+        row, view = _lab().view(image)
+        correction = _lab().acts.accept(row, view, body.prediction, body.views, _reader(user, body))
+        _lab().worklist.update(image)
+        return {"correction": correction.id, "message": submitted_text(correction)}
+
+    @routes.post("/scans/{image:path}/reject")
+    def reject(image: str, body: Reject, user: Annotated[User, annotator]) -> dict[str, Any]:
+        """Say why a result is of no use: the scan needs drawing."""
+        _lab().acts.reject(_lab().row(image), body.reason, _reader(user, body))
+        _lab().worklist.update(image)
+        return {"message": "Rejected. The scan needs drawing in 3D Slicer or OHIF."}
+
+    @routes.post("/scans/{image:path}/undo")
+    def undo(image: str, body: Act, user: Annotated[User, annotator]) -> dict[str, Any]:
+        """Take back the last accept, pin or rejection."""
+        is_admin = settings.MONAI_LABEL_AUTH_ROLE_ADMIN in user.roles
+        message = _lab().acts.undo(_lab().row(image), _reader(user, body), is_admin=is_admin)
+        _lab().worklist.update(image)
+        return {"message": message}
+
+    @routes.get("/scans/{image:path}")
+    def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
+        row, view = _lab().view(image)
+        record = view.label.record
+        numbering = (record.numbering if record else None) or {}
+        return {
+            **_sent(row),
+            "label": view.label.of,
+            "can_pin": view.label.maps is not None and row.status != "finished",
+            "levels": levels_of(view),
+            "names": pin_names(),
+            "probability": numbering.get("probability"),
+            "findings": [str(one.get("message", "")) for one in numbering.get("findings", ())],
+            "would_settle": list(numbering.get("would_settle", ())),
+            "agreements": app_instance().agreements_of(image),
+            "history": [{**one, "reason": without_folders(one["reason"])} for one in app_instance().history_of(image)],
+        }
+
+    return routes
+
+
+def _lab() -> Lab:
+    lab: Lab = app_instance().lab
+    return lab
+
+
+def _batch() -> dict[str, int] | None:
+    """Return how many scans the batch that runs has to predict, and has predicted; None while none runs."""
+    task = running_task("batch_infer")
+    if task is None:
+        return None
+    images = task["request"].get("images")
+    progress: dict[str, int] = app_instance().scoring_progress(images if isinstance(images, list) else ())
+    return progress
+
+
+def _reader(user: User, body: Act) -> Sender:
+    return reader(user.username, user.username if settings.MONAI_LABEL_AUTH_ENABLE else body.client_id.strip())
+
+
+def _sent(row: Row) -> dict[str, Any]:
+    return {**row.as_json(), "reason": without_folders(row.reason)}
+
+
+def _tag(row: Row) -> str:
+    """Return what changes whenever the picture of a scan may have."""
+    return f'"{row.prediction or "none"}-{row.date if row.status == "finished" else ""}"'
+
+
+def _nifti(data: Any, view: View) -> Response:
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-view-") as folder:
+        file = Path(folder) / "view.nii.gz"
+        write_view(file, data, view)
+        return Response(file.read_bytes(), media_type=NIFTI, headers={"cache-control": "private, no-store"})

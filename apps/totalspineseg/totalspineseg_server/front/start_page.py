@@ -1,0 +1,85 @@
+"""``/``: the lab's page for browsers; ``/docs``: what this server is. The host's pages run scripts of other servers."""
+
+import hashlib
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from monailabel.interfaces.utils.app import app_instance
+from starlette.responses import FileResponse
+
+from totalspineseg_server.front.guard import HEADER, HTML
+from totalspineseg_server.front.ohif import PAGES
+from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED
+
+ABOUT: Final = "start.html"
+LAB: Final = "lab"
+INDEX: Final = "index.html"
+PLACE: Final = "<!-- weights -->"
+"""Mark in the page, replaced by the text about the weights in use."""
+VIEWER: Final = Path(__file__).parents[2] / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
+"""The viewer of the review, which ``make setup`` installs."""
+TYPES: Final = {".html": HTML, ".css": "text/css", ".js": "text/javascript"}
+LAB_POLICY: Final = (
+    "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+"""Policy of the lab's page: no script but its own files runs in it. The viewer reads images that the page has fetched,
+and its letters, from addresses of the page itself."""
+
+
+def router() -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter()
+    about = (PAGES / ABOUT).read_text(encoding="utf-8")
+    files = _files()
+
+    def described() -> Response:
+        text = about.replace(PLACE, html.escape(app_instance().weights_text()))
+        return Response(text, media_type=HTML)
+
+    @routes.get("/", include_in_schema=False)
+    def start(call: Request) -> Response:
+        """Show the lab's page to a browser; other programs get what they got before there was one."""
+        if HTML in call.headers.get("accept", ""):
+            return _sent(INDEX, *files[INDEX], call)
+        return described()
+
+    @routes.get("/docs", include_in_schema=False)
+    def get_about() -> Response:
+        """Say what this server is, which weights it uses, and where to go on."""
+        return described()
+
+    @routes.get("/lab/niivue.js", include_in_schema=False)
+    def viewer() -> Response:
+        """Return the viewer of the review."""
+        if not VIEWER.is_file():
+            raise HTTPException(NOT_FOUND, "The viewer is not installed. Run 'make setup' with access to npm.")
+        return FileResponse(VIEWER, media_type=TYPES[".js"], headers={"cache-control": "private, max-age=3600"})
+
+    @routes.get("/lab/{name}", include_in_schema=False)
+    def file(name: str, call: Request) -> Response:
+        """Return a file of the lab's page."""
+        if name not in files:
+            raise HTTPException(NOT_FOUND, f"The page has no file {name[:80]!r}.")
+        return _sent(name, *files[name], call)
+
+    return routes
+
+
+def _files() -> Mapping[str, tuple[bytes, str]]:
+    """Read the files of the page once, with their tags: no name in a request reaches the disk."""
+    files = {path.name: path.read_bytes() for path in (PAGES / LAB).iterdir() if path.suffix in TYPES}
+    return {name: (content, f'"{hashlib.sha256(content).hexdigest()[:16]}"') for name, content in files.items()}
+
+
+def _sent(name: str, content: bytes, tag: str, call: Request) -> Response:
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    if name == INDEX:
+        # Another answer than to a program of the same address.
+        headers |= {HEADER: LAB_POLICY, "vary": "accept"}
+    if call.headers.get("if-none-match") == tag:
+        return Response(status_code=NOT_MODIFIED, headers=headers)
+    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)

@@ -1,0 +1,263 @@
+"""Routes that write to the studies: images, labels, sessions. They run off the event loop and overwrite nothing."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+from uuid import uuid4
+
+from fastapi import APIRouter, Depends, File, Form, HTTPException, UploadFile
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.sessions import SessionInfo, Sessions
+from pydantic import BaseModel
+from starlette.responses import FileResponse
+
+from totalspineseg_server.activelearning.offers import NOTED
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON, IMPRINT
+from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.inbox import FINAL_TAG, RENUMBERED
+from totalspineseg_server.corrections.outcomes import message_of
+from totalspineseg_server.corrections.receipts import Receipt, Sender
+from totalspineseg_server.errors import SettingError, StorageError
+from totalspineseg_server.front.archives import unpack_series
+from totalspineseg_server.front.failures import without_folders
+from totalspineseg_server.front.received_files import client_name, read_params, save_all, save_image, save_label
+from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
+from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
+from totalspineseg_server.volume_io import read_image, stem
+
+logger = logging.getLogger(__name__)
+
+ARCHIVES = (".zip",)
+"""Endings of archives to unpack with limits; see ``front.archives``."""
+OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
+OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
+OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "instance", UNSENT, RENUMBERED))
+"""Fields of images and labels that only this server sets and relies on."""
+NOT_IN_PACS = (
+    "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "
+    "somebody asks for the next sample."
+)
+
+
+class SessionAnswer(BaseModel):
+    """Answer to a client that made a session."""
+
+    session_id: str
+    session_info: dict[str, Any]
+
+
+def router(max_unpacked_bytes: int) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        max_unpacked_bytes: Maximum size of an unpacked archive.
+    """
+    routes = APIRouter()
+    annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+
+    @routes.put("/datastore/label")
+    def put_label(
+        image: str,
+        label: Annotated[UploadFile, File()],
+        user: Annotated[User, annotator],
+        params: Annotated[str, Form()] = "{}",
+        tag: str = FINAL_TAG,
+    ) -> dict[str, Any]:
+        """Submit a corrected label."""
+        fields, fault = {}, ""
+        try:
+            fields = read_params(params)
+        except SettingError as error:
+            # Keep the label first, whatever is wrong with its parameters.
+            fault = str(error)
+        sender = _sender(user, fields, label)
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
+            file = save_label(label, Path(folder))
+            correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
+        label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
+        return {
+            "message": message_of(correction),
+            "image": correction.image,
+            "label": correction.image,
+            "correction": correction.id,
+            "step": correction.step,
+            "findings": list(correction.findings),
+            "renumbered": correction.renumbered,
+            "overlap_voxels": correction.overlap_voxels,
+            "prediction": correction.prediction,
+            "warning": NOT_IN_PACS if label_info.get(UNSENT) else "",
+        }
+
+    @routes.delete("/datastore/label")
+    def delete_label(
+        id: str,
+        tag: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+    ) -> dict[str, Any]:
+        """Withdraw a label: it is not shown, trained on or scored anymore, but stays in the history."""
+        withdrawn = app_instance().withdraw_label(id, tag, user.username)
+        return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
+
+    @routes.get("/submissions/")
+    def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
+        """Return the submissions that are not used, with the reason, oldest first."""
+        app = app_instance()
+        parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
+        unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
+        waiting = [_unused(one.receipt, "waiting", one.reason) for one in app.waiting_submissions()]
+        return sorted((*parked, *unfiled, *waiting), key=lambda known: str(known["submission"]))
+
+    @routes.post("/submissions/interpret")
+    def interpret_submissions(
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+    ) -> list[dict[str, Any]]:
+        """Read submissions again that the server failed to read, and return those that still wait."""
+        waiting = app_instance().interpret_waiting(again=True)
+        return [_unused(one.receipt, "waiting", one.reason) for one in waiting]
+
+    @routes.put("/datastore/", include_in_schema=False)
+    @routes.put("/datastore", include_in_schema=False)
+    @routes.put("/datastore/image")
+    def put_image(
+        file: Annotated[UploadFile, File()],
+        user: Annotated[User, annotator],
+        image: str = "",
+        params: Annotated[str, Form()] = "{}",
+    ) -> dict[str, Any]:
+        """Add an image to the studies."""
+        sender = _sender(user, read_params(params), file)
+        image_id = image or stem(Path(client_name(file)))
+        if not is_usable_id(image_id):
+            raise SettingError(
+                f"The image id {image_id[:80]!r} is too long or has control characters. Give a short id without them."
+            )
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
+            path = save_image(file, Path(folder))
+            read_image(path)
+            try:
+                info = {**_client_fields(params), "user": user.username}
+                return {"image": app_instance().add_image(image_id, path, info, sender)}
+            except FileExistsError as error:
+                raise HTTPException(CONFLICT, str(error)) from error
+            except StorageError:
+                raise
+            except ValueError as error:
+                raise HTTPException(UNUSABLE, str(error)) from error
+
+    @routes.put("/datastore/image/info")
+    def put_image_info(image: str, user: Annotated[User, annotator], info: Annotated[str, Form()] = "{}") -> None:
+        """Add to the information about an image."""
+        app_instance().datastore().update_image_info(image, {**_client_fields(info), "user": user.username})
+
+    @routes.put("/datastore/label/info")
+    @routes.put("/datastore/updatelabelinfo", include_in_schema=False)
+    def put_label_info(
+        label: str,
+        tag: str,
+        user: Annotated[User, annotator],
+        info: Annotated[str, Form()] = "{}",
+        params: Annotated[str, Form()] = "{}",
+    ) -> None:
+        """Add to the information about a label."""
+        app_instance().datastore().update_label_info(label, tag, {**_client_fields(params), **_client_fields(info)})
+
+    @routes.put("/session/")
+    def put_session(
+        files: Annotated[list[UploadFile], File(min_length=1)],
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        uncompress: bool = False,
+        expiry: int = 0,
+    ) -> SessionAnswer:
+        """Keep an image for a while, outside the studies."""
+        sessions = _sessions()
+        if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
+            raise HTTPException(UNUSABLE, "'uncompress' needs exactly one .zip file. Send the series as one .zip.")
+        # The host moves the files it gets, so the folder need not outlive this call.
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
+            series = Path(folder) / "series"
+            series.mkdir()
+            if uncompress:
+                image = unpack_series(files[0].file, series, max_bytes=max_unpacked_bytes)
+            else:
+                image = save_all(files, series)
+            session_id, info = _add_session(sessions, image, expiry)
+        return SessionAnswer(session_id=session_id, session_info=info.to_json())
+
+    @routes.get("/session/{session_id}", response_model=None)
+    def get_session(
+        session_id: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
+        update_ts: bool = False,
+        image: bool = False,
+    ) -> dict[str, Any] | FileResponse:
+        """Return the information about a session, or its image if that is one file."""
+        session = _sessions().get_session(session_id, update_ts=update_ts)
+        if session is None:
+            raise HTTPException(
+                NOT_FOUND, f"There is no session {session_id!r}. It may have expired; start another one."
+            )
+        file = Path(session.image)
+        if not image:
+            known: dict[str, Any] = session.to_json()
+            return known
+        if not file.is_file():
+            raise HTTPException(
+                UNUSABLE,
+                "This session holds a series of several files, which cannot be sent back. Ask without 'image'.",
+            )
+        return FileResponse(file, filename=file.name)
+
+    @routes.get("/datastore/dataset", include_in_schema=False)
+    def get_dataset() -> None:
+        """Refuse: at every call the host would leave an archive of all studies in the temporary folder."""
+        raise HTTPException(
+            NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
+        )
+
+    return routes
+
+
+def _unused(known: Receipt | Correction, status: str, reason: str) -> dict[str, Any]:
+    return {
+        "submission": known.id,
+        "image": known.image,
+        "tag": known.tag,
+        "user": known.user,
+        "client_id": known.client,
+        "received": known.received,
+        "status": status,
+        "reason": without_folders(reason),
+    }
+
+
+def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
+    return Sender(user=user.username, client=str(fields.get("client_id") or ""), file_name=client_name(file))
+
+
+def _client_fields(text: str) -> dict[str, Any]:
+    """Return a client's fields about an image or a label, without those that only this server sets."""
+    return {name: value for name, value in read_params(text).items() if name not in OWN}
+
+
+def _sessions() -> Sessions:
+    sessions = app_instance().sessions()
+    if sessions is None:
+        raise HTTPException(SESSIONS_OFF, "This server has no sessions. Upload the image to the studies instead.")
+    return sessions
+
+
+def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, SessionInfo]:
+    """Add a file or folder as a session, completely or not at all."""
+    session_id = str(uuid4())
+    try:
+        _, info = sessions.add_session(str(image), expiry, session_id=session_id)
+    except BaseException:
+        sessions.remove_session(session_id)
+        raise
+    return session_id, info

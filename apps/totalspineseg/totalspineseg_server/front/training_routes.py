@@ -1,0 +1,88 @@
+"""``POST /train``: run one training at a time, and free the memory of the server's networks for it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Body, Depends, HTTPException
+from monailabel.config import settings
+from monailabel.endpoints.train import run, run_model
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from totalspineseg_server.front.host import running_task
+from totalspineseg_server.infers.http import BUSY
+
+KILLED_SECONDS: Final = 2.0
+"""Maximum time for a training that was just stopped to end."""
+LOOK_SECONDS: Final = 0.1
+
+
+def router() -> APIRouter:
+    """Return the routes; the host starts the training and answers."""
+    routes = APIRouter()
+    admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+    starting = threading.Lock()
+
+    # Not async, so that waiting for an inference to end blocks no other request.
+    @routes.post("/train/{model}")
+    def train(
+        model: str,
+        user: Annotated[User, admin],
+        params: Annotated[dict[str, Any] | None, Body()] = None,
+        run_sync: bool = False,
+        enqueue: bool = False,
+    ) -> Any:
+        """Free the networks, which the next request loads again, and start a training if it can begin."""
+        app_instance().check_training(model, params or {})
+        with _start(starting, waits=enqueue):
+            return run_model(model, params, run_sync, enqueue)
+
+    @routes.post("/train/", include_in_schema=False)
+    def train_all(
+        user: Annotated[User, admin], params: Annotated[dict[str, Any] | None, Body()] = None, run_sync: bool = False
+    ) -> Any:
+        """Run all trainers, one after the other."""
+        with _start(starting, waits=True):
+            return run(params, run_sync)
+
+    return routes
+
+
+@contextmanager
+def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
+    """Free the networks for a training that starts in this block; unless it ``waits``, refuse it while another one
+    runs.
+
+    The host checks for running processes before it has started its own, and would start two that arrive at once.
+
+    Raises:
+        HTTPException: Another training is running or starting.
+    """
+    if not starting.acquire(blocking=waits):
+        raise _busy()
+    try:
+        if not waits and _trains():
+            raise _busy()
+        app_instance().free_networks()
+        yield
+    finally:
+        starting.release()
+
+
+def _trains() -> bool:
+    """Return whether a training of this server has not ended, or another program trains on these studies."""
+    if running_task("train") is not None:
+        return True
+    deadline = time.monotonic() + KILLED_SECONDS
+    while app_instance().is_training():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return False
+
+
+def _busy() -> HTTPException:
+    return HTTPException(BUSY, "A training is already running on these studies. Wait for it to finish, or stop it.")

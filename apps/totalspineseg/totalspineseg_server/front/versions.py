@@ -1,0 +1,97 @@
+"""``/versions``, ``/training`` and ``/corrections``: what was learned, what the gate said, which version answers, and
+how much readers corrected."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+
+from totalspineseg_server.errors import ConflictError, WeightsError
+from totalspineseg_server.front.failures import without_folders
+from totalspineseg_server.front.host import running_task
+from totalspineseg_server.registry.model_store import DATASET_OF_STEP, STARTER, ModelStore
+from totalspineseg_server.registry.overview import overview
+
+
+def router() -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter()
+    user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+    admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+
+    @routes.get("/versions")
+    def get_versions(user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return all versions with what the gate said, those in use, and what going back would put into use."""
+        store: ModelStore = app_instance().models
+        return {
+            "versions": [{**one, "verdict": without_folders(one["verdict"])} for one in overview(store)],
+            "in_use": _in_use(store),
+            "back": _back(store),
+            "fixed": store.weights,
+            "warning": app_instance().weights_warning(),
+        }
+
+    # Before the other one: no version may be called so that it hides this.
+    @routes.post("/versions/rollback")
+    def roll_back(user: Annotated[User, admin]) -> dict[str, Any]:
+        """Put the versions into use that were in use before the last change."""
+        store = _changeable()
+        store.go_back()
+        return {"in_use": _in_use(store)}
+
+    @routes.post("/versions/{name}/activate")
+    def activate(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
+        """Put a version into use; refused where the gate has refused it."""
+        from totalspineseg_server.nnunet.activation import activate as put_into_use
+
+        store = _changeable()
+        put_into_use(store, name)
+        return {"in_use": _in_use(store)}
+
+    @routes.get("/training")
+    def get_training(user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return the newest training: where it is, how long it will take, and its curves."""
+        from dataclasses import asdict
+
+        from totalspineseg_server.trainers.curves import curves_of, seconds_left
+        from totalspineseg_server.trainers.runs import state_of
+
+        folder = app_instance().training_dir
+        running = running_task("train") is not None
+        state = state_of(folder)
+        if state is None:
+            return {"running": running, "state": None, "seconds_left": None, "curves": {}}
+        known = {"state": asdict(state), "seconds_left": seconds_left(state), "curves": curves_of(folder)}
+        return {"running": running, **known}
+
+    @routes.get("/corrections")
+    def get_corrections(user: Annotated[User, user_role]) -> dict[str, Any]:
+        """Return how much readers corrected, by structure and month, and by reader; from what was recorded then."""
+        known: dict[str, Any] = app_instance().corrected()
+        return known
+
+    return routes
+
+
+def _in_use(store: ModelStore) -> dict[str, str]:
+    active = store.active()
+    return {str(step): active.get(step, STARTER) for step in DATASET_OF_STEP}
+
+
+def _back(store: ModelStore) -> dict[str, str] | None:
+    try:
+        return {str(step): name for step, name in store.before_last().items()}
+    except WeightsError:
+        return None
+
+
+def _changeable() -> ModelStore:
+    store: ModelStore = app_instance().models
+    if store.weights:
+        raise ConflictError(
+            f"This server was started with the weights {store.weights!r}, so another version would not answer. Start "
+            "it without --weights (WEIGHTS=) first."
+        )
+    return store

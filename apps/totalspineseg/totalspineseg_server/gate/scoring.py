@@ -1,0 +1,128 @@
+"""Scores of both models on the same scans: the only part of the gate that runs networks."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from totalspineseg_server.agreement import NOTHING_LEFT, CaseScore, Left, score_case
+from totalspineseg_server.certainty import Certainty
+from totalspineseg_server.errors import GridError, ImageError, NoSpineError
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.geometry import LabelArray, Volume, on_grid
+from totalspineseg_server.pipeline import Options, finish, locate, prepare
+from totalspineseg_server.prediction import Predictor
+
+
+@dataclass(frozen=True)
+class Model:
+    """The two networks of one version."""
+
+    step1: Predictor
+    step2: Predictor
+
+
+@dataclass(frozen=True)
+class JudgedCase:
+    """One scan with its truth.
+
+    Attributes:
+        name: Name for logs; never a patient's.
+        subject: Subject that it belongs to.
+        image: The scan, on any grid.
+        truth: Codes on the same grid.
+        left: Structures of the truth that one of the compared models predicted itself; they do not count.
+    """
+
+    name: str
+    subject: str
+    image: Volume
+    truth: Volume
+    left: Left = NOTHING_LEFT
+
+
+def predict_codes(image: Volume, model: Model) -> LabelArray:
+    """Return the codes of ``predict_named``."""
+    return predict_named(image, model)[0]
+
+
+def predict_named(image: Volume, model: Model) -> tuple[LabelArray, Certainty | None]:
+    """Run the full pipeline on one scan.
+
+    Args:
+        image: The scan, on any grid. Not modified.
+        model: Both networks.
+
+    Returns:
+        Codes on the grid of ``image``, all 0 where the model finds no spine; and how certain their names are, None
+        where there are none.
+    """
+    scan = prepare(image)
+    options = Options()
+    try:
+        located = locate(scan, model.step1, options)
+        result = finish(located, model.step2, options)
+    except NoSpineError:
+        return np.zeros(image.data.shape, dtype=np.uint8), None
+    return scan.labels_to_input(result.labels), None if result.numbering is None else result.numbering.certainty
+
+
+def score_models(
+    cases: Iterable[JudgedCase],
+    *,
+    active: Model,
+    candidate: Model,
+    known: dict[str, CaseScore] | None = None,
+    known_candidate: dict[str, CaseScore] | None = None,
+    before_each: Callable[[str], None] | None = None,
+    on_left_out: Callable[[str, str], None] = lambda *_: None,
+) -> tuple[SubjectScores, ...]:
+    """Score two models on the same scans; a scan that cannot be segmented or compared counts for neither.
+
+    Args:
+        cases: Scans with their truth. Not modified.
+        active: The served model.
+        candidate: The new model.
+        known: Scores of the active model by case name. New scores are added, so that the next candidate is compared
+            without running the active model again.
+        known_candidate: The same for the candidate, for the next model that it is compared with.
+        before_each: Called with each case's name, for progress.
+        on_left_out: Called with the name and the reason of a scan that the pipeline refuses, or whose truth is not on
+            its grid.
+
+    Returns:
+        One entry per subject, in order of first appearance; empty for no cases.
+
+    Raises:
+        WeightsError: A model cannot be loaded.
+        MemoryShortageError: A scan does not fit into memory. Leaving it out would let a busy machine decide who judges.
+    """
+    known, rated = {} if known is None else known, {} if known_candidate is None else known_candidate
+    scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}
+    for case in cases:
+        if before_each is not None:
+            before_each(case.name)
+        try:
+            case = replace(case, truth=on_grid(case.truth, case.image.grid))
+            for model, scores_of in ((active, known), (candidate, rated)):
+                if case.name not in scores_of:
+                    scores_of[case.name] = score_prediction(case, predict_codes(case.image, model))
+        except (ImageError, GridError) as error:
+            on_left_out(case.name, str(error))
+            continue
+        scores.setdefault(case.subject, []).append((known[case.name], rated[case.name]))
+    return tuple(
+        SubjectScores(subject, tuple(a for a, _ in pairs), tuple(c for _, c in pairs))
+        for subject, pairs in scores.items()
+    )
+
+
+def score_prediction(case: JudgedCase, codes: LabelArray) -> CaseScore:
+    """Return the score of a model's answer to a scan.
+
+    Args:
+        case: The scan, with its truth on the grid of the image.
+        codes: The answer on that grid. Not modified.
+    """
+    return score_case(case.truth.data, codes, voxel_mm3=math.prod(case.truth.spacing), left=case.left)

@@ -1,0 +1,247 @@
+"""The gate's decision about a candidate, and the report that is stored with it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from totalspineseg_server.gate.compare import (
+    CONFIDENCE,
+    MARGINS,
+    MIN_SUBJECTS,
+    OWN_ANSWER_MARGINS,
+    SINCE_BEGINNING,
+    Comparison,
+    SubjectScores,
+    compare,
+)
+
+REFERENCE, HOLDOUT = "reference", "hold-out"
+"""The two sets that a candidate is judged on."""
+OWN_ANSWERS: Final = "own answers"
+"""Scans of the site that the weights in use name with certainty, in place of synthetic ones that they do not handle."""
+TOO_FEW_DEFAULT: Final = (
+    "with too few hold-out subjects the reference set alone decides, and the report says so; "
+    "with too few reference subjects nothing is published"
+)
+
+NUMBERS: Final = ("active", "candidate", "change", "lower", "margin")
+"""The numbers of a comparison, in the order of the report."""
+
+
+class Verdict(Enum):
+    """The result of a comparison on one set, or on all sets."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    TOO_FEW = "too few"
+
+
+@dataclass(frozen=True)
+class SetReport:
+    """The result on one set of subjects.
+
+    Attributes:
+        name: ``REFERENCE`` or ``HOLDOUT``.
+        verdict: The result.
+        subjects: Number of subjects.
+        comparisons: One per measure.
+        reason: The result in one sentence.
+    """
+
+    name: str
+    verdict: Verdict
+    subjects: int
+    comparisons: tuple[Comparison, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The gate's decision and its reasons.
+
+    Attributes:
+        active: Version that is served.
+        candidate: Version or training run that was judged.
+        publish: Whether it may be served.
+        sets: The results on the reference set and the hold-out; then on the own answers, where the weights in use do
+            not handle all of the reference set; then, from the second training on, on the first two compared with the
+            weights that the site began with.
+        reason: The decision in one sentence, for the log and the list of models.
+        left_out: Scans that could not judge, each with the reason.
+        untouched: Number of hold-out structures that did not judge, because their readers left them as weights of
+            this line predicted them.
+        judged_by: Set -> number of scans that judged the weights in use and the candidate.
+    """
+
+    active: str
+    candidate: str
+    publish: bool
+    sets: tuple[SetReport, ...]
+    reason: str
+    left_out: tuple[str, ...] = ()
+    untouched: int = 0
+    judged_by: Mapping[str, int] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as plain JSON values (nan as null)."""
+        return {
+            "active": self.active,
+            "candidate": self.candidate,
+            "publish": self.publish,
+            "reason": self.reason,
+            "rule": {
+                "min_subjects": MIN_SUBJECTS,
+                "confidence": CONFIDENCE,
+                "too_few": TOO_FEW_DEFAULT,
+            },
+            "sets": [_set_json(entry) for entry in self.sets],
+            "left_out": list(self.left_out),
+            "untouched": self.untouched,
+            "judged_by": dict(self.judged_by),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "GateReport":
+        """Return the report that ``as_json`` wrote; its numbers are rounded, its decision is the same.
+
+        Raises:
+            KeyError: The content is not such a report.
+            ValueError: A value does not belong in a report.
+        """
+        sets = tuple(_set_from(entry) for entry in content["sets"])
+        active, candidate, reason = (str(content[key]) for key in ("active", "candidate", "reason"))
+        left_out = tuple(map(str, content.get("left_out", ())))
+        untouched = int(content.get("untouched", 0))
+        judged_by = {str(name): int(count) for name, count in content.get("judged_by", {}).items()}
+        return cls(active, candidate, bool(content["publish"]), sets, reason, left_out, untouched, judged_by)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The weights that the site's first training began with, compared with the candidate.
+
+    Attributes:
+        name: Name of the weights.
+        reference: Scores of these weights (as ``active``) and of the candidate on the reference set.
+        holdout: The same on the hold-out.
+    """
+
+    name: str
+    reference: Sequence[SubjectScores]
+    holdout: Sequence[SubjectScores]
+
+
+def judge(
+    active: str,
+    candidate: str,
+    *,
+    reference: Sequence[SubjectScores],
+    holdout: Sequence[SubjectScores],
+    own_answers: Sequence[SubjectScores] = (),
+    unhandled: int = 0,
+    beginning: Beginning | None = None,
+    left_out: Sequence[str] = (),
+    untouched: int = 0,
+) -> GateReport:
+    """Decide whether a candidate may be served.
+
+    Args:
+        active: Version that is served.
+        candidate: Version that is judged.
+        reference: Scores on those scans of the fixed reference set that the served version handles.
+        holdout: Scores on the site's own subjects that are never trained on.
+        own_answers: Scores against the served version's own answers, on scans whose names it is certain of.
+        unhandled: Number of scans of the reference set that the served version does not handle; they do not judge.
+        beginning: Comparison with the weights that the first training began with; None where these are ``active``.
+        left_out: Scans that could not judge, each with the reason, for the report.
+        untouched: Number of hold-out structures that the readers left as predicted, for the report.
+
+    Returns:
+        The decision. No measure may fall beyond its margin on any set, nor beyond ``SINCE_BEGINNING`` since the
+        beginning. With too few hold-out subjects the reference set alone decides. With too few reference subjects
+        nothing is published, unless the served version does not handle the others: then own answers or the hold-out
+        decide.
+    """
+    sets = [_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout)]
+    scans = {REFERENCE: reference, HOLDOUT: holdout}
+    if unhandled:
+        sets.append(_judge_set(OWN_ANSWERS, own_answers, margins=OWN_ANSWER_MARGINS))
+        scans[OWN_ANSWERS] = own_answers
+    since = (
+        ()
+        if beginning is None
+        else (
+            _judge_set(f"{REFERENCE}, since {beginning.name}", beginning.reference, margins=SINCE_BEGINNING),
+            _judge_set(f"{HOLDOUT}, since {beginning.name}", beginning.holdout, margins=SINCE_BEGINNING),
+        )
+    )
+    publish, reason = _decide(sets, since)
+    if unhandled:
+        reason = f"{reason}; {unhandled} synthetic spines did not judge, because the weights in use do not handle them"
+    if left_out:
+        reason = f"{reason}; {len(left_out)} of the scans could not judge"
+    if untouched:
+        reason = (
+            f"{reason}; {untouched} structures of the hold-out did not judge, because their readers left them as "
+            "the weights in use or earlier ones predicted them"
+        )
+    judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}
+    return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out), untouched, judged_by)
+
+
+def _decide(sets: Sequence[SetReport], since: Sequence[SetReport]) -> tuple[bool, str]:
+    failed = [entry for entry in (*sets, *since) if entry.verdict is Verdict.FAIL]
+    if failed:
+        return False, "not served: " + "; ".join(e.reason for e in failed)
+    reference, holdout, *instead = sets
+    if reference.verdict is Verdict.TOO_FEW:
+        passed = [entry.name for entry in (holdout, *instead) if entry.verdict is Verdict.PASS]
+        if not instead or not passed:
+            return False, "not served: " + "; ".join(e.reason for e in sets if e.verdict is Verdict.TOO_FEW)
+        return True, f"served on the {' and the '.join(passed)} alone: {reference.reason}"
+    if holdout.verdict is Verdict.TOO_FEW:
+        return True, f"served on the reference set alone: {holdout.reason}"
+    return True, "served: nothing fell beyond its margin on either set"
+
+
+def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> SetReport:
+    comparisons = compare(subjects, margins=margins)
+    # A subject with only a sliver of a spine, to whom no measure applies, judges nothing.
+    count = max(comparison.subjects for comparison in comparisons)
+    if count < MIN_SUBJECTS:
+        reason = f"the {name} set needs {MIN_SUBJECTS} subjects and has {count}"
+        return SetReport(name, Verdict.TOO_FEW, count, comparisons, reason)
+    fallen = [entry for entry in comparisons if not entry.allowed]
+    if fallen:
+        listed = ", ".join(f"{e.measure} {e.change:+.3f} (worst {e.lower:+.3f}, allowed -{e.margin:g})" for e in fallen)
+        return SetReport(name, Verdict.FAIL, count, comparisons, f"on the {name} set these fell too far: {listed}")
+    return SetReport(name, Verdict.PASS, count, comparisons, f"nothing fell beyond its margin on the {name} set")
+
+
+def _set_json(entry: SetReport) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "verdict": entry.verdict.value,
+        "subjects": entry.subjects,
+        "reason": entry.reason,
+        "measures": {c.measure: _comparison_json(c) for c in entry.comparisons},
+    }
+
+
+def _comparison_json(comparison: Comparison) -> Mapping[str, Any]:
+    numbers = {key: getattr(comparison, key) for key in NUMBERS}
+    rounded = {key: None if math.isnan(value) else round(value, 4) for key, value in numbers.items()}
+    return rounded | {"subjects": comparison.subjects, "allowed": comparison.allowed}
+
+
+def _set_from(content: Mapping[str, Any]) -> SetReport:
+    comparisons = tuple(_comparison_from(name, values) for name, values in content["measures"].items())
+    verdict = Verdict(content["verdict"])
+    return SetReport(str(content["name"]), verdict, int(content["subjects"]), comparisons, str(content["reason"]))
+
+
+def _comparison_from(measure: str, content: Mapping[str, Any]) -> Comparison:
+    numbers = {key: math.nan if content[key] is None else float(content[key]) for key in NUMBERS}
+    return Comparison(measure=measure, subjects=int(content["subjects"]), **numbers)

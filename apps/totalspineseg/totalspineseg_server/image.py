@@ -1,0 +1,79 @@
+"""An image as it was read from a file."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from totalspineseg_server.geometry import FloatArray, Volume
+
+
+@dataclass(frozen=True)
+class Image(Volume):
+    """A volume with warnings about its file.
+
+    Attributes:
+        warnings: A sentence for each oddity of the file, although the image can be used.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+
+MIN_VIEW_MM: Final = (10.0, 30.0, 40.0)
+"""Smallest useful view. Below it an image shows, from left to right, only part of the canal, from front to back no
+vertebra with its canal, and from head to foot only a single level (40 mm in the lower back).
+"""
+VIEW_AXES: Final = ("from left to right", "from front to back", "from head to foot")
+BULK_PERCENT: Final = (5, 95)
+"""Percentiles that contain the bulk of the values."""
+BELOW: Final = 3
+"""Distance below the bulk, in widths of the bulk, from which values are not tissue: the lowest is air, which is close.
+"""
+ABOVE: Final = 10
+"""Distance above the bulk; bright fat and vessels are many widths above it in images with much air."""
+CONTRAST_LOSS: Final = 3
+"""Ratio of the standard deviation, which normalizes images, to that without far values, from which these do harm."""
+
+
+def image_faults(image: Volume) -> tuple[str, ...]:
+    """Return faults of an image that can keep the networks from finding its levels.
+
+    Args:
+        image: Finite values, nearest RAS. Not modified.
+
+    Returns:
+        A sentence for each fault; empty for an image of a usual size with usual values.
+    """
+    return (*_small_view(image), *_far_values(image.data))
+
+
+def _small_view(image: Volume) -> tuple[str, ...]:
+    extents_mm = [count * mm for count, mm in zip(image.data.shape, image.spacing, strict=True)]
+    small = [
+        f"{extent:.0f} mm {axis}"
+        for extent, least, axis in zip(extents_mm, MIN_VIEW_MM, VIEW_AXES, strict=True)
+        if extent < least
+    ]
+    if not small:
+        return ()
+    return (f"The image covers only {' and '.join(small)}. Send one that shows several levels.",)
+
+
+def _far_values(data: FloatArray) -> tuple[str, ...]:
+    low, high = data.min(), data.max()
+    # A fill value may be the most common of all.
+    others = data[(data != low) & (data != high)]
+    if not others.size:
+        return ()
+    start, end = (float(value) for value in np.percentile(others, BULK_PERCENT))
+    width = max(end - start, float(np.finfo(np.float32).tiny))
+    far = (data < start - BELOW * width) | (data > end + ABOVE * width)
+    count = int(np.count_nonzero(far))
+    if not count or data.std(dtype=np.float64) < CONTRAST_LOSS * data[~far].std(dtype=np.float64):
+        return ()
+    furthest = float(low if start - low > high - end else high)
+    return (
+        f"The image has values far from all others, such as {furthest:.6g}, in {count} of its {data.size} voxels (most "
+        f"voxels lie between {start:.6g} and {end:.6g}). They leave the spine without contrast. Replace these values; "
+        "replace a fill value with the value of air.",
+    )

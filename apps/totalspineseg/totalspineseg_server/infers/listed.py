@@ -1,0 +1,58 @@
+"""Choose which structures a reply lists, in which order: 3D Slicer makes a row for each, with voxels or without.
+
+3D Slicer assigns voxel value k to the k-th listed name, and gives new rows one color after another. Voxels of an
+earlier
+reply stay in its scene unless their structure is listed, so that a second result would lie over the first.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, SACRUM, WIRE_ID
+from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.numbering.evidence_weights import ORDER
+
+LISTED: Final = "listed"
+"""Field of a result's report: the names that its reply lists."""
+ALWAYS_LISTED = (CANAL, CORD)
+"""Structures of nearly every scan: listed before any others, so that their rows are first and their colors the same."""
+
+
+def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str, ...]:
+    """Order the names of some structures so that in most scans each gets the same row and the same color.
+
+    Args:
+        labels: Published name -> wire id.
+        codes: Codes to list.
+
+    Returns:
+        Canal and cord, then the column from the sacrum upward if the sacrum is listed, else downward.
+    """
+    name_of = {wire_id: name for name, wire_id in labels.items()}
+    upward = SACRUM in codes
+    column = sorted((code for code in codes if code in ORDER), key=lambda code: ORDER[code], reverse=upward)
+    return tuple(name_of[WIRE_ID[code]] for code in (*ALWAYS_LISTED, *column))
+
+
+def without_listed(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report without the listed names, which describe the map of one reply only."""
+    return {name: value for name, value in report.items() if name != LISTED}
+
+
+def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str]) -> LabelArray:
+    """Return a label map whose k-th listed name has value k.
+
+    Args:
+        wire: (X, Y, Z) published ids. Not modified.
+        labels: Published name -> id.
+        names: The listed names in their order; every structure of the map is among them.
+    """
+    table = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
+    for value, name in enumerate(names, start=1):
+        table[labels[name]] = value
+    listed: LabelArray = table[wire]
+    if ((listed == BACKGROUND) != (wire == BACKGROUND)).any():
+        raise ValueError(f"expected a map of {', '.join(names)}, got other structures")
+    return listed

@@ -1,0 +1,163 @@
+"""The models that the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from totalspineseg_server import pipeline
+from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.corrections.inbox import READER_TAGS, STEP1_TAG
+from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.corrections.unreviewed import without_regions
+from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import LabelArray, Volume, labels_to_iso, on_grid
+from totalspineseg_server.infers.disagreement import disagreement_of
+from totalspineseg_server.infers.services import Services, pair_in_use
+from totalspineseg_server.infers.settings import Settings
+from totalspineseg_server.infers.task import Outcome, SpineTask
+from totalspineseg_server.numbering.naming import require_met
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.numbering.step1_names import names_by_reader
+from totalspineseg_server.pipeline import Scan
+from totalspineseg_server.transforms.discs import missing_discs
+from totalspineseg_server.volume_io import read_labels
+
+PREDICTED_TAG = "original"
+"""Tag of the label that step 2 starts from when none is sent and no reader submitted one."""
+
+
+class FullTask(SpineTask):
+    """Both steps: every vertebra, disc, cord, canal and the sacrum by name.
+
+    A request that pins a level is answered from the earlier maps of the networks, if they are still stored.
+    """
+
+    reuses_maps = False
+    """Whether every request is answered from earlier maps."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Vertebrae, intervertebral discs, spinal cord and canal of a spine MRI, each with its name. "
+            "Not validated for cord cross-sectional area.",
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
+        """Run both steps."""
+        step1, step2 = pair_in_use(self.services.networks)
+        versions = {"step1": step1.version, "step2": step2.version}
+        options = self.options(settings, request, versions)
+        maps = self.earlier_maps(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        mirrors: tuple[float | None, ...] = ()
+        if maps is not None:
+            output, versions = maps.output, dict(maps.versions)
+            found = pipeline.rename(
+                scan, output.raw.data, maps.box, 2, options, step1=output.step1, trust=output.trust, clock=clock
+            )
+        else:
+            located = pipeline.locate(scan, step1, options, clock=clock)
+            found = pipeline.finish(located, step2, options, clock=clock)
+            mirrors = located.mirror_difference, found.mirror_difference
+        require_met(found.numbering)
+        output = _maps_of(found, 2)
+        apart = disagreement_of(found.step1, output.labels, mirrors)
+        return Outcome(scan, found.labels, found.numbering, versions, output=output, disagreement=apart)
+
+
+class Step1Task(SpineTask):
+    """Step 1 alone: discs with their levels, cord, canal, C1, and all other vertebrae in one piece."""
+
+    part = STEP1_TAG
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Step 1: discs with their levels, cord, canal, C1, and all other vertebrae in one piece. "
+            "Correct the discs' names here, submit, then run totalspineseg_step2.",
+            STEP1_WIRE_LABELS,
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
+        """Run step 1."""
+        step1 = self.services.networks.get(1)
+        versions = {"step1": step1.version}
+        options = self.options(settings, request, versions)
+        maps = self.earlier_maps(scan, 1, request, versions) if settings.pins else None
+        if maps is not None:
+            found = pipeline.rename(
+                scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock
+            )
+            require_met(found.numbering)
+            return Outcome(scan, found.labels, found.numbering, versions, output=_maps_of(found, 1))
+        located = pipeline.locate(scan, step1, options, clock=clock)
+        require_met(located.numbering)
+        output = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
+        return Outcome(scan, located.labels, located.numbering, versions, output=output)
+
+
+class Step2Task(SpineTask):
+    """Step 2 from a step-1 label that an annotator corrected."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            services,
+            "Step 2 from a corrected step-1 label: the one sent with the request, else the one last submitted "
+            "for the image. Names follow the corrected discs.",
+        )
+
+    def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
+        """Segment around the discs of the label.
+
+        Their names are certain if a reader gave them. Names of a network's label do not count, because their doubts are
+        not known.
+        """
+        step2 = self.services.networks.get(2)
+        with clock("read step-1 label"):
+            codes, by_reader = self._label(scan, request)
+            labels: LabelArray = labels_to_iso(codes).data
+        names = names_by_reader(labels) if by_reader else None
+        part = pipeline.step2_input(scan, labels, names, missed=missing_discs(labels), clock=clock)
+        versions = {"step2": step2.version}
+        found = pipeline.segment(part, step2, self.options(settings, request, versions), clock=clock)
+        return Outcome(scan, found.labels, found.numbering, versions, output=_maps_of(found, 2))
+
+    def _label(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
+        """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
+        sent = request.get("label")
+        if sent:
+            return self._sent(scan, Path(sent), request.get("label_info")), True
+        return self._stored(scan, request)
+
+    def _sent(self, scan: Scan, file: Path, label_info: object) -> Volume:
+        mapped = map_names(read_submission(file, label_info), scan.grid)
+        return Volume(without_regions(mapped.codes), scan.grid.affine)
+
+    def _stored(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
+        image_id = str(request.get("image_id") or "")
+        asked = str(request.get("label_from") or "")
+        tags = (asked,) if asked else (*self._latest_first(image_id), PREDICTED_TAG)
+        files = ((tag, self.services.studies.label_file(image_id, tag)) for tag in tags if image_id)
+        found = next(((tag, file) for tag, file in files if file), None)
+        if found is None:
+            raise LabelError(
+                "This image has no step-1 label. Run totalspineseg_step1, correct its result and submit it, or send a "
+                "label with the request as 'label'."
+            )
+        tag, file = found
+        wire = on_grid(read_labels(file), scan.grid)
+        return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
+
+    def _latest_first(self, image_id: str) -> Sequence[str]:
+        """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
+
+        def submitted(tag: str) -> str:
+            return str(self.services.studies.get_label_info(image_id, tag).get("correction", ""))
+
+        return sorted(READER_TAGS, key=submitted, reverse=True)
+
+
+def _maps_of(found: pipeline.Segmentation, step: Literal[1, 2]) -> NamedMap:
+    part = pipeline.sub_grid(found.scan.iso.grid, found.box)
+    return NamedMap(Volume(found.raw[found.box], part.affine), found.labels[found.box], step, found.step1, found.trust)

@@ -1,0 +1,76 @@
+"""Services that inference tasks share: the networks, the labels, the records."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.prediction import Predictor
+
+
+class Networks(Protocol):
+    """Holds the loaded predictor of each step."""
+
+    def get(self, step: Literal[1, 2]) -> Predictor:
+        """Return the predictor, loaded on first use.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+    def version(self, step: Literal[1, 2]) -> str:
+        """Return what ``get(step).version`` would, without loading the network.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+    def warm_up(self) -> None:
+        """Load both networks.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
+
+    def free(self) -> None:
+        """Drop all predictors and the memory they hold; the next ``get`` loads again."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """Services that inference tasks share.
+
+    Attributes:
+        networks: The loaded predictors.
+        predictions: Records of predictions.
+        maps: Maps of the networks, stored for a while.
+        studies: Images, and the labels that are shown.
+        weights_text: Returns one sentence on the weights in use, without loading them.
+        lock: Held while the networks work: one inference at a time.
+    """
+
+    networks: Networks
+    predictions: PredictionStore
+    maps: DrawnMaps
+    studies: StudiesDatastore
+    weights_text: Callable[[], str]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def pair_in_use(networks: Networks) -> tuple[Predictor, Predictor]:
+    """Return the predictors of step 1 and 2 that were in use together.
+
+    A version may be activated between the two calls: then the first is of the old pair and the second of the new one,
+    and
+    nobody judged how they work together.
+
+    Raises:
+        WeightsError: There are no usable weights.
+    """
+    step1, step2 = networks.get(1), networks.get(2)
+    while (again := networks.get(1)).version != step1.version:
+        step1, step2 = again, networks.get(2)
+    return step1, step2

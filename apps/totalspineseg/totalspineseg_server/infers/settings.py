@@ -1,0 +1,148 @@
+"""Read the settings a client can change; each has a default, because some clients send only changed values."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
+from totalspineseg_server.errors import SettingError
+from totalspineseg_server.numbering.chain import Pin
+from totalspineseg_server.requested import choice, text
+from totalspineseg_server.spellings import level_at
+
+logger = logging.getLogger(__name__)
+
+Grid = Literal["input", "iso"]
+
+STRUCTURE_CHOICES: Final[Mapping[str, tuple[Kind, ...]]] = {
+    "all": tuple(Kind),
+    "vertebrae": (Kind.VERTEBRA, Kind.SACRUM),
+    "discs": (Kind.DISC,),
+    "vertebrae and discs": (Kind.VERTEBRA, Kind.SACRUM, Kind.DISC),
+    "cord and canal": (Kind.CORD, Kind.CANAL),
+}
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "output_grid": ("input", "iso"),
+    "structures": tuple(STRUCTURE_CHOICES),
+    "numbering": ("chain", "iterative"),
+    "other_series": ("use", "ignore"),
+}
+TEXTS: Final = ("localizer", "pin")
+EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
+DEFAULT_EXTENSION: Final = ".nrrd"
+"""File ending that 3D Slicer asks for."""
+MAX_PINS: Final = 60
+"""Maximum number of pins, more than there are structures."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one request.
+
+    Attributes:
+        localizer: Id of another image of the same patient that has a label; empty for none.
+        output_grid: Grid of the result: that of the image, or the 1 mm grid.
+        codes: Codes wanted in the result.
+        numbering: Method that names the levels.
+        other_series: Whether named series of the same patient count as evidence.
+        pins: Levels the reader pins.
+        extension: File ending of the result.
+    """
+
+    localizer: str
+    output_grid: Grid
+    codes: frozenset[int]
+    numbering: Literal["chain", "iterative"]
+    other_series: bool
+    pins: tuple[Pin, ...]
+    extension: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings for the record of the prediction."""
+        return {
+            "localizer": self.localizer,
+            "output_grid": self.output_grid,
+            "codes": sorted(self.codes),
+            "numbering": self.numbering,
+            "other_series": self.other_series,
+            "pins": [{"code": pin.code, "point_mm": list(pin.point_mm)} for pin in self.pins],
+        }
+
+
+def client_config() -> dict[str, Any]:
+    """Return the settings for clients: a list is a choice with its default first, a text is free."""
+    return {**{name: list(values) for name, values in CHOICES.items()}, **dict.fromkeys(TEXTS, "")}
+
+
+def read_settings(request: Mapping[str, Any]) -> Settings:
+    """Return the settings of a request, with defaults for those it lacks.
+
+    Raises:
+        SettingError: A setting has an invalid value.
+    """
+    chosen = {name: choice(request, name, choices) for name, choices in CHOICES.items()}
+    localizer, pin = (text(request, name) for name in TEXTS)
+    return Settings(
+        localizer=localizer,
+        output_grid="iso" if chosen["output_grid"] == "iso" else "input",
+        codes=_codes(chosen["structures"], request.get("label_prompt")),
+        numbering="iterative" if chosen["numbering"] == "iterative" else "chain",
+        other_series=chosen["other_series"] == "use",
+        pins=read_pins(pin),
+        extension=_extension(request.get("result_extension")),
+    )
+
+
+def _codes(structures: str, prompt: object) -> frozenset[int]:
+    codes = frozenset(s.code for s in STRUCTURES if s.kind in STRUCTURE_CHOICES[structures])
+    if not prompt:
+        return codes
+    known = {wire_id: code for code, wire_id in WIRE_ID.items()}
+    if not isinstance(prompt, list) or any(not isinstance(i, int) or i not in known for i in prompt):
+        raise SettingError(f"label_prompt must be a list of published label ids, got {prompt!r}")
+    return codes & frozenset(known[i] for i in prompt)
+
+
+def _extension(value: object) -> str:
+    if not value:
+        return DEFAULT_EXTENSION
+    if value not in EXTENSIONS:
+        raise SettingError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {value!r}")
+    return str(value)
+
+
+def read_pins(pins: str) -> tuple[Pin, ...]:
+    """Read the pins of a reader: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
+
+    Returns:
+        The pins; none for an empty text.
+
+    Raises:
+        SettingError: The text cannot be read.
+    """
+    parts = [part for part in pins.split(";") if part.strip()]
+    if len(parts) > MAX_PINS:
+        raise SettingError(f"Too many pins: {len(parts)} (limit {MAX_PINS}). One pin is usually enough.")
+    return tuple(map(_pin, parts))
+
+
+def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
+    """Return the pins of ``Settings.as_json``; none where another version of this software wrote them differently."""
+    try:
+        return tuple(Pin(int(pin["code"]), _point(*pin["point_mm"])) for pin in pins)
+    except (KeyError, TypeError, ValueError):
+        logger.warning("The pins of a prediction cannot be read and are ignored")
+        return ()
+
+
+def _point(x: float, y: float, z: float) -> tuple[float, float, float]:
+    return float(x), float(y), float(z)
+
+
+def _pin(pin: str) -> Pin:
+    if (found := level_at(pin)) is None:
+        raise SettingError(
+            f"a pin must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(pin.split())!r}"
+        )
+    return Pin(*found)

@@ -1,0 +1,111 @@
+"""Measure each level, as the rows of a table."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, VERTEBRAE
+from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.measurements.across import across
+from totalspineseg_server.measurements.measured_spine import Spine
+from totalspineseg_server.measurements.profile import Profile, profiles_of
+
+ZONES: Final[Mapping[str, tuple[float, float]]] = {
+    "anterior": (0.1, 0.3),
+    "middle": (0.4, 0.6),
+    "posterior": (0.7, 0.9),
+}
+"""Zones of a body's heights, as shares of its depth; the rounded corners are left out."""
+DISC_ZONE: Final = (0.2, 0.8)
+"""Zone of a disc's height: its rims bulge and are thin."""
+ANGLES: Final[Mapping[str, tuple[str, str, str, str]]] = {
+    "cervical_lordosis_deg": ("C2", "inferior", "C7", "inferior"),
+    "thoracic_kyphosis_deg": ("T4", "superior", "T12", "inferior"),
+    "lumbar_lordosis_deg": ("L1", "superior", "L5-S", "inferior"),
+}
+"""Endplates of each curve's angle; the endplate of S1 is the lower surface of the disc on it."""
+BODIES: Final = VERTEBRAE[2:]
+"""Vertebrae whose body is measured: C1 has none, that of C2 carries the dens."""
+KYPHOTIC: Final = frozenset({"thoracic_kyphosis_deg"})
+
+COLUMNS: Final = (
+    "level",
+    "kind",
+    "disc_height_mm",
+    "body_anterior_mm",
+    "body_middle_mm",
+    "body_posterior_mm",
+    "wedge_deg",
+    "canal_ap_mm",
+    "canal_area_mm2",
+    "cord_area_mm2",
+    *ANGLES,
+    "names",
+    "note",
+)
+"""Columns of a row, after the scan's name."""
+CORD_NOTE: Final = "cord area: not validated for cord cross-sectional area"
+COLUMN_ROW: Final = "column"
+"""Level of the row for the whole column."""
+
+Row = dict[str, Any]
+
+
+def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collection[int] = ()) -> list[Row]:
+    """Measure a labeled spine.
+
+    Args:
+        labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
+        spacing: Voxel size, mm.
+        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names"; angles that need them
+        stay
+            empty.
+
+    Returns:
+        One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
+        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty without canal.
+    """
+    spine = Spine(labels, spacing)
+    present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]
+    if len(spine.line) == 0 or not present:
+        return []
+    profiles = profiles_of(spine, present)
+    heights = {code: float(spine.voxels(code)[:, 2].mean()) for code in present}
+    rows = [
+        _row(spine, code, profiles.get(code), code in doubtful)
+        for code in sorted(present, key=lambda code: -heights[code])
+    ]
+    return [*rows, _column_row(profiles, doubtful)]
+
+
+def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Row:
+    row: Row = {**dict.fromkeys(COLUMNS), "level": NAME_OF[code], "kind": BY_CODE[code].kind.value}
+    row["names"] = "doubtful" if doubtful else None
+    if profile is not None and code in DISCS:
+        row["disc_height_mm"] = profile.height(*DISC_ZONE)
+    elif profile is not None and code in BODIES:
+        row |= {f"body_{zone}_mm": profile.height(*shares) for zone, shares in ZONES.items()}
+        centers = {zone: sum(shares) / 2 for zone, shares in ZONES.items()}
+        run = (centers["posterior"] - centers["anterior"]) * profile.depth
+        row["wedge_deg"] = np.degrees(np.arctan2(row["body_posterior_mm"] - row["body_anterior_mm"], run))
+    row |= across(spine, code)
+    if row["cord_area_mm2"] is not None:
+        row["note"] = CORD_NOTE
+    return _rounded(row)
+
+
+def _column_row(profiles: Mapping[int, Profile], doubtful: Collection[int]) -> Row:
+    """Return the angles of the curves whose two ends are in view and not doubtful."""
+    row: Row = {**dict.fromkeys(COLUMNS), "level": COLUMN_ROW, "kind": COLUMN_ROW}
+    for name, (first, first_side, last, last_side) in ANGLES.items():
+        upper, lower = CODE_OF[first], CODE_OF[last]
+        if {upper, lower} <= profiles.keys() and not {upper, lower} & set(doubtful):
+            opening = profiles[upper].endplate_angle(superior=first_side == "superior")
+            opening -= profiles[lower].endplate_angle(superior=last_side == "superior")
+            row[name] = np.degrees(-opening if name in KYPHOTIC else opening)
+    return _rounded(row)
+
+
+def _rounded(row: Row) -> Row:
+    return {key: round(float(v), 2) if isinstance(v, (float, np.floating)) else v for key, v in row.items()}

@@ -1,0 +1,119 @@
+"""Find the model folder of a step by its dataset.json, not by its name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
+from totalspineseg_server.errors import StorageError, WeightsError
+from totalspineseg_server.files import read_json
+
+STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
+STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
+    1: tuple(member.value for member in Step1),
+    2: tuple(member.value for member in Step2),
+}
+"""Class of each region, in the order of the channels; later ones overwrite earlier ones."""
+STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
+"""Number of input channels: the image, and in step 2 the odd discs."""
+CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
+"""In order of preference."""
+BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
+"""Beginning of the names of TotalSpineSeg's trainers, whose best checkpoint is used."""
+SEARCH_DEPTH: Final = 4
+"""Levels of folders that are searched: dataset, trainer, and one each for a zip and an install."""
+
+
+def find_model(root: Path, step: int | None) -> tuple[Path, int]:
+    """Return the model folder of a step at or below a folder, and its step.
+
+    Args:
+        root: Folder to search, ``SEARCH_DEPTH`` levels down.
+        step: 1 or 2; None for the only model there is.
+
+    Raises:
+        WeightsError: There is none, or more than one.
+    """
+    if not root.is_dir():
+        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run 'totalspineseg weights install'.")
+    matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
+    if not matches:
+        wanted = f"step {step}" if step else "step 1 or 2"
+        raise WeightsError(
+            f"There is no model folder of {wanted} in {str(root)!r}: none has a plans.json and a dataset.json of "
+            "TotalSpineSeg. Run 'totalspineseg weights install'."
+        )
+    if len(matches) > 1:
+        names = sorted(folder.name for folder, _ in matches)
+        raise WeightsError(f"There are several model folders in {str(root)!r}: {names!r}. Name the one to use.")
+    return matches[0]
+
+
+def step_folders(root: Path) -> list[tuple[Path, int]]:
+    """Return all model folders of step 1 or 2 at or below a folder, with their step; other models are skipped."""
+    found = [(folder, _step_of(folder)) for folder in _candidates(root, SEARCH_DEPTH)]
+    return [(folder, step) for folder, step in found if step is not None]
+
+
+def _candidates(root: Path, depth: int) -> list[Path]:
+    if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
+        return [root]
+    if depth == 0:
+        return []
+    children = sorted(child for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    return [folder for child in children for folder in _candidates(child, depth - 1)]
+
+
+def _step_of(folder: Path) -> int | None:
+    """Return the step of a dataset.json by its regions' classes in order and its channels; None for neither step.
+
+    Names do not matter: the classes of a region define its channel.
+    """
+    dataset = read_model_json(folder / "dataset.json")
+    labels = dataset.get("labels")
+    channels = dataset.get("channel_names", dataset.get("modality"))
+    if not isinstance(labels, dict) or not isinstance(channels, dict):
+        return None
+    regions = region_classes(labels)
+    for step, expected in STEP_REGIONS.items():
+        if regions == list(expected.values()) and len(channels) == STEP_CHANNELS[step]:
+            return step
+    return None
+
+
+def region_classes(labels: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return the classes of each region of a dataset.json, in the order of the network's channels."""
+    return [_classes(value) for name, value in labels.items() if name not in ("background", "ignore")]
+
+
+def _classes(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint to use: fold 0 first, then "all", then the others.
+
+    In a fold the final checkpoint comes before the best one, except in a folder of TotalSpineSeg's trainer.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    folds = sorted(folder.glob("fold_*"), key=lambda fold: (fold.name != "fold_0", fold.name != "fold_all", fold.name))
+    names = CHECKPOINTS[::-1] if folder.name.startswith(BEST_TRAINERS) else CHECKPOINTS
+    for fold in folds:
+        for name in names:
+            if (fold / name).is_file():
+                return fold / name
+    raise WeightsError(f"{folder.name!r} has no checkpoint such as fold_0/{CHECKPOINTS[0]}. Install the weights again.")
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a model.
+
+    Raises:
+        WeightsError: The file is missing, damaged, cannot be read, or holds something else.
+    """
+    try:
+        return read_json(path, "Install the weights again.")
+    except StorageError as error:
+        raise WeightsError(str(error)) from error

@@ -1,0 +1,165 @@
+"""Download files over unreliable connections: partial files are kept and continued."""
+
+import contextlib
+import http.client
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.files import storage_errors, write_text
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in total); the total is 0 if it is unknown."""
+
+CHUNK_BYTES: Final = 1 << 18
+"""Bytes between two reports of progress."""
+TIMEOUT_S: Final = 30.0
+"""Silence of a server after which the connection is given up, seconds."""
+ATTEMPTS: Final = 6
+"""Attempts in a row without new bytes after which the download is given up."""
+BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+"""HTTP statuses below 500 after which another attempt makes sense."""
+MAX_BYTES: Final = 4 << 30
+"""The official files have just under 1 GiB each; a larger file must be something else."""
+
+
+def download(
+    url: str, target: Path, *, progress: Progress | None = None, attempts: int = ATTEMPTS, pause_s: float = 1.0
+) -> None:
+    """Fetch a file, continuing from ``<target>.part`` of an earlier call.
+
+    Args:
+        url: https address; http only on this machine.
+        target: File to write; appears when complete.
+        progress: Called as bytes arrive.
+        attempts: Attempts in a row without a new byte before giving up.
+        pause_s: Wait before the next attempt, doubled each time, seconds.
+
+    Raises:
+        WeightsError: The address is not allowed, the server refuses, or the connection keeps failing.
+        StorageError: The file cannot be written.
+    """
+    _check_address(url)
+    with storage_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            done = _continue(url, part, progress)
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in BUSY:
+                raise WeightsError(f"The server answered HTTP {error.code} for {url!r}. {_ADVICE}") from error
+            reason = f"HTTP {error.code}"
+            done = False
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            done = False
+        else:
+            reason = "the connection ended early"
+        if done:
+            with storage_errors(target.parent):
+                part.replace(target)
+                _tag_file(part).unlink(missing_ok=True)
+            return
+        failures = 0 if _size(part) > before else failures + 1
+        if failures >= attempts:
+            raise WeightsError(f"The connection to {_host(url)} failed ({reason}). {_ADVICE}")
+        time.sleep(min(30.0, pause_s * 2**failures))
+
+
+def _continue(url: str, part: Path, progress: Progress | None) -> bool:
+    """Request what is missing; return True when the file is complete."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers=_headers(part, have))
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        # The file is complete, or the file on the server is another one.
+        complete = error.headers.get("Content-Range", "") == f"bytes */{have}"
+        if not complete:
+            part.unlink()
+        return complete
+    with contextlib.closing(response):
+        _check_address(response.url)
+        continues = response.status == HTTPStatus.PARTIAL_CONTENT and _start(response) == have
+        if response.status == HTTPStatus.PARTIAL_CONTENT and not continues:
+            part.unlink(missing_ok=True)
+            return False
+        have = have if continues else 0
+        length = int(response.headers.get("Content-Length") or 0)
+        total = have + length if length else 0
+        if total > MAX_BYTES:
+            raise WeightsError(f"The file at {url!r} has {total} bytes, more than {MAX_BYTES >> 30} GiB. {_ADVICE}")
+        write_text(_tag_file(part), response.headers.get("ETag", ""))
+        done = _copy(response, part, have, total, progress)
+        return done == total if total else True
+
+
+def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int, progress: Progress | None) -> int:
+    """Append (or, from 0, write anew) what the server sends, and return the size reached."""
+    with storage_errors(part.parent):
+        stream = part.open("ab" if have else "wb")
+    with stream:
+        while True:
+            # Network errors are OSErrors, too: only errors of writing count as storage errors.
+            chunk = response.read(CHUNK_BYTES)
+            if not chunk:
+                return have
+            have += len(chunk)
+            if have > MAX_BYTES:
+                raise WeightsError(f"The file at {response.url!r} has more than {MAX_BYTES >> 30} GiB. {_ADVICE}")
+            with storage_errors(part.parent):
+                stream.write(chunk)
+                stream.flush()
+            if progress:
+                progress(have, total)
+
+
+def _headers(part: Path, have: int) -> dict[str, str]:
+    headers = {"User-Agent": "totalspineseg", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        tag = _tag_file(part)
+        if tag.is_file() and (value := tag.read_text(encoding="utf-8")) and not value.startswith("W/"):
+            # If the file on the server has changed, let the server send all of it, not the rest of another file.
+            headers["If-Range"] = value
+    return headers
+
+
+def _start(response: http.client.HTTPResponse) -> int:
+    """Return the first byte of a partial answer; -1 if it has none."""
+    unit, _, rest = (response.headers.get("Content-Range") or "").partition(" ")
+    first = rest.partition("-")[0]
+    return int(first) if unit == "bytes" and first.isdigit() else -1
+
+
+def _check_address(url: str) -> None:
+    parts = urllib.parse.urlsplit(url)
+    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and local):
+        raise WeightsError(f"expected an https address, got {url!r}. {_ADVICE}")
+
+
+def _host(url: str) -> str:
+    return urllib.parse.urlsplit(url).hostname or url
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(f"{part.name}.etag")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+_ADVICE: Final = "Try again (it continues where it stopped), or download the files elsewhere and pass them with --zip."

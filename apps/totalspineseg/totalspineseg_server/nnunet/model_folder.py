@@ -1,0 +1,253 @@
+"""Find and check model folders of nnU-Net, and build their networks.
+
+The trainer class in a checkpoint is never looked up: the network is built from the plans.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
+from totalspineseg_server.nnunet.content_version import answer_digest, model_digest, version_name
+from totalspineseg_server.nnunet.discovery import (
+    STEP_CHANNELS,
+    STEP_CLASSES,
+    STEP_REGIONS,
+    find_checkpoint,
+    find_model,
+    read_model_json,
+    step_folders,
+)
+from totalspineseg_server.nnunet.trust_file import read_trust
+from totalspineseg_server.registry.manage import require_known
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trust import Trust
+
+CONFIGURATION: Final = "3d_fullres"
+"""nnU-Net's configuration if the folder's name has none."""
+NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w+")
+MODULES: Final = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w+")
+"""Classes that a plans file may name; it comes from outside, and a named class is called."""
+NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One trained step on disk.
+
+    Attributes:
+        path: Folder with plans.json and dataset.json.
+        step: 1 or 2.
+        name: Name of the weights, such as "starter" or "official-r20251124".
+        checkpoint: The file with the weights.
+        configuration: nnU-Net's configuration, resolved: patch, spacing (mm) and normalization, axes as in the plans.
+        regions: Region names in the order of the network's channels.
+        region_classes: The class of each region, in the same order; later regions overwrite earlier ones.
+        transpose: Axis order of the network relative to (Z, Y, X).
+    """
+
+    path: Path
+    step: int
+    name: str
+    checkpoint: Path
+    configuration: Mapping[str, Any]
+    regions: tuple[str, ...]
+    region_classes: tuple[int, ...]
+    transpose: tuple[int, int, int]
+
+    @classmethod
+    def open(cls, path: Path | str, *, step: int | None = None, name: str | None = None) -> "ModelFolder":
+        """Find and check a model folder, without reading its weights.
+
+        Args:
+            path: The folder with plans.json, or one with that folder at most four levels down.
+            step: Step of the model; None for the only model there is.
+            name: Name of the weights in ``version``; None for the folder's name.
+
+        Raises:
+            WeightsError: There is no such folder, or it is not a model of that step.
+        """
+        root = Path(path)
+        folder, found_step = find_model(root, step)
+        dataset = read_model_json(folder / "dataset.json")
+        plans = read_model_json(folder / "plans.json")
+        try:
+            configuration = _configuration(plans, _configuration_name(folder, plans))
+            axes = tuple(int(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
+            classes = tuple(int(value) for value in dataset["regions_class_order"])
+        except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+            raise WeightsError(
+                f"{folder.name!r} has no usable plans.json and dataset.json of nnU-Net 2 ({error!r}). Install the "
+                "weights again."
+            ) from error
+        _check_configuration(configuration, axes, found_step, folder)
+        if classes != STEP_CLASSES[found_step]:
+            raise WeightsError(
+                f"{folder.name!r} has regions_class_order {classes!r} instead of {STEP_CLASSES[found_step]!r}. It is "
+                "another network: install the weights of TotalSpineSeg."
+            )
+        return cls(
+            path=folder,
+            step=found_step,
+            name=name or root.name,
+            checkpoint=find_checkpoint(folder),
+            configuration=configuration,
+            regions=tuple(STEP_REGIONS[found_step]),
+            region_classes=classes,
+            transpose=(axes[0], axes[1], axes[2]),
+        )
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Tile size in the network's axes, voxels."""
+        z, y, x = (int(n) for n in self.configuration["patch_size"])
+        return z, y, x
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size of the network's input, in the network's axes, mm."""
+        z, y, x = (float(mm) for mm in self.configuration["spacing"])
+        return z, y, x
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over plans, dataset and checkpoint; reads the checkpoint once."""
+        return model_digest(self.path, self.checkpoint)
+
+    @property
+    def version(self) -> str:
+        """Name and the first eight digits of the digest of files and trust, such as "starter-1a2b3c4d"."""
+        return version_name(self.name, answer_digest(self.path, self.digest))
+
+    @property
+    def trust(self) -> Trust:
+        """The measured trust in its predictions.
+
+        Raises:
+            WeightsError: The file with the trust is damaged.
+        """
+        return read_trust(self.path)
+
+    def load_network(self) -> torch.nn.Module:
+        """Build the network of the plans with the checkpoint's weights: float32, on the CPU, in evaluation mode.
+
+        Raises:
+            WeightsError: The checkpoint is damaged, unsafe, does not fit the plans, or was trained with other plans.
+        """
+        architecture = self.configuration["architecture"]
+        checkpoint = load_checkpoint(self.checkpoint)
+        self._require_own_plans(checkpoint)
+        weights = float32_weights(checkpoint)
+        try:
+            network = get_network_from_plans(
+                architecture["network_class_name"],
+                architecture["arch_kwargs"],
+                architecture["_kw_requires_import"],
+                STEP_CHANNELS[self.step],
+                len(self.regions),
+                allow_init=False,
+                deep_supervision=False,
+            )
+            network.load_state_dict(weights)
+        except (RuntimeError, TypeError, KeyError, AssertionError, ImportError, AttributeError, ValueError) as error:
+            raise WeightsError(
+                f"The checkpoint {self.checkpoint.name!r} does not fit the plans in {self.path.name!r} "
+                f"({str(error).splitlines()[0][:120]}). Install the weights again."
+            ) from error
+        return network.eval().requires_grad_(False)
+
+    def _require_own_plans(self, checkpoint: Mapping[str, Any]) -> None:
+        """Check that the files beside a checkpoint are those it was trained with.
+
+        Weights fit the network of many plans. With other plans they would silently get images of another spacing.
+        """
+        here = {**self.configuration, "transpose_forward": list(self.transpose)}
+        here["labels"] = list(STEP_REGIONS[self.step].values())
+        for key, value in trained_with(checkpoint).items():
+            if value != here.get(key):
+                raise WeightsError(
+                    f"The plans.json and dataset.json in {self.path.name!r} are not those that "
+                    f"{self.checkpoint.name!r} was trained with ({key} {value!r}). Install the weights again."
+                )
+
+
+def models_in(root: Path) -> dict[int, ModelFolder]:
+    """Return the models of a version, by step.
+
+    Args:
+        root: Folder with the models, at most four levels down.
+
+    Returns:
+        One or two models; empty if there is none.
+
+    Raises:
+        WeightsError: There are two of one step, or one that cannot be used. The other one alone would be half of what
+            was trained and judged as a pair.
+    """
+    steps = [step for _, step in step_folders(root)]
+    return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}
+
+
+def models_of(store: ModelStore, name: str) -> dict[int, ModelFolder]:
+    """Return the models of an existing version, by step; at least one.
+
+    Raises:
+        WeightsError: There is no such version, or it has no model, or a model that cannot be used.
+    """
+    require_known(store, name)
+    models = models_in(store.named(name).root)
+    if not models:
+        raise WeightsError(f"Version {name!r} has no usable model. Install it again.")
+    return models
+
+
+def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
+    """Return the configuration at the end of the folder's name (Trainer__Plans__Configuration), else the only one."""
+    names = list(plans["configurations"])
+    last = folder.name.rpartition("__")[2]
+    if last in names:
+        return last
+    return str(names[0]) if len(names) == 1 else CONFIGURATION
+
+
+def _configuration(plans: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return nnU-Net's configuration, resolved."""
+    found = plans["configurations"][name]
+    if isinstance(found, dict) and "architecture" in found and "inherits_from" not in found:
+        return found
+    # nnU-Net's own reader knows inheritance and older releases, but takes half a second to import.
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resolved: Mapping[str, Any] = PlansManager(plans).get_configuration(name).configuration
+    return resolved
+
+
+def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...], step: int, folder: Path) -> None:
+    architecture = configuration.get("architecture", {})
+    network = architecture.get("network_class_name", "")
+    imports = [architecture.get("arch_kwargs", {}).get(key) for key in architecture.get("_kw_requires_import", ())]
+    schemes = configuration.get("normalization_schemes", [])
+    problem = None
+    if not NETWORKS.fullmatch(str(network)):
+        problem = f"network class {network!r}"
+    elif strangers := [name for name in imports if name is not None and not MODULES.fullmatch(str(name))]:
+        problem = f"building blocks {strangers!r}"
+    elif len(schemes) != STEP_CHANNELS[step] or not set(schemes) <= set(NORMALIZATIONS):
+        problem = f"normalization {schemes!r}"
+    elif len(configuration.get("patch_size", ())) != 3 or len(configuration.get("spacing", ())) != 3:
+        problem = f"patch {configuration.get('patch_size')!r} and spacing {configuration.get('spacing')!r}"
+    elif sorted(axes) != [0, 1, 2]:
+        problem = f"axis order {axes!r}"
+    elif configuration.get("previous_stage"):
+        problem = "a cascade"
+    if problem:
+        raise WeightsError(
+            f"{folder.name!r} is not a 3D nnU-Net model of step {step} with a stock network: it has {problem}."
+        )

@@ -1,0 +1,154 @@
+"""Keep one loaded predictor for each step, and replace it when another version is published."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
+from totalspineseg_server.nnunet.runtimes import Runtime, with_runtime
+from totalspineseg_server.nnunet.trust_file import TRUST_FILE
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.releases import require_one_release
+
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model folder, with its name, place and files when it was opened."""
+
+    folder: ModelFolder
+    key: tuple[str, Path, Stamp]
+
+
+class Networks:
+    """The networks of a server: loaded at first use, kept, and replaced when the registry's choice changes.
+
+    Constructing it reads no file and uses no device.
+
+    Args:
+        store: The model versions and those in use.
+        device: See ``WarmPredictor``.
+        tile_step: See ``WarmPredictor``.
+        runtime: See ``WarmPredictor``.
+    """
+
+    def __init__(
+        self, store: ModelStore, *, device: str = "auto", tile_step: float = TILE_STEP, runtime: Runtime = "torch"
+    ) -> None:
+        self.store = store
+        self._runtime = runtime
+        self._device = device
+        self._tile_step = tile_step
+        self._lock = RLock()
+        self._loading = {step: RLock() for step in STEP_CHANNELS}
+        self._opened: dict[int, _Opened] = {}
+        self._warm: dict[int, tuple[_Opened, WarmPredictor]] = {}
+        self._loads: dict[int, int] = {}
+
+    @property
+    def loads(self) -> Mapping[int, int]:
+        """Step -> how often its weights were read; requests to a loaded network do not change it."""
+        with self._lock:
+            return dict(self._loads)
+
+    def folder(self, step: int) -> ModelFolder:
+        """Return the model in use for a step without loading its network, for descriptions.
+
+        Its ``version`` reads the files once.
+
+        Raises:
+            WeightsError: There is no usable model folder.
+        """
+        with self._lock:
+            return self._open(step).folder
+
+    def version(self, step: int) -> str:
+        """Return ``get(step).version`` without loading the network.
+
+        Raises:
+            WeightsError: There is no usable model folder.
+        """
+        return with_runtime(self.folder(step).version, self._runtime)
+
+    def get(self, step: int) -> WarmPredictor:
+        """Return the predictor of a step; it is loaded already if the same version was used before.
+
+        A replaced predictor stays valid for those who still use it.
+
+        Args:
+            step: 1 or 2.
+
+        Raises:
+            WeightsError: There is no usable model.
+        """
+        _, predictor = self._known(step)
+        if predictor is not None:
+            return predictor
+        # Use a separate lock, because loading, and even more converting, must not delay descriptions.
+        with self._loading[step]:
+            opened, predictor = self._known(step)
+            if predictor is not None:
+                return predictor
+            predictor = WarmPredictor(
+                opened.folder, device=self._device, tile_step=self._tile_step, runtime=self._runtime
+            )
+            with self._lock:
+                self._warm[step] = opened, predictor
+                self._loads[step] = self._loads.get(step, 0) + 1
+            logger.info("Loaded step %d network %s on %s", step, predictor.version, predictor.device)
+            return predictor
+
+    def warm_up(self) -> None:
+        """Load both networks and run each once, so that the first request is as fast as later ones.
+
+        Raises:
+            WeightsError: There is no usable model.
+        """
+        for step in STEP_CHANNELS:
+            self.get(step).warm_up()
+
+    def free(self) -> None:
+        """Release all networks and their GPU memory, for instance when a training starts."""
+        with self._lock:
+            dropped = [predictor for _, predictor in self._warm.values()]
+            self._warm.clear()
+        for predictor in dropped:
+            predictor.retire()
+
+    def _known(self, step: int) -> tuple[_Opened, WarmPredictor | None]:
+        """Return the model in use, and its predictor if that is loaded."""
+        with self._lock:
+            opened = self._open(step)
+            warm = self._warm.get(step)
+            return opened, warm[1] if warm is not None and warm[0].key == opened.key else None
+
+    def _open(self, step: int) -> _Opened:
+        """Open the model in use, again only if the choice or a file has changed."""
+        choice = self.store.resolve(step)
+        known = self._opened.get(step)
+        if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):
+            return known
+        if not self.store.weights:
+            require_one_release(self.store, self.store.active())
+        folder = ModelFolder.open(choice.root, step=step, name=choice.name)
+        opened = _Opened(folder, (choice.name, choice.root, _stamp(folder)))
+        self._opened[step] = opened
+        return opened
+
+
+def _stamp(folder: ModelFolder) -> Stamp:
+    """Return a value that changes whenever a file of the model is replaced or changed; empty if one is missing."""
+    files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
+    try:
+        trust = folder.path / TRUST_FILE
+        present = (*files, trust) if trust.is_file() else files
+        return tuple((file.name, (s := file.stat()).st_ino, s.st_mtime_ns, s.st_size) for file in present)
+    except OSError:
+        return ()

@@ -1,0 +1,292 @@
+"""A network that stays loaded: it turns image channels into classes and requested probabilities.
+
+It writes and prints nothing and starts no process: arrays stay in memory, in this process.
+"""
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from totalspineseg_server.errors import MemoryShortageError, WeightsError
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.preprocessing import FloatArray, nonzero_box, normalize
+from totalspineseg_server.nnunet.resampling import Shape, resample, resample_above, resampled_shape
+from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
+from totalspineseg_server.nnunet.tiles import sliding_logits
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.trust import Trust
+
+logger = logging.getLogger(__name__)
+
+IMAGE_MM: Final = (1.0, 1.0, 1.0)
+"""Spacing of the pipeline's images, mm."""
+TILE_STEP: Final = 0.5
+"""Distance of neighboring tiles in tiles: half of each tile overlaps the next one."""
+CPU: Final = torch.device("cpu")
+LEFT_RIGHT: Final = 1
+"""Axis of (C, X, Y, Z) that mirroring reverses."""
+MEAN_EPSILON: Final = 1e-4
+"""Keeps the logit of a mean finite."""
+CORD_REGION: Final = "cord"
+SOFT_FLOOR: Final = -7.0
+"""Logit below which a probability, under a thousandth, may be 0 instead; this leaves out most of the volume."""
+
+
+class WarmPredictor:
+    """One step's network, loaded once and used for many images, one at a time.
+
+    Args:
+        folder: The model to load.
+        device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
+        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
+            smoother.
+        runtime: The runtime; "openvino" is for the CPU.
+        trust: Trust in the network; None for the trust in the folder.
+
+    Raises:
+        ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
+        WeightsError: The weights cannot be loaded, or the runtime is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        *,
+        device: str = "auto",
+        tile_step: float = TILE_STEP,
+        runtime: Runtime = "torch",
+        trust: Trust | None = None,
+    ) -> None:
+        if not 0 < tile_step <= 1:
+            raise ValueError(f"expected tile_step above 0 and at most 1, got {tile_step!r}")
+        self.folder = folder
+        self.tile_step = tile_step
+        self.device = resolve_device(device, runtime)
+        self.version = with_runtime(folder.version, runtime)
+        self.trust = folder.trust if trust is None else trust
+        self._network = _load(folder, runtime)
+        self._lock = RLock()
+        self._is_retired = False
+
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image.
+
+        Args:
+            channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
+            soft: Region names whose probabilities are returned.
+
+        Returns:
+            Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0.
+
+        Raises:
+            ValueError: The number of channels or axes is wrong, the array is empty or not finite, or a region is
+                unknown.
+            WeightsError: The network's output is not finite.
+            MemoryShortageError: The image does not fit into memory, not even that of the CPU.
+        """
+        self._check(channels, soft)
+        shape = channels.shape[1:]
+        labels = np.zeros(shape, dtype=np.uint8)
+        maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
+        box, difference = nonzero_box(channels), None
+        if box is not None:
+            parts = {n: m[box] for n, m in maps.items()}
+            with self._lock, _memory_errors(shape):
+                try:
+                    difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                finally:
+                    if self._is_retired:
+                        self.free()
+        return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
+
+    def warm_up(self) -> None:
+        """Run once if the first run is slower: a GPU's libraries load at first use.
+
+        Raises:
+            WeightsError: The network's output is not finite.
+        """
+        if self.device.type == "cuda":
+            with self._lock:
+                self._logits(torch.zeros(STEP_CHANNELS[self.folder.step], *self.folder.patch))
+
+    def free(self) -> None:
+        """Release GPU memory; the next image moves the network there again."""
+        with self._lock:
+            self._network.to(CPU)
+            _empty_cache()
+
+    def retire(self) -> None:
+        """Give GPU memory back for good: whoever still uses the predictor holds it for one image only."""
+        self._is_retired = True
+        self.free()
+
+    def _check(self, channels: FloatArray, soft: Collection[str]) -> None:
+        expected = STEP_CHANNELS[self.folder.step]
+        if channels.ndim != 4 or channels.shape[0] != expected or 0 in channels.shape:
+            raise ValueError(
+                f"expected ({expected}, X, Y, Z) channels for step {self.folder.step}, got shape {channels.shape!r}"
+            )
+        if unknown := sorted(set(soft) - set(self.folder.regions)):
+            raise ValueError(f"expected names of regions ({self.folder.regions!r}) in soft, got {unknown!r}")
+        # The normalization would spread one NaN over every voxel.
+        if not np.isfinite(channels).all():
+            raise ValueError("expected finite channels, got NaN or infinity")
+
+    def _predict_box(
+        self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]
+    ) -> float | None:
+        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, (X, Y, Z).
+
+        Returns:
+            ``Prediction.mirror_difference``.
+        """
+        configuration = self.folder.configuration
+        inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
+        image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
+        full: Shape = labels.shape  # type: ignore[assignment]
+        # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' order. Only the smaller array on the
+        # plans' grid is transposed, because the order in memory determines the speed for the larger one.
+        axes = [2 - axis for axis in self.folder.transpose]
+        back = [axes.index(axis) for axis in range(3)]
+        spacing = [self.folder.spacing_mm[axis] for axis in back]
+        working = resample(image, resampled_shape(full, IMAGE_MM, spacing))
+        turned = [0, *(axis + 1 for axis in axes)]
+        logits = self._logits(working.permute(turned).contiguous())
+        logits = logits.permute(0, *(axis + 1 for axis in back))
+        difference = None
+        if self.trust.mirror:
+            mirrored = self._logits(working.flip(LEFT_RIGHT).permute(turned).contiguous())
+            mirrored = mirrored.permute(0, *(axis + 1 for axis in back)).flip(LEFT_RIGHT)
+            difference = _difference(logits, mirrored)
+            logits = _mean_of(logits, mirrored)
+        try:
+            self._decide(logits, labels, maps)
+        except RuntimeError as error:
+            if self.device.type != "cuda" or not is_out_of_memory(error):
+                raise
+            logger.warning(
+                "There is too little GPU memory for the labels of step %d; the CPU goes on", self.folder.step
+            )
+        else:
+            return difference
+        logits = logits.to(CPU)
+        self.free()
+        self._decide(logits, labels, maps)
+        return difference
+
+    def _decide(self, logits: torch.Tensor, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
+        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, on their device."""
+        full: Shape = labels.shape  # type: ignore[assignment]
+        found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
+        # One region at a time, to avoid a full-size copy of all channels.
+        for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
+            if name in maps and (part := resample_above(region, full, SOFT_FLOOR)) is not None:
+                inside, box = part
+                maps[name][box] = torch.sigmoid(inside).cpu().numpy()
+            floor = -self.trust.cord_logit if name == CORD_REGION else 0.0
+            if (part := resample_above(region, full, floor)) is not None:
+                inside, box = part
+                mask = (inside > floor).view(torch.uint8)
+                # This is four times faster than masked_fill_.
+                found[box].mul_(1 - mask).add_(mask, alpha=value)
+        labels[...] = found.cpu().numpy()
+
+    def _logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the whole image; continue on the CPU if there is too little GPU memory."""
+        attempts = [(CPU, CPU)]
+        if self.device.type == "cuda":
+            attempts = [(self.device, self.device), (self.device, CPU), (CPU, CPU)]
+        for compute, sums in attempts:
+            try:
+                return self._finite_logits(image, compute, sums)
+            except RuntimeError as error:
+                if compute is CPU or not is_out_of_memory(error):
+                    raise
+                logger.warning("There is too little GPU memory for step %d; trying with less of it", self.folder.step)
+            # Do this outside the handler, because the exception's traceback would keep the tensors alive.
+            self.free()
+        raise AssertionError("unreachable")
+
+    def _finite_logits(self, image: torch.Tensor, compute: torch.device, sums: torch.device) -> torch.Tensor:
+        """Return logits, in half precision on a GPU, in float32 on the CPU and if half precision overflows."""
+        network = self._network.to(compute)
+        for autocast in (True, False) if compute.type == "cuda" else (False,):
+            logits = sliding_logits(
+                network,
+                image,
+                self.folder.patch,
+                len(self.folder.regions),
+                step=self.tile_step,
+                compute=compute,
+                sums=sums,
+                autocast=autocast,
+            )
+            # NaN and infinity both appear in the extremes, which takes a tenth of the time of checking every voxel.
+            if bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all()):
+                return logits
+        raise WeightsError(
+            f"The output of the network {self.version!r} has NaN or infinity. Install the weights again."
+        )
+
+
+def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
+    """Return 1 - Dice of all regions of two outputs together; 0 if both are empty."""
+    both = total = 0
+    for region, other in zip(logits, mirrored, strict=True):
+        one, two = region > 0, other.to(region.device) > 0
+        both += int(torch.count_nonzero(one & two))
+        total += int(torch.count_nonzero(one)) + int(torch.count_nonzero(two))
+    return 1 - 2 * both / total if total else 0.0
+
+
+def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the mean of two probabilities, region by region to save memory."""
+    for region, other in zip(logits, mirrored, strict=True):
+        mean = torch.sigmoid(region).add_(torch.sigmoid(other.to(region.device))).div_(2)
+        region.copy_(torch.logit(mean, eps=MEAN_EPSILON))
+    return logits
+
+
+def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
+    if runtime == "torch":
+        return folder.load_network()
+    # Import here, because the package is optional and slow to import.
+    from totalspineseg_server.nnunet.openvino_network import load_openvino
+
+    return load_openvino(folder)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error means too little memory, which cuDNN, cuBLAS and the CPU report in different words."""
+    words = ("out of memory", "ALLOC_FAILED", "unable to find an engine", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def _memory_errors(shape: tuple[int, ...]) -> Iterator[None]:
+    """Raise one understandable error for an image that is too large for the memory.
+
+    Raises:
+        MemoryShortageError: Instead of the libraries' errors.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        raise MemoryShortageError(
+            f"There is too little free memory for an image of {' x '.join(map(str, shape))} voxels at 1 mm. Close "
+            "other programs, or crop the scan to the spine."
+        ) from error
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,242 @@
+"""Make training patches from synthetic spines and scans of people, as they are needed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from torch.nn.functional import avg_pool3d
+
+from totalspineseg_server import anatomy
+from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM, disturbed_channel
+from totalspineseg_server.nnunet.real_spines import RealSpine, draw_size, vary_scan
+from totalspineseg_server.nnunet.starter_plans import GRIDS, Grid, regions_of
+from totalspineseg_server.nnunet.targets import is_uneven, mark, step_table
+from totalspineseg_server.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
+from totalspineseg_server.transforms.crop import CROP_MARGIN_MM
+
+Spine: TypeAlias = SyntheticSpine | RealSpine
+
+_SWAP_LEFT_RIGHT = 0.5
+_SMALL_SCAN, _SMALLEST = 0.2, 0.25
+"""Share of patches that are small scans (normalized by themselves), and their smallest side over the patch's."""
+_REAL_POOL = 4
+"""Number of scans of people in memory at a time, each resized differently."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example on the network's grid.
+
+    Attributes:
+        channels: Image (normalized), and in step 2 the marked discs, float32 (C, Z, Y, X).
+        regions: Share of each region in each voxel, float32 (R, Z, Y, X). If scans of people are among the examples, (2
+            R, Z, Y, X): the share of each voxel in which the region is unknown follows.
+        near_marked: Where a disc that step 1 finds is one of the marked ones: nearer to a marked disc than to any
+            other, and not far from it; bool (1, Z, Y, X), nowhere if not requested and in step 1.
+    """
+
+    channels: torch.Tensor
+    regions: torch.Tensor
+    near_marked: torch.Tensor
+
+
+def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], bool]:
+    """Return every other disc in view, from the first or the second, and whether odd and even are exchanged for it.
+
+    The rule for the network is local: the vertebra above a marked disc is even, the one below odd.
+    """
+    present = set(np.unique(spine.labels).tolist())
+    in_view = [code for code in spine.discs if code in present]
+    start = int(rng.random() < 0.5)
+    marked = tuple(in_view[start::2])
+    if not marked:
+        return (), False
+    above = dict(zip(spine.discs, spine.vertebrae[1:], strict=True))[marked[0]]
+    return marked, spine.vertebrae.index(above) % 2 == 0
+
+
+def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np.uint8]:
+    """Return a table of 256 from output code to class of a step for this column."""
+    table = np.zeros(256, np.uint8)
+    uneven = is_uneven(spine.vertebrae)
+    for code, value in step_table(step, swapped=swapped, uneven_thoracic=uneven).items():
+        table[code] = value
+    return table
+
+
+def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
+    """Return the position of a patch, (X, Y, Z): for step 2 in the column's box; half of them at landmark discs."""
+    low, high = np.zeros(3, int), np.array(spine.labels.shape)
+    spots = np.nonzero(spine.possible if isinstance(spine, RealSpine) else spine.labels)
+    if step == 2 or rng.random() < 0.3:
+        spacing = np.abs(np.diag(spine.affine)[:3])
+        margin = np.round(CROP_MARGIN_MM * rng.uniform(0.6, 1.6) / spacing).astype(int)
+        low = np.maximum(low, [int(s.min()) for s in spots] - margin)
+        high = np.minimum(high, [int(s.max()) + 1 for s in spots] + margin)
+    if rng.random() < 0.55:
+        here = np.nonzero(spine.labels == rng.choice(anatomy.LANDMARK_DISCS))
+        spots = here if here[0].size else spots
+    pick = int(rng.integers(spots[0].size))
+    window = []
+    for axis, length in enumerate(size):
+        center = int(spots[axis][pick]) + int(rng.normal(0, 0.2) * length)
+        first = int(np.clip(center - length // 2, low[axis], max(low[axis], high[axis] - length)))
+        window.append(slice(first, int(min(first + length, high[axis]))))
+    return tuple(window)
+
+
+def draw_sample(
+    rng: np.random.Generator,
+    spine: Spine,
+    step: int,
+    patch: tuple[int, ...],
+    *,
+    near_marked: bool = False,
+    with_hidden: bool = False,
+) -> Sample:
+    """Return one patch of a spine in a new contrast.
+
+    Args:
+        rng: Source of all randomness.
+        spine: A spine on the step's fine grid. Not modified.
+        step: 1 or 2.
+        patch: Size on the network's grid, (Z, Y, X).
+        near_marked: Whether to compute ``Sample.near_marked``, which takes two distance maps.
+        with_hidden: Whether to return also where regions are unknown.
+
+    Returns:
+        Channels and region shares, zero-padded to the patch.
+    """
+    grid = GRIDS[step]
+    fine = [p * f for p, f in zip(patch, grid.oversampling, strict=True)]
+    if rng.random() < _SMALL_SCAN:
+        fine = [int(n * rng.uniform(_SMALLEST, 1)) for n in fine]
+    window = _window(rng, spine, tuple(fine[::-1]), step)
+    part = _cut(spine, window)
+    image = _image_of(rng, part, float(rng.uniform(0.3, 1.1)))
+    image = (image - image.mean()) / (image.std() + 1e-6)
+    marked, swapped = odd_discs(rng, spine) if step == 2 else ((), False)
+    channels = [image]
+    if step == 2:
+        exact = rng.random() < EXACT_CHANNEL_SHARE
+        channels.append(mark(part.labels, marked) if exact else disturbed_channel(part.labels, marked, rng))
+    table = class_table(step, spine, swapped=swapped)
+    regions = [np.isin(table[part.labels], values) for values in regions_of(step).values()]
+    if with_hidden:
+        regions += _hidden(part, table, step, regions)
+    others = [code for code in spine.discs if code not in marked]
+    discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
+    maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
+    stacked = _pool(maps, patch, grid.oversampling, mirror=rng.random() < _SWAP_LEFT_RIGHT)
+    inputs = stacked[: len(channels)].clone()
+    inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
+    shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
+    near = _near_marked(rest[0].numpy() > 0, rest[1].numpy() > 0, grid) if discs else np.zeros(patch, bool)
+    return Sample(inputs, shares, torch.from_numpy(near)[None])
+
+
+def _cut(spine: Spine, window: tuple[slice, ...]) -> Spine:
+    if isinstance(spine, RealSpine):
+        return spine.cut(window)
+    parts = spine.labels[window], spine.tissues[window]
+    return SyntheticSpine(*parts, spine.affine, spine.column, spine.vertebrae, spine.discs)
+
+
+def _image_of(rng: np.random.Generator, spine: Spine, strength: float) -> NDArray[np.float32]:
+    if isinstance(spine, RealSpine):
+        return vary_scan(rng, spine.image, spine.spacing_mm, strength)
+    return render(rng, spine, RenderOptions(strength=strength))
+
+
+def _hidden(
+    spine: Spine, table: NDArray[np.uint8], step: int, regions: list[NDArray[np.bool_]]
+) -> list[NDArray[np.bool_]]:
+    """Return where each region is unknown: its two readings differ, or there is none."""
+    if not isinstance(spine, RealSpine):
+        return [np.zeros_like(region) for region in regions]
+    classes, unknown = table[spine.second], spine.labels == anatomy.UNREVIEWED
+    return [
+        (np.isin(classes, values) != region) | unknown
+        for values, region in zip(regions_of(step).values(), regions, strict=True)
+    ]
+
+
+def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_], grid: Grid) -> NDArray[np.bool_]:
+    if not marked.any():
+        return np.zeros_like(marked)
+    reach = distance_transform_edt(~marked, sampling=grid.spacing_mm)
+    rival = distance_transform_edt(~others, sampling=grid.spacing_mm) if others.any() else np.inf
+    return np.asarray((reach <= NEAR_MM) & (reach < rival))
+
+
+def _pool(
+    arrays: NDArray[np.float32], patch: tuple[int, ...], oversampling: tuple[int, ...], *, mirror: bool
+) -> torch.Tensor:
+    """Average (N, X, Y, Z) on the fine grid to (N, Z, Y, X) on the network's grid, zero-padded to the patch."""
+    if mirror:
+        arrays = arrays[:, ::-1]
+    volume = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 2, 1)))
+    even = [n - n % f for n, f in zip(volume.shape[1:], oversampling, strict=True)]
+    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], oversampling)[0]
+    out = torch.zeros((volume.shape[0], *patch))
+    starts = [(p - n) // 2 for p, n in zip(patch, pooled.shape[1:], strict=True)]
+    box = tuple(slice(s, s + n) for s, n in zip(starts, pooled.shape[1:], strict=True))
+    out[(slice(None), *box)] = pooled
+    return out
+
+
+def samples(
+    step: int,
+    seed: int,
+    patch: tuple[int, ...],
+    *,
+    pool_size: int = 8,
+    uses_per_spine: int = 20,
+    near_every: int | None = None,
+    real: Sequence[RealSpine] = (),
+    real_share: float = 0.0,
+) -> Iterator[Sample]:
+    """Yield training examples without end; they are fixed by the seed.
+
+    Args:
+        step: 1 or 2.
+        seed: Seed of the stream.
+        patch: Size on the network's grid, (Z, Y, X).
+        pool_size: Number of spines in memory at a time.
+        uses_per_spine: Average number of patches from one synthetic spine.
+        near_every: Every how many examples have ``near_marked``, from the first on; None for no example.
+        real: Scans of people.
+        real_share: Share of the examples from scans of people.
+
+    Yields:
+        The examples.
+    """
+    rng = np.random.default_rng(seed)
+    spacing = GRIDS[step].fine_mm
+    pool: list[SyntheticSpine] = []
+    people: list[RealSpine] = []
+    number = 0
+    while True:
+        near = near_every is not None and number % near_every == 0
+        if real and rng.random() < real_share:
+            if len(people) < _REAL_POOL or rng.random() < 1 / uses_per_spine:
+                person = draw_size(rng, real[int(rng.integers(len(real)))], spacing)
+                people = [*people, person][-_REAL_POOL:]
+            person = people[int(rng.integers(len(people)))]
+            yield draw_sample(rng, person, step, patch, near_marked=near, with_hidden=True)
+            number += 1
+            continue
+        if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
+            zoom = float(rng.uniform(0.9, 1.12))
+            options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
+            spine = random_spine(rng, options)
+            if np.isin(spine.labels, anatomy.DISCS).any():
+                pool = [*pool, spine][-pool_size:]
+            continue
+        spine = pool[int(rng.integers(len(pool)))]
+        yield draw_sample(rng, spine, step, patch, near_marked=near, with_hidden=bool(real))
+        number += 1

@@ -1,0 +1,370 @@
+"""Cuts in pieces that hold two levels: discs bridged through a vertebra, vertebrae joined by a flipped class.
+
+``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies inside
+such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.anatomy import Kind
+from totalspineseg_server.numbering.course import Course, Floats, Ruler, describe
+from totalspineseg_server.transforms.components import Labels, connected_components
+from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
+
+Ints = npt.NDArray[np.intp]
+
+MIN_LEVEL_MM: Final = 9.0
+"""No two discs are closer along the canal (neck of a small child)."""
+MIN_LOBE: Final = 0.22
+"""Each disc of a bridged pair has at least this share of the voxels."""
+MAX_BRIDGE: Final = 0.5
+"""The bridge between two discs is thinner than this share of the smaller disc's thickest slice."""
+MAX_DISC_MM: Final = 24.0
+"""No disc is thicker along the canal, including ragged borders; such a piece without a waist is cut in the middle."""
+MIN_CUTTING_DISC: Final = 0.25
+"""Discs smaller than this share of the median do not separate vertebrae: they are false or cut off."""
+MIN_BODY_SHARE: Final = 0.12
+"""Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
+BESIDE_MM: Final = 1.0
+MAX_BESIDE: Final = 0.5
+"""A real disc leaves less than this share of a body's cross-section within ``BESIDE_MM`` of its middle."""
+LONG_BODY: Final = 1.4
+"""A body this many levels long is two vertebrae with a missed disc between them (one body is 0.8 levels long)."""
+NEAR_STEPS: Final = 5
+"""Distances of neighboring discs that show how long a level is here; a missed disc doubles one of them."""
+ATLAS_WIDER: Final = 1.1
+"""The ring of the atlas is at least this much wider than the axis (60-80 mm compared with 45-55 mm)."""
+SAMPLE: Final = 3000
+"""Number of a body's voxels that are used to find its length."""
+MAX_DROP: Final = 0.8
+"""Arches and processes of two vertebrae separate at most this far below the disc, as a share of a level."""
+USUAL_DROP: Final = 0.3
+DROP_SPREAD: Final = 0.3
+"""They usually separate ``USUAL_DROP`` below it, with this spread."""
+EMPTY: Final = 0.1
+"""An empty slice counts as this share of the mean one, so that the end of a piece is not taken for a waist."""
+USUAL_LEVEL_MM: Final = 22.0
+"""Distance of neighboring discs where fewer than two are in view."""
+
+
+@dataclass(frozen=True)
+class _Map:
+    course: Course
+    ruler: Ruler
+    spacing: Floats
+    raw: Labels
+
+
+def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
+    """Cut every piece that holds more than one level.
+
+    Args:
+        pieces: From ``find_pieces``.
+        raw: uint8 (X, Y, Z) RAS, classes of the step's network. Not modified.
+        ruler: Canal of ``raw``.
+
+    Returns:
+        The pieces, superior to inferior; the same object where nothing was cut.
+    """
+    if ruler.course is None or not pieces.discs:
+        return pieces
+    seen = _Map(ruler.course, ruler, ruler.spacing_mm, raw)
+    disc_map, discs = _divide(
+        pieces.disc_map,
+        pieces.discs,
+        seen,
+        lambda k: _is_high(pieces.discs[k], seen),
+        lambda _, xyz: _disc_owner(xyz, seen),
+    )
+    if discs is not pieces.discs:
+        pieces = replace(pieces, disc_map=disc_map, discs=discs)
+    if pieces.vertebra_map is None or not pieces.vertebrae:
+        return pieces
+    usual = float(np.median([p.voxels for p in pieces.discs]))
+    places = np.array([p.centroid_vox for p in pieces.discs if p.voxels >= MIN_CUTTING_DISC * usual])
+    vertebrae = pieces.vertebrae
+    before = pieces.vertebra_map
+    vertebra_map, divided = _divide(
+        before,
+        vertebrae,
+        seen,
+        lambda k: k == 0 or vertebrae[k].parts > 1 or _holds_disc(before, vertebrae[k], k, places, seen),
+        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen, is_top=k == 0),
+    )
+    return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
+
+
+def _divide(
+    numbered: npt.NDArray[np.int32],
+    pieces: tuple[Piece, ...],
+    seen: _Map,
+    worth_asking: Callable[[int], bool],
+    owner_of: Callable[[int, Ints], Ints],
+) -> tuple[npt.NDArray[np.int32], tuple[Piece, ...]]:
+    """Find the part that each voxel belongs to with ``owner_of``, and rebuild the pieces that have several parts."""
+    parts: list[tuple[Piece, Ints | None, int]] = []
+    for k, piece in enumerate(pieces):
+        if not worth_asking(k):
+            parts.append((piece, None, k))
+            continue
+        low = np.array([s.start for s in piece.box])
+        xyz = np.argwhere(numbered[piece.box] == k + 1) + low
+        owner = owner_of(k, xyz)
+        if owner.max(initial=0) == 0:
+            parts.append((piece, None, k))
+        else:
+            parts += [
+                (describe(piece.kind, xyz[owner == n], seen.raw, seen.ruler), xyz[owner == n], k)
+                for n in range(owner.max() + 1)
+            ]
+    if len(parts) == len(pieces):
+        return numbered, pieces
+    parts.sort(key=lambda part: (-part[0].z_order, -part[0].centroid_vox[2]))
+    rank = np.zeros(len(pieces) + 1, dtype=np.int32)
+    for place, (_, xyz, k) in enumerate(parts, start=1):
+        if xyz is None:
+            rank[k + 1] = place
+    result = rank[numbered]
+    for place, (_, xyz, _) in enumerate(parts, start=1):
+        if xyz is not None:
+            result[xyz[:, 0], xyz[:, 1], xyz[:, 2]] = place
+    return result, tuple(piece for piece, _, _ in parts)
+
+
+def _is_high(piece: Piece, seen: _Map) -> bool:
+    """Return whether a disc is as high as the distance between two discs."""
+    return bool((piece.box[2].stop - piece.box[2].start) * seen.spacing[2] >= MIN_LEVEL_MM)
+
+
+def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
+    """Return whether a body seems to hold discs or to be too long for one vertebra, from every second voxel."""
+    if piece.body_centroid_vox is None:
+        return False
+    x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
+    low = np.array([s.start for s in piece.box])
+    xyz = 2 * np.argwhere(numbered[x, y, z] == index + 1) + low
+    rough = _direction(np.asarray(piece.body_centroid_vox), seen)
+    heights, discs = rough(xyz[seen.ruler.in_front(xyz)]), rough(discs_vox)
+    return bool(_cuts(heights, discs)) or (piece.kind is Kind.VERTEBRA and _is_long(heights, np.sort(discs)))
+
+
+def _level_at(place_mm: float, discs_mm: Floats) -> float:
+    """Return the distance of neighboring discs around a place, mm."""
+    steps = np.diff(discs_mm)
+    if not steps.size:
+        return USUAL_LEVEL_MM
+    near = np.argsort(np.abs((discs_mm[1:] + discs_mm[:-1]) / 2 - place_mm))[:NEAR_STEPS]
+    return float(np.median(steps[near]))
+
+
+def _is_long(heights: Floats, discs_mm: Floats) -> bool:
+    """Return whether a body between discs is too long for one; the axis with its dens and the sacrum may be long."""
+    if not heights.size:
+        return False
+    low, middle, high = np.quantile(heights, (0.02, 0.5, 0.98))
+    between = (discs_mm < low).any() and (discs_mm > high).any()
+    return bool(between and high - low > LONG_BODY * _level_at(middle, discs_mm))
+
+
+def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
+    """Return the part of each voxel of a disc: one part per lobe, where lobes are a level apart along the canal."""
+    along = _along(xyz, seen)
+    bins = np.floor(along - along.min()).astype(np.intp)
+    cuts = np.array(_disc_cuts(np.bincount(bins)), dtype=np.intp)
+    return np.asarray(np.searchsorted(cuts, bins, side="right"), dtype=np.intp)
+
+
+def _disc_cuts(counts: Ints) -> list[int]:
+    """Return the first bins of all parts but the uppermost; a chain of discs is cut at one waist after another."""
+    cut = _waist(counts)
+    if cut is None:
+        first, last = np.searchsorted(counts.cumsum(), (0.02 * counts.sum(), 0.98 * counts.sum()))
+        if last - first <= MAX_DISC_MM:
+            return []
+        cut = counts.size // 2
+    return [*_disc_cuts(counts[:cut]), cut, *(cut + below for below in _disc_cuts(counts[cut:]))]
+
+
+def _along(xyz: Ints, seen: _Map) -> Floats:
+    """Return the height of voxels along the canal's direction beside them, mm, rising to inferior from their middle."""
+    return _direction(xyz.mean(axis=0), seen)(xyz)
+
+
+def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floats]:
+    """Return a function of voxels: their height relative to a center along the canal, mm, rising to inferior."""
+    center = center_vox * seen.spacing
+    line = seen.course.points_mm
+    middle = int(((line - center) ** 2).sum(axis=1).argmin())
+    reach = max(1, round(MIN_LEVEL_MM / seen.spacing[2]))
+    direction = line[min(middle + reach, len(line) - 1)] - line[max(middle - reach, 0)]
+    direction = direction / np.linalg.norm(direction)
+    return lambda xyz: np.asarray((np.asarray(xyz) * seen.spacing - center) @ direction, dtype=np.float64)
+
+
+def _waist(counts: Ints) -> int | None:
+    """Return where a profile (voxels per mm) has a waist between lobes at least a level apart; None without one."""
+    smooth = np.convolve(counts, np.ones(3) / 3, "same")
+    total, best, found = counts.sum(), MAX_BRIDGE, None
+    for cut in range(2, smooth.size - 2):
+        above, below = counts[:cut].sum(), counts[cut:].sum()
+        if min(above, below) < MIN_LOBE * total:
+            continue
+        upper, lower = int(smooth[:cut].argmax()), cut + int(smooth[cut:].argmax())
+        waist = smooth[cut] / min(smooth[upper], smooth[lower])
+        if waist < best and lower - upper >= MIN_LEVEL_MM:
+            best, found = waist, cut
+    return found
+
+
+def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
+    """Return the part of each voxel of a vertebra: one part per vertebra where discs lie inside the body, else one."""
+    none = np.zeros(len(xyz), dtype=np.intp)
+    if piece.body_centroid_vox is None:
+        return none
+    in_body = seen.ruler.in_front(xyz)
+    body = xyz[in_body]
+    if len(body) < MIN_BODY_VOXELS:
+        return none
+    sample = body[:: max(1, len(body) // SAMPLE)]
+    discs = np.sort(seen.course.locate(discs_vox * seen.spacing))
+    heights = seen.course.locate(sample * seen.spacing)
+    level = _level_at(float(np.median(heights)), discs)
+    cuts = _cuts(heights, discs)
+    if piece.kind is Kind.VERTEBRA:
+        cuts = _with_waists(heights, cuts, discs)
+    owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
+    if is_top:
+        owner = _without_atlas(xyz, owner, in_body, seen)
+    return _apart(xyz, owner, in_body, seen) if piece.parts > 1 else owner
+
+
+def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
+    """Return the places of the discs that separate a body, mm along the canal.
+
+    Each part keeps a fair share of the body, and hardly any of the body lies next to the disc: a disc that the body
+    surrounds is false.
+    """
+    cuts: list[float] = []
+    if not heights.size:
+        return cuts
+    least = max(1.0, MIN_BODY_SHARE * heights.size)
+    density = np.bincount(np.floor(heights - heights.min()).astype(np.intp))
+    usual = float(np.median(density[density > 0]))
+    for disc in np.sort(discs_mm):
+        beside = (np.abs(heights - disc) <= BESIDE_MM).sum() / (2 * BESIDE_MM)
+        above = ((heights < disc) & (heights >= (cuts[-1] if cuts else -np.inf))).sum()
+        if above >= least and (heights >= disc).sum() >= least and beside <= MAX_BESIDE * usual:
+            cuts.append(float(disc))
+    return cuts
+
+
+def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[float]:
+    """Return the cuts, and one more in each part that is too long, where it is thinnest near its middle."""
+    edges = [float(heights.min()), *cuts, float(heights.max()) + 1.0]
+    found = list(cuts)
+    for start, stop in pairwise(edges):
+        part = heights[(heights >= start) & (heights < stop)]
+        if not _is_long(part, discs_mm):
+            continue
+        counts = np.bincount(np.floor(part - part.min()).astype(np.intp))
+        low, high = counts.size // 3, counts.size - counts.size // 3
+        smooth = np.convolve(counts, np.ones(3) / 3, "same")[low:high]
+        found.append(float(part.min()) + low + float(smooth.argmin()) + 0.5)
+    return sorted(found)
+
+
+def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float, seen: _Map) -> Ints:
+    """Split bodies at the discs, and arches and processes at the thinnest place somewhat below each disc."""
+    owner = np.zeros(len(xyz), dtype=np.intp)
+    heights = seen.course.locate(xyz * seen.spacing)
+    owner[in_body] = np.searchsorted(cuts, heights[in_body])
+    behind = ~in_body
+    if behind.any():
+        profile_start = float(heights[behind].min())
+        counts = np.bincount(np.floor(heights[behind] - profile_start).astype(np.intp))
+        lower = [cut + _drop(counts, cut - profile_start, level) for cut in cuts]
+        owner[behind] = np.searchsorted(np.array(lower), heights[behind])
+    owner[behind] = _whole_components(xyz, owner, in_body)[behind]
+    used = np.unique(owner)
+    return np.searchsorted(used, owner)
+
+
+def _without_atlas(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
+    """Split atlas and axis, which have no disc between, at the waist of their arches if the upper is a wide ring."""
+    mine = owner == 0
+    behind = mine & ~in_body
+    if behind.sum() < MIN_BODY_VOXELS:
+        return owner
+    heights = seen.course.locate(xyz[mine] * seen.spacing)
+    start = float(heights.min())
+    waist = _waist(np.bincount(np.floor(heights[~in_body[mine]] - start).astype(np.intp)))
+    if waist is None:
+        return owner
+    upper = heights < start + waist
+    x = xyz[mine, 0]
+    if np.ptp(x[upper]) < ATLAS_WIDER * np.ptp(x[~upper]):
+        return owner
+    result = owner + 1
+    result[np.flatnonzero(mine)[upper]] = 0
+    return result
+
+
+def _drop(counts: Ints, start: float, level_mm: float) -> float:
+    """Return how far below a disc the profile of the processes is thin, near where it usually is, mm."""
+    last = min(counts.size, int(start + MAX_DROP * level_mm) + 1)
+    away = np.arange(max(0, int(start)), last) - start
+    if not away.size:
+        return USUAL_DROP * level_mm
+    thin = counts[max(0, int(start)) : last] + EMPTY * counts.mean()
+    return float(away[(thin * (1 + ((away / level_mm - USUAL_DROP) / DROP_SPREAD) ** 2)).argmin()])
+
+
+def _components(xyz: Ints) -> tuple[Ints, int]:
+    """Return the connected component (1..) of each voxel, and the number of components."""
+    low = xyz.min(axis=0) - 1
+    local = tuple((xyz - low).T)
+    mask = np.zeros(np.ptp(xyz, axis=0) + 3, dtype=np.bool_)
+    mask[local] = True
+    numbered, count = connected_components(mask, join_vox=1)
+    return numbered[local].astype(np.intp), count
+
+
+def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
+    """Split joined components that may belong to another vertebra into parts of their own.
+
+    These are components without a body, and those whose body is a level away from the largest one's.
+    """
+    component, count = _components(xyz)
+    result = owner.copy()
+    heights: dict[int, list[float]] = {}
+    for k in np.argsort(-np.bincount(component, minlength=count + 1)[1:]) + 1:
+        mine = component == k
+        body = mine & in_body
+        if body.sum() < MIN_BODY_VOXELS:
+            result[mine] = result.max() + 1
+            continue
+        part = int(np.bincount(owner[body]).argmax())
+        height = float(seen.course.locate(xyz[body].mean(axis=0) * seen.spacing)[0])
+        if all(abs(height - other) >= MIN_LEVEL_MM for other in heights.get(part, [])) and part in heights:
+            result[mine] = result.max() + 1
+        heights.setdefault(part, []).append(height)
+    used = np.unique(result)
+    return np.searchsorted(used, result)
+
+
+def _whole_components(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_]) -> Ints:
+    """Assign each connected component whose body lies in one part to that part as a whole."""
+    component, count = _components(xyz)
+    result = owner.copy()
+    for k in range(1, count + 1):
+        mine = component == k
+        shares = np.bincount(owner[mine & in_body])
+        if shares.size and shares.max() >= (1 - MIN_BODY_SHARE / 2) * shares.sum():
+            result[mine] = int(shares.argmax())
+    return result

@@ -1,0 +1,367 @@
+"""The evidence of the maps, piece by piece, as numbers that the chain model can weigh."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
+from totalspineseg_server.certainty import Certainty
+from totalspineseg_server.numbering.course import Ruler
+from totalspineseg_server.transforms.components import Box
+from totalspineseg_server.transforms.pieces import Piece, Pieces, Step
+from totalspineseg_server.trust import UNMEASURED, Trust
+
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.uint8]
+
+END_MM: Final = 2.0
+"""A piece this close to the first or last slice is cut off by the field of view."""
+MIN_C1_VOLUME_MM3: Final = 100.0
+"""A smaller volume of the class C1 is a speck."""
+FAR_MM: Final = 45.0
+FAR_BEYOND_MM: Final = 90.0
+"""A piece this far beside the line of the discs (the second above and below them, where the sacrum turns away) is skin,
+bowel or bladder: more than half a vertebral body lies between."""
+MIN_TILTED_VOXELS: Final = 100
+MIN_TILTED_MM: Final = 15.0
+MIN_FLAT: Final = 1.5
+"""The angle of a disc is not measured with fewer voxels, if it is shorter from front to back, or hardly longer than
+thick (by this factor)."""
+LOCALIZER_MIN_SHARE: Final = 0.10
+"""A piece that shares less of its volume with the localizer's levels is not compared with them."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A level that a reader fixes by its name and a point in it.
+
+    Attributes:
+        code: Code of a vertebra or disc, or the sacrum.
+        point_mm: A point in that structure, RAS mm of the map's affine.
+    """
+
+    code: int
+    point_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Localizer:
+    """Another series of the patient that has names.
+
+    Attributes:
+        codes: Its codes (X, Y, Z) on the grid of the map.
+        names: Code -> the probability of each name for the structure that has the code; a code that is not there is
+            certain. Names by a reader are certain, predicted ones as probable as they were predicted.
+        source: Its name in a report.
+        by_reader: Whether a reader finished it: then one of its levels decides as much as many.
+    """
+
+    codes: npt.NDArray[np.integer[Any]]
+    names: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
+    source: str = ""
+    by_reader: bool = False
+
+
+@dataclass(frozen=True)
+class Step1Names:
+    """Names that step 1, or a reader who corrected it, gave in the same scan whose step-2 map is named.
+
+    Attributes:
+        discs: The discs, with the probability of every name; they are no other series, so they have no source.
+        probability: Probability that all its names are right.
+        certainty: How certain the names of step 1 are by themselves.
+        usual: Probability that all its names are right if the column has the usual count.
+        as_usual: Probability that the column has the usual count.
+    """
+
+    discs: Localizer
+    probability: float
+    certainty: Certainty
+    usual: float = 0.0
+    as_usual: float = 0.0
+
+    @property
+    def confident(self) -> bool:
+        """Whether the names of step 1 are certain by themselves."""
+        return self.certainty == "certain"
+
+    @property
+    def by_reader(self) -> bool:
+        """Whether a reader gave the names: then they are certain, and step 2 cannot doubt them."""
+        return self.discs.by_reader
+
+    def part(self, box: Box) -> "Step1Names":
+        """Return the names on a part of the grid."""
+        return replace(self, discs=replace(self.discs, codes=self.discs.codes[box]))
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of a piece with the levels of a localizer.
+
+    Attributes:
+        shares: Code -> share of the overlap; empty where the piece touches none of the levels.
+        localizer: The series.
+    """
+
+    shares: Mapping[int, float]
+    localizer: Localizer
+
+
+@dataclass(frozen=True)
+class Item:
+    """A piece in the form that the chain uses.
+
+    Attributes:
+        kind: Disc, vertebra or sacrum.
+        index: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
+        place_mm: Distance along the canal, rising to inferior.
+        cut: Whether the field of view cuts it off.
+        width_mm: Lateral extent.
+        volume_mm3: Volume.
+        landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
+        odd: Share of odd among odd and even voxels; None where there are neither.
+        overlaps: Overlap with each localizer.
+        pin: Codes that a pin leaves possible; empty without a pin.
+        is_c1: Whether the network labeled it C1.
+        tilt_deg: How far the front of a disc is lower than its back, as an angle; None where the disc is too small.
+        is_far: Whether it is so far beside the discs that it cannot be part of the column.
+    """
+
+    kind: Kind
+    index: int
+    place_mm: float
+    cut: bool
+    width_mm: float
+    volume_mm3: float
+    landmarks: Mapping[int, float] = field(default_factory=dict)
+    odd: float | None = None
+    overlaps: tuple[Overlap, ...] = ()
+    pin: frozenset[int] = frozenset()
+    is_c1: bool = False
+    tilt_deg: float | None = None
+    is_far: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that is known about one map.
+
+    Attributes:
+        step: 1 or 2.
+        items: Pieces with a place in the column, superior to inferior.
+        specks: Pieces too small to be a structure.
+        loose: Vertebra pieces without a body in view (processes only), which are named after the chain: index -> place
+            along the canal, mm.
+        pinned_loose: Index of such a piece -> the code that a pin gives it.
+        above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
+        below_mm: The same below the last item.
+        trust: What is known about the errors of the network that made the map.
+    """
+
+    step: Step
+    items: tuple[Item, ...]
+    specks: tuple[Item, ...]
+    loose: Mapping[int, float]
+    above_mm: float
+    below_mm: float
+    trust: Trust = UNMEASURED
+    pinned_loose: Mapping[int, int] = field(default_factory=dict)
+
+
+def gather(
+    pieces: Pieces,
+    raw: Labels,
+    step: Step,
+    *,
+    ruler: Ruler,
+    localizers: Sequence[Localizer] = (),
+    trust: Trust = UNMEASURED,
+) -> Evidence:
+    """Measure every piece.
+
+    Args:
+        pieces: From ``find_pieces``.
+        raw: uint8 (X, Y, Z) RAS, the step's classes. Not modified.
+        step: 1 or 2.
+        ruler: Canal of ``raw``.
+        localizers: Other series of the patient on the same grid. Not modified.
+        trust: What is known about the errors of the network that made the map.
+
+    Returns:
+        The evidence; without items where there are no pieces.
+    """
+    seen = _Seen(pieces, raw, ruler, localizers)
+    items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
+    loose: dict[int, float] = {}
+    highest = max((p.z_order for p in pieces.vertebrae), default=0.0)
+    for k, piece in enumerate(pieces.vertebrae):
+        if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or seen.is_atlas(piece, highest):
+            items.append(seen.item(piece, k))
+        else:
+            loose[k] = seen.place(piece.centroid_vox)
+    if step == 1:
+        items += seen.c1()
+    specks = tuple(item for item in items if _is_speck(item, items))
+    items = [item for item in items if item not in specks]
+    items.sort(key=lambda item: item.place_mm)
+    above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
+    return Evidence(step, tuple(items), specks, loose, above, below, trust)
+
+
+ATLAS_WIDTH_MM: Final = 55.0
+"""C1 is 60-80 mm wide; a piece that consists only of processes is narrower, or lies at the end of the view."""
+
+
+SPECK_SHARE: Final = 0.04
+"""A component with less than this share of the usual volume of its kind is a speck and gets no name."""
+
+
+def _is_speck(item: Item, items: Sequence[Item]) -> bool:
+    if item.cut or item.is_c1:
+        return False
+    same = [other.volume_mm3 for other in items if other.kind is item.kind and not other.cut]
+    return len(same) >= MIN_TO_COMPARE and item.volume_mm3 < SPECK_SHARE * float(np.median(same))
+
+
+MIN_TO_COMPARE: Final = 3
+"""With fewer pieces of a kind there is no usual volume."""
+
+
+class _Seen:
+    """A map with its ruler, which measures pieces one by one."""
+
+    def __init__(
+        self,
+        pieces: Pieces,
+        raw: Labels,
+        ruler: Ruler,
+        localizers: Sequence[Localizer],
+    ) -> None:
+        self.pieces, self.raw, self.ruler, self.spacing = pieces, raw, ruler, ruler.spacing_mm
+        self.localizers = localizers
+
+    def place(self, point_vox: npt.ArrayLike) -> float:
+        return self.ruler.place(np.asarray(point_vox) * self.spacing)
+
+    def is_atlas(self, piece: Piece, highest: float) -> bool:
+        """Return whether a topmost piece without a body is an atlas whose anterior arch is missing."""
+        width_mm = (piece.box[0].stop - piece.box[0].start) * self.spacing[0]
+        return piece.z_order >= highest and width_mm >= ATLAS_WIDTH_MM and not self._is_cut(piece)
+
+    def _is_cut(self, piece: Piece) -> bool:
+        end = END_MM / self.spacing[2]
+        return bool(piece.box[2].start < end or piece.box[2].stop > self.raw.shape[2] - end)
+
+    def item(self, piece: Piece, index: int) -> Item:
+        inside = self._mask(piece, index)
+        sides = [(s.stop - s.start) * mm for s, mm in zip(piece.box, self.spacing, strict=True)]
+        return Item(
+            kind=piece.kind,
+            index=index,
+            place_mm=self.place(piece.body_centroid_vox or piece.centroid_vox),
+            cut=self._is_cut(piece),
+            width_mm=sides[0],
+            volume_mm3=piece.voxels * float(np.prod(self.spacing)),
+            landmarks=landmark_shares(piece) if piece.kind is Kind.DISC else {},
+            odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
+            overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
+            tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
+            is_far=self._is_far(piece),
+        )
+
+    def _is_far(self, piece: Piece) -> bool:
+        if len(self.pieces.discs) < MIN_TO_COMPARE:
+            return False
+        discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
+        discs = discs[np.argsort(discs[:, 2])]
+        x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
+        beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
+        within = discs[0, 2] <= z <= discs[-1, 2]
+        return bool(beside > (FAR_MM if within else FAR_BEYOND_MM))
+
+    def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
+        numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map
+        if numbered is None:
+            raise ValueError("expected a vertebra map for pieces with vertebrae, got None")
+        return np.asarray(numbered[piece.box] == index + 1)
+
+    def _shares(
+        self, codes: npt.NDArray[np.integer[Any]], piece: Piece, inside: npt.NDArray[np.bool_]
+    ) -> dict[int, float]:
+        counts = np.bincount(np.clip(codes[piece.box][inside], 0, 255), minlength=256)
+        levels = {c: int(counts[c]) for c, s in BY_CODE.items() if counts[c] and s.kind not in (Kind.CORD, Kind.CANAL)}
+        total = sum(levels.values())
+        if total < LOCALIZER_MIN_SHARE * piece.voxels:
+            return {}
+        return {code: n / total for code, n in levels.items()}
+
+    def c1(self) -> list[Item]:
+        """Return C1 of a step-1 map, which has a class but no piece; empty where it is only a speck."""
+        mask = self.raw == Step1.C1.value
+        volume = float(mask.sum()) * float(np.prod(self.spacing))
+        if volume < MIN_C1_VOLUME_MM3:
+            return []
+        xyz = np.argwhere(mask)
+        width = (np.ptp(xyz[:, 0]) + 1) * self.spacing[0]
+        cut = bool(xyz[:, 2].max() + END_MM / self.spacing[2] >= self.raw.shape[2])
+        return [Item(Kind.VERTEBRA, -1, self.place(xyz.mean(axis=0)), cut, float(width), volume, is_c1=True)]
+
+    def bone_beyond(self, items: Sequence[Item]) -> tuple[float, float]:
+        """Return the length of vertebral bodies in view beyond the first and the last item, mm."""
+        extent = self.ruler.extent
+        if not items or extent.z.size == 0:
+            return 0.0, 0.0
+        rows = range(extent.z.size)
+        ends = [next((c for c in map(self._front, order) if c is not None), None) for order in (rows[::-1], rows)]
+        top, bottom = ((self.place(c) if c is not None else None) for c in ends)
+        above = 0.0 if top is None else max(0.0, items[0].place_mm - top)
+        return above, 0.0 if bottom is None else max(0.0, bottom - items[-1].place_mm)
+
+    def _front(self, row: int) -> Floats | None:
+        """Return the middle of the bone in front of the canal in one slice of the canal; None without bone."""
+        z, canal_y = int(self.ruler.extent.z[row]), int(self.ruler.extent.y_last[row])
+        front = self.raw[:, canal_y + 1 :, z]
+        bone = (front == Step1.VERTEBRAE.value) | (front == Step1.C1.value)
+        if not bone.any():
+            return None
+        x, y = np.argwhere(bone).mean(axis=0)
+        return np.array([x, y + canal_y + 1, z])
+
+
+def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:
+    """Return the angle of a disc in a lateral view.
+
+    Args:
+        disc: bool (X, Y, Z) RAS. Not modified.
+        spacing_mm: (3,) voxel size.
+
+    Returns:
+        Degrees by which its front is lower than its back; None for a piece that is short from front to back.
+    """
+    seen = np.argwhere(disc)[:, 1:] * np.asarray(spacing_mm)[1:]
+    if len(seen) < MIN_TILTED_VOXELS:
+        return None
+    lengths, axes = np.linalg.eigh(np.cov(seen.T))
+    forward, up = axes[:, 1]
+    # The standard deviation of a line is its length divided by the square root of twelve.
+    if math.sqrt(12 * max(lengths[1], 0.0)) < MIN_TILTED_MM or lengths[1] < MIN_FLAT**2 * lengths[0]:
+        return None
+    return math.degrees(math.atan2(-up, forward) if forward > 0 else math.atan2(up, -forward))
+
+
+def landmark_shares(piece: Piece) -> dict[int, float]:
+    """Return landmark disc -> share of a disc's voxels in its class."""
+    total = sum(piece.class_voxels.get(c, 0) for c in DISC_CLASSES)
+    return {code: piece.class_voxels.get(c, 0) / total for c, code in LANDMARK_CLASS.items()} if total else {}
+
+
+def odd_share(piece: Piece) -> float | None:
+    """Return the share of odd among a vertebra's odd and even voxels; None where it has neither."""
+    odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
+    even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
+    return odd / (odd + even) if odd + even else None

@@ -1,0 +1,80 @@
+"""Pieces without a name: a reason to doubt the names of the others."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BY_CODE, SACRUM, Kind
+from totalspineseg_server.numbering.evidence import Evidence
+from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.numbering.solver import FALSE, Path
+from totalspineseg_server.transforms.labeling import UNNAMED, Naming
+
+UNEXPLAINED_SHARE: Final = 0.5
+"""A piece with this share of the usual volume of its kind has the size of a structure."""
+
+SWOLLEN: Final = 1.35
+"""A vertebra this much larger than its neighbors holds more than itself (neighbors differ by 5-10 %)."""
+NEIGHBORS: Final = 6
+"""Number of vertebrae around a missed one that are compared."""
+
+
+def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
+    """Return the items without a name.
+
+    Args:
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+        naming: Final names of the pieces.
+
+    Returns:
+        Their indices in ``evidence.items``.
+    """
+    out = []
+    for k, (item, code) in enumerate(zip(evidence.items, path, strict=True)):
+        names = naming.discs if item.kind is Kind.DISC else naming.vertebrae
+        if code == FALSE and item.index >= 0 and names[item.index] == UNNAMED:
+            out.append(k)
+    return tuple(out)
+
+
+def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequence[int]) -> bool:
+    """Return whether something of the size of a structure was left out where one ought to be.
+
+    A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
+    disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a
+    second sacrum that is smaller than the named one.
+
+    Args:
+        out: From ``left_out``.
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+        missed: Codes of structures in view without a piece.
+    """
+    for k in out:
+        item = evidence.items[k]
+        bone = item.kind is not Kind.DISC
+        usual = [i.volume_mm3 for i in evidence.items if (i.kind is not Kind.DISC) == bone and not i.cut]
+        if item.cut or item.is_far or item.volume_mm3 < UNEXPLAINED_SHARE * float(np.median(usual)):
+            continue
+        named = [i.volume_mm3 for i, code in zip(evidence.items, path, strict=True) if code == SACRUM]
+        if item.kind is Kind.SACRUM and named and max(named) > item.volume_mm3:
+            continue
+        above = max((ORDER[code] for code in path[:k] if code != FALSE), default=-1)
+        below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))
+        if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
+            return True
+    return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
+
+
+def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
+    """Return whether a neighbor of a missed vertebra is so large that it seems to hold part of it."""
+    bones = [
+        (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
+        for item, code in zip(evidence.items, path, strict=True)
+        if code != FALSE and item.kind is Kind.VERTEBRA and not item.cut
+    ]
+    near = sorted(bones)[:NEIGHBORS]
+    usual = float(np.median([volume for _, volume in near])) if len(near) == NEIGHBORS else np.inf
+    return any(volume > SWOLLEN * usual for _, volume in near[:2])

@@ -1,0 +1,104 @@
+"""Names for vertebrae of which only processes are in view, whose order along the canal misleads."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BY_CODE, PARITY, Kind, Parity
+from totalspineseg_server.numbering.evidence import Evidence, Item, odd_share
+from totalspineseg_server.numbering.solver import Path
+from totalspineseg_server.numbering.states import HEIGHT_MM
+from totalspineseg_server.transforms.labeling import UNNAMED, Naming
+from totalspineseg_server.transforms.pieces import Piece, Pieces
+
+DROP: Final = (0.1, 1.1)
+"""How far processes without a body lie below the body of their vertebra, as a share of a level's height: 0.2 in the
+neck, up to one level in the middle of the chest; what remains of a cut-off vertebra is its lowest part."""
+CENTER_COST: Final = 0.2
+"""Weight of the distance from the middle of that range, inside the range."""
+PARITY_COST: Final = 1.5
+"""Cost of a fragment whose odd/even class does not fit the name, in levels of distance."""
+TAKEN_COST: Final = 0.5
+"""Cost of a name whose vertebra has a body in view, in levels of distance."""
+SWOLLEN: Final = 1.35
+"""A vertebra that would have more than this times the usual size with the fragment (neighbors differ by 5-10 %) most
+probably has its own processes already."""
+SWOLLEN_COST: Final = 1.5
+"""Additional cost of its name: as much as a wrong odd/even class."""
+MAX_COST: Final = 2.0
+"""A fragment stays unnamed if every name costs more than this: as much as a wrong class and half a level."""
+
+
+def name_loose(
+    naming: Naming, pieces: Pieces, evidence: Evidence, path: Path, depths_mm: Mapping[int, float]
+) -> Naming:
+    """Assign fragments without a body to the vertebra that they most probably belong to.
+
+    Args:
+        naming: Names of all other pieces. Not modified.
+        pieces: The pieces.
+        evidence: From ``gather``.
+        path: Code of each item.
+        depths_mm: Code -> depth along the column of scale 1, for the column that the path runs through.
+
+    Returns:
+        The naming with the fragments named; unchanged where there are no fragments or nothing else has a name.
+    """
+    named = [(item, code) for item, code in zip(evidence.items, path, strict=True) if code in depths_mm]
+    if not evidence.loose or not named:
+        return naming
+    places = _places(named, depths_mm)
+    swapped = _swapped(named)
+    vertebrae = list(naming.vertebrae)
+    taken: dict[int, int] = {}
+    for piece, code in zip(pieces.vertebrae, naming.vertebrae, strict=True):
+        if code != UNNAMED and piece.kind is Kind.VERTEBRA:
+            taken[code] = taken.get(code, 0) + piece.voxels
+    usual = float(np.median(list(taken.values()))) if taken else np.inf
+    for k, place in evidence.loose.items():
+        piece = pieces.vertebrae[k]
+        if k in evidence.pinned_loose:
+            vertebrae[k] = evidence.pinned_loose[k]
+            continue
+        costs = {code: _cost(piece, place, code, places[code], swapped) for code in places}
+        for code in costs.keys() & taken.keys():
+            costs[code] += TAKEN_COST + SWOLLEN_COST * (taken[code] + piece.voxels > SWOLLEN * max(usual, taken[code]))
+        best = min(costs, key=lambda code: costs[code])
+        vertebrae[k] = best if costs[best] <= MAX_COST else UNNAMED
+    return Naming(naming.discs, tuple(vertebrae))
+
+
+def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> dict[int, float]:
+    """Return where the body of each vertebra is, or would be, along the canal, mm."""
+    depth = np.array([depths_mm[code] for _, code in named])
+    place = np.array([item.place_mm for item, _ in named])
+    span = depth[-1] - depth[0]
+    scale = float((place[-1] - place[0]) / span) if span > 0 else 1.0
+    result = {}
+    for code, at in depths_mm.items():
+        if BY_CODE[code].kind is not Kind.VERTEBRA:
+            continue
+        inside = float(np.interp(at, depth, place))
+        result[code] = inside + scale * (min(0.0, at - depth[0]) + max(0.0, at - depth[-1]))
+    return result
+
+
+def _swapped(named: list[tuple[Item, int]]) -> bool:
+    """Return whether the map uses the class odd for even positions."""
+    votes = 0.0
+    for item, code in named:
+        if item.odd is not None and code in PARITY:
+            as_named = item.odd if PARITY[code] is Parity.ODD else 1 - item.odd
+            votes += as_named - 0.5
+    return votes < 0
+
+
+def _cost(piece: Piece, place_mm: float, code: int, body_mm: float, swapped: bool) -> float:
+    drop = (place_mm - body_mm) / HEIGHT_MM[code]
+    away = max(DROP[0] - drop, 0.0, drop - DROP[1]) + CENTER_COST * abs(drop - sum(DROP) / 2)
+    odd = odd_share(piece)
+    if odd is None:
+        return away
+    right = odd if (PARITY[code] is Parity.ODD) != swapped else 1 - odd
+    return away + PARITY_COST * (1 - right)

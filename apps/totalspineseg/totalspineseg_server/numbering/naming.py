@@ -1,0 +1,138 @@
+"""Names and a report from one raw step map: the numbering without the networks."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.anatomy import BACKGROUND, C1, NAME_OF, SACRUM, VERTEBRAE, Step1, Step2
+from totalspineseg_server.clock import Clock, no_clock
+from totalspineseg_server.errors import GridError, LabelError
+from totalspineseg_server.geometry import AnyArray, Volume
+from totalspineseg_server.numbering.chain import Numbering, Pin, number_chain
+from totalspineseg_server.numbering.evidence import Localizer, Step1Names
+from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.pins import PIN_REACH_MM
+from totalspineseg_server.numbering.report import report
+from totalspineseg_server.transforms.canal import fill_canal
+from totalspineseg_server.transforms.components import Labels
+from totalspineseg_server.transforms.labeling import Naming, name_iteratively, paint
+from totalspineseg_server.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.pieces import Step, find_pieces, require_spine
+from totalspineseg_server.trust import UNMEASURED, Trust
+
+Method = Literal["chain", "iterative"]
+
+
+def label_map(
+    raw: Volume,
+    step: Step,
+    *,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
+    pins: Sequence[Pin] = (),
+    method: Method = "chain",
+) -> tuple[Labels, dict[str, Any]]:
+    """Name the levels of a network's raw map.
+
+    Args:
+        raw: Classes of the step's network, integer (X, Y, Z) nearest RAS, about 1 mm. Not modified.
+        step: 1 or 2.
+        localizer: Codes of another series of the patient on the same grid, or None. Not modified.
+        pins: Levels that a reader fixed (chain only).
+        method: "chain" weighs all evidence; "iterative" follows the reference's rule.
+
+    Returns:
+        uint8 codes on the grid of ``raw``, and the report (see ``report``).
+
+    Raises:
+        LabelError: The map has values that are not classes of the step, or pins come with the iterative method, which
+            cannot follow them.
+        NoSpineError: The map has no disc or no canal.
+        GridError: The localizer has another shape.
+        ValueError: A pin does not name a level, or the method is unknown.
+    """
+    labels, numbering = name_map(raw, step, localizer=localizer, pins=pins, method=method)
+    return labels, report(numbering, lint(labels, raw.spacing), affine=raw.affine)
+
+
+def name_map(
+    raw: Volume,
+    step: Step,
+    *,
+    localizer: npt.NDArray[np.integer[Any]] | None = None,
+    siblings: Sequence[Localizer] = (),
+    pins: Sequence[Pin] = (),
+    step1: Step1Names | None = None,
+    trust: Trust = UNMEASURED,
+    method: Method = "chain",
+    clock: Clock = no_clock,
+) -> tuple[Labels, Numbering | None]:
+    """Return the codes as ``label_map`` does, with the numbering instead of its report (None for "iterative").
+
+    ``siblings`` are further series of the patient, with the probabilities of their names (chain only). ``step1`` is
+    what step 1 named in this scan; the iterative method follows it, before a localizer, if a reader named it. ``trust``
+    is what is known about the network's errors (chain only). ``clock`` measures the stages.
+    """
+    if method not in ("chain", "iterative"):
+        raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
+    if pins and method == "iterative":
+        raise LabelError("The method 'iterative' cannot follow pins. Use the method 'chain', or leave the pins out.")
+    _require_classes(raw.data, step)
+    series = (*siblings, *(() if localizer is None else (Localizer(_named(localizer)),)))
+    for other in (*series, *(() if step1 is None else (step1.discs,))):
+        if other.codes.shape != raw.data.shape:
+            raise GridError(
+                f"The localizer has shape {other.codes.shape}, but the map has {raw.data.shape}. Resample it to the "
+                "grid of the map first (nearest neighbor)."
+            )
+    with clock(f"step {step} spine"):
+        classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
+    require_spine(classes, step)
+    with clock(f"step {step} labeling"):
+        pieces = find_pieces(classes, step)
+        numbering: Numbering | None = None
+        naming: Naming
+        if method == "chain":
+            numbering = number_chain(
+                pieces, classes, step, affine=raw.affine, localizers=series, pins=pins, step1=step1, trust=trust
+            )
+            pieces, naming = numbering.pieces, numbering.naming
+        else:
+            named = step1.discs.codes if step1 is not None and step1.by_reader else localizer
+            naming = name_iteratively(pieces, localizer=named)
+        labels = paint(pieces, classes, naming, step)
+    with clock(f"step {step} fill canal"):
+        return fill_canal(labels), numbering
+
+
+def require_met(numbering: Numbering | None) -> None:
+    """Check that every pin named something.
+
+    Raises:
+        LabelError: A pin did not.
+    """
+    if numbering is not None and numbering.unmet:
+        names = ", ".join(NAME_OF[code] for code in numbering.unmet)
+        raise LabelError(
+            f"The pin was not used, because no structure of its kind is at its height within {PIN_REACH_MM:.0f} mm: "
+            f"{names}. Place it inside the structure; for a vertebra, inside its body (patient coordinates, RAS mm)."
+        )
+
+
+def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+    """Return the names of a localizer; in a step-1 map, discs and C1 only, as the sacrum's code is any vertebra's."""
+    if np.isin(localizer, [code for code in VERTEBRAE if code != C1]).any():
+        return localizer
+    return np.where(localizer == SACRUM, BACKGROUND, localizer)
+
+
+def _require_classes(raw: AnyArray, step: Step) -> None:
+    """Check that a map is not a finished label map, whose cord and canal would be taken for discs."""
+    last = max(member.value for member in (Step1 if step == 1 else Step2))
+    if raw.size and (raw.max() > last or raw.min() < 0):
+        strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]
+        raise LabelError(
+            f"The map has values {strange[:5]!r}, but a raw map of step {step} has only the classes 0 to {last}. Use "
+            "the map that the network made, not a finished label map."
+        )

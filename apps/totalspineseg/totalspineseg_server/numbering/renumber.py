@@ -1,0 +1,164 @@
+"""Renumbering of a labeled map around the one level that a reader renamed: new names, the same voxels, no network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
+from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.evidence import Pin, Step1Names
+from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.numbering.naming import name_map
+from totalspineseg_server.transforms.pieces import Step
+from totalspineseg_server.trust import UNMEASURED, Trust
+
+RENAMED_SHARE: Final = 0.7
+"""A segment is one of the prediction if they share this much of both; the rest is an edited border."""
+RENAMED_VOXELS: Final = 20
+"""Fewer voxels are only a brush stroke, not a segment."""
+
+
+SLIVER: Final = 0.1
+"""A structure with less than this share of the one that would get the same name is a cut-off process and keeps its
+own name."""
+
+
+@dataclass(frozen=True)
+class NamedMap:
+    """A network's map and the names it was given: all that is needed to name it again.
+
+    Attributes:
+        raw: Classes of the step's network, uint8 nearest RAS.
+        labels: Codes of the structures, on the same grid.
+        step: 1 or 2.
+        step1: What step 1 had named there; for a step-2 map only.
+        trust: What was known about the errors of the network.
+    """
+
+    raw: Volume
+    labels: LabelArray
+    step: Step
+    step1: Step1Names | None = None
+    trust: Trust = UNMEASURED
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A submitted segment that is one of the prediction's, whatever its name.
+
+    Attributes:
+        old: Code in the prediction.
+        new: Code in the submission.
+        value: Value in the submitted map.
+        voxels: Number of voxels that both have.
+    """
+
+    old: int
+    new: int
+    value: int
+    voxels: int
+
+    @property
+    def renamed(self) -> bool:
+        """Whether a reader changed its name."""
+        return self.old != self.new
+
+
+def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
+    """Find the segments that are those of a prediction; edited borders do not matter.
+
+    Args:
+        old: Codes (X, Y, Z) as predicted. Not modified.
+        new: Submitted map on the same grid, one value per segment. Not modified.
+        code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
+
+    Returns:
+        The recognized segments, the largest first. A disc is never recognized as a bone. The cord and the canal, which
+        have no level, are not among them.
+    """
+    foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
+    pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
+    both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
+    found = []
+    for value, code in code_of.items():
+        below = both[value].copy()
+        below[[BACKGROUND, CORD, CANAL]] = 0
+        was, voxels = int(below.argmax()), int(below.max())
+        if voxels < RENAMED_VOXELS or not _alike(was, code):
+            continue
+        if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
+            found.append(Recognized(was, code, value, voxels))
+    return tuple(sorted(found, key=lambda recognized: -recognized.voxels))
+
+
+def _alike(one: int, other: int) -> bool:
+    """Return whether both are discs, or both are bone."""
+    kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
+    if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
+        return False
+    return (kinds[0] is Kind.DISC) == (kinds[1] is Kind.DISC)
+
+
+def renumber(
+    named: NamedMap, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
+) -> tuple[Mapping[int, int], Numbering] | None:
+    """Name every level again after a reader renamed some of them.
+
+    All evidence of the network's map counts, but the reader's names outweigh it. Both ends of the column keep their
+    names, because nothing else looks like them: the atlas does not become an axis when a thoracic level is renamed;
+    instead a level is missing in between.
+
+    Args:
+        named: The network's map. Not modified.
+        renamed: Old code -> new code of what a reader renamed. Not modified.
+        localizer: Codes of another series on the same grid, or None. Not modified.
+
+    Returns:
+        Old code -> new code of every level, and the numbering behind them. None where they contradict each other: two
+        levels would get one name or change places, or a renamed one would not get its new name.
+    """
+    wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
+    pins = [pin for old, new in wanted.items() if (pin := _pin(named, old, new)) is not None]
+    codes, numbering = name_map(named.raw, named.step, pins=pins, localizer=localizer, trust=named.trust)
+    if numbering is None:
+        return None
+    names: dict[int, int] = {}
+    sizes: dict[int, int] = {}
+    for code in np.unique(named.labels).tolist():
+        if code == BACKGROUND or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL):
+            continue
+        if named.step == 1 and code == SACRUM:
+            continue
+        here = np.bincount(codes[named.labels == code], minlength=256)
+        here[[BACKGROUND, CORD, CANAL]] = 0
+        names[code], sizes[code] = (int(here.argmax()), int(here.max())) if here.any() else (code, 0)
+    for code in list(names):
+        rivals = [sizes[other] for other in names if other != code and names[other] == names[code]]
+        if rivals and sizes[code] < SLIVER * max(rivals):
+            names[code] = code
+    if not _in_order(names) or any(names.get(old) != new for old, new in renamed.items()):
+        return None
+    return MappingProxyType(names), numbering
+
+
+def _in_order(names: Mapping[int, int]) -> bool:
+    """Return whether the new names are in the order of the old ones: renaming moves no level past another."""
+    new = [ORDER[names[code]] for code in sorted(names, key=ORDER.__getitem__)]
+    return all(upper < lower for upper, lower in pairwise(new))
+
+
+def _pin(named: NamedMap, old: int, new: int) -> Pin | None:
+    """Return the new name at the middle of what has the old one; None where there is hardly any of it."""
+    where = np.argwhere(named.labels == old)
+    if len(where) < RENAMED_VOXELS:
+        return None
+    middle = where[((where - where.mean(axis=0)) ** 2).sum(axis=1).argmin()]
+    x, y, z, _ = (named.raw.affine @ np.array([*middle, 1.0])).tolist()
+    return Pin(new, (x, y, z))

@@ -1,0 +1,58 @@
+"""Use the configured PACS as the app's datastore, and store finished labels in it as DICOM SEG."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from monailabel.config import settings
+
+from totalspineseg_server.corrections.history import PACS_DIR
+from totalspineseg_server.corrections.wire import from_wire
+from totalspineseg_server.dicom.seg_writer import write_seg
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.pacs.address import configured_client, configured_filter
+from totalspineseg_server.pacs.cache import MAX_GB
+from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
+from totalspineseg_server.volume_io import read_labels
+
+NO_MODEL: Final = "none"
+"""Model name of a label that was drawn without a model."""
+
+
+def pacs_datastore(
+    root: Path, *, is_needed: Callable[[str], bool] = lambda series: False, cache_gb: float = MAX_GB
+) -> PacsDatastore:
+    """Return the datastore of the configured PACS.
+
+    Args:
+        root: Folder of the history of these studies.
+        is_needed: Whether a fetched series must stay, however much disk space it takes.
+        cache_gb: Disk space for all fetched series, GB.
+    """
+    client = configured_client()
+
+    def publish(series: str, file: Path, info: Mapping[str, Any]) -> None:
+        """Store a finished label of a client that does not use DICOM."""
+        wire = read_labels(file)
+        labels = Volume(from_wire(wire.data), wire.affine)
+        folder = store.series_folder(series)
+        prediction = info.get("prediction") or {}
+        seg = write_seg(
+            labels,
+            folder,
+            model=str(prediction.get("model", NO_MODEL)),
+            version=", ".join(sorted(set(dict(prediction.get("versions", {})).values()))) or NO_MODEL,
+            corrected_by=str(info.get("user", "")),
+        )
+        client.store_instances([seg])
+
+    store = PacsDatastore(
+        client,
+        root / PACS_DIR,
+        configured_filter(),
+        publisher=publish,
+        is_needed=is_needed,
+        cache_gb=cache_gb,
+        read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+    )
+    return store

@@ -1,0 +1,110 @@
+"""List the series of a PACS."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import Dataset
+
+from totalspineseg_server.dicom.seg_object import SegReference
+from totalspineseg_server.dicom.seg_writer import MANUFACTURER
+
+logger = logging.getLogger(__name__)
+
+PAGE: Final = 200
+"""Series in one request; servers limit how many they return at once."""
+MAX_SERIES: Final = 20000
+"""Maximum number of series; a server that ignores ``offset`` would otherwise be asked forever."""
+FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
+LOCALIZER: Final = re.compile(
+    r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
+)
+"""Descriptions of series that only show where the others lie."""
+INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
+"""Fields that OHIF shows of the next sample."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series as a search finds it.
+
+    Attributes:
+        uid: Series instance UID, which is its image id.
+        study: Study instance UID.
+        info: Fields that clients show.
+        localizer: Whether its description says that it is a localizer.
+        instances: Number of its instances; 0 where the server does not report it.
+    """
+
+    uid: str
+    study: str
+    info: Mapping[str, str]
+    localizer: bool
+    instances: int
+
+
+def find_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> tuple[Series, ...]:
+    """Return all series that match, page by page.
+
+    Args:
+        client: The PACS.
+        filters: For example ``{"Modality": "MR"}``.
+
+    Returns:
+        Each series once, in the server's order; none when nothing matches.
+    """
+    found: dict[str, Series] = {}
+    for offset in range(0, MAX_SERIES, PAGE):
+        page = client.search_for_series(
+            search_filters=dict(filters), fields=list(FIELDS), limit=PAGE, offset=offset, fuzzymatching=None
+        )
+        before = len(found)
+        for entry in page:
+            series = _series(Dataset.from_json(entry))
+            if series is not None:
+                found.setdefault(series.uid, series)
+        if len(page) < PAGE or len(found) == before:
+            break
+    else:
+        logger.warning(
+            "Only the first %d series of the PACS are listed. Narrow MONAI_LABEL_DICOMWEB_SEARCH_FILTER to the series "
+            "that you need.",
+            len(found),
+        )
+    return tuple(found.values())
+
+
+def _series(entry: Dataset) -> Series | None:
+    uid, study = str(entry.get("SeriesInstanceUID", "")), str(entry.get("StudyInstanceUID", ""))
+    if not (uid and study):
+        return None
+    info = {name: str(entry.get(name) or "") for name in INFO_FIELDS}
+    info |= {"SeriesInstanceUID": uid, "RetrieveURL": f"/proxy/dicom/wado/studies/{study}/series/{uid}"}
+    description = str(entry.get("SeriesDescription") or "")
+    count = entry.get("NumberOfSeriesRelatedInstances")
+    return Series(uid, study, info, LOCALIZER.search(description) is not None, int(count or 0))
+
+
+def patient_of(series: str, info: Mapping[str, Any]) -> str:
+    """Return an anonymous id of a series' patient.
+
+    Args:
+        series: Its UID, used in place of the patient where nothing else is known.
+        info: Information about the series.
+    """
+    patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
+    return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
+
+
+def image_series(reference: SegReference) -> str:
+    """Return the series a segmentation was drawn on; empty where it names none, or several."""
+    return reference.referenced_series[0] if len(reference.referenced_series) == 1 else ""
+
+
+def is_own(reference: SegReference) -> bool:
+    """Return whether this server wrote the segmentation; a viewer that changes it writes a new one in its own name."""
+    return reference.manufacturer == MANUFACTURER

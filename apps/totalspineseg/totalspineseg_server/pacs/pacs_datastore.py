@@ -1,0 +1,422 @@
+"""Show the PACS to MONAI Label as a datastore: series are images, stored in a folder of this server once needed."""
+
+import logging
+import shutil
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import requests
+from dicomweb_client import DICOMwebClient
+
+from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections.inbox import FINAL_TAG, RENUMBERED
+from totalspineseg_server.dicom.headers import read_header
+from totalspineseg_server.dicom.series import read_series
+from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
+from totalspineseg_server.files import move_folder
+from totalspineseg_server.locks import NamedLocks
+from totalspineseg_server.pacs.address import is_uid
+from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
+from totalspineseg_server.pacs.fetching import downloaded
+from totalspineseg_server.pacs.found_series import Series, patient_of
+from totalspineseg_server.pacs.listing import Listing
+from totalspineseg_server.volume_io import write_volume
+
+logger = logging.getLogger(__name__)
+
+SERIES_DIR: Final = "dicom"
+"""Folder of the original DICOM files of each series."""
+COUNTED: Final = "instances"
+"""Field of a fetched image: how many instances the PACS reported at that time."""
+UNSENT: Final = "unsent"
+"""Field of a finished label: whether it still has to be sent to the PACS."""
+
+PASSING: Final = (StorageError, MemoryShortageError)
+"""Faults of this server that a later try may not meet."""
+
+Publisher = Callable[[str, Path, Mapping[str, Any]], None]
+"""``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
+
+
+class PacsDatastore(StudiesDatastore):
+    """A DICOMweb server as a datastore.
+
+    The host's own class lists CT, keeps its lists for two hours, takes the last segmentation in whatever order the
+    server answers, and names segments by their ordinal.
+
+    Args:
+        client: The PACS.
+        folder: Folder for series and labels.
+        filters: Filter for series that are images, such as ``{"Modality": "MR"}``.
+        publisher: Stores a finished label that did not come from the PACS.
+        is_needed: Whether a fetched series must stay, however much disk space it takes.
+        cache_gb: Disk space for all fetched series, GB.
+        read_only: Whether labels are refused.
+
+    Attributes:
+        submitting: Locks for segmentations that become submissions, by instance.
+    """
+
+    looks_beyond = False
+
+    def __init__(
+        self,
+        client: DICOMwebClient,
+        folder: Path,
+        filters: Mapping[str, Any],
+        *,
+        publisher: Publisher,
+        is_needed: Callable[[str], bool] = lambda series: False,
+        cache_gb: float = MAX_GB,
+        read_only: bool = False,
+    ) -> None:
+        self._is_needed = is_needed
+        self._max_bytes = cache_gb * 1e9
+        self._client = client
+        self._listing = Listing(client, filters)
+        self._publisher = publisher
+        self._fetching = NamedLocks()
+        self.submitting = NamedLocks()
+        self._sending = threading.Lock()
+        super().__init__(str(folder), auto_reload=False, read_only=read_only)
+
+    def name(self) -> str:
+        """Return the server's address."""
+        address: str = self._client.base_url
+        return address
+
+    def series(self) -> Mapping[str, Series]:
+        """Return the series that are offered as images, by UID: all but localizers and unreadable series."""
+        return self._listing.offered()
+
+    def offers(self, image_id: str) -> bool:
+        """Return whether a series is offered as an image, even one that reached the PACS a moment ago."""
+        found = self._listing.find(image_id) if is_uid(image_id) else None
+        return found is not None and self._listing.is_offered(found)
+
+    def study_of(self, image_id: str) -> str:
+        """Return the UID of the study of a series that is listed; "" for another."""
+        found = self._listing.all().get(image_id)
+        return "" if found is None else found.study
+
+    def list_images(self) -> list[str]:
+        """Return the ids of the images."""
+        return list(self.series())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the images with a finished label."""
+        with self._guard:
+            finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
+        return [uid for uid in self.series() if uid in finished]
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the images without a finished label."""
+        finished = set(self.get_labeled_images())
+        return [uid for uid in self.series() if uid not in finished]
+
+    def status(self) -> dict[str, Any]:
+        """Return the numbers of images and labels."""
+        # Ask the PACS first, so that nobody waits for the index in the meantime.
+        images, finished = self.list_images(), self.get_labeled_images()
+        with self._guard:
+            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
+        return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
+
+    def changed(self) -> None:
+        """Read the list again next time, because something was stored in the PACS."""
+        self._listing.changed()
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Return the file of a series, fetched from the PACS when it is not here yet.
+
+        Returns:
+            A NIfTI file in the grid of the series; "" when there is no such series.
+
+        Raises:
+            ImageError: The series is not a volume.
+            StorageError: The file could not be written.
+            requests.RequestException: The series is not here, and the PACS does not answer.
+        """
+        if file := self._local_file(image_id):
+            return file
+        found = self._listing.find(image_id) if is_uid(image_id) else None
+        if found is None:
+            return ""
+        with self._fetching.of(image_id):
+            return self._local_file(image_id) or self._fetch(found)
+
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
+        info = super().get_image_info(image_id)
+        if not info:
+            # The series is not or no longer here: its patient must not count as another one.
+            with suppress(requests.RequestException):
+                found = self._listing.all().get(image_id)
+                info = dict(found.info) if found else {}
+        return patient_of(image_id, info)
+
+    def put_back(self, image_id: str) -> bool:
+        """Store the finished label of an image in the PACS, too; if the PACS does not take it now, it waits here.
+
+        Returns:
+            Whether the PACS has it.
+
+        Raises:
+            StorageError: This server could not write the label just now; it waits.
+            MemoryShortageError: There was not enough memory just now; it waits.
+            TotalSpineSegError: The label cannot be written as DICOM; it does not wait.
+        """
+        file, info = self.get_label_uri(image_id, FINAL_TAG), self.get_label_info(image_id, FINAL_TAG)
+        unsent = True
+        try:
+            self._publisher(image_id, Path(file), info)
+            unsent = False
+        except requests.RequestException as error:
+            logger.warning("the PACS does not take the label of series %s yet: %s", image_id, type(error).__name__)
+        except TotalSpineSegError as error:
+            # What is wrong with the label itself will not change.
+            unsent = isinstance(error, PASSING)
+            raise
+        finally:
+            self.update_label_info(image_id, FINAL_TAG, {UNSENT: unsent})
+        return not unsent
+
+    def waiting(self) -> tuple[str, ...]:
+        """Return the images whose finished label still has to be sent to the PACS."""
+        with self._guard:
+            finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
+        return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
+
+    def send_waiting(self) -> None:
+        """Begin to store the labels that wait in the PACS, in the background, unless that is under way."""
+        if self._sending.acquire(blocking=False):
+            threading.Thread(target=self._send_in_background, name="pacs-send", daemon=True).start()
+
+    def _send_in_background(self) -> None:
+        try:
+            self.send_all()
+        finally:
+            self._sending.release()
+
+    def send_all(self) -> None:
+        """Store the labels that wait in the PACS, until it does not answer."""
+        for series in self.waiting():
+            try:
+                if not self.put_back(series):
+                    return
+            except TotalSpineSegError as error:
+                logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
+            except Exception:
+                # One label that makes the server fail must not keep the others from the PACS.
+                logger.exception("the label of series %s could not be stored in the PACS", series)
+
+    def fingerprint(self, image_id: str) -> str:
+        """Return what changes whenever a series may have, without fetching it: the PACS counts its instances.
+
+        Returns:
+            "" where there is no such series, or the PACS does not answer.
+        """
+        try:
+            found = self._listing.all().get(image_id)
+        except requests.RequestException:
+            return ""
+        return "" if found is None else f"{found.instances} instances"
+
+    def siblings(self, image_id: str) -> tuple[str, ...]:
+        """Return the series of the same study that are here and have coordinates comparable with this one's."""
+        known = self.series()
+        study = known[image_id].study if image_id in known else None
+        others = (uid for uid, other in known.items() if other.study == study and uid != image_id)
+        return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
+
+    def same_space(self, one: str, other: str) -> bool:
+        """Return whether the coordinates of two series that are here can be compared, according to their headers.
+
+        A patient who was repositioned within a study has another frame of reference.
+        """
+        frames = {self._frame_of_reference(image_id) for image_id in (one, other)} - {""}
+        return len(frames) < 2
+
+    def series_folder(self, image_id: str) -> Path:
+        """Return the folder with the DICOM files of a series, fetched when they are not here yet.
+
+        Raises:
+            ImageError: There is no such series, or it is not a volume.
+        """
+        folder = self._folder(image_id)
+        if not self.get_image_uri(image_id):
+            raise ImageError(f"The PACS has no series {image_id!r}. Ask for the list.")
+        with self._fetching.of(image_id):
+            if not folder.is_dir():
+                found = self._listing.find(image_id)
+                if found is None:
+                    raise ImageError(f"The PACS has no series {image_id!r} any more. Ask for the list.")
+                with downloaded(self._client, found, folder.parent) as fresh:
+                    move_folder(fresh, folder)
+        return folder
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return the information about a series."""
+        found = self._listing.all().get(image_id)
+        return {**super().get_image_info(image_id), **(found.info if found else {})}
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """Add to the information about a series."""
+        if self.get_image_uri(image_id):
+            super().update_image_info(image_id, info)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Refuse: images come from the PACS.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("Images of this server come from its PACS. Store the series there.")
+
+    def remove_image(self, image_id: str) -> None:
+        """Refuse: images come from the PACS.
+
+        Raises:
+            ImageError: Always.
+        """
+        raise ImageError("Images of this server come from its PACS. Remove the series there.")
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Show a label under a tag (see the base class) and store a finished one in the PACS unless it is there."""
+        if not self.get_image_uri(image_id):
+            raise KeyError(image_id)
+        tag = str(getattr(label_tag, "value", label_tag))
+        # The PACS stores a label with the names as they were sent: readers there must see the names that count.
+        own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
+        info = {UNSENT: own, **label_info}
+        saved = super().save_label(image_id, label_filename, tag, info)
+        if own:
+            try:
+                self.put_back(image_id)
+            except PASSING as error:
+                logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
+        return saved
+
+    def json(self) -> dict[str, Any]:
+        """Return the index, with the series that nobody has opened yet."""
+        content: dict[str, Any] = super().json()
+        for uid, found in self.series().items():
+            content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})
+        return content
+
+    def _local_file(self, image_id: str) -> str:
+        """Return the file of a series that is here completely; empty for none."""
+        uri: str = super().get_image_uri(image_id)
+        with self._guard:
+            here = bool(uri) and mark_used(Path(uri))
+        return uri if here and self._is_complete(image_id) else ""
+
+    def _is_complete(self, image_id: str) -> bool:
+        """Return whether this server has the whole series; it may have been fetched while it still reached the PACS."""
+        folder = self._folder(image_id)
+        try:
+            known = self._listing.now(image_id)
+        except requests.RequestException:
+            # A training needs what is here, whether or not the PACS answers just now.
+            return True
+        if known is None or not folder.is_dir():
+            return True
+        # A PACS may count images that it does not return; fetching again would change nothing and cost the labels in
+        # use.
+        counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
+        return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
+
+    def _folder(self, image_id: str) -> Path:
+        return Path(self._datastore_path) / SERIES_DIR / image_id
+
+    def _frame_of_reference(self, image_id: str) -> str:
+        """Return the frame of reference of a series that is here; empty where it names none."""
+        folder = self._folder(image_id)
+        first = min(folder.iterdir(), default=None) if is_uid(image_id) and folder.is_dir() else None
+        header = None if first is None else read_header(first)
+        return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
+
+    def _fetch(self, series: Series) -> str:
+        """Download a series and store it as a volume, too; the old files stay until the new ones can be read."""
+        if reason := self._listing.refusal(series):
+            raise ImageError(reason)
+        folder = self._folder(series.uid)
+        try:
+            with (
+                downloaded(self._client, series, folder.parent) as fresh,
+                tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name,
+            ):
+                volume = read_series(fresh)
+                for warning in volume.warnings:
+                    logger.warning("series %s: %s", series.uid, warning)
+                # Not compressed: the same series must give the same bytes whenever it is fetched.
+                file = Path(name) / f"{series.uid}.nii"
+                write_volume(file, volume.data, volume.grid)
+                self._forget(series.uid)
+                move_folder(fresh, folder)
+                super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
+        except ImageError as error:
+            self._listing.refuse(series, str(error))
+            raise
+        try:
+            self._make_room(series.uid)
+        except (OSError, StorageError) as error:
+            # The series was delivered; the next request makes room.
+            logger.warning("No room could be made for fetched series: %s", error)
+        return self._local_file(series.uid)
+
+    def _make_room(self, fetched: str) -> None:
+        """Remove the least recently used series while all together take too much, but not the one that was just
+        fetched.
+        """
+        with self._guard:
+            labeled = {uid for uid, entry in self._datastore.objects.items() if entry.labels}
+        volumes = [self._volume(path.name) for path in self._folder(fetched).parent.iterdir() if is_uid(path.name)]
+
+        def stays(uid: str) -> bool:
+            return uid == fetched or uid in labeled or is_in_use(self._volume(uid)) or self._is_needed(uid)
+
+        for uid in excess(measure(volumes, self._folder(fetched).parent), self._max_bytes, stays):
+            turn = self._fetching.of(uid)
+            if not turn.acquire(blocking=False):
+                continue
+            try:
+                self._remove_unused(uid)
+            finally:
+                turn.release()
+
+    def _remove_unused(self, image_id: str) -> None:
+        """Remove a fetched series that was not requested in the meantime."""
+        with self._index():
+            volume = self._volume(image_id)
+            if not volume.is_file() or is_in_use(volume):
+                return
+            self._datastore.objects.pop(image_id, None)
+            self._update_datastore_file()
+            volume.unlink()
+            shutil.rmtree(self._folder(image_id), ignore_errors=True)
+        logger.info("Series %s was removed to make room; it is fetched again when it is needed", image_id)
+
+    def _volume(self, image_id: str) -> Path:
+        return Path(self._datastore.image_path()) / f"{image_id}.nii"
+
+    def _forget(self, image_id: str) -> None:
+        """Remove an incomplete series and its labels in use; the history keeps what was submitted."""
+        with self._index():
+            labels = self._all_label_files(image_id)
+            entry = self._datastore.objects.pop(image_id, None)
+            self._update_datastore_file()
+        shutil.rmtree(self._folder(image_id), ignore_errors=True)
+        # Remove also a volume that is not in the index, as after a kill while room was made: it would not be replaced.
+        self._volume(image_id).unlink(missing_ok=True)
+        if entry is None:
+            return
+        logger.warning("Series %s had more images than were fetched; it was fetched again", image_id)
+        # Labels on the old grid: a file that stays would be shown again after a restart.
+        for file in labels:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+"""Write results of models as DICOM SEG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.anatomy import NAME_OF, SACRUM
+from totalspineseg_server.certainty import is_doubtful
+from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, from_wire
+from totalspineseg_server.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.volume_io import read_labels
+
+STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
+"""Names of the segments of step 1."""
+DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
+"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
+object.
+"""
+
+
+def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
+    """Return a model's result as the content of a DICOM file.
+
+    Args:
+        file: Label map in wire ids, on the grid of the series.
+        series: Folder with the DICOM files of the series.
+        report: The reply's report: labels, weights, and whether the levels are certain.
+
+    Raises:
+        LabelError: The model marks places to check, which are not structures.
+        EmptySegmentationError: The label map is empty.
+        GridError: The result has another grid, such as the 1 mm grid.
+    """
+    published = report["label_names"]
+    step1 = VERTEBRAE_NAME in published
+    if not step1 and NAME_OF[SACRUM] not in published:
+        raise LabelError(
+            "This model marks places to check, not structures, so there is no DICOM SEG of it. Ask for the image "
+            "instead."
+        )
+    wire = read_labels(file)
+    versions = report["models"]
+    return seg_bytes(
+        write_seg(
+            Volume(from_wire(wire.data), wire.affine),
+            series,
+            model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
+            version=", ".join(sorted(set(versions.values()))),
+            names=STEP1_NAMES if step1 else NAME_OF,
+            description=DOUBTFUL if is_doubtful(report.get("numbering")) else DESCRIPTION,
+        )
+    )

@@ -1,0 +1,99 @@
+"""Take segmentations that a viewer stored in the PACS as submissions."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.outcomes import Outcome, accepted
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.dicom.seg_object import SegReference, seg_content
+from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
+from totalspineseg_server.pacs.found_series import image_series, is_own
+from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
+
+logger = logging.getLogger(__name__)
+
+NOT_PUT_BACK: Final = "The PACS did not take the corrected names yet. Until it does, it shows the names you sent."
+
+Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
+"""Function of the app that takes a label."""
+
+
+class Corrections(Protocol):
+    """Earlier submissions."""
+
+    def of_image(self, image_id: str) -> tuple[Correction, ...]:
+        """Return all submissions for an image."""
+
+    def path(self, correction: Correction) -> Path:
+        """Return the folder of a submission."""
+
+
+def submit_segmentation(
+    datastore: PacsDatastore,
+    submit: Submit,
+    corrections: Corrections,
+    file: Path,
+    reference: SegReference,
+    sender: Sender,
+) -> Outcome:
+    """Count a segmentation in the PACS as an annotator's submission, once.
+
+    A viewer that got no answer stores it again, perhaps while the first is still read.
+
+    Args:
+        datastore: The PACS.
+        submit: Takes the label.
+        corrections: Earlier submissions.
+        file: The segmentation.
+        reference: Data from its header.
+        sender: User who sent it.
+
+    Returns:
+        The outcome; a segmentation that cannot be used is not an error, because the PACS has it.
+    """
+    instance, series = reference.instance, image_series(reference)
+    if is_own(reference):
+        return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
+    if not datastore.offers(series):
+        message = "Not counted: the segmentation belongs to a series that this server does not offer."
+        return Outcome(instance, "refused", message)
+
+    params = {"label_info": [{"name": name} for name in reference.labels]}
+    with datastore.submitting.of(instance):
+        if earlier := _earlier(corrections, series, file, sender):
+            return _outcome_of(instance, earlier)
+        try:
+            correction = submit(series, file, FINAL_TAG, params, sender, {"instance": instance})
+        except LabelError as error:
+            return Outcome(instance, "parked", f"Not counted: {error}", series)
+        except TotalSpineSegError as error:
+            logger.warning("A segmentation of series %s was not counted: %s", series, error)
+            return Outcome(instance, "refused", f"Not counted: {error}", series)
+    outcome = accepted(instance, correction)
+    label_info = datastore.get_label_info(series, FINAL_TAG)
+    if label_info.get("instance") == instance and label_info.get(UNSENT):
+        return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+    return outcome
+
+
+def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
+    """Return the record of the same instance with the same content, if there is one."""
+    try:
+        same_name = [known for known in corrections.of_image(series) if known.file_name == sender.file_name]
+        content = seg_content(file) if same_name else ""
+        return next((one for one in same_name if seg_content(corrections.path(one) / one.raw) == content), None)
+    except (StorageError, LabelError) as error:
+        # Storing it twice is better than losing it.
+        logger.warning("Earlier segmentations of series %s cannot be compared: %s", series, error)
+        return None
+
+
+def _outcome_of(instance: str, known: Correction) -> Outcome:
+    if known.status == "accepted":
+        return accepted(instance, known)
+    return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)

@@ -1,0 +1,96 @@
+"""Check what every label map of a spine must show: disc, vertebra and canal, named from superior to inferior."""
+
+from typing import Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import (
+    BACKGROUND,
+    CANAL,
+    CERVICAL,
+    CORD,
+    DISCS,
+    SACRUM,
+    THORACIC,
+    UNREVIEWED,
+    VERTEBRAE,
+)
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import LabelArray
+
+BONES: Final = (*VERTEBRAE, SACRUM)
+WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
+"""Vertebrae beside which everybody has a cord: it ends at T11 or below."""
+
+UNREVIEWED_SHARE: Final = 0.05
+"""Share of the labeled voxels below which unreviewed ones are a slip of the brush, and cannot hide a cord, canal or
+discs.
+"""
+
+
+def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
+    """Return the kinds that must be in view beside the structures of a label map, but are missing from it.
+
+    A network that is trained on such a map learns that there is none.
+
+    Args:
+        labels: uint8 codes, any shape; in a step-1 map the sacrum's code stands for every vertebra. Not modified.
+
+    Returns:
+        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where ``UNREVIEWED``
+        marks a part that nobody has looked at.
+    """
+    counts = np.bincount(labels.ravel(order="K"), minlength=256)
+    codes = frozenset(np.flatnonzero(counts).tolist())
+    if counts[UNREVIEWED] > UNREVIEWED_SHARE * (counts.sum() - counts[BACKGROUND]):
+        return ()
+    missing = {
+        "disc": codes.isdisjoint(DISCS),
+        "vertebra": codes.isdisjoint(BONES),
+        "canal": CANAL not in codes,
+        "cord": CORD not in codes and not codes.isdisjoint(WITH_CORD),
+    }
+    return tuple(kind for kind, lacks in missing.items() if lacks)
+
+
+def is_upside_down(labels: LabelArray) -> bool:
+    """Return whether most levels lie above those that should be above them.
+
+    This is true for labels in another numbering scheme (TotalSegmentator counts upward) and for flipped volumes.
+
+    Args:
+        labels: uint8 (X, Y, Z) codes, nearest RAS. Not modified.
+
+    Returns:
+        False for fewer than two levels of a kind.
+    """
+    counts = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=256) for z in range(labels.shape[2])])
+    sizes = counts.sum(axis=0)
+    steps: list[float] = []
+    for row in (BONES, DISCS):
+        codes = [code for code in row if sizes[code]]
+        heights = np.arange(len(counts)) @ counts[:, codes] / sizes[codes]
+        steps += np.diff(heights).tolist()
+    return sum(step > 0 for step in steps) * 2 > len(steps)
+
+
+def require_plausible(labels: LabelArray) -> None:
+    """Check that a finished label can be used for training or judging.
+
+    Args:
+        labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody has looked.
+
+    Raises:
+        LabelError: It is upside down, or lacks what is in view of every spine although all of it is marked as
+            reviewed.
+    """
+    if is_upside_down(labels):
+        raise LabelError(
+            "The levels are not named from superior to inferior: most run the other way round. If the label is "
+            "upside down, turn it. If it uses another table's numbers, convert it."
+        )
+    if missing := missing_kinds(labels):
+        raise LabelError(
+            f"There is no {' and no '.join(missing)} in the label. Draw it, or mark what nobody labeled as "
+            f"'unreviewed' ({UNREVIEWED})."
+        )

@@ -1,0 +1,48 @@
+"""Types that networks and the pipeline share."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.trust import UNMEASURED, Trust
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One network's answer for one image.
+
+    Attributes:
+        labels: (X, Y, Z) uint8 network classes (``anatomy.Step1`` or ``anatomy.Step2``), 0 = background, on the
+            grid of the channels that were given.
+        soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the regions that were asked for.
+        trust: What is known of the network's errors.
+        mirror_difference: Share of the regions, 0..1, that the image and its left-right mirror do not show alike (1 -
+            Dice of all regions together); None where the network saw the image alone.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    soft: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    trust: Trust = UNMEASURED
+    mirror_difference: float | None = None
+
+
+class Predictor(Protocol):
+    """A network, or anything else that turns image channels into network classes."""
+
+    @property
+    def version(self) -> str:
+        """The weights in use, such as "starter-1a2b3c4d"."""
+
+    def predict(self, channels: npt.NDArray[np.float32], *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image.
+
+        Args:
+            channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
+            soft: Names of the regions whose probabilities are requested.
+
+        Returns:
+            Labels, and one probability map for each name in ``soft``.
+        """

@@ -1,0 +1,128 @@
+"""Answer questions about versions: which exist, how they were made, which one is in use."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.registry.handled import handled_by
+from totalspineseg_server.registry.judgments import Judgment, judged_names, judgments
+from totalspineseg_server.registry.model_store import DATASET_OF_STEP, NAME, STARTER, ModelStore
+from totalspineseg_server.registry.records import lineage, read_record, removed_versions
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of the list of versions.
+
+    Attributes:
+        name: The version.
+        active_steps: Steps for which it is in use.
+        created: UTC, ISO 8601; empty where unknown.
+        parent: Name of the version it was trained from; empty for others.
+        corrections: Number of corrections it was trained on.
+        verdict: The gate's sentence, or why it was not put into use although it passed; empty where it was not judged
+        when
+            it was made.
+        judged: Time and sentence of the last judgment since then; empty where there is none.
+        removed: Time when its weights were removed; empty while they exist.
+    """
+
+    name: str
+    active_steps: tuple[int, ...]
+    created: str
+    parent: str
+    corrections: int
+    verdict: str
+    judged: str = ""
+    removed: str = ""
+
+
+def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, ...]:
+    """Return all versions, the starter weights first; those whose weights were removed come last, and only if asked
+    for.
+    """
+    active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
+    names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
+    listed = []
+    for name in (*names, *(removed_versions(store) if removed else ())):
+        record = read_record(store, name) or {}
+        last = _looks(store, name)[-1:]
+        parents = {parent["name"] for parent in record.get("parents", {}).values()}
+        listed.append(
+            Listed(
+                name,
+                tuple(step for step, chosen in active.items() if chosen == name),
+                str(record.get("created", "")),
+                ", ".join(sorted(parents)),
+                len(record.get("training", ())),
+                str(record.get("not_served") or (record.get("gate") or {}).get("reason", "")),
+                "".join(f"judged {entry.time}: {entry.verdict}" for entry in last),
+                str(record.get("removed", "")),
+            )
+        )
+    return tuple(listed)
+
+
+def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
+    """Return everything that is recorded about a version, its ancestors, and what it does on synthetic spines.
+
+    Raises:
+        WeightsError: There is no such version, and none was removed.
+    """
+    if name not in removed_versions(store):
+        require_known(store, name)
+    record = read_record(store, name) or {"name": name}
+    judged = [asdict(judgment) for judgment in _looks(store, name)]
+    synthetic = handled_by(store, name)
+    return {**record, "judgments": judged, "synthetic": synthetic, "lineage": list(lineage(store, name))}
+
+
+def require_served(store: ModelStore, name: str) -> None:
+    """Check that a version may be put into use: the gate did not refuse it when it was made, nor in a later judgment.
+
+    For the same hold-out the last judgment counts, because the version in use and the hold-out may have changed.
+
+    Raises:
+        WeightsError: The gate refused it; the message is the gate's.
+    """
+    require_known(store, name)
+    gate = (read_record(store, name) or {}).get("gate") or {}
+    refusals = [str(gate.get("reason", "no reason recorded"))] if gate and not gate.get("publish", False) else []
+    last_looks = {judgment.site: judgment for judgment in _looks(store, name)}.values()
+    refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
+    if refusals:
+        raise WeightsError(
+            f"Version {name!r} was refused by the gate: {refusals[-1]}. Read its report with 'models show', or "
+            "use --force to activate it anyway."
+        )
+
+
+def was_judged(store: ModelStore, name: str) -> bool:
+    """Return whether a gate ever judged a version; the starter weights count as judged, because others are compared
+    with them.
+    """
+    return name == STARTER or bool((read_record(store, name) or {}).get("gate") or _looks(store, name))
+
+
+def require_known(store: ModelStore, name: str) -> None:
+    """Check that the weights of a version exist.
+
+    Raises:
+        WeightsError: They do not exist.
+    """
+    known = (*store.versions(), STARTER)
+    if not NAME.fullmatch(name) or name not in known:
+        gone = " (its weights were removed)" if name in removed_versions(store) else ""
+        raise WeightsError(f"There is no version {name!r}{gone}. Choose one of {', '.join(known)}; see 'models list'.")
+
+
+def _looks(store: ModelStore, name: str) -> list[Judgment]:
+    """Return the judgments on the networks of a version, under any name, oldest first."""
+    digests = (read_record(store, name) or {}).get("digests")
+    same = [
+        other
+        for other in judged_names(store)
+        if other == name or (digests and (read_record(store, other) or {}).get("digests") == digests)
+    ]
+    return sorted((entry for other in same for entry in judgments(store, other)), key=lambda entry: entry.time)

@@ -1,0 +1,162 @@
+"""Record how a version was made: parent, labels, settings, the gate's report, software."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.files import read_json_or, write_json
+from totalspineseg_server.registry.model_store import NAME, STARTER, ModelStore
+
+RECORD_FILE: Final = "version.json"
+REMOVED_DIR: Final = "removed"
+"""Folder inside the model folder with the records of versions whose weights were removed."""
+PACKAGES: Final = (
+    "torch",
+    "nnunetv2",
+    "dynamic-network-architectures",
+    "batchgeneratorsv2",
+    "numpy",
+    "scipy",
+    "nibabel",
+)
+"""Software whose version may change the result of a training."""
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """How a trained version was made.
+
+    Attributes:
+        name: The version.
+        created: UTC, ISO 8601.
+        steps: Steps it holds.
+        parents: Step ("1", "2") -> ``name`` and ``version`` (name and digest) the training started from; for an
+            imported version, the version here with the same network.
+        models: Step -> version as predictions state it.
+        training: One entry for each correction it was trained on: image, hashes of image and label, annotator, time;
+            "taught" lists the steps that learned from it.
+        replay: One entry for each replayed case, with "taught" too.
+        skipped: Cases that could not be used: "case", "reason", and under "left_out_of" the steps, or the gate.
+        settings: Settings of the training.
+        gate: The gate's report; None for a version that was imported, unless the gate had refused it or it was made
+            here.
+        not_served: Why a version that passed was not put into use when it was made; empty when it was.
+        run: Id of the training run.
+        new_weights: Share of the trained weights; the rest are the parents'.
+        digests: Step -> SHA-256 of the model, which identifies it under another name.
+        releases: Step -> official release that the network was trained from; a step of other origin is left out.
+        software: Package -> version.
+    """
+
+    name: str
+    created: str
+    steps: Sequence[int]
+    parents: Mapping[str, Mapping[str, str]]
+    models: Mapping[str, str]
+    training: Sequence[Mapping[str, Any]] = ()
+    replay: Sequence[Mapping[str, Any]] = ()
+    skipped: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    gate: Mapping[str, Any] | None = None
+    not_served: str = ""
+    run: str = ""
+    new_weights: float = 1.0
+    digests: Mapping[str, str] = field(default_factory=dict)
+    releases: Mapping[str, str] = field(default_factory=dict)
+    software: Mapping[str, str] = field(default_factory=lambda: software_versions())
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages of ``PACKAGES`` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_record(folder: Path, record: VersionRecord) -> None:
+    """Write a record into the folder of a version that is being made.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    write_json(folder / RECORD_FILE, asdict(record))
+
+
+def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
+    """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
+    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
+    record = read_json_or(root / RECORD_FILE, None)
+    # Look here last: the version may have been removed in between.
+    return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record
+
+
+def removed_file(store: ModelStore, name: str) -> Path:
+    """Return the file for the record of a version whose weights are removed; an existing version has its own."""
+    return store.model_dir / REMOVED_DIR / f"{name}.json"
+
+
+def removed_versions(store: ModelStore) -> tuple[str, ...]:
+    """Return the names of the versions of which only the record is left, sorted."""
+    known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
+    return tuple(sorted(known - set(store.versions())))
+
+
+def holder(store: ModelStore, step: int, digest: str) -> str | None:
+    """Return a version, existing or removed, that holds the very same network; None where no record names one."""
+    for name in (*store.versions(), *removed_versions(store)):
+        if (read_record(store, name) or {}).get("digests", {}).get(str(step)) == digest:
+            return name
+    return None
+
+
+def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
+    """Return the version and its ancestors, newest first, as far as they are recorded; for one step, or for both."""
+    found: list[str] = []
+    waiting = [name]
+    while waiting:
+        here = waiting.pop(0)
+        if here not in found:
+            found.append(here)
+            parents = (read_record(store, here) or {}).get("parents", {})
+            waiting += [str(parent["name"]) for key, parent in parents.items() if step is None or key == str(step)]
+    return tuple(found)
+
+
+def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
+    """Return the ids of the corrections that one network of a version, or of its ancestors, has learned from."""
+    records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
+    return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _steps_of(r, c))
+
+
+def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
+    """Return the SHA-256 of the images that any network of a version, or of its ancestors, has learned from.
+
+    The record that came with imported weights is trusted here: it can only exclude an image from judging.
+    """
+    records = [read_record(store, entry) or {} for entry in lineage(store, name)]
+    return frozenset(
+        str(case["image_sha256"])
+        for record in records
+        for case in (*record.get("training", ()), *_claimed(record))
+        if "image_sha256" in case
+    )
+
+
+def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the training cases of the record that came with imported weights, as far as it can be read."""
+    claim = record.get("settings", {}).get("imported", {}).get("record")
+    cases = claim.get("training") if isinstance(claim, dict) else None
+    return [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
+
+
+def _steps_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
+    """Return the steps that learned from a case; older records do not state them for each case."""
+    steps: Sequence[int] = case.get("taught", record.get("steps", ()))
+    return steps

@@ -1,0 +1,153 @@
+"""The official releases: which ones this software supports, and which one the weights in use come from."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.registry.model_store import OFFICIAL_PREFIX, STARTER, ModelStore
+from totalspineseg_server.registry.records import lineage, read_record
+
+RELEASES: Final = ("r20251124", "r20260730")
+"""The supported releases, oldest first."""
+NEWEST: Final = RELEASES[-1]
+RELEASE_NAME: Final = re.compile(r"r\d{8}")
+"""Pattern of a release: the letter and the date; names sort by age."""
+OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
+"""How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
+VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
+"""The name of weights, with their digest and the runtime where these are known."""
+STARTER_WARNING: Final = (
+    "The starter weights were trained on synthetic spines and 18 people: good for trying the software, "
+    "not for patients."
+)
+"""The sentence that people read wherever the starter weights made a result."""
+DESCENDANT_WARNING: Final = (
+    "The weights {name!r} were trained here from the starter weights, which know synthetic spines and 18 people, with "
+    "{count}: good for trying the software, not for patients."
+)
+"""The sentence that people read wherever weights retrained from the starter weights made a result."""
+
+
+def release_of(store: ModelStore, name: str, step: int) -> str:
+    """Return the official release that a version's network was trained from; empty where unknown.
+
+    Args:
+        store: Holds the version and its ancestors, or their records.
+        name: The version.
+        step: 1 or 2.
+    """
+    for entry in lineage(store, name, step):
+        release = entry.removeprefix(OFFICIAL_PREFIX)
+        if entry != release and RELEASE_NAME.fullmatch(release):
+            return release
+        recorded = (read_record(store, entry) or {}).get("releases", {}).get(str(step), "")
+        if RELEASE_NAME.fullmatch(str(recorded)):
+            return str(recorded)
+    return ""
+
+
+def require_supported(release: str) -> None:
+    """Check that a release is not older than this software; a newer one may fit, and its regions are checked.
+
+    Raises:
+        WeightsError: It is too old.
+    """
+    if release < RELEASES[0]:
+        raise WeightsError(
+            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
+            "'totalspineseg weights install'."
+        )
+
+
+def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
+    """Check that both steps come from one release, because nobody trained or judged a mixed pair.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version that is in use or will be.
+
+    Raises:
+        WeightsError: The releases differ, or one is too old.
+    """
+    releases = {step: release for step, name in names.items() if (release := release_of(store, name, step))}
+    for release in releases.values():
+        require_supported(release)
+    require_same(releases, {step: repr(names[step]) for step in releases})
+
+
+def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
+    """Check that the steps come from one release.
+
+    Args:
+        releases: Step -> release; a step whose release is unknown is left out.
+        names: Step -> name of its weights.
+
+    Raises:
+        WeightsError: They differ.
+    """
+    if len(set(releases.values())) > 1:
+        pair = " and ".join(f"step {step} ({names[step]}) from {releases[step]}" for step in sorted(releases))
+        raise WeightsError(
+            f"The two steps come from different releases: {pair}. Use both steps of one release, for example with "
+            "'totalspineseg weights install'."
+        )
+
+
+def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
+    """Return which weights are in use, their purpose, their release, and whether a newer one is supported.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version in use.
+    """
+    distinct = sorted(set(names.values()))
+    sentences = (f"Weights in use: {', '.join(distinct)}.", warning_of(store, distinct), release_text(store, names))
+    return " ".join(filter(None, sentences))
+
+
+def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
+    """Return the sentence that warns of the starter weights, or of what was trained from them; "" for other weights.
+
+    Args:
+        store: Holds the versions, or their records.
+        versions: Names, or versions with their digest and runtime.
+    """
+    texts = set(versions)
+    # A name may itself end like a digest.
+    names = {match["name"] for text in texts if (match := VERSION_TEXT.fullmatch(text))} | texts
+    if STARTER in names:
+        return STARTER_WARNING
+    for name in sorted(names):
+        ancestors = lineage(store, name)
+        if STARTER in ancestors:
+            records = (read_record(store, one) or {} for one in ancestors)
+            cases = {
+                str(case.get("correction") or case.get("image"))
+                for record in records
+                for case in record.get("training", ())
+            }
+            count = "1 corrected scan" if len(cases) == 1 else f"{len(cases)} corrected scans"
+            return DESCENDANT_WARNING.format(name=name, count=count)
+    return ""
+
+
+def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
+    """Return one sentence on the release the weights come from, and on newer ones; empty where none is known.
+
+    Args:
+        store: Holds the versions.
+        names: Step -> version in use.
+    """
+    found = sorted({release for step, name in names.items() if (release := release_of(store, name, step))})
+    if not found:
+        return ""
+    release = found[0]
+    if release > NEWEST:
+        return f"They come from the official release {release}; this software was made for {NEWEST} and earlier ones."
+    if release == NEWEST:
+        return f"They come from the official release {release}, the newest that this software supports."
+    return (
+        f"They come from the official release {release}. This software supports the newer {NEWEST}: "
+        "'totalspineseg weights install' installs it."
+    )

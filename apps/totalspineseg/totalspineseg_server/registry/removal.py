@@ -1,0 +1,95 @@
+"""Remove a version's weights to free disk space; its record stays, so that its training data stay known."""
+
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.files import move_folder, storage_errors, write_json
+from totalspineseg_server.locks import locked
+from totalspineseg_server.registry.manage import require_known
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.registry.records import lineage, read_record, removed_file, removed_versions
+
+LEAVING: Final = ".removed-"
+"""Prefix of a version that is being removed; readers skip names with a leading dot."""
+
+
+def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = False) -> int:
+    """Remove the weights of versions for good; after a kill at any moment each version is complete or removed.
+
+    Args:
+        store: Holds the versions.
+        names: Versions to remove. Already removed names are ignored, so that an interrupted call can be repeated.
+        force: Whether to remove even those that a rollback would return to, or that the gate compares candidates with.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        WeightsError: A version is unknown, needed, or ships with the project; nothing is removed.
+        StorageError: A version cannot be removed.
+    """
+    with locked(store.model_dir):
+        leaving = sorted(set(names) - set(removed_versions(store)))
+        for name in leaving:
+            _require_removable(store, name, force=force)
+        freed = _sweep(store.versions_dir)
+        for name in leaving:
+            _take_out(store, name)
+        return freed + _sweep(store.versions_dir)
+
+
+def _require_removable(store: ModelStore, name: str, *, force: bool) -> None:
+    require_known(store, name)
+    reason, cure = "", ""
+    if name == STARTER:
+        reason, cure = (
+            "ships with the project and cannot be removed",
+            "Remove only versions that were installed or trained.",
+        )
+    elif name in store.active().values():
+        reason, cure = "is in use and cannot be removed", "Activate another version first."
+    elif not force and name in _earlier(store):
+        reason, cure = "would be put into use by 'models rollback'", "Use --force to remove it anyway."
+    elif not force and name in _beginnings(store):
+        reason, cure = (
+            "is the origin of the weights in use, and the gate compares new versions with it",
+            "Use --force to remove it anyway.",
+        )
+    if reason:
+        raise WeightsError(f"Version {name!r} {reason}. {cure}")
+
+
+def _earlier(store: ModelStore) -> Collection[str]:
+    with suppress(WeightsError):
+        return store.before_last().values()
+    return ()
+
+
+def _beginnings(store: ModelStore) -> Collection[str]:
+    """Return the versions that the gate compares candidates with, besides the weights in use."""
+    return [lineage(store, name, step)[-1] for step, name in store.active().items()]
+
+
+def _take_out(store: ModelStore, name: str) -> None:
+    """Make a version disappear in one step, after its record is safe."""
+    removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    file = removed_file(store, name)
+    with storage_errors(file.parent):
+        file.parent.mkdir(exist_ok=True)
+    write_json(file, {"name": name, **(read_record(store, name) or {}), "removed": removed})
+    move_folder(store.versions_dir / name, store.versions_dir / f"{LEAVING}{name}")
+
+
+def _sweep(versions: Path) -> int:
+    """Delete removed versions, also those of a killed process; return the bytes freed."""
+    freed = 0
+    for folder in versions.glob(f"{LEAVING}*"):
+        with storage_errors(versions):
+            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder)
+    return freed

@@ -1,0 +1,104 @@
+"""Recognize the names people use for the structures of the label table, and guess what an unknown name stands for."""
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from totalspineseg_server.anatomy import (
+    BY_CODE,
+    CANAL,
+    CORD,
+    DISC_L5_S,
+    DISC_T12_L1,
+    L4,
+    L5,
+    L6,
+    NAME_OF,
+    SACRUM,
+    STRUCTURES,
+    T11,
+    T12,
+    T13,
+    Kind,
+)
+
+SEPARATORS: Final = re.compile(r"[\s_/\-\u2010-\u2015\u2212]+")
+"""Separators between the parts of a name: space, underscore, slash, hyphen, and the dashes some programs write."""
+KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        "vertebra": Kind.VERTEBRA,
+        "vertebrae": Kind.VERTEBRA,
+        "disc": Kind.DISC,
+        "disk": Kind.DISC,
+        "intervertebral": Kind.DISC,
+    }
+)
+"""Words beside a level that state its kind."""
+THORACIC: Final = re.compile(r"th(?=\d)")
+"""Beginning of "Th12"."""
+NUMBER: Final = re.compile(r"\d+")
+S1: Final = "s1"
+"""The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
+POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
+"""Separators between a level and the coordinates of a point in it."""
+SIMILAR: Final = 0.8
+"""Share of common letters from which one spelling may stand for another: "L4-5" and "L4-L5"."""
+
+
+_PUBLISHED: Final[Mapping[str, int]] = MappingProxyType({s.name.casefold(): s.code for s in STRUCTURES})
+_SPINAL: Final[Mapping[str, int]] = MappingProxyType({"spinal-cord": CORD, "spinal-canal": CANAL})
+# These two discs keep their names, whichever vertebra is above: there may be 11 or 13 thoracic ones, 4 or 6 lumbar.
+_LAST_LUMBAR = {f"{NAME_OF[last].casefold()}-{below}": DISC_L5_S for last in (L4, L5, L6) for below in ("s", S1)}
+_LAST_THORACIC = {f"{NAME_OF[last].casefold()}-l1": DISC_T12_L1 for last in (T11, T12, T13)}
+_CODE_OF: Final[Mapping[str, int]] = MappingProxyType({**_PUBLISHED, **_SPINAL, **_LAST_LUMBAR, **_LAST_THORACIC})
+
+
+def code_of_name(name: str) -> int | None:
+    """Return the code a segment name stands for, or None when the name is unknown.
+
+    Case, surrounding space and separators do not matter. The usual spellings of the field are recognized
+    ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last discs below a
+    missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
+    """
+    key, kinds = _read(name)
+    code = _CODE_OF.get(key)
+    return None if code is None or kinds - {BY_CODE[code].kind} else code
+
+
+def meant_by(name: str) -> str | None:
+    """Return the published name that an unknown one probably stands for; None where none is similar."""
+    key, kinds = _read(name)
+    if key == S1:
+        return NAME_OF[SACRUM]
+    # A name with other numbers is another level, however similar it looks.
+    candidates = [known for known in (*_PUBLISHED, *_SPINAL) if NUMBER.findall(known) == NUMBER.findall(key)]
+    similar = difflib.get_close_matches(key, candidates, n=1, cutoff=SIMILAR)
+    code = _CODE_OF[similar[0]] if similar else None
+    return None if code is None or kinds - {BY_CODE[code].kind} else NAME_OF[code]
+
+
+def level_at(text: str) -> tuple[int, tuple[float, float, float]] | None:
+    """Return the code of a level and a point in it, RAS mm, of ``L5 3.5 -12 80``, ``L5@3.5,-12,80`` and the like.
+
+    Returns:
+        None where the text names no vertebra, disc or sacrum, or no point.
+    """
+    *words, x, y, z = ["", "", "", *POINT_SEPARATORS.split(text.strip())]
+    code = code_of_name(" ".join(words))
+    try:
+        point = float(x), float(y), float(z)
+    except ValueError:
+        return None
+    if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or not all(map(math.isfinite, point)):
+        return None
+    return code, point
+
+
+def _read(name: str) -> tuple[str, set[Kind]]:
+    """Return a name as spelled in ``_CODE_OF``, and the kinds that its words state."""
+    words = [THORACIC.sub("t", word) for word in SEPARATORS.split(name.strip().casefold())]
+    kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS}
+    return "-".join(word for word in words if word not in KIND_WORDS), kinds

@@ -1,0 +1,224 @@
+"""Judge trained networks against those in use and those that the first training began with."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from totalspineseg_server.agreement import MEASURES, CaseScore
+from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.gate.reference import handles
+from totalspineseg_server.gate.scoring import JudgedCase, Model, score_models, score_prediction
+from totalspineseg_server.gate.verdict import Beginning, judge
+from totalspineseg_server.nnunet.cases import ScanSource, Skipped
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import images_trained_on, lineage
+from totalspineseg_server.trainers.publication import Judged
+from totalspineseg_server.trainers.remembered import as_in_truth
+from totalspineseg_server.trainers.retrain_settings import RetrainSettings
+
+Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
+"""Scores by case: of the reference set, and of the hold-out."""
+
+
+class Contender(Protocol):
+    """The networks that are judged: the trained networks of a run, or a version."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the report."""
+
+    def open(self, step: int, share: float = 1) -> ModelFolder:
+        """Return a network with this share of new weights."""
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A model with its scores so far.
+
+    Attributes:
+        model: Both networks.
+        known: Scores so far; they are filled in, so that each model segments each scan once.
+    """
+
+    model: Model
+    known: Known = field(default_factory=lambda: ({}, {}))
+
+
+class Judging:
+    """The gate of one run, or of one version.
+
+    Args:
+        store: The model versions.
+        parents: Step -> the network in use; a training started from it.
+        candidates: The networks that are judged.
+        settings: Steps to judge, shares of the new weights, device.
+        say: Called with a line for the log.
+        tell: Called with a line of progress.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        parents: Mapping[int, ModelFolder],
+        candidates: Contender,
+        settings: RetrainSettings,
+        *,
+        say: Callable[..., None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._store, self._parents, self._candidates, self._settings = store, parents, candidates, settings
+        self._say, self._tell = say, tell
+
+    def verdict(
+        self,
+        reference: Callable[[], Iterable[JudgedCase]],
+        holdout: Sequence[JudgedCase],
+        *,
+        own_answers: Callable[[Model, int], Sequence[JudgedCase]] = lambda *_: (),
+        unreadable: Sequence[Skipped] = (),
+        on_left_out: Callable[[Skipped], None] = lambda _: None,
+    ) -> Judged:
+        """Return the verdict on the first share of new weights that passes; on the first share if none passes.
+
+        Args:
+            reference: Makes the fixed scans.
+            holdout: The scans of the site.
+            own_answers: Segments scans of the site with the weights in use and returns those whose names they do not
+                doubt: as many as there are spines of the reference set that these weights do not handle.
+            unreadable: Scans of the site that cannot be used.
+            on_left_out: Called with every other scan that cannot judge.
+
+        Raises:
+            WeightsError: A model cannot be loaded.
+            MemoryShortageError: A scan does not fit into memory.
+        """
+        steps = self._settings.steps
+        left_out = {case.name: case.reason for case in unreadable}
+
+        def skip(name: str, reason: str) -> None:
+            left_out[name] = reason
+            on_left_out(Skipped(name, reason))
+
+        served = "+".join(self._parents[step].version for step in steps)
+        active, beginnings = self._rated(self._parents), self._beginnings(left_out)
+        first = self._rated({**self._parents, **beginnings})
+        verdicts: list[Judged] = []
+        own: Sequence[JudgedCase] | None = None
+        for share in self._settings.new_weights:
+            trained = {step: self._candidates.open(step, share) for step in steps}
+            candidate = self._rated({**self._parents, **trained})
+            on_reference, on_holdout = self._scores(active, candidate, (reference(), holdout), skip)
+            handled = _handled(on_reference)
+            if own is None:
+                unhandled = len(on_reference) - len(handled)
+                own = own_answers(active.model, unhandled) if unhandled else ()
+            since = None
+            if beginnings:
+                name = "+".join(sorted({folder.name for folder in beginnings.values()}))
+                since_reference, since_holdout = self._scores(first, candidate, (reference(), holdout), skip)
+                since = Beginning(name, _handled(since_reference), since_holdout)
+            report = judge(
+                served,
+                self._candidates.name,
+                reference=handled,
+                holdout=on_holdout,
+                own_answers=self._beside_own(own, active, candidate, skip),
+                unhandled=len(on_reference) - len(handled),
+                beginning=since,
+                left_out=[f"{name}: {reason}" for name, reason in left_out.items()],
+                untouched=sum(case.left.count for case in holdout if case.name not in left_out),
+            )
+            verdicts.append(Judged(report, share))
+            if report.publish:
+                break
+            self._say(f"{share:.0%} of the new weights: {report.reason}", gate=report.as_json())
+        return verdicts[-1] if verdicts[-1].report.publish else verdicts[0]
+
+    def _scores(
+        self,
+        active: _Rated,
+        candidate: _Rated,
+        sets: tuple[Iterable[JudgedCase], Iterable[JudgedCase]],
+        skip: Callable[[str, str], None],
+    ) -> list[tuple[SubjectScores, ...]]:
+        return [
+            score_models(
+                cases,
+                active=active.model,
+                candidate=candidate.model,
+                known=known,
+                known_candidate=rated,
+                before_each=lambda name: self._tell(f"judging on {name}"),
+                on_left_out=skip,
+            )
+            for cases, known, rated in zip(sets, active.known, candidate.known, strict=True)
+        ]
+
+    def _beside_own(
+        self, cases: Sequence[JudgedCase], active: _Rated, candidate: _Rated, skip: Callable[[str, str], None]
+    ) -> list[SubjectScores]:
+        """Score a candidate and the weights in use on the latter's own answers, for each group that these contain."""
+        if not cases:
+            return []
+        scores = score_models(
+            cases,
+            active=active.model,
+            candidate=candidate.model,
+            known={case.name: score_prediction(case, case.truth.data) for case in cases},
+            before_each=lambda name: self._tell(f"judging on {name}"),
+            on_left_out=skip,
+        )
+        return [replace(entry, candidate=tuple(map(as_in_truth, entry.active, entry.candidate))) for entry in scores]
+
+    def _beginnings(self, left_out: dict[str, str]) -> dict[int, ModelFolder]:
+        """Return, for each trained step that was trained before, the network that its first training began with.
+
+        If that was removed, the oldest existing successor is used, and ``left_out`` has the reason.
+        """
+        found: dict[int, ModelFolder] = {}
+        for step in self._settings.steps:
+            for name in lineage(self._store, self._parents[step].name, step)[:0:-1]:
+                try:
+                    found[step] = ModelFolder.open(self._store.named(name).root, step=step, name=name)
+                    break
+                except WeightsError as error:
+                    left_out[f"{name}, which step {step} began with"] = str(error)
+                    self._say(f"step {step} is not compared with {name}, from which its training began: {error}")
+        return found
+
+    def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
+        step1, step2 = (WarmPredictor(folders[step], device=self._settings.finetune.device) for step in (1, 2))
+        return _Rated(Model(step1, step2))
+
+
+def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
+    """Return the spines of the reference set that the first scored model handles."""
+    return [
+        entry
+        for entry in reference
+        if all(handles({measure: score.value(measure) for measure in MEASURES}) for score in entry.active)
+    ]
+
+
+def never_seen(
+    store: ModelStore, names: Collection[str], holdout: Sequence[ScanSource]
+) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
+    """Return the hold-out without images that one of the versions was trained on.
+
+    Another server that shares the models may have used them, or this server under a name that was in training then.
+
+    Args:
+        store: The model versions.
+        names: "starter" or versions' names.
+        holdout: Scans of the hold-out.
+
+    Returns:
+        Those that may judge, and the others with the reason.
+    """
+    seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
+    learned = [source for source in holdout if source.provenance["image_sha256"] in seen]
+    fair = tuple(source for source in holdout if source not in learned)
+    return fair, tuple(Skipped(source.name, "one of the two versions was trained on this image") for source in learned)

@@ -1,0 +1,245 @@
+"""Choose the corrections that train and those that judge: the newest finished label of each image, split by subject."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.agreement import NOTHING_LEFT, Left
+from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
+from totalspineseg_server.corrections.checks import INCOMPLETE
+from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
+from totalspineseg_server.corrections.inbox import FINAL_TAG, STEP1_TAG
+from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
+from totalspineseg_server.gate.scoring import JudgedCase
+from totalspineseg_server.geometry import Volume, to_ras
+from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.plausible import require_plausible
+from totalspineseg_server.trainers.line import is_of_line
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.volume_io import read_image, read_labels
+
+logger = logging.getLogger(__name__)
+
+FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
+"""Step of a correction -> tags under which its author submits it as finished; any other tag is work in progress."""
+
+
+NEVER_JUDGES: Final = (
+    "The result was accepted unchanged, which never judges, and the subject judges or would judge, so it does not "
+    "train either. Correct the scan to use it."
+)
+TRAINS_TOO: Final = (
+    "this image also trains under another name, so it cannot judge. Give the images of one person the same subject "
+    "(sub-..)"
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """The corrections of a site, as material for training and judging.
+
+    Attributes:
+        training: Scans for training, not read yet.
+        holdout: Scans for judging, not read yet.
+        skipped: Corrections left out, with the reason.
+        known: Step -> ids of corrections that its network in use was trained on.
+    """
+
+    training: tuple[ScanSource, ...]
+    holdout: tuple[ScanSource, ...]
+    skipped: tuple[Skipped, ...]
+    known: Mapping[int, frozenset[str]] = field(default_factory=dict)
+
+    def lessons(self, step: int) -> tuple[ScanSource, ...]:
+        """Return the training scans of a step; those that its network was trained on before count as replay."""
+        known = self.known.get(step, frozenset())
+        return tuple(
+            _as_earlier(source)
+            if source.provenance["correction"] in known and source.origin is Origin.CORRECTION
+            else source
+            for source in self.training
+            if step in source.steps
+        )
+
+
+def site_material(
+    site: Site,
+    known: Mapping[int, frozenset[str]] | None = None,
+    *,
+    line: frozenset[str] = frozenset(),
+    split_of: Callable[[Path, Iterable[str]], Split] = update_split,
+) -> Material:
+    """Collect the newest finished corrections of all images and split them by subject.
+
+    Finished are accepted corrections with one of ``FINISHED_TAGS``. Work in progress is skipped with its reason until a
+    finished label follows, and withdrawn labels do not count. If a corrected step-1 map follows a finished label, step
+    1 is trained on the map and step 2 on the label.
+
+    Args:
+        site: Studies and corrections.
+        known: Step -> ids of corrections that its network in use was trained on; they become replay.
+        line: Weights and their ancestors (see ``trainers.line``). What readers left as these predicted it is
+            marked. Empty for networks without ancestors here.
+        split_of: Returns who trains and who judges, given the file of the hold-out list and the subjects; it may write
+            the file.
+
+    Returns:
+        Training and hold-out scans; empty if there are no corrections.
+
+    Raises:
+        StorageError: The hold-out list is damaged or cannot be written.
+    """
+    skipped: list[Skipped] = []
+
+    def damaged(name: str, error: StorageError) -> None:
+        logger.warning("A correction of %s is left out: %s", name, error)
+        skipped.append(Skipped(name, str(error)))
+
+    newest: dict[tuple[str, int], Correction] = {}
+    drafts: dict[tuple[str, int], Correction] = {}
+    subjects: list[str] = []
+    for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
+        if correction.status != "accepted" or correction.step not in FINISHED_TAGS:
+            continue
+        if correction.id in site.corrections.withdrawals.of_image(correction.image):
+            continue
+        if correction.tag in FINISHED_TAGS[correction.step]:
+            if not correction.unchanged:
+                subjects.append(site.subject(correction.image))
+            newest[correction.image, correction.step] = correction
+            drafts.pop((correction.image, correction.step), None)
+        else:
+            drafts[correction.image, correction.step] = correction
+    skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
+    used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
+    used.sort(key=lambda c: c.id)
+    split = split_of(site.holdout_file, subjects)
+    training, holdout = [], []
+    for correction in used:
+        source = _source(site, correction, _steps(newest, correction), line)
+        if correction.unchanged:
+            if _may_judge(split, site.subject(correction.image)):
+                skipped.append(Skipped(source.name, NEVER_JUDGES))
+            else:
+                training.append(source)
+        elif not split.holds_out(site.subject(correction.image)):
+            training.append(source)
+        elif correction.step == 2:
+            holdout.append(source)
+    trained = {source.provenance["image_sha256"] for source in training}
+    twice = [source for source in holdout if source.provenance["image_sha256"] in trained]
+    skipped += [Skipped(source.name, TRAINS_TOO) for source in twice]
+    holdout = [source for source in holdout if source not in twice]
+    return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
+
+
+def _may_judge(split: Split, subject: str) -> bool:
+    """Return whether a subject judges, or would by the rule once somebody corrects a scan of it."""
+    return split.holds_out(subject) if subject in split.role else drawn_out(subject)
+
+
+def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
+    """Read hold-out scans; skip those that cannot be read or whose label cannot be right, with the reason."""
+    cases, skipped = [], []
+    for source in sources:
+        try:
+            scan = source.read()
+            require_plausible(to_ras(scan.codes).data)
+        except (OSError, ValueError) as error:
+            logger.warning("Hold-out scan %s is left out: %s", source.name, error)
+            skipped.append(Skipped(source.name, str(error)))
+        else:
+            cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan), scan.left))
+    return tuple(cases), tuple(skipped)
+
+
+def _name(correction: Correction) -> str:
+    return f"{correction.image} ({correction.id})"
+
+
+def _reason(draft: Correction) -> str:
+    return f"the label was submitted as {draft.tag!r}, not as {FINAL_TAG!r}. Submit it as final when it is finished"
+
+
+def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
+    """Return whether a finished label follows, which trains step 1, too, so that an older step-1 map adds nothing."""
+    final = newest.get((earlier.image, 2))
+    return final is not None and final.id > earlier.id
+
+
+def _steps(newest: Mapping[tuple[str, int], Correction], correction: Correction) -> tuple[int, ...]:
+    """Return the steps that are trained on a correction, the newest of its kind."""
+    if correction.step == 1:
+        return (1,)
+    step1 = newest.get((correction.image, 1))
+    return (2,) if step1 is not None and step1.id > correction.id else (1, 2)
+
+
+def _source(site: Site, correction: Correction, steps: tuple[int, ...], line: frozenset[str]) -> ScanSource:
+    name, left = _name(correction), NOTHING_LEFT
+    if is_of_line(correction.prediction, line):
+        left = Left(frozenset(correction.untouched), frozenset(correction.renamed))
+    provenance = _provenance(correction)
+    origin = _origin(correction)
+    return ScanSource(name, origin, lambda: _read(site, correction, name, left), provenance, steps)
+
+
+def _origin(correction: Correction) -> Origin:
+    return Origin.ACCEPTED if correction.unchanged else Origin.CORRECTION
+
+
+def _as_earlier(source: ScanSource) -> ScanSource:
+    def read() -> LabeledScan:
+        return replace(source.read(), origin=Origin.EARLIER)
+
+    return replace(source, origin=Origin.EARLIER, read=read)
+
+
+def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
+    path = site.image_file(correction.image)
+    if path is None:
+        raise ImageError(f"There is no image {correction.image!r} anymore. Restore it.")
+    _require_same_image(path, correction)
+    image = read_image(path)
+    codes = read_labels(site.corrections.path(correction) / CODES_FILE)
+    unreviewed = frozenset(correction.unreviewed)
+    volume = Volume(codes.data, codes.affine)
+    return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
+
+
+def _reviewed(scan: LabeledScan) -> Volume:
+    """Return the truth of a scan, with what nobody checked marked as unreviewed."""
+    codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
+    return Volume(codes.astype(np.uint8), scan.codes.affine)
+
+
+def _require_same_image(path: Path, correction: Correction) -> None:
+    if sha256_of(path) != correction.image_sha256:
+        raise ImageError(
+            f"The image {correction.image!r} was replaced after it was corrected. Restore it, or correct the new image."
+        )
+
+
+def _provenance(correction: Correction) -> dict[str, Any]:
+    return {
+        "image": correction.image,
+        "correction": correction.id,
+        "step": correction.step,
+        "image_sha256": correction.image_sha256,
+        "label_sha256": correction.raw_sha256,
+        "annotator": correction.user,
+        "client": correction.client,
+        "received": correction.received,
+        "offered": correction.offered,
+        "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "unchanged": correction.unchanged,
+        "untouched": [NAME_OF[code] for code in correction.untouched],
+        # An incomplete label does not train. The reason is reported where it is left out.
+        "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
+    }

@@ -1,0 +1,165 @@
+"""Keep training runs on disk: one at a time, each with its state for clients and for the next start."""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, Final, Literal
+
+from totalspineseg_server.corrections.history import time_after
+from totalspineseg_server.errors import StorageError, TrainingError
+from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.locks import file_lock, is_locked
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
+LOCK_WAIT_S: Final = 0.5
+"""How long to try for a held lock, seconds: ``is_running`` holds it only for an instant."""
+PROGRESS_EVERY_S: Final = 1.0
+"""Shortest time between two writes of the progress, seconds: clients ask every few seconds."""
+
+Status = Literal["running", "stopped", "failed", "interrupted", "published", "kept", "refused"]
+"""The last three are final: in use; passed, but not compared with the weights now in use; failed the gate."""
+RESUMABLE: Final = ("running", "stopped", "failed", "interrupted")
+"""States from which a run continues; "running" without its lock means that it was killed."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """State of a run, as clients see it.
+
+    Attributes:
+        run: Its id.
+        status: See ``Status``.
+        step: Step in training; 0 before and after.
+        epoch: Reports so far, of all steps.
+        total_epochs: Reports of the whole run.
+        seconds: Time that the present process has spent on the run.
+        best_metric: Best mean pseudo Dice of the step in training, afterwards of the last step; None before the first
+            report.
+        message: One sentence.
+    """
+
+    run: str
+    status: Status
+    step: int = 0
+    epoch: int = 0
+    total_epochs: int = 0
+    seconds: float = 0.0
+    best_metric: float | None = None
+    message: str = ""
+
+
+@contextmanager
+def only_one(training_dir: Path) -> Iterator[IO[str]]:
+    """Hold the training lock, which is released even if its holder is killed.
+
+    Yields:
+        The lock's open file; a child process that inherits it holds the lock too.
+
+    Raises:
+        TrainingError: Another process is training for this site.
+        StorageError: The folder cannot be written.
+    """
+    with file_lock(training_dir / LOCK_FILE, LOCK_WAIT_S) as stream:
+        if stream is None:
+            raise TrainingError("A training is already running here. Wait for it to finish, or stop it.")
+        yield stream
+
+
+def is_running(training_dir: Path) -> bool:
+    """Return whether a process is training for this site."""
+    return is_locked(training_dir / LOCK_FILE)
+
+
+def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: bool) -> Path:
+    """Return the folder of the run to work on: the newest one if it is unfinished and has the same key, else a new one.
+
+    Args:
+        training_dir: Folder of the runs. The caller holds the lock.
+        key: Identifies the material and settings.
+        about: Stored in the run's record.
+        resume: Whether an unfinished run may continue.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    newest = newest_run(training_dir)
+    if resume and newest is not None:
+        # What is missing or damaged is simply not continued.
+        record, progress = read_json_or(newest / RUN_FILE, {}), read_json_or(newest / PROGRESS_FILE, {})
+        if record.get("key") == key and progress.get("status", "running") in RESUMABLE:
+            return newest
+    begun = time_after([] if newest is None else [newest.name], timedelta(seconds=1))
+    run_id = f"{begun:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    folder = training_dir / run_id
+    with storage_errors(training_dir):
+        folder.mkdir(parents=True)
+    write_json(folder / RUN_FILE, {"run": run_id, "key": key, **about})
+    return folder
+
+
+def newest_run(training_dir: Path) -> Path | None:
+    """Return the run that was begun last, or None."""
+    if not training_dir.is_dir():
+        return None
+    return max((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), default=None)
+
+
+def state_of(training_dir: Path) -> RunState | None:
+    """Return the state of the newest run, for clients; a killed one is "interrupted". None if there is none."""
+    newest = newest_run(training_dir)
+    if newest is None:
+        return None
+    content = read_json_or(newest / PROGRESS_FILE, {})
+    try:
+        state = from_fields(RunState, content, f"of run {newest.name}")
+    except StorageError:
+        state = RunState(newest.name, "running")
+    if state.status == "running" and not is_running(training_dir):
+        return replace(state, status="interrupted")
+    return state
+
+
+class ProgressFile:
+    """Writes the state of a run, not too often.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / PROGRESS_FILE
+        self._written = 0.0
+
+    def write(self, state: RunState, *, now: bool = False) -> None:
+        """Store a state, but not too often; with ``now``, always.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        if now or time.monotonic() - self._written >= PROGRESS_EVERY_S:
+            write_json(self._path, asdict(state))
+            self._written = time.monotonic()
+
+    def write_last(self, state: RunState) -> None:
+        """Store the final state of a run; on a full disk, overwrite the previous one, which takes no new space.
+
+        If the process is killed during this, half a state may be left, and the run shows as interrupted.
+        """
+        try:
+            write_json(self._path, asdict(state))
+        except StorageError:
+            try:
+                with self._path.open("r+", encoding="utf-8") as stream:
+                    stream.write(json.dumps(asdict(state)))
+                    stream.truncate()
+            except OSError:
+                logger.warning("the state of run %s could not be written: %s", state.run, state.message)

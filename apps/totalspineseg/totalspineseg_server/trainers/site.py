@@ -1,0 +1,57 @@
+"""The place of a training: its studies, corrections and models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.history import HISTORY_DIR
+from totalspineseg_server.corrections.image_ids import file_stem
+from totalspineseg_server.gate.holdout import subject_of
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.volume_io import image_named
+
+
+@dataclass(frozen=True)
+class Site:
+    """A studies folder and its models.
+
+    Attributes:
+        history: Folder of corrections, hold-out list and training runs.
+        models: The model versions, and which are in use.
+        corrections: Corrections of annotators.
+        image_file: ``image_file(image_id)`` is the file or folder of an image, or None if it is missing.
+        subject: ``subject(image_id)`` is the subject of an image; the images of one subject all train or all judge.
+    """
+
+    history: Path
+    models: ModelStore
+    corrections: CorrectionStore
+    image_file: Callable[[str], Path | None]
+    subject: Callable[[str], str] = subject_of
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder of the training runs; may not exist yet."""
+        return self.history / "training"
+
+    @property
+    def holdout_file(self) -> Path:
+        """The stored list of subjects that train and subjects that judge."""
+        return self.history / "holdout.json"
+
+
+def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) -> Site:
+    """Return the site of a plain studies folder, for programs that run without the server.
+
+    Args:
+        studies: Folder of images.
+        models: The model versions.
+        work: Folder that the server writes to; None for one inside the studies folder.
+    """
+    history = work or studies / HISTORY_DIR
+
+    def image_file(image_id: str) -> Path | None:
+        return image_named(studies, file_stem(image_id))
+
+    return Site(history, models, CorrectionStore(history), image_file)

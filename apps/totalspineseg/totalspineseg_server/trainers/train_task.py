@@ -1,0 +1,104 @@
+"""The training tasks that clients start: both steps in turn, or one."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from monailabel.interfaces.tasks.train import TrainTask
+
+from totalspineseg_server.processes import parent_is_gone
+from totalspineseg_server.trainers.retrain_settings import client_config, read_settings
+from totalspineseg_server.trainers.runs import state_of
+from totalspineseg_server.trainers.site import Site
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION: Final = (
+    "Fine-tunes {what} on the submitted corrections, with synthetic cases mixed in against forgetting. The new "
+    "version is served only if nothing became worse on the reference set and on the site's hold-out."
+)
+
+
+class SpineTrainTask(TrainTask):  # type: ignore[misc]
+    """Fine-tuning of one or both networks; constructing it reads no file and uses no device.
+
+    Args:
+        site: Studies, corrections and models.
+        steps: Networks to train, in order.
+    """
+
+    def __init__(self, site: Site, steps: tuple[int, ...]) -> None:
+        what = "both networks" if len(steps) > 1 else f"the step-{steps[0]} network"
+        super().__init__(DESCRIPTION.format(what=what))
+        self._site = site
+        self._steps = steps
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings that clients show."""
+        return client_config()
+
+    def stats(self) -> dict[str, Any]:
+        """Return the progress of the present run, else of the last one, of any task; empty before the first."""
+        state = state_of(self._site.training_dir)
+        if state is None:
+            return {}
+        hours, rest = divmod(round(state.seconds), 3600)
+        # Named as in MONAI Label's own trainers: 3D Slicer shows a run with a total time as one without progress.
+        time = "current_time" if state.status == "running" else "total_time"
+        return {
+            "epoch": state.epoch,
+            "total_epochs": state.total_epochs,
+            time: f"{hours}:{rest // 60:02d}:{rest % 60:02d}",
+            "best_metric": state.best_metric or 0.0,
+            "status": state.status,
+            "step": state.step,
+            "run": state.run,
+            "message": state.message,
+        }
+
+    def check(self, request: Mapping[str, Any]) -> None:
+        """Raise the reason why a training could not begin, which clients could not see after its end.
+
+        Args:
+            request: Settings, see ``config``.
+
+        Raises:
+            TrainingError: There is nothing to train on, a setting is wrong, or there is no such device.
+            WeightsError: There are no weights to begin with.
+            StorageError: The hold-out list is damaged or cannot be written.
+        """
+        from totalspineseg_server.trainers.start import start_of
+
+        start_of(self._site, read_settings(request, self._steps))
+
+    def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
+        """Train; the host runs this in a process of its own and kills it to stop. It also stops if the server ends.
+
+        Args:
+            request: Settings, see ``config``.
+            datastore: Unused: training uses the history of accepted corrections.
+
+        Returns:
+            The result of the run.
+
+        Raises:
+            TrainingError: There is nothing to train on, another training is running, or a setting is wrong.
+            StorageError: The disk is full, or permission is missing.
+            Stopped: The server has ended; the state is stored.
+        """
+        from totalspineseg_server.trainers.retraining import (
+            retrain,  # PyTorch and nnU-Net: not for a server that only lists its tasks
+        )
+
+        # Log at once: clients cannot show or stop a task that has written nothing.
+        logger.info("Training of step %s starts", " and ".join(map(str, self._steps)))
+        result = retrain(self._site, read_settings(request, self._steps), should_stop=parent_is_gone)
+        logger.info("version %s: %s", result.version, result.message)
+        return {
+            "run": result.run.name,
+            "version": result.version,
+            "published": result.report.publish,
+            "served": result.served,
+            "reason": result.message,
+            "skipped": [{"case": case.name, "reason": case.reason} for case in result.skipped],
+        }

@@ -1,0 +1,92 @@
+"""Limit what a file may unpack to: a few kilobytes, or one line of a header, can ask for all memory of a machine."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.errors import ImageError
+
+MAX_BYTES: Final = 2 << 30
+"""Maximum decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
+MAX_RATIO: Final = 1040
+"""Maximum bytes that one byte of zlib can hold, rounded up: its format allows no more than 1032."""
+
+
+def require_bounded(path: Path, content_bytes: int) -> None:
+    """Check that a file can hold as much as it states, and no more than fits into memory.
+
+    Args:
+        path: The file.
+        content_bytes: Its unpacked size as stated in the header.
+
+    Raises:
+        ImageError: It cannot hold that much, or that is too much.
+    """
+    size = path.stat().st_size
+    if content_bytes > size * MAX_RATIO:
+        raise ImageError(
+            f"The image file {path.name!r} is incomplete: it has {size} bytes, but its header describes "
+            f"{content_bytes} bytes of voxels. Copy it again."
+        )
+    if content_bytes > max(size, MAX_BYTES):
+        raise ImageError(
+            f"The compressed image {path.name!r} unpacks to {content_bytes >> 20} MiB of voxels (limit "
+            f"{MAX_BYTES >> 20} MiB). Send one volume of it, or a file that is not compressed."
+        )
+
+
+MAX_POINTER_BYTES: Final = 1024
+"""Maximum size of a pointer; both kinds are a few lines."""
+LFS_START: Final = b"version https://git-lfs.github.com/spec/"
+ANNEX_START: Final = b"/annex/objects/"
+ANNEX_TARGET: Final = ".git/annex/objects"
+
+
+def missing_content(path: Path) -> str:
+    """Return why the content of a file is not here, and how to fetch it.
+
+    Args:
+        path: A file or a link.
+
+    Returns:
+        What the file is and what to do, without its name; "" where the content is here, or the file does not exist.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if path.is_symlink() and not path.exists():
+        if ANNEX_TARGET in path.readlink().as_posix():
+            return "is a link of git-annex whose content is not here: fetch it with 'datalad get' or 'git annex get'"
+        return "is a link to a file that does not exist: restore the file, or correct the link"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # Reading a pipe would wait for ever.
+        return "is neither a file nor a folder, but a pipe or a device: remove it, or copy its content into a file"
+    if not path.is_file() or path.stat().st_size > MAX_POINTER_BYTES:
+        return ""
+    content = path.read_bytes()
+    if content.startswith(LFS_START):
+        return "is a pointer of Git LFS, not the file itself: fetch it with 'git lfs pull'"
+    if content.startswith(ANNEX_START):
+        return "is a pointer of git-annex, not the file itself: fetch it with 'datalad get' or 'git annex get'"
+    return ""
+
+
+def real_path(path: Path) -> Path:
+    """Return the absolute path of a file without links; a link that leads back to itself stays as it is."""
+    return Path(os.path.realpath(path))
+
+
+def itk_name(path: Path) -> str:
+    """Return a path as SimpleITK takes it.
+
+    Raises:
+        ImageError: It is not Unicode text; SimpleITK would end the whole program.
+    """
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"The name of {path.name!r} or of one of its folders is not written in UTF-8. Rename it."
+        ) from error
+    return name

@@ -1,0 +1,401 @@
+"""Read and write volumes: NIfTI, NRRD (and other formats of SimpleITK), DICOM series.
+
+No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
+"""
+
+from collections.abc import Collection, Mapping
+from math import prod
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from isal import igzip
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, L1
+from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError
+from totalspineseg_server.files import write_file
+from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
+from totalspineseg_server.image import Image
+from totalspineseg_server.nifti import MAX_SKEW_DEG, read_nifti
+from totalspineseg_server.plausible import is_upside_down
+from totalspineseg_server.unpacking import itk_name, missing_content, require_bounded
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
+"""File name endings that are tried as images, longest first."""
+WRITTEN_SUFFIXES: Final = (*NIFTI_SUFFIXES, ".nrrd")
+"""File name endings that label maps are written with, longest first."""
+OTHER_SUFFIXES: Final = (
+    *(".img", ".img.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".par", ".rec", ".vti", ".gipl", ".gipl.gz"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz"),
+)
+"""File name endings of images, and of archives of them, that are not read."""
+NAMED_FILES: Final = 5
+"""Maximum number of files named in a sentence."""
+NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
+HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
+"""Endings of headers whose voxels are in another file."""
+NRRD_SPACE: Final = "NRRD_space"
+"""ITK's name for the field that states the space of a NRRD file's directions."""
+NRRD_DIRECTIONS: Final = (b"space directions",)
+"""Name of the field of a NRRD header that states the direction of its axes."""
+META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
+"""Names of the field of a MetaImage header that states the direction of its axes."""
+HEADER_BYTES: Final = 8192
+"""Bytes at the start of a NRRD or MetaImage file that contain the fields of its geometry, which are short lines."""
+MIN_SLICES: Final = 3
+"""Minimum number of slices: with two sagittal slices half may miss the canal, and levels are confidently named wrong.
+"""
+GZIP_LEVEL = 1
+"""Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+)
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def stem(path: Path) -> str:
+    """Return the file name without its image ending ("sub-01.T2w.nii.gz" -> "sub-01.T2w")."""
+    for suffix in IMAGE_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.name
+
+
+def is_image_name(path: Path) -> bool:
+    """Return whether the file name ends like an image this project reads."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_other_name(path: Path) -> bool:
+    """Return whether the file name ends like an image, or an archive of images, that this project does not read."""
+    return path.name.lower().endswith(OTHER_SUFFIXES)
+
+
+def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
+    """Return a sentence on files that are not read because of their kind.
+
+    Args:
+        names: How to name them.
+        endings: Endings of the kinds that are read.
+
+    Returns:
+        What to do with them; "" for none.
+    """
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
+    return (
+        f"Not read because of their kind: {', '.join(map(repr, sorted(names)[:NAMED_FILES]))}{more}. Convert images to "
+        f"{', '.join(endings[:-1])} or {endings[-1]}, and unpack archives."
+    )
+
+
+def images_in(folder: Path, pattern: str, endings: tuple[str, ...] = IMAGE_SUFFIXES) -> tuple[Path, ...]:
+    """Return the image files of a folder, their endings in upper or lower case.
+
+    Args:
+        folder: The folder; it need not exist.
+        pattern: Which places are looked at, as ``Path.glob`` takes it: "*" for the folder itself.
+        endings: Endings in lower case.
+
+    Returns:
+        The files in alphabetical order, without those whose name begins with a dot.
+    """
+    found = (path for path in folder.glob(pattern) if path.name.lower().endswith(endings))
+    return tuple(sorted(path for path in found if not path.name.startswith(".") and not path.is_dir()))
+
+
+def image_named(folder: Path, name: str) -> Path | None:
+    """Return the image file of a name in a folder, whatever the case of its ending.
+
+    Args:
+        folder: The folder; it need not exist.
+        name: The file's name without its ending.
+
+    Returns:
+        The file whose ending is first in ``IMAGE_SUFFIXES``; None if there is none.
+    """
+    plain = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    if found := next((path for path in plain if path.is_file()), None):
+        return found
+    files = [path for path in folder.iterdir() if is_image_name(path)] if folder.is_dir() else []
+    return min((p for p in files if stem(p) == name and p.is_file()), key=_rank, default=None)
+
+
+def _rank(path: Path) -> int:
+    return next(k for k, suffix in enumerate(IMAGE_SUFFIXES) if path.name.lower().endswith(suffix))
+
+
+def read_image(path: Path) -> Image:
+    """Read an image to be segmented.
+
+    Args:
+        path: NIfTI, NRRD or MetaImage file, or a folder (or one file) of a DICOM series.
+
+    Returns:
+        The image as stored (any orientation), with warnings. 4D is averaged over the last axis, as float32.
+
+    Raises:
+        ImageError: The file is not readable, not an image, not 3D or 4D, empty, not finite, or constant.
+    """
+    image = _read(path, average=True)
+    require_usable(image)
+    return image
+
+
+def read_labels(path: Path) -> Volume:
+    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is, too.
+
+    Returns:
+        uint8 volume.
+
+    Raises:
+        ImageError: The file is not readable, 4D, or has values that are not whole numbers 0..255.
+    """
+    volume = read_integers(path)
+    if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
+        raise ImageError("The label map has values outside 0 to 255. Export it as a label map.")
+    return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
+
+
+def read_integers(path: Path) -> Volume:
+    """Read a label map of any whole numbers, as other tools write them.
+
+    Returns:
+        Volume of an integer type.
+
+    Raises:
+        ImageError: The file is not readable, 4D, or has values that are not whole numbers.
+    """
+    volume = _read(path, average=False)
+    if volume.data.dtype.kind == "b":
+        return Volume(volume.data.astype(np.uint8), volume.affine)
+    if volume.data.dtype.kind in "iu":
+        return volume
+    if volume.data.dtype.kind != "f" or not np.isfinite(volume.data).all():
+        raise ImageError("The label map has values that are not whole numbers. Export it as a label map.")
+    if (np.abs(volume.data) > np.iinfo(np.int32).max).any() or not np.array_equal(np.rint(volume.data), volume.data):
+        raise ImageError(
+            "The label map has fractions instead of whole numbers. Send the segmentation, not a probability map."
+        )
+    return Volume(volume.data.astype(np.int32), volume.affine)
+
+
+def read_codes(path: Path) -> Volume:
+    """Read a label map in output codes, such as a localizer; like ``read_labels``.
+
+    Raises:
+        ImageError: As in ``read_labels``; also for values that are not codes, or levels that run upward: in another
+            table, 22 is L3 and not T2.
+    """
+    volume = read_labels(path)
+    counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
+    if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
+        raise ImageError(
+            f"{path.name!r} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
+            f"{L1}). Convert it to these codes."
+        )
+    if is_upside_down(to_ras(volume).data):
+        raise ImageError(
+            f"Most levels in {path.name!r} run from inferior to superior: it is upside down, or does not use "
+            "TotalSpineSeg's codes. Turn it, or convert it."
+        )
+    return volume
+
+
+def require_usable(volume: Volume) -> None:
+    """Check that an image can hold a spine at all.
+
+    Raises:
+        ImageError: 2D, complex or color values, NaN or infinity, or the same value everywhere.
+    """
+    data = volume.data
+    if min(data.shape) < MIN_SLICES:
+        raise ImageError(
+            f"The image has {min(data.shape)} slices (shape {data.shape}), but at least {MIN_SLICES} slices are "
+            "needed to tell levels apart. Send the whole series."
+        )
+    if data.dtype.kind not in "fiub":
+        raise ImageError(
+            f"The image has values of type {data.dtype}, not one gray value per voxel. Send the magnitude image."
+        )
+    low, high = data.min(), data.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(data.size - np.isfinite(data).sum())
+        raise ImageError(
+            f"The image has voxels that are NaN or infinite ({bad} of {data.size}). Export the series again."
+        )
+    if low == high:
+        kind = "all zero" if low == 0 else f"all {low!r}"
+        raise ImageError(f"The image has no contrast: its voxels are {kind}. Check the series.")
+
+
+def _read(path: Path, *, average: bool) -> Image:
+    if why := missing_content(path):
+        raise ImageError(f"{path.name!r} {why}.")
+    if not path.exists():
+        raise ImageError(f"The image file {path.name!r} does not exist. Check the path.")
+    try:
+        if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
+            data, affine = read_nifti(path)
+            return Image(_to_3d(data, average=average), affine)
+        if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
+            image = open_itk(path)
+            _require_oriented(image, path)
+            return _from_sitk(image, average=average)
+        return _read_dicom(path)
+    except (ImageError, StorageError):
+        raise
+    except MemoryError as error:
+        raise MemoryShortageError(
+            f"There is not enough free memory for the image {path.name!r}. Close other programs."
+        ) from error
+    except _UNREADABLE as error:
+        raise ImageError(
+            f"{path.name!r} is not a readable NIfTI, NRRD or DICOM image ({_reason(error)}). Export it again."
+        ) from error
+
+
+def open_itk(path: Path) -> sitk.Image:
+    """Read a NRRD or MetaImage file whose header describes no more voxels than the file can hold.
+
+    Raises:
+        ImageError: The header describes more, or too many.
+        RuntimeError: The file cannot be read.
+    """
+    reader = sitk.ImageFileReader()
+    # On its own ITK finds no reader for a MetaImage whose ending is in capitals.
+    reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
+    reader.SetFileName(itk_name(path))
+    reader.ReadImageInformation()
+    one = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    if not path.name.lower().endswith(HEADER_SUFFIXES):
+        voxels = prod(reader.GetSize()) * reader.GetNumberOfComponents()
+        require_bounded(path, voxels * one.GetSizeOfPixelComponent())
+    return reader.Execute()
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of a library's message, without paths."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__
+    return type(error).__name__ if "/" in text else text[:160]
+
+
+def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
+    """Return 3D unchanged; average 4D (and 5D with a trailing axis of one) over the last axis, where that is useful."""
+    while data.ndim > 4 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.dtype.names is not None:
+        raise ImageError("The image is a color image, without one gray value per voxel. Send the original series.")
+    if data.ndim == 4:
+        if data.shape[-1] == 1:
+            return data[..., 0]
+        if not average:
+            raise ImageError(f"The file holds {data.shape[-1]} maps instead of one 3D label map. Send one of them.")
+        mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
+        return mean
+    if data.ndim != 3:
+        raise ImageError(f"The image is neither 3D nor 4D: its shape is {data.shape}. Send the whole series.")
+    return data
+
+
+def _read_dicom(path: Path) -> Image:
+    # Import here, because importing pydicom takes longer than reading a NIfTI image.
+    from totalspineseg_server.dicom.series import read_series
+
+    return read_series(path)
+
+
+def _require_oriented(image: sitk.Image, path: Path) -> None:
+    """Check that a NRRD or MetaImage header states the direction of its axes; ITK assumes one if it does not."""
+    if path.name.lower().endswith(NRRD_SUFFIXES):
+        # ITK converts known spaces to LPS, and writes no space for more than three dimensions.
+        known = image.GetDimension() != 3 or (
+            image.HasMetaDataKey(NRRD_SPACE) and image.GetMetaData(NRRD_SPACE) == "left-posterior-superior"
+        )
+        known = known and _has_field(path, b":", NRRD_DIRECTIONS)
+        field = "a space such as 'left-posterior-superior' and space directions"
+    else:
+        known, field = _has_field(path, b"=", META_DIRECTIONS), "a TransformMatrix"
+    if not known:
+        raise ImageError(
+            f"{path.name!r} does not say how it lies in the patient: its header needs {field}. Export it again."
+        )
+
+
+def _has_field(path: Path, separator: bytes, names: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    return any(line.split(separator)[0].strip() in names for line in head.splitlines())
+
+
+def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ImageError(
+            f"The image has {image.GetNumberOfComponentsPerPixel()} values per voxel instead of one gray "
+            "value. Send the original series."
+        )
+    data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy(), average=average)
+    affine = np.eye(4)
+    dimension = image.GetDimension()
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    affine[:3, :3] = direction * np.array(image.GetSpacing()[:3])
+    affine[:3, 3] = image.GetOrigin()[:3]
+    return Image(data, _LPS_TO_RAS @ affine)
+
+
+def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
+    """Write an array as NIfTI or NRRD by the ending of ``path``, atomically.
+
+    Args:
+        path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
+        data: (X, Y, Z), dtype kept (bool as uint8). Not modified.
+        grid: Grid of the voxels.
+        meta: Extra NRRD header fields; ignored for NIfTI.
+
+    Raises:
+        ValueError: Another ending.
+        StorageError: The file could not be written; nothing is left under ``path``.
+    """
+    data = data.astype(np.uint8) if data.dtype == bool else data
+    if path.name.lower().endswith(NIFTI_SUFFIXES):
+        write_file(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
+    elif path.name.lower().endswith(".nrrd"):
+        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
+    else:
+        raise ValueError(f"expected an output name ending in .nii, .nii.gz or .nrrd, got {path.name!r}")
+
+
+def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
+    image = nib.Nifti1Image(data, grid.affine)
+    # A qform cannot hold skew: beside the sform it would place the image in a second way.
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
+    image.set_sform(grid.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    path.write_bytes(igzip.compress(content, GZIP_LEVEL, mtime=0) if compress else content)
+
+
+def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str]) -> None:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
+    lps = _LPS_TO_RAS @ grid.affine
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / np.array(grid.spacing)).ravel().tolist())
+    for key, value in meta.items():
+        image.SetMetaData(key, value)
+    sitk.WriteImage(image, itk_name(path), useCompression=True)

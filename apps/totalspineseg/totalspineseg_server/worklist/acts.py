@@ -1,0 +1,232 @@
+"""Pin a level, accept a result, reject it, undo that: the acts of a reader who looks at a scan."""
+
+import tempfile
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
+from totalspineseg_server.certainty import certainty_of, is_doubtful
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.inbox import FINAL_TAG, UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.outcomes import message_of
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.rejections import Rejection, Rejections
+from totalspineseg_server.corrections.untouched import ALL
+from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.errors import ConflictError, LabelError
+from totalspineseg_server.geometry import labels_from_iso
+from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.renumber import renumber
+from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.worklist.rows import Row
+from totalspineseg_server.worklist.scans import PREDICTION, View
+
+VIEWS: Final = frozenset({"sagittal", "axial"})
+"""Planes that must have been on the screen before a result can be accepted: a wrong level shows in the one, a canal
+half as wide as the sac in the other alone."""
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """The names that follow from those that a reader pinned.
+
+    Attributes:
+        names: Name in the prediction -> name now, of every level that changes.
+        numbering: Report of the numbering that led to them.
+        message: One sentence for the reader.
+    """
+
+    names: Mapping[str, str]
+    numbering: Mapping[str, Any]
+    message: str
+
+
+class Submit(Protocol):
+    """Takes a label, see ``App.submit_label``."""
+
+    def __call__(self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
+        """Take a label."""
+
+
+class Undo(Protocol):
+    """Takes the newest label of an image back, see ``Inbox.undo``."""
+
+    def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
+        """Take it back, and return the id of the one that is shown again."""
+
+
+class Acts:
+    """The acts of readers on the page; each is kept in the history with who did it.
+
+    Args:
+        submit: Takes a label as a client's.
+        undo: Takes the newest label back.
+        corrections: What was submitted so far.
+        rejections: What was rejected so far.
+    """
+
+    def __init__(self, submit: Submit, undo: Undo, corrections: CorrectionStore, rejections: Rejections) -> None:
+        self._submit, self._undo = submit, undo
+        self._corrections, self._rejections = corrections, rejections
+
+    def pin(self, view: View, prediction: str, names: Mapping[str, str]) -> Pinned:
+        """Rename all levels to match those that a reader named; no network runs, and nothing is kept.
+
+        Args:
+            view: The scan. Not modified.
+            prediction: Id of the result that the reader sees.
+            names: Name in it -> right name.
+
+        Raises:
+            ConflictError: Another result is shown now, or its maps are no longer at hand.
+            LabelError: A name is none of a level in view, or the names contradict each other.
+        """
+        _require_shown(view, prediction)
+        maps = view.label.maps
+        if maps is None:
+            raise ConflictError("The maps of this result are no longer kept. Predict the scan again, then pin a level.")
+        present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
+        renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
+        if not renamed or any(
+            (BY_CODE[a].kind is Kind.DISC) != (BY_CODE[b].kind is Kind.DISC) for a, b in renamed.items()
+        ):
+            raise LabelError("A disc can only be named as a disc, and a vertebra as a vertebra or the sacrum.")
+        found = renumber(maps.output, renamed)
+        if found is None:
+            listed = ", ".join(f"{NAME_OF[old]} as {NAME_OF[new]}" for old, new in renamed.items())
+            raise LabelError(
+                f"With {listed} the other levels cannot be named without a conflict. Choose another name, or correct "
+                "the scan in 3D Slicer."
+            )
+        codes, numbering = found
+        changed = {NAME_OF[old]: NAME_OF[new] for old, new in codes.items() if old != new}
+        known = report(numbering, (), affine=maps.iso.affine)
+        return Pinned(changed, known, _pin_message(changed, numbering))
+
+    def submit_pinned(
+        self, row: Row, view: View, names: Mapping[str, str], pinned: Pinned, sender: Sender
+    ) -> Correction:
+        """Submit a result with the names that a reader pinned; see ``pin``."""
+        # One new name is followed by the others when the label is read, which the record then says.
+        sent = dict(names) if len(names) == 1 else dict(pinned.names)
+        return self._send(row, view, sent, {}, sender)
+
+    def accept(self, row: Row, view: View, prediction: str, views: Collection[str], sender: Sender) -> Correction:
+        """Finish a scan with its result as it is.
+
+        Args:
+            row: Its line.
+            view: The scan. Not modified.
+            prediction: Id of the result that the reader saw.
+            views: Planes that were on the screen.
+            sender: The reader.
+
+        Raises:
+            ConflictError: The scan is finished, another result is shown now, its names are doubtful, or a plane was not
+                looked at.
+        """
+        if row.status == "finished":
+            raise ConflictError("This scan is finished already. Undo that first, or correct it in 3D Slicer.")
+        _require_shown(view, prediction)
+        record = view.label.record
+        numbering = (record.numbering if record else None) or {}
+        if certainty_of(numbering) is None or is_doubtful(numbering):
+            raise ConflictError(
+                "The names of this result are doubtful, so it cannot be accepted unchanged. Pin a level, or correct "
+                "the scan in 3D Slicer."
+            )
+        if missing := sorted(VIEWS - set(views)):
+            raise ConflictError(f"Look at the {' and the '.join(missing)} view first, then accept.")
+        return self._send(row, view, {}, {UNCHANGED_PARAMETER: True, ACCEPTED_NAMES: ALL}, sender)
+
+    def reject(self, row: Row, reason: str, sender: Sender) -> None:
+        """Say why a result is of no use; the scan then needs drawing.
+
+        Raises:
+            ConflictError: The scan is finished, or there is no reason.
+        """
+        if row.status == "finished":
+            raise ConflictError("This scan is finished. Undo that first, then reject its result.")
+        if not reason.strip():
+            raise ConflictError("A rejection needs a reason, so that the next reader knows what to look for.")
+        self._rejections.add(row.id, reason.strip(), sender, row.prediction)
+
+    def undo(self, row: Row, sender: Sender, *, is_admin: bool) -> str:
+        """Take back the last accept, pin or rejection of a scan.
+
+        Returns:
+            One sentence.
+
+        Raises:
+            ConflictError: There is nothing to take back, or somebody else did it.
+        """
+        rejection = self._rejections.latest(row.id)
+        label = self._corrections.latest_accepted(row.id)
+        if rejection is None and (label is None or label.tag != FINAL_TAG):
+            raise ConflictError("There is nothing to undo on this scan.")
+        if rejection is not None and (label is None or rejection.id > label.id):
+            _require_own(rejection, sender, is_admin=is_admin)
+            self._rejections.add(row.id, "", sender, rejection.prediction)
+            return "The rejection was taken back."
+        assert label is not None
+        _require_own(label, sender, is_admin=is_admin)
+        again = self._undo(row.id, label.id, user=sender.user)
+        return "The label was taken back." + (" The one before it is shown again." if again else "")
+
+    def _send(
+        self, row: Row, view: View, names: Mapping[str, str], more: Mapping[str, Any], sender: Sender
+    ) -> Correction:
+        maps = view.label.maps
+        if maps is None:
+            raise ConflictError("The maps of this result are no longer kept. Predict the scan again.")
+        codes = labels_from_iso(maps.labels, maps.iso, view.grid)
+        # The k-th name is that of value k.
+        label_info = [{"name": names.get(name, name), "idx": value} for name, value in WIRE_LABELS.items()]
+        params = {"label_info": label_info, "prediction": maps.prediction, "client_id": sender.client, **more}
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
+            file = Path(folder) / sender.file_name
+            write_volume(file, to_wire(codes), view.grid)
+            return self._submit(row.id, file, FINAL_TAG, params, sender)
+
+
+def reader(user: str, client: str) -> Sender:
+    """Return a reader of the page as the sender of a label."""
+    return Sender(user=user, client=client, file_name="lab-page.nii.gz")
+
+
+def submitted_text(correction: Correction) -> str:
+    """Return what a reader is told about a label that was taken."""
+    return "Accepted as it is." if correction.unchanged else message_of(correction)
+
+
+def _require_shown(view: View, prediction: str) -> None:
+    label = view.label
+    if label.of != PREDICTION or label.record is None or label.record.id != prediction:
+        raise ConflictError("Another result is shown for this scan now. Open the scan again.")
+
+
+def _require_own(act: Correction | Rejection, sender: Sender, *, is_admin: bool) -> None:
+    if not is_admin and act.user != sender.user:
+        raise ConflictError(f"{act.reader} did this. Only {act.reader} or an administrator can undo it.")
+
+
+def _code(name: str, present: Collection[int] | None) -> int:
+    code = code_of_name(name)
+    if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or (present is not None and code not in present):
+        raise LabelError(f"{name[:80]!r} is not a level{'' if present is None else ' of this result'}. Choose one.")
+    return code
+
+
+def _pin_message(changed: Mapping[str, str], numbering: Numbering) -> str:
+    text = sentence(report(numbering, (), affine=np.eye(4)))
+    if not changed:
+        return f"Every level keeps its name; {text}."
+    return f"{len(changed)} {'level changes its name' if len(changed) == 1 else 'levels change their names'}; {text}."

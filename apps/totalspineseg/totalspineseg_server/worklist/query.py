@@ -1,0 +1,94 @@
+"""Choose, order and page the lines of the worklist."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
+
+from totalspineseg_server.worklist.rows import STATUSES, Row
+
+Sort = Literal["id", "status", "doubt", "levels", "user", "date", "version"]
+SORTS: Final[tuple[Sort, ...]] = get_args(Sort)
+PAGE_SIZE: Final = 25
+MAX_PAGE_SIZE: Final = 200
+"""Maximum lines of a page: more pictures than that nobody looks at without scrolling."""
+_KEYS: Final[Mapping[Sort, Callable[[Row], Any]]] = MappingProxyType(
+    {
+        "id": lambda row: row.id,
+        "status": lambda row: STATUSES.index(row.status),
+        # Without a doubt at all after those with one.
+        "doubt": lambda row: -1.0 if row.doubt is None else row.doubt,
+        "levels": lambda row: row.levels,
+        "user": lambda row: row.user.casefold(),
+        "date": lambda row: row.date,
+        "version": lambda row: row.version,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to the worklist.
+
+    Attributes:
+        search: Part of an id, a level, a user or a reason, in upper or lower case; several words must all be found.
+        status: Only these; empty for all.
+        certainty: Only this one; empty for all.
+        user: Only this user's; empty for all.
+        sort: By what the lines are ordered; equal ones by id.
+        descending: Whether the largest comes first.
+        page: From 0.
+        size: Lines of a page.
+    """
+
+    search: str = ""
+    status: tuple[str, ...] = ()
+    certainty: str = ""
+    user: str = ""
+    sort: Sort = "id"
+    descending: bool = False
+    page: int = 0
+    size: int = PAGE_SIZE
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the worklist.
+
+    Attributes:
+        rows: Its lines.
+        total: Lines of all pages.
+        counts: Status -> lines of the whole worklist.
+    """
+
+    rows: tuple[Row, ...]
+    total: int
+    counts: Mapping[str, int]
+
+
+def select(rows: Sequence[Row], query: Query) -> Page:
+    """Return one page of the lines.
+
+    Args:
+        rows: All, ordered by id. Not modified.
+        query: What is asked.
+    """
+    counts = Counter[str](row.status for row in rows)
+    found = list(_found(rows, query))
+    # Sorting is stable, also in reverse.
+    found.sort(key=_KEYS[query.sort], reverse=query.descending)
+    first = query.page * query.size
+    return Page(tuple(found[first : first + query.size]), len(found), dict(counts))
+
+
+def _found(rows: Iterable[Row], query: Query) -> Iterable[Row]:
+    words = query.search.casefold().split()
+    for row in rows:
+        if query.status and row.status not in query.status:
+            continue
+        if (query.certainty and row.certainty != query.certainty) or (query.user and row.user != query.user):
+            continue
+        text = f"{row.id} {row.levels} {row.user} {row.reason}".casefold()
+        if all(word in text for word in words):
+            yield row

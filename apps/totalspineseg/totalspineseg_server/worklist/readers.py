@@ -1,0 +1,146 @@
+"""Compare the labels of readers with each other, and with the results that they corrected; no network runs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.agreement import dice_by_group, named_apart
+from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.unreviewed import without_regions
+from totalspineseg_server.corrections.untouched import UNTOUCHED_DICE
+from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.transforms.components import labels_present
+
+DIGITS: Final = 3
+MONTH: Final = len("2026-01")
+
+
+def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, Any]]:
+    """Compare the finished label of a scan with the last one of each other reader.
+
+    Returns:
+        One for each other reader, newest first: ``reader``, ``date``, ``correction``, ``dice`` (name of each structure
+        of either label -> 0..1, from top to bottom), ``mean`` of these, and ``named`` (name in the finished label ->
+        that reader's name for what lies there). Empty where one reader alone finished the scan, or the others saw
+        another image.
+    """
+    last: dict[str, Correction] = {}
+    finished = [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
+    for one in reversed(finished):
+        last.setdefault(one.reader, one)
+    if len(last) < 2:
+        return []
+    current, *others = last.values()
+    codes = corrections.codes(current)
+    return [
+        _compared(codes, corrections.codes(one), one, unreviewed={*current.unreviewed, *one.unreviewed})
+        for one in others
+        if one.image_sha256 == current.image_sha256
+    ]
+
+
+def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewed: set[int]) -> dict[str, Any]:
+    # What one of the two did not look at says nothing about either.
+    codes = np.where(other == UNREVIEWED, np.uint8(UNREVIEWED), codes)
+    present = labels_present(without_regions(codes)) | labels_present(without_regions(other))
+    visible = [code for code in _downwards(np.flatnonzero(present).tolist()) if code not in unreviewed]
+    dice = dice_by_group(codes, other, {NAME_OF[code]: (code,) for code in visible})
+    known = {name: round(value, DIGITS) for name, value in dice.items() if not np.isnan(value)}
+    return {
+        "reader": of.reader,
+        "date": of.received,
+        "correction": of.id,
+        "dice": known,
+        "mean": round(fmean(known.values()), DIGITS) if known else None,
+        "named": {NAME_OF[a]: NAME_OF[b] for a, b in named_apart(codes, other).items()},
+    }
+
+
+def _downwards(codes: Iterable[int]) -> list[int]:
+    """Return named codes from top to bottom; cord and canal last."""
+    return sorted(
+        (code for code in codes if code in NAME_OF), key=lambda code: (code not in ORDER, ORDER.get(code, code))
+    )
+
+
+@dataclass
+class _Sum:
+    """Corrections of one structure, or of one reader."""
+
+    dice: list[float] = field(default_factory=list)
+    labels: int = 0
+    unchanged: int = 0
+    parked: int = 0
+    withdrawn: int = 0
+    last: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "structures": len(self.dice),
+            "corrected": sum(value < UNTOUCHED_DICE for value in self.dice),
+            "dice": round(fmean(self.dice), DIGITS) if self.dice else None,
+        }
+
+
+def corrected(corrections: CorrectionStore) -> dict[str, Any]:
+    """Say how much readers corrected, by structure and month, and by reader.
+
+    Returns:
+        ``months`` (ascending, such as "2026-01"); ``structures``: from top to bottom, ``name`` and ``months``, month ->
+        ``structures`` (number of labels or results that show it), ``corrected`` (of these) and ``dice`` (mean between
+        result and label, 0..1); ``readers``: the same numbers over all structures, with ``reader``, ``labels``,
+        ``unchanged`` (accepted as they were), ``parked``, ``withdrawn`` and ``last``. Labels of scans whose result was
+        not at hand have no Dice.
+    """
+    structures: dict[str, dict[str, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
+    readers: dict[str, _Sum] = defaultdict(_Sum)
+    withdrawn: dict[str, frozenset[str]] = {}
+    for one in corrections.all():
+        if one.image not in withdrawn:
+            withdrawn[one.image] = frozenset(corrections.withdrawals.of_image(one.image))
+        reader = readers[one.reader]
+        reader.last = max(reader.last, one.received)
+        if one.id in withdrawn[one.image]:
+            reader.withdrawn += 1
+        elif one.status == "parked":
+            reader.parked += 1
+        else:
+            reader.labels += 1
+            reader.unchanged += one.unchanged
+            # A corrected step 1 has other structures.
+            dice = {} if one.step == 1 else one.dice
+            reader.dice += dice.values()
+            for name, value in dice.items():
+                structures[name][one.received[:MONTH]].dice.append(value)
+    return {
+        "months": sorted({month for known in structures.values() for month in known}),
+        "structures": _lines(structures),
+        "readers": [
+            {
+                "reader": name,
+                "labels": one.labels,
+                "unchanged": one.unchanged,
+                "parked": one.parked,
+                "withdrawn": one.withdrawn,
+                "last": one.last,
+                **one.as_json(),
+            }
+            for name, one in sorted(readers.items())
+        ],
+    }
+
+
+def _lines(structures: Mapping[str, Mapping[str, _Sum]]) -> Sequence[dict[str, Any]]:
+    names = [NAME_OF[code] for code in _downwards(NAME_OF)]
+    return [
+        {"name": name, "months": {month: one.as_json() for month, one in structures[name].items()}}
+        for name in names
+        if name in structures
+    ]

@@ -1,0 +1,135 @@
+"""One line of the worklist: where a scan is on its way from new to finished."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, get_args
+
+from totalspineseg_server.activelearning.offers import RESERVED_SECONDS, Offer
+from totalspineseg_server.activelearning.scores import Score
+from totalspineseg_server.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
+from totalspineseg_server.certainty import certainty_of
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.history import text_of_time
+from totalspineseg_server.corrections.rejections import Rejection
+from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.numbering.report import sentence
+
+Status = Literal["new", "predicted", "failed", "in work", "submitted", "parked", "rejected", "finished"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan.
+
+    Attributes:
+        id: Image id.
+        status: See ``docs/lab-page.md``.
+        reason: One sentence: why names are doubtful or counted, why it is parked, rejected or failed.
+        certainty: "certain", "counted", "doubtful"; empty where nothing is known.
+        doubt: 0 (none) to 1; None where it is not known.
+        levels: Levels in view, such as "T12 to sacrum"; empty where nothing is named.
+        user: Who worked on it last, or to whom it was offered.
+        date: When, UTC, ISO 8601; of a scan that nobody worked on, when it was predicted; empty for a new one.
+        version: Weights by step that made the result; empty where there is none.
+        prediction: Id of the result; empty where there is none.
+        unchanged: Whether it was finished by accepting the result as it was.
+        study: UID of its study in the PACS; empty in a folder.
+    """
+
+    id: str
+    status: Status = "new"
+    reason: str = ""
+    certainty: str = ""
+    doubt: float | None = None
+    levels: str = ""
+    user: str = ""
+    date: str = ""
+    version: str = ""
+    prediction: str = ""
+    unchanged: bool = False
+    study: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row for clients."""
+        return asdict(self)
+
+
+def row_of(
+    image_id: str,
+    *,
+    is_finished: bool,
+    score: Score | None,
+    numbering: Mapping[str, Any] | None,
+    corrections: Sequence[Correction],
+    withdrawn: frozenset[str],
+    rejection: Rejection | None,
+    offer: Offer,
+    now: float,
+    study: str = "",
+) -> Row:
+    """Return the line of a scan.
+
+    Args:
+        image_id: The scan.
+        is_finished: Whether a finished label is shown that counts.
+        score: Its score, whatever weights it is of; None where it was not predicted.
+        numbering: Report of the prediction that was scored.
+        corrections: All corrections, oldest first.
+        withdrawn: Ids of those that were taken back.
+        rejection: The rejection that stands.
+        offer: When and to whom it was offered last.
+        now: Time stamp.
+        study: See ``Row``.
+    """
+    row: dict[str, Any] = {} if score is None else _predicted(score, numbering)
+    counting = [one for one in corrections if one.id not in withdrawn]
+    last = counting[-1] if counting else None
+    accepted = next((one for one in reversed(counting) if one.status == "accepted"), None)
+    if is_finished and accepted is not None:
+        row |= {"status": "finished", "unchanged": accepted.unchanged, **_by(accepted)}
+        if accepted.present:
+            row["levels"] = levels_text(accepted.present)
+    elif rejection is not None and (last is None or rejection.id > last.id):
+        row |= {"status": "rejected", "reason": rejection.reason, **_by(rejection)}
+    elif last is not None and last.status == "parked":
+        row |= {"status": "parked", "reason": last.reason, **_by(last)}
+    elif last is not None:
+        row |= {"status": "submitted", **_by(last)}
+    elif offer.time and now - offer.time < RESERVED_SECONDS:
+        row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
+    return Row(image_id, study=study, **row)
+
+
+def levels_text(codes: Sequence[int]) -> str:
+    """Return the levels in view, such as "T12 to sacrum"; discs alone where no vertebra is named."""
+    vertebrae = sorted((code for code in codes if code in (*VERTEBRAE, SACRUM)), key=ORDER.__getitem__)
+    named = vertebrae or sorted((code for code in codes if code in DISCS), key=ORDER.__getitem__)
+    if not named:
+        return ""
+    first, last = NAME_OF[named[0]], NAME_OF[named[-1]]
+    return first if first == last else f"{first} to {last}"
+
+
+def version_text(versions: Mapping[str, str]) -> str:
+    """Return the weights of both steps; one name where they are of one version."""
+    return " + ".join(dict.fromkeys(versions[step] for step in sorted(versions)))
+
+
+def _predicted(score: Score, numbering: Mapping[str, Any] | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"date": score.created, "version": version_text(score.versions), "doubt": score.doubt}
+    if score.refused:
+        return {**row, "status": "failed", "reason": score.message}
+    text = sentence(numbering) if numbering else ""
+    return {
+        **row,
+        "status": "predicted",
+        "certainty": certainty_of(numbering) or "",
+        "reason": f"{text[:1].upper()}{text[1:]}." if text else "",
+        "levels": levels_text(score.codes),
+        "prediction": score.prediction,
+    }
+
+
+def _by(act: Correction | Rejection) -> dict[str, str]:
+    return {"user": act.reader, "date": act.received}

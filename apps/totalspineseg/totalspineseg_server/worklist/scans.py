@@ -1,0 +1,238 @@
+"""One scan as the review shows it: the image, the label on its voxels, and what is known of each level."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
+from totalspineseg_server.certainty import is_doubtful
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.unreviewed import without_regions
+from totalspineseg_server.errors import UnknownImageError
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
+from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
+from totalspineseg_server.volume_io import read_image, write_volume
+from totalspineseg_server.worklist.rows import Row
+
+KEPT_SCANS: Final = 3
+"""Scans that stay in memory, some hundred megabytes: a page asks for the image, the label and the levels of one."""
+GRAY_LEVELS: Final = 32_000
+"""Brightest voxel of an image that is sent: 16 bits are enough to look at it, and half as long on the way."""
+BRIGHT_PERCENTILE: Final = 99.9
+"""Voxels above it (a coil's hot spots) are cut, so that the spine keeps its contrast."""
+PREDICTION, FINISHED = "prediction", "finished"
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label that is shown over a scan.
+
+    Attributes:
+        of: ``FINISHED``: a reader's; ``PREDICTION``: the model's; empty where nothing is at hand.
+        codes: (X, Y, Z) nearest RAS, on the voxels of ``View.image``; all 0 where nothing is at hand.
+        record: Of the prediction; None where it is not known.
+        maps: What the networks drew; None where that is no longer at hand, then no level can be pinned.
+    """
+
+    of: str
+    codes: LabelArray
+    record: PredictionRecord | None = None
+    maps: KeptMaps | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A scan in memory.
+
+    Attributes:
+        image: Nearest RAS, int16.
+        grid: Of the image as stored.
+        sha256: Hash of the image.
+        label: Over it.
+    """
+
+    image: Volume
+    grid: Grid
+    sha256: str
+    label: Label
+
+
+class Scans:
+    """Scans of the studies, the last few in memory.
+
+    Args:
+        image_file: ``image_file(image_id)`` returns the file or folder of an image, or None.
+        fingerprint: See ``StudiesDatastore.fingerprint``.
+        predictions: Records of what was predicted.
+        maps: What the networks drew lately.
+        corrections: What readers sent.
+    """
+
+    def __init__(
+        self,
+        image_file: Callable[[str], Path | None],
+        fingerprint: Callable[[str], str],
+        predictions: PredictionStore,
+        maps: DrawnMaps,
+        corrections: CorrectionStore,
+    ) -> None:
+        self._image_file, self._fingerprint = image_file, fingerprint
+        self._predictions, self._maps, self._corrections = predictions, maps, corrections
+        self._memory = OrderedDict[tuple[str, ...], View]()
+        self._guard = threading.Lock()
+
+    def view(self, row: Row) -> View:
+        """Return a scan with its label.
+
+        Args:
+            row: Its line.
+
+        Raises:
+            UnknownImageError: There is no such image.
+            ImageError: The image cannot be read.
+        """
+        finished = self._finished(row)
+        key = (row.id, self._fingerprint(row.id), row.prediction, "" if finished is None else finished.id)
+        # One at a time: two requests for the same scan read it once.
+        with self._guard:
+            view = self._memory.get(key)
+            if view is None:
+                view = self._read(row, finished)
+                # Without a fingerprint nobody knows whether the image is still the same.
+                if key[1]:
+                    self._memory[key] = view
+            else:
+                self._memory.move_to_end(key)
+            while len(self._memory) > KEPT_SCANS:
+                self._memory.popitem(last=False)
+        return view
+
+    def glance(self, row: Row) -> View:
+        """Return a scan with its label like ``view``, and forget it."""
+        return self._read(row, self._finished(row))
+
+    def _finished(self, row: Row) -> Correction | None:
+        return self._corrections.latest_accepted(row.id) if row.status == "finished" else None
+
+    def record(self, row: Row) -> PredictionRecord | None:
+        """Return the record of the result that a line describes; None where there is none."""
+        if not row.prediction:
+            return None
+        return self._predictions.of_content(row.id, row.prediction)
+
+    def _read(self, row: Row, finished: Correction | None) -> View:
+        file = self._image_file(row.id)
+        if file is None:
+            raise UnknownImageError(row.id)
+        image = read_image(file)
+        ras = to_ras(image)
+        record = self.record(row)
+        sha256 = record.image_sha256 if record is not None else ""
+        sha256 = sha256 or (finished.image_sha256 if finished is not None else sha256_of(file))
+        maps = None if record is None else self._maps.of_prediction(sha256, record.id)
+        codes, of = np.zeros(image.grid.shape, dtype=np.uint8), ""
+        if finished is not None:
+            codes, of = without_regions(self._corrections.codes(finished)), FINISHED
+        elif maps is not None:
+            codes, of = labels_from_iso(maps.labels, maps.iso, image.grid), PREDICTION
+        on_image = np.ascontiguousarray(to_ras(Volume(codes, image.affine)).data)
+        gray = Volume(_gray(ras.data), ras.affine)
+        return View(gray, image.grid, sha256, Label(of, on_image, record, maps))
+
+
+def write_view(file: Path, data: npt.NDArray[Any], view: View) -> None:
+    """Write an array on the voxels of a view as NIfTI."""
+    write_volume(file, data, view.image.grid)
+
+
+def levels_of(view: View) -> list[dict[str, Any]]:
+    """Return what is known of each structure of the label, from top to bottom; cord and canal last.
+
+    Returns:
+        ``code``, ``name``, ``kind``, ``color``, ``probability`` and ``runner_up`` (None where not known), ``doubtful``,
+        ``findings`` (sentences) and ``at``: a point inside it, as shares of the image to the right, anterior and
+        superior, from 0 to 1.
+    """
+    label = view.label
+    numbering: Mapping[str, Any] = (label.record.numbering if label.record else None) or {}
+    known = {int(level["code"]): level for level in numbering.get("levels", ())} if label.of == PREDICTION else {}
+    unsure = doubtful_of(numbering) if label.of == PREDICTION else frozenset()
+    points = _points(label.codes)
+    found = []
+    for code, point in points.items():
+        structure, level = BY_CODE[code], known.get(code, {})
+        runner_up = level.get("runner_up") or {}
+        found.append(
+            {
+                "code": code,
+                "name": structure.name,
+                "kind": structure.kind.value,
+                "color": list(structure.color),
+                "probability": level.get("probability"),
+                "runner_up": _runner_up(runner_up),
+                "doubtful": code in unsure,
+                "findings": _findings(numbering, code) if label.of == PREDICTION else [],
+                "at": [(place + 0.5) / size for place, size in zip(point, label.codes.shape, strict=True)],
+            }
+        )
+    found.sort(key=lambda entry: (entry["code"] not in ORDER, ORDER.get(entry["code"], entry["code"])))
+    return found
+
+
+def doubtful_of(numbering: Mapping[str, Any]) -> frozenset[int]:
+    """Return the doubtful levels of a recorded numbering: see ``doubtful_codes``, which asks the numbering itself."""
+    if not is_doubtful(numbering):
+        return frozenset()
+    levels = {int(level["code"]): float(level["probability"]) for level in numbering.get("levels", ())}
+    unsure = {code for code, probability in levels.items() if probability < DOUBTFUL_PROBABILITY}
+    return frozenset(unsure if unsure and not numbering.get("contradicted") else levels)
+
+
+def pin_names() -> dict[str, list[str]]:
+    """Return the names that a level can have: of bones and of discs."""
+    bones = [NAME_OF[code] for code in (*VERTEBRAE, SACRUM)]
+    return {Kind.VERTEBRA.value: bones, Kind.SACRUM.value: bones, Kind.DISC.value: [NAME_OF[code] for code in DISCS]}
+
+
+def _runner_up(known: Mapping[str, Any]) -> dict[str, Any] | None:
+    name = NAME_OF.get(known.get("code", BACKGROUND))
+    return {"name": name, "probability": known.get("probability")} if name and known.get("probability") else None
+
+
+def _findings(numbering: Mapping[str, Any], code: int) -> list[str]:
+    return [str(one.get("message", "")) for one in numbering.get("findings", ()) if one.get("code") == code]
+
+
+def _points(codes: LabelArray) -> dict[int, tuple[int, int, int]]:
+    """Return the voxel of each structure that lies deepest in it: of a vertebra in its body, not between processes."""
+    boxes = ndimage.find_objects(codes, max_label=int(codes.max(initial=0)))
+    points: dict[int, tuple[int, int, int]] = {}
+    for code, box in enumerate(boxes, start=1):
+        if box is None or code not in BY_CODE:
+            continue
+        inside = np.pad(codes[box] == code, 1)
+        depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1]
+        # Of a flat top the middle.
+        deepest = np.argwhere(depth >= depth.max() - 0.5)
+        away = ((deepest - deepest.mean(axis=0)) ** 2).sum(axis=1)
+        x, y, z = (deepest[int(away.argmin())] + [part.start for part in box]).tolist()
+        points[code] = (x, y, z)
+    return points
+
+
+def _gray(data: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
+    """Return an image's brightness as 16 bits."""
+    low, high = float(data.min()), float(np.percentile(data, BRIGHT_PERCENTILE))
+    scaled = (data.astype(np.float32) - low) * (GRAY_LEVELS / max(high - low, 1e-6))
+    return np.ascontiguousarray(np.clip(scaled, 0, GRAY_LEVELS)).astype(np.int16)

@@ -1,0 +1,200 @@
+"""The worklist: a line of each scan, made again only where something about the scan has changed."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from totalspineseg_server.activelearning.offers import RESERVED_SECONDS, last_noted
+from totalspineseg_server.activelearning.scores import Scores
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.history import folder_name
+from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.rejections import Rejections
+from totalspineseg_server.worklist.rows import Row, row_of
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 1.0
+"""Time for which the lines count as fresh: a page asks several times within a second."""
+REST: Final = 5
+"""Ratio of the pause between two updates to the time of one, so that many scans leave the processor to readers."""
+WAIT_SECONDS: Final = 1.0
+"""Maximum time a request waits for newer lines: a PACS that does not answer must not hold up the page."""
+FIRST_WAIT_SECONDS: Final = 10.0
+"""The same while there are none yet."""
+FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
+"""Folders of the history in which a changed entry means that its scan's line may have changed."""
+
+Change = tuple[object, ...]
+
+
+class Studies(Protocol):
+    """The questions of the worklist to the datastore."""
+
+    def list_images(self) -> list[str]:
+        """Return the ids of all images."""
+
+    def get_labeled_images(self) -> list[str]:
+        """Return those with a finished label that counts."""
+
+    def get_image_info(self, image_id: str) -> Mapping[str, Any]:
+        """Return what is known about an image, with when it was offered."""
+
+    def study_of(self, image_id: str) -> str:
+        """Return the UID of an image's study in the PACS; "" in a folder."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records about the scans.
+
+    Attributes:
+        root: The history folder.
+        scores: How doubtful each result is.
+        predictions: What was predicted.
+        corrections: What readers sent.
+        rejections: What readers rejected.
+        fingerprint: ``fingerprint(image_id)``, see ``StudiesDatastore.fingerprint``.
+    """
+
+    root: Path
+    scores: Scores
+    predictions: PredictionStore
+    corrections: CorrectionStore
+    rejections: Rejections
+    fingerprint: Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """All lines as they were made last."""
+
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    sorted: tuple[Row, ...] = ()
+    made: float = -float("inf")
+    seconds: float = 0.0
+
+
+class Worklist:
+    """The lines of all scans, kept in memory.
+
+    A line is made of the scan's records, and again when one of its files has changed: nothing else is read. That is
+    looked up in a thread of its own, so that a request is answered with the lines as they were where it takes long.
+
+    Args:
+        studies: Returns the datastore.
+        records: What is kept about the scans.
+        clock: Seconds, steadily rising.
+    """
+
+    def __init__(
+        self, studies: Callable[[], Studies], records: Records, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._studies, self._records, self._clock = studies, records, clock
+        self._lines = _Lines()
+        self._guard = threading.Lock()
+        self._work: threading.Thread | None = None
+
+    def rows(self) -> tuple[Row, ...]:
+        """Return all lines by id, as they were a moment ago."""
+        with self._guard:
+            is_old = self._clock() - self._lines.made > max(FRESH_SECONDS, REST * self._lines.seconds)
+            if is_old and (self._work is None or not self._work.is_alive()):
+                self._work = threading.Thread(target=self._renew, name="worklist", daemon=True)
+                self._work.start()
+            work = self._work if is_old else None
+        if work is not None:
+            work.join(WAIT_SECONDS if self.is_complete else FIRST_WAIT_SECONDS)
+        return self._lines.sorted
+
+    def row(self, image_id: str) -> Row | None:
+        """Return the line of a scan as it is now; None where there is no such scan."""
+        store = self._studies()
+        if image_id not in store.list_images():
+            return None
+        return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
+
+    def update(self, image_id: str) -> None:
+        """Build the line of a scan again, after somebody worked on it."""
+        row, before = self.row(image_id), self._lines
+        if row is not None and before.rows:
+            rows = {**before.rows, image_id: row}
+            self._lines = replace(before, rows=rows, sorted=_by_id(rows))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every scan has its line; not while the studies are read for the first time."""
+        return self._lines.made > -float("inf")
+
+    def _renew(self) -> None:
+        begun = self._clock()
+        try:
+            store = self._studies()
+            finished = frozenset(store.get_labeled_images())
+            changes = self._changes(store, finished)
+            before, rows = self._lines, dict[str, Row]()
+            for image_id, change in changes.items():
+                known = before.rows.get(image_id)
+                if known is None or before.changes.get(image_id) != change:
+                    known = self._row(image_id, store, is_finished=image_id in finished)
+                rows[image_id] = known
+        except Exception:
+            # The next request tries again; the lines are those from before.
+            logger.exception("The worklist could not be renewed")
+            return
+        # The first time every record is read, which says nothing of the next time.
+        seconds = self._clock() - begun if before.rows else 0.0
+        self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
+
+    def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
+        """Return what changes whenever a scan's line may have: times of files, without reading any."""
+        times = [_times(self._records.root / name) for name in FOLDERS]
+        now = time.time()
+        changes: dict[str, Change] = {}
+        for image_id in store.list_images():
+            name = folder_name(image_id)
+            times_of = tuple(known.get(name, known.get(f"image-{name}.json", 0)) for known in times)
+            offer = last_noted(store.get_image_info(image_id))
+            # An offer ends by itself.
+            offered = (offer.time, offer.client, 0 <= now - offer.time < RESERVED_SECONDS)
+            changes[image_id] = (self._records.fingerprint(image_id), image_id in finished, *times_of, offered)
+        return changes
+
+    def _row(self, image_id: str, store: Studies, *, is_finished: bool) -> Row:
+        records = self._records
+        score = records.scores.of(image_id, records.fingerprint(image_id))
+        record = None
+        if score is not None and score.prediction:
+            record = records.predictions.of_content(image_id, score.prediction)
+        corrections: Sequence[Any] = records.corrections.of_image(image_id)
+        return row_of(
+            image_id,
+            is_finished=is_finished,
+            score=score,
+            numbering=None if record is None else record.numbering,
+            corrections=corrections,
+            withdrawn=records.corrections.withdrawals.of_image(image_id) if corrections else frozenset(),
+            rejection=records.rejections.latest(image_id),
+            offer=last_noted(store.get_image_info(image_id)),
+            now=time.time(),
+            study=store.study_of(image_id),
+        )
+
+
+def _by_id(rows: Mapping[str, Row]) -> tuple[Row, ...]:
+    return tuple(rows[image_id] for image_id in sorted(rows))
+
+
+def _times(folder: Path) -> dict[str, int]:
+    """Return the entries of a folder -> when they changed; nothing where there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.stat().st_mtime_ns for entry in entries}
+    except OSError:
+        return {}

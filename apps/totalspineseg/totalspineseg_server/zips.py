@@ -1,0 +1,172 @@
+"""Open a .zip that may be hostile: limited in size and number, nothing outside the folder, no links."""
+
+import errno
+import shutil
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
+from typing import IO, Final
+
+from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError, TotalSpineSegError
+
+MAX_ENTRIES: Final = 10_000
+"""Maximum number of entries. A whole spine of thin slices is 500 files, a model some dozen."""
+MAX_READ_BYTES: Final = 512 * MAX_ENTRIES
+"""Maximum bytes read at once. zipfile reads the list of entries in one piece, about 100 bytes for each entry."""
+MAX_RATIO: Final = 200
+"""Maximum compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
+RATIO_FROM_BYTES: Final = 1 << 20
+"""Size from which the compression matters."""
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes copied at once."""
+KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
+REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
+"""Allowed types of entries; 0 means that none is stated."""
+UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    ValueError,
+)
+
+
+class Archive:
+    """An open .zip that passed the checks.
+
+    Attributes:
+        entries: The wanted files in it.
+    """
+
+    def __init__(self, content: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> None:
+        self._content = content
+        self.entries = tuple(entries)
+
+    def extract(self, entry: zipfile.ZipInfo, path: Path) -> None:
+        """Write an entry to a file that does not exist yet; zipfile never reads more of it than it states."""
+        with self._content.open(entry) as source, path.open("xb") as target:
+            shutil.copyfileobj(source, target, CHUNK_BYTES)
+
+
+@contextmanager
+def open_archive(
+    file: IO[bytes], folder: Path, *, is_wanted: Callable[[str], bool], max_bytes: int, max_ratio: float = 0
+) -> Iterator[Archive]:
+    """Open a .zip to write files of it into a folder.
+
+    Args:
+        file: The .zip; it must be seekable.
+        folder: Existing folder. When an archive is refused, the caller removes what was written there.
+        is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
+        max_bytes: Maximum size of the wanted files together.
+        max_ratio: Maximum compression of a wanted file; 0 for any.
+
+    Yields:
+        The archive, which holds at least one wanted file.
+
+    Raises:
+        ArchiveError: It is not a readable .zip, or holds unsafe or no wanted entries; nearly always found before
+            anything is written.
+        TooLargeError: It holds too many entries or too much.
+        StorageError: The disk has too little room.
+    """
+    try:
+        with zipfile.ZipFile(_Bounded(file)) as content:
+            entries = content.infolist()
+            if len(entries) > MAX_ENTRIES:
+                raise _too_many()
+            files = (entry for entry in entries if entry.filename and not entry.is_dir())
+            wanted = [entry for entry in files if is_wanted(entry.filename)]
+            # zipfile never reads more of an entry than the entry states.
+            total = sum(entry.file_size for entry in wanted)
+            if total > max_bytes:
+                raise TooLargeError(f"The .zip unpacks to more than {max_bytes / 2**20:g} MiB. Send fewer files.")
+            _require_safe(entries, wanted, max_ratio)
+            if not wanted:
+                raise ArchiveError("The .zip contains no files that are needed here. Pack the right folder.")
+            require_space(total, folder)
+            yield Archive(content, wanted)
+    except TotalSpineSegError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable() from error
+    except OSError as error:
+        # Of a seek before the beginning of the file; others are those of the disk.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _unreadable() from error
+
+
+class _Bounded:
+    """A file that limits each read: ``zipfile`` loads a list of entries into memory, however long it is."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(MAX_READ_BYTES + 1 if size < 0 else min(size, MAX_READ_BYTES + 1))
+        if len(data) > MAX_READ_BYTES:
+            raise _too_many()
+        return data
+
+
+def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.ZipInfo], max_ratio: float) -> None:
+    names: set[str] = set()
+    for entry in entries:
+        problem = "is there twice" if entry.filename in names else _problem(entry)
+        if entry in wanted and _is_dense(entry, max_ratio):
+            problem = "unpacks to far more than it holds"
+        if problem:
+            raise ArchiveError(f"The .zip holds an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
+        names.add(entry.filename)
+
+
+def _problem(entry: zipfile.ZipInfo) -> str:
+    path = PureWindowsPath(entry.filename)
+    if not entry.filename:
+        return "has no name"
+    if path.drive or path.root or ".." in path.parts:
+        return "leaves its folder"
+    if stat.S_IFMT(entry.external_attr >> 16) not in REGULAR:
+        return "is a link or device"
+    return "" if entry.compress_type in KINDS else "is neither stored nor deflated"
+
+
+def _is_dense(entry: zipfile.ZipInfo, max_ratio: float) -> bool:
+    limit = max_ratio * max(1, entry.compress_size)
+    return bool(max_ratio) and entry.file_size > max(RATIO_FROM_BYTES, limit)
+
+
+def require_space(needed: int, folder: Path) -> None:
+    """Check that a folder's disk has room.
+
+    Args:
+        needed: Bytes that will be written.
+        folder: An existing folder.
+
+    Raises:
+        StorageError: There is too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"There is too little disk space in {str(folder)!r}: {needed >> 20} MiB are needed and {free >> 20} MiB "
+            "are free. Free space and try again."
+        )
+
+
+def _too_many() -> TooLargeError:
+    return TooLargeError(f"The .zip has more than {MAX_ENTRIES} entries. Send fewer files.")
+
+
+def _unreadable() -> ArchiveError:
+    return ArchiveError("This is not a readable .zip without a password. Pack it again, or download it again.")
