@@ -248,7 +248,7 @@ def test_runtime_and_device_must_fit(monkeypatch):
 
 
 def test_runtime_names():
-    assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["torch", "torch", "openvino"]
+    assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["auto", "torch", "openvino"]
     with pytest.raises(ValueError, match="'onnx'"):
         runtime_of("onnx")
 

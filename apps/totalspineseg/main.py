@@ -131,7 +131,10 @@ class App(MONAILabelApp):
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(
-            store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
+            store,
+            device=conf.get("device") or "auto",
+            runtime=runtime_of(conf.get("runtime") or ""),
+            whole_image=bool(conf.get("whole_image")),
         )
 
     def _lab(self, root: Path, scores: Scores) -> Lab:

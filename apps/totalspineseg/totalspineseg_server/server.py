@@ -164,6 +164,7 @@ def serve(
     weights: str = "",
     device: str = "",
     runtime: str = "",
+    whole_image: bool = False,
     work: str = "",
     cache_gb: float | None = None,
     max_upload_mb: float = MAX_UPLOAD_MB,
@@ -181,7 +182,8 @@ def serve(
         names: Names that readers use for the server besides this machine's names and addresses.
         weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
-        runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
+        runtime: One of ``RUNTIMES``; "" for the first.
+        whole_image: Whether step 1 always gets the whole image.
         work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
             which otherwise is only read; for a DICOMweb server, the user's data folder.
         cache_gb: Disk space for the fetched series of a DICOMweb server, GB; None for ``pacs.cache.MAX_GB``.
@@ -198,18 +200,24 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.runtimes import require, runtime_of
+    from totalspineseg_server.nnunet.fast_ways import INT8
+    from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
+    from totalspineseg_server.registry.model_store import ModelStore
 
     # Find everything that can be wrong before anything is written.
     with listening(host, port) as sockets:
-        require(device or "auto", runtime_of(runtime))
+        asked_runtime = runtime_of(runtime)
+        require(device or "auto", asked_runtime)
         require_weights(weights, app_dir=app_dir)
+        if asked_runtime == INT8:
+            chosen_for_all(asked_runtime, device or "auto", ModelStore(app_dir / "model", weights=weights), (1, 2))
         if "://" in studies:
             require_dicomweb(studies)
         else:
             studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["whole_image"] = "true" if whole_image else ""
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
         configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
@@ -402,7 +410,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device of the networks: cpu, cuda or cuda:1 (default: a GPU if there is one)",
     )
     parser.add_argument(
-        "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+        "--runtime",
+        default="",
+        choices=RUNTIMES,
+        help="software that runs the networks: auto (default), torch, openvino or openvino-int8; see run --help",
+    )
+    parser.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="give step 1 the whole image, even if 'weights quantize' found that a box around the spine is enough",
     )
     parser.add_argument(
         "--work",

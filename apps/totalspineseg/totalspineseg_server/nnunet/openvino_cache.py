@@ -70,9 +70,24 @@ def discard(entry: Path) -> None:
     shutil.rmtree(entry, ignore_errors=True)
 
 
+def entry_key(digest: str, release: str, *, int8: bool = False) -> str:
+    """Return the name of a network's entry.
+
+    Args:
+        digest: ``ModelFolder.digest``.
+        release: Release of OpenVINO, such as "2026.4.1".
+        int8: Whether the network computes in whole numbers.
+    """
+    return f"{digest[:32]}-{release}{'-int8' if int8 else ''}"
+
+
+def user_cache() -> Path:
+    """Return the user's folder for what can be made again; it may not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "totalspineseg"
+
+
 def _places(beside: Path) -> tuple[Path, Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return beside / FOLDER, cache / "totalspineseg" / FOLDER
+    return beside / FOLDER, user_cache() / FOLDER
 
 
 def _is_sound(entry: Path) -> bool:
