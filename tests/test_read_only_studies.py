@@ -13,9 +13,9 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
 from pacs_serving import wait_for
-from real_app import RealApp
 from serving import Server
 from totalspineseg_server import cli
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections import datastore
 from totalspineseg_server.corrections.datastore import StudiesDatastore

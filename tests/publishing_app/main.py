@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from real_app import RealApp
 from totalspineseg_server.agreement import GROUPS, CaseScore
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.gate.compare import SubjectScores
 from totalspineseg_server.processes import parent_is_gone
 
@@ -17,7 +17,7 @@ def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
     return tuple(SubjectScores(f"s{k}", (score,), (score,)) for k in range(5)) if list(cases) else ()
 
 
-class MONAILabelApp(RealApp):  # type: ignore[misc]
+class MONAILabelApp(RealApp):
     """Named so that the host, which looks for a direct child of this name, finds the class below."""
 
     def train(self, request: dict[str, Any]) -> Any:

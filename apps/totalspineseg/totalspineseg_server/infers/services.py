@@ -11,8 +11,23 @@ from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.prediction import Predictor
 
 
+class Model(Protocol):
+    """A model in use."""
+
+    @property
+    def name(self) -> str:
+        """The name of its version."""
+
+
 class Networks(Protocol):
     """Holds the loaded predictor of each step."""
+
+    def folder(self, step: Literal[1, 2]) -> Model:
+        """Return the model in use, without loading the network.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
 
     def get(self, step: Literal[1, 2]) -> Predictor:
         """Return the predictor, loaded on first use.
