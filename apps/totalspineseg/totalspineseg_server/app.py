@@ -12,6 +12,7 @@ from fastapi import HTTPException
 from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
+from totalspineseg_server import places
 from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
 from totalspineseg_server.activelearning.finished import FinishedLevels
 from totalspineseg_server.activelearning.offers import Offers, noted_for
@@ -559,11 +560,13 @@ def is_address(studies: str) -> bool:
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
     """Return the folder for the history of these studies: ``conf["work"]``, or else inside the studies folder.
 
-    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder.
+    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder. What version
+    0.1 began in another folder goes on there.
     """
     if conf.get("work"):
         return Path(conf["work"])
     if not is_address(studies):
         return Path(studies) / HISTORY_DIR
-    base = Path.home() / ".local" / "share" / "totalspineseg"
-    return base / hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
+    name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
+    earlier = Path.home() / ".local" / "share" / "totalspineseg" / name
+    return earlier if earlier.is_dir() else places.data_dir() / name

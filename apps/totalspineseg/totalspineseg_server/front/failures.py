@@ -18,8 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
-
-OWN: Final = Path(__file__).resolve().parents[2]
+from totalspineseg_server.places import PACKAGE
 
 
 def without_folders(text: str) -> str:
@@ -30,7 +29,7 @@ def without_folders(text: str) -> str:
     """
     conf = settings.MONAI_LABEL_APP_CONF or {}
     named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
-    others = (str(OWN), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
+    others = (str(PACKAGE.parent), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
     # Replace the longest first: one folder may lie in another.
     roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
     pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)

@@ -91,7 +91,7 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
     """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
-    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
+    root = store.starter_dir if name == STARTER else store.versions_dir / name
     record = read_json_or(root / RECORD_FILE, None)
     # Look here last: the version may have been removed in between.
     return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record

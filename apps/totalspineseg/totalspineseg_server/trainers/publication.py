@@ -9,6 +9,7 @@ from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.gate.verdict import GateReport
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, write_record
@@ -88,7 +89,7 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
     return (
         f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
-        f"({here}). To serve it anyway: totalspineseg models activate {name}"
+        f"({here}). To serve it anyway: {COMMAND} models activate {name}"
     )
 
 
@@ -107,5 +108,5 @@ def taken_back(store: ModelStore, name: str) -> str:
         return ""
     return (
         "passed the gate and was in use, but is not served again, because somebody has put other weights into use "
-        f"since. To serve it anyway: totalspineseg models activate {name}"
+        f"since. To serve it anyway: {COMMAND} models activate {name}"
     )
