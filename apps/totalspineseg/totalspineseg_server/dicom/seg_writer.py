@@ -24,6 +24,10 @@ from totalspineseg_server.geometry import LabelArray, Volume, on_grid
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
 DESCRIPTION: Final = "Spine segmentation"
+DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
+"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
+object.
+"""
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8

@@ -7,17 +7,13 @@ from typing import Any, Final
 from totalspineseg_server.anatomy import NAME_OF, SACRUM
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, from_wire
-from totalspineseg_server.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
+from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, seg_bytes, write_seg
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """Names of the segments of step 1."""
-DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
-"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
-object.
-"""
 
 
 def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
