@@ -31,9 +31,9 @@ def without_folders(text: str) -> str:
     named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
     others = (str(PACKAGE.parent), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
     # Replace the longest first: one folder may lie in another.
-    roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
-    pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
-    return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)
+    roots = sorted({root.rstrip("/\\") for root in (*named, *others)} - {""}, key=len, reverse=True)
+    pattern = "|".join(rf"{re.escape(root)}(?:[/\\]|(?![\w.-]))" for root in roots)
+    return re.sub(pattern, lambda found: "" if found[0].endswith(("/", "\\")) else Path(found[0]).name, text)
 
 
 logger = logging.getLogger(__name__)

@@ -269,7 +269,7 @@ class _Scratch:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 # Let the child hold the lock as long as it trains, even if this process is killed.
-                pass_fds=() if self.lock is None else (self.lock.fileno(),),
+                pass_fds=() if self.lock is None or sys.platform == "win32" else (self.lock.fileno(),),
             )
             try:
                 while process.poll() is None:
