@@ -23,16 +23,18 @@ from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First,
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
+from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
 from totalspineseg_server.corrections.rejections import Rejections
+from totalspineseg_server.corrections.shown_corrections import ShownCorrections
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.corrections.uploads import Uploads
 from totalspineseg_server.errors import (
     ImageError,
@@ -226,29 +228,31 @@ class App(MONAILabelApp):
         except WeightsError:
             return ""
 
-    def init_datastore(self) -> StudiesDatastore:
+    def init_datastore(self) -> SpineDatastore:
         """Return the studies, which are open already."""
         return self._datastore
 
-    def open_studies(self, studies: str, root: Path) -> StudiesDatastore:
+    def open_studies(self, studies: str, root: Path) -> SpineDatastore:
         """Return the folder of studies, made safe, or the PACS.
 
         Args:
             studies: The folder, or its address.
             root: Folder of the history.
         """
+        shown = ShownCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            corrections=shown,
         )
 
     def _is_needed(self, series: str) -> bool:

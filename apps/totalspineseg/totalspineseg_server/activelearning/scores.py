@@ -33,7 +33,7 @@ class Score:
 
     Attributes:
         image: Image id.
-        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        fingerprint: Fingerprint of the scored image, see ``SpineDatastore.fingerprint``.
         image_sha256: Hash of the image's content.
         versions: Weights by step.
         prediction: Id of the prediction that it was derived from; empty where there was no result.

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.fields import from_fields
 from totalspineseg_server.files import move_folder, read_json, staged_folder, write_json
-from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 
@@ -40,14 +40,15 @@ class Withdrawals:
             StorageError: It could not be written; the correction counts as before.
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
-        with staged_folder(self._folder(image_id) / correction_id) as entry:
+        with staged_folder(self.folder(image_id) / correction_id) as entry:
             write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Return the ids of the corrections of an image that were withdrawn."""
-        return frozenset(history.names(self._folder(image_id)))
+        return frozenset(history.names(self.folder(image_id)))
 
-    def _folder(self, image_id: str) -> Path:
+    def folder(self, image_id: str) -> Path:
+        """Return the folder that changes with the withdrawals of an image; it may not exist."""
         return self._root / history.folder_name(image_id)
 
 
@@ -241,16 +242,25 @@ class CorrectionStore:
         """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
 
+    def folders(self, image_id: str) -> tuple[Path, Path]:
+        """Return the folders that change with the corrections of an image and with their withdrawals."""
+        return self._folder(image_id), self.withdrawals.folder(image_id)
+
     def codes(self, correction: Correction) -> LabelArray:
+        """Return the codes of an accepted correction; see ``volume``."""
+        codes: LabelArray = self.volume(correction).data
+        return codes
+
+    def volume(self, correction: Correction) -> Volume:
         """Return the codes of an accepted correction, on the grid of its image.
 
         Raises:
             ValueError: The correction is parked.
+            ImageError: They cannot be read.
         """
         if correction.status != "accepted":
             raise ValueError(f"expected an accepted correction, got {correction.status!r} ({correction.reason})")
-        labels: LabelArray = read_labels(self.path(correction) / CODES_FILE).data
-        return labels
+        return read_labels(self.path(correction) / CODES_FILE)
 
     def path(self, correction: Correction) -> Path:
         """Return the folder of a correction."""

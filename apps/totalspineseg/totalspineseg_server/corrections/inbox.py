@@ -12,25 +12,24 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BACKGROUND, WIRE_LABELS
+from totalspineseg_server.anatomy import BACKGROUND
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Attribution
 from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
 from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
+from totalspineseg_server.corrections.shown_corrections import FINAL_TAG, ShownCorrections, info_of, shown_as
 from totalspineseg_server.corrections.submission import read_submission, submitted_grid
 from totalspineseg_server.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
-from totalspineseg_server.corrections.unreviewed import with_unreviewed, without_regions
+from totalspineseg_server.corrections.unreviewed import with_unreviewed
 from totalspineseg_server.corrections.untouched import ALL, with_untouched
 from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
 from totalspineseg_server.corrections.uploads import Claims, resolve_image
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (
     GridError,
@@ -47,21 +46,12 @@ from totalspineseg_server.geometry import Grid, LabelArray, same_voxels
 from totalspineseg_server.locks import NamedLocks, file_lock
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.segments import Submission
-from totalspineseg_server.volume_io import read_image, write_volume
+from totalspineseg_server.volume_io import read_image
 
 logger = logging.getLogger(__name__)
 
-FINAL_TAG: Final = "final"
-"""Datastore tag of a finished label, whose names are certain; the default for clients that name no tag."""
-STEP1_TAG: Final = "step1"
-"""Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
-READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
-"""Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
 UNCHANGED_PARAMETER: Final = "unchanged"
 """Parameter of a submission: true if its author looked at the prediction and finished it as it was."""
-RENUMBERED: Final = "renumbered"
-"""Field of a shown label's information: whether it was renumbered after it was sent."""
-
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """A function that checks a label map in codes, with ``UNREVIEWED`` where nobody checked."""
 Hide = Callable[[str, str], None]
@@ -120,6 +110,7 @@ class Inbox:
     ) -> None:
         self._receipts = receipts
         self._corrections = corrections
+        self._shown = ShownCorrections(corrections)
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
@@ -290,16 +281,16 @@ class Inbox:
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
                 raise _parked(parked) from judged
-            shown_as = _shown_as(receipt.tag, judged.mapped.step)
+            tag = shown_as(receipt.tag, judged.mapped.step)
             with self._waits_on_failure(receipt):
                 findings = (
                     *judged.findings,
-                    *finished_meanwhile(self._shown_under(received.image_id, shown_as), received),
+                    *finished_meanwhile(self._shown.under(received.image_id, tag), received),
                 )
-                later = self._later(received.image_id, shown_as, receipt.id)
+                later = self._later(received.image_id, tag, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
             if not later:
-                self._publish(correction, judged.mapped.codes, judged.grid, receipt.info)
+                self._publish(correction, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
                 # It had waited, and somebody withdrew the labels that followed it. None of them should be shown.
                 logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
@@ -402,7 +393,7 @@ class Inbox:
             StorageError: It could not be stored, or the label could not be removed. Call it again to do the rest.
         """
         with self._locks.of(image_id):
-            withdrawn = tuple(c.id for c in self._shown_under(image_id, tag))
+            withdrawn = tuple(c.id for c in self._shown.under(image_id, tag))
             for correction_id in withdrawn:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
@@ -425,46 +416,28 @@ class Inbox:
             StorageError: It could not be stored, or the labels could not be changed.
         """
         with self._locks.of(image_id):
-            *earlier, newest = self._shown_under(image_id, FINAL_TAG) or (None,)
+            *earlier, newest = self._shown.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
                 raise LabelError("Somebody has changed the label since. Open the scan again.")
             self._corrections.withdrawals.add(image_id, correction_id, user)
             before = earlier[-1] if earlier else None
-            image = self._studies.image_file(image_id)
-            if before is None or image is None:
+            if before is None or self._studies.image_file(image_id) is None:
                 hide(image_id, FINAL_TAG)
                 return ""
-            self._publish(before, self._corrections.codes(before), read_image(image).grid, {})
+            self._publish(before, {})
             return before.id
-
-    def _shown_under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
-        """Return the corrections of an image that count and are shown under a tag of the datastore, oldest first."""
-        in_force = self._corrections.in_force(image_id)
-        return tuple(c for c in in_force if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
         """Return the ids of later corrections of an image that are or were shown under a tag."""
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
-        return frozenset(c.id for c in known if c.step is not None and _shown_as(c.tag, c.step) == tag)
+        return frozenset(c.id for c in known if c.step is not None and shown_as(c.tag, c.step) == tag)
 
-    def _publish(self, correction: Correction, codes: LabelArray, grid: Grid, more: Mapping[str, Any]) -> None:
-        step = correction.step or 2
-        labels = STEP1_WIRE_LABELS if step == 1 else WIRE_LABELS
-        info = {
-            "correction": correction.id,
-            "user": correction.user,
-            "client_id": correction.client,
-            "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
-            "prediction": correction.prediction,
-            DRAWN_ON: correction.image_sha256,
-            RENUMBERED: correction.renumbered is not None,
-            **more,
-        }
+    def _publish(self, correction: Correction, more: Mapping[str, Any]) -> None:
+        tag = shown_as(correction.tag, correction.step or 2)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "label.nii.gz"
-                write_volume(file, to_wire(without_regions(codes)), grid)
-                self._studies.publish(correction.image, str(file), _shown_as(correction.tag, step), info)
+                file = self._shown.draw(correction, Path(folder))
+                self._studies.publish(correction.image, str(file), tag, info_of(correction, more))
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:
@@ -485,13 +458,6 @@ def _failure(error: Exception, receipt: Receipt) -> TotalSpineSegError:
     if isinstance(error, MemoryShortageError | MemoryError):
         return MemoryShortageError(answers.not_read(answers.NO_MEMORY, receipt.id))
     return SubmissionError(answers.not_read(answers.NOT_READABLE, receipt.id))
-
-
-def _shown_as(tag: str, step: int) -> str:
-    """Return the datastore's tag of a label; a step-1 map never takes the place of a finished label."""
-    if step == 2:
-        return tag
-    return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:

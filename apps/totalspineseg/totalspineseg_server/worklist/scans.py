@@ -73,7 +73,7 @@ class Scans:
 
     Args:
         image_file: ``image_file(image_id)`` returns the file or folder of an image, or None.
-        fingerprint: See ``StudiesDatastore.fingerprint``.
+        fingerprint: See ``SpineDatastore.fingerprint``.
         predictions: Records of what was predicted.
         maps: What the networks drew lately.
         corrections: What readers sent.
