@@ -20,11 +20,11 @@ from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, history
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
 from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.shown_corrections import STEP1_TAG
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of

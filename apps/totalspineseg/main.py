@@ -24,6 +24,7 @@ from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_ids import is_usable_id
@@ -33,7 +34,6 @@ from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
 from totalspineseg_server.corrections.rejections import Rejections
-from totalspineseg_server.corrections.shown_corrections import ShownCorrections
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.corrections.uploads import Uploads
 from totalspineseg_server.errors import (
@@ -239,7 +239,7 @@ class App(MONAILabelApp):
             studies: The folder, or its address.
             root: Folder of the history.
         """
-        shown = ShownCorrections(self._corrections)
+        shown = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore

@@ -23,11 +23,11 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from totalspineseg_server.corrections.displayed_corrections import CORRECTION, DisplayedCorrections, info_of
 from totalspineseg_server.corrections.file_contents import ContentHashes
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
-from totalspineseg_server.corrections.label_files import DRAWN_ON, LABELS_DIR, LabelFiles, ShownLabel, split_name
+from totalspineseg_server.corrections.label_files import DRAWN_ON, LABELS_DIR, DisplayedLabel, LabelFiles, split_name
 from totalspineseg_server.corrections.not_offered import OFFERED_ENDINGS
-from totalspineseg_server.corrections.shown_corrections import CORRECTION, ShownCorrections, info_of
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.locks import locked
 
@@ -56,7 +56,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         corrections: The corrections that are shown; None for labels that were saved here alone.
     """
 
-    def __init__(self, folder: Path, own: Path, corrections: ShownCorrections | None) -> None:
+    def __init__(self, folder: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -248,7 +248,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         with self._turn():
             self._labels.remove(label_id, [tag for tag in self._labels.tags() if tag == _plain(label_tag)])
 
-    def _known(self, image_id: str) -> dict[str, ShownLabel]:
+    def _known(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
         found = self._labels.of(image_id)
         if self._corrections is None:
@@ -263,15 +263,15 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             saved = found.get(tag)
             is_shown = saved is not None and saved.is_own and saved.info.get(CORRECTION) in (None, correction.id)
             if not is_shown:
-                found[tag] = ShownLabel(None, info_of(correction))
+                found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
-    def _shown(self, image_id: str) -> dict[str, ShownLabel]:
+    def _shown(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         known = self._known(image_id)
         return {tag: label for tag, label in known.items() if label.is_own and self._fits(image_id, tag, label)}
 
-    def _drawn(self, image_id: str, tag: str) -> ShownLabel | None:
+    def _drawn(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write a correction that has no label file, as after its label was deleted, and return it."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
         if self._corrections is None or correction is None:
@@ -284,7 +284,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def _is_finished(self, image_id: str) -> bool:
         return DefaultLabelTag.FINAL.value in self._shown(image_id)
 
-    def _fits(self, image_id: str, tag: str, label: ShownLabel) -> bool:
+    def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
         """Return whether a label was drawn on the present content of its image, which is read if it was touched."""
         drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)
         if not drawn_on or file is None:
@@ -385,5 +385,5 @@ def _plain(tag: object) -> str:
     return str(getattr(tag, "value", tag))
 
 
-def _ending_of(label: ShownLabel) -> str:
+def _ending_of(label: DisplayedLabel) -> str:
     return OFFERED_ENDINGS[0] if label.file is None else split_name(label.file.name)[1]

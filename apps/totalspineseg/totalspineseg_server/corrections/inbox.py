@@ -18,12 +18,12 @@ from totalspineseg_server.corrections.attribution import Attribution
 from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
 from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
-from totalspineseg_server.corrections.shown_corrections import FINAL_TAG, ShownCorrections, info_of, shown_as
 from totalspineseg_server.corrections.submission import read_submission, submitted_grid
 from totalspineseg_server.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
 from totalspineseg_server.corrections.unreviewed import with_unreviewed
@@ -110,7 +110,7 @@ class Inbox:
     ) -> None:
         self._receipts = receipts
         self._corrections = corrections
-        self._shown = ShownCorrections(corrections)
+        self._displayed = DisplayedCorrections(corrections)
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
@@ -281,11 +281,11 @@ class Inbox:
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
                 raise _parked(parked) from judged
-            tag = shown_as(receipt.tag, judged.mapped.step)
+            tag = display_tag(receipt.tag, judged.mapped.step)
             with self._waits_on_failure(receipt):
                 findings = (
                     *judged.findings,
-                    *finished_meanwhile(self._shown.under(received.image_id, tag), received),
+                    *finished_meanwhile(self._displayed.under(received.image_id, tag), received),
                 )
                 later = self._later(received.image_id, tag, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
@@ -393,7 +393,7 @@ class Inbox:
             StorageError: It could not be stored, or the label could not be removed. Call it again to do the rest.
         """
         with self._locks.of(image_id):
-            withdrawn = tuple(c.id for c in self._shown.under(image_id, tag))
+            withdrawn = tuple(c.id for c in self._displayed.under(image_id, tag))
             for correction_id in withdrawn:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
@@ -416,7 +416,7 @@ class Inbox:
             StorageError: It could not be stored, or the labels could not be changed.
         """
         with self._locks.of(image_id):
-            *earlier, newest = self._shown.under(image_id, FINAL_TAG) or (None,)
+            *earlier, newest = self._displayed.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
                 raise LabelError("Somebody has changed the label since. Open the scan again.")
             self._corrections.withdrawals.add(image_id, correction_id, user)
@@ -430,13 +430,13 @@ class Inbox:
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
         """Return the ids of later corrections of an image that are or were shown under a tag."""
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
-        return frozenset(c.id for c in known if c.step is not None and shown_as(c.tag, c.step) == tag)
+        return frozenset(c.id for c in known if c.step is not None and display_tag(c.tag, c.step) == tag)
 
     def _publish(self, correction: Correction, more: Mapping[str, Any]) -> None:
-        tag = shown_as(correction.tag, correction.step or 2)
+        tag = display_tag(correction.tag, correction.step or 2)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                file = self._shown.draw(correction, Path(folder))
+                file = self._displayed.draw(correction, Path(folder))
                 self._studies.publish(correction.image, str(file), tag, info_of(correction, more))
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error

@@ -28,7 +28,7 @@ ASIDE: Final = ".not-submitted"
 
 
 @dataclass(frozen=True)
-class ShownLabel:
+class DisplayedLabel:
     """A label map for clients.
 
     Attributes:
@@ -100,12 +100,12 @@ class LabelFiles:
         """Return the ids of images that have labels."""
         return frozenset(image_id for tag in self.tags() for image_id in self._listed(tag))
 
-    def of(self, image_id: str) -> dict[str, ShownLabel]:
+    def of(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag; the server's own before one that somebody copied beside it."""
         found = {}
         for tag in self.tags():
             files = [self.folder / tag / name for name in self._listed(tag).get(image_id, ())]
-            labels = [ShownLabel(file, self._info(image_id, tag, file)) for file in files]
+            labels = [DisplayedLabel(file, self._info(image_id, tag, file)) for file in files]
             if labels:
                 found[tag] = next((label for label in labels if label.is_own), labels[0])
         return found
@@ -150,7 +150,7 @@ class LabelFiles:
             except StorageError as error:
                 logger.warning("A replaced label might be shown again: %s", error)
 
-    def add_info(self, label: ShownLabel, info: Mapping[str, Any]) -> None:
+    def add_info(self, label: DisplayedLabel, info: Mapping[str, Any]) -> None:
         """Add to what is known about a label that has a file.
 
         Raises:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.corrections.image_ids import file_stem, is_usable_id
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
 from totalspineseg_server.corrections.label_files import by_image, image_files, remove_file, split_name
 from totalspineseg_server.corrections.not_offered import OFFERED_ENDINGS, not_offered
-from totalspineseg_server.corrections.shown_corrections import ShownCorrections
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
@@ -71,7 +71,7 @@ class StudiesDatastore(SpineDatastore):
         images: str = "",
         auto_reload: bool = True,
         read_only: bool = False,
-        corrections: ShownCorrections | None = None,
+        corrections: DisplayedCorrections | None = None,
     ) -> None:
         folder = Path(path)
         with storage_errors(folder):

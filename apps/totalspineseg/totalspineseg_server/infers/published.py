@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG
 from totalspineseg_server.corrections.names import map_names
-from totalspineseg_server.corrections.shown_corrections import READER_TAGS, STEP1_TAG
 from totalspineseg_server.corrections.submission import read_submission
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import PACS_DIR
-from totalspineseg_server.corrections.shown_corrections import ShownCorrections
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.dicom.seg_writer import write_seg
 from totalspineseg_server.geometry import Volume
@@ -23,7 +23,7 @@ def pacs_datastore(
     *,
     is_needed: Callable[[str], bool] = lambda series: False,
     cache_gb: float = MAX_GB,
-    corrections: ShownCorrections | None = None,
+    corrections: DisplayedCorrections | None = None,
 ) -> PacsDatastore:
     """Return the datastore of the configured PACS.
 

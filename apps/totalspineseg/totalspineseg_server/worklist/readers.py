@@ -11,7 +11,7 @@ import numpy as np
 from totalspineseg_server.agreement import dice_by_group, named_apart
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.shown_corrections import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.corrections.untouched import UNTOUCHED_DICE
 from totalspineseg_server.geometry import LabelArray

@@ -24,14 +24,14 @@ CORRECTION: Final = "correction"
 """Field of a shown label's information: the id of the correction; predictions have none."""
 
 
-def shown_as(tag: str, step: int) -> str:
+def display_tag(tag: str, step: int) -> str:
     """Return the datastore's tag of a label; a step-1 map never takes the place of a finished label."""
     if step == 2:
         return tag
     return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
-class ShownCorrections:
+class DisplayedCorrections:
     """The corrections that clients are shown: of each image and tag the newest one that counts.
 
     Args:
@@ -44,12 +44,12 @@ class ShownCorrections:
 
     def of(self, image_id: str) -> dict[str, Correction]:
         """Return tag -> the correction of an image that is shown under it."""
-        return {shown_as(c.tag, c.step): c for c in self.in_force(image_id) if c.step is not None}
+        return {display_tag(c.tag, c.step): c for c in self.in_force(image_id) if c.step is not None}
 
     def under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
         """Return the corrections of an image that count and belong under a tag, oldest first."""
         in_force = self.in_force(image_id)
-        return tuple(c for c in in_force if c.step is not None and shown_as(c.tag, c.step) == tag)
+        return tuple(c for c in in_force if c.step is not None and display_tag(c.tag, c.step) == tag)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
         """Return the corrections of an image that count, oldest first."""
