@@ -162,11 +162,12 @@ class CorrectionStore:
     """Corrections below a history folder; append-only, safe under simultaneous writers.
 
     Attributes:
+        root: Their folder, with a folder of each image; may not exist.
         withdrawals: The corrections that were withdrawn.
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "corrections"
+        self.root = root / "corrections"
         self.withdrawals = Withdrawals(root)
 
     def accept(
@@ -230,7 +231,7 @@ class CorrectionStore:
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Yield all corrections; report a damaged record (image folder and reason) and skip it."""
-        for folder in history.entries(self._root):
+        for folder in history.entries(self.root):
             yield from _readable(folder, on_damaged)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
@@ -267,7 +268,7 @@ class CorrectionStore:
         return self._folder(correction.image) / correction.id
 
     def _folder(self, image_id: str) -> Path:
-        return self._root / history.folder_name(image_id)
+        return self.root / history.folder_name(image_id)
 
     def _record(
         self,

@@ -15,15 +15,15 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from totalspineseg_server.corrections.displayed_corrections import CORRECTION, DisplayedCorrections, info_of
+from totalspineseg_server.corrections.displayed_corrections import CORRECTION, FINAL_TAG, DisplayedCorrections, info_of
 from totalspineseg_server.corrections.file_contents import ContentHashes
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
 from totalspineseg_server.corrections.label_files import DRAWN_ON, LABELS_DIR, DisplayedLabel, LabelFiles, split_name
@@ -153,11 +153,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images with a finished label that was drawn on their present content."""
-        return [image_id for image_id in self.list_images() if self._is_finished(image_id)]
+        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG in labels]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images without such a label."""
-        return [image_id for image_id in self.list_images() if not self._is_finished(image_id)]
+        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG not in labels]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
@@ -250,26 +250,51 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def _known(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
-        found = self._labels.of(image_id)
+        return self._with_corrections(image_id, self._labels.of(image_id))
+
+    def _all_known(self) -> dict[str, dict[str, DisplayedLabel]]:
+        """Return the same for every image."""
+        images, names = self.list_images(), self._labels.names()
+        has_corrections = None if self._corrections is None else self._corrections.any_of()
+        known = {}
+        for image_id in images:
+            known[image_id] = self._labels.of(image_id, names)
+            if has_corrections is not None and has_corrections(image_id):
+                known[image_id] = self._with_corrections(image_id, known[image_id])
+        return known
+
+    def _with_corrections(self, image_id: str, saved: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
+        """Return the labels of an image with those that follow from its corrections.
+
+        Args:
+            image_id: The image.
+            saved: The labels that have files. Not modified.
+        """
+        found = dict(saved)
         if self._corrections is None:
             return found
         newest = self._corrections.of(image_id)
-        for tag, label in tuple(found.items()):
+        for tag, label in saved.items():
             # A correction that the history does not know stays: the history may have been lost.
             shown = str(label.info.get(CORRECTION) or "")
             if shown and tag not in newest and self._corrections.has(image_id, shown):
                 del found[tag]
         for tag, correction in newest.items():
-            saved = found.get(tag)
-            is_shown = saved is not None and saved.is_own and saved.info.get(CORRECTION) in (None, correction.id)
-            if not is_shown:
+            label = saved.get(tag)
+            if label is None or not label.is_own or label.info.get(CORRECTION) not in (None, correction.id):
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
     def _shown(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
-        known = self._known(image_id)
-        return {tag: label for tag, label in known.items() if label.is_own and self._fits(image_id, tag, label)}
+        return self._fitting(image_id, self._known(image_id))
+
+    def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
+        """Return the same for every image."""
+        return {image_id: self._fitting(image_id, known) for image_id, known in self._all_known().items()}
+
+    def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
+        return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
     def _drawn(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write a correction that has no label file, as after its label was deleted, and return it."""
@@ -281,11 +306,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self.save_label(image_id, str(file), tag, info_of(correction))
         return self._labels.of(image_id).get(tag)
 
-    def _is_finished(self, image_id: str) -> bool:
-        return DefaultLabelTag.FINAL.value in self._shown(image_id)
-
     def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
-        """Return whether a label was drawn on the present content of its image, which is read if it was touched."""
+        """Return whether this server made a label on the present content of its image, which is read if touched."""
+        if not label.is_own:
+            return False
         drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)
         if not drawn_on or file is None:
             return True
@@ -340,21 +364,21 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are."""
-        images, finished = self.list_images(), self.get_labeled_images()
-        known = (label for image_id in images for label in self._known(image_id).items())
-        tags = Counter(tag for tag, label in known if label.is_own)
-        return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
+        known = self._all_known()
+        tags = Counter(tag for labels in known.values() for tag, label in labels.items() if label.is_own)
+        final = {image_id: labels[FINAL_TAG] for image_id, labels in known.items() if FINAL_TAG in labels}
+        finished = sum(self._fits(image_id, FINAL_TAG, label) for image_id, label in final.items())
+        return {"total": len(known), "completed": finished, "label_tags": dict(tags)}
 
     def json(self) -> dict[str, Any]:
         """Return all images and the labels that are shown for them."""
-        objects = {}
-        for image_id in self.list_images():
-            labels = {
-                tag: {"ext": _ending_of(label), "info": dict(label.info)}
-                for tag, label in self._shown(image_id).items()
+        objects = {
+            image_id: {
+                "image": self._image_entry(image_id, self.present_file(image_id)),
+                "labels": {tag: {"ext": _ending_of(one), "info": dict(one.info)} for tag, one in labels.items()},
             }
-            entry = self._image_entry(image_id, self.present_file(image_id))
-            objects[image_id] = {"image": entry, "labels": labels}
+            for image_id, labels in self._all_shown().items()
+        }
         # What is sent must be JSON, whatever a client or an older version has stored.
         content: dict[str, Any] = {"name": self.name(), "description": self.description(), "objects": objects}
         content |= {"images_dir": ".", "labels_dir": LABELS_DIR}

@@ -1,10 +1,11 @@
 """Say which corrections clients are shown, and draw them as label maps for clients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
@@ -41,6 +42,11 @@ class DisplayedCorrections:
     def __init__(self, store: CorrectionStore) -> None:
         self._store = store
         self._remembered: Remembered[tuple[Correction, ...]] = Remembered()
+
+    def any_of(self) -> Callable[[str], bool]:
+        """Return a function that says whether an image has corrections, even damaged ones; it asks no disk."""
+        folders = frozenset(history.names(self._store.root))
+        return lambda image_id: history.folder_name(image_id) in folders
 
     def of(self, image_id: str) -> dict[str, Correction]:
         """Return tag -> the correction of an image that is shown under it."""

@@ -83,9 +83,11 @@ class ContentHashes:
         Raises:
             OSError: It cannot be read.
         """
-        known = self._known.get(str(path))
+        stat, known = path.stat(), self._known.get(str(path))
+        if known is not None and known[:2] == (stat.st_size, stat.st_mtime_ns):
+            return known[2] == sha256
         # A file of another size has other content.
-        if known is not None and known[2] == sha256 and known[0] != path.stat().st_size:
+        if known is not None and known[2] == sha256 and known[0] != stat.st_size:
             return False
         return self.of(path) == sha256
 

@@ -5,7 +5,7 @@ corrections, and a prediction is computed again. A map without a note was copied
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -87,35 +87,38 @@ class LabelFiles:
         self.folder = folder
         self._contents = contents
         self._older = older
+        self._tags: Remembered[tuple[str, ...]] = Remembered()
         self._names: Remembered[dict[str, list[str]]] = Remembered()
         self._infos: Remembered[dict[str, Any]] = Remembered()
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags that have a folder."""
-        if not self.folder.is_dir():
-            return ()
-        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+        return self._tags.value("", [self.folder], self._read_tags)
 
     def images(self) -> frozenset[str]:
         """Return the ids of images that have labels."""
-        return frozenset(image_id for tag in self.tags() for image_id in self._listed(tag))
+        return frozenset(image_id for names in self.names().values() for image_id in names)
 
-    def of(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag; the server's own before one that somebody copied beside it."""
+    def names(self) -> dict[str, Mapping[str, Sequence[str]]]:
+        """Return tag -> image id -> names of the files of its labels."""
+        return {tag: self._listed(tag) for tag in self.tags()}
+
+    def of(
+        self, image_id: str, names: Mapping[str, Mapping[str, Sequence[str]]] | None = None
+    ) -> dict[str, DisplayedLabel]:
+        """Return the labels of an image by tag; the server's own before one that somebody copied beside it.
+
+        Args:
+            image_id: The image.
+            names: The result of ``names`` of a moment ago, for who asks about many images.
+        """
         found = {}
-        for tag in self.tags():
-            files = [self.folder / tag / name for name in self._listed(tag).get(image_id, ())]
+        for tag, listed in (self.names() if names is None else names).items():
+            files = [self.folder / tag / name for name in listed.get(image_id, ())]
             labels = [DisplayedLabel(file, self._info(image_id, tag, file)) for file in files]
             if labels:
                 found[tag] = next((label for label in labels if label.is_own), labels[0])
         return found
-
-    def without_image(self, images: Mapping[str, object]) -> Iterator[Path]:
-        """Yield the files of labels that belong to none of these images."""
-        for tag in self.tags():
-            for image_id, names in self._listed(tag).items():
-                if image_id not in images:
-                    yield from (self.folder / tag / name for name in names)
 
     def write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
         """Show a label map under a tag, in place of the one shown before.
@@ -169,6 +172,11 @@ class LabelFiles:
         for tag in tags:
             for file in self._files(image_id, tag):
                 remove_file(file)
+
+    def _read_tags(self) -> tuple[str, ...]:
+        if not self.folder.is_dir():
+            return ()
+        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
 
     def _listed(self, tag: str) -> dict[str, list[str]]:
         """Return image id -> names of the files under a tag."""

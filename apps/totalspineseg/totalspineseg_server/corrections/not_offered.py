@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
 from totalspineseg_server.corrections.image_ids import is_plain_stem
-from totalspineseg_server.unpacking import missing_content, real_path
+from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content, real_path
 from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
 
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
@@ -23,8 +24,10 @@ def is_offered(path: Path) -> bool:
     if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
         return False
     try:
-        return path.is_file() and not missing_content(path)
-    except OSError:
+        stat = path.stat()
+        # Ask once of each file: thousands are listed, perhaps over a network.
+        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
+    except (OSError, ValueError):
         return False
 
 

@@ -246,12 +246,12 @@ class StudiesDatastore(SpineDatastore):
         try:
             names, images = frozenset(file.name for file in self._images.iterdir()), image_files(self._images)
         except OSError as error:
-            logger.warning("The studies folder could not be read: %s", error)
-            names, images = self._names, []
-        if not images and self._files and self._is_separate:
+            logger.warning("The folder of the images cannot be read at the moment: %s", error)
+            names, images = self._names, None
+        if images or not (self._is_separate or images is None):
+            self._choose(by_image(images or ()))
+        elif self._files:
             logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
-        else:
-            self._choose(by_image(images))
         self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
 
     def _choose(self, candidates: Mapping[str, list[str]]) -> None:
@@ -312,12 +312,15 @@ class StudiesDatastore(SpineDatastore):
     def _foreign_labels(self) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""
         found, folder = {}, self._labels.folder.parent
-        for image_id in self._files:
-            for label in self._labels.of(image_id).values():
-                if not label.is_own and label.file is not None:
-                    found[label.file.relative_to(folder).as_posix()] = FOREIGN
-        for file in self._labels.without_image(self._files):
-            found[file.relative_to(folder).as_posix()] = WITHOUT_IMAGE
+        for tag, listed in self._labels.names().items():
+            for image_id, names in listed.items():
+                label = self._labels.of(image_id, {tag: listed})[tag] if image_id in self._files else None
+                for name in names:
+                    file = self._labels.folder / tag / name
+                    if label is None:
+                        found[file.relative_to(folder).as_posix()] = WITHOUT_IMAGE
+                    elif label.file == file and not label.is_own:
+                        found[file.relative_to(folder).as_posix()] = FOREIGN
         before, self._foreign = self._foreign, found
         _log_new(before, found)
         return found
