@@ -53,7 +53,6 @@ from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
-from totalspineseg_server.locks import Ongoing
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -104,7 +103,7 @@ class App(MONAILabelApp):
         images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
-        self.submissions = Ongoing()
+        self.submissions = self._inbox.ongoing
         self._uploads = Uploads()
         self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
         scores = Scores(root, self._predictions, self._maps)
@@ -460,16 +459,14 @@ class App(MONAILabelApp):
             info: Further information to store with it.
             fault: Why it cannot be understood, where that is already known.
         """
-        with self.submissions.one():
-            claims = self._uploads.claims(_known_as(sender), image_id)
-            return self._inbox.submit(
-                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-            )
+        claims = self._uploads.claims(_known_as(sender), image_id)
+        return self._inbox.submit(
+            image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
+        )
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
-        with self.submissions.one():
-            return self._inbox.interpret_waiting(again=again)
+        return self._inbox.interpret_waiting(again=again)
 
     def waiting_submissions(self) -> tuple[Waiting, ...]:
         """Return the submissions that could not be read yet, oldest first."""

@@ -21,6 +21,13 @@ from totalspineseg_server.files import move_folder, read_json, staged_folder, wr
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.volume_io import read_labels, write_volume
 
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "record.json"
+CODES_FILE = "codes.nii.gz"
+
+Status = Literal["accepted", "parked"]
+
 
 class Withdrawals:
     """Withdrawals below a history folder; append-only."""
@@ -50,14 +57,6 @@ class Withdrawals:
     def folder(self, image_id: str) -> Path:
         """Return the folder that changes with the withdrawals of an image; it may not exist."""
         return self._root / history.folder_name(image_id)
-
-
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "record.json"
-CODES_FILE = "codes.nii.gz"
-
-Status = Literal["accepted", "parked"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Handle a submission: keep it, read it, map its names to codes, check it, file it, and show it to clients."""
 
+import asyncio
 import logging
 import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -52,6 +54,9 @@ logger = logging.getLogger(__name__)
 
 UNCHANGED_PARAMETER: Final = "unchanged"
 """Parameter of a submission: true if its author looked at the prediction and finished it as it was."""
+POLL_SECONDS: Final = 0.1
+"""Time between two looks whether submissions are finished when the server ends."""
+
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """A function that checks a label map in codes, with ``UNREVIEWED`` where nobody checked."""
 Hide = Callable[[str, str], None]
@@ -87,6 +92,36 @@ class _Label:
     renumbered: Mapping[str, Any] | None
 
 
+class Ongoing:
+    """Counts the submissions in progress in all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one more submission while this block runs."""
+        with self._lock:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+
+    async def finish(self, seconds: float) -> bool:
+        """Wait until no submission is in progress, at most for these seconds.
+
+        Returns:
+            Whether none is in progress.
+        """
+        deadline = time.monotonic() + seconds
+        while self._count and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        return not self._count
+
+
 class Inbox:
     """Takes submissions for one studies folder: keeps them first, and reads them afterwards.
 
@@ -97,6 +132,9 @@ class Inbox:
         lint: Checks a label.
         maps: Recent output of the networks.
         studies: The images.
+
+    Attributes:
+        ongoing: The submissions in progress.
     """
 
     def __init__(
@@ -114,6 +152,7 @@ class Inbox:
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
+        self.ongoing = Ongoing()
         self._locks = NamedLocks()
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
@@ -159,25 +198,8 @@ class Inbox:
             SubmissionError: It was kept, but could not be read because of another fault of the server.
         """
         sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
-        claims = claims or Claims()
-        sha256 = sha256_of(file)
-        with self._guard:
-            receipt = self._waiting_same(image_id, sha256, sent)
-            images = filter(None, {image_id, *claims.renamed})
-            earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
-            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
-            self._in_work.add(receipt_id)
-        try:
-            if receipt is None:
-                receipt = self._receipts.keep(
-                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info or {}, claims=claims
-                )
-            with self._reading(receipt):
-                if not self._receipts.folder(receipt).is_dir():
-                    return self._read_elsewhere(receipt)
-                return self._interpret(receipt)
-        finally:
-            self._done(receipt_id)
+        with self.ongoing.one():
+            return self._submit(image_id, file, sent, claims or Claims(), info or {})
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they were sent.
@@ -188,26 +210,53 @@ class Inbox:
         Returns:
             The submissions that still wait.
         """
-        for waiting in self._receipts.waiting():
-            receipt = waiting.receipt
-            if not (again or waiting.reason == answers.NOT_TRIED) or not self._begin(receipt.id):
-                continue
-            try:
-                with self._reading(receipt, wait=False) as is_free:
-                    if not is_free:
-                        logger.info("Another server is reading submission %s", receipt.id)
-                        continue
-                    if not self._receipts.folder(receipt).is_dir():
-                        # It was sent again and read since.
-                        continue
-                    self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
-                    correction = self._interpret(receipt)
-                logger.info("Waiting submission %s is now a correction of %r", receipt.id, correction.image)
-            except TotalSpineSegError as error:
-                logger.warning("Waiting submission %s: %s", receipt.id, error)
-            finally:
-                self._done(receipt.id)
+        with self.ongoing.one():
+            for waiting in self._receipts.waiting():
+                if again or waiting.reason == answers.NOT_TRIED:
+                    self._interpret_again(waiting.receipt)
         return self._receipts.waiting()
+
+    def _interpret_again(self, receipt: Receipt) -> None:
+        """Read a waiting submission, unless somebody reads it now."""
+        if not self._begin(receipt.id):
+            return
+        try:
+            with self._reading(receipt, wait=False) as is_free:
+                if not is_free:
+                    logger.info("Another server is reading submission %s", receipt.id)
+                    return
+                if not self._receipts.folder(receipt).is_dir():
+                    # It was sent again and read since.
+                    return
+                self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
+                correction = self._interpret(receipt)
+            logger.info("Waiting submission %s is now a correction of %r", receipt.id, correction.image)
+        except TotalSpineSegError as error:
+            logger.warning("Waiting submission %s: %s", receipt.id, error)
+        finally:
+            self._done(receipt.id)
+
+    def _submit(
+        self, image_id: str, file: Path, sent: Mapping[str, Any], claims: Claims, info: Mapping[str, Any]
+    ) -> Correction:
+        sha256 = sha256_of(file)
+        with self._guard:
+            receipt = self._waiting_same(image_id, sha256, sent)
+            images = filter(None, {image_id, *claims.renamed})
+            earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
+            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
+            self._in_work.add(receipt_id)
+        try:
+            if receipt is None:
+                receipt = self._receipts.keep(
+                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info, claims=claims
+                )
+            with self._reading(receipt):
+                if not self._receipts.folder(receipt).is_dir():
+                    return self._read_elsewhere(receipt)
+                return self._interpret(receipt)
+        finally:
+            self._done(receipt_id)
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
         """Return the same submission if it waits and is not being read now."""

@@ -19,6 +19,16 @@ from starlette.responses import JSONResponse, Response
 from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
 
+logger = logging.getLogger(__name__)
+
+UNAUTHORIZED: Final = (400, 401, 403)
+"""Answers of an identity server that concern the user, not the server."""
+RUNNING: Final = {
+    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
+    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
+}
+"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
+DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 OWN: Final = Path(__file__).resolve().parents[2]
 
 
@@ -35,18 +45,6 @@ def without_folders(text: str) -> str:
     roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
     pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
     return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)
-
-
-logger = logging.getLogger(__name__)
-
-UNAUTHORIZED: Final = (400, 401, 403)
-"""Answers of an identity server that concern the user, not the server."""
-RUNNING: Final = {
-    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
-    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
-}
-"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
-DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def install(app: FastAPI) -> None:
