@@ -21,9 +21,8 @@ from totalspineseg_server.corrections import datastore, history
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError

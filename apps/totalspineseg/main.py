@@ -21,21 +21,20 @@ from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
 from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.corrections.uploads import Uploads
 from totalspineseg_server.errors import (
     ImageError,
     SettingError,
@@ -451,7 +450,7 @@ class App(MONAILabelApp):
         """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image that it was sent for; see ``corrections.uploads``.
+            image_id: Image that it was sent for; see ``corrections.attribution``.
             file: The label.
             tag: Tag that it was sent for.
             params: Parameters that were sent with it.

@@ -16,8 +16,7 @@ from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.volume_io import read_labels, write_volume
 
@@ -84,7 +83,7 @@ class Correction:
         overlap_voxels: Voxels more than one segment claimed.
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
-        untouched: Codes left as predicted (see ``corrections.untouched``); empty in older records.
+        untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
         renamed: Codes that were renamed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.

@@ -16,22 +16,23 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.attribution import Attribution
+from totalspineseg_server.corrections.attribution import Attribution, resolve_image
 from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
-from totalspineseg_server.corrections.predictions import PredictionStore
-from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
 from totalspineseg_server.corrections.submission import read_submission, submitted_grid
-from totalspineseg_server.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
-from totalspineseg_server.corrections.unreviewed import with_unreviewed
-from totalspineseg_server.corrections.untouched import ALL, with_untouched
-from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
-from totalspineseg_server.corrections.uploads import Claims, resolve_image
+from totalspineseg_server.corrections.unreviewed import (
+    ACCEPTED_NAMES,
+    ALL,
+    UNREVIEWED_NAMES,
+    with_unreviewed,
+    with_untouched,
+)
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (
     GridError,

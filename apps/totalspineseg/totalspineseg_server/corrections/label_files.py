@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
-from totalspineseg_server.corrections.image_ids import file_stem, id_of_stem
+from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
 from totalspineseg_server.corrections.image_records import OlderIndex
-from totalspineseg_server.corrections.not_offered import OFFERED_ENDINGS, is_offered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
 
@@ -43,35 +42,6 @@ class DisplayedLabel:
     def is_own(self) -> bool:
         """Whether this server made it."""
         return DRAWN_ON in self.info
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Return the image id that a file's name stands for, and the file's ending."""
-    for ending in OFFERED_ENDINGS:
-        if name.lower().endswith(ending):
-            return id_of_stem(name[: -len(ending)]), name[-len(ending) :]
-    path = Path(name)
-    return id_of_stem(path.stem), path.suffix
-
-
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files of a folder, those whose ending is first in ``OFFERED_ENDINGS`` first.
-
-    Files that are being written and files without a plain name are skipped.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    plain = [file.name for file in folder.iterdir() if is_offered(file)]
-    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
-
-
-def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files' names, in their order."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(split_name(name)[0], []).append(name)
-    return found
 
 
 class LabelFiles:

@@ -4,31 +4,16 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 from typing import Final
 
-from totalspineseg_server.corrections.image_ids import is_plain_stem
-from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content, real_path
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
+from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, is_offered, is_plain_stem
+from totalspineseg_server.unpacking import missing_content, real_path
+from totalspineseg_server.volume_io import is_image_name, is_other_name, stem
 
-OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
-"""Endings, in any case, of files that are offered as images."""
 MAX_LOOKED_AT: Final = 2000
 """Entries of a folder that are looked at, at most."""
 LOOSE_IMAGES: Final = "only files directly in the studies folder are offered. Link or copy the images there"
 DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
-
-
-def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
-    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
-        return False
-    try:
-        stat = path.stat()
-        # Ask once of each file: thousands are listed, perhaps over a network.
-        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
-    except (OSError, ValueError):
-        return False
 
 
 def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:

@@ -13,10 +13,17 @@ from typing import Any, Final
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR
-from totalspineseg_server.corrections.image_ids import file_stem, is_usable_id
+from totalspineseg_server.corrections.image_ids import (
+    OFFERED_ENDINGS,
+    by_image,
+    file_stem,
+    image_files,
+    is_usable_id,
+    split_name,
+)
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
-from totalspineseg_server.corrections.label_files import by_image, image_files, remove_file, split_name
-from totalspineseg_server.corrections.not_offered import OFFERED_ENDINGS, not_offered
+from totalspineseg_server.corrections.label_files import remove_file
+from totalspineseg_server.corrections.not_offered import not_offered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.prediction import Predictor
 
 
