@@ -22,19 +22,20 @@ from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
 from totalspineseg_server.corrections.rejections import Rejections
-from totalspineseg_server.corrections.uploads import Uploads
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
     SettingError,
@@ -52,7 +53,6 @@ from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
-from totalspineseg_server.locks import Ongoing
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -103,7 +103,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
-        self.submissions = Ongoing()
+        self.submissions = self._inbox.ongoing
         self._uploads = Uploads()
         self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
         scores = Scores(root, self._predictions, self._maps)
@@ -227,29 +227,31 @@ class App(MONAILabelApp):  # type: ignore[misc]
         except WeightsError:
             return ""
 
-    def init_datastore(self) -> StudiesDatastore:
+    def init_datastore(self) -> SpineDatastore:
         """Return the studies, which are open already."""
         return self._datastore
 
-    def open_studies(self, studies: str, root: Path) -> StudiesDatastore:
+    def open_studies(self, studies: str, root: Path) -> SpineDatastore:
         """Return the folder of studies, made safe, or the PACS.
 
         Args:
             studies: The folder, or its address.
             root: Folder of the history.
         """
+        shown = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            corrections=shown,
         )
 
     def _is_needed(self, series: str) -> bool:
@@ -449,7 +451,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image that it was sent for; see ``corrections.uploads``.
+            image_id: Image that it was sent for; see ``corrections.attribution``.
             file: The label.
             tag: Tag that it was sent for.
             params: Parameters that were sent with it.
@@ -457,16 +459,14 @@ class App(MONAILabelApp):  # type: ignore[misc]
             info: Further information to store with it.
             fault: Why it cannot be understood, where that is already known.
         """
-        with self.submissions.one():
-            claims = self._uploads.claims(_known_as(sender), image_id)
-            return self._inbox.submit(
-                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-            )
+        claims = self._uploads.claims(_known_as(sender), image_id)
+        return self._inbox.submit(
+            image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
+        )
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
-        with self.submissions.one():
-            return self._inbox.interpret_waiting(again=again)
+        return self._inbox.interpret_waiting(again=again)
 
     def waiting_submissions(self) -> tuple[Waiting, ...]:
         """Return the submissions that could not be read yet, oldest first."""

@@ -22,7 +22,7 @@ from totalspineseg_server import places
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.errors import AddressError, StorageError
 from totalspineseg_server.files import storage_errors, write_text
-from totalspineseg_server.front.host_names import LOOPBACK, own_names
+from totalspineseg_server.front.guard import LOOPBACK, own_names
 from totalspineseg_server.front.sockets import listening
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
 from totalspineseg_server.processes import become_parent, end_within

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference

@@ -12,11 +12,9 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.activelearning.doubt import NOTHING_NAMED, Parts, parts_of
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json, storage_errors, write_json
+from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ class Score:
 
     Attributes:
         image: Image id.
-        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        fingerprint: Fingerprint of the scored image, see ``SpineDatastore.fingerprint``.
         image_sha256: Hash of the image's content.
         versions: Weights by step.
         prediction: Id of the prediction that it was derived from; empty where there was no result.

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.prediction import Predictor
 
 
@@ -70,7 +69,7 @@ class Services:
     networks: Networks
     predictions: PredictionStore
     maps: DrawnMaps
-    studies: StudiesDatastore
+    studies: SpineDatastore
     weights_text: Callable[[], str]
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from totalspineseg_server.anatomy import DISCS, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume

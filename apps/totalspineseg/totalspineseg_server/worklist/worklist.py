@@ -59,7 +59,7 @@ class Records:
         predictions: What was predicted.
         corrections: What readers sent.
         rejections: What readers rejected.
-        fingerprint: ``fingerprint(image_id)``, see ``StudiesDatastore.fingerprint``.
+        fingerprint: ``fingerprint(image_id)``, see ``SpineDatastore.fingerprint``.
     """
 
     root: Path
