@@ -189,7 +189,7 @@ def test_verdicts(name: str) -> None:
     report = judge("active-1", "candidate-2", reference=reference, holdout=held_out)
     assert report.publish is publish
     assert tuple(entry.verdict for entry in report.sets) == verdicts
-    assert report.reason.startswith("served" if publish else "not served")
+    assert report.reason.startswith("passed" if publish else "refused")
     content = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert content["publish"] is publish
     assert [entry["name"] for entry in content["sets"]] == [REFERENCE, HOLDOUT]

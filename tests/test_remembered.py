@@ -198,8 +198,8 @@ def test_foreign_weights_are_judged_by_what_they_can_do(gate: Callable[[type[Cod
     same = gate(CodeReader, True)
     assert same.passed, same.verdict
     assert same.report["judged_by"] == {REFERENCE: 0, HOLDOUT: 0, OWN_ANSWERS: 3}
-    assert "served on the own answers alone" in same.report["reason"]
-    assert "3 synthetic spines did not judge" in same.report["reason"]
+    assert "passed on the own answers alone" in same.report["reason"]
+    assert "3 synthetic spines were not counted" in same.report["reason"]
     assert not gate(Nothing, True).passed
     worse = gate(Wrong, True)
     assert not worse.passed
