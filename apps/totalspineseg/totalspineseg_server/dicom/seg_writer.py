@@ -48,8 +48,8 @@ def write_seg(
     Args:
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.
         sources: The series: folder, files, or headers.
-        model: Name of the model that made the labels. version: Its version; those of several weights are separated by
-            ", ".
+        model: Name of the model that made the labels.
+        version: Its version; those of several weights are separated by ", ".
         names: Code -> segment label; step-1 maps have "vertebrae" in the sacrum's place.
         description: Series description.
         series_number: Series number.

@@ -15,8 +15,8 @@ from totalspineseg_server.volume_io import read_labels
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """Names of the segments of step 1."""
 DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
-"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
-object.
+"""Series description of a result with doubtful levels. The lists of a PACS show it; nothing else of the report is
+stored there.
 """
 
 
@@ -26,7 +26,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
     Args:
         file: Label map in wire ids, on the grid of the series.
         series: Folder with the DICOM files of the series.
-        report: The reply's report: labels, weights, and whether the levels are certain.
+        report: The report in the reply: labels, weights, and whether the levels are certain.
 
     Raises:
         LabelError: The model marks places to check, which are not structures.

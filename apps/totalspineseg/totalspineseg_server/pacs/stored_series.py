@@ -1,4 +1,4 @@
-"""Read the work folder of a PACS without the PACS: for training where no server runs."""
+"""Read the work folder of a PACS without the PACS, for trainings without a server."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from totalspineseg_server.pacs.found_series import patient_of
 
 
 class StoredSeries:
-    """Series that were needed once, by UID; nothing is written.
+    """The series that were fetched once, by UID; nothing is written.
 
     Args:
         work: Folder of the history, as in ``serve --work``.
@@ -26,12 +26,12 @@ class StoredSeries:
             self._objects = LocalDatastoreModel.model_validate_json(index.read_text(encoding="utf-8")).objects
 
     def image_file(self, series: str) -> Path | None:
-        """Return the volume of a series; None when it is not here."""
+        """Return the volume of a series; None if it is not here."""
         entry = self._objects.get(series)
         file = self._folder / f"{series}{entry.image.ext}" if entry and is_plain_stem(series) else None
         return file if file and file.is_file() else None
 
     def subject(self, series: str) -> str:
-        """Return an anonymous id of a series' patient, the same as the running server's."""
+        """Return an anonymous id of a series' patient, the same as that of a running server."""
         entry = self._objects.get(series)
         return patient_of(series, entry.image.info if entry else {})
