@@ -56,7 +56,7 @@ def test_a_version_from_elsewhere_can_be_judged_before_it_is_used(
     site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
 ) -> None:
     """Weights trained elsewhere went into service without a gate and without a word, and no command judged them."""
-    assert "no gate has judged it" in run(site, capsys, "activate", "theirs")[1]
+    assert "the gate has not judged it" in run(site, capsys, "activate", "theirs")[1]
     run(site, capsys, "rollback")
     before = read_record(site.models, "theirs")
     code, out, _ = run(site, capsys, "judge", "theirs", "--device", "cpu")
@@ -192,7 +192,7 @@ def test_real_networks_are_judged(
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()
     code, out, error = run(site, capsys, "judge", "same", str(tmp_path / "studies"), "--device", "cpu")
     assert (code, "same passed" in out) == (0, True), out
-    assert "could not judge: sub-1" in out
+    assert "could not be used: sub-1" in out
     assert "judging on reference-2" in error
 
 

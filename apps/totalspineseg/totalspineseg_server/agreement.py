@@ -122,7 +122,9 @@ def dice_by_group(
         voxel_mm3: Volume of a voxel.
 
     Returns:
-        Group -> Dice, 0..1; nan if there was nothing to find (see ``MIN_MM3``) and nothing was found. Raises:
+        Group -> Dice, 0..1; nan if there was nothing to find (see ``MIN_MM3``) and nothing was found.
+
+    Raises:
         GridError: The shapes differ.
     """
     return _dice(_joint_counts(truth, predicted), groups, voxel_mm3)

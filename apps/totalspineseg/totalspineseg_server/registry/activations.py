@@ -69,7 +69,9 @@ def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Act
     Args:
         model_dir: Folder of the pointer file.
         current: Step -> name in the pointer file.
-        default: Name of the weights where the pointer names none. Returns:
+        default: Name of the weights where the pointer names none.
+
+    Returns:
         Changes that name the version of both steps.
     """
 

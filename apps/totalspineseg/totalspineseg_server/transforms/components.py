@@ -26,8 +26,10 @@ def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> B
 
     Args:
         labels: Any array (X, Y, Z). Not modified.
-        margin_vox: Voxels to add on every side, as far as the array goes. Returns: One slice per axis; None when every
-            voxel is zero.
+        margin_vox: Voxels to add on every side, as far as the array goes.
+
+    Returns:
+        One slice per axis; None if every voxel is zero.
     """
     mask = labels if labels.dtype == np.bool_ else labels != 0
     slices = []
