@@ -13,6 +13,7 @@ from totalspineseg_server.cohort.outputs import FOLDERS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 LINES = [
     line
     for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -55,7 +56,7 @@ def test_the_page_names_every_option_and_folder() -> None:
         re.findall(r"--[a-z0-9-]+", _parser("run", import_module("totalspineseg_server.cli.run")).format_help())
     ) - {"--help"}
     assert {option for option in options if f"`{option}" not in PAGE} == set()
-    assert {folder for folder in FOLDERS if f"`{folder}" not in PAGE} == set()
+    assert {folder for folder in FOLDERS if f"`{folder}" not in RESULTS} == set()
     assert {command for command in COMMANDS if f"totalspineseg {command}" not in PAGE} == set()
 
 

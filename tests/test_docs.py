@@ -31,7 +31,7 @@ PAGES = (
     *("first-scan", "cohort", "localizer", "server", "ohif", "training", "versions", "cluster", "offline-install"),
     *("speed", "calibration"),
 )
-RUN_ELSEWHERE = ("cli", "from-scratch", "training-sets", "measurements", "measured", "design", "model-card")
+RUN_ELSEWHERE = ("cli", "from-scratch", "prepare", "training-sets", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 EXITS = {"": (0,), "finds": (0, 1)}
@@ -186,14 +186,21 @@ def test_a_page_names_every_option_of_its_command(command: str, page: str) -> No
 def test_every_page_is_checked_and_linked() -> None:
     """A page that nobody checks tells commands that have long changed."""
     pages = {path.stem for path in DOCS.glob("*.md")}
-    links = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {page for page in PAGES if f"docs/{page}.md" not in links} == set()
+    links = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert {page for page in pages - {"README"} if f"]({page}.md)" not in links} == set()
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
     unchecked = {
         page
         for page in pages - {*PAGES, *RUN_ELSEWHERE}
         if "```sh" in (DOCS / f"{page}.md").read_text(encoding="utf-8")
     }
     assert unchecked == set()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.stem)
+def test_a_page_fits_two_screens(page: Path) -> None:
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 100
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
     assert set(left_out) == {"b", "c"}
     report = judge("a", "c", reference=many(0.0), holdout=many(0.0), left_out=[f"b: {left_out['b']}"])
     assert report.publish
-    assert re.search(r"\b1\b\D+judge", report.reason)
+    assert re.search(r"\b1\b\D+could not be used", report.reason)
     assert report.as_json()["left_out"] == [f"b: {left_out['b']}"]
 
 
