@@ -24,7 +24,7 @@ LINES = [
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the page's commands name."""
+    """A folder with the files that the page's commands use."""
     golden = ROOT / "tests" / "golden" / "lower_lumbar_clean"
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
     shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
@@ -61,7 +61,7 @@ def test_the_page_names_every_option_and_folder() -> None:
 
 
 def unexplained(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options and arguments without help, also those of a command's own commands."""
+    """Return the options and arguments without help, including those of subcommands."""
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -73,5 +73,5 @@ def unexplained(parser: argparse.ArgumentParser) -> list[str]:
 
 @pytest.mark.parametrize("command", ["run", *COMMANDS])
 def test_the_help_of_a_command_explains_every_option(command: str) -> None:
-    """``retrain --help`` listed eight options by their names alone."""
+    """``retrain --help`` listed eight options without an explanation."""
     assert unexplained(_parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}"))) == []
