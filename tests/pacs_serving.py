@@ -78,7 +78,8 @@ def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
 
 
 def patient_slices(number: int) -> tuple[npt.NDArray[np.uint16], Grid]:
-    """Return the pixels of a patient; no two are alike, because one image cannot train and judge."""
+    """Return the pixels of a patient. No two are alike, because an image cannot be used for both training and
+    comparison."""
     pixels, grid = phantom_slices()
     pixels[0, 0, 0] += number
     return pixels, grid
@@ -164,7 +165,7 @@ def stored(server: PacsServer, series: str) -> list[str]:
 
 
 def wait_for(happened: Callable[[], object]) -> None:
-    """Ask until the answer is yes."""
+    """Ask again until the answer is yes."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not happened():
         assert time.monotonic() < deadline, "it never happened"

@@ -19,7 +19,7 @@ PATH = "/infer/totalspineseg"
 
 
 class App:
-    """Infers until it is told to go on."""
+    """Predicts when the test lets it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.served = folder, list[str]()
@@ -68,7 +68,7 @@ def test_whoever_went_away_is_not_computed_for(app: App, front: FastAPI, reads: 
 
 
 def test_the_line_has_an_end(app: App, front: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script in a loop filled the disk with images that waited."""
+    """A script in a loop filled the disk with waiting images."""
     monkeypatch.setattr(infer, "MAX_WAITING", 1)
     with TestClient(front) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, f"{PATH}?image=a&output=image")

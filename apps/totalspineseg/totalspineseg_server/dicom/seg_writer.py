@@ -32,7 +32,7 @@ _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8
 MAX_LO: Final = 64
-"""Maximum characters of a DICOM long string."""
+"""Largest number of characters in a DICOM long string."""
 
 
 def write_seg(
@@ -47,7 +47,7 @@ def write_seg(
     when: datetime | None = None,
     corrected_by: str | None = None,
 ) -> Dataset:
-    """Return a label map as a DICOM SEG object of the study it was made in.
+    """Return a label map as a DICOM SEG object in the study of its series.
 
     Args:
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.

@@ -22,7 +22,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
     Args:
         file: Label map in wire ids, on the grid of the series.
         series: Folder with the DICOM files of the series.
-        report: The reply's report: labels, weights, and whether the levels are certain.
+        report: The report in the reply: labels, weights, and whether the levels are certain.
 
     Raises:
         LabelError: The model marks places to check, which are not structures.
