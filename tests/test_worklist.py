@@ -156,7 +156,7 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     """With 5000 scans every look at the page would have read 10 000 files."""
     predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
     scores, rejections = CountingScores(tmp_path, predictions, DrawnMaps(tmp_path)), Rejections(tmp_path)
-    records = Records(tmp_path, scores, predictions, CorrectionStore(tmp_path), rejections, lambda image: "1")
+    records = Records(tmp_path, scores, CorrectionStore(tmp_path), rejections, lambda image: "1")
     worklist = Worklist(lambda: studies, records, lambda: seconds[0])
 
     def later() -> tuple[Row, ...]:

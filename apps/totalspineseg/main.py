@@ -32,7 +32,6 @@ from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
-from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.corrections.uploads import Uploads
 from totalspineseg_server.errors import (
     ImageError,
@@ -59,12 +58,7 @@ from totalspineseg_server.trainers.runs import is_running
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.trainers.train_task import SpineTrainTask
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.worklist.acts import Acts
-from totalspineseg_server.worklist.lab import Lab
-from totalspineseg_server.worklist.readers import agreements, corrected
-from totalspineseg_server.worklist.scans import Scans
-from totalspineseg_server.worklist.thumbnails import Thumbnails
-from totalspineseg_server.worklist.worklist import Records, Worklist
+from totalspineseg_server.worklist.lab import open_lab
 
 if TYPE_CHECKING:
     from totalspineseg_server.dicom.seg_object import SegReference
@@ -110,7 +104,9 @@ class App(MONAILabelApp):
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
-        self.lab = self._lab(root, scores)
+        self.lab = open_lab(
+            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._undo_label
+        )
         super().__init__(
             app_dir,
             studies,
@@ -134,45 +130,8 @@ class App(MONAILabelApp):
             store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
         )
 
-    def _lab(self, root: Path, scores: Scores) -> Lab:
-        """Return what the lab's page asks about scans; nothing is read yet."""
-        store, rejections = self._datastore, Rejections(root)
-        records = Records(root, scores, self._predictions, self._corrections, rejections, store.fingerprint)
-        scans = Scans(store.image_file, store.fingerprint, self._predictions, self._maps, self._corrections)
-        return Lab(
-            Worklist(self.datastore, records),
-            scans,
-            Thumbnails(root, scans.glance, store.fingerprint),
-            Acts(self.submit_label, self._undo_label, self._corrections, rejections),
-        )
-
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
         return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
-
-    def agreements_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
-        return agreements(self._corrections, image_id)
-
-    def corrected(self) -> dict[str, Any]:
-        """Return how much readers corrected; see ``readers.corrected``."""
-        return corrected(self._corrections)
-
-    def history_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return what readers sent for an image, newest first: when, who, and what became of it."""
-        withdrawn = self._corrections.withdrawals.of_image(image_id)
-        return [
-            {
-                "correction": one.id,
-                "date": one.received,
-                "user": one.reader,
-                "status": "taken back" if one.id in withdrawn else one.status,
-                "unchanged": one.unchanged,
-                "structures": len(one.present),
-                "reason": one.reason,
-                "findings": [str(finding.get("message", "")) for finding in one.findings],
-            }
-            for one in reversed(self._corrections.of_image(image_id))
-        ]
 
     @property
     def models(self) -> ModelStore:

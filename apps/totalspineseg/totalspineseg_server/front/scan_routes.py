@@ -17,6 +17,7 @@ from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.infers.http import NO_CONTENT, NOT_MODIFIED
 from totalspineseg_server.worklist.acts import reader, submitted_text
+from totalspineseg_server.worklist.choice import Choice
 from totalspineseg_server.worklist.lab import Lab
 from totalspineseg_server.worklist.query import MAX_PAGE_SIZE, PAGE_SIZE, Sort, select
 from totalspineseg_server.worklist.query import Query as Asked
@@ -58,6 +59,18 @@ class Accept(Act):
     )
 
 
+class Choose(Act):
+    """The finished label that counts."""
+
+    correction: str = Field(max_length=MAX_NAME, description="Id of the finished label that it is taken from.")
+    take: dict[str, str] = Field(
+        {}, max_length=MAX_PINNED, description="Name of a structure -> id of the label that it is taken from instead."
+    )
+    leave_out: bool = Field(
+        False, description="Whether what the labels named here draw differently is left out of training."
+    )
+
+
 class Reject(Act):
     """A result that is of no use."""
 
@@ -69,6 +82,7 @@ def router() -> APIRouter:
     routes = APIRouter()
     user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+    admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
     @routes.get("/worklist")
     def get_worklist(
@@ -166,6 +180,15 @@ def router() -> APIRouter:
         _lab().worklist.update(image)
         return {"message": message}
 
+    @routes.post("/scans/{image:path}/choose")
+    def choose(image: str, body: Choose, user: Annotated[User, admin]) -> dict[str, Any]:
+        """Let one of a scan's finished labels count from now on, or one merged of them: clients see it, trainings use
+        it."""
+        choice = Choice(body.correction, body.take, body.leave_out)
+        correction = _lab().choose(image, choice, _reader(user, body))
+        _lab().worklist.update(image)
+        return {"correction": correction.id, "message": "This label counts from now on. The others are kept."}
+
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
         """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
@@ -181,8 +204,8 @@ def router() -> APIRouter:
             "probability": numbering.get("probability"),
             "findings": [str(one.get("message", "")) for one in numbering.get("findings", ())],
             "would_settle": list(numbering.get("would_settle", ())),
-            "agreements": app_instance().agreements_of(image),
-            "history": [{**one, "reason": without_folders(one["reason"])} for one in app_instance().history_of(image)],
+            "agreements": _lab().agreements(image),
+            "history": [{**one, "reason": without_folders(one["reason"])} for one in _lab().history(image)],
         }
 
     return routes

@@ -69,7 +69,7 @@ def router() -> APIRouter:
     @routes.get("/corrections")
     def get_corrections(user: Annotated[User, user_role]) -> dict[str, Any]:
         """Return how much readers corrected, by structure and month, and by reader; from what was recorded then."""
-        known: dict[str, Any] = app_instance().corrected()
+        known: dict[str, Any] = app_instance().lab.corrected()
         return known
 
     return routes
