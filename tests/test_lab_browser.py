@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import requests
 from playwright.sync_api import Page
-from server_process import APP
 
+from page_faults import faults
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
 from tiny_models import write_models
@@ -24,7 +24,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-AXE = APP / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 SIZE = {"width": 1366, "height": 768}
 """A common small screen."""
 CODES = lumbar_codes()
@@ -94,19 +93,6 @@ def page(server: Server) -> Iterator[Page]:
         opened.goto(server.url)
         yield opened
         assert errors == []
-
-
-def faults(page: Page) -> list[str]:
-    """Return what axe finds that keeps somebody from using the page."""
-    # A script in the page would be against its policy.
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run()")["violations"]
-    return [
-        f"{one['id']}: {node['html'][:200]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 def status_of(page: Page, scan: str) -> str:
