@@ -132,7 +132,7 @@ def test_a_structure_of_another_reader_is_merged_into_the_label(tmp_path: Path) 
 def test_what_two_readers_draw_differently_is_left_out_of_training(tmp_path: Path) -> None:
     ben, store = submitted(tmp_path, edited(0.5), reader="ben"), CorrectionStore(tmp_path)
     ada = submitted(tmp_path, TRUTH, reader="ada")
-    record = chosen(tmp_path, Choice(ada.id, {"L4": ben.id}, leave_out=True))
+    record = chosen(tmp_path, Choice(ada.id, leave_out=(ben.id,)))
     codes = store.codes(record)
     np.testing.assert_array_equal(codes == UNREVIEWED, edited(0.5) != TRUTH)
     np.testing.assert_array_equal(codes[codes != UNREVIEWED], TRUTH[edited(0.5) == TRUTH])

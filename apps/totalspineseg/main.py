@@ -143,6 +143,14 @@ class App(MONAILabelApp):
         """Folder of the trainings on these studies; may not exist yet."""
         return self._site.training_dir
 
+    def judge_words(self, version: str) -> list[str]:
+        """Return the arguments of ``totalspineseg models judge`` for a version, beside these studies."""
+        folder = self._settings.get("work") or ("" if is_address(self.studies) else self.studies)
+        # Without a label there are no hold-out scans, and the folder has no history yet.
+        site = [str(folder or self._site.history)] if self._site.history.is_dir() else []
+        device = self._settings.get("device") or "auto"
+        return [version, *site, "--device", device, "--data-dir", str(self._site.models.model_dir)]
+
     def warm_up(self) -> None:
         """Load the networks before a request needs them; without usable weights the request itself says so."""
         logger.info(self.weights_text())
@@ -279,6 +287,10 @@ class App(MONAILabelApp):
         """Return the number of images (of all when none are named) and of those scored by the weights in use; see
         ``Scorer.progress``."""
         return self._scorer.progress(images or self._datastore.list_images())
+
+    def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
+        """Return how far a batch over these images (all when none are named) is; see ``Scorer.round``."""
+        return self._scorer.round(images or self._datastore.list_images(), begun)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.

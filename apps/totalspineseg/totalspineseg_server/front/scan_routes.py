@@ -1,6 +1,7 @@
 """``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for looking."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -10,6 +11,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
+from totalspineseg_server.corrections.history import text_of_time
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import MAX_REASON
 from totalspineseg_server.errors import ConflictError, ImageError
@@ -66,8 +68,8 @@ class Choose(Act):
     take: dict[str, str] = Field(
         {}, max_length=MAX_PINNED, description="Name of a structure -> id of the label that it is taken from instead."
     )
-    leave_out: bool = Field(
-        False, description="Whether what the labels named here draw differently is left out of training."
+    leave_out: list[str] = Field(
+        [], max_length=MAX_PINNED, description="Ids of labels; what they draw otherwise is left out of training."
     )
 
 
@@ -184,7 +186,7 @@ def router() -> APIRouter:
     def choose(image: str, body: Choose, user: Annotated[User, admin]) -> dict[str, Any]:
         """Let one of a scan's finished labels count from now on, or one merged of them: clients see it, trainings use
         it."""
-        choice = Choice(body.correction, body.take, body.leave_out)
+        choice = Choice(body.correction, body.take, tuple(body.leave_out))
         correction = _lab().choose(image, choice, _reader(user, body))
         _lab().worklist.update(image)
         return {"correction": correction.id, "message": "This label counts from now on. The others are kept."}
@@ -216,14 +218,20 @@ def _lab() -> Lab:
     return lab
 
 
-def _batch() -> dict[str, int] | None:
-    """Return how many scans the batch that runs has to predict, and has predicted; None while none runs."""
+def _batch() -> dict[str, Any] | None:
+    """Return how far the batch that runs is, and how many seconds it will take; None while none runs."""
     task = running_task("batch_infer")
     if task is None:
         return None
     images = task["request"].get("images")
-    progress: dict[str, int] = app_instance().scoring_progress(images if isinstance(images, list) else ())
-    return progress
+    # The host writes the time of this machine's clock, in seconds.
+    begun = time.mktime(time.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S"))
+    known: dict[str, Any] = app_instance().batch_progress(
+        images if isinstance(images, list) else (), text_of_time(begun)
+    )
+    left, new = known["total"] - known["scored"], known.pop("new")
+    known["seconds_left"] = round(left * (time.time() - begun) / new) if new else None
+    return known
 
 
 def _reader(user: User, body: Act) -> Sender:

@@ -32,12 +32,12 @@ class Choice:
     Attributes:
         label: Id of the finished label that it is taken from.
         take: Name of a structure -> id of the finished label that this structure is taken from instead.
-        leave_out: Whether what the labels named here draw differently is left out of training.
+        leave_out: Ids of finished labels; what they draw otherwise than ``label`` is left out of training.
     """
 
     label: str
     take: Mapping[str, str] = field(default_factory=dict)
-    leave_out: bool = False
+    leave_out: tuple[str, ...] = ()
 
 
 def choose(
@@ -59,7 +59,7 @@ def choose(
         ConflictError: A label is no finished one of this scan, or belongs to another image.
         LabelError: There is no such structure in the label that it is to be taken from.
     """
-    named = {choice.label, *choice.take.values()}
+    named = {choice.label, *choice.take.values(), *choice.leave_out}
     known = {one.id: one for one in finished_labels(corrections, image_id)}
     if missing := sorted(named - known.keys()):
         raise ConflictError(f"{missing[0][:80]!r} is not a finished label of this scan now. Open the scan again.")
@@ -107,10 +107,8 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
         merged[merged == code] = BACKGROUND
     for code, mask in taken.items():
         merged[mask] = code
-    if choice.leave_out:
-        first = codes[choice.label]
-        for other in codes.values():
-            merged[first != other] = UNREVIEWED
+    for other in choice.leave_out:
+        merged[codes[choice.label] != codes[other]] = UNREVIEWED
     return merged
 
 

@@ -26,7 +26,8 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
     """Compare the finished label of a scan with the last one of each other reader.
 
     Returns:
-        One for each other reader, newest first: ``reader``, ``date``, ``correction``, ``dice`` (name of each structure
+        One for each other reader, newest first: ``reader``, ``date``, ``correction`` (its id), ``beside`` (that of the
+        finished label), ``dice`` (name of each structure
         of either label -> 0..1, from top to bottom), ``mean`` of these, and ``named`` (name in the finished label ->
         that reader's name for what lies there). A finished label that was chosen is nobody's own, and is compared with
         those of all readers. Empty where one reader alone finished the scan, or the others saw another image.
@@ -43,13 +44,15 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
         return []
     codes = corrections.codes(current)
     return [
-        _compared(codes, corrections.codes(one), one, unreviewed={*current.unreviewed, *one.unreviewed})
+        _compared(codes, corrections.codes(one), one, current, unreviewed={*current.unreviewed, *one.unreviewed})
         for one in others
         if one.image_sha256 == current.image_sha256
     ]
 
 
-def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewed: set[int]) -> dict[str, Any]:
+def _compared(
+    codes: LabelArray, other: LabelArray, of: Correction, beside: Correction, *, unreviewed: set[int]
+) -> dict[str, Any]:
     # What one of the two did not look at says nothing about either.
     codes = np.where(other == UNREVIEWED, np.uint8(UNREVIEWED), codes)
     present = labels_present(without_regions(codes)) | labels_present(without_regions(other))
@@ -60,6 +63,7 @@ def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewe
         "reader": of.reader,
         "date": of.received,
         "correction": of.id,
+        "beside": beside.id,
         "dice": known,
         "mean": round(fmean(known.values()), DIGITS) if known else None,
         "named": {NAME_OF[a]: NAME_OF[b] for a, b in named_apart(codes, other).items()},
