@@ -17,7 +17,8 @@ from totalspineseg_server.corrections.rejections import MAX_REASON
 from totalspineseg_server.errors import ConflictError, ImageError
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
-from totalspineseg_server.infers.http import NO_CONTENT, NOT_MODIFIED
+from totalspineseg_server.front.revalidated import revalidated
+from totalspineseg_server.infers.http import NO_CONTENT
 from totalspineseg_server.worklist.acts import reader, submitted_text
 from totalspineseg_server.worklist.choice import Choice
 from totalspineseg_server.worklist.lab import Lab
@@ -28,8 +29,6 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
-KEEP: Final = {"cache-control": "private, no-cache"}
-"""A browser keeps a picture, and asks each time whether it is still right."""
 MAX_NAME: Final = 100
 """Maximum letters of a reader's name."""
 MAX_PINNED: Final = 60
@@ -115,15 +114,15 @@ def router() -> APIRouter:
     def get_thumbnail(image: str, user: Annotated[User, user_role], call: Request) -> Response:
         """Return a small picture with the names of the levels, PNG; nothing (204) where the image cannot be read."""
         row = _lab().row(image)
-        tag = _tag(row)
-        if call.headers.get("if-none-match") == tag:
-            return Response(status_code=NOT_MODIFIED, headers={**KEEP, "etag": tag})
-        try:
-            content = _lab().thumbnails.png(row)
-        except ImageError:
-            # The scan itself says why; a page of pictures has a gap.
-            return Response(status_code=NO_CONTENT)
-        return Response(content, media_type=PNG, headers={**KEEP, "etag": tag})
+
+        def picture() -> Response:
+            try:
+                return Response(_lab().thumbnails.png(row), media_type=PNG)
+            except ImageError:
+                # The scan itself says why; a page of pictures has a gap.
+                return Response(status_code=NO_CONTENT)
+
+        return revalidated(call, _tag(row), picture)
 
     @routes.get("/scans/{image:path}/volume", response_class=Response)
     def get_volume(image: str, user: Annotated[User, user_role]) -> Response:
