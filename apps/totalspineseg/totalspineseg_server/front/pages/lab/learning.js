@@ -15,6 +15,7 @@ export async function show(view) {
   let isLeft = false;
   let timer = 0;
   let judged = 0;
+  let wasRunning = false;
   const training = element('section', { class: 'card', 'aria-labelledby': 'training-title' });
   const versions = element('section', { class: 'card', 'aria-labelledby': 'versions-title' });
   const verdict = element('section', { class: 'card', 'aria-labelledby': 'verdict-title', hidden: true });
@@ -28,6 +29,12 @@ export async function show(view) {
       return;
     }
     drawTraining(state);
+    const isRunning = state.running || state.state?.status === 'running';
+    if (wasRunning && !isRunning) {
+      // It made a version, and the gate has judged that.
+      await loadVersions();
+    }
+    wasRunning = isRunning;
     timer = setTimeout(() => look().catch(error => say(error.message, true)), LOOK_MS);
   }
 
