@@ -34,7 +34,6 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
-from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
@@ -60,12 +59,7 @@ from totalspineseg_server.trainers.runs import is_running
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.trainers.train_task import SpineTrainTask
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.worklist.acts import Acts
-from totalspineseg_server.worklist.lab import Lab
-from totalspineseg_server.worklist.readers import agreements, corrected
-from totalspineseg_server.worklist.scans import Scans
-from totalspineseg_server.worklist.thumbnails import Thumbnails
-from totalspineseg_server.worklist.worklist import Records, Worklist
+from totalspineseg_server.worklist.lab import open_lab
 
 if TYPE_CHECKING:
     from totalspineseg_server.dicom.seg_object import SegReference
@@ -111,7 +105,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
-        self.lab = self._lab(root, scores)
+        self.lab = open_lab(
+            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._undo_label
+        )
         super().__init__(
             app_dir,
             studies,
@@ -135,45 +131,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
             store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
         )
 
-    def _lab(self, root: Path, scores: Scores) -> Lab:
-        """Return what the lab's page asks about scans; nothing is read yet."""
-        store, rejections = self._datastore, Rejections(root)
-        records = Records(root, scores, self._predictions, self._corrections, rejections, store.fingerprint)
-        scans = Scans(store.image_file, store.fingerprint, self._predictions, self._maps, self._corrections)
-        return Lab(
-            Worklist(self.datastore, records),
-            scans,
-            Thumbnails(root, scans.glance, store.fingerprint),
-            Acts(self.submit_label, self._undo_label, self._corrections, rejections),
-        )
-
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
         return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
-
-    def agreements_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
-        return agreements(self._corrections, image_id)
-
-    def corrected(self) -> dict[str, Any]:
-        """Return how much readers corrected; see ``readers.corrected``."""
-        return corrected(self._corrections)
-
-    def history_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return what readers sent for an image, newest first: when, who, and what became of it."""
-        withdrawn = self._corrections.withdrawals.of_image(image_id)
-        return [
-            {
-                "correction": one.id,
-                "date": one.received,
-                "user": one.reader,
-                "status": "taken back" if one.id in withdrawn else one.status,
-                "unchanged": one.unchanged,
-                "structures": len(one.present),
-                "reason": one.reason,
-                "findings": [str(finding.get("message", "")) for finding in one.findings],
-            }
-            for one in reversed(self._corrections.of_image(image_id))
-        ]
 
     @property
     def models(self) -> ModelStore:
@@ -184,6 +143,14 @@ class App(MONAILabelApp):  # type: ignore[misc]
     def training_dir(self) -> Path:
         """Folder of the trainings on these studies; may not exist yet."""
         return self._site.training_dir
+
+    def judge_words(self, version: str) -> list[str]:
+        """Return the arguments of ``totalspineseg models judge`` for a version, beside these studies."""
+        folder = self._settings.get("work") or ("" if is_address(self.studies) else self.studies)
+        # Without a label there are no hold-out scans, and the folder has no history yet.
+        site = [str(folder or self._site.history)] if self._site.history.is_dir() else []
+        device = self._settings.get("device") or "auto"
+        return [version, *site, "--device", device, "--data-dir", str(self._site.models.model_dir)]
 
     def warm_up(self) -> None:
         """Load the networks before a request needs them; without usable weights the request itself says so."""
@@ -323,6 +290,10 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Return the number of images (of all when none are named) and of those scored by the weights in use; see
         ``Scorer.progress``."""
         return self._scorer.progress(images or self._datastore.list_images())
+
+    def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
+        """Return how far a batch over these images (all when none are named) is; see ``Scorer.round``."""
+        return self._scorer.round(images or self._datastore.list_images(), begun)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.

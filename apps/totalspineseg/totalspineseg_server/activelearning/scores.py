@@ -40,6 +40,8 @@ class Score:
         refused: Why there is no result.
         message: The reason in a sentence, if there is no result.
         created: UTC, ISO 8601.
+        predicted_as: Image id under which the prediction is recorded, empty for an image outside the studies; None for
+            its own id.
     """
 
     image: str
@@ -52,6 +54,7 @@ class Score:
     refused: Refused = ""
     message: str = ""
     created: str = field(default_factory=history.now_text)
+    predicted_as: str | None = None
 
     @property
     def doubt(self) -> float | None:
@@ -106,6 +109,11 @@ class Scores:
             return None
         return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
 
+    def record_of(self, score: Score) -> PredictionRecord | None:
+        """Return the record of the prediction that a score was derived from; None where it is gone."""
+        image_id = score.image if score.predicted_as is None else score.predicted_as
+        return self._predictions.find(image_id, score.prediction, score.image_sha256) if score.prediction else None
+
     def keep(self, score: Score) -> None:
         """Store a score in place of the previous one.
 
@@ -139,7 +147,9 @@ class Scores:
                 continue
             # Names without a probability come from the iterative method, which states no doubts.
             if parts.names is not None:
-                return Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                other = None if record.image == image_id else record.image
+                score = Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                return replace(score, predicted_as=other)
         return None
 
     def _records(self, image_id: str, image_sha256: str) -> Iterator[PredictionRecord]:

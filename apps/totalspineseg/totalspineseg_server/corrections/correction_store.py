@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
+CHOSEN_PARAMETER = "chosen"
+"""Parameter of a submission: see ``Correction.chosen``."""
 
 Status = Literal["accepted", "parked"]
 
@@ -91,6 +93,8 @@ class Correction:
             trains with a small share of its own.
         dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
             where the prediction was not at hand, and in older records.
+        chosen: Ids of the finished labels that an administrator chose it from, or merged it of; empty for a label of
+            its sender's own.
     """
 
     id: str
@@ -118,6 +122,7 @@ class Correction:
     offered: Mapping[str, Any] | None = None
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
 
     @property
     def reader(self) -> str:
@@ -296,6 +301,7 @@ class CorrectionStore:
             "label_info": receipt.params.get("label_info"),
             "findings": findings,
             "offered": received.offered,
+            "chosen": _ids(receipt.params.get(CHOSEN_PARAMETER)),
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:
@@ -319,6 +325,10 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 def _read(entry: Path) -> Correction:
     record = read_json(entry / RECORD_FILE)
     return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def _log(image: str, error: StorageError) -> None:

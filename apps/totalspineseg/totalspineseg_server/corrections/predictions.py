@@ -322,10 +322,6 @@ class PredictionStore:
         folders = dict.fromkeys((self._folder(image_id, image_sha256), self._folder(image_id)))
         return self._in_one_of(folders, prediction_id)
 
-    def of_content(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
-        """Return the prediction with this id of an image, or of another one with the same content; None for neither."""
-        return self.find(image_id, prediction_id) or self.anywhere(prediction_id)
-
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever its image is called, or None."""
         return self._in_one_of(history.entries(self._root), prediction_id)
