@@ -85,13 +85,15 @@ class Correction:
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
         untouched: Codes left as predicted (see ``corrections.untouched``); empty in older records.
-        renamed: Codes that were renamed while their outline was left as predicted.
+        renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
         unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
             trains with a small share of its own.
         dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
             where the prediction was not at hand, and in older records.
+        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They neither train nor
+            judge.
     """
 
     id: str
@@ -119,6 +121,7 @@ class Correction:
     offered: Mapping[str, Any] | None = None
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
+    unconfirmed: tuple[int, ...] = ()
 
     @property
     def reader(self) -> str:
@@ -191,7 +194,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

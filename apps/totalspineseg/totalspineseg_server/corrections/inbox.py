@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BACKGROUND, WIRE_LABELS
+from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Attribution
-from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
+from totalspineseg_server.corrections.checks import UNCONFIRMED, beside_prediction, finished_meanwhile, is_unchanged
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
@@ -376,9 +376,9 @@ class Inbox:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, None if corrected is None else corrected.compared, accepted)
+        compared, marked = (None, ()) if corrected is None else (corrected.compared, corrected.prediction.marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked)
         if params.get(UNCHANGED_PARAMETER) is True:
-            compared = None if corrected is None else corrected.compared
             mapped = replace(mapped, unchanged=compared is not None and is_unchanged(compared, mapped))
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(received))
@@ -455,6 +455,7 @@ class Inbox:
             "user": correction.user,
             "client_id": correction.client,
             "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+            UNCONFIRMED: [NAME_OF[code] for code in correction.unconfirmed],
             "prediction": correction.prediction,
             DRAWN_ON: correction.image_sha256,
             RENUMBERED: correction.renumbered is not None,
