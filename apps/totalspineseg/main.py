@@ -51,6 +51,7 @@ from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
+from totalspineseg_server.infers.settings import doubtful_names_of
 from totalspineseg_server.locks import Ongoing
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
@@ -104,7 +105,8 @@ class App(MONAILabelApp):
         self.outcomes = Outcomes()
         self.submissions = Ongoing()
         self._uploads = Uploads()
-        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
+        names = doubtful_names_of(self._settings.get("doubtful_names") or "")
+        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text, names)
         scores = Scores(root, self._predictions, self._maps)
         self._scorer = Scorer(scores, self._services, self.infer)
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from totalspineseg_server.corrections.datastore import StudiesDatastore
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 
 
@@ -49,6 +50,7 @@ class Services:
         maps: Maps of the networks, stored for a while.
         studies: Images, and the labels that are shown.
         weights_text: Returns one sentence on the weights in use, without loading them.
+        doubtful_names: How replies name doubtful levels if the request does not say it.
         lock: Held while the networks work: one inference at a time.
     """
 
@@ -57,6 +59,7 @@ class Services:
     maps: DrawnMaps
     studies: StudiesDatastore
     weights_text: Callable[[], str]
+    doubtful_names: DoubtfulNames = "marked"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
