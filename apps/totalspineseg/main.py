@@ -343,7 +343,17 @@ class App(MONAILabelApp):
         task = self._infers.get(model)
         if task is None:
             raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
-        prepared = self._prepared(request)
+        image = request.get("image")
+        with self._services.progress.of(str(model), "" if isinstance(image, TrustedPath) else str(image or "")):
+            return self._infer(task, request)
+
+    def infer_progress(self) -> dict[str, Any] | None:
+        """Return how far the inference that runs has come, or None; see ``Progress.as_json``."""
+        return self._services.progress.as_json()
+
+    def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a model, score its result, and store it where asked to; see ``infer``."""
+        model, prepared = request.get("model"), self._prepared(request)
         tag = result_tag(prepared, task.part)
         image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
         fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""

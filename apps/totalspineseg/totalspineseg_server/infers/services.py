@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from totalspineseg_server.corrections.datastore import StudiesDatastore
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.infers.progress import Progress
 from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 
@@ -51,6 +52,7 @@ class Services:
         studies: Images, and the labels that are shown.
         weights_text: Returns one sentence on the weights in use, without loading them.
         doubtful_names: How replies name doubtful levels if the request does not say it.
+        progress: How far the inference that runs has come.
         lock: Held while the networks work: one inference at a time.
     """
 
@@ -60,6 +62,7 @@ class Services:
     studies: StudiesDatastore
     weights_text: Callable[[], str]
     doubtful_names: DoubtfulNames = "marked"
+    progress: Progress = field(default_factory=Progress)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

@@ -138,7 +138,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Raises:
             TotalSpineSegError: The request cannot be served.
         """
-        clock = Stopwatch()
+        clock = Stopwatch(self.services.progress.enter)
         settings = read_settings(request, self.services.doubtful_names)
         with clock("hash image"):
             sha256 = sha256_of(Path(request["image"]))
