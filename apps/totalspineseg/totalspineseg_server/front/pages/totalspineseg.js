@@ -12,7 +12,7 @@
   const MARK = ' ?';
   const COLOR_OF = { accepted: '#4ade80', prediction: '#60a5fa' };
   const STYLE = `
-    .monaiLabelPanel .tab:has(> #tab-4), .monaiLabelPanel .modelSelector > div { display: none; }
+    .monaiLabelPanel .tab:has(> #tab-4), .monaiLabelPanel .modelSelector > div { display: none !important; }
     .monaiLabelPanel .w3-center { color: #000; }
     .monaiLabelPanel input:not([type=radio]):not([type=checkbox]), .monaiLabelPanel select, .optionsForm select,
     .optionsInput { color: #000; background: #fff; }
@@ -209,7 +209,8 @@
   // --- in the picture: the name below the mouse
 
   function nameAt(event) {
-    const viewport = viewports().find(one => one.element.contains(event.target));
+    const below = document.elementsFromPoint(event.clientX, event.clientY);
+    const viewport = viewports().find(one => below.includes(one.canvas) || below.includes(one.element));
     const volume = viewport && service().getSegmentation(SEGMENTATION) && service().getLabelmapVolume(SEGMENTATION);
     if (!volume) {
       return '';
@@ -321,8 +322,12 @@
       return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
     },
 
-    // The models of the server but the review; the panel looks at both lists.
+    // The models of the server but the review; the panel looks at both lists. Of a model that does not train it would
+    // say that all of its training is done.
     offered(info) {
+      info.train_stats = Object.fromEntries(
+        Object.entries(info.train_stats).map(([name, stats]) => [name, Object.keys(stats).length ? stats : null])
+      );
       const names = Object.keys(info.models).filter(name => !name.endsWith(REVIEW));
       info.models = Object.fromEntries(names.map(name => [name, info.models[name]]));
       return info.models;
