@@ -128,7 +128,7 @@ def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
     viewer.open(study.uid)
     viewer.settle()
     (server.signals / "slow").write_text("3", encoding="utf-8")
-    viewer.run(meanwhile=lambda: viewer.page.locator("#totalspineseg-side progress").wait_for())
+    viewer.run(during=lambda: viewer.page.locator("#totalspineseg-side progress").wait_for())
     (server.signals / "slow").unlink()
     marked = {name for name in viewer.voxels() if name.endswith(" ?")}
     assert {name for name in viewer.voxels() if name not in ("cord", "canal")} == marked != set()

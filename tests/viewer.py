@@ -97,11 +97,11 @@ class Viewer:
             # A notice may cover the button, and stays while the mouse is on it.
             hide.dispatch_event("click")
 
-    def run(self, model: str = "totalspineseg", meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Run a model, do something meanwhile, and wait for its segments."""
+    def run(self, model: str = "totalspineseg", during: Callable[[], object] = lambda: None) -> None:
+        """Run a model, do something during that, and wait for its segments."""
         self.page.locator("select.selectBox").first.select_option(model)
         self.page.locator("button[title='Run Segmentation']").click()
-        meanwhile()
+        during()
         self.page.get_by_text("Running Segmentation - Successful").first.wait_for()
         self.page.wait_for_function(f"() => Object.keys(({COUNTS})()).length > 0")
         self.settle()

@@ -41,7 +41,7 @@ THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
 DOUBT_MARK: Final = "?"
-"""What follows the name of a doubtful level until a reader confirms it."""
+"""The mark behind the name of a doubtful level, until a reader confirms it."""
 MARKS: Final = re.compile(r"[\s?]+$")
 S1: Final = "s1"
 """The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""

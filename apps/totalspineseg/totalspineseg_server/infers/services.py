@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from totalspineseg_server.corrections.datastore import StudiesDatastore
 from totalspineseg_server.corrections.drawn_maps import DrawnMaps
 from totalspineseg_server.corrections.predictions import PredictionStore
-from totalspineseg_server.infers.progress import Progress
+from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 

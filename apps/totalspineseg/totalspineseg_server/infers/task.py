@@ -186,8 +186,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Returns:
             Names of doubtful levels have a mark.
         """
-        drawn = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
-        codes = BY_CODE.keys() if drawn is None else drawn | {code for code, i in WIRE_ID.items() if i in present}
+        before = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
+        codes = BY_CODE.keys() if before is None else before | {code for code, i in WIRE_ID.items() if i in present}
         earlier = self._earlier(record.image, record.image_sha256)
         return names_with_marks(
             listed_names(self.labels, codes), record.marked, [one.marked for one in earlier if one.id != record.id]
@@ -212,12 +212,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """
         if not settings.renames:
             return settings
-        shown = self.result_on_screen(request)
+        latest = self.result_on_screen(request)
         wanted = [(rename.was, rename.now) for rename in settings.renames]
-        renames = renames_from_json(() if shown is None else shown.settings.get("renames", ()))
+        renames = renames_from_json(() if latest is None else latest.settings.get("renames", ()))
         if [(rename.was, rename.now) for rename in renames] != wanted:
             sha256 = str(request["image_sha256"])
-            maps = None if shown is None else self.services.maps.of_prediction(sha256, shown.id)
+            maps = None if latest is None else self.services.maps.of_prediction(sha256, latest.id)
             if maps is None:
                 raise SettingError(NO_RESULT.format(was=NAME_OF[wanted[0][0]]))
             renames = tuple(_looked_up(maps.output, *pair) for pair in wanted)

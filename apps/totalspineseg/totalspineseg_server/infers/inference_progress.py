@@ -42,7 +42,7 @@ class Running:
 
 
 class Progress:
-    """What runs now; one inference at a time. Safe under simultaneous readers."""
+    """The inference that runs now, one at a time. Safe under simultaneous readers."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
