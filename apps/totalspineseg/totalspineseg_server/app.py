@@ -52,6 +52,7 @@ from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
+from totalspineseg_server.infers.settings import doubtful_names_of
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -99,7 +100,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
         self.outcomes = Outcomes()
         self.submissions = self._inbox.ongoing
         self._uploads = Uploads()
-        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
+        names = doubtful_names_of(self._settings.get("doubtful_names") or "")
+        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text, names)
         scores = Scores(root, self._predictions, self._maps)
         self._scorer = Scorer(scores, self._services, self.infer)
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
@@ -315,7 +317,17 @@ class App(MONAILabelApp):  # type: ignore[misc]
         task = self._infers.get(model)
         if task is None:
             raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
-        prepared = self._prepared(request)
+        image = request.get("image")
+        with self._services.progress.of(str(model), "" if isinstance(image, TrustedPath) else str(image or "")):
+            return self._infer(task, request)
+
+    def infer_progress(self) -> dict[str, Any] | None:
+        """Return how far the inference that runs has come, or None; see ``Progress.as_json``."""
+        return self._services.progress.as_json()
+
+    def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a model, score its result, and store it where asked to; see ``infer``."""
+        model, prepared = request.get("model"), self._prepared(request)
         tag = result_tag(prepared, task.part)
         image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
         fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""

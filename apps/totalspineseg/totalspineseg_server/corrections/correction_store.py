@@ -86,7 +86,7 @@ class Correction:
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
         untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
-        renamed: Codes that were renamed while their outline was left as predicted.
+        renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
         unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
@@ -95,6 +95,8 @@ class Correction:
             where the prediction was not at hand, and in older records.
         chosen: Ids of the finished labels that an administrator chose it from, or merged it of; empty for a label of
             its sender's own.
+        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They neither train nor
+            judge.
     """
 
     id: str
@@ -123,6 +125,7 @@ class Correction:
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
     chosen: tuple[str, ...] = ()
+    unconfirmed: tuple[int, ...] = ()
 
     @property
     def reader(self) -> str:
@@ -196,7 +199,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 

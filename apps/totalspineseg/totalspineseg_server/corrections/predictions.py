@@ -263,6 +263,7 @@ class PredictionRecord:
         disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             What was not measured is missing.
+        marked: Codes of the levels that the reply named as doubtful; empty in older records.
     """
 
     id: str
@@ -276,6 +277,7 @@ class PredictionRecord:
     image_sha256: str = ""
     created: str = field(default_factory=history.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
+    marked: tuple[int, ...] = ()
 
 
 class PredictionStore:
