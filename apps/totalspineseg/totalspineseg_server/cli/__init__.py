@@ -1,7 +1,7 @@
 """Run the command line: ``totalspineseg INPUT OUTPUT`` and the other commands.
 
-An installed wheel has it under the name ``totalspineseg-server``. Large libraries are imported only when a command needs
-them, so that ``--help`` answers at once.
+An installed wheel has it under the name ``totalspineseg-server``. Large libraries are imported only when a command
+needs them, so that ``--help`` answers at once.
 """
 
 import argparse

@@ -16,9 +16,8 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse
 
 from totalspineseg_server.activelearning.offers import NOTED
-from totalspineseg_server.corrections.checks import UNCONFIRMED
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import message_of
