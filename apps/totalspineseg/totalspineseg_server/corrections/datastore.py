@@ -280,8 +280,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             if shown and tag not in newest and self._corrections.has(image_id, shown):
                 del found[tag]
         for tag, correction in newest.items():
-            label = saved.get(tag)
-            if label is None or not label.is_own or label.info.get(CORRECTION) not in (None, correction.id):
+            here = saved.get(tag)
+            if here is None or not here.is_own or here.info.get(CORRECTION) not in (None, correction.id):
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 

@@ -241,7 +241,7 @@ def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     inside = gray[gray != gray.min()]
     low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
     scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
-    return scaled.astype(np.uint8)
+    return np.asarray(scaled, dtype=np.uint8)
 
 
 def _resized(gray: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
