@@ -23,7 +23,7 @@ def warm_networks(
 
     Args:
         store: The weights in use.
-        versions: "step1", "step2" -> version that must be in use; a missing step is not loaded.
+        versions: "step1", "step2" -> version that must be in use; a step that is not listed is not loaded.
         device: "auto", "cpu", "cuda", "cuda:1".
         runtime: Software that runs the networks.
         whole_image: See ``Networks``.
@@ -44,5 +44,7 @@ def warm_networks(
     for name, version in versions.items():
         found = networks.get(1 if name == "step1" else 2).version
         if found != version:
-            raise ClusterError(f"A machine uses the weights {found!r} instead of {version!r}. Copy the right ones.")
+            raise ClusterError(
+                f"A machine uses the weights {found!r} instead of {version!r}. Copy the weights {version!r} to it."
+            )
     return networks

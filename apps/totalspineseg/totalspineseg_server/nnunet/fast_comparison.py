@@ -57,7 +57,7 @@ class _Result:
 
 @dataclass
 class _Rated:
-    """What was seen of one way so far."""
+    """The results of one way so far."""
 
     scores: list[CaseScore] = field(default_factory=list)
     differ: int = 0
@@ -106,12 +106,12 @@ def compare_ways(
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
 
 
-def seconds_by_runtime(model: ModelFolder, turns: int = 3) -> dict[str, float]:
-    """Return runtime -> seconds of a tile, the fastest of some turns; the network is converted if it was not before.
+def seconds_by_runtime(model: ModelFolder, rounds: int = 3) -> dict[str, float]:
+    """Return runtime -> seconds of a tile, the fastest of some rounds; the network is converted if it was not before.
 
     Args:
         model: The model.
-        turns: How often each runtime computes a tile, in turns.
+        rounds: How often each runtime computes a tile, alternately.
 
     Raises:
         WeightsError: A network cannot be loaded or converted.
@@ -121,7 +121,7 @@ def seconds_by_runtime(model: ModelFolder, turns: int = 3) -> dict[str, float]:
     networks = {"torch": model.load_network(), "openvino": load_openvino(model)}
     seconds = dict.fromkeys(networks, float("inf"))
     with torch.inference_mode():
-        for _ in range(turns):
+        for _ in range(rounds):
             for name, network in networks.items():
                 start = time.perf_counter()
                 network(tile)

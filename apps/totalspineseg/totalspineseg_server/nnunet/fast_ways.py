@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from totalspineseg_server import places
 from totalspineseg_server.files import read_json_or, sha256_of, storage_errors, write_json
-from totalspineseg_server.nnunet.openvino_cache import user_cache
 
 FAST_FILE: Final = "fast.json"
 Way = Literal["box", "openvino-int8"]
@@ -98,7 +98,7 @@ def seconds_of_a_tile(folder: Path) -> Mapping[str, float]:
     Args:
         folder: Folder with plans.json.
     """
-    seconds: Mapping[str, float] = read_json_or(user_cache() / _SECONDS_FILE, {}).get(_machine(folder), {})
+    seconds: Mapping[str, float] = read_json_or(places.cache_dir() / _SECONDS_FILE, {}).get(_machine(folder), {})
     return seconds
 
 
@@ -108,7 +108,7 @@ def keep_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
     Raises:
         StorageError: They cannot be written.
     """
-    file = user_cache() / _SECONDS_FILE
+    file = places.cache_dir() / _SECONDS_FILE
     with storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {**read_json_or(file, {}), _machine(folder): dict(seconds)})

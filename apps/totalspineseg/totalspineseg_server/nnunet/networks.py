@@ -108,7 +108,7 @@ class Networks:
         _, predictor = self._known(step)
         if predictor is not None:
             return predictor
-        # Use a separate lock, because loading, and even more converting, must not delay descriptions.
+        # Use a separate lock, because loading (and even more so converting) must not delay descriptions.
         with self._loading[step]:
             opened, predictor = self._known(step)
             if predictor is not None:
@@ -153,7 +153,7 @@ class Networks:
             return opened, warm[1] if warm is not None and warm[0] == opened else None
 
     def _open(self, step: int) -> _Opened:
-        """Open the model in use, again only if the choice or a file has changed."""
+        """Open the model in use; it is opened again only if the choice or a file has changed."""
         choice = self.store.resolve(step)
         known = self._opened.get(step)
         if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):

@@ -8,6 +8,7 @@ from totalspineseg_server.errors import TotalSpineSegError, WeightsError
 from totalspineseg_server.nnunet.content_version import files_in_use
 from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
 from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import ModelStore
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def require_compared(asked: AskedRuntime, folder: Path, digest: str, name: str) 
     if asked == INT8 and not is_allowed(folder, digest, INT8):
         raise WeightsError(
             f"INT8 was not compared with the exact results for the weights {name!r}, or differed too much. Run "
-            "'totalspineseg weights quantize' first, or choose another runtime."
+            f"'{COMMAND} weights quantize' first, or choose another runtime."
         )
 
 
@@ -116,7 +117,7 @@ def require(device: str, runtime: AskedRuntime) -> None:
 
 
 def with_runtime(version: str, runtime: Runtime) -> str:
-    """Return the version of the weights with the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino-2026.4.1").
+    """Return the version of the weights; a runtime other than PyTorch is added ("starter-1a2b3c4d@openvino-2026.4.1").
 
     Other releases may round differently, so runs over many machines must have the same runtime.
     """
@@ -132,7 +133,7 @@ def resolve_device(device: str, runtime: AskedRuntime = "torch") -> "torch.devic
     Raises:
         ValueError: The name is unknown, there is no such device, or the runtime cannot use it.
     """
-    # Import here, so that the command line's help need not wait for it.
+    # Import PyTorch here, so that the command line's help need not wait for it.
     import torch
 
     if device == "auto":
