@@ -52,11 +52,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     Args:
         folder: Folder of the labels.
+        images: Folder of the images' files.
         own: Folder of what else is kept here: records of images, and hashes.
         corrections: The corrections that are shown; None for labels that were saved here alone.
     """
 
-    def __init__(self, folder: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
+    def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -65,6 +66,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         older = older_index(folder)
         self._records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
+        for name, *known in older.hashes():
+            self._contents.learn(images / name, *known)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
     # What a folder and a PACS answer differently.

@@ -5,7 +5,8 @@ Label's own datastore, ``datastore_v2.json``, which is still read and never writ
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,16 @@ class OlderIndex:
     def label(self, image_id: str, tag: str) -> dict[str, Any]:
         """Return what is known about the label of an image under a tag."""
         return _info(_field(_field(self._entry(image_id), "labels"), tag))
+
+    def hashes(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield the name of an image's file with the size, time (ns) and hash of the content its label was drawn on."""
+        for image_id, entry in (self.objects or {}).items():
+            labels, name = _field(entry, "labels"), self.image(image_id).get("name")
+            for tag in labels if isinstance(labels, Mapping) else ():
+                info = self.label(image_id, tag)
+                with suppress(TypeError, ValueError, KeyError):
+                    size, time_ns = info["image_imprint"]
+                    yield str(name), int(size), int(time_ns), str(info["image_sha256"])
 
     def _entry(self, image_id: str) -> object:
         return (self.objects or {}).get(image_id)

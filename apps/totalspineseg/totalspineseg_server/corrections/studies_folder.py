@@ -47,6 +47,8 @@ LISTED_SECONDS: Final = 1.0
 """A list of images that is no older is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
 """Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
+QUICK_SECONDS: Final = 0.25
+"""A folder that takes longer is listed in the background, and who asks meanwhile gets the list before."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 """Series of one session share the scanner's coordinates; those of two sessions do not."""
 
@@ -83,7 +85,7 @@ class StudiesDatastore(SpineDatastore):
         folder = Path(path)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, folder if images else folder / HISTORY_DIR, corrections)
+        super().__init__(folder, Path(images or path), folder if images else folder / HISTORY_DIR, corrections)
         self._images = Path(images or path)
         self._is_separate = bool(images)
         self._follows = auto_reload
@@ -235,14 +237,21 @@ class StudiesDatastore(SpineDatastore):
         is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
         # Who comes while somebody lists the folder gets the list before.
         if self._follows and is_old and self._listing.acquire(blocking=False):
-            try:
-                names = self._names
-                self._list_now()
-            finally:
-                self._listing.release()
-            if self._names != names:
-                threading.Thread(target=self._report_not_offered, name="studies-look", daemon=True).start()
+            if self._listing_seconds < QUICK_SECONDS:
+                self._list_again()
+            else:
+                threading.Thread(target=self._list_again, name="studies-list", daemon=True).start()
         return self._files
+
+    def _list_again(self) -> None:
+        """List the images, and find what is not offered if anything came or went; ``_listing`` is held, and released."""
+        names = self._names
+        try:
+            self._list_now()
+        finally:
+            self._listing.release()
+        if self._names != names:
+            threading.Thread(target=self._report_not_offered, name="studies-look", daemon=True).start()
 
     def _list(self) -> None:
         with self._listing:
