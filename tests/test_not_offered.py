@@ -46,7 +46,9 @@ def studies_in(folder: Path) -> StudiesDatastore:
 
 
 LEFT = {
-    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "Link or copy"),
+    "deeper BIDS": (lambda f: volume(f / "raw" / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "raw/", "sub- folders"),
+    "BIDS pointer": (lambda f: written(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz", LFS), "sub-01/", "git lfs pull"),
+    "almost BIDS": (lambda f: volume(f / "sub-01" / "anat" / "T2w.nii.gz"), "sub-01/", "Link or copy"),
     "deep": (lambda f: volume(f / "a" / "b" / "c" / "d" / "e.nii.gz"), "a/", "a/b/c/d/e.nii.gz"),
     "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
     "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
@@ -68,7 +70,7 @@ LEFT = {
 def test_what_is_not_offered_is_named(
     tmp_path: Path, make: Callable[[Path], object], name: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A BIDS tree or a folder of DICOM gave an empty list, and pointers images that could not be read."""
+    """A folder of DICOM gave an empty list, and pointers images that could not be read."""
     folder = tmp_path / "studies"
     volume(folder / "one.nii.gz")
     written(folder / "README.md", b"text")

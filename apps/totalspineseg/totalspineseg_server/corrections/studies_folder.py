@@ -1,7 +1,6 @@
-"""A folder of images as the studies: every image file directly in it is an image, and no file is ever overwritten."""
+"""A folder as the studies: the image files directly in it and those of a BIDS tree. No file is ever overwritten."""
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -17,9 +16,11 @@ from totalspineseg_server.corrections.image_ids import (
     OFFERED_ENDINGS,
     by_image,
     file_stem,
-    image_files,
+    image_in_studies,
     is_usable_id,
+    same_examination,
     split_name,
+    studies_files,
 )
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
@@ -49,14 +50,6 @@ LISTED_TIMES: Final = 10.0
 """Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
 QUICK_SECONDS: Final = 0.25
 """A folder that takes longer is listed in the background, and who asks meanwhile gets the list before."""
-EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
-"""Series of one session share the scanner's coordinates; those of two sessions do not."""
-
-
-def same_examination(one: str, other: str) -> bool:
-    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
-    first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
-    return first is not None and second is not None and first.groups() == second.groups()
 
 
 class StudiesDatastore(SpineDatastore):
@@ -244,7 +237,7 @@ class StudiesDatastore(SpineDatastore):
         return self._files
 
     def _list_again(self) -> None:
-        """List the images, and find what is not offered if anything came or went; ``_listing`` is held, and released."""
+        """List the images, and look at what is not offered if anything came or went. Release ``_listing``."""
         names = self._names
         try:
             self._list_now()
@@ -260,7 +253,7 @@ class StudiesDatastore(SpineDatastore):
     def _list_now(self) -> None:
         begun = time.monotonic()
         try:
-            names, images = frozenset(file.name for file in self._images.iterdir()), image_files(self._images)
+            names, images = frozenset(file.name for file in self._images.iterdir()), studies_files(self._images)
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
             names, images = self._names, None
@@ -293,12 +286,11 @@ class StudiesDatastore(SpineDatastore):
         name = self._files.get(image_id)
         if name is not None and (self._images / name).is_file():
             return self._images / name
-        names = by_image(image_files(self._images)).get(image_id) if self._images.is_dir() else None
-        return self._images / names[0] if names else None
+        return image_in_studies(self._images, image_id)
 
     def _is_away(self) -> bool:
         """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
-        return self._is_separate and not (self._images.is_dir() and image_files(self._images))
+        return self._is_separate and not (self._images.is_dir() and studies_files(self._images))
 
     # What is not offered.
 
@@ -308,7 +300,8 @@ class StudiesDatastore(SpineDatastore):
         No lock is held while folders are searched, which may take long.
         """
         try:
-            found = not_offered(self._images, labels=self._labels.folder) if self._images.is_dir() else {}
+            offered, labels = frozenset(self._files.values()), self._labels.folder
+            found = not_offered(self._images, labels=labels, offered=offered) if self._images.is_dir() else {}
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
             return
@@ -320,7 +313,7 @@ class StudiesDatastore(SpineDatastore):
     def _record_choices(self) -> None:
         """Record which of two files with one id is offered, so that it is the same one after the next start."""
         for chosen in set(self._same_id.values()):
-            image_id = split_name(chosen)[0]
+            image_id = split_name(Path(chosen).name)[0]
             if self._records.of(image_id).get("name") != chosen:
                 with suppress(StorageError), self._turn():
                     self._records.write(image_id, {**self._records.of(image_id), "name": chosen})

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.history import HISTORY_DIR
-from totalspineseg_server.corrections.image_ids import file_stem
+from totalspineseg_server.corrections.image_ids import image_in_studies
 from totalspineseg_server.gate.holdout import subject_of
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.volume_io import image_named
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,6 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
     history = work or studies / HISTORY_DIR
 
     def image_file(image_id: str) -> Path | None:
-        return image_named(studies, file_stem(image_id))
+        return image_in_studies(studies, image_id)
 
     return Site(history, models, CorrectionStore(history), image_file)
