@@ -108,6 +108,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def send_waiting(self) -> None:
         """Begin to send labels that wait to be sent to another place."""
 
+    @abstractmethod
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+
     # Images.
 
     def image_file(self, image_id: str) -> Path | None:

@@ -4,6 +4,7 @@ Each image has a record of its own, ``images/<image>.json``. Earlier versions ke
 Label's own datastore, ``datastore_v2.json``, which is still read and never written.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 IMAGES_DIR: Final = "images"
 IMAGES_FILE: Final = "images.json"
 """File in a folder of labels that says where the images are, if they are in another one."""
+PATIENT: Final = "patient"
+"""Field of an image's record: an anonymous id of its patient; all images of a patient train, or all judge."""
 INDEX_FILE: Final = "datastore_v2.json"
 """The host's name for the index of studies."""
 
@@ -74,6 +77,11 @@ def older_index(folder: Path) -> OlderIndex:
     except (StorageError, OSError) as error:
         logger.warning("The index of an earlier version is not used: %s", error)
         return OlderIndex()
+
+
+def anonymous(patient: str) -> str:
+    """Return an id of a patient that does not say who it is."""
+    return f"patient-{hashlib.sha256(patient.encode(errors='backslashreplace')).hexdigest()[:16]}"
 
 
 def images_folder(labels: Path) -> Path | None:

@@ -22,7 +22,7 @@ from totalspineseg_server.corrections.image_ids import (
     split_name,
     studies_files,
 )
-from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
+from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
 from totalspineseg_server.corrections.not_offered import not_offered
 from totalspineseg_server.errors import StorageError
@@ -137,6 +137,10 @@ class StudiesDatastore(SpineDatastore):
     def same_space(self, one: str, other: str) -> bool:
         """Return whether the coordinates of two images can be compared, as far as is known."""
         return True
+
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+        return str(self._records.of(image_id).get(PATIENT) or "")
 
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""

@@ -1,6 +1,5 @@
 """List the series of a PACS."""
 
-import hashlib
 import logging
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Final
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
+from totalspineseg_server.corrections.image_records import anonymous
 from totalspineseg_server.dicom.seg_object import SegReference
 from totalspineseg_server.dicom.seg_writer import MANUFACTURER
 
@@ -97,7 +97,7 @@ def patient_of(series: str, info: Mapping[str, Any]) -> str:
         info: Information about the series.
     """
     patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
-    return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
+    return anonymous(patient)
 
 
 def image_series(reference: SegReference) -> str:

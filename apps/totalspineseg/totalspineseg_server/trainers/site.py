@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.history import HISTORY_DIR
+from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_ids import image_in_studies
+from totalspineseg_server.corrections.image_records import IMAGES_DIR, PATIENT, ImageRecords, older_index
 from totalspineseg_server.gate.holdout import subject_of
 from totalspineseg_server.registry.model_store import ModelStore
 
@@ -49,8 +50,13 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
         work: Folder that the server writes to; None for one inside the studies folder.
     """
     history = work or studies / HISTORY_DIR
+    labels = studies if work is None else work / STUDIES_DIR
+    records = ImageRecords((history if work is None else labels) / IMAGES_DIR, older_index(labels))
 
     def image_file(image_id: str) -> Path | None:
         return image_in_studies(studies, image_id)
 
-    return Site(history, models, CorrectionStore(history), image_file)
+    def subject(image_id: str) -> str:
+        return str(records.of(image_id).get(PATIENT) or subject_of(image_id))
+
+    return Site(history, models, CorrectionStore(history), image_file, subject)
