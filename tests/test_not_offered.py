@@ -50,8 +50,8 @@ LEFT = {
     "BIDS pointer": (lambda f: written(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz", LFS), "sub-01/", "git lfs pull"),
     "almost BIDS": (lambda f: volume(f / "sub-01" / "anat" / "T2w.nii.gz"), "sub-01/", "Link or copy"),
     "deep": (lambda f: volume(f / "a" / "b" / "c" / "d" / "e.nii.gz"), "a/", "a/b/c/d/e.nii.gz"),
-    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
-    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
+    "CT": (lambda f: save(f / "patient" / "study" / "series", slices(Modality="CT")), "patient/", "only MR"),
+    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "convert"),
     "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "Convert it"),
     "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "Convert"),
     "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "Convert"),
@@ -70,7 +70,7 @@ LEFT = {
 def test_what_is_not_offered_is_named(
     tmp_path: Path, make: Callable[[Path], object], name: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder of DICOM gave an empty list, and pointers images that could not be read."""
+    """A folder of images gave an empty list, and pointers images that could not be read."""
     folder = tmp_path / "studies"
     volume(folder / "one.nii.gz")
     written(folder / "README.md", b"text")

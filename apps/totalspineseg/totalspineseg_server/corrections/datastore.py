@@ -136,8 +136,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             ImageNotFoundException: There is no such image.
             StorageError: It could not be written.
         """
+        if self.image_file(image_id) is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
         with self._turn():
-            self._require_image(image_id)
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
@@ -149,12 +150,6 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             except OSError:
                 info = {**info, "name": file.name}
         return {"ext": OFFERED_ENDINGS[0] if file is None else split_name(file.name)[1], "info": info}
-
-    def _require_image(self, image_id: str) -> Path:
-        file = self.present_file(image_id)
-        if file is None:
-            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
-        return file
 
     # Labels.
 

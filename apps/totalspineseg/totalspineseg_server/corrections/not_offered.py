@@ -16,7 +16,10 @@ LOOSE_IMAGES: Final = (
     "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
     "Link or copy the images there, or serve the folder that has the sub- folders"
 )
-DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
+DICOM: Final = (
+    "only MR series that have a folder of their own below the studies are offered, if their slices are a volume. Give "
+    "each series a folder, convert it to NIfTI, or serve a DICOMweb server"
+)
 
 
 def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) -> dict[str, str]:
@@ -25,16 +28,18 @@ def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) ->
     Args:
         folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.
         labels: The server's own folder of labels, which is skipped.
-        offered: Paths below the folder of the images that are offered. Folders with such images are skipped.
+        offered: Paths below the folder of the images and series that are offered. Folders with some of these are
+            skipped.
 
     Returns:
         Name (of a folder, with a "/" behind it) -> why it is not offered, and what to do.
     """
-    found, bids = {}, {way.partition("/")[0] for way in offered if "/" in way}
+    found, with_images = {}, {way.partition("/")[0] for way in offered}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in bids or real_path(path) == real_path(labels):
-            continue
         is_folder = path.is_dir()
+        has_images = is_folder and path.name in with_images
+        if path.name.startswith(".") or has_images or real_path(path) == real_path(labels):
+            continue
         try:
             reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
         except OSError as error:

@@ -1,4 +1,7 @@
-"""A folder as the studies: the image files directly in it and those of a BIDS tree. No file is ever overwritten."""
+"""A folder as the studies: image files directly in it or in a BIDS tree, and folders of DICOM series.
+
+No file is ever overwritten.
+"""
 
 import logging
 import secrets
@@ -9,7 +12,10 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from monailabel.interfaces.exception import ImageNotFoundException
+
 from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, DicomFolder, DicomFolders
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.corrections.image_ids import (
@@ -22,10 +28,10 @@ from totalspineseg_server.corrections.image_ids import (
     split_name,
     studies_files,
 )
-from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, images_folder
+from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
 from totalspineseg_server.corrections.not_offered import not_offered
-from totalspineseg_server.errors import StorageError
+from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
     copy_file,
@@ -84,6 +90,9 @@ class StudiesDatastore(SpineDatastore):
         self._follows = auto_reload
         self._listing = threading.Lock()
         self._files: Mapping[str, str] = {}
+        self._series: Mapping[str, DicomFolder] = {}
+        own = folder if images else folder / HISTORY_DIR
+        self._dicom = DicomFolders(self._images, self._labels.folder, own / VOLUMES_DIR)
         self._same_id: Mapping[str, str] = {}
         self._names: frozenset[str] = frozenset()
         self._listed_at, self._listing_seconds = 0.0, 0.0
@@ -100,21 +109,38 @@ class StudiesDatastore(SpineDatastore):
 
     def list_images(self) -> list[str]:
         """Return the ids of the images."""
-        return sorted(self._offered())
+        return sorted((*self._offered(), *self._series))
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the file of an image; "" if there is none."""
-        file = self.present_file(image_id)
+        file, series = self.present_file(image_id), self._series.get(image_id)
+        if file is None and series is not None:
+            try:
+                file = self._dicom.converted(image_id, series)
+            except ImageError:
+                # It is offered no more.
+                self._list()
+                raise
+            self._record_patient(image_id, series)
         return "" if file is None else str(file.resolve())
 
     def present_file(self, image_id: str) -> Path | None:
-        """Return the file of an image, or None."""
-        name = self._offered().get(image_id)
+        """Return the file of an image, or None, also for a series that has to be converted first."""
+        name, series = self._offered().get(image_id), self._series.get(image_id)
+        if series is not None:
+            return self._dicom.volume(image_id, series)
         return None if name is None else self._images / name
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return the information about an image, also of a series that has to be converted first."""
+        info = super().get_image_info(image_id)
+        return self._records.of(image_id) if not info and image_id in self._series else info
 
     def fingerprint(self, image_id: str) -> str:
         """Return the size and time of an image's file, which change whenever its content may have changed; "" if there
         is no such image."""
+        if (series := self._series.get(image_id)) is not None:
+            return series.fingerprint
         file = self.present_file(image_id)
         try:
             stat = None if file is None else file.stat()
@@ -124,11 +150,20 @@ class StudiesDatastore(SpineDatastore):
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Return the images of the same examination, whose coordinates can be compared with those of this image."""
-        return tuple(other for other in self.list_images() if other != image_id and same_examination(image_id, other))
+        others = [other for other in self.list_images() if other != image_id]
+        if (series := self._series.get(image_id)) is not None:
+            known = ((other, self._series.get(other)) for other in others)
+            return tuple(
+                other
+                for other, one in known
+                if one is not None and one.study == series.study and self.same_space(image_id, other)
+            )
+        return tuple(other for other in others if same_examination(image_id, other))
 
     def series_folder(self, image_id: str) -> Path | None:
-        """Return None: an image of a folder has no DICOM files."""
-        return None
+        """Return the folder of an image's DICOM files; None for a file."""
+        series = self._series.get(image_id)
+        return None if series is None else series.path
 
     def study_of(self, image_id: str) -> str:
         """Return "": an image of a folder has no study in a PACS."""
@@ -136,11 +171,15 @@ class StudiesDatastore(SpineDatastore):
 
     def same_space(self, one: str, other: str) -> bool:
         """Return whether the coordinates of two images can be compared, as far as is known."""
-        return True
+        known = (self._series.get(image_id) for image_id in (one, other))
+        return len({series.frame for series in known if series is not None} - {""}) < 2
 
     def subject(self, image_id: str) -> str:
         """Return an anonymous id of an image's patient; "" if nobody said who it is."""
-        return str(self._records.of(image_id).get(PATIENT) or "")
+        if noted := self._records.of(image_id).get(PATIENT):
+            return str(noted)
+        series = self._series.get(image_id)
+        return "" if series is None or not series.patient else anonymous(series.patient)
 
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""
@@ -168,7 +207,7 @@ class StudiesDatastore(SpineDatastore):
             raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
         if ending.lower() not in OFFERED_ENDINGS:
             raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
-        is_known, there = image_id in self._files, self._file_now(image_id)
+        is_known, there = image_id in self._files or image_id in self._series, self._file_now(image_id)
         if there is None and is_known and self._is_away():
             raise StorageError(
                 f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
@@ -205,7 +244,13 @@ class StudiesDatastore(SpineDatastore):
             StorageError: A file could not be changed.
         """
         with self._turn():
-            file = self._require_image(image_id)
+            if image_id in self._series:
+                raise ImageError(f"{image_id!r} is a folder of DICOM files. Remove the folder itself.")
+            file = self.present_file(image_id)
+            if file is None:
+                raise ImageNotFoundException(
+                    f"There is no image {image_id!r} in the studies. Ask for the list of images."
+                )
             # Remove the image first: if it cannot be removed, its labels stay.
             remove_file(file)
             self._labels.remove(image_id, self._labels.tags())
@@ -263,6 +308,9 @@ class StudiesDatastore(SpineDatastore):
             names, images = self._names, None
         if images or not (self._is_separate or images is None):
             self._choose(by_image(images or ()))
+            found = self._dicom.series() if self._images.is_dir() else {}
+            self._series = {image_id: one for image_id, one in found.items() if image_id not in self._files}
+            names |= frozenset(self._series)
         elif self._files:
             logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
         self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
@@ -287,6 +335,8 @@ class StudiesDatastore(SpineDatastore):
 
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
+        if image_id in self._series:
+            return Path(self.get_image_uri(image_id))
         name = self._files.get(image_id)
         if name is not None and (self._images / name).is_file():
             return self._images / name
@@ -296,6 +346,13 @@ class StudiesDatastore(SpineDatastore):
         """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
         return self._is_separate and not (self._images.is_dir() and studies_files(self._images))
 
+    def _record_patient(self, image_id: str, series: DicomFolder) -> None:
+        """Record the patient of a converted series, for trainings without this server."""
+        known = self._records.of(image_id)
+        if series.patient and PATIENT not in known:
+            with suppress(StorageError), self._turn():
+                self._records.write(image_id, {**known, PATIENT: anonymous(series.patient)})
+
     # What is not offered.
 
     def _report_not_offered(self) -> None:
@@ -304,7 +361,8 @@ class StudiesDatastore(SpineDatastore):
         No lock is held while folders are searched, which may take long.
         """
         try:
-            offered, labels = frozenset(self._files.values()), self._labels.folder
+            series = (one.path.relative_to(self._images).as_posix() for one in self._series.values())
+            offered, labels = frozenset((*self._files.values(), *series)), self._labels.folder
             found = not_offered(self._images, labels=labels, offered=offered) if self._images.is_dir() else {}
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
@@ -327,7 +385,8 @@ class StudiesDatastore(SpineDatastore):
         found, folder = {}, self._labels.folder.parent
         for tag, listed in self._labels.names().items():
             for image_id, names in listed.items():
-                label = self._labels.of(image_id, {tag: listed})[tag] if image_id in self._files else None
+                is_image = image_id in self._files or image_id in self._series
+                label = self._labels.of(image_id, {tag: listed})[tag] if is_image else None
                 for name in names:
                     file = self._labels.folder / tag / name
                     if label is None:
