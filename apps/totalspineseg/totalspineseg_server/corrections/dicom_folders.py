@@ -142,11 +142,11 @@ class DicomFolders:
                 waiting += [(folder / name, depth + 1) for name in below]
 
     def _series_in(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        """Return the series in a folder with its image id; None for a folder without exactly one MR series."""
+        """Return the series in a folder with its image id; None if that is not one MR series, or a localizer."""
         return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else None
 
     def _read(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        from totalspineseg_server.dicom.headers import read_header
+        from totalspineseg_server.dicom.headers import is_localizer, may_be_volume, read_header
 
         try:
             first = next(filter(None, (read_header(folder / name) for name in names[:LOOKED_AT])), None)
@@ -161,7 +161,7 @@ class DicomFolders:
         number, description = (str(first.get(key) or "") for key in ("SeriesNumber", "SeriesDescription"))
         words = (folder.relative_to(self._studies).as_posix(), number, description.strip())
         image_id = " ".join(filter(None, words))
-        if not is_usable_id(image_id):
+        if not is_usable_id(image_id) or is_localizer(description) or not may_be_volume(len(sizes)):
             return None
         study, frame = (str(first.get(key) or "") for key in ("StudyInstanceUID", "FrameOfReferenceUID"))
         fingerprint = f"{len(sizes)} files, {sum(size for _, size in sizes)} bytes"

@@ -17,8 +17,8 @@ LOOSE_IMAGES: Final = (
     "Link or copy the images there, or serve the folder that has the sub- folders"
 )
 DICOM: Final = (
-    "only MR series that have a folder of their own below the studies are offered, if their slices are a volume. Give "
-    "each series a folder, convert it to NIfTI, or serve a DICOMweb server"
+    "only MR series that have a folder of their own below the studies are offered, if they are volumes and no "
+    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
 )
 
 
