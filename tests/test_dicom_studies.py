@@ -116,3 +116,14 @@ def test_an_upload_and_a_removal_leave_the_series_alone(tree: Path, tmp_path: Pa
     with pytest.raises(ImageError, match="Remove the folder"):
         studies.remove_image(T2)
     assert studies.list_images() == sorted((T2, T1, OTHER))
+
+
+def test_an_archive_of_series_may_only_be_read(tree: Path, tmp_path: Path) -> None:
+    """With a work folder, an archive without a single image file was taken for one that is not mounted."""
+    studies = StudiesDatastore(str(tmp_path / "work"), images=str(tree), auto_reload=False)
+    assert studies.list_images() == sorted((T2, T1, OTHER))
+    assert Path(studies.get_image_uri(T2)).parent == tmp_path / "work" / "volumes"
+    tree.rename(tmp_path / "away")
+    tree.mkdir()
+    studies.refresh()
+    assert studies.list_images() == sorted((T2, T1, OTHER))

@@ -71,12 +71,15 @@ class DicomFolders:
         self._refused: dict[str, str] = {}
 
     def series(self) -> dict[str, DicomFolder]:
-        """Return image id -> its folder; series that turned out not to be volumes are left out until they change.
+        """Return image id -> its folder.
 
         An id is the path of the folder with the number and the description of the series: ``P01/s3 5 t2_tse_sag``.
         """
-        found = dict(filter(None, (self._series_in(folder, names) for folder, names in self._folders())))
-        return {image_id: one for image_id, one in found.items() if self._refused.get(image_id) != one.fingerprint}
+        return dict(filter(None, (self._series_in(folder, names) for folder, names in self._folders())))
+
+    def is_refused(self, image_id: str, series: DicomFolder) -> bool:
+        """Return whether a series turned out not to be a volume, and has not changed since."""
+        return self._refused.get(image_id) == series.fingerprint
 
     def volume(self, image_id: str, series: DicomFolder) -> Path | None:
         """Return the volume of a series if it was converted since the series changed."""

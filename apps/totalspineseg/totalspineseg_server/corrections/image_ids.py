@@ -108,7 +108,7 @@ def studies_files(folder: Path) -> list[str]:
     Raises:
         OSError: A folder cannot be read.
     """
-    found = image_files(folder)
+    found = image_files(folder) if folder.is_dir() else []
     for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
         # A file whose name does not say where it belongs would share its id with another one.
         found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]

@@ -81,17 +81,16 @@ class StudiesDatastore(SpineDatastore):
         read_only: bool = False,
         corrections: DisplayedCorrections | None = None,
     ) -> None:
-        folder = Path(path)
+        folder, own = Path(path), Path(path) if images else Path(path) / HISTORY_DIR
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, Path(images or path), folder if images else folder / HISTORY_DIR, corrections)
+        super().__init__(folder, Path(images or path), own, corrections)
         self._images = Path(images or path)
         self._is_separate = bool(images)
         self._follows = auto_reload
         self._listing = threading.Lock()
         self._files: Mapping[str, str] = {}
         self._series: Mapping[str, DicomFolder] = {}
-        own = folder if images else folder / HISTORY_DIR
         self._dicom = DicomFolders(self._images, self._labels.folder, own / VOLUMES_DIR)
         self._same_id: Mapping[str, str] = {}
         self._names: frozenset[str] = frozenset()
@@ -302,18 +301,22 @@ class StudiesDatastore(SpineDatastore):
     def _list_now(self) -> None:
         begun = time.monotonic()
         try:
-            names, images = frozenset(file.name for file in self._images.iterdir()), studies_files(self._images)
+            names, files = frozenset(file.name for file in self._images.iterdir()), studies_files(self._images)
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
-            names, images = self._names, None
-        if images or not (self._is_separate or images is None):
-            self._choose(by_image(images or ()))
-            found = self._dicom.series() if self._images.is_dir() else {}
-            self._series = {image_id: one for image_id, one in found.items() if image_id not in self._files}
-            names |= frozenset(self._series)
-        elif self._files:
-            logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
-        self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
+        else:
+            series = self._dicom.series()
+            if (self._files or self._series) and self._is_separate and not (files or series):
+                logger.warning("There are no images in %s now. Their labels are kept until they return.", self._images)
+            else:
+                self._choose(by_image(files))
+                self._series = {
+                    image_id: one
+                    for image_id, one in series.items()
+                    if image_id not in self._files and not self._dicom.is_refused(image_id, one)
+                }
+            self._names = names | series.keys()
+        self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
 
     def _choose(self, candidates: Mapping[str, list[str]]) -> None:
         """Set which file of each image is offered, and report the others once."""
@@ -344,7 +347,7 @@ class StudiesDatastore(SpineDatastore):
 
     def _is_away(self) -> bool:
         """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
-        return self._is_separate and not (self._images.is_dir() and studies_files(self._images))
+        return self._is_separate and not (studies_files(self._images) or self._dicom.series())
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
         """Record the patient of a converted series, for trainings without this server."""
