@@ -66,8 +66,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         older = older_index(folder)
         self._records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
-        for name, *known in older.hashes():
-            self._contents.learn(images / name, *known)
+        for name, size, time_ns, sha256 in older.hashes():
+            self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
     # What a folder and a PACS answer differently.
@@ -282,8 +282,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             if shown and tag not in newest and self._corrections.has(image_id, shown):
                 del found[tag]
         for tag, correction in newest.items():
-            label = saved.get(tag)
-            if label is None or not label.is_own or label.info.get(CORRECTION) not in (None, correction.id):
+            known = saved.get(tag)
+            if known is None or not known.is_own or known.info.get(CORRECTION) not in (None, correction.id):
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 

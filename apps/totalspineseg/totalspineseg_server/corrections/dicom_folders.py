@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -135,7 +136,7 @@ class DicomFolders:
                 continue
             visited.add(real_path(folder))
             try:
-                below, files = self._names.value(folder, [folder], lambda folder=folder: _names_in(folder))
+                below, files = self._names.value(folder, [folder], partial(_names_in, folder))
             except OSError as error:
                 logger.warning("A folder below the studies cannot be read: %s", error.strerror)
                 continue
