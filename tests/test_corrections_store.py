@@ -107,14 +107,14 @@ def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: 
 
 
 def test_a_step_1_label_in_progress_does_not_stand_for_a_finished_one(desk: Desk) -> None:
-    """Its names were taken for a reader's, and it hid the finished map."""
+    """An unfinished step-1 map counted as a reader's names and hid the finished map."""
     for tag in ("draft", STEP1_TAG):
         desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}, tag=tag)
     assert [tag for _, _, tag, _ in desk.published] == [f"draft-{STEP1_TAG}", STEP1_TAG]
 
 
 def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
-    """A step-1 map submitted as final was trained on with all vertebrae as sacrum."""
+    """A step-1 map that was submitted as final was learned with all vertebrae as sacrum."""
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
     assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
     assert desk.store.latest_accepted("img") is None
@@ -142,7 +142,7 @@ def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
 
 
 def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients saw the label of one reader as finished, and the training took that of the other."""
+    """Clients saw the label of one reader, and the training used that of the other."""
     accept, first_is_kept, second_is_shown = desk.store.accept, threading.Event(), threading.Event()
 
     def slow(*parts: Any) -> Any:
@@ -166,7 +166,7 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
 
 @pytest.mark.parametrize("call", range(13))
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk left an entry without its codes, which then broke every reader."""
+    """A full disk left an entry without its codes, which then failed every reader."""
     real, count = os.fsync, iter(range(99))
 
     def full(handle: int) -> None:
@@ -202,7 +202,7 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
 
 
 def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """The submission was refused before its file was kept."""
+    """The submission was refused before its file was stored."""
     desk.predictions.keep(prediction("img", "slicer-7"))
     (record,) = desk.root.rglob("record.json")
     record.write_text("{", encoding="utf-8")
@@ -213,7 +213,7 @@ def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog
 
 
 def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
-    """T1w and T2w of a patient share a grid: the label of the one was taken as that of the other."""
+    """T1w and T2w of a patient have the same grid: the label of one was filed as that of the other."""
     for key, image in (("p-other", "other"), ("p-session", ""), ("p-own", "img")):
         desk.predictions.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, "slicer-7"))
     with pytest.raises(LabelError, match=r"'img'.*'other'"):
@@ -224,7 +224,8 @@ def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk:
 
 
 def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk: Desk) -> None:
-    """Kept under the user's name and looked for under the program's, the last prediction of anybody was taken."""
+    """Predictions were stored under the user's name but searched under the program's, so that anybody's last prediction
+    was used."""
     mine, others = prediction("img", "ada"), prediction("img", "bob")
     for record in (mine, others):
         desk.predictions.keep(record)
@@ -232,7 +233,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
 
 
 def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
-    """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
+    """A label of the old image was filed as one of the new image, whose prediction nobody had seen."""
     for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
         assert [finding["kind"] for finding in desk.submit().findings] == expected
@@ -253,7 +254,7 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
 def test_who_finishes_what_another_finished_meanwhile_is_told(
     desk: Desk, client: str, corrected: str, tag: str, told: bool
 ) -> None:
-    """Two readers had been given one scan: the second took the place of the first, and neither heard of it."""
+    """Two readers had the same scan: the second label replaced the first, and neither reader was told."""
     known = {"mine": prediction("img", "slicer-7"), "theirs": prediction("img", client)}
     for record in known.values():
         desk.predictions.keep(record)
@@ -273,7 +274,7 @@ def test_who_finishes_what_another_finished_meanwhile_is_told(
     ids=["a finished label beside a map", "a map sent as a map", "a map sent as finished"],
 )
 def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: str, told: bool) -> None:
-    """A finished label was said to be shown in the place of a step-1 map, which is shown elsewhere."""
+    """A finished label was said to replace a step-1 map, which is shown separately."""
     step1 = {"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}
     record = prediction("img", "slicer-8")
     desk.predictions.keep(record)
@@ -378,7 +379,7 @@ def test_of_two_files_with_one_id_the_user_is_told(
 
 
 def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk) -> None:
-    """An upload under a known id replaced the scan under its finished labels."""
+    """An upload under a known id replaced the scan that finished labels belonged to."""
     assert studies.add_image("new", str(desk.image), {}) == "new"
     assert studies.add_image("new", str(desk.image), {}) == "new"
     with pytest.raises(FileExistsError, match="Another image here"):
@@ -415,7 +416,7 @@ def test_a_label_is_replaced_whole_and_survives_a_full_disk(
 
 
 def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: Desk) -> None:
-    """Batch inference wrote its old index over a label submitted meanwhile, and its history was gone."""
+    """Batch inference overwrote a label that was submitted meanwhile with its old index, and its history was gone."""
     studies.add_image("one", str(desk.image), {})
     studies.add_image("two", str(desk.image), {})
     other = StudiesDatastore(str(studies._place), auto_reload=False)
@@ -436,7 +437,7 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
 def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that hung while it held the index stopped every submission, and every reader with it, for good."""
+    """A process that hung while it held the index stopped every submission, and every reader, for good."""
     studies.add_image("img", str(desk.image), {})
     monkeypatch.setattr(datastore, "INDEX_SECONDS", 1)
 

@@ -47,7 +47,7 @@ def test_a_field_more_is_ignored_and_one_with_a_default_may_be_missing() -> None
 def test_a_prediction_that_cannot_be_read_hides_no_other(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a roll-back of the software every submission and review of an image failed, for ever."""
+    """After the software was rolled back, every submission and review of an image failed forever."""
     store = PredictionStore(tmp_path)
     for number in "123":
         store.keep(PredictionRecord(**CONTENT | {"id": number}))

@@ -59,7 +59,7 @@ def test_a_file_that_changes_at_once_is_read_at_once(tmp_path: Path) -> None:
 
 
 def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: Path) -> None:
-    """A label of what the image was a minute ago counted for good: the file that took its place was never read."""
+    """A label of the previous image counted for good, because the new file was never read."""
     image, label = tmp_path / "studies" / "a.nii", tmp_path / "label.nii"
     image.parent.mkdir()
     for file in (image, label):
@@ -75,7 +75,7 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
 
 
 def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a copy of the studies each list that clients asked for read all images anew, all at the same time."""
+    """After the studies were copied, each request for a list read all images anew, all at the same time."""
     image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")
     drawn_on, together = read(image), threading.Barrier(askers)

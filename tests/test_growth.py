@@ -1,4 +1,4 @@
-"""Tests that a server does not grow with the number of its requests."""
+"""Tests that the memory, files and threads of a server do not grow with the number of requests."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -28,14 +28,8 @@ SLOWER = 1.3
 
 @dataclass(frozen=True)
 class Held:
-    """What the server holds after a round.
-
-    Attributes:
-        memory_mib: Resident memory.
-        files: Open files.
-        threads: Threads.
-        cpu_s: CPU seconds since its start.
-    """
+    """What the server uses after a round. Attributes: memory_mib: Resident memory. files: Open files. threads: Threads.
+    cpu_s: CPU seconds since its start."""
 
     memory_mib: float
     files: int
@@ -49,7 +43,7 @@ def held(process: psutil.Process) -> Held:
 
 
 def kept(folder: Path) -> dict[str, int]:
-    """File -> bytes."""
+    """Return file -> bytes."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
@@ -60,7 +54,8 @@ CONTENTS = "studies/.totalspineseg/contents.json"
 
 
 def ask(server: Server, number: int, image: Path) -> None:
-    """Send one request of an annotator's day: mostly images of the studies, some sent along, some other questions."""
+    """Send one request of a reader's day: mostly about images of the studies, sometimes with an image, sometimes
+    another question."""
     question = {"params": {"client_id": f"reader-{number % 3}"}, "data": {"params": "{}"}, "timeout": 120}
     if number % 10 == 0:
         requests.get(f"{server.url}/info/", timeout=120).raise_for_status()

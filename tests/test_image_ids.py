@@ -1,4 +1,4 @@
-"""Tests that clients may name images freely, and each has its own file inside the studies."""
+"""Tests that clients may give images any name, and that each image has its own file inside the studies."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def test_an_id_and_the_name_of_its_file_lead_to_each_other(image_id: str) -> Non
 
 
 def test_no_two_ids_share_a_file() -> None:
-    """Volumes of two patients in one file would mix their corrections."""
+    """If the volumes of two patients shared a file, their corrections would be mixed."""
     ids = {*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *PLAIN}
     for _ in range(3):
         ids |= {file_stem(image_id) for image_id in ids}
@@ -47,12 +47,12 @@ def test_no_two_ids_share_a_file() -> None:
     ids=ascii,
 )
 def test_what_nobody_can_read_or_no_file_holds_is_no_id(image_id: str) -> None:
-    """A long Chinese name was taken for a full disk: file systems count bytes."""
+    """A long Chinese name was reported as a full disk, because file systems count bytes."""
     assert not is_usable_id(image_id)
 
 
 def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -> None:
-    """One name in the code page of an old computer, and the index could never be read again."""
+    """After a file name in an old code page, the index could not be read anymore."""
     for name in (b"plain.nii", b"a\xe4.nii"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     for _ in range(2):
@@ -61,7 +61,7 @@ def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -
 
 @pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *LONG], ids=ascii)
 def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
-    """Whatever 3D Slicer had loaded from DICOM could neither be uploaded nor segmented nor submitted."""
+    """Volumes that 3D Slicer had loaded from DICOM could not be uploaded, segmented or submitted."""
     image, label, folder = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "deep" / "studies"
     write_volume(image, np.arange(64, dtype=np.uint8).reshape(GRID.shape), GRID)
     write_volume(label, np.ones(GRID.shape, dtype=np.uint8), GRID)

@@ -51,7 +51,7 @@ def test_the_kth_name_has_value_k() -> None:
 
 
 def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
-    """A client keeps what is not listed: where earlier results are not known, every structure is to be listed."""
+    """A client keeps what is not listed, so if earlier results are not known, every structure must be listed."""
     maps = DrawnMaps(tmp_path)
     kept = [f"2026-{k}" for k in range(KEPT_PER_IMAGE)]
     for number, prediction in enumerate(kept):

@@ -13,9 +13,9 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
 from pacs_serving import wait_for
-from real_app import RealApp
 from serving import Server
 from totalspineseg_server import cli
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections import image_records
 from totalspineseg_server.corrections.receipts import Sender
@@ -45,7 +45,8 @@ def volume(file: Path, values: int = 64) -> Path:
 
 @contextmanager
 def unwritable(server: Server) -> Iterator[None]:
-    """A server that can neither lock its index nor record anything; root may write to any folder, but not in a file."""
+    """A server that can neither lock its index nor record anything; even root cannot write where a file lies in place
+    of a folder."""
     lock, history = server.studies / ".lock", server.studies / ".totalspineseg"
     away = server.studies.parent / "away"
     lock.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def unwritable(server: Server) -> Iterator[None]:
 
 
 def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_path: Path) -> None:
-    """On a full disk or a read-only folder nobody could even look at a scan, or at a result that was computed."""
+    """On a full disk or a read-only folder, nobody could look at a scan or at a computed result."""
     client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
     client.infer("totalspineseg", "z-last", {})
     with unwritable(server):
@@ -96,7 +97,7 @@ def test_a_work_folder_that_cannot_be_written_is_one_sentence(
 def test_a_mistyped_studies_folder_is_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
-    """It was made and filled with demo studies, which a reader took for his own."""
+    """The folder was made and filled with demo studies, which a reader took for real ones."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["serve", "--port", str(free_port()), "--studies", "stduies", *more]) == cli.EXIT_USAGE
     said = capsys.readouterr().err
@@ -112,7 +113,7 @@ def test_a_mistyped_studies_folder_is_not_made(
 def test_a_folder_that_is_not_mounted_is_not_filled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
 ) -> None:
-    """With --work, an archive that was not mounted was served as one without images."""
+    """With --work, an archive that was not mounted looked like a folder without images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("uvicorn.Server.run", pytest.fail)
     (tmp_path / name).mkdir()
@@ -150,7 +151,7 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The app on studies that may only be read, with another folder for what comes of them."""
+    """The app on read-only studies, with another folder for what it writes."""
     volume(tmp_path / "studies" / "one.nii.gz")
     volume(tmp_path / "studies" / "two.nii.gz")
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
@@ -159,7 +160,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
-    """An archive could not be mounted read-only: labels, index and history lay in it."""
+    """An archive could not be mounted read-only, because labels, index and history were stored in it."""
     studies, work = tmp_path / "studies", tmp_path / "work"
     app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     assert sorted(path.name for path in studies.rglob("*")) == ["one.nii.gz", "two.nii.gz"]
@@ -174,7 +175,7 @@ def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_pat
 
 
 def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
-    """Whatever was known of its labels was gone from the index when it came back."""
+    """Everything known about its labels was missing in the index when it came back."""
     store = app.datastore()
     kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     shutil.move(tmp_path / "studies", tmp_path / "away")

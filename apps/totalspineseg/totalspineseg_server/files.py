@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,6 +312,9 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: It cannot be synced.
     """
+    if sys.platform == "win32":
+        # Windows opens no folder as a file, and writes renames by itself.
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -322,7 +326,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
+    # Windows syncs only files that are open for writing.
+    with path.open("rb+" if sys.platform == "win32" else "rb") as stream:
         os.fsync(stream.fileno())
 
 

@@ -11,7 +11,7 @@ from totalspineseg_server.trainers.site import Site, folder_site
 
 
 def has_corrections(folder: Path) -> bool:
-    """Return whether a server stored corrections in or for this folder."""
+    """Return whether a server has stored corrections in this folder."""
     return (folder / HISTORY_DIR).is_dir() or _is_work_folder(folder)
 
 
@@ -19,8 +19,8 @@ def site_of(folder: Path, models: ModelStore) -> Site:
     """Return the site of a folder.
 
     Args:
-        folder: Folder as given to ``serve``: the studies, or ``--work``. For a PACS, only series that were needed once
-            are there.
+        folder: The folder that ``serve`` uses: the studies, or ``--work``. For a PACS, only series that were fetched
+            once are there.
         models: The versions in use.
     """
     if not _is_work_folder(folder):

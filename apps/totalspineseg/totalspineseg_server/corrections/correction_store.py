@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
+CHOSEN_PARAMETER = "chosen"
+"""Parameter of a submission: see ``Correction.chosen``."""
 
 Status = Literal["accepted", "parked"]
 
@@ -84,13 +86,17 @@ class Correction:
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
         untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
-        renamed: Codes that were renamed while their outline was left as predicted.
+        renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
         unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
             trains with a small share of its own.
         dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
             where the prediction was not at hand, and in older records.
+        chosen: Ids of the finished labels that an administrator chose it from, or merged it of; empty for a label of
+            its sender's own.
+        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They neither train nor
+            judge.
     """
 
     id: str
@@ -118,6 +124,8 @@ class Correction:
     offered: Mapping[str, Any] | None = None
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+    unconfirmed: tuple[int, ...] = ()
 
     @property
     def reader(self) -> str:
@@ -191,7 +199,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 
@@ -296,6 +304,7 @@ class CorrectionStore:
             "label_info": receipt.params.get("label_info"),
             "findings": findings,
             "offered": received.offered,
+            "chosen": _ids(receipt.params.get(CHOSEN_PARAMETER)),
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:
@@ -319,6 +328,10 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 def _read(entry: Path) -> Correction:
     record = read_json(entry / RECORD_FILE)
     return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def _log(image: str, error: StorageError) -> None:

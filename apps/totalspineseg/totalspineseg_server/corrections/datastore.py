@@ -282,8 +282,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             if shown and tag not in newest and self._corrections.has(image_id, shown):
                 del found[tag]
         for tag, correction in newest.items():
-            known = saved.get(tag)
-            if known is None or not known.is_own or known.info.get(CORRECTION) not in (None, correction.id):
+            here = saved.get(tag)
+            if here is None or not here.is_own or here.info.get(CORRECTION) not in (None, correction.id):
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.file_contents import Remembered
@@ -21,6 +21,10 @@ READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
 RENUMBERED: Final = "renumbered"
 """Field of a shown label's information: whether it was renumbered after it was sent."""
+UNCONFIRMED: Final = "unconfirmed"
+"""Field of a shown label's information: names that its reader left marked as doubtful. Also the kind of the finding on
+them.
+"""
 CORRECTION: Final = "correction"
 """Field of a shown label's information: the id of the correction; predictions have none."""
 
@@ -99,6 +103,7 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
         "user": correction.user,
         "client_id": correction.client,
         "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+        UNCONFIRMED: [NAME_OF[code] for code in correction.unconfirmed],
         "prediction": correction.prediction,
         DRAWN_ON: correction.image_sha256,
         RENUMBERED: correction.renumbered is not None,

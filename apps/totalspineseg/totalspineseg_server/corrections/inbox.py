@@ -417,9 +417,9 @@ class Inbox:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, None if corrected is None else corrected.compared, accepted)
+        compared, marked = (None, ()) if corrected is None else (corrected.compared, corrected.prediction.marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked)
         if params.get(UNCHANGED_PARAMETER) is True:
-            compared = None if corrected is None else corrected.compared
             mapped = replace(mapped, unchanged=compared is not None and is_unchanged(compared, mapped))
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(received))

@@ -263,6 +263,7 @@ class PredictionRecord:
         disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             What was not measured is missing.
+        marked: Codes of the levels that the reply named as doubtful; empty in older records.
     """
 
     id: str
@@ -276,6 +277,7 @@ class PredictionRecord:
     image_sha256: str = ""
     created: str = field(default_factory=history.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
+    marked: tuple[int, ...] = ()
 
 
 class PredictionStore:
@@ -321,10 +323,6 @@ class PredictionStore:
         """Return the prediction of an image with this id, or None. See ``ids``."""
         folders = dict.fromkeys((self._folder(image_id, image_sha256), self._folder(image_id)))
         return self._in_one_of(folders, prediction_id)
-
-    def of_content(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
-        """Return the prediction with this id of an image, or of another one with the same content; None for neither."""
-        return self.find(image_id, prediction_id) or self.anywhere(prediction_id)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever its image is called, or None."""

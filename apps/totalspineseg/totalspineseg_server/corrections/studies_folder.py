@@ -40,13 +40,14 @@ from totalspineseg_server.files import (
     sync_folder,
     write_json,
 )
+from totalspineseg_server.places import COMMAND
 
 logger = logging.getLogger(__name__)
 
 FOREIGN: Final = (
     "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
     "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
-    "many such maps, see 'totalspineseg prepare --help'"
+    f"many such maps, see '{COMMAND} prepare --help'"
 )
 WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5

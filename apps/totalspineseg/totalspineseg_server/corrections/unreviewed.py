@@ -36,7 +36,9 @@ from 1 mm to the grid of the image change less; a border redrawn in a few slices
 DIGITS: Final = 4
 
 
-def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) -> Mapped:
+def with_untouched(
+    mapped: Mapped, compared: Compared | None, accepted: object, *, marked: Collection[int] = ()
+) -> Mapped:
     """Return a submission with the structures that its reader left as predicted, and with the Dice of each to its
     prediction.
 
@@ -44,7 +46,9 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
         mapped: In codes, with what nobody checked. Not modified.
         compared: The submission beside the prediction it corrects; None if that is not known or was deleted, and no
             structure counts as left.
-        accepted: The parameter ``accepted``: these structures count as if they had been drawn.
+        accepted: The parameter ``accepted``: these structures count as if they had been drawn, and their names as
+            confirmed.
+        marked: Codes that the prediction named as doubtful. A reader who took the mark away gave the name.
 
     Raises:
         LabelError: ``accepted`` is no list of names, or names a structure that has no voxel in the label.
@@ -54,11 +58,15 @@ def with_untouched(mapped: Mapped, compared: Compared | None, accepted: object) 
         checked = frozenset(mapped.present)
     else:
         checked = named_codes(mapped, accepted, ACCEPTED_NAMES)
+    mapped = replace(mapped, unconfirmed=tuple(code for code in mapped.unconfirmed if code not in checked))
     if compared is None:
         return mapped
     left = set(mapped.present) - checked - set(mapped.unreviewed)
     dice = _dice(mapped.codes, compared.predicted)
     untouched, renamed = _as_predicted(dice, left)
+    confirmed = set(untouched).intersection(marked) - set(mapped.unconfirmed)
+    untouched = tuple(code for code in untouched if code not in confirmed)
+    renamed = tuple(sorted({*renamed, *confirmed}))
     measured = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(mapped.unreviewed)
     own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(measured & NAME_OF.keys())}
     return replace(mapped, untouched=untouched, renamed=renamed, dice=own)

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
+from totalspineseg_server.places import PACKAGE
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ RUNNING: Final = {
 }
 """Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-OWN: Final = Path(__file__).resolve().parents[2]
 
 
 def without_folders(text: str) -> str:
@@ -40,11 +40,11 @@ def without_folders(text: str) -> str:
     """
     conf = settings.MONAI_LABEL_APP_CONF or {}
     named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
-    others = (str(OWN), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
+    others = (str(PACKAGE.parent), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
     # Replace the longest first: one folder may lie in another.
-    roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
-    pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
-    return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)
+    roots = sorted({root.rstrip("/\\") for root in (*named, *others)} - {""}, key=len, reverse=True)
+    pattern = "|".join(rf"{re.escape(root)}(?:[/\\]|(?![\w.-]))" for root in roots)
+    return re.sub(pattern, lambda found: "" if found[0].endswith(("/", "\\")) else Path(found[0]).name, text)
 
 
 def install(app: FastAPI) -> None:

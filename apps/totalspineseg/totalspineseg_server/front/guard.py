@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
+from totalspineseg_server.places import COMMAND
 
 HEADER: Final = "content-security-policy"
 POLICY: Final = {HEADER: "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
@@ -229,7 +230,7 @@ def closed_route(method: str, path: str, query: dict[str, str], known: Callable[
     if room == "reload":
         return Refusal(FORBIDDEN, "The app cannot be reloaded over the network. Restart the server.")
     if room == "model" and method not in SAFE_METHODS:
-        return Refusal(FORBIDDEN, "Models cannot be changed over the network. Use the command 'totalspineseg weights'.")
+        return Refusal(FORBIDDEN, f"Models cannot be changed over the network. Use the command '{COMMAND} weights'.")
     if path.startswith(("/infer/wsi/", "/infer/wsi_v2/")):
         return Refusal(NOT_FOUND, "This server segments volumes, not slides. Use /infer/{model}.")
     if room == "proxy" and not known().on_server:

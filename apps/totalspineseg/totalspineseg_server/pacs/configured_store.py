@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED, DisplayedCorrections
 from totalspineseg_server.corrections.history import PACS_DIR
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.dicom.seg_writer import write_seg
@@ -47,6 +48,7 @@ def pacs_datastore(
             model=str(prediction.get("model", NO_MODEL)),
             version=", ".join(sorted(set(dict(prediction.get("versions", {})).values()))) or NO_MODEL,
             corrected_by=str(info.get("user", "")),
+            marked=[CODE_OF[name] for name in info.get(UNCONFIRMED) or ()],
         )
         client.store_instances([seg])
 

@@ -1,4 +1,4 @@
-"""Show the PACS to MONAI Label as a datastore: series are images, stored in a folder of this server once needed."""
+"""Show the PACS to MONAI Label as a datastore: series are images, which are fetched into a folder when needed."""
 
 import logging
 import shutil
@@ -34,12 +34,12 @@ SERIES_DIR: Final = "dicom"
 VOLUME_ENDING: Final = ".nii"
 """Ending of a series' volume. Not compressed: the same series must give the same bytes whenever it is fetched."""
 COUNTED: Final = "instances"
-"""Field of a fetched image: how many instances the PACS reported at that time."""
+"""Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
-"""Field of a finished label: whether it still has to be sent to the PACS."""
+"""Field of a finished label that says whether it still has to be sent to the PACS."""
 
 PASSING: Final = (StorageError, MemoryShortageError)
-"""Faults of this server that a later try may not meet."""
+"""Faults of this server that may be gone at a later try."""
 
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
@@ -48,8 +48,8 @@ Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 class PacsDatastore(SpineDatastore):
     """A DICOMweb server as a datastore.
 
-    The host's own class lists CT, keeps its lists for two hours, takes the last segmentation in whatever order the
-    server answers, and names segments by their ordinal.
+    MONAI Label's own class is not used: it lists CT, keeps its lists for two hours, uses the last segmentation in
+    whatever order the server answers, and names segments by their number.
 
     Args:
         client: The PACS.
@@ -97,12 +97,12 @@ class PacsDatastore(SpineDatastore):
         return self._listing.offered()
 
     def offers(self, image_id: str) -> bool:
-        """Return whether a series is offered as an image, even one that reached the PACS a moment ago."""
+        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago."""
         found = self._listing.find(image_id) if is_uid(image_id) else None
         return found is not None and self._listing.is_offered(found)
 
     def study_of(self, image_id: str) -> str:
-        """Return the UID of the study of a series that is listed; "" for another."""
+        """Return the UID of the study of a listed series; "" for other series."""
         found = self._listing.all().get(image_id)
         return "" if found is None else found.study
 
@@ -115,10 +115,10 @@ class PacsDatastore(SpineDatastore):
         self._listing.changed()
 
     def get_image_uri(self, image_id: str) -> str:
-        """Return the file of a series, fetched from the PACS when it is not here yet.
+        """Return the file of a series, which is fetched from the PACS if it is not here yet.
 
         Returns:
-            A NIfTI file in the grid of the series; "" when there is no such series.
+            A NIfTI file on the grid of the series; "" if there is no such series.
 
         Raises:
             ImageError: The series is not a volume.
@@ -137,14 +137,14 @@ class PacsDatastore(SpineDatastore):
         """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
         info = self._records.of(image_id)
         if not info:
-            # The series is not or no longer here: its patient must not count as another one.
+            # The series is not here (anymore), but its patient must not count as another one.
             with suppress(requests.RequestException):
                 found = self._listing.all().get(image_id)
                 info = dict(found.info) if found else {}
         return patient_of(image_id, info)
 
     def put_back(self, image_id: str) -> bool:
-        """Store the finished label of an image in the PACS, too; if the PACS does not take it now, it waits here.
+        """Store the finished label of an image in the PACS, too; if the PACS does not accept it now, it waits here.
 
         Returns:
             Whether the PACS has it.
@@ -160,7 +160,7 @@ class PacsDatastore(SpineDatastore):
             self._publisher(image_id, Path(file), info)
             unsent = False
         except requests.RequestException as error:
-            logger.warning("the PACS does not take the label of series %s yet: %s", image_id, type(error).__name__)
+            logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
             # What is wrong with the label itself will not change.
             unsent = isinstance(error, PASSING)
@@ -174,7 +174,7 @@ class PacsDatastore(SpineDatastore):
         return tuple(uid for uid in sorted(self._labels.images()) if self.get_label_info(uid, FINAL_TAG).get(UNSENT))
 
     def send_waiting(self) -> None:
-        """Begin to store the labels that wait in the PACS, in the background, unless that is under way."""
+        """Begin to send the waiting labels to the PACS in the background, unless that is under way."""
         if self._sending.acquire(blocking=False):
             threading.Thread(target=self._send_in_background, name="pacs-send", daemon=True).start()
 
@@ -185,7 +185,7 @@ class PacsDatastore(SpineDatastore):
             self._sending.release()
 
     def send_all(self) -> None:
-        """Store the labels that wait in the PACS, until it does not answer."""
+        """Send the waiting labels to the PACS, as long as it answers."""
         for series in self.waiting():
             try:
                 if not self.put_back(series):
@@ -193,14 +193,15 @@ class PacsDatastore(SpineDatastore):
             except TotalSpineSegError as error:
                 logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
             except Exception:
-                # One label that makes the server fail must not keep the others from the PACS.
+                # A label that makes the server fail must not keep the others from the PACS.
                 logger.exception("the label of series %s could not be stored in the PACS", series)
 
     def fingerprint(self, image_id: str) -> str:
-        """Return what changes whenever a series may have, without fetching it: the PACS counts its instances.
+        """Return a text that changes whenever a series may have changed. It is not fetched: the PACS counts its
+        instances.
 
         Returns:
-            "" where there is no such series, or the PACS does not answer.
+            "" if there is no such series, or if the PACS does not answer.
         """
         try:
             found = self._listing.all().get(image_id)
@@ -209,14 +210,15 @@ class PacsDatastore(SpineDatastore):
         return "" if found is None else f"{found.instances} instances"
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
-        """Return the series of the same study that are here and have coordinates comparable with this one's."""
+        """Return the series of the same study that are here and whose coordinates can be compared with those of this
+        one."""
         known = self.series()
         study = known[image_id].study if image_id in known else None
         others = (uid for uid, other in known.items() if other.study == study and uid != image_id)
         return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
 
     def same_space(self, one: str, other: str) -> bool:
-        """Return whether the coordinates of two series that are here can be compared, according to their headers.
+        """Return whether the coordinates of two series that are here can be compared, by their headers.
 
         A patient who was repositioned within a study has another frame of reference.
         """
@@ -224,19 +226,19 @@ class PacsDatastore(SpineDatastore):
         return len(frames) < 2
 
     def series_folder(self, image_id: str) -> Path:
-        """Return the folder with the DICOM files of a series, fetched when they are not here yet.
+        """Return the folder with the DICOM files of a series, which are fetched if they are not here yet.
 
         Raises:
             ImageError: There is no such series, or it is not a volume.
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
-            raise ImageError(f"The PACS has no series {image_id!r}. Ask for the list.")
+            raise ImageError(f"The PACS has no series {image_id!r}. Load the list of images again.")
         with self._fetching.of(image_id):
             if not folder.is_dir():
                 found = self._listing.find(image_id)
                 if found is None:
-                    raise ImageError(f"The PACS has no series {image_id!r} any more. Ask for the list.")
+                    raise ImageError(f"The PACS no longer has the series {image_id!r}. Load the list of images again.")
                 with downloaded(self._client, found, folder.parent) as fresh:
                     move_folder(fresh, folder)
         return folder
@@ -268,7 +270,7 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("Images of this server come from its PACS. Store the series there.")
+        raise ValueError("This server takes its images from a PACS. Store the series there.")
 
     def remove_image(self, image_id: str) -> None:
         """Refuse: images come from the PACS.
@@ -276,14 +278,14 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ImageError: Always.
         """
-        raise ImageError("Images of this server come from its PACS. Remove the series there.")
+        raise ImageError("This server takes its images from a PACS. Remove the series there.")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label under a tag (see the base class) and store a finished one in the PACS unless it is there."""
+        """Show a label under a tag (see the base class), and store a finished one in the PACS if it is not there."""
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
-        # The PACS stores a label with the names as they were sent: readers there must see the names that count.
+        # The PACS has the label with the names as they were sent, but readers there must see the names that count.
         own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
         info = {UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
@@ -301,16 +303,17 @@ class PacsDatastore(SpineDatastore):
         return str(file) if is_here else ""
 
     def _is_complete(self, image_id: str) -> bool:
-        """Return whether this server has the whole series; it may have been fetched while it still reached the PACS."""
+        """Return whether this server has the whole series; it may have been fetched while the PACS was still receiving
+        it."""
         folder = self._folder(image_id)
         try:
             known = self._listing.now(image_id)
         except requests.RequestException:
-            # A training needs what is here, whether or not the PACS answers just now.
+            # A training uses what is here, whether or not the PACS answers now.
             return True
         if known is None or not folder.is_dir():
             return True
-        # A PACS may count images that it does not return; fetching again would change nothing and cost the labels in
+        # A PACS may count images that it does not send. Fetching again would change nothing, and lose the labels in
         # use.
         counted = int(self._records.of(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
@@ -319,14 +322,14 @@ class PacsDatastore(SpineDatastore):
         return self._place / SERIES_DIR / image_id
 
     def _frame_of_reference(self, image_id: str) -> str:
-        """Return the frame of reference of a series that is here; empty where it names none."""
+        """Return the frame of reference of a series that is here; "" if it names none."""
         folder = self._folder(image_id)
         first = min(folder.iterdir(), default=None) if is_uid(image_id) and folder.is_dir() else None
         header = None if first is None else read_header(first)
         return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
 
     def _fetch(self, series: Series) -> str:
-        """Download a series and store it as a volume, too; the old files stay until the new ones can be read."""
+        """Download a series and store it as a volume; the old files stay until the new ones can be read."""
         if reason := self._listing.refusal(series):
             raise ImageError(reason)
         folder = self._folder(series.uid)
@@ -352,7 +355,7 @@ class PacsDatastore(SpineDatastore):
         try:
             self._make_room(series.uid)
         except (OSError, StorageError) as error:
-            # The series was delivered; the next request makes room.
+            # The series is there; the next request will make room.
             logger.warning("No room could be made for fetched series: %s", error)
         return self._local_file(series.uid)
 

@@ -1,4 +1,4 @@
-"""Read the work folder of a PACS without the PACS: for training where no server runs."""
+"""Read the work folder of a PACS without the PACS, for trainings without a server."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from totalspineseg_server.pacs.found_series import patient_of
 
 
 class StoredSeries:
-    """Series that were needed once, by UID; nothing is written.
+    """The series that were fetched once, by UID; nothing is written.
 
     Args:
         work: Folder of the history, as in ``serve --work``.
