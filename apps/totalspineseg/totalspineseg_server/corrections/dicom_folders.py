@@ -30,6 +30,8 @@ DICOM_INDEX: Final = "DICOMDIR"
 """Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 MAX_DEPTH: Final = 8
 """Folders below one another that are looked into; exports have patient, study, series."""
+MAX_FOLDERS: Final = 20_000
+"""Folders that are looked into, so that a folder above everything else does not keep the server busy."""
 LOOKED_AT: Final = 5
 """Files of a folder that are looked at before it is taken for one without DICOM."""
 
@@ -135,6 +137,11 @@ class DicomFolders:
             if real_path(folder) in visited:
                 continue
             visited.add(real_path(folder))
+            if len(visited) > MAX_FOLDERS:
+                logger.warning(
+                    "Only the first %d folders below the studies are searched for DICOM series.", MAX_FOLDERS
+                )
+                return
             try:
                 below, files = self._names.value(folder, [folder], partial(_names_in, folder))
             except OSError as error:
