@@ -138,9 +138,7 @@ class DicomFolders:
                 continue
             visited.add(real_path(folder))
             if len(visited) > MAX_FOLDERS:
-                logger.warning(
-                    "Only the first %d folders below the studies are searched for DICOM series.", MAX_FOLDERS
-                )
+                logger.warning("Only the first %d folders are searched for DICOM series.", MAX_FOLDERS)
                 return
             try:
                 below, files = self._names.value(folder, [folder], partial(_names_in, folder))
