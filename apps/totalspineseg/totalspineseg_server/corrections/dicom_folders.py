@@ -72,6 +72,7 @@ class DicomFolders:
         self._names: Remembered[tuple[tuple[str, ...], tuple[str, ...]]] = Remembered()
         self._found: Remembered[tuple[str, DicomFolder] | None] = Remembered()
         self._refused: dict[str, str] = {}
+        self._is_limited = False
 
     def series(self) -> dict[str, DicomFolder]:
         """Return image id -> its folder.
@@ -138,7 +139,9 @@ class DicomFolders:
                 continue
             visited.add(real_path(folder))
             if len(visited) > MAX_FOLDERS:
-                logger.warning("Only the first %d folders are searched for DICOM series.", MAX_FOLDERS)
+                if not self._is_limited:
+                    logger.warning("Only the first %d folders are searched for DICOM series.", MAX_FOLDERS)
+                self._is_limited = True
                 return
             try:
                 below, files = self._names.value(folder, [folder], partial(_names_in, folder))
