@@ -528,9 +528,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: in a PACS the patient, whose series must not both train and judge."""
-        subject = getattr(self._datastore, "subject", subject_of)
-        return str(subject(image_id))
+        """Return whose image it is: the patient, whose images must not both train and judge, where that is known."""
+        return self._datastore.subject(image_id) or subject_of(image_id)
 
 
 def _known_as(sender: Sender) -> str:

@@ -52,11 +52,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     Args:
         folder: Folder of the labels.
+        images: Folder of the images' files.
         own: Folder of what else is kept here: records of images, and hashes.
         corrections: The corrections that are shown; None for labels that were saved here alone.
     """
 
-    def __init__(self, folder: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
+    def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -65,6 +66,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         older = older_index(folder)
         self._records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
+        for name, size, time_ns, sha256 in older.hashes():
+            self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
     # What a folder and a PACS answer differently.
@@ -105,6 +108,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def send_waiting(self) -> None:
         """Begin to send labels that wait to be sent to another place."""
 
+    @abstractmethod
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+
     # Images.
 
     def image_file(self, image_id: str) -> Path | None:
@@ -129,8 +136,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             ImageNotFoundException: There is no such image.
             StorageError: It could not be written.
         """
+        if self.image_file(image_id) is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
         with self._turn():
-            self._require_image(image_id)
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
@@ -142,12 +150,6 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             except OSError:
                 info = {**info, "name": file.name}
         return {"ext": OFFERED_ENDINGS[0] if file is None else split_name(file.name)[1], "info": info}
-
-    def _require_image(self, image_id: str) -> Path:
-        file = self.present_file(image_id)
-        if file is None:
-            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
-        return file
 
     # Labels.
 
