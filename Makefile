@@ -169,7 +169,7 @@ wheelhouse: setup ## Download all packages for a machine without internet
 # Rewrites the lock from the pins, everything else the newest that fits; the tested set changes only through this.
 lock: setup ## Renew requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header requirements-dev.txt -o requirements.lock
+	  --no-header --overrides requirements-override.txt requirements-dev.txt -o requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-slicer.txt -o requirements-slicer.lock
 

@@ -26,6 +26,7 @@ from totalspineseg_server.version import VERSION
 APP = LIB.parent
 PIN = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
 SECONDS = 120
+SCAN = ROOT / "tests" / "real" / "cervical_t2" / "t2.nii.gz"
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +138,14 @@ def test_the_command_of_the_wheel_has_its_weights_and_its_name(unpacked: Path) -
     def answer(*words: str) -> str:
         program = "import sys; from totalspineseg_server.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, *words]
-        run = subprocess.run(command, env=environment(unpacked), capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            command, cwd=unpacked, env=environment(unpacked), capture_output=True, text=True, check=False
+        )
         return run.stdout + run.stderr
 
     assert answer("--version") == f"totalspineseg-server {VERSION}\n"
     assert "starter" in answer("weights", "list")
-    assert "'totalspineseg-server weights install'" in answer("a.nii.gz", "out", "--weights", "official")
+    assert "'totalspineseg-server weights install'" in answer(str(SCAN), "out", "--weights", "official")
     assert not (unpacked / "data").exists()
 
 
