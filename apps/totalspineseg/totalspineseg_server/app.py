@@ -22,19 +22,19 @@ from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
-from totalspineseg_server.corrections.rejections import Rejections
-from totalspineseg_server.corrections.uploads import Uploads
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
     SettingError,
@@ -52,7 +52,7 @@ from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
-from totalspineseg_server.locks import Ongoing
+from totalspineseg_server.infers.settings import doubtful_names_of
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -60,12 +60,7 @@ from totalspineseg_server.trainers.runs import is_running
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.trainers.train_task import SpineTrainTask
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.worklist.acts import Acts
-from totalspineseg_server.worklist.lab import Lab
-from totalspineseg_server.worklist.readers import agreements, corrected
-from totalspineseg_server.worklist.scans import Scans
-from totalspineseg_server.worklist.thumbnails import Thumbnails
-from totalspineseg_server.worklist.worklist import Records, Worklist
+from totalspineseg_server.worklist.lab import open_lab
 
 if TYPE_CHECKING:
     from totalspineseg_server.dicom.seg_object import SegReference
@@ -103,15 +98,18 @@ class App(MONAILabelApp):  # type: ignore[misc]
         images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
         self.outcomes = Outcomes()
-        self.submissions = Ongoing()
+        self.submissions = self._inbox.ongoing
         self._uploads = Uploads()
-        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text)
+        names = doubtful_names_of(self._settings.get("doubtful_names") or "")
+        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text, names)
         scores = Scores(root, self._predictions, self._maps)
         self._scorer = Scorer(scores, self._services, self.infer)
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
-        self.lab = self._lab(root, scores)
+        self.lab = open_lab(
+            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._undo_label
+        )
         super().__init__(
             app_dir,
             studies,
@@ -135,45 +133,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
             store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
         )
 
-    def _lab(self, root: Path, scores: Scores) -> Lab:
-        """Return what the lab's page asks about scans; nothing is read yet."""
-        store, rejections = self._datastore, Rejections(root)
-        records = Records(root, scores, self._predictions, self._corrections, rejections, store.fingerprint)
-        scans = Scans(store.image_file, store.fingerprint, self._predictions, self._maps, self._corrections)
-        return Lab(
-            Worklist(self.datastore, records),
-            scans,
-            Thumbnails(root, scans.glance, store.fingerprint),
-            Acts(self.submit_label, self._undo_label, self._corrections, rejections),
-        )
-
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
         return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
-
-    def agreements_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
-        return agreements(self._corrections, image_id)
-
-    def corrected(self) -> dict[str, Any]:
-        """Return how much readers corrected; see ``readers.corrected``."""
-        return corrected(self._corrections)
-
-    def history_of(self, image_id: str) -> list[dict[str, Any]]:
-        """Return what readers sent for an image, newest first: when, who, and what became of it."""
-        withdrawn = self._corrections.withdrawals.of_image(image_id)
-        return [
-            {
-                "correction": one.id,
-                "date": one.received,
-                "user": one.reader,
-                "status": "taken back" if one.id in withdrawn else one.status,
-                "unchanged": one.unchanged,
-                "structures": len(one.present),
-                "reason": one.reason,
-                "findings": [str(finding.get("message", "")) for finding in one.findings],
-            }
-            for one in reversed(self._corrections.of_image(image_id))
-        ]
 
     @property
     def models(self) -> ModelStore:
@@ -184,6 +145,14 @@ class App(MONAILabelApp):  # type: ignore[misc]
     def training_dir(self) -> Path:
         """Folder of the trainings on these studies; may not exist yet."""
         return self._site.training_dir
+
+    def judge_words(self, version: str) -> list[str]:
+        """Return the arguments of ``totalspineseg models judge`` for a version, beside these studies."""
+        folder = self._settings.get("work") or ("" if is_address(self.studies) else self.studies)
+        # Without a label there are no hold-out scans, and the folder has no history yet.
+        site = [str(folder or self._site.history)] if self._site.history.is_dir() else []
+        device = self._settings.get("device") or "auto"
+        return [version, *site, "--device", device, "--data-dir", str(self._site.models.model_dir)]
 
     def warm_up(self) -> None:
         """Load the networks before a request needs them; without usable weights the request itself says so."""
@@ -227,29 +196,31 @@ class App(MONAILabelApp):  # type: ignore[misc]
         except WeightsError:
             return ""
 
-    def init_datastore(self) -> StudiesDatastore:
+    def init_datastore(self) -> SpineDatastore:
         """Return the studies, which are open already."""
         return self._datastore
 
-    def open_studies(self, studies: str, root: Path) -> StudiesDatastore:
+    def open_studies(self, studies: str, root: Path) -> SpineDatastore:
         """Return the folder of studies, made safe, or the PACS.
 
         Args:
             studies: The folder, or its address.
             root: Folder of the history.
         """
+        shown = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            corrections=shown,
         )
 
     def _is_needed(self, series: str) -> bool:
@@ -322,6 +293,10 @@ class App(MONAILabelApp):  # type: ignore[misc]
         ``Scorer.progress``."""
         return self._scorer.progress(images or self._datastore.list_images())
 
+    def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
+        """Return how far a batch over these images (all when none are named) is; see ``Scorer.round``."""
+        return self._scorer.round(images or self._datastore.list_images(), begun)
+
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
         """Run a model.
 
@@ -342,7 +317,17 @@ class App(MONAILabelApp):  # type: ignore[misc]
         task = self._infers.get(model)
         if task is None:
             raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
-        prepared = self._prepared(request)
+        image = request.get("image")
+        with self._services.progress.of(str(model), "" if isinstance(image, TrustedPath) else str(image or "")):
+            return self._infer(task, request)
+
+    def infer_progress(self) -> dict[str, Any] | None:
+        """Return how far the inference that runs has come, or None; see ``Progress.as_json``."""
+        return self._services.progress.as_json()
+
+    def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a model, score its result, and store it where asked to; see ``infer``."""
+        model, prepared = request.get("model"), self._prepared(request)
         tag = result_tag(prepared, task.part)
         image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
         fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""
@@ -449,7 +434,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image that it was sent for; see ``corrections.uploads``.
+            image_id: Image that it was sent for; see ``corrections.attribution``.
             file: The label.
             tag: Tag that it was sent for.
             params: Parameters that were sent with it.
@@ -457,16 +442,14 @@ class App(MONAILabelApp):  # type: ignore[misc]
             info: Further information to store with it.
             fault: Why it cannot be understood, where that is already known.
         """
-        with self.submissions.one():
-            claims = self._uploads.claims(_known_as(sender), image_id)
-            return self._inbox.submit(
-                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-            )
+        claims = self._uploads.claims(_known_as(sender), image_id)
+        return self._inbox.submit(
+            image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
+        )
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
-        with self.submissions.one():
-            return self._inbox.interpret_waiting(again=again)
+        return self._inbox.interpret_waiting(again=again)
 
     def waiting_submissions(self) -> tuple[Waiting, ...]:
         """Return the submissions that could not be read yet, oldest first."""

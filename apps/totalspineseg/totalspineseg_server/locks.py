@@ -1,6 +1,5 @@
 """Locks, so that only one at a time does something: files between processes, and names within a process."""
 
-import asyncio
 import os
 import sys
 import threading
@@ -148,36 +147,3 @@ class NamedLocks:
         """Return the lock of a name, for a ``with`` statement."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
-
-
-POLL_SECONDS: Final = 0.1
-
-
-class Ongoing:
-    """Counts the submissions in progress in all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Count one more submission while this block runs."""
-        with self._lock:
-            self._count += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._count -= 1
-
-    async def finish(self, seconds: float) -> bool:
-        """Wait until no submission is in progress, at most for these seconds.
-
-        Returns:
-            Whether none is in progress.
-        """
-        deadline = time.monotonic() + seconds
-        while self._count and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_SECONDS)
-        return not self._count

@@ -22,7 +22,7 @@ from totalspineseg_server import places
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.errors import AddressError, StorageError
 from totalspineseg_server.files import storage_errors, write_text
-from totalspineseg_server.front.host_names import LOOPBACK, own_names
+from totalspineseg_server.front.guard import LOOPBACK, own_names
 from totalspineseg_server.front.sockets import listening
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
 from totalspineseg_server.processes import become_parent, end_within
@@ -166,6 +166,7 @@ def serve(
     weights: str = "",
     device: str = "",
     runtime: str = "",
+    doubtful_names: str = "",
     work: str = "",
     cache_gb: float | None = None,
     max_upload_mb: float = MAX_UPLOAD_MB,
@@ -184,6 +185,8 @@ def serve(
         weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
+        doubtful_names: "" or "marked" for names such as "L4 ?", "plain" for names without a mark; a request may say
+            otherwise.
         work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
             which otherwise is only read; for a DICOMweb server, the user's data folder.
         cache_gb: Disk space for the fetched series of a DICOMweb server, GB; None for ``pacs.cache.MAX_GB``.
@@ -213,6 +216,7 @@ def serve(
             studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["doubtful_names"] = doubtful_names
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
         _complete_app_folder(app_dir)
@@ -420,6 +424,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+    )
+    parser.add_argument(
+        "--doubtful-names",
+        default="",
+        choices=("marked", "plain"),
+        help="how results name doubtful levels: 'L4 ?' or 'L4' (default: marked)",
     )
     parser.add_argument(
         "--work",

@@ -1,4 +1,4 @@
-"""Options for where a run computes, and the executor they choose."""
+"""Add the options that say where a run computes, and make the executor that they choose."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
-"""Most threads by default: beside one network, reading and writing rarely keep more of them busy."""
+"""Largest default number of threads: reading and writing for one network rarely keep more of them busy."""
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
-    """Return the executor that the options choose; nothing heavy is imported until there is work.
+    """Return the executor that the options choose; large libraries are imported only when there is work.
 
     Raises:
         TotalSpineSegError: The options contradict each other, or the profile is not valid.

@@ -1,7 +1,7 @@
 """Number the raw map of a network (step 1 or step 2), without running a network.
 
-IN is a label map or a folder of label maps (.nii.gz, .nii, .nrrd); OUT is a file on the grid of IN, or a folder of
-files of the same names.
+IN is a label map or a folder of label maps (.nii.gz, .nii, .nrrd). OUT is a file on the grid of IN, or a folder of
+files with the same names.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def _require_name(output: Path) -> None:
 
 
 def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
-    """Number every map of a folder; a bad one does not stop the rest."""
+    """Number every map of a folder; a bad map does not stop the rest."""
     from totalspineseg_server.volume_io import (
         WRITTEN_SUFFIXES,
         images_in,

@@ -73,7 +73,8 @@ def _install(arguments: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """Progress of a download in megabytes: on one line of a terminal, else at every tenth part."""
+    """Shows the progress of a download in megabytes: in one line on a terminal, elsewhere a line for every tenth of
+    it."""
 
     def __init__(self) -> None:
         self._reported = -1

@@ -20,6 +20,17 @@ from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
 from totalspineseg_server.places import PACKAGE
 
+logger = logging.getLogger(__name__)
+
+UNAUTHORIZED: Final = (400, 401, 403)
+"""Answers of an identity server that concern the user, not the server."""
+RUNNING: Final = {
+    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
+    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
+}
+"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
+DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 def without_folders(text: str) -> str:
     """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
@@ -34,18 +45,6 @@ def without_folders(text: str) -> str:
     roots = sorted({root.rstrip("/\\") for root in (*named, *others)} - {""}, key=len, reverse=True)
     pattern = "|".join(rf"{re.escape(root)}(?:[/\\]|(?![\w.-]))" for root in roots)
     return re.sub(pattern, lambda found: "" if found[0].endswith(("/", "\\")) else Path(found[0]).name, text)
-
-
-logger = logging.getLogger(__name__)
-
-UNAUTHORIZED: Final = (400, 401, 403)
-"""Answers of an identity server that concern the user, not the server."""
-RUNNING: Final = {
-    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
-    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
-}
-"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
-DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def install(app: FastAPI) -> None:

@@ -1,7 +1,7 @@
 """Keep converted networks on disk: beside their weights if that is allowed, else in the user's cache.
 
-An entry is a folder named by the hash of its sources. It appears complete or not at all, and the hashes of its files
-are checked before it is used.
+An entry is a folder whose name is the hash of its sources. It appears complete or not at all, and the hashes of its
+files are checked before it is used.
 """
 
 import logging
@@ -66,7 +66,7 @@ def keep(beside: Path, key: str, save: Callable[[Path], None]) -> Path | None:
 
 
 def discard(entry: Path) -> None:
-    """Remove an entry, as far as that is allowed."""
+    """Remove an entry as far as permissions allow."""
     shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -21,12 +21,12 @@ from totalspineseg_server.places import NAME
 logger = logging.getLogger(__name__)
 
 SIGN_TOLERANCE: Final = 1e-3
-"""Share of a test tile's logits that may differ in sign from PyTorch: float32 has up to 2e-5, bfloat16 3e-3."""
+"""Share of a test tile's logits that may differ in sign from PyTorch's: in float32 2e-5 do, in bfloat16 3e-3."""
 SEED: Final = 0
 SETTINGS: Final = {
-    # Half-precision types, which some processors prefer, change a hundred times as many signs.
+    # Half precision, which some processors prefer, would change the sign of a hundred times as many logits.
     "INFERENCE_PRECISION_HINT": "f32",
-    # One tile at a time; the system places threads, because other work shares the machine.
+    # Compute one tile at a time; the system places the threads, because other work shares the machine.
     "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,
 }
@@ -65,7 +65,7 @@ def require_openvino() -> Any:
 
 
 def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
-    """Return the network of a model folder in OpenVINO, converted at first use and kept.
+    """Return the network of a model folder for OpenVINO; it is converted at first use and kept.
 
     Args:
         folder: The model.

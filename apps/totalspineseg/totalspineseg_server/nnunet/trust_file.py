@@ -1,4 +1,4 @@
-"""Read and write the file beside a network's plans with the trust in its classes."""
+"""Read and write the file beside a network's plans that says how far its classes are trusted."""
 
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,7 @@ TRUST_FILE: Final = "trust.json"
 
 
 def read_trust(folder: Path) -> Trust:
-    """Return the trust in a model's classes.
+    """Return how far a model's classes are trusted.
 
     Args:
         folder: Folder with plans.json.
@@ -34,7 +34,7 @@ def read_trust(folder: Path) -> Trust:
 
 
 def write_trust(folder: Path, trust: Trust) -> None:
-    """Write the trust in one step; running servers use it from their next request on.
+    """Write the file in one step; running servers use it from their next request on.
 
     Raises:
         StorageError: It cannot be written.

@@ -1,8 +1,8 @@
-"""Store models, and point to the one in use.
+"""Store models, and record which one is in use.
 
 ``<model dir>/starter`` ships with the project; ``<model dir>/versions/<name>`` holds installed and trained ones;
 ``<model dir>/active.json`` names the version in use for each nnU-Net dataset (101 = step 1, 102 = step 2). A version
-never changes once it exists, so a rollback only names an older one.
+never changes once it exists, so a rollback only has to name an older one.
 """
 
 import re
@@ -24,9 +24,9 @@ OFFICIAL: Final = "official"
 OFFICIAL_PREFIX: Final = f"{OFFICIAL}-"
 """Prefix reserved for releases that ``weights install`` checks and names."""
 DATASET_OF_STEP: Final[Mapping[int, str]] = {1: "101", 2: "102"}
-"""nnU-Net's dataset ids, used as keys of the pointer file."""
+"""Step -> nnU-Net's dataset id, which is the key in the pointer file."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Version names are folder names: no separators, no leading dot."""
+"""Pattern of a version's name, which is also the name of its folder: no separators, no leading dot."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Choice:
 
     Attributes:
         name: "starter", a version's name, or the name of a folder that somebody chose.
-        root: Folder that holds the model folder of the step, possibly some levels down.
+        root: Folder that contains the model folder of the step, possibly in subfolders.
     """
 
     name: str
@@ -99,7 +99,7 @@ class ModelStore:
         return names
 
     def resolve(self, step: int) -> Choice:
-        """Return the weights to use for a step, by the ``weights`` setting.
+        """Return the weights to use for a step, which the ``weights`` setting chooses.
 
         Raises:
             WeightsError: The weights that the setting or the pointer names do not exist.
@@ -134,7 +134,7 @@ class ModelStore:
         self.activate_each(dict.fromkeys(steps, name))
 
     def activate_each(self, names: Mapping[int, str]) -> None:
-        """Put one version for each step into use, all at once.
+        """Put a version into use for each step, all at once.
 
         Args:
             names: Step -> "starter" or a version's name; missing steps stay as they are.
@@ -147,7 +147,7 @@ class ModelStore:
             self._point(names)
 
     def go_back(self) -> Mapping[int, str]:
-        """Put the versions into use that were in use before the last change; running servers follow at once.
+        """Put the previous versions into use again; running servers follow at once.
 
         Returns:
             Step -> version in use now.
@@ -177,7 +177,7 @@ class ModelStore:
             names: Step -> version's name; missing steps stay as they are.
 
         Returns:
-            Empty when it was done, or had been before. Otherwise nothing was changed: step -> weights in use instead.
+            Empty if this was done, now or before. Otherwise step -> weights in use instead; then nothing was changed.
 
         Raises:
             WeightsError: There is no such version.
@@ -192,8 +192,8 @@ class ModelStore:
             return others
 
     def in_use_instead(self, compared: Mapping[int, Choice]) -> Mapping[int, str]:
-        """Return step -> name in the pointer file where it differs from ``compared``; the ``weights`` setting does not
-        matter.
+        """Return step -> name in the pointer file where it differs from ``compared``, whatever the ``weights`` setting
+        is.
         """
         active = self.active()
         named = {step: active.get(step, STARTER) for step in compared}
@@ -216,7 +216,7 @@ class ModelStore:
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
-        """Add a version: yield an empty hidden folder to fill, which becomes the version when the block succeeds.
+        """Yield an empty hidden folder to fill; when the block ends without an error, it becomes the version.
 
         Args:
             name: Letters, digits, ".", "_" and "-"; not used yet.

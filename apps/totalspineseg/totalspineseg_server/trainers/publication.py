@@ -43,9 +43,10 @@ class Judged:
 
 
 def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] | None:
-    """Return the verdict on a version that was published before, and its record; None if it was not published.
+    """Return the verdict on a version and its record if it was published before, else None.
 
-    A version has only the weights of its verdict; if the same candidates are judged again, other shares may pass.
+    A published version has the share of new weights that its verdict was about. If the same candidates are judged
+    again, another share may pass.
 
     Raises:
         StorageError: The version has no readable record.
@@ -82,7 +83,7 @@ def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) ->
 
 
 def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, str]) -> str:
-    """Return why a version that passed is not put into use, and how to do it; empty if nothing else is in use."""
+    """Return why a version that passed is not put into use, and how to use it; empty if nothing else is in use."""
     if not instead:
         return ""
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
@@ -98,7 +99,7 @@ def refused_since(store: ModelStore, name: str) -> str:
     try:
         require_served(store, name)
     except WeightsError as refusal:
-        return f"passed the gate when it was made, but is not served: {refusal}"
+        return f"passed the gate when it was made, but was not put into use: {refusal}"
     return ""
 
 
