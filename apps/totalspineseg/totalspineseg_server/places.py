@@ -1,4 +1,4 @@
-"""Where this installation keeps things: a clone beside its code, an installed wheel in the folders of its user."""
+"""Places of an installation: a clone keeps its files beside its code, an installed wheel in the folders of its user."""
 
 import os
 from pathlib import Path
