@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from totalspineseg_server.cli.common import existing_path, model_store
+from totalspineseg_server.anatomy import OWN_NUMBERS
+from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
+    from totalspineseg_server.geometry import Volume
     from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
     from totalspineseg_server.prediction import Predictor
 
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
     )
+    add_numbers_argument(parser, "each label of a BIDS folder")
     parser.add_argument(
         "--no-o2e", action="store_true", help="make dataset 102 without the second (odd/even swapped) copies"
     )
@@ -85,7 +88,7 @@ def execute(arguments: argparse.Namespace) -> int:
     else:
         required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
         cure = "Check --label-suffix."
-    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
+    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix, arguments.numbers)
     for case in unusable:
         skip(case)
     if not sources:
@@ -101,7 +104,9 @@ def execute(arguments: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
+def labeled_scans(
+    folder: Path, suffix: str, numbers: str = OWN_NUMBERS
+) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
 
     Files of a BIDS folder that are of kinds that are not read are named on stderr.
@@ -109,6 +114,7 @@ def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], t
     Args:
         folder: The folder.
         suffix: Ending of the names of a BIDS folder's labels.
+        numbers: The numbers in a BIDS folder's labels (see ``read_codes``).
     """
     from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.volume_io import is_other_name, not_read_sentence
@@ -118,7 +124,7 @@ def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], t
     places = (path for pattern in ("sub-*/**/*", f"{DERIVATIVES}/**/*") for path in folder.glob(pattern))
     if skipped := not_read_sentence({path.relative_to(folder).as_posix() for path in places if is_other_name(path)}):
         print(skipped, file=sys.stderr)
-    return tuple(_bids(folder, suffix)), ()
+    return tuple(_bids(folder, suffix, numbers)), ()
 
 
 def _finder(name: str, device: str) -> "Predictor":
@@ -151,7 +157,7 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
     return material.training, material.skipped
 
 
-def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
+def _bids(folder: Path, suffix: str, numbers: str) -> "Iterator[ScanSource]":
     """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
     from totalspineseg_server.nnunet.cases import Origin, ScanSource
     from totalspineseg_server.volume_io import images_in, stem
@@ -166,13 +172,13 @@ def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
         return
     for name, found in sorted(labels.items()):
         pair = images[name], found
-        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p))  # type: ignore[misc]
+        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p, numbers))  # type: ignore[misc]
 
 
-def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
+def _read(name: str, images: list[Path], labels: list[Path], numbers: str) -> "LabeledScan":
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
-    from totalspineseg_server.volume_io import read_image, read_labels
+    from totalspineseg_server.volume_io import read_image
 
     if len(images) != 1 or len(labels) != 1:
         raise LabelError(
@@ -180,5 +186,16 @@ def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
             "Rename or remove the extra files."
         )
     subject = SUBJECT.search(name)
-    image, label = read_image(images[0]), read_labels(labels[0])
+    image, label = read_image(images[0]), _read_label(labels[0], numbers)
     return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, image, label)
+
+
+def _read_label(path: Path, numbers: str) -> "Volume":
+    from totalspineseg_server.geometry import Volume
+    from totalspineseg_server.plausible import mark_unlabeled
+    from totalspineseg_server.volume_io import read_labels, read_numbered
+
+    if numbers == OWN_NUMBERS:
+        return read_labels(path)
+    label = read_numbered(path, numbers)
+    return Volume(mark_unlabeled(label.data, label.spacing), label.affine)

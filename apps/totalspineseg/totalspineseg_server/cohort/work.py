@@ -17,7 +17,7 @@ from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegE
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.measurements import measure
+from totalspineseg_server.measurements import Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.report import doubtful_codes, report
@@ -32,7 +32,7 @@ MAX_SKEW_DEG: Final = 1.0
 """Skew above which angles cannot be measured precisely; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid, and do not change the results."""
-RECORD_FORMAT: Final = 4
+RECORD_FORMAT: Final = 5
 """Version of the record format; it rises when older records become unusable, or their names and numbers wrong."""
 
 Record = dict[str, Any]
@@ -195,7 +195,8 @@ class Work:
         labels = located.labels if segmentation is None else segmentation.labels
         doubtful = doubtful_codes(numbering, labels)
         apart = localizer is not None and not localizer.any()
-        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure, apart)
+        result = Result(located, segmentation, doubtful, integers, loaded.image)
+        return Found(result, numbering, watch, failure, apart)
 
     def write(self, case: Case, found: Found) -> Record:
         """Write all files of a scan, its record last.
@@ -218,8 +219,7 @@ class Work:
             spacing = iso.spacing
             step: Literal[1, 2] = 1 if result.segmentation is None else 2
             structures = structures_json(result.labels, spacing, step=step)
-            measurable = result.segmentation is not None and iso.grid.skew_deg <= MAX_SKEW_DEG
-            rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
+            rows = [] if result.segmentation is None else _measured(result, found.numbering)
         odd = pipeline.image_findings(result.located.scan, found.numbering)
         record = {
             "scan": case.name,
@@ -266,6 +266,18 @@ class Work:
         }
 
 
+def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
+    scan = result.located.scan
+    return structure_rows(
+        Volume(result.labels, scan.iso.affine),
+        scan.grid,
+        image=None if result.image is None else (result.image, result.labels_on_input),
+        doubtful=result.doubtful,
+        certainty=None if numbering is None else numbering.certainty,
+        sizes=scan.iso.grid.skew_deg <= MAX_SKEW_DEG,
+    )
+
+
 def _source(case: Case) -> str:
     return str(case.path.absolute())
 
@@ -282,7 +294,8 @@ def _warnings(case: Case, found: Found) -> list[str]:
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
         warnings.append(
-            f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are not accurate"
+            f"the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are "
+            "not accurate"
         )
     if found.apart:
         warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")
