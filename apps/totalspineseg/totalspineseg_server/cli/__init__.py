@@ -28,6 +28,8 @@ COMMANDS: Final = MappingProxyType(
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
+        "backup": "write corrections, versions and settings of a site into one file",
+        "restore": "restore such a file into an empty or another place",
         "train-starter": "train the small starter networks on synthetic spines and labeled scans",
     }
 )

@@ -9,6 +9,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
 from totalspineseg_server.cohort.inputs import Case
+from totalspineseg_server.cohort.interchange import interchange_files
 from totalspineseg_server.cohort.level_reports import levels_in_view, structures_json
 from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from totalspineseg_server.cohort.record import read_record, record_path, remove_record
@@ -241,7 +242,7 @@ class Work:
         remove_record(self.output, case.name)
         keep, step1 = (self.options.keep, self.options.step1) if self._found_alike(case, before) else (FOLDERS, False)
         files = result_files(case.name, keep=keep, step1=step1)
-        for file in files:
+        for file in (*files, *interchange_files(case)):
             with storage_errors(self.output / file):
                 (self.output / file).unlink(missing_ok=True)
 
@@ -284,7 +285,7 @@ def _source(case: Case) -> str:
 
 def _every_file(case: Case) -> tuple[str, ...]:
     """Return all files that any run may write for a scan, relative to the output, except its record."""
-    return result_files(case.name, keep=FOLDERS, step1=False)
+    return (*result_files(case.name, keep=FOLDERS, step1=False), *interchange_files(case))
 
 
 def _warnings(case: Case, found: Found) -> list[str]:
