@@ -6,7 +6,7 @@ T13 and its disc. Column positions count vertebrae from C1 = 1.
 
 import colorsys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -264,7 +264,7 @@ class NumberTable:
     """
 
     codes: Mapping[int, int]
-    disc_below: Mapping[int, int] = MappingProxyType({})
+    disc_below: Mapping[int, int] = field(default_factory=dict)
     others: frozenset[int] = frozenset()
 
     def codes_of(self, present: Collection[int]) -> Mapping[int, int]:

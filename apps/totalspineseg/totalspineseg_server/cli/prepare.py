@@ -7,7 +7,7 @@ Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --ste
 import argparse
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from totalspineseg_server.anatomy import OWN_NUMBERS
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
-    from totalspineseg_server.geometry import Volume
+    from totalspineseg_server.exchange.labeled_pairs import Pair
     from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
     from totalspineseg_server.prediction import Predictor
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label-suffix",
         default="_label-spine_dseg",
         metavar="S",
-        help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
+        help="labels are named IMAGE + S below derivatives/ (default: %(default)s, or the name of export-bids)",
     )
     add_numbers_argument(parser, "each label of a BIDS folder")
     parser.add_argument(
@@ -158,44 +158,20 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
 
 
 def _bids(folder: Path, suffix: str, numbers: str) -> "Iterator[ScanSource]":
-    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
+    """Yield the labeled images of a BIDS folder."""
+    from totalspineseg_server.exchange.labeled_pairs import labeled_pairs
     from totalspineseg_server.nnunet.cases import Origin, ScanSource
-    from totalspineseg_server.volume_io import images_in, stem
 
-    images, labels = defaultdict(list), defaultdict(list)
-    for image in images_in(folder, "sub-*/**/*"):
-        images[stem(image)].append(image)
-    for label in images_in(folder / DERIVATIVES, "**/*"):
-        if stem(label).endswith(suffix):
-            labels[stem(label).removesuffix(suffix)].append(label)
-    if not images.keys() & labels.keys():
-        return
-    for name, found in sorted(labels.items()):
-        pair = images[name], found
-        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p, numbers))  # type: ignore[misc]
+    for pair in labeled_pairs(folder, suffix):
+        yield ScanSource(pair.name, Origin.EARLIER, lambda p=pair: _read(p, numbers))  # type: ignore[misc]
 
 
-def _read(name: str, images: list[Path], labels: list[Path], numbers: str) -> "LabeledScan":
-    from totalspineseg_server.errors import LabelError
+def _read(pair: "Pair", numbers: str) -> "LabeledScan":
+    from totalspineseg_server.exchange.labeled_pairs import read_pair_label
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
     from totalspineseg_server.volume_io import read_image
 
-    if len(images) != 1 or len(labels) != 1:
-        raise LabelError(
-            f"There are {len(images)} images named {name!r} and {len(labels)} labels for it, instead of one each. "
-            "Rename or remove the extra files."
-        )
-    subject = SUBJECT.search(name)
-    image, label = read_image(images[0]), _read_label(labels[0], numbers)
-    return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, image, label)
-
-
-def _read_label(path: Path, numbers: str) -> "Volume":
-    from totalspineseg_server.geometry import Volume
-    from totalspineseg_server.plausible import mark_unlabeled
-    from totalspineseg_server.volume_io import read_labels, read_numbered
-
-    if numbers == OWN_NUMBERS:
-        return read_labels(path)
-    label = read_numbered(path, numbers)
-    return Volume(mark_unlabeled(label.data, label.spacing), label.affine)
+    image, label = pair.require_one()
+    subject = SUBJECT.search(pair.name)
+    codes = read_pair_label(label, pair.root, numbers)
+    return LabeledScan(pair.name, subject[0] if subject else pair.name, Origin.EARLIER, read_image(image), codes)
