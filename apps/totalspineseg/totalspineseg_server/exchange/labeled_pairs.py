@@ -47,8 +47,8 @@ class Pair:
         """
         if len(self.images) != 1 or len(self.labels) != 1:
             raise LabelError(
-                f"There are {len(self.images)} images named {self.name!r} and {len(self.labels)} labels for it, instead "
-                "of one each. Rename or remove the extra files."
+                f"There are {len(self.images)} images named {self.name!r} and {len(self.labels)} labels for it, "
+                "instead of one each. Rename or remove the extra files."
             )
         return self.images[0], self.labels[0]
 

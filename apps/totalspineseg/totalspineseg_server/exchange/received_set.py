@@ -30,7 +30,7 @@ IMPORTED: Final = "import"
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """The outcome of an import.
 
     Attributes:
         added: Ids of images whose label was added.

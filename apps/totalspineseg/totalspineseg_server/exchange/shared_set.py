@@ -47,7 +47,7 @@ or the whole spine may show the face. Look at the images, and keep to the law of
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported.
+    """The outcome of an export.
 
     Attributes:
         images: Number of images.

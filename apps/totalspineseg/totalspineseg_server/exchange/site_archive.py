@@ -42,7 +42,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an archive holds; a file that is not listed is not restored.
+    """The list of an archive's files; a file that is not listed is not restored.
 
     Attributes:
         format: See ``FORMAT``.
@@ -76,10 +76,10 @@ class Manifest:
             files = {path: Entry(str(e["sha256"]), int(e["bytes"])) for path, e in content.pop("files").items()}
             manifest = from_fields(cls, content, "of the back-up")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise _unusable() from error
+            raise no_backup() from error
         usable = manifest.format == FORMAT and manifest.kind in (STUDIES, WORK) and all(map(_is_inside, files))
         if not usable:
-            raise _unusable()
+            raise no_backup()
         return Manifest(FORMAT, manifest.software, manifest.created, manifest.kind, manifest.images, files)
 
     def part(self, name: str) -> dict[str, Entry]:
@@ -127,13 +127,13 @@ def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
     history = history_of(folder)
     for path in _files(history / RECEIPT_DIR):
         yield PurePosixPath(history.relative_to(folder).as_posix()) / RECEIPT_DIR / path
-    shown = shown_roots(folder)
+    roots = shown_roots(folder)
     for path in _files(folder):
         inside = PurePosixPath(*path.parts[1:]) if path.parts[0] == HISTORY_DIR else path
         is_history = history == folder or path.parts[0] == HISTORY_DIR
         if is_history and not _belongs(inside, images=images):
             continue
-        if is_waiting(path) or any(_is_shown(path, root) for root in shown):
+        if is_waiting(path) or any(_is_shown(path, root) for root in roots):
             continue
         if is_history or images:
             yield path
@@ -206,7 +206,8 @@ def is_waiting(path: PurePosixPath) -> bool:
     return RECEIPT_DIR in path.parts[:2]
 
 
-def _unusable() -> ArchiveError:
+def no_backup() -> ArchiveError:
+    """Return the error of a file that is no back-up of this program."""
     return ArchiveError(
         "This is no back-up that this version can restore. Choose a file that 'totalspineseg backup' wrote, or update "
         "the software."

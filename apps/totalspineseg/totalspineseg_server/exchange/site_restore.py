@@ -14,6 +14,7 @@ from totalspineseg_server.exchange.site_archive import (
     SETTINGS,
     SITE,
     Manifest,
+    no_backup,
 )
 from totalspineseg_server.files import partial_folder, storage_errors, sync_folder, sync_tree
 from totalspineseg_server.locks import LOCK_FILE
@@ -83,18 +84,21 @@ OTHER_MODELS: Final = "Nothing was changed. Choose another folder of models with
 @contextmanager
 def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
     """Open a back-up and read its manifest."""
-    with file.open("rb") as stream:
-        # Nothing in it is compressed, so it cannot hold more than its own size.
-        size = file.stat().st_size
-        with open_archive(
-            stream, folder, is_wanted=lambda name: True, max_bytes=size, max_ratio=1, max_entries=MAX_FILES
-        ) as archive:
-            entry = archive.by_name.get(MANIFEST)
-            if entry is None or entry.file_size > MAX_MANIFEST_BYTES:
-                raise ArchiveError(f"{file.name!r} is no back-up. Choose a file that 'totalspineseg backup' wrote.")
-            pieces: list[bytes] = []
-            archive.copy(entry, pieces.append)
-            yield archive, Manifest.from_text(b"".join(pieces))
+    try:
+        with file.open("rb") as stream:
+            # Nothing in it is compressed, so it cannot hold more than its own size.
+            size = file.stat().st_size
+            with open_archive(
+                stream, folder, is_wanted=lambda name: True, max_bytes=size, max_ratio=1, max_entries=MAX_FILES
+            ) as archive:
+                entry = archive.by_name.get(MANIFEST)
+                if entry is None or entry.file_size > MAX_MANIFEST_BYTES:
+                    raise no_backup()
+                pieces: list[bytes] = []
+                archive.copy(entry, pieces.append)
+                yield archive, Manifest.from_text(b"".join(pieces))
+    except ArchiveError as error:
+        raise ArchiveError(f"{file.name!r} cannot be restored, and nothing was changed. {error}") from error
 
 
 def _tops(manifest: Manifest, part: str) -> set[str]:
@@ -131,7 +135,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
             with target.open("xb") as stream:
                 archive.copy(entry, lambda piece: (digest.update(piece), stream.write(piece)))
     if entry is None or digest.hexdigest() != manifest.files[path].sha256:
-        raise ArchiveError(f"{path!r} is missing or damaged in the back-up. Nothing was changed. Use another back-up.")
+        raise ArchiveError(f"{path!r} is missing or damaged in it. Use another back-up.")
 
 
 def _move(staged: Path, folder: Path) -> None:
