@@ -15,13 +15,13 @@ import pytest
 from phantom import image_of
 from totalspineseg_server import locks
 from totalspineseg_server.anatomy import CODE_OF, UNREVIEWED
+from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli.prepare import labeled_scans
 from totalspineseg_server.cli.site_folder import site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.errors import ArchiveError, BusyError, StorageError
 from totalspineseg_server.exchange import site_backup
-from totalspineseg_server.exchange.labeled_pairs import LABEL_SUFFIX
 from totalspineseg_server.exchange.received_set import import_set
 from totalspineseg_server.exchange.shared_set import KEY_FILE, export_set
 from totalspineseg_server.exchange.site_archive import MANIFEST

@@ -23,6 +23,8 @@ IMAGE_NAME: Final = re.compile(
 """Name of an image, without its ending."""
 LABEL_NAME: Final = re.compile(rf"(?P<entities>sub-.+)_seg-{FINISHED}_desc-(?P<suffix>[A-Za-z0-9]+)_dseg")
 """Name of a finished label map, without its ending."""
+LABEL_SUFFIX: Final = "_label-spine_dseg"
+"""Ending of the names of labels, beside BIDS's own name, in many data sets of the spine."""
 HASH_DIGITS: Final = 6
 
 

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("studies", type=Path, metavar="STUDIES", help="folder of studies; made if missing")
     parser.add_argument(
         "--label-suffix",
-        default="_label-spine_dseg",
+        default=LABEL_SUFFIX,
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s, or the name of export-bids)",
     )

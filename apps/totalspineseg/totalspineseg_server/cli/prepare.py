@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
+from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="dataset to prepare (default: both)")
     parser.add_argument(
         "--label-suffix",
-        default="_label-spine_dseg",
+        default=LABEL_SUFFIX,
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s, or the name of export-bids)",
     )

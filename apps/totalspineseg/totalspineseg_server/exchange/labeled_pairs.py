@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import image_of_label
+from totalspineseg_server.bids import LABEL_SUFFIX, image_of_label
 from totalspineseg_server.color_tables import BIDS_TABLE
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
@@ -19,8 +19,6 @@ from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.volume_io import images_in, read_labels, read_numbered, stem
 
 DERIVATIVES: Final = "derivatives"
-LABEL_SUFFIX: Final = "_label-spine_dseg"
-"""Ending of the names of labels beside BIDS's own name, which many data sets of the spine have."""
 
 
 @dataclass(frozen=True)
