@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from highdicom.sr import srread
 from nibabel.affines import apply_affine
 
 from dicom_series import SAGITTAL, itk_slices, placed, save, slices
@@ -334,6 +335,14 @@ def test_label_maps_of_dicom_series_as_seg(tmp_path: Path, few: np.ndarray) -> N
     labels = read_labels(out / "step2_output" / "series.nii.gz")
     seg = read_seg(out / "seg" / "series.dcm", labels.grid, sources=tmp_path / "in" / "series")
     assert map_names(seg, labels.grid).codes.tolist() == labels.data.tolist()
+    assert write_segs(out, cases, records, reports=True) == (1, {})
+    report = srread(out / "sr" / "series.dcm")
+    groups = {g.tracking_identifier: g for g in report.content.get_volumetric_roi_measurement_groups()}
+    assert set(groups) == {segment.name for segment in seg.segments}
+    measured = {m.name.meaning: m.value for m in groups["L4-L5"].get_measurements()}
+    row = next(row for row in records["series"]["measurements"] if row["level"] == "L4-L5")
+    assert (measured["Volume"], measured["Mean height of the disc"]) == (row["volume_ml"], row["disc_height_mm"])
+    assert [q.value.meaning for q in groups["L4-L5"].get_qualitative_evaluations()] == [row["names"].capitalize()]
     (tmp_path / "in" / "series").rename(tmp_path / "in" / "moved")
     (tmp_path / "out" / "seg" / "series.dcm").unlink()
     count, failures = write_segs(out, cases, records)

@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seg", action="store_true", help="write the label maps of DICOM series also as DICOM SEG, into OUTPUT/seg"
     )
+    parser.add_argument(
+        "--sr",
+        action="store_true",
+        help="with --seg: write the measurements also as a DICOM structured report, into OUTPUT/sr",
+    )
     add_numbering_arguments(parser)
     add_model_arguments(parser)
     add_executor_arguments(parser)
@@ -134,6 +139,8 @@ def _require_labels(arguments: argparse.Namespace, keep: Collection[str]) -> Non
                 f"--{option} passes on the maps in {LABELS}, which this run does not write. Leave --step1 out, or "
                 f"name {LABELS} in --keep-only."
             )
+    if arguments.sr and not arguments.seg:
+        raise TotalSpineSegError("--sr reports on the objects of --seg. Add --seg.")
     if arguments.seg and arguments.iso:
         raise TotalSpineSegError("--seg needs label maps on the grid of the series. Leave --iso out.")
 
@@ -148,7 +155,7 @@ def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "S
         count = write_bids(output, cases, summary.records, iso=arguments.iso)
         written.append(f"{count} label maps as BIDS derivatives in {output / DERIVATIVES}")
     if arguments.seg:
-        count, failures = write_segs(output, cases, summary.records)
+        count, failures = write_segs(output, cases, summary.records, reports=arguments.sr)
         others = sum(not is_dicom_case(case) for case in cases)
         left_out = f" ({others} scans are not DICOM)" if others else ""
         written.append(f"{count} DICOM SEG in {output / SEG}{left_out}")

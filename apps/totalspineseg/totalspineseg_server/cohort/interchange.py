@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server.bids import DESCRIPTION_FILE, IMAGE_NAME, PIPELINE, PREDICTED, description, label_path
 from totalspineseg_server.certainty import certainty_of, is_doubtful
@@ -10,14 +10,17 @@ from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import ENDING
 from totalspineseg_server.cohort.record import record_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
-from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, storage_errors, write_file, write_json, write_text
 from totalspineseg_server.volume_io import is_image_name, read_labels
 
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
 LABELS: Final = "step2_output"
 """The folder whose label maps are passed on."""
-SEG: Final = "seg"
-"""Folder of the DICOM SEG objects."""
+SEG, SR = "seg", "sr"
+"""Folders of the DICOM SEG objects, and of the structured reports on them."""
 DERIVATIVES: Final = f"derivatives/{PIPELINE}"
 """Folder of the BIDS derivatives."""
 Records = Mapping[str, Mapping[str, Any]]
@@ -68,23 +71,27 @@ are certain, counted or doubtful. {CORD_CAVEAT}
 """
 
 
-def write_segs(output: Path, cases: Sequence[Case], records: Records) -> tuple[int, dict[str, str]]:
+def write_segs(
+    output: Path, cases: Sequence[Case], records: Records, *, reports: bool = False
+) -> tuple[int, dict[str, str]]:
     """Write the label maps of DICOM series as DICOM SEG objects; those that are up to date stay as they are.
 
     Args:
         output: OUTPUT; its label maps are on the grids of the series.
         cases: The scans of the run.
         records: Name -> record of its finished scans.
+        reports: Whether to write the measurements, too, as structured reports on these objects.
 
     Returns:
-        The number of objects, and name -> sentence of the series for which none could be made.
+        The number of label maps, and name -> sentence of the series for which none could be made.
 
     Raises:
         StorageError: A file could not be written.
     """
     # Import here, because importing pydicom takes long.
-    from totalspineseg_server.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
-    from totalspineseg_server.pacs.results import DOUBTFUL
+    import pydicom
+
+    from totalspineseg_server.dicom.sr_writer import write_sr
 
     count, failures = 0, {}
     for case, record in _finished(cases, records):
@@ -92,26 +99,41 @@ def write_segs(output: Path, cases: Sequence[Case], records: Records) -> tuple[i
         if not is_dicom_case(case):
             continue
         count += 1
-        if _is_newer(target, record_path(output, case.name)):
-            continue
-        with storage_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
-            models = record["made_with"]["models"]
-            seg = write_seg(
-                labels,
-                case.path,
-                model=", ".join(f"{step} {version}" for step, version in sorted(models.items())),
-                version=", ".join(sorted(set(models.values()))),
-                description=DOUBTFUL if is_doubtful(record) else DESCRIPTION,
-            )
+            if not _is_newer(target, record_path(output, case.name)):
+                _write_object(target, _seg(output, case, record))
+            if reports and not _is_newer(output / sr_file(case), target):
+                seg = pydicom.dcmread(target)
+                _write_object(output / sr_file(case), write_sr(seg, case.path, record["measurements"]))
+        except StorageError:
+            raise
         except (TotalSpineSegError, ValueError) as error:
             failures[case.name] = f"No DICOM SEG was written: {error}"
             count -= 1
-        else:
-            write_file(target, lambda file, seg=seg: file.write_bytes(seg_bytes(seg)))  # type: ignore[misc]
     return count, failures
+
+
+def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
+    from totalspineseg_server.dicom.seg_writer import DESCRIPTION, write_seg
+    from totalspineseg_server.pacs.results import DOUBTFUL
+
+    labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
+    models = record["made_with"]["models"]
+    return write_seg(
+        labels,
+        case.path,
+        model=", ".join(f"{step} {version}" for step, version in sorted(models.items())),
+        version=", ".join(sorted(set(models.values()))),
+        description=DOUBTFUL if is_doubtful(record) else DESCRIPTION,
+    )
+
+
+def _write_object(target: Path, dataset: "Dataset") -> None:
+    from totalspineseg_server.dicom.seg_writer import seg_bytes
+
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_file(target, lambda file: file.write_bytes(seg_bytes(dataset)))
 
 
 def is_dicom_case(case: Case) -> bool:
@@ -124,10 +146,15 @@ def seg_file(case: Case) -> str:
     return f"{SEG}/{case.name}.dcm"
 
 
+def sr_file(case: Case) -> str:
+    """Return the path of the structured report on a scan's measurements, relative to OUTPUT."""
+    return f"{SR}/{case.name}.dcm"
+
+
 def interchange_files(case: Case) -> tuple[str, ...]:
     """Return the files that ``write_bids`` and ``write_segs`` may have written for a scan, relative to OUTPUT."""
     stems = [f"{DERIVATIVES}/{label_path(case.name, PREDICTED, iso=iso)}" for iso in (False, True)]
-    return (seg_file(case), *(f"{stem}{ending}" for stem in stems for ending in (ENDING, ".json")))
+    return (seg_file(case), sr_file(case), *(f"{stem}{ending}" for stem in stems for ending in (ENDING, ".json")))
 
 
 def _finished(cases: Sequence[Case], records: Records) -> Iterator[tuple[Case, Mapping[str, Any]]]:
