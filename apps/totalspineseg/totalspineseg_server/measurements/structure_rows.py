@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import apply_affine
 
-from totalspineseg_server.anatomy import CANAL, CORD, DISCS, SACRUM, VERTEBRAE
+from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, DISCS, SACRUM, VERTEBRAE
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, Row, empty_row, measure, rounded
@@ -59,10 +59,11 @@ def structure_rows(
 
 def _extents(labels: Volume, grid: Grid) -> dict[int, dict[str, float]]:
     """Return code -> volume and centroid."""
-    at = np.argwhere(labels.data)
-    codes = labels.data[tuple(at.T)]
-    counts = np.bincount(codes, minlength=256)
-    sums = np.stack([np.bincount(codes, weights=at[:, axis], minlength=256) for axis in range(3)], axis=1)
+    # Counts of each code in each slice of each axis, which is several times faster than a list of all voxels.
+    counted = [np.stack([_counts(plane) for plane in np.moveaxis(labels.data, axis, 0)]) for axis in range(3)]
+    counts = counted[0].sum(axis=0)
+    counts[BACKGROUND] = 0
+    sums = np.stack([np.arange(len(each)) @ each for each in counted], axis=1)
     to_scan = np.linalg.inv(grid.affine)
     voxel_ml = float(np.prod(labels.spacing)) / 1000
     found = {}
@@ -72,6 +73,10 @@ def _extents(labels: Volume, grid: Grid) -> dict[int, dict[str, float]]:
         vox = zip((f"centroid_{axis}_vox" for axis in "ijk"), apply_affine(to_scan, mm).tolist(), strict=True)
         found[code] = {"volume_ml": float(counts[code]) * voxel_ml, **place, **dict(vox)}
     return found
+
+
+def _counts(plane: LabelArray) -> npt.NDArray[np.intp]:
+    return np.bincount(plane.ravel(), minlength=256)
 
 
 def _within(image: Volume, codes: LabelArray) -> Mapping[int, dict[str, Any]]:
