@@ -1,14 +1,19 @@
 """Tests of sizes and angles on columns with known measures: straight, tilted, and bent to an arc."""
 
+import csv
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
+from totalspineseg_server.cli import main
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure, structure_rows
+from totalspineseg_server.volume_io import write_volume
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0
@@ -333,3 +338,23 @@ def test_the_argument_is_not_modified() -> None:
     before = labels.copy()
     measure(labels, (1, 1, 1))
     np.testing.assert_array_equal(labels, before)
+
+
+def test_other_label_maps_are_measured_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A label that a reader corrected could not be measured."""
+    labels = np.ascontiguousarray(draw()[:, ::2, ::2])
+    grid = Grid(labels.shape, np.diag([1.0, 2.0, 2.0, 1.0]))
+    for folder, data in (("maps", labels), ("images", np.where(labels == CODE_OF["L3"], 70, 10).astype(np.int16))):
+        (tmp_path / folder).mkdir()
+        write_volume(tmp_path / folder / "a.nii.gz", data, grid)
+    write_volume(tmp_path / "maps" / "b.nii.gz", labels, grid)
+    maps, out = str(tmp_path / "maps"), tmp_path / "out.json"
+    assert main(["measure", maps, str(out), "--image", str(tmp_path / "images")]) == 1
+    assert "'b'" in capsys.readouterr().err
+    found = row(json.loads(out.read_text(encoding="utf-8")), "L3")
+    assert (found["scan"], found["intensity_mean"], found["names"]) == ("a", 70, None)
+    assert found["body_middle_mm"] == pytest.approx(BODY_MM, abs=2)
+    assert main(["measure", maps, str(tmp_path / "out.csv")]) == 0
+    table = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert {r["scan"] for r in table} == {"a", "b"}
+    assert main(["measure", maps, str(tmp_path / "out.xlsx")]) == 2
